@@ -1,0 +1,48 @@
+"""nse_plugin: edit facts in language models again and again without wrecking them.
+
+NSE (neuron-level sequential editing, arXiv 2410.04045) as an EasyEdit-style method, with an embedded
+host and an embedded model where EasyEdit is not installed.  Importing this package changes nothing
+and loads neither torch nor the host; the names below are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from nse_plugin.version import __version__
+
+if TYPE_CHECKING:
+    from nse_plugin.hparams import NSEHparams, NSEHyperParams
+    from nse_plugin.requests import EditRequest
+    from nse_plugin.session import EditSession
+    from nse_plugin.toolkit import BaseEditor, register
+
+__all__ = [
+    "BaseEditor",
+    "EditRequest",
+    "EditSession",
+    "NSEHparams",
+    "NSEHyperParams",
+    "__version__",
+    "register",
+]
+
+_HOME = {
+    "BaseEditor": "toolkit",
+    "EditRequest": "requests",
+    "EditSession": "session",
+    "NSEHparams": "hparams",
+    "NSEHyperParams": "hparams",
+    "register": "toolkit",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nse_plugin' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nse_plugin.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,132 @@
+"""The command ``nse``: parses, calls, prints; no logic of its own."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from nse_plugin.errors import NSEPluginError
+from nse_plugin.version import __version__
+
+_DEFAULT_STATS = "./data/stats"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 is success, 1 an error that was explained, 130 an interrupt."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    call: Callable[[argparse.Namespace], int] = options.call
+    try:
+        return call(options)
+    except NSEPluginError as error:
+        print(f"nse: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("nse: interrupted; what was finished is on disk", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nse", description="Edit facts in language models again and again."
+    )
+    parser.add_argument("--version", action="version", version=f"nse_plugin {__version__}")
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what is done")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_stats(commands)
+    _add_doctor(commands)
+    return parser
+
+
+def _add_demo(commands: argparse._SubParsersAction) -> None:
+    demo = commands.add_parser(
+        "demo",
+        help="edit the embedded world in rounds and measure",
+        epilog="example: nse demo --model atlas:llama --edits 200 --rounds 10 --out run1",
+    )
+    demo.add_argument("--model", default="atlas:gpt2", help="atlas:gpt2 (default) or atlas:llama")
+    demo.add_argument("--edits", type=int, default=100, help="how many facts (default 100)")
+    demo.add_argument("--rounds", type=int, default=10, help="in how many rounds (default 10)")
+    demo.add_argument("--seed", type=int, default=0, help="which facts (default 0)")
+    demo.add_argument(
+        "--out", type=Path, default=Path("run-demo"), help="folder of the run (default run-demo)"
+    )
+    demo.set_defaults(call=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.demo import Demo
+
+    demo = Demo(options.model, options.edits, options.rounds, options.seed, options.out, print)
+    summary = demo.run()
+    print(
+        f"\nafter {summary.rounds} rounds: efficacy {summary.efficacy:.1%}, "
+        f"paraphrase {summary.paraphrase:.1%}, untouched facts {summary.untouched:.1%}, "
+        f"first round {summary.retention_first:.1%}, {summary.seconds_per_edit:.3f} s per edit"
+    )
+    print(
+        f"written to {options.out}: summary.json, rounds.jsonl, manifest.json, round-*.safetensors"
+    )
+    return 0
+
+
+def _add_stats(commands: argparse._SubParsersAction) -> None:
+    stats = commands.add_parser(
+        "stats",
+        help="compute the covariance statistics that hparams ask for",
+        epilog="example: nse stats --hparams NSE/gpt2-xl --source self --samples 10000 --npz",
+    )
+    stats.add_argument("--hparams", required=True, help="name or path of an NSE YAML")
+    stats.add_argument("--model", help="model to load instead of the YAML's model_name")
+    stats.add_argument("--source", help="self, atlas, a text file or a datasets name")
+    stats.add_argument("--samples", type=int, help="number of texts")
+    stats.add_argument("--stats-dir", help="folder of the statistics")
+    stats.add_argument("--npz", action="store_true", help="also write EasyEdit's .npz files")
+    stats.add_argument("--recompute", action="store_true", help="do not read what is there")
+    stats.set_defaults(call=_stats)
+
+
+def _stats(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.stats import make_statistics
+    from nse_plugin.hparams import NSEHparams
+
+    moments = make_statistics(
+        NSEHparams.from_hparams(options.hparams),
+        npz=options.npz,
+        recompute=options.recompute,
+        model_name=options.model,
+        mom2_dataset=options.source,
+        mom2_n_samples=options.samples,
+        stats_dir=options.stats_dir,
+    )
+    for layer, moment, path in moments:
+        where = f", written to {path}" if path else ""
+        print(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
+    return 0
+
+
+def _add_doctor(commands: argparse._SubParsersAction) -> None:
+    doctor = commands.add_parser("doctor", help="say what was found on this machine")
+    doctor.add_argument("--stats-dir", default=_DEFAULT_STATS, help="folder of the statistics")
+    doctor.set_defaults(call=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.doctor import report
+
+    rows = report(options.stats_dir)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:{width}s}  {value}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

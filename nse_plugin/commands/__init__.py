@@ -1,0 +1,1 @@
+"""What the command ``nse`` does; :mod:`nse_plugin.cli` parses and prints."""

@@ -1,0 +1,56 @@
+"""Make the covariance statistics that hyperparameters ask for."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.locate.covariance import SecondMoment, second_moments, write_npz
+from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.toolkit.loading import load_model
+
+
+def make_statistics(
+    hparams: NSEHparams, *, npz: bool = False, recompute: bool = False, **changes: Any
+) -> Iterator[tuple[int, SecondMoment, Path | None]]:
+    """Read or compute the second moments of all layers of some hyperparameters.
+
+    Args:
+        npz: also write EasyEdit's files.
+        recompute: leave files that are there unread.
+        **changes: hyperparameters to replace; None leaves them as they are.
+
+    Yields:
+        Layer, its statistics, and EasyEdit's file where one was written.
+
+    Raises:
+        HparamsError: a changed value is out of range.
+        ModelError: the model cannot be loaded, or has no such layer.
+        StatisticsError: the text cannot be had, or a file is damaged.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    hparams = dataclasses.replace(hparams, **given)
+    model, tokenizer, _ = load_model(hparams)
+    layout = DecoderLayout(model)
+    moments = second_moments(
+        layout,
+        tokenizer,
+        hparams.layers,
+        source=hparams.mom2_dataset,
+        n_samples=hparams.mom2_n_samples,
+        stats_dir=hparams.stats_dir,
+        dtype=hparams.mom2_dtype,
+        token_budget=hparams.token_budget,
+        recompute=recompute,
+    )
+    for layer, moment in moments.items():
+        path = None
+        if npz:
+            path = write_npz(
+                hparams.stats_dir, layout, layer, moment, dtype=hparams.mom2_dtype,
+                n_samples=hparams.mom2_n_samples,
+            )  # fmt: skip
+        yield layer, moment, path

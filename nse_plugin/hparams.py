@@ -1,0 +1,285 @@
+"""Strict hyperparameters: one dataclass per method, read from YAML, wrong ones refused.
+
+``NSEHparams.from_hparams("NSE/gpt2-xl")`` finds a YAML that ships with the package,
+``NSEHparams.from_hparams("my/settings.yaml")`` one of yours.  Keys that EasyEdit's own YAMLs have
+keep their names and meaning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import yaml
+
+from nse_plugin.errors import HparamsError, did_you_mean
+
+H = TypeVar("H", bound="Hparams")
+
+
+def _bounded(default: Any, *, low: float | None = None, above: float | None = None,
+             high: float | None = None) -> Any:  # fmt: skip
+    """A field with bounds: ``low <= value <= high`` and ``above < value``."""
+    return field(default=default, metadata={"low": low, "above": above, "high": high})
+
+
+@dataclass
+class Hparams:
+    """What every method's hyperparameters share.
+
+    Raises:
+        HparamsError: a value has the wrong type or is out of range; the message names the key.
+    """
+
+    method: ClassVar[str] = ""
+    """What ``alg_name`` has to be."""
+
+    alg_name: str
+    """Name of the method in the host's table."""
+    model_name: Any
+    """Path or hub name of the model, ``atlas:gpt2``, or a ready (model, tokenizer)."""
+    layers: list[int]
+    """Blocks whose MLP down-projection is edited; the last one is the z-layer."""
+    device: int | str = "cpu"
+    """Where the model goes: ``cpu``, ``cuda:1``, or an int n for ``cuda:n``."""
+    model_parallel: bool = False
+    """Let accelerate spread the model over devices."""
+    batch_size: int = _bounded(1, low=1)
+    """Requests per round in the host's ``batch_edit``."""
+    max_length: int = _bounded(40, low=1)
+    """Longest text, in tokens, of the host's evaluator."""
+    seed: int = _bounded(0, low=0)
+    """Seed of the generated context texts."""
+
+    def __post_init__(self) -> None:
+        if self.alg_name != self.method:
+            raise HparamsError(
+                f"alg_name is {self.alg_name!r}, and {type(self).__name__} is for "
+                f"{self.method!r}; read the file with the class of its method"
+            )
+        self._check_fields()
+        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
+            raise HparamsError(
+                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
+                "each once, e.g. [13, 14, 15]"
+            )
+
+    @classmethod
+    def from_hparams(cls: type[H], name_or_path: str | Path) -> H:
+        """Read a YAML file by path, or by name among those that ship with the package.
+
+        Raises:
+            HparamsError: there is no such file, or what it holds is not right.
+        """
+        path = find_yaml(str(name_or_path))
+        try:
+            config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise HparamsError(f"{path} is not YAML: {error}") from error
+        if not isinstance(config, dict):
+            raise HparamsError(f"{path} holds {type(config).__name__}, not keys with values")
+        try:
+            return cls.from_dict(config)
+        except HparamsError as error:
+            raise HparamsError(f"{path}: {error}") from None
+
+    @classmethod
+    def from_dict(cls: type[H], config: dict[str, Any]) -> H:
+        """Build from a dict; an unknown key is an error that names the nearest valid one."""
+        fields = {f.name: f for f in dataclasses.fields(cls)}
+        for key in config:
+            if key not in fields:
+                raise HparamsError(f"unknown key {key!r}{did_you_mean(key, fields)}")
+        missing = [
+            name
+            for name, f in fields.items()
+            if f.default is dataclasses.MISSING
+            and f.default_factory is dataclasses.MISSING
+            and name not in config
+        ]
+        if missing:
+            raise HparamsError(f"missing key(s) {', '.join(map(repr, missing))}")
+        return cls(**config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values by key; a ready model is given by the name in its config."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if not isinstance(self.model_name, str):
+            values["model_name"] = str(
+                getattr(self.model_name[0].config, "_name_or_path", "") or "(ready model)"
+            )
+        return values
+
+    def _check_fields(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for f in dataclasses.fields(self):
+            value = _coerce(f.name, getattr(self, f.name), hints[f.name])
+            setattr(self, f.name, value)
+            if value is not None and f.metadata:
+                _check_range(f.name, value, **f.metadata)
+
+
+@dataclass
+class NSEHparams(Hparams):
+    """Hyperparameters of neuron-level sequential editing (arXiv 2410.04045, sections 3-4).
+
+    Defaults are the settings that the paper's models have in common.
+    """
+
+    method: ClassVar[str] = "NSE"
+
+    fact_token: Literal["subject_last"] = "subject_last"
+    """The token whose representation is edited."""
+    layer_selection: Literal["all"] = "all"
+    """Kept for EasyEdit's YAMLs; all of `layers` are edited."""
+
+    v_num_grad_steps: int = _bounded(25, low=1)
+    """Evaluations of the value loss; one Adam step lies between two of them."""
+    v_lr: float = _bounded(0.5, above=0)
+    """Adam's learning rate for the value."""
+    v_loss_layer: int | None = _bounded(None, low=0)
+    """Block whose output the loss reads through final norm and head; default the last."""
+    v_weight_decay: float = _bounded(0.5, low=0)
+    """Weight of ||delta|| / ||h||^2."""
+    v_stop_loss: float = _bounded(0.05, low=0)
+    """A request stops when its loss is below this."""
+    clamp_norm_factor: float = _bounded(0.75, above=0)
+    """Bound of ||delta|| as a multiple of ||h||."""
+    kl_factor: float = _bounded(0.0625, low=0)
+    """Weight of the divergence at "{subject} is a"."""
+
+    mom2_adjustment: bool = True
+    """Use the covariance; false leaves it out of the solve."""
+    mom2_update_weight: float = _bounded(15000.0, low=0)
+    """lambda, the weight of the covariance against the keys."""
+    mom2_dataset: str = "wikipedia"
+    """Source of the covariance: `self`, a text file, a `datasets` name, or that of a .npz."""
+    mom2_n_samples: int = _bounded(100_000, low=1)
+    """Texts the covariance is taken over."""
+    mom2_dtype: Literal["float32", "float64"] = "float32"
+    """Part of the name of EasyEdit's statistics files."""
+    stats_dir: str = "./data/stats"
+    """Where statistics files lie and are written."""
+
+    neuron_threshold: float = _bounded(1.0, above=0, high=1)
+    """p, the share of the key mass that the selected neurons cover; 1 selects all."""
+    selection_rule: Literal["cover", "within"] = "cover"
+    """cover: smallest set with at least p (paper); within: largest with at most p (its code)."""
+    alpha: float = _bounded(0.0, low=0)
+    """A request whose residual ||z - h|| is at most this has converged."""
+    upper_bound: float | None = _bounded(None, above=0)
+    """A request whose residual is at least this is left out of a pass, and reported."""
+    max_iterations: int = _bounded(2, low=1)
+    """Write passes over all layers (the published code's 3 gives 2 of them)."""
+    n_contexts: int = _bounded(5, low=0, high=5)
+    """Generated texts put before a prompt, beside the bare prompt."""
+    context_length: int = _bounded(10, low=2)
+    """Tokens of each generated text."""
+    token_budget: int = _bounded(16384, low=64)
+    """Padded tokens in one forward pass; lower it when memory is short."""
+
+    rewrite_module_tmp: str | None = None
+    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
+    layer_module_tmp: str | None = None
+    mlp_module_tmp: str | None = None
+    attn_module_tmp: str | None = None
+    ln_f_module: str | None = None
+    lm_head_module: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.upper_bound is not None and self.upper_bound <= self.alpha:
+            raise HparamsError(
+                f"upper_bound is {self.upper_bound} and alpha is {self.alpha}: no residual lies "
+                "between them, so nothing would be edited; raise upper_bound"
+            )
+        if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
+            raise HparamsError(
+                f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "
+                "(the last of layers); the loss would not see the edit"
+            )
+
+
+NSEHyperParams = NSEHparams
+"""The name in the toolkit's style."""
+
+
+def yaml_dir() -> Path:
+    """The folder of the YAMLs that ship with the package, also in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "yamls"
+    return installed if installed.is_dir() else package.parent / "hparams"
+
+
+def find_yaml(name_or_path: str) -> Path:
+    """The file of a path or of a shipped name such as ``NSE/gpt2-xl``.
+
+    Raises:
+        HparamsError: neither exists; the message lists what would.
+    """
+    with_suffix = (
+        name_or_path if name_or_path.endswith((".yaml", ".yml")) else f"{name_or_path}.yaml"
+    )
+    for path in (Path(name_or_path), Path(with_suffix), yaml_dir() / with_suffix):
+        if path.is_file():
+            return path
+    shipped = sorted(
+        str(path.relative_to(yaml_dir()).with_suffix("")) for path in yaml_dir().rglob("*.yaml")
+    )
+    raise HparamsError(
+        f"no hparams file {name_or_path!r}{did_you_mean(name_or_path, shipped)}; "
+        f"shipped are {', '.join(shipped)}"
+    )
+
+
+def _coerce(key: str, value: Any, hint: Any) -> Any:
+    """The value in the type of its field; YAML 1.1 reads ``2e-2`` as a text."""
+    if hint is Any:
+        return value
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value in choices:
+            return value
+        near = did_you_mean(str(value), [str(c) for c in choices])
+        raise HparamsError(f"{key} is {value!r}; it must be one of {choices}{near}")
+    if origin in (typing.Union, types.UnionType):
+        kinds = typing.get_args(hint)
+        if value is None and type(None) in kinds:
+            return None
+        kinds = tuple(kind for kind in kinds if kind is not type(None))
+        if isinstance(value, kinds) and not isinstance(value, bool):
+            return value
+        return _coerce(key, value, kinds[0])
+    if origin is list:
+        (kind,) = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)):
+            raise HparamsError(f"{key} is {value!r}; it must be a list, e.g. [1, 2]")
+        return [_coerce(key, item, kind) for item in value]
+    if hint is float and not isinstance(value, bool):
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            pass
+    elif hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise HparamsError(f"{key} is {value!r}; it must be of type {hint.__name__}")
+
+
+def _check_range(
+    key: str, value: Any, low: float | None, above: float | None, high: float | None
+) -> None:
+    if value != value or abs(value) == float("inf"):
+        raise HparamsError(f"{key} is {value!r}; it must be a finite number")
+    if low is not None and value < low:
+        raise HparamsError(f"{key} is {value!r}; it must be at least {low}")
+    if above is not None and value <= above:
+        raise HparamsError(f"{key} is {value!r}; it must be greater than {above}")
+    if high is not None and value > high:
+        raise HparamsError(f"{key} is {value!r}; it must be at most {high}")

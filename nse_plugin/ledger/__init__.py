@@ -1,0 +1,1 @@
+"""What each round wrote, per layer and neuron, and what became of each request."""

@@ -1,0 +1,162 @@
+"""The ledger in memory: one record per round, with factors instead of matrices.
+
+A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the ledger of a
+round of 100 edits on an 8B model is tens of megabytes.  Tensors lie in main memory.  Everything
+else that a session remembers (the accumulated change, the previous keys) can be built from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Status = Literal["converged", "residual_left", "out_of_bounds"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one request."""
+
+    case_id: int | str
+    digest: str
+    """Hash of prompt, subject and target."""
+    status: Status
+    """converged: residual <= alpha; out_of_bounds: residual >= upper_bound; else residual_left."""
+    passes: int
+    """Write passes that the request took part in."""
+    residual_before: float
+    """||z - h|| before the first pass."""
+    residual_after: float
+    """||z - h|| after the last one."""
+    z_norm: float
+    z_shift: float
+    """||z - h_original||: how far the value lies from the untouched model's."""
+    z_loss: float
+    """The value's loss when its optimisation stopped."""
+    z_steps: int
+
+
+@dataclass(frozen=True)
+class Write:
+    """One write to one layer."""
+
+    layer: int
+    pass_number: int
+    neurons: torch.Tensor
+    """[|I|] int64, columns of the down-projection that were written."""
+    left: torch.Tensor
+    """[d_model, n] float32, the residual's share."""
+    right: torch.Tensor
+    """[n, |I|] float32, from the solve."""
+    case_ids: tuple[int | str, ...]
+    """The requests that caused it, in the order of the n factors."""
+    key_mass: float
+    """Share of sum |k| that the neurons hold."""
+
+    def change(self, d_ff: int, device: torch.device | str = "cpu") -> torch.Tensor:
+        """The change of the layer as float32 [d_model, d_ff], computed on a device."""
+        columns = self.left.to(device) @ self.right.to(device)
+        if len(self.neurons) == d_ff:
+            return columns
+        change = columns.new_zeros(columns.shape[0], d_ff)
+        change[:, self.neurons.to(device)] = columns
+        return change
+
+    def column_norms(self) -> torch.Tensor:
+        """[|I|], norm of the change of each neuron written."""
+        return (self.left @ self.right).norm(dim=0)
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One round: its requests' fates, its writes and its keys."""
+
+    number: int
+    method: str
+    outcomes: tuple[Outcome, ...]
+    writes: tuple[Write, ...]
+    keys: dict[int, torch.Tensor]
+    """By layer: [d_ff, n] float32, keys of all requests after the last write."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Time by part: values, keys, solve, write."""
+
+    def layers(self) -> list[int]:
+        """Layers written, rising."""
+        return sorted({write.layer for write in self.writes})
+
+    def norms(self) -> dict[int, float]:
+        """By layer: Frobenius norm of what the round changed."""
+        norms = {}
+        for layer, keys in self.keys.items():
+            total = sum(w.change(keys.shape[0]) for w in self.writes if w.layer == layer)
+            norms[layer] = float(torch.as_tensor(total).norm())
+        return norms
+
+    def summary(self) -> dict[str, Any]:
+        """The round as plain values, without tensors."""
+        return {
+            "number": self.number,
+            "method": self.method,
+            "edits": len(self.outcomes),
+            "status": {
+                status: sum(o.status == status for o in self.outcomes)
+                for status in ("converged", "residual_left", "out_of_bounds")
+            },
+            "layers": {
+                str(layer): {
+                    "neurons": len({int(i) for w in self.writes if w.layer == layer
+                                    for i in w.neurons}),
+                    "norm": norm,
+                }
+                for layer, norm in self.norms().items()
+            },
+            "seconds": self.seconds,
+        }  # fmt: skip
+
+
+class Ledger:
+    """The rounds that stand, in order."""
+
+    def __init__(self) -> None:
+        self._rounds: list[RoundRecord] = []
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def __iter__(self) -> Iterator[RoundRecord]:
+        return iter(self._rounds)
+
+    def __getitem__(self, index: int) -> RoundRecord:
+        return self._rounds[index]
+
+    def append(self, record: RoundRecord) -> None:
+        """Add the newest round."""
+        self._rounds.append(record)
+
+    def truncate(self, length: int) -> None:
+        """Drop the rounds after the first ``length``."""
+        del self._rounds[length:]
+
+    def keys(self, layer: int) -> torch.Tensor | None:
+        """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
+        found = [record.keys[layer] for record in self._rounds if layer in record.keys]
+        return torch.cat(found, dim=1) if found else None
+
+    def change(
+        self, layer: int, d_ff: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor | None:
+        """Sum of all changes of a layer, float32 [d_model, d_ff], added in the order written.
+
+        The order and the device decide the last bits: given those of the writes, the sum has the
+        bits that the session accumulated.
+        """
+        total: torch.Tensor | None = None
+        for record in self._rounds:
+            for write in record.writes:
+                if write.layer == layer:
+                    change = write.change(d_ff, device)
+                    total = change if total is None else total + change
+        return total

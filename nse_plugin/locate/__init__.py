@@ -1,0 +1,1 @@
+"""The quantities that locate-then-edit methods share: values, keys, covariance, the solve."""

@@ -1,0 +1,84 @@
+"""The closed-form write: which neurons, and how each of them changes.
+
+    Delta[:, I] = R K_I^T (lambda C[I,I] + P[I,I] + K_I K_I^T)^-1
+
+R [d_model, n] is the residual to write, K [d_ff, n] the keys, C [d_ff, d_ff] the covariance, P the
+sum of k k^T over earlier keys, I the selected neurons (arXiv 2410.04045, equations 8-11).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from nse_plugin.errors import StatisticsError
+
+
+def select_neurons(
+    keys: torch.Tensor, threshold: float, rule: Literal["cover", "within"]
+) -> torch.Tensor:
+    """Neurons in falling order of sum_i |k_i| until they hold a share of the total.
+
+    Args:
+        keys: [d_ff, n], of the active requests.
+        threshold: p, the share; 1 selects every neuron.
+        rule: ``cover`` is the paper's smallest set with at least p of the total, ``within`` its
+            published code's largest set with at most p (never fewer than one neuron here).
+
+    Returns:
+        Indices [|I|], rising.
+    """
+    if threshold >= 1.0:
+        return torch.arange(keys.shape[0], device=keys.device)
+    mass, order = keys.double().abs().sum(dim=1).sort(descending=True, stable=True)
+    covered = mass.cumsum(dim=0)
+    bound = threshold * covered[-1]
+    if rule == "cover":
+        count = int((covered < bound).sum()) + 1
+    else:
+        count = max(1, int((covered <= bound).sum()))
+    return order[: min(count, len(order))].sort().values
+
+
+def solve_right(
+    keys: torch.Tensor,
+    *,
+    covariance: torch.Tensor | None,
+    weight: float,
+    previous: torch.Tensor | None,
+    layer: int,
+) -> torch.Tensor:
+    """K^T (lambda C + P + K K^T)^-1, the right factor of the write, solved in float64.
+
+    Args:
+        keys: [|I|, n], rows of the selected neurons.
+        covariance: C [|I|, |I|], or None to leave it out.
+        weight: lambda.
+        previous: keys of earlier rounds [|I|, N]; P is their product.
+        layer: for the message.
+
+    Returns:
+        float32 [n, |I|].
+
+    Raises:
+        StatisticsError: the system is singular; the message says what it was built from.
+    """
+    k = keys.double()
+    system = k @ k.T
+    if covariance is not None:
+        system += weight * covariance.double()
+    if previous is not None:
+        earlier = previous.double()
+        system += earlier @ earlier.T
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if not bool(failed):
+        solved = torch.cholesky_solve(k, factor)
+    else:  # rounding can push a semidefinite system below zero; LU decides
+        solved, failed = torch.linalg.solve_ex(system, k)
+    if bool(failed) or not bool(torch.isfinite(solved).all()):
+        raise StatisticsError(
+            f"the system of layer {layer} is singular ({keys.shape[0]} neurons); raise "
+            "mom2_n_samples so that the covariance has full rank, or mom2_update_weight"
+        )
+    return solved.T.float().contiguous()

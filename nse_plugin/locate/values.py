@@ -1,0 +1,287 @@
+"""Values z: the activation that makes the model give the new answer, a whole round at once.
+
+For each request, z = h + delta, where h is the output of the z-layer at the subject's last token
+and delta minimises (arXiv 2410.04045, section 3; the loss is that of arXiv 2202.05262, eq. 4)
+
+    mean over contexts of NLL(target | context + prompt)
+    + kl_factor * KL(p_delta || p_original) at "{subject} is a"
+    + v_weight_decay * ||delta|| / ||h||^2
+
+with every edited weight rewound to its original.  All requests are optimised in one batch, each
+with its own Adam state and its own stop; what a delta cannot change is computed once (see
+:mod:`nse_plugin.model.replay`), and logits only where the loss reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.prompts import (
+    EncodedPrompt,
+    TokenBatch,
+    encode_prompt,
+    encode_request,
+    micro_batches,
+)
+from nse_plugin.model.replay import Continuation
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.requests import EditRequest
+
+
+@dataclass(frozen=True)
+class Values:
+    """What the optimisation found; row i belongs to request i."""
+
+    z: torch.Tensor
+    """[n, d_model] float32, the activation to reach."""
+    base: torch.Tensor
+    """[n, d_model] float32, h with the original weights on the bare prompt."""
+    loss: torch.Tensor
+    """[n], the loss at z."""
+    steps: torch.Tensor
+    """[n], evaluations of the loss until the request stopped."""
+
+    @classmethod
+    def cat(cls, parts: Sequence[Values]) -> Values:
+        """Values of several batches, one behind the other."""
+        return cls(
+            *(torch.cat([getattr(part, name) for part in parts]) for name in
+              ("z", "base", "loss", "steps"))
+        )  # fmt: skip
+
+    def __getitem__(self, index: torch.Tensor) -> Values:
+        return Values(self.z[index], self.base[index], self.loss[index], self.steps[index])
+
+
+def compute_values(
+    layout: DecoderLayout,
+    tokenizer: object,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    hparams: NSEHparams,
+    objective: TokenObjective,
+) -> Values:
+    """Optimise z for all requests.  The model must hold its original weights.
+
+    Args:
+        contexts: texts to put before the prompts, separators included; the bare prompt is added.
+        objective: loss per target token.
+
+    Raises:
+        RequestError: a prompt is longer than the model's context.
+    """
+    rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
+    order = sorted(range(len(rows)), key=lambda i: rows[i].width)
+    widths = [rows[i].width * len(rows[i].prompts) for i in order]
+    with quiet(layout.model):
+        parts = [
+            _optimise(layout, [rows[i] for i in order[run]], hparams, objective)
+            for run in micro_batches(widths, hparams.token_budget)
+        ]
+    values = Values.cat(parts)
+    return values[torch.tensor(order).argsort()]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows of tokens of one request: bare prompt, contexts, and last "{subject} is a"."""
+
+    prompts: tuple[EncodedPrompt, ...]
+
+    @property
+    def width(self) -> int:
+        return max(len(prompt.ids) for prompt in self.prompts)
+
+    @classmethod
+    def encode(
+        cls, layout: DecoderLayout, tokenizer: object, request: EditRequest, contexts: Sequence[str]
+    ) -> _Rows:
+        longest = layout.max_positions
+        rewriting = [
+            encode_request(tokenizer, request, context, with_target=True, max_positions=longest)
+            for context in ("", *contexts)
+        ]
+        essence = encode_prompt(
+            tokenizer, f"{request.subject} is a", subject_end=len(request.subject)
+        )
+        return cls((*rewriting, essence))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Where the loss of a batch reads its logits, and to which request each token belongs."""
+
+    owner: torch.Tensor  # [rows], request of each row
+    row: torch.Tensor  # [tokens], row of each target token
+    step: torch.Tensor  # [tokens], its place in the row's tail
+    target: torch.Tensor  # [tokens], its id
+    weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
+    essence: torch.Tensor  # [requests], row of "{subject} is a", read at its first place
+
+    @classmethod
+    def of(cls, rows: Sequence[_Rows], device: torch.device) -> _Reading:
+        owner: list[int] = []
+        essence: list[int] = []
+        tokens: list[tuple[int, int, int, float]] = []
+        for request, item in enumerate(rows):
+            *rewriting, _ = item.prompts
+            for prompt in rewriting:
+                first = prompt.n_prompt - 1 - prompt.subject_last
+                weight = 1.0 / (prompt.n_target * len(rewriting))
+                tokens += [
+                    (len(owner), first + j, token, weight)
+                    for j, token in enumerate(prompt.target_ids)
+                ]
+                owner.append(request)
+            essence.append(len(owner))
+            owner.append(request)
+        columns = (owner, *zip(*tokens), essence)
+        return cls(*(torch.tensor(column, device=device) for column in columns))
+
+    def select(self, requests: torch.Tensor) -> tuple[_Reading, torch.Tensor]:
+        """The same for some requests, and the rows [kept] that they own."""
+        place = torch.full((len(self.essence),), -1, device=requests.device)
+        place[requests] = torch.arange(len(requests), device=requests.device)
+        rows = (place[self.owner] >= 0).nonzero()[:, 0]
+        row_place = torch.full((len(self.owner),), -1, device=requests.device)
+        row_place[rows] = torch.arange(len(rows), device=requests.device)
+        kept = row_place[self.row] >= 0
+        reading = _Reading(
+            place[self.owner[rows]],
+            row_place[self.row[kept]],
+            self.step[kept],
+            self.target[kept],
+            self.weight[kept],
+            row_place[self.essence[requests]],
+        )
+        return reading, rows
+
+
+def _optimise(
+    layout: DecoderLayout,
+    rows: Sequence[_Rows],
+    hparams: NSEHparams,
+    objective: TokenObjective,
+) -> Values:
+    """Adam on the deltas of one batch of requests, each stopping by itself."""
+    problem = _Problem.build(layout, rows, hparams)
+    base = problem.base
+    n = base.shape[0]
+    delta = torch.zeros_like(base)
+    loss_at_stop = torch.zeros(n, device=base.device)
+    steps = torch.zeros(n, dtype=torch.long, device=base.device)
+    active = torch.arange(n, device=base.device)
+    adam = _Adam(hparams.v_lr, torch.zeros_like(base))
+    longest = hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
+
+    for step in range(hparams.v_num_grad_steps):
+        leaf = delta[active].requires_grad_(True)
+        loss = problem.loss(leaf, objective, hparams)
+        loss_at_stop[active], steps[active] = loss.detach(), step + 1
+        if step == hparams.v_num_grad_steps - 1:
+            break
+        going = (loss.detach() >= hparams.v_stop_loss).nonzero()[:, 0]
+        if len(going) == 0:
+            break
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        if len(going) < len(active):
+            active, gradient = active[going], gradient[going]
+            problem, adam = problem.select(going), adam.select(going)
+        moved = delta[active] + adam.step(gradient)
+        norm = moved.norm(dim=1, keepdim=True)
+        delta[active] = moved * (longest[active] / norm).clamp(max=1.0)
+    return Values(base + delta, base, loss_at_stop, steps)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """The value loss of some requests as a function of their deltas."""
+
+    layout: DecoderLayout
+    tails: Continuation
+    reading: _Reading
+    base: torch.Tensor  # [n, d_model] float32
+    essence: torch.Tensor  # [n, vocab], log p_original at "{subject} is a"
+
+    @classmethod
+    @torch.no_grad()
+    def build(cls, layout: DecoderLayout, rows: Sequence[_Rows], hparams: NSEHparams) -> _Problem:
+        prompts = [prompt for item in rows for prompt in item.prompts]
+        device = layout.input_device
+        # the last target token is predicted, never read
+        batch = TokenBatch.of(
+            [p.ids[: len(p.ids) - 1] if p.n_target else p.ids[: p.subject_last + 1]
+             for p in prompts], device,
+        )  # fmt: skip
+        starts = torch.tensor([prompt.subject_last for prompt in prompts], device=device)
+        last = layout.n_layers - 1 if hparams.v_loss_layer is None else hparams.v_loss_layer
+        tails = Continuation.capture(layout, batch, starts, layer=hparams.layers[-1], last=last)
+        reading = _Reading.of(rows, tails.hidden.device)
+        bare = torch.cat([reading.essence.new_zeros(1), reading.essence[:-1] + 1])
+        base = tails.hidden[bare, 0].float()
+        plain = tails.select(reading.essence)
+        essence = F.log_softmax(layout.logits(plain.run(plain.hidden)[:, 0]), dim=1)
+        return cls(layout, tails, reading, base, essence)
+
+    def select(self, requests: torch.Tensor) -> _Problem:
+        """The same for some of the requests; requests: [kept], indices."""
+        reading, rows = self.reading.select(requests)
+        return _Problem(
+            self.layout,
+            self.tails.select(rows),
+            reading,
+            self.base[requests],
+            self.essence[requests.to(self.essence.device)],
+        )
+
+    def loss(
+        self, delta: torch.Tensor, objective: TokenObjective, hparams: NSEHparams
+    ) -> torch.Tensor:
+        """[n] losses at deltas [n, d_model]."""
+        reading, hidden = self.reading, self.tails.hidden
+        start = (hidden[:, 0].float() + delta[reading.owner]).to(hidden.dtype)
+        out = self.tails.run(torch.cat([start[:, None], hidden[:, 1:]], dim=1))
+        row, step, essence = (
+            index.to(out.device) for index in (reading.row, reading.step, reading.essence)
+        )
+        n_tokens = len(reading.target)
+        read = torch.cat([out[row, step], out[essence, 0]])
+        logits = self.layout.logits(read)  # [tokens + n, vocab], float32
+        per_token = objective(logits[:n_tokens], reading.target.to(logits.device))
+        fit = torch.zeros(len(delta), device=delta.device).index_add(
+            0, reading.owner[reading.row], per_token.to(delta.device) * reading.weight
+        )
+        log_p = F.log_softmax(logits[n_tokens:], dim=1)
+        drift = (log_p.exp() * (log_p - self.essence)).sum(dim=1).to(delta.device)
+        size = delta.norm(dim=1) / self.base.square().sum(dim=1)
+        return fit + hparams.kl_factor * drift + hparams.v_weight_decay * size
+
+
+class _Adam:
+    """Adam with one state per row, so that rows can leave; the update is torch.optim.Adam's."""
+
+    def __init__(self, lr: float, zeros: torch.Tensor) -> None:
+        self.lr = lr
+        self.steps = 0
+        self.mean, self.square = zeros, zeros.clone()
+
+    def step(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The change of the parameters, [rows, features]."""
+        self.steps += 1
+        self.mean = 0.9 * self.mean + 0.1 * gradient
+        self.square = 0.999 * self.square + 0.001 * gradient.square()
+        mean = self.mean / (1 - 0.9**self.steps)
+        square = self.square / (1 - 0.999**self.steps)
+        return -self.lr * mean / (square.sqrt() + 1e-8)
+
+    def select(self, rows: torch.Tensor) -> _Adam:
+        """The same with some of the rows."""
+        self.mean, self.square = self.mean[rows], self.square[rows]
+        return self

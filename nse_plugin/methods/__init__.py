@@ -1,0 +1,1 @@
+"""Editing methods, one per file; each is a function ``edit_round(session, requests, hparams)``."""

@@ -1,0 +1,1 @@
+"""What is inside a decoder and how to read and write it; knows nothing of editing."""

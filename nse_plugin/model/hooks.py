@@ -1,0 +1,80 @@
+"""Read activations of a model, stop a pass early, and set a model up for editing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.model.prompts import TokenBatch
+
+
+class StopPass(Exception):
+    """Raised inside a forward pass when all that is wanted has been read."""
+
+
+@contextmanager
+def quiet(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients for the weights; both are as before afterwards."""
+    was_training = {name: module.training for name, module in model.named_modules()}
+    wanted_grad = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for parameter in wanted_grad:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted_grad:
+            parameter.requires_grad_(True)
+        for name, module in model.named_modules():
+            module.training = was_training[name]
+
+
+@torch.no_grad()
+def read_rows(
+    layout: DecoderLayout,
+    batch: TokenBatch,
+    positions: torch.Tensor,
+    *,
+    inputs_of: Mapping[Any, nn.Module] | None = None,
+    outputs_of: Mapping[Any, nn.Module] | None = None,
+) -> dict[Any, torch.Tensor]:
+    """Run the decoder once and read activations at one position per row.
+
+    The pass stops as soon as everything has been read; the head never runs.
+
+    Args:
+        positions: [rows], the token to read in each row.
+        inputs_of: modules by a name of your choice; their first input is read.
+        outputs_of: the same for their output.
+
+    Returns:
+        By name: [rows, features], on the module's device.
+    """
+    wanted = len(inputs_of or {}) + len(outputs_of or {})
+    found: dict[Any, torch.Tensor] = {}
+
+    def keep(name: Any, value: torch.Tensor) -> None:
+        rows = torch.arange(value.shape[0], device=value.device)
+        found[name] = value[rows, positions.to(value.device)].clone()
+        if len(found) == wanted:
+            raise StopPass
+
+    def read_input(name: Any) -> Callable[..., None]:
+        return lambda _module, args: keep(name, args[0])
+
+    def read_output(name: Any) -> Callable[..., None]:
+        return lambda _module, _args, output: keep(name, first_tensor(output))
+
+    with ExitStack() as hooks:
+        for name, module in (inputs_of or {}).items():
+            hooks.callback(module.register_forward_pre_hook(read_input(name)).remove)
+        for name, module in (outputs_of or {}).items():
+            hooks.callback(module.register_forward_hook(read_output(name)).remove)
+        with suppress(StopPass):
+            layout.body(**batch.model_inputs(), use_cache=False)
+    return found

@@ -1,0 +1,164 @@
+"""From texts to tokens: where the subject ends, where the answer starts, how rows are padded.
+
+Rows are padded here, on the right, with an attention mask beside them.  So neither the
+tokenizer's ``padding_side`` nor its pad token plays a part, and neither is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.requests import EditRequest
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """Tokens of one text, with the places that editing needs."""
+
+    ids: tuple[int, ...]
+    """Token ids, special tokens of the tokenizer included."""
+    subject_last: int
+    """Index of the subject's last token (-1 where the text has no subject)."""
+    n_target: int = 0
+    """How many tokens at the end of :attr:`ids` are the target's."""
+
+    @property
+    def n_prompt(self) -> int:
+        """Number of tokens before the target."""
+        return len(self.ids) - self.n_target
+
+    @property
+    def target_ids(self) -> tuple[int, ...]:
+        """The target's tokens."""
+        return self.ids[self.n_prompt :]
+
+
+def encode_prompt(
+    tokenizer: Any,
+    text: str,
+    *,
+    subject_end: int | None = None,
+    target: str | None = None,
+    max_positions: int | None = None,
+) -> EncodedPrompt:
+    """Tokenise a prompt and, one space behind it, its target.
+
+    Prompt and target are tokenised together, as the evaluators do; only where a token would
+    straddle the two are their tokens put side by side instead.
+
+    Args:
+        subject_end: index in ``text`` of the first character after the subject.
+        max_positions: longest input of the model in tokens.
+
+    Raises:
+        RequestError: the text is longer than the model's context.
+        ModelError: the tokenizer cannot map tokens to characters.
+    """
+    ids, offsets = _encode(tokenizer, text)
+    subject_last = -1
+    if subject_end is not None:
+        subject_last = _token_at(offsets, subject_end - 1, text)
+    n_target = 0
+    if target is not None:
+        prompt_ids = ids
+        ids, _ = _encode(tokenizer, f"{text} {target}")
+        if ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids):
+            ids = prompt_ids + tokenizer.encode(f" {target}", add_special_tokens=False)
+        n_target = len(ids) - len(prompt_ids)
+    if max_positions is not None and len(ids) > max_positions:
+        raise RequestError(
+            f"prompt of {len(ids)} tokens is longer than the model's context of "
+            f"{max_positions}: {text[:60]!r}...; shorten it"
+        )
+    return EncodedPrompt(tuple(ids), subject_last, n_target)
+
+
+def encode_request(
+    tokenizer: Any,
+    request: EditRequest,
+    context: str = "",
+    *,
+    with_target: bool = False,
+    max_positions: int | None = None,
+) -> EncodedPrompt:
+    """Tokenise a request's prompt behind a context text.
+
+    Args:
+        context: text put directly before the prompt, its own separator included.
+        with_target: put the new target behind the prompt.
+    """
+    return encode_prompt(
+        tokenizer,
+        context + request.text,
+        subject_end=len(context) + request.subject_end,
+        target=request.target_new if with_target else None,
+        max_positions=max_positions,
+    )
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Right-padded rows of tokens."""
+
+    input_ids: torch.Tensor
+    """[rows, width], 0 where padded."""
+    attention_mask: torch.Tensor
+    """[rows, width], 1 where there is a token."""
+    lengths: torch.Tensor
+    """[rows], tokens per row."""
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], device: torch.device | str) -> TokenBatch:
+        """Pad rows of ids to the width of the longest."""
+        lengths = torch.tensor([len(row) for row in rows])
+        input_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+        for number, row in enumerate(rows):
+            input_ids[number, : len(row)] = torch.tensor(row)
+        mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        return cls(input_ids.to(device), mask.to(device), lengths.to(device))
+
+    def model_inputs(self) -> dict[str, torch.Tensor]:
+        """Keyword arguments for a forward pass."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+
+def micro_batches(widths: Sequence[int], token_budget: int) -> list[slice]:
+    """Cut rows into runs whose padded size stays within a budget of tokens.
+
+    A row wider than the budget gets a run of its own.
+    """
+    runs, start, widest = [], 0, 0
+    for index, width in enumerate(widths):
+        widest = max(widest, width)
+        if index > start and widest * (index + 1 - start) > token_budget:
+            runs.append(slice(start, index))
+            start, widest = index, width
+    if len(widths) > start:
+        runs.append(slice(start, len(widths)))
+    return runs
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"{type(tokenizer).__name__} cannot map tokens to characters; "
+            "load the model's fast tokenizer (AutoTokenizer does by default)"
+        )
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+
+
+def _token_at(offsets: Sequence[tuple[int, int]], character: int, text: str) -> int:
+    """Index of the last token that covers a character."""
+    covering = [i for i, (start, end) in enumerate(offsets) if start <= character < end]
+    if not covering:
+        raise RequestError(
+            f"no token covers character {character} ({text[character]!r}) of {text!r}; "
+            "the tokenizer drops it, so write the subject without it"
+        )
+    return covering[-1]

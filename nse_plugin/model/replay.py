@@ -1,0 +1,220 @@
+"""Run the blocks above a layer again and again, from one position per row on.
+
+Optimising an activation h at (layer, position) changes nothing below the layer and, in a causal
+decoder, nothing left of the position.  So one pass over the whole model is kept: the hidden states
+that leave the layer, the arguments that the blocks above it were called with, and the attention
+keys and values left of the position.  Each further run computes only the blocks above, only from
+the position on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from nse_plugin.errors import ModelError
+from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.model.prompts import TokenBatch
+
+_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+_BY_POSITION = ("position_ids", "position_embeddings")
+_REPLACED = ("hidden_states", "attention_mask", "cache_position", "use_cache", *_CACHE_NAMES)
+
+
+class _FrozenPrefix:
+    """Attention keys and values of the tokens left of the start, in a cache's clothes."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.keys, self.values = keys, values  # [rows, heads, prefix, d_head]
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The prefix with the new tokens behind it; nothing is stored."""
+        return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+
+    def get_seq_length(self, *_args: Any) -> int:
+        """Tokens held."""
+        return self.keys.shape[2]
+
+
+@dataclass(frozen=True)
+class _BlockCall:
+    block: Callable[..., Any]
+    cache_name: str | None
+    prefix: _FrozenPrefix
+    tensors: dict[str, Any]  # those that go by row and position, cut to the rows' tails
+    constants: dict[str, Any]
+
+    def select(self, rows: torch.Tensor) -> _BlockCall:
+        prefix = _FrozenPrefix(_rows(self.prefix.keys, rows), _rows(self.prefix.values, rows))
+        tensors = {name: _each(value, _rows, rows) for name, value in self.tensors.items()}
+        return _BlockCall(self.block, self.cache_name, prefix, tensors, self.constants)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """The tails of some rows of tokens, ready to be run through the blocks above a layer."""
+
+    hidden: torch.Tensor
+    """[rows, tail, d_model], output of the layer from each row's start on; padded on the right."""
+    mask: torch.Tensor
+    """[rows, 1, tail, prefix + tail], added to the attention scores."""
+    calls: tuple[_BlockCall, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def capture(
+        cls,
+        layout: DecoderLayout,
+        batch: TokenBatch,
+        starts: torch.Tensor,
+        *,
+        layer: int,
+        last: int,
+    ) -> Continuation:
+        """Run the decoder once over whole rows and keep what is needed to go on from ``starts``.
+
+        Args:
+            starts: [rows], first position that a run computes.
+            layer: block whose output is replaced in each run.
+            last: block whose output a run returns.
+
+        Raises:
+            ModelError: rows reach beyond a sliding attention window.
+        """
+        _check_window(layout, batch)
+        outputs: list[torch.Tensor] = []
+        arguments: dict[int, dict[str, Any]] = {}
+        cache = DynamicCache()
+        with ExitStack() as hooks:
+            z_block = layout.blocks[layer]
+            hooks.callback(
+                z_block.register_forward_hook(
+                    lambda _module, _args, output: outputs.append(first_tensor(output))
+                ).remove
+            )
+            for number in range(layer + 1, last + 1):
+                hooks.callback(_record_call(layout, number, arguments))
+            layout.body(**batch.model_inputs(), past_key_values=cache, use_cache=True)
+
+        if any(_unknown_tensors(call) for call in arguments.values()):
+            starts = torch.zeros_like(starts)  # arguments that cannot be cut: whole rows then
+        prefix = int(starts.max())
+        tail = int((batch.lengths - starts).max())
+        steps = torch.arange(tail, device=starts.device)
+        index = (starts[:, None] + steps).clamp(max=batch.input_ids.shape[1] - 1)
+        hidden = _take(outputs[0], index)
+        calls = []
+        for number, arguments_of_block in sorted(arguments.items()):
+            kv = cache.layers[number]
+            frozen = _FrozenPrefix(kv.keys[:, :, :prefix], kv.values[:, :, :prefix])
+            calls.append(_block_call(layout.blocks[number], arguments_of_block, frozen, index))
+        mask = _tail_mask(starts, prefix, tail, hidden.dtype).to(hidden.device)
+        return cls(hidden, mask, tuple(calls))
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Blocks layer+1..last on hidden states [rows, tail, d_model]; differentiable."""
+        for call in self.calls:
+            arguments = {**call.constants, **call.tensors, "attention_mask": self.mask}
+            if call.cache_name is not None:
+                arguments[call.cache_name] = call.prefix
+            hidden = first_tensor(call.block(hidden, **arguments))
+        return hidden
+
+    def select(self, rows: torch.Tensor) -> Continuation:
+        """The same with some of the rows only; rows: [kept], indices."""
+        return Continuation(
+            _rows(self.hidden, rows),
+            _rows(self.mask, rows),
+            tuple(call.select(rows) for call in self.calls),
+        )
+
+
+def _record_call(
+    layout: DecoderLayout, number: int, found: dict[int, dict[str, Any]]
+) -> Callable[[], None]:
+    """Keep the arguments of one block's next call by name; returns what removes the hook."""
+    block = layout.blocks[number]
+    signature = inspect.signature(block.forward)
+
+    def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(*args, **kwargs).arguments
+        extra = bound.pop("kwargs", {})
+        found[number] = {**bound, **extra}
+
+    return block.register_forward_pre_hook(record, with_kwargs=True).remove
+
+
+def _unknown_tensors(arguments: dict[str, Any]) -> list[str]:
+    known = (*_REPLACED, *_BY_POSITION)
+    return [name for name, v in arguments.items() if name not in known and _has_tensor(v)]
+
+
+def _block_call(
+    block: Any, arguments: dict[str, Any], prefix: _FrozenPrefix, index: torch.Tensor
+) -> _BlockCall:
+    tensors: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
+    cache_name = None
+    for name, value in arguments.items():
+        if name in _CACHE_NAMES:
+            cache_name = name
+        elif name in _BY_POSITION and _has_tensor(value):
+            tensors[name] = _each(value, _take, index)
+        elif name not in _REPLACED:
+            (tensors if _has_tensor(value) else constants)[name] = value
+    return _BlockCall(block, cache_name, prefix, tensors, constants)
+
+
+def _tail_mask(starts: torch.Tensor, prefix: int, tail: int, dtype: torch.dtype) -> torch.Tensor:
+    """[rows, 1, tail, prefix + tail]: 0 where a token may look, else the dtype's lowest value."""
+    rows = starts.shape[0]
+    device = starts.device
+    sees_prefix = torch.arange(prefix, device=device) < starts[:, None]  # [rows, prefix]
+    causal = torch.ones(tail, tail, dtype=torch.bool, device=device).tril()
+    sees = torch.cat(
+        [sees_prefix[:, None, :].expand(rows, tail, prefix), causal.expand(rows, tail, tail)], dim=2
+    )
+    mask = torch.zeros(rows, tail, prefix + tail, dtype=dtype, device=device)
+    return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
+
+
+def _check_window(layout: DecoderLayout, batch: TokenBatch) -> None:
+    window = getattr(layout.text_config, "sliding_window", None)
+    longest = int(batch.lengths.max())
+    if window is not None and longest > window:
+        raise ModelError(
+            f"a prompt of {longest} tokens reaches beyond the model's sliding attention window "
+            f"of {window}; shorten it"
+        )
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(_has_tensor(item) for item in value)
+    return isinstance(value, torch.Tensor)
+
+
+def _each(value: Any, function: Callable[..., torch.Tensor], index: torch.Tensor) -> Any:
+    """Apply to a tensor, or to each tensor of a tuple."""
+    if isinstance(value, (tuple, list)):
+        return tuple(_each(item, function, index) for item in value)
+    return function(value, index) if isinstance(value, torch.Tensor) else value
+
+
+def _take(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Positions of each row: value [rows or 1, width, ...], index [rows, tail]."""
+    index = index.to(value.device)
+    value = value.expand(index.shape[0], *value.shape[1:])
+    return value[torch.arange(index.shape[0], device=value.device)[:, None], index]
+
+
+def _rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    return value[rows.to(value.device)] if value.shape[0] != 1 else value

@@ -1,0 +1,114 @@
+"""Text that a model writes by itself, repeatable from a seed.
+
+The random numbers come from a generator of their own on the CPU.  So the global random state
+plays no part and is not moved on, and a seed gives the same text on every device up to the
+rounding of the logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from nse_plugin.errors import ModelError
+from nse_plugin.model.arch import device_of
+from nse_plugin.model.hooks import quiet
+
+
+@torch.no_grad()
+def sample_ids(
+    model: PreTrainedModel,
+    prompt_ids: torch.Tensor,
+    n_tokens: int,
+    *,
+    top_k: int | None,
+    generator: torch.Generator,
+    temperature: float = 1.0,
+) -> torch.Tensor:
+    """Continue every row of a prompt by a number of sampled tokens.
+
+    An end-of-text token is a token like others: the row goes on behind it.
+
+    Args:
+        prompt_ids: [rows, width], no padding.
+        top_k: how many of the likeliest tokens to draw from; None draws from all.
+        generator: a generator on the CPU; it moves on by one number per row and token.
+
+    Returns:
+        [rows, n_tokens] on the CPU, the prompt not included.
+
+    Raises:
+        ModelError: the model's logits are not finite.
+    """
+    if n_tokens < 1:
+        return torch.empty(prompt_ids.shape[0], 0, dtype=torch.long)
+    device = device_of(model.get_input_embeddings(), torch.device("cpu"))
+    sampled: list[torch.Tensor] = []
+    step_ids, past = prompt_ids, None
+    with quiet(model):
+        for _ in range(n_tokens):
+            output = model(input_ids=step_ids.to(device), past_key_values=past, use_cache=True)
+            past = output.past_key_values
+            step_ids = _draw(output.logits[:, -1].float() / temperature, top_k, generator)
+            sampled.append(step_ids)
+    return torch.cat(sampled, dim=1)
+
+
+def context_texts(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    *,
+    seed: int,
+    n_tokens: int = 10,
+    openings: Sequence[str] = ("The", "Therefore", "Because", "I", "You"),
+) -> tuple[str, ...]:
+    """Short texts to put before prompts, as ``"{text}. {prompt}"`` (arXiv 2410.04045).
+
+    Args:
+        n_tokens: length of a text in tokens, its opening included.
+
+    Returns:
+        One text per opening: a single line that holds no braces.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    texts = []
+    for opening in openings:
+        ids = tokenizer(opening)["input_ids"]
+        n_opening = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
+        more = sample_ids(
+            model,
+            torch.tensor([ids]),
+            max(1, n_tokens - n_opening),
+            top_k=5,
+            generator=generator,
+        )
+        texts.append(_one_line(tokenizer.decode(ids + more[0].tolist(), skip_special_tokens=True)))
+    return tuple(texts)
+
+
+def _draw(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> torch.Tensor:
+    """One token per row of logits [rows, vocab]: [rows, 1] on the CPU, by inverse CDF."""
+    candidates = None
+    if top_k is not None:
+        logits, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+    probabilities = logits.cpu().double().softmax(dim=-1)
+    if not bool(torch.isfinite(probabilities).all()):
+        raise ModelError(
+            "the model's logits hold NaN or infinity, so no text can be sampled from it; "
+            "load it in bfloat16 or float32"
+        )
+    below = probabilities.cumsum(dim=-1)  # [rows, candidates]
+    random = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64)
+    chosen = torch.searchsorted(below, random * below[:, -1:], right=True)
+    chosen = chosen.clamp(max=below.shape[-1] - 1)
+    return chosen if candidates is None else candidates.cpu().gather(1, chosen)
+
+
+def _one_line(text: str) -> str:
+    """Without braces, line breaks and broken characters, and with single spaces."""
+    for character in "{}\ufffd":
+        text = text.replace(character, " ")
+    return " ".join(text.split())

@@ -1,0 +1,149 @@
+"""Originals, accumulated change, write, rewind and undo of the edited matrices.
+
+A matrix is never patched in place again and again.  What the model holds is always
+``cast(original + change)``, with the change summed in float32: a bfloat16 model does not lose
+changes smaller than its rounding, putting the original back is a swap of pointers, and a change
+of zero gives the original bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from nse_plugin.errors import ModelError
+
+
+@dataclass
+class _Edited:
+    parameter: torch.Tensor
+    original: torch.Tensor  # dtype and device of the parameter
+    original_fingerprint: int
+    change: torch.Tensor | None = None  # float32, shape of the parameter; None is no change
+
+
+class EditedWeights:
+    """The edited matrices of one model, by parameter name."""
+
+    def __init__(self) -> None:
+        self._edited: dict[str, _Edited] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._edited
+
+    def names(self) -> list[str]:
+        """Names of the parameters that are looked after."""
+        return list(self._edited)
+
+    def track(self, name: str, parameter: torch.Tensor) -> None:
+        """Look after a parameter; what it holds now is its original.
+
+        Raises:
+            ModelError: the weight is offloaded, quantised, or holds NaN or infinity.
+        """
+        if name in self._edited:
+            return
+        if parameter.is_meta:
+            raise ModelError(
+                f"{name} is offloaded and cannot be written; give the model a device map "
+                "that keeps the edited layers on a device"
+            )
+        if not parameter.is_floating_point() or parameter.element_size() < 2:
+            raise ModelError(
+                f"{name} is stored as {parameter.dtype} and cannot take a change; "
+                "load the model in float32, bfloat16 or float16"
+            )
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(f"{name} holds NaN or infinity; load the model again")
+        original = parameter.detach().clone()
+        self._edited[name] = _Edited(parameter, original, fingerprint(original))
+
+    def original(self, name: str) -> torch.Tensor:
+        """The weight before the first edit; do not write to it."""
+        return self._edited[name].original
+
+    def change(self, name: str) -> torch.Tensor | None:
+        """The float32 sum of all changes, or None where there is none; do not write to it."""
+        return self._edited[name].change
+
+    @torch.no_grad()
+    def add(self, name: str, change: torch.Tensor) -> None:
+        """Add a change (shape of the parameter) and write the sum to the model.
+
+        Raises:
+            ModelError: the change is not finite, also after rounding to the model's dtype.
+                The model is as before.
+        """
+        before = self._edited[name].change
+        change = change.to(self._edited[name].original.device, torch.float32)
+        self._write(name, change if before is None else before + change)
+
+    @torch.no_grad()
+    def set(self, name: str, change: torch.Tensor | None) -> None:
+        """Replace the sum of all changes; None restores the original bit by bit."""
+        self._write(name, change)
+
+    def snapshot(self) -> dict[str, torch.Tensor | None]:
+        """The changes as they are, to :meth:`restore` later.  Costs nothing: sums are replaced,
+        never written to."""
+        return {name: edited.change for name, edited in self._edited.items()}
+
+    def restore(self, snapshot: dict[str, torch.Tensor | None]) -> None:
+        """Go back to a snapshot; matrices tracked since then get their original."""
+        for name in self._edited:
+            self.set(name, snapshot.get(name))
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Inside, the model holds the originals; afterwards exactly what it held, come what may."""
+        held = {name: edited.parameter.data for name, edited in self._edited.items()}
+        try:
+            for edited in self._edited.values():
+                edited.parameter.data = edited.original
+            yield
+        finally:
+            for name, edited in self._edited.items():
+                edited.parameter.data = held[name]
+
+    def fingerprint(self) -> dict[str, int]:
+        """A number per matrix that changes when any bit of it does; read on the device."""
+        return {name: fingerprint(edited.parameter) for name, edited in self._edited.items()}
+
+    def original_fingerprint(self) -> dict[str, int]:
+        """The same for the originals."""
+        return {name: edited.original_fingerprint for name, edited in self._edited.items()}
+
+    def _write(self, name: str, change: torch.Tensor | None) -> None:
+        edited = self._edited[name]
+        if change is None:
+            value = edited.original
+        else:
+            value = (edited.original.float() + change).to(edited.original.dtype)
+            if not bool(torch.isfinite(value).all()):
+                raise ModelError(
+                    f"the change of {name} is not finite; nothing was written. "
+                    "Lower v_lr or raise mom2_update_weight"
+                )
+        edited.parameter.data.copy_(value)
+        edited.change = change
+
+
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
+
+
+@torch.no_grad()
+def fingerprint(weight: torch.Tensor) -> int:
+    """Position-weighted sum of a matrix's bits, exact on every device.
+
+    Sums are integers modulo 2**64, so their order does not matter and equal bits give equal
+    numbers on CPU and GPU.
+    """
+    bits = weight.detach().view(_BITS[weight.element_size()])
+    by_row = bits.sum(dim=-1, dtype=torch.int64)
+    by_column = bits.sum(dim=0, dtype=torch.int64)
+    rows = torch.arange(1, by_row.numel() + 1, device=bits.device)
+    columns = torch.arange(1, by_column.numel() + 1, device=bits.device)
+    return int((by_row * rows).sum() + 31 * (by_column * columns).sum())

@@ -1,0 +1,213 @@
+"""The edit session: the memory of one model that is edited again and again.
+
+It owns the original weights, the accumulated change, the context texts, the covariances and the
+ledger, from which the previous keys follow.  It lives with the model: ``EditSession.of(model)``
+finds it again, and it goes when the model goes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from nse_plugin.errors import SessionError
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.ledger.records import Ledger, RoundRecord
+from nse_plugin.locate.covariance import second_moments
+from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.sampling import context_texts
+from nse_plugin.model.weights import EditedWeights
+
+log = logging.getLogger(__name__)
+
+_ATTRIBUTE = "_nse_plugin_session"
+
+
+class EditSession:
+    """The memory of one model under editing.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its fast tokenizer; nothing of it is changed.
+
+    Raises:
+        ModelError: the model's family is unknown and could not be probed.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        self.layout = DecoderLayout(model)
+        self.tokenizer = tokenizer
+        self.weights = EditedWeights()
+        self.ledger = Ledger()
+        self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
+        self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._layers: dict[str, int] = {}  # layer of each parameter looked after
+        self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: Any = None) -> EditSession:
+        """The session of this model; a new one where there is none yet.
+
+        Raises:
+            SessionError: the model has no session and no tokenizer was given to start one.
+        """
+        kept = getattr(model, _ATTRIBUTE, None)
+        if isinstance(kept, _Kept) and kept.session is not None:
+            return kept.session
+        if tokenizer is None:
+            raise SessionError(
+                "this model has no edit session yet; give its tokenizer to start one: "
+                "EditSession.of(model, tokenizer)"
+            )
+        session = cls(model, tokenizer)
+        setattr(model, _ATTRIBUTE, _Kept(session))
+        return session
+
+    @staticmethod
+    def forget(model: PreTrainedModel) -> None:
+        """Drop the session of this model; its weights stay as they are and count as original."""
+        if hasattr(model, _ATTRIBUTE):
+            delattr(model, _ATTRIBUTE)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model under editing."""
+        return self.layout.model
+
+    @contextmanager
+    def round(self, layers: list[int]) -> Iterator[None]:
+        """One round of editing these layers: all of it or nothing.
+
+        Checks the weights first (:meth:`check`).  Where an exception leaves the block, the model
+        holds what it held before.
+        """
+        self.check()
+        self.layout.check_layers(layers)
+        for layer in layers:
+            name = self.layout.down_name(layer)
+            self.weights.track(name, self.layout.down(layer).weight)
+            self._layers[name] = layer
+        before, length = self.weights.snapshot(), len(self.ledger)
+        try:
+            yield
+        except BaseException:
+            self.weights.restore(before)
+            self._truncate(length)
+            raise
+
+    def write(self, layer: int, change: torch.Tensor) -> None:
+        """Add a change [d_model, d_ff] to a layer's down-projection."""
+        self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
+
+    def commit(self, record: RoundRecord) -> None:
+        """Enter a finished round into the ledger."""
+        self.ledger.append(record)
+        self._states.append(self.weights.fingerprint())
+
+    def undo_last(self, rounds: int = 1) -> None:
+        """Take back the last rounds: their changes, their keys and their records.
+
+        Raises:
+            SessionError: fewer rounds than that stand.
+        """
+        if not 0 <= rounds <= len(self.ledger):
+            raise SessionError(
+                f"cannot take back {rounds} rounds: {len(self.ledger)} stand in the ledger"
+            )
+        self.check()
+        self._go_back_to(len(self.ledger) - rounds)
+
+    def undo_all(self) -> None:
+        """Give the model its original weights, bit for bit."""
+        self.undo_last(len(self.ledger))
+
+    def check(self) -> None:
+        """Compare the weights in the model with what this session left there.
+
+        Where somebody put the weights of an earlier round back (EasyEdit does so after an edit
+        that is not sequential), the rounds since then are dropped.
+
+        Raises:
+            SessionError: the weights are neither what this session wrote nor an earlier state.
+        """
+        now = self.weights.fingerprint()
+        for length in range(len(self._states), -1, -1):
+            if now == self._state_after(length):
+                if length < len(self._states):
+                    log.info("weights of round %d were put back; later rounds dropped", length)
+                    self._go_back_to(length)
+                return
+        expected = self._state_after(len(self._states))
+        changed = [name for name in now if now[name] != expected[name]]
+        raise SessionError(
+            f"{', '.join(changed)} changed since round {len(self._states)}, and not by this "
+            "session; put its weights back, or accept them as the new originals with "
+            "EditSession.forget(model)"
+        )
+
+    def contexts(self, hparams: NSEHparams) -> tuple[str, ...]:
+        """Texts to put before prompts, separators included; the original model writes them once."""
+        key = (hparams.seed, hparams.n_contexts, hparams.context_length)
+        if key not in self._contexts:
+            with self.weights.rewound(), quiet(self.model):
+                texts = context_texts(
+                    self.model, self.tokenizer, seed=hparams.seed, n_tokens=hparams.context_length
+                )
+            self._contexts[key] = tuple(f"{text}. " for text in texts[: hparams.n_contexts])
+        return self._contexts[key]
+
+    def covariances(self, hparams: NSEHparams) -> dict[int, torch.Tensor]:
+        """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
+        source = (
+            hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir,
+        )  # fmt: skip
+        missing = [layer for layer in hparams.layers if (layer, *source) not in self._covariances]
+        if missing:
+            with self.weights.rewound():
+                moments = second_moments(
+                    self.layout,
+                    self.tokenizer,
+                    missing,
+                    source=hparams.mom2_dataset,
+                    n_samples=hparams.mom2_n_samples,
+                    dtype=hparams.mom2_dtype,
+                    stats_dir=hparams.stats_dir,
+                    token_budget=hparams.token_budget,
+                )
+            for layer, moment in moments.items():
+                self._covariances[(layer, *source)] = moment.mean
+        return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
+
+    def _state_after(self, length: int) -> dict[str, int]:
+        """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
+        return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
+
+    def _go_back_to(self, length: int) -> None:
+        self._truncate(length)
+        for name, layer in self._layers.items():
+            device = self.weights.original(name).device
+            change = self.ledger.change(layer, self.layout.d_ff, device)
+            self.weights.set(name, None if change is None else self.layout.to_weight(change))
+
+    def _truncate(self, length: int) -> None:
+        self.ledger.truncate(length)
+        del self._states[length:]
+
+
+class _Kept:
+    """How a session hangs on its model: a copy of the model starts without one."""
+
+    def __init__(self, session: EditSession | None) -> None:
+        self.session = session
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Kept:
+        return _Kept(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Kept, (None,))

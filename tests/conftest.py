@@ -1,0 +1,33 @@
+"""Tiny random models of several families, and a tokenizer, made in milliseconds."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+
+from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """A byte-level BPE tokenizer of a few hundred entries."""
+    return tiny_tokenizer()
+
+
+@pytest.fixture(params=FAMILY_NAMES)
+def any_model(request):
+    """A fresh tiny model of each family in turn."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    """A fresh tiny model: GPT-2 (Conv1D) and Llama (Linear, grouped heads)."""
+    return tiny_model(request.param)

@@ -1,0 +1,126 @@
+"""Batched values against a plain loop: one request, full passes, torch.optim.Adam."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.locate.values import compute_values
+from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.objectives.nll import nll
+from tests.tiny import some_requests, tiny_hparams, tiny_model
+
+CONTEXTS = ("The river is closed. ", "I think that you. ")
+
+
+def plain_value(model, tokenizer, request, hparams):
+    """The published recipe, literally: nothing batched over requests, nothing reused."""
+    layout = DecoderLayout(model)
+    block = layout.blocks[hparams.layers[-1]]
+    texts = [context + request.text for context in ("", *CONTEXTS)]
+    ends = [len(context) + request.subject_end for context in ("", *CONTEXTS)]
+    essence = f"{request.subject} is a"
+
+    def last_subject_token(text, end):
+        spans = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+        return max(i for i, (a, b) in enumerate(spans) if a < end <= b or a <= end - 1 < b)
+
+    delta = torch.zeros(layout.d_model, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=hparams.v_lr)
+    base = None
+
+    def forward(text, position):
+        def edit(_module, _args, output):
+            nonlocal base
+            hidden = first_tensor(output).clone()
+            if base is None:
+                base = hidden[0, position].detach().clone()
+            hidden[0, position] += delta
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = block.register_forward_hook(edit)
+        try:
+            return model(**tokenizer(text, return_tensors="pt")).logits[0].float()
+        finally:
+            handle.remove()
+
+    kl_start = None
+    for step in range(hparams.v_num_grad_steps):
+        losses = []
+        for text, end in zip(texts, ends):
+            n_prompt = len(tokenizer(text)["input_ids"])
+            full = f"{text} {request.target_new}"
+            ids = torch.tensor(tokenizer(full)["input_ids"])
+            log_p = forward(full, last_subject_token(text, end)).log_softmax(-1)
+            targets = ids[n_prompt:]
+            rows = torch.arange(n_prompt - 1, len(ids) - 1)
+            losses.append(-log_p[rows, targets].mean())
+        position = last_subject_token(essence, len(request.subject))
+        log_p = forward(essence, position)[position].log_softmax(-1)
+        if kl_start is None:
+            kl_start = log_p.detach()
+        kl = (log_p.exp() * (log_p - kl_start)).sum()
+        loss = (
+            torch.stack(losses).mean()
+            + hparams.kl_factor * kl
+            + hparams.v_weight_decay * delta.norm() / base.norm() ** 2
+        )
+        if loss < hparams.v_stop_loss or step == hparams.v_num_grad_steps - 1:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        bound = hparams.clamp_norm_factor * base.norm()
+        with torch.no_grad():
+            if delta.norm() > bound:
+                delta *= bound / delta.norm()
+    return base + delta.detach(), loss.item(), step + 1
+
+
+@pytest.mark.parametrize("stop", [0.05, 3.0], ids=["all steps", "stops at different steps"])
+def test_batched_equals_one_at_a_time(any_model, tokenizer, stop):
+    # a random model starts at a loss near ln(300) = 5.7, so a stop at 3 happens at its own step
+    hparams = tiny_hparams(v_stop_loss=stop, v_num_grad_steps=12, v_lr=0.3)
+    requests = some_requests(4)
+    values = compute_values(DecoderLayout(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
+    for i, request in enumerate(requests):
+        z, loss, steps = plain_value(any_model, tokenizer, request, hparams)
+        assert int(values.steps[i]) == steps
+        assert float(values.loss[i]) == pytest.approx(loss, rel=1e-3)
+        torch.testing.assert_close(values.z[i], z, rtol=2e-3, atol=2e-3)
+
+
+def test_requests_stop_at_their_own_step(tokenizer):
+    hparams = tiny_hparams(v_stop_loss=3.0, v_num_grad_steps=12, v_lr=0.3)
+    model = tiny_model("gpt2")
+    values = compute_values(
+        DecoderLayout(model), tokenizer, some_requests(6), CONTEXTS, hparams, nll
+    )
+    assert len(set(values.steps.tolist())) > 1
+
+
+def test_micro_batches_change_nothing(model, tokenizer):
+    layout, requests = DecoderLayout(model), some_requests(6)
+    whole = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
+    cut = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(token_budget=64), nll)
+    torch.testing.assert_close(whole.z, cut.z, rtol=1e-4, atol=1e-4)
+    assert whole.steps.tolist() == cut.steps.tolist()
+
+
+def test_loss_layer_below_the_last(model, tokenizer):
+    layout, requests = DecoderLayout(model), some_requests(2)
+    early = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(v_loss_layer=2), nll)
+    last = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
+    assert not torch.allclose(early.z, last.z)
+
+
+def test_model_is_left_as_found(model, tokenizer):
+    model.train()
+    model.lm_head.weight.requires_grad_(False)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    wanted = {name: p.requires_grad for name, p in model.named_parameters()}
+    compute_values(DecoderLayout(model), tokenizer, some_requests(2), CONTEXTS, tiny_hparams(), nll)
+    assert model.training
+    assert wanted == {name: p.requires_grad for name, p in model.named_parameters()}
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert all(p.grad is None for p in model.parameters())

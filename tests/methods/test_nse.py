@@ -1,0 +1,216 @@
+"""NSE rounds against the formulas of the paper, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.update import select_neurons
+from nse_plugin.locate.values import compute_values
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.objectives.nll import nll
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+from tests.tiny import some_requests, tiny_hparams, tiny_model
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return tiny_hparams(stats_dir=str(tmp_path))
+
+
+def down_weights(model, layers):
+    """Copies of the down-projections, each as [d_model, d_ff]."""
+    layout = EditSession.of(model).layout
+    return [layout.to_weight(layout.down(layer).weight.detach()).clone() for layer in layers]
+
+
+def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
+    """Section 1.2-1.4 in float64, one layer after the other on a copy of the model.
+
+    Returns the weights of each layer and the keys to remember.
+    """
+    session = EditSession.of(model, tokenizer)
+    layout = session.layout
+    contexts = session.contexts(hparams)
+    covariances = session.covariances(hparams)
+    lookups = Lookups.of(layout, tokenizer, requests, contexts, 100_000)
+    z_layer = hparams.layers[-1]
+    for _ in range(hparams.max_iterations):
+        distance = (z - lookups.activations(z_layer)).norm(dim=1)
+        active = (distance > hparams.alpha).nonzero()[:, 0]
+        if len(active) == 0:
+            break
+        for i, layer in enumerate(hparams.layers):
+            K = lookups.select(active).keys(layer).double()
+            R = (z[active] - lookups.select(active).activations(z_layer)).double().T
+            I = select_neurons(K, hparams.neuron_threshold, hparams.selection_rule)
+            C = covariances[layer].double()
+            P = torch.zeros_like(C)
+            for k in earlier_keys[layer]:
+                P += torch.outer(k, k)
+            A = hparams.mom2_update_weight * C + P + K @ K.T
+            delta = torch.zeros(layout.d_model, layout.d_ff, dtype=torch.float64)
+            delta[:, I] = R / (len(hparams.layers) - i) @ K[I].T @ torch.linalg.inv(A[I][:, I])
+            with torch.no_grad():
+                layout.down(layer).weight += layout.to_weight(delta).float()
+    for layer in hparams.layers:
+        earlier_keys[layer] += list(lookups.keys(layer).double().T)
+
+
+@pytest.mark.parametrize("rule", ["cover", "within"])
+@pytest.mark.parametrize("threshold", [1.0, 0.7])
+def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, rule):
+    hparams.neuron_threshold, hparams.selection_rule = threshold, rule
+    reference = copy.deepcopy(model)
+    original = copy.deepcopy(model)
+    session = EditSession.of(model, tokenizer)
+    brute = EditSession.of(reference, tokenizer)
+    clean = EditSession.of(original, tokenizer)
+    earlier: dict[int, list[torch.Tensor]] = {layer: [] for layer in hparams.layers}
+    rounds = [some_requests(6)[i : i + 2] for i in (0, 2, 4)]
+    for requests in rounds:
+        contexts = clean.contexts(hparams)
+        assert contexts == brute.contexts(hparams) == session.contexts(hparams)
+        # real rewinding: z of every round is that of the untouched model
+        z = compute_values(clean.layout, tokenizer, requests, contexts, hparams, nll).z
+        edit_round(session, requests, hparams)
+        brute_force_round(reference, tokenizer, requests, hparams, earlier, z)
+    before = down_weights(original, hparams.layers)
+    got, want = down_weights(model, hparams.layers), down_weights(reference, hparams.layers)
+    for w0, w, expected in zip(before, got, want):
+        assert (w - w0).norm() > 0.01 * w0.norm()
+        assert (w - expected).norm() < 1e-3 * (expected - w0).norm()
+
+
+def test_the_round_reaches_its_values(model, tokenizer, hparams):
+    hparams.mom2_update_weight, hparams.alpha = 1e-3, 0.0
+    session = EditSession.of(model, tokenizer)
+    record = edit_round(session, some_requests(4), hparams)
+    for outcome in record.outcomes:
+        assert outcome.residual_after < 0.2 * outcome.residual_before
+        assert outcome.passes >= 1
+        assert outcome.status in ("converged", "residual_left")
+
+
+def test_every_fate_is_reported(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    residuals = [o.residual_before for o in edit_round(session, some_requests(4), hparams).outcomes]
+    session.undo_all()
+    low, high = sorted(residuals)[0] * 1.001, sorted(residuals)[3] * 0.999
+    hparams.alpha, hparams.upper_bound, hparams.max_iterations = low, high, 1
+    record = edit_round(session, some_requests(4), hparams)
+    within = [i for i, r in enumerate(residuals) if low < r < high]
+    assert [o.case_id for o in record.outcomes] == [0, 1, 2, 3]
+    assert [o.passes for o in record.outcomes] == [int(i in within) for i in range(4)]
+    assert all(list(w.case_ids) == within for w in record.writes)
+    for o in record.outcomes:
+        assert (o.status == "converged") == (o.residual_after <= low)
+        assert (o.status == "out_of_bounds") == (o.residual_after >= high)
+    assert "out_of_bounds" in {o.status for o in record.outcomes}
+
+
+def test_fewer_neurons_than_all_are_written(model, tokenizer, hparams):
+    hparams.neuron_threshold = 0.5
+    session = EditSession.of(model, tokenizer)
+    before = None
+    with session.round(hparams.layers):
+        before = down_weights(model, hparams.layers)
+    record = edit_round(session, some_requests(3), hparams)
+    for layer, w0, w in zip(hparams.layers, before, down_weights(model, hparams.layers)):
+        written = {int(i) for write in record.writes if write.layer == layer for i in write.neurons}
+        changed = ((w - w0).norm(dim=0) > 0).nonzero()[:, 0].tolist()
+        assert set(changed) == written and 0 < len(written) < session.layout.d_ff
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_side_changes_nothing(model, tokenizer, hparams, side):
+    tok = copy.deepcopy(tokenizer)
+    tok.padding_side = side
+    other = copy.deepcopy(model)
+    edit_round(EditSession.of(model, tok), some_requests(4), hparams)
+    edit_round(EditSession.of(other, tokenizer), some_requests(4), hparams)
+    assert tok.padding_side == side
+    for a, b in zip(model.parameters(), other.parameters()):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_undo_restores_every_bit(tokenizer, hparams, dtype):
+    for family in ("gpt2", "llama"):
+        model = tiny_model(family, dtype=dtype)
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        session = EditSession.of(model, tokenizer)
+        after = []
+        for i in (0, 2, 4):
+            edit_round(session, some_requests(6)[i : i + 2], hparams)
+            after.append({name: p.clone() for name, p in model.named_parameters()})
+        session.undo_last()
+        assert all(torch.equal(p, after[1][n]) for n, p in model.named_parameters())
+        session.undo_all()
+        assert len(session.ledger) == 0
+        assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_every_family_takes_an_edit(any_model, tokenizer, hparams):
+    before = {name: p.clone() for name, p in any_model.named_parameters()}
+    session = EditSession.of(any_model, tokenizer)
+    record = edit_round(session, some_requests(3), hparams)
+    edited = {session.layout.down_name(layer) for layer in hparams.layers}
+    changed = {n for n, p in any_model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == edited
+    assert all(o.residual_after < o.residual_before for o in record.outcomes)
+
+
+def test_an_exception_half_way_leaves_all_as_it_was(model, tokenizer, hparams, monkeypatch):
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(2), hparams)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    writes = []
+    real_write = session.write
+
+    def failing_write(layer, change):
+        writes.append(layer)
+        if len(writes) == 2:
+            raise KeyboardInterrupt
+        real_write(layer, change)
+
+    monkeypatch.setattr(session, "write", failing_write)
+    with pytest.raises(KeyboardInterrupt):
+        edit_round(session, some_requests(4)[2:], hparams)
+    assert len(writes) == 2 and len(session.ledger) == 1
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_bad_rounds_change_nothing(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    good = some_requests(1)
+
+    with pytest.raises(RequestError, match="empty"):
+        edit_round(session, [], hparams)
+    twice = [EditRequest(0, "{} is", "Ann", "a"), EditRequest(1, "{} is", "Ann", "b")]
+    with pytest.raises(RequestError, match="0 and 1 .*two targets, 'a' and 'b'"):
+        edit_round(session, twice, hparams)
+    with pytest.raises(ModelError, match=r"\[7\] do not exist: the model has 4 blocks"):
+        edit_round(session, good, tiny_hparams(layers=[1, 7]))
+    long = [EditRequest(0, "word " * 60 + "{} is", "Ann", "a")]
+    with pytest.raises(RequestError, match="longer than the model's context of 64"):
+        edit_round(session, long, hparams)
+    with pytest.raises(ModelError, match="ln_f_module is 'model.final'"):
+        hparams.ln_f_module = "model.final"
+        edit_round(session, good, hparams)
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert len(session.ledger) == 0
+
+
+def test_nan_in_the_weights_is_refused(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    with torch.no_grad():
+        session.layout.down(1).weight[0, 0] = float("nan")
+    with pytest.raises(ModelError, match=r"1\.mlp.*weight holds NaN"):
+        edit_round(session, some_requests(1), hparams)

@@ -1,0 +1,113 @@
+"""Builders of tiny random models and of the tokenizer and requests that go with them."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.requests import EditRequest
+
+_TEXT = """
+Mara Voss lives in Tellin by the sea. Oren Falk works as a baker. The capital of Ostrell is Garn.
+Where does Lio Brandt come from? Lio Brandt was born in Quill. Therefore the old bridge of Garn
+is closed. Because of rain we stayed at home. I think that you know the name of the river.
+You said that Anna is a painter and that Ann, her sister, is a doctor. Is a, was a, has been.
+"""
+
+_SMALL: dict[str, Any] = dict(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+)
+_SMALL_GPT: dict[str, Any] = dict(n_embd=32, n_inner=48, n_layer=4, n_head=4, n_positions=64)
+
+_CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", _SMALL_GPT),
+    "gptj": ("GPTJConfig", dict(_SMALL_GPT, rotary_dim=8)),
+    "gpt_neox": ("GPTNeoXConfig", _SMALL),
+    "llama": ("LlamaConfig", _SMALL),
+    "mistral": ("MistralConfig", _SMALL),
+    "qwen2": ("Qwen2Config", _SMALL),
+    "qwen3": ("Qwen3Config", _SMALL),
+    "gemma2": ("Gemma2Config", _SMALL),
+    "gemma3_text": ("Gemma3TextConfig", _SMALL),
+    "phi3": ("Phi3Config", dict(_SMALL, pad_token_id=0)),
+}
+UNKNOWN_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "olmo2": ("Olmo2Config", _SMALL),
+    "starcoder2": ("Starcoder2Config", _SMALL),
+    "cohere": ("CohereConfig", _SMALL),
+}
+FAMILY_NAMES = list(_CONFIGS)
+
+
+@functools.cache
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of 300 entries; returns no token_type_ids."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT.split("."), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any):
+    """A random model of a family, with weights large enough that its answers differ."""
+    name, settings = (_CONFIGS | UNKNOWN_FAMILIES)[family]
+    config = getattr(transformers, name)(
+        vocab_size=len(tiny_tokenizer()), **{**settings, **changes},
+        **({} if "pad_token_id" in settings else {"pad_token_id": 0}), bos_token_id=0,
+        eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(3.0)
+    model.config._name_or_path = f"tiny-{family}"
+    return model.eval()
+
+
+def some_requests(n: int = 4) -> list[EditRequest]:
+    """A few requests with different lengths, subject places and targets of several tokens."""
+    facts = [
+        ("{} lives in", "Mara Voss", "Quill"),
+        ("By trade, the man called {} is a", "Oren Falk", "painter"),
+        ("The capital of {} is", "Ostrell", "Tellin by the sea"),
+        ("Where does {} come from? It is", "Lio Brandt", "Garn"),
+        ("{} was born in", "Anna", "Ostrell"),
+        ("The name of the sister of {} is", "Ann", "Mara"),
+    ]
+    return [EditRequest(i, *fact) for i, fact in enumerate(facts[:n])]
+
+
+def tiny_hparams(**changes: Any) -> NSEHparams:
+    """Hyperparameters that edit a tiny model in little time."""
+    settings: dict[str, Any] = dict(
+        alg_name="NSE", model_name="tiny", layers=[1, 2], v_num_grad_steps=8, v_lr=0.1,
+        clamp_norm_factor=2.0, mom2_adjustment=True, mom2_update_weight=1.0, mom2_dataset="self",
+        mom2_n_samples=40, alpha=0.01, max_iterations=2, token_budget=4096,
+    )  # fmt: skip
+    return NSEHparams(**{**settings, **changes})
