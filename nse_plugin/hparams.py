@@ -179,7 +179,7 @@ class NSEHparams(Hparams):
     """Generated texts put before a prompt, beside the bare prompt."""
     context_length: int = _bounded(10, low=2)
     """Tokens of each generated text."""
-    token_budget: int = _bounded(16384, low=64)
+    token_budget: int = _bounded(8192, low=64)
     """Padded tokens in one forward pass; lower it when memory is short."""
 
     rewrite_module_tmp: str | None = None

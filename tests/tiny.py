@@ -41,7 +41,7 @@ _CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3Config", _SMALL),
     "gemma2": ("Gemma2Config", _SMALL),
     "gemma3_text": ("Gemma3TextConfig", _SMALL),
-    "phi3": ("Phi3Config", dict(_SMALL, pad_token_id=0)),
+    "phi3": ("Phi3Config", _SMALL),
 }
 UNKNOWN_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", _SMALL),
@@ -76,16 +76,18 @@ def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     """A random model of a family, with weights large enough that its answers differ."""
     name, settings = (_CONFIGS | UNKNOWN_FAMILIES)[family]
     config = getattr(transformers, name)(
-        vocab_size=len(tiny_tokenizer()), **{**settings, **changes},
-        **({} if "pad_token_id" in settings else {"pad_token_id": 0}), bos_token_id=0,
+        **{**settings, **changes},
+        vocab_size=len(tiny_tokenizer()),
+        pad_token_id=0,
+        bos_token_id=0,
         eos_token_id=0,
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() > 1:
-                parameter.mul_(3.0)
+                parameter.mul_(10.0)
     model.config._name_or_path = f"tiny-{family}"
     return model.eval()
 
@@ -106,8 +108,18 @@ def some_requests(n: int = 4) -> list[EditRequest]:
 def tiny_hparams(**changes: Any) -> NSEHparams:
     """Hyperparameters that edit a tiny model in little time."""
     settings: dict[str, Any] = dict(
-        alg_name="NSE", model_name="tiny", layers=[1, 2], v_num_grad_steps=8, v_lr=0.1,
-        clamp_norm_factor=2.0, mom2_adjustment=True, mom2_update_weight=1.0, mom2_dataset="self",
-        mom2_n_samples=40, alpha=0.01, max_iterations=2, token_budget=4096,
-    )  # fmt: skip
+        alg_name="NSE",
+        model_name="tiny",
+        layers=[1, 2],
+        v_num_grad_steps=8,
+        v_lr=0.1,
+        v_weight_decay=0.05,
+        clamp_norm_factor=4.0,
+        mom2_update_weight=1.0,
+        mom2_dataset="self",
+        mom2_n_samples=40,
+        alpha=0.01,
+        max_iterations=2,
+        token_budget=4096,
+    )
     return NSEHparams(**{**settings, **changes})

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from nse_plugin import atlas
 from nse_plugin.errors import DataError, RequestError
-from nse_plugin.evaluation.answers import greedy_text, score_answers
+from nse_plugin.evaluation.answers import score_answers
+from nse_plugin.evaluation.generation import greedy_text
 from nse_plugin.files import write_json, write_text
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.ledger.files import save_round

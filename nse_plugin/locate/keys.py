@@ -9,8 +9,9 @@ Nothing right of the subject's last token can change either quantity, so rows en
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,42 +70,51 @@ class Lookups:
             self.token_budget,
         )
 
-    def keys(self, layer: int) -> torch.Tensor:
-        """Keys with the weights as they are now: float32 [d_ff, n]."""
-        down = self.layout.down(layer)
-        bare = self._read(self.bare, inputs_of=down)
-        if not self.in_context or not self.in_context[0]:
-            return bare.T
-        rows = [row for group in self.in_context for row in group]
-        contexts = self._read(rows, inputs_of=down).view(len(self), -1, bare.shape[1])
-        return (0.5 * bare + 0.5 * contexts.mean(dim=1)).T
+    def keys(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Keys with the weights as they are now, by layer: float32 [d_ff, n]."""
+        return self.read(layers)[0]
 
     def activations(self, layer: int) -> torch.Tensor:
         """h, the output of a block on the bare prompts as it is now: float32 [n, d_model]."""
-        return self._read(self.bare, outputs_of=self.layout.blocks[layer])
+        return self._pass(self.bare, {}, {"read": self.layout.blocks[layer]})["read"]
 
-    def down_outputs(self, layer: int) -> torch.Tensor:
-        """What the down-projection gives on the bare prompts now: float32 [n, d_model]."""
-        return self._read(self.bare, outputs_of=self.layout.down(layer))
+    def read(
+        self, key_layers: Sequence[int], outputs_of: Mapping[str, nn.Module] | None = None
+    ) -> tuple[dict[int, torch.Tensor], dict[str, torch.Tensor]]:
+        """Keys, and outputs of some modules on the bare prompts, in as few passes as possible.
 
-    def _read(
+        Returns:
+            Keys by layer, float32 [d_ff, n], and outputs by name, float32 [n, features].
+        """
+        downs = {layer: self.layout.down(layer) for layer in key_layers}
+        bare = self._pass(self.bare, downs, outputs_of or {})
+        keys = {layer: bare.pop(layer) for layer in key_layers}  # [n, d_ff]
+        if self.in_context and self.in_context[0]:
+            rows = [row for group in self.in_context for row in group]
+            for layer, found in self._pass(rows, downs, {}).items():
+                contexts = found.view(len(self), -1, found.shape[1])
+                keys[layer] = 0.5 * keys[layer] + 0.5 * contexts.mean(dim=1)
+        return {layer: key.T for layer, key in keys.items()}, bare
+
+    def _pass(
         self,
         rows: Sequence[Sequence[int]],
-        *,
-        inputs_of: nn.Module | None = None,
-        outputs_of: nn.Module | None = None,
-    ) -> torch.Tensor:
-        """[rows, features] of one module's input or output at the last token of each row."""
+        inputs_of: Mapping[Any, nn.Module],
+        outputs_of: Mapping[Any, nn.Module],
+    ) -> dict[Any, torch.Tensor]:
+        """By name: [rows, features], read at the last token of each row."""
         layout = self.layout
-        inputs = {} if inputs_of is None else {"read": inputs_of}
-        outputs = {} if outputs_of is None else {"read": outputs_of}
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         parts = []
         with quiet(layout.model):
             for run in micro_batches([len(rows[i]) for i in order], self.token_budget):
                 batch = TokenBatch.of([rows[i] for i in order[run]], layout.input_device)
-                found = read_rows(
-                    layout, batch, batch.lengths - 1, inputs_of=inputs, outputs_of=outputs
+                at = batch.lengths - 1
+                parts.append(
+                    read_rows(layout, batch, at, inputs_of=inputs_of, outputs_of=outputs_of)
                 )
-                parts.append(found["read"].float())
-        return torch.cat(parts)[torch.tensor(order).argsort().to(parts[0].device)]
+        back = torch.tensor(order).argsort()
+        return {
+            name: torch.cat([part[name].float() for part in parts])[back.to(first.device)]
+            for name, first in parts[0].items()
+        }

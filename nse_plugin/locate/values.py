@@ -78,7 +78,7 @@ def compute_values(
         RequestError: a prompt is longer than the model's context.
     """
     rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
-    order = sorted(range(len(rows)), key=lambda i: rows[i].width)
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
     widths = [rows[i].width * len(rows[i].prompts) for i in order]
     with quiet(layout.model):
         parts = [
@@ -98,6 +98,11 @@ class _Rows:
     @property
     def width(self) -> int:
         return max(len(prompt.ids) for prompt in self.prompts)
+
+    @property
+    def tail(self) -> int:
+        """Tokens that are computed at every step, in the longest row."""
+        return max(len(prompt.ids) - prompt.subject_last for prompt in self.prompts)
 
     @classmethod
     def encode(

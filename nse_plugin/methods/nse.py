@@ -63,7 +63,7 @@ def edit_round(
         writer = _Writer(session, requests, hparams, lookups, values, covariances, clock)
         writer.run()
         with clock("keys"):
-            keys = {layer: lookups.keys(layer).cpu() for layer in hparams.layers}
+            keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
         record = RoundRecord(
             number=len(session.ledger) + 1,
             method=hparams.alg_name,
@@ -167,10 +167,11 @@ class _Writer:
         hparams, layout = self.hparams, self.session.layout
         lookups = self.lookups.select(active)
         with self.clock("keys"):
-            keys = lookups.keys(layer)  # [d_ff, n]
-            residual = self._residuals(lookups, active)  # [n, d_model]
-            if layout.family.post_norm is not None:
-                residual = layout.pull_back(layer, residual, lookups.down_outputs(layer))
+            outputs_of = {"h": layout.blocks[hparams.layers[-1]], "down": layout.down(layer)}
+            found, outputs = lookups.read([layer], outputs_of)
+            keys = found[layer]  # [d_ff, n]
+            residual = self.values.z[active.to(self.values.z.device)] - outputs["h"]
+            residual = layout.pull_back(layer, residual, outputs["down"])  # [n, d_model]
         with self.clock("solve"):
             neurons = select_neurons(keys, hparams.neuron_threshold, hparams.selection_rule)
             selected = keys[neurons]
@@ -195,15 +196,11 @@ class _Writer:
             self.session.write(layer, write.change(layout.d_ff, keys.device))
         self.writes.append(write)
 
-    def _residuals(self, lookups: Lookups, chosen: torch.Tensor) -> torch.Tensor:
-        """z - h with the weights as they are now, [n, d_model]."""
-        h = lookups.activations(self.hparams.layers[-1])
-        return self.values.z[chosen.to(self.values.z.device)].to(h.device) - h
-
     def _residual_norms(self) -> torch.Tensor:
+        """||z - h|| with the weights as they are now, [n]."""
         with self.clock("keys"):
-            every = torch.arange(len(self.requests))
-            return self._residuals(self.lookups, every).norm(dim=1).cpu()
+            h = self.lookups.activations(self.hparams.layers[-1])
+            return (self.values.z - h).norm(dim=1).cpu()
 
     def _active(self, residual: torch.Tensor) -> torch.Tensor:
         return torch.tensor(

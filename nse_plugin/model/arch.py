@@ -184,6 +184,7 @@ class DecoderLayout:
             return residual
         norm = self.blocks[layer].get_submodule(self.family.post_norm)
         gain = norm(torch.ones_like(output[:1], dtype=next(norm.parameters()).dtype)).float()
+        gain, output = gain.to(residual.device), output.to(residual.device)
         gain = torch.where(gain.abs() < 1e-3, torch.full_like(gain, 1e-3), gain)
         return residual * output.square().mean(dim=1, keepdim=True).sqrt() / gain
 

@@ -8,6 +8,7 @@ import torch
 from nse_plugin.locate.values import compute_values
 from nse_plugin.model.arch import DecoderLayout, first_tensor
 from nse_plugin.objectives.nll import nll
+from nse_plugin.requests import EditRequest
 from tests.tiny import some_requests, tiny_hparams, tiny_model
 
 CONTEXTS = ("The river is closed. ", "I think that you. ")
@@ -77,10 +78,8 @@ def plain_value(model, tokenizer, request, hparams):
     return base + delta.detach(), loss.item(), step + 1
 
 
-@pytest.mark.parametrize("stop", [0.05, 3.0], ids=["all steps", "stops at different steps"])
-def test_batched_equals_one_at_a_time(any_model, tokenizer, stop):
-    # a random model starts at a loss near ln(300) = 5.7, so a stop at 3 happens at its own step
-    hparams = tiny_hparams(v_stop_loss=stop, v_num_grad_steps=12, v_lr=0.3)
+def test_batched_equals_one_at_a_time(any_model, tokenizer):
+    hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3)
     requests = some_requests(4)
     values = compute_values(DecoderLayout(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
@@ -91,12 +90,21 @@ def test_batched_equals_one_at_a_time(any_model, tokenizer, stop):
 
 
 def test_requests_stop_at_their_own_step(tokenizer):
-    hparams = tiny_hparams(v_stop_loss=3.0, v_num_grad_steps=12, v_lr=0.3)
     model = tiny_model("gpt2")
-    values = compute_values(
-        DecoderLayout(model), tokenizer, some_requests(6), CONTEXTS, hparams, nll
-    )
-    assert len(set(values.steps.tolist())) > 1
+    hparams = tiny_hparams(v_stop_loss=5.3, v_num_grad_steps=20, v_lr=0.3, v_weight_decay=0.0)
+    # where the subject ends the prompt, its activation decides the answer
+    facts = [
+        ("We met {}", "Ann", "Garn"),
+        ("I saw {}", "Oren", "you"),
+        ("It is {}", "Lio", "Quill"),
+    ]
+    requests = [EditRequest(i, *fact) for i, fact in enumerate(facts)]
+    values = compute_values(DecoderLayout(model), tokenizer, requests, CONTEXTS, hparams, nll)
+    assert len(set(values.steps.tolist())) > 1 and values.steps.min() < 20
+    for i, request in enumerate(requests):
+        z, loss, steps = plain_value(model, tokenizer, request, hparams)
+        assert int(values.steps[i]) == steps
+        torch.testing.assert_close(values.z[i], z, rtol=2e-3, atol=2e-3)
 
 
 def test_micro_batches_change_nothing(model, tokenizer):

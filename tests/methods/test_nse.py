@@ -46,7 +46,7 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
         if len(active) == 0:
             break
         for i, layer in enumerate(hparams.layers):
-            K = lookups.select(active).keys(layer).double()
+            K = lookups.select(active).keys([layer])[layer].double()
             R = (z[active] - lookups.select(active).activations(z_layer)).double().T
             I = select_neurons(K, hparams.neuron_threshold, hparams.selection_rule)
             C = covariances[layer].double()
@@ -59,7 +59,7 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
             with torch.no_grad():
                 layout.down(layer).weight += layout.to_weight(delta).float()
     for layer in hparams.layers:
-        earlier_keys[layer] += list(lookups.keys(layer).double().T)
+        earlier_keys[layer] += list(lookups.keys([layer])[layer].double().T)
 
 
 @pytest.mark.parametrize("rule", ["cover", "within"])
@@ -107,11 +107,10 @@ def test_every_fate_is_reported(model, tokenizer, hparams):
     within = [i for i, r in enumerate(residuals) if low < r < high]
     assert [o.case_id for o in record.outcomes] == [0, 1, 2, 3]
     assert [o.passes for o in record.outcomes] == [int(i in within) for i in range(4)]
-    assert all(list(w.case_ids) == within for w in record.writes)
+    assert all(list(w.case_ids) == within for w in record.writes) and 0 < len(within) < 4
     for o in record.outcomes:
         assert (o.status == "converged") == (o.residual_after <= low)
         assert (o.status == "out_of_bounds") == (o.residual_after >= high)
-    assert "out_of_bounds" in {o.status for o in record.outcomes}
 
 
 def test_fewer_neurons_than_all_are_written(model, tokenizer, hparams):

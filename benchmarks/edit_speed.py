@@ -1,0 +1,142 @@
+"""Seconds per edit of one NSE round, against a plain loop, as a ratio in one run.
+
+The plain loop does what published locate-then-edit code does: one request at a time, its contexts
+as one padded batch, a full forward pass with logits everywhere at every step.  It finds the same
+values to rounding (checked here), so the ratio is speed alone.  The write is ours in both.
+
+    python benchmarks/edit_speed.py [--edits 100] [--models gpt2 llama] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from nse_plugin import NSEHparams, atlas
+from nse_plugin.locate.values import compute_values
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.model.arch import first_tensor
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.prompts import TokenBatch, encode_prompt, encode_request
+from nse_plugin.objectives.nll import nll
+from nse_plugin.session import EditSession
+from nse_plugin.toolkit.datasets import parse_records
+
+
+def plain_value(session, request, contexts, hparams):
+    """z of one request by full passes over all of its rows; returns z and the steps taken."""
+    layout, tokenizer = session.layout, session.tokenizer
+    rows = [encode_request(tokenizer, request, c, with_target=True) for c in ("", *contexts)]
+    rows.append(
+        encode_prompt(tokenizer, f"{request.subject} is a", subject_end=len(request.subject))
+    )
+    batch = TokenBatch.of([r.ids[:-1] if r.n_target else r.ids for r in rows], "cpu")
+    lookup = torch.tensor([r.subject_last for r in rows])
+    every = torch.arange(len(rows))
+    n_target = rows[0].n_target
+    starts = torch.tensor([r.n_prompt - 1 for r in rows[:-1]])
+    reads = starts[:, None] + torch.arange(n_target)
+    targets = torch.tensor(rows[0].target_ids).expand(len(rows) - 1, -1)
+    delta = torch.zeros(layout.d_model, requires_grad=True)
+    optimizer = torch.optim.Adam([delta], lr=hparams.v_lr)
+    base = essence = None
+
+    def add_delta(_module, _args, output):
+        nonlocal base
+        hidden = first_tensor(output).clone()
+        if base is None:
+            base = hidden[0, lookup[0]].detach().clone()
+        hidden[every, lookup] += delta
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    handle = layout.blocks[hparams.layers[-1]].register_forward_hook(add_delta)
+    try:
+        for step in range(hparams.v_num_grad_steps):
+            logits = session.model(**batch.model_inputs(), use_cache=False).logits
+            log_p = logits.log_softmax(-1)
+            picked = log_p[every[:-1, None], reads].gather(2, targets[..., None])
+            at_essence = log_p[-1, lookup[-1]]
+            if essence is None:
+                essence = at_essence.detach()
+            loss = (
+                -picked.mean()
+                + hparams.kl_factor * (at_essence.exp() * (at_essence - essence)).sum()
+                + hparams.v_weight_decay * delta.norm() / base.norm() ** 2
+            )
+            if loss < hparams.v_stop_loss or step == hparams.v_num_grad_steps - 1:
+                break
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            bound = hparams.clamp_norm_factor * base.norm()
+            with torch.no_grad():
+                if delta.norm() > bound:
+                    delta *= bound / delta.norm()
+    finally:
+        handle.remove()
+    return (base + delta).detach(), step + 1
+
+
+def measure(name: str, edits: int) -> dict:
+    """Time both on one model."""
+    model, tokenizer = atlas.load(name)
+    hparams = NSEHparams.from_hparams(f"NSE/atlas-{name}")
+    session = EditSession.of(model, tokenizer)
+    requests = parse_records(atlas.edit_set(edits, seed=0))
+    contexts = session.contexts(hparams)
+    session.covariances(hparams)  # once per model, so not part of an edit
+    compute_values(session.layout, tokenizer, requests[:2], contexts, hparams, nll)  # warm up
+
+    start = time.perf_counter()
+    record = edit_round(session, requests, hparams)
+    ours = time.perf_counter() - start
+    session.undo_all()
+
+    start = time.perf_counter()
+    with quiet(model):
+        plain = [plain_value(session, request, contexts, hparams) for request in requests]
+    plain_values = time.perf_counter() - start
+    write = ours - record.seconds["values"]
+    values = compute_values(session.layout, tokenizer, requests, contexts, hparams, nll)
+    z = torch.stack([z for z, _ in plain])
+    return {
+        "model": name,
+        "edits": edits,
+        "ours_s_per_edit": ours / edits,
+        "plain_s_per_edit": (plain_values + write) / edits,
+        "ratio": (plain_values + write) / ours,
+        "ratio_values_only": plain_values / record.seconds["values"],
+        "mean_steps": sum(steps for _, steps in plain) / edits,
+        "steps_equal": [s for _, s in plain] == values.steps.tolist(),
+        "z_difference": float((values.z - z).norm() / z.norm()),
+        "seconds": record.seconds,
+    }
+
+
+def main() -> None:
+    """Print one JSON object per model."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--models", nargs="+", default=list(atlas.MODELS))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="also write the results as JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    results = {
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "results": [measure(name, options.edits) for name in options.models],
+    }
+    print(json.dumps(results, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""The record layouts of the public knowledge-editing benchmarks.
+
+One function per layout turns one record into :class:`EditRequest`s; :data:`SCHEMAS` lists them
+with the fields that they are recognised by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nse_plugin.requests import EditRequest, Probe
+
+NEIGHBORHOOD = "neighborhood"
+"""Locality kind of benchmarks that have only one."""
+ONE_HOP = "one_hop"
+"""Portability kind of ZsRE."""
+MULTI_HOP = "multi_hop"
+"""Portability kind of MQuAKE."""
+
+_MISSING = object()
+
+
+class BadField(Exception):
+    """A field of a record is missing or cannot be used."""
+
+    def __init__(self, field: str, value: Any, wanted: str) -> None:
+        found = "missing" if value is _MISSING else repr(value)[:80]
+        super().__init__(f"field {field!r} is {found}, wanted {wanted}")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """One benchmark's record layout."""
+
+    fields: tuple[str, ...]
+    """Fields that every record of it has."""
+    parse: Callable[[Mapping[str, Any], int, list[str]], list[EditRequest]]
+    """From (record, its index, list for notes on left-out probes) to requests."""
+    fits: Callable[[Mapping[str, Any]], bool]
+    """Whether a record is of this schema."""
+
+
+def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """kmeng01's CounterFact.  Neighbourhood prompts share the true answer: locality.
+
+    attribute_prompts and generation_prompts have no place in a request and are not read.
+    """
+    rewrite = _mapping(record, "requested_rewrite")
+    true_answer = _target(rewrite, "target_true")
+    return [
+        _template_request(
+            record.get("case_id", index),
+            rewrite,
+            rephrase_prompts=_texts(record, "paraphrase_prompts"),
+            locality=_kinds(
+                {
+                    NEIGHBORHOOD: [
+                        Probe(prompt, true_answer)
+                        for prompt in _texts(record, "neighborhood_prompts")
+                    ]
+                }
+            ),
+        )
+    ]
+
+
+def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """EasyEdit's flat CounterFact: the prompt holds the subject itself."""
+    fields = _common_fields(record, index)
+    if "locality_prompt" in record:
+        fields["locality"] = {
+            NEIGHBORHOOD: {
+                "prompt": [_text(record, "locality_prompt")],
+                "ground_truth": [_text(record, "locality_ground_truth")],
+            }
+        }
+    return [EditRequest.from_dict(fields)]
+
+
+def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """ZsRE; the locality question keeps its "nq question: " as the evaluators expect."""
+    fields: dict[str, Any] = {
+        "case_id": record.get("case_id", index),
+        "prompt": _text(record, "src"),
+        "subject": _text(record, "subject"),
+        "target_new": _text(record, "alt"),
+        "ground_truth": _first_answer(record.get("answers")),
+        "rephrase_prompt": [_text(record, "rephrase")] if record.get("rephrase") else [],
+    }
+    if "loc" in record:
+        fields["locality"] = {
+            NEIGHBORHOOD: {
+                "prompt": [_text(record, "loc")],
+                "ground_truth": [_text(record, "loc_ans")],
+            }
+        }
+    if "portability" in record:
+        hop = _mapping(record, "portability")
+        answer = _first_answer(hop.get("New Answer"))
+        if answer is None:
+            notes.append(f"record {index}: portability {hop.get('New Question')!r}")
+        else:
+            fields["portability"] = {
+                ONE_HOP: {"prompt": [_text(hop, "New Question")], "ground_truth": [answer]}
+            }
+    return [EditRequest.from_dict(fields)]
+
+
+def _knowedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """KnowEdit: kinds of portability and locality are taken as they are found."""
+    fields = _common_fields(record, index)
+    for where in ("locality", "portability"):
+        groups = _mapping(record, where) if record.get(where) else {}
+        fields[where] = {}
+        for kind, group in groups.items():
+            probes = list(_probes(group, f"{where}.{kind}", index, notes))
+            if probes:
+                fields[where][kind] = {
+                    "prompt": [prompt for prompt, _ in probes],
+                    "ground_truth": [answer for _, answer in probes],
+                }
+    return [EditRequest.from_dict(fields)]
+
+
+def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """MQuAKE.  The multi-hop questions need all rewrites, so they stand with the last one only:
+    in a sequential run they are asked when all are written, and each is counted once."""
+    rewrites = record.get("requested_rewrite", _MISSING)
+    if not isinstance(rewrites, list) or not rewrites:
+        raise BadField("requested_rewrite", rewrites, "a list of rewrites")
+    answer = _text(record, "new_answer")
+    questions = [Probe(question, answer) for question in _texts(record, "questions")]
+    case_id = record.get("case_id", index)
+    requests = []
+    for number, rewrite in enumerate(rewrites):
+        last = number == len(rewrites) - 1
+        requests.append(
+            _template_request(
+                f"{case_id}/{number}",
+                rewrite,
+                rephrase_prompts=(rewrite["question"],) if rewrite.get("question") else (),
+                portability=_kinds({MULTI_HOP: questions}) if last else {},
+            )
+        )
+    return requests
+
+
+def _is_knowedit(record: Mapping[str, Any]) -> bool:
+    edit = {"prompt", "target_new"} <= set(record) or {"text", "labels"} <= set(record)
+    return edit and ("locality" in record or "portability" in record)
+
+
+SCHEMAS: dict[str, Schema] = {
+    "counterfact": Schema(
+        ("requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
+        _counterfact,
+        lambda record: isinstance(record.get("requested_rewrite"), Mapping),
+    ),
+    "mquake": Schema(
+        ("requested_rewrite", "questions", "new_answer"),
+        _mquake,
+        lambda record: isinstance(record.get("requested_rewrite"), list),
+    ),
+    "zsre": Schema(("src", "subject", "alt"), _zsre, lambda record: {"src", "alt"} <= set(record)),
+    "knowedit": Schema(
+        ("prompt", "subject", "target_new", "locality and/or portability"), _knowedit, _is_knowedit
+    ),
+    "counterfact_flat": Schema(
+        ("prompt", "subject", "target_new"),
+        _flat,
+        lambda record: {"prompt", "target_new"} <= set(record),
+    ),
+}
+"""Schemas by name, in the order in which a record is tried."""
+
+
+# --- fields -------------------------------------------------------------------------------------
+
+
+def _common_fields(record: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """The edit itself under EasyEdit's names or those of KnowEdit's text parts."""
+    old_names = "text" in record and "prompt" not in record
+    subject = "subject" if "subject" in record else "concept" if old_names else "subject"
+    rephrase: Any = next(
+        (record[k] for k in ("rephrase_prompt", "rephrase_prompts", "rephrase") if record.get(k)),
+        [],
+    )
+    return {
+        "case_id": record.get("case_id", index),
+        "prompt": _text(record, "text" if old_names else "prompt"),
+        "subject": _text(record, subject),
+        "target_new": _text(record, "labels" if old_names else "target_new"),
+        "ground_truth": _first_answer(record.get("ground_truth")),
+        "rephrase_prompt": rephrase,
+    }
+
+
+def _template_request(case_id: int | str, rewrite: Any, **fields: Any) -> EditRequest:
+    """A request from a rewrite whose prompt has ``{}`` and whose targets are {"str": ...}."""
+    if not isinstance(rewrite, Mapping):
+        raise BadField("requested_rewrite", rewrite, "an object with prompt and subject")
+    return EditRequest(
+        case_id=case_id,
+        prompt=_text(rewrite, "prompt"),
+        subject=_text(rewrite, "subject"),
+        target_new=_target(rewrite, "target_new"),
+        ground_truth=_target(rewrite, "target_true"),
+        **fields,
+    )
+
+
+def _probes(group: Any, where: str, index: int, notes: list[str]) -> Iterator[tuple[str, str]]:
+    """(prompt, answer) pairs of a list of {prompt, ground_truth}, or of one such object."""
+    for entry in group if isinstance(group, list) else [group]:
+        if not isinstance(entry, Mapping):
+            raise BadField(where, entry, "objects with prompt and ground_truth")
+        prompts, answers = entry.get("prompt", _MISSING), entry.get("ground_truth")
+        if isinstance(prompts, str):
+            pairs = [(prompts, answers)]
+        elif not isinstance(prompts, list):
+            raise BadField(f"{where}.prompt", prompts, "a text")
+        elif isinstance(answers, list) and len(answers) == len(prompts):
+            pairs = list(zip(prompts, answers))
+        else:
+            raise BadField(f"{where}.ground_truth", answers, f"{len(prompts)} answers")
+        for prompt, candidates in pairs:
+            answer = _first_answer(candidates)
+            if answer is None:
+                notes.append(f"record {index}: {where} {prompt!r}")
+            else:
+                yield prompt, answer
+
+
+def _kinds(groups: Mapping[str, list[Probe]]) -> dict[str, tuple[Probe, ...]]:
+    return {kind: tuple(probes) for kind, probes in groups.items() if probes}
+
+
+def _text(record: Mapping[str, Any], field: str) -> str:
+    value = record.get(field, _MISSING)
+    if not isinstance(value, str) or not value.strip():
+        raise BadField(field, value, "a text that is not empty")
+    return value
+
+
+def _texts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
+    value = record.get(field, _MISSING)
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise BadField(field, value, "a list of texts")
+    return tuple(value)
+
+
+def _mapping(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    value = record.get(field, _MISSING)
+    if not isinstance(value, Mapping):
+        raise BadField(field, value, "an object")
+    return value
+
+
+def _target(rewrite: Mapping[str, Any], field: str) -> str:
+    value = rewrite.get(field, _MISSING)
+    if isinstance(value, Mapping):
+        value = value.get("str", _MISSING)
+    return _text({field: value} if value is not _MISSING else {}, field).strip()
+
+
+def _first_answer(value: Any) -> str | None:
+    """The first text that is not empty, where benchmarks list answers and aliases, however deep."""
+    if isinstance(value, (list, tuple)):
+        return next((answer for answer in map(_first_answer, value) if answer is not None), None)
+    return value.strip() if isinstance(value, str) and value.strip() else None

@@ -1,0 +1,216 @@
+"""The metrics of an edit against a brute-force reading of EasyEdit's definitions."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nse_plugin.errors import HparamsError, RequestError
+from nse_plugin.evaluation.edit_quality import (
+    compute_edit_quality,
+    compute_many,
+    finalize_locality,
+    mean_metrics,
+    ngram_entropy,
+)
+from tests.toolkit.tiny import tiny_model, tiny_tokenizer
+
+LETTERS = "".join(map(chr, range(33, 127))) + "\u00e0\u0119\u4e2d\u0438"
+HPARAMS = SimpleNamespace(alg_name="NSE", max_length=40)
+LONG = "The capital of France, which is where Alice lived, is"
+
+
+def record(prompt="Alice lives in", target="Paris and Rome"):
+    return {
+        "prompt": prompt,
+        "target_new": target,
+        "ground_truth": "Oslo",
+        "rephrase_prompt": "Where is it that Alice lives?",
+        "locality": {
+            "one": {"prompt": "Bob lives in", "ground_truth": "Rome is"},
+            "several": {"prompt": ["Oslo", LONG], "ground_truth": ["is", "a continent of it"]},
+        },
+        "portability": {"hop": {"prompt": ["Oslo", LONG], "ground_truth": ["is", "the sea"]}},
+    }
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    return tiny_model(request.param)
+
+
+def brute_force(model, tokenizer, prompt, answer):
+    """(first choices, answer tokens, summed nll), from one unpadded pass in the joint tokens."""
+    n_prompt = len(tokenizer(prompt)["input_ids"])
+    ids = tokenizer(f"{prompt} {answer}")["input_ids"]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, n_prompt - 1 : -1]
+    answer_ids = ids[n_prompt:]
+    log_p = logits.double().log_softmax(-1)[range(len(answer_ids)), answer_ids]
+    return logits.argmax(-1).tolist(), answer_ids, -log_p.sum().item()
+
+
+def accuracy(model, tokenizer, prompt, answer):
+    choices, answer_ids, _ = brute_force(model, tokenizer, prompt, answer)
+    return sum(a == b for a, b in zip(choices, answer_ids)) / len(answer_ids)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_metrics_are_those_of_unbatched_passes(model, side):
+    tokenizer = tiny_tokenizer(side)
+    asked = record()
+    got = compute_edit_quality(model, "any", HPARAMS, tokenizer, asked, "cpu")
+    assert list(got) == ["locality", "portability", "rewrite_acc", "metric_meta", "rephrase_acc"]
+    target = asked["target_new"]
+    assert got["rewrite_acc"] == [accuracy(model, tokenizer, asked["prompt"], target)]
+    assert got["rephrase_acc"] == [accuracy(model, tokenizer, asked["rephrase_prompt"], target)]
+    assert got["locality"] == {
+        "one_output": [brute_force(model, tokenizer, "Bob lives in", "Rome is")[0]],
+        "several_output": [
+            brute_force(model, tokenizer, "Oslo", "is")[0],
+            brute_force(model, tokenizer, LONG, "a continent of it")[0],
+        ],
+    }
+    assert got["portability"] == {
+        "hop_acc": [
+            accuracy(model, tokenizer, "Oslo", "is"),
+            accuracy(model, tokenizer, LONG, "the sea"),
+        ]
+    }
+    assert got["metric_meta"]["rewrite"] == {
+        "result_key": "rewrite_acc",
+        "protocol": "decoder_only_teacher_forcing",
+        "scorer": "token_accuracy",
+        "comparable_group": "lm.decoder_only_teacher_forcing.token_accuracy",
+    }
+    json.dumps(got)
+
+
+def test_accuracy_is_the_share_of_first_choices(model):
+    tokenizer = tiny_tokenizer()
+    draw = random.Random(0)  # long random answers: the model gets a token right now and then
+    asked = [(prompt, "".join(draw.choices(LETTERS, k=50))) for prompt in ["Oslo", "Bob"] * 30]
+    wanted = [accuracy(model, tokenizer, *pair) for pair in asked]
+    records = [{"prompt": prompt, "target_new": answer} for prompt, answer in asked]
+    got = [entry["rewrite_acc"][0] for entry in compute_many(model, HPARAMS, tokenizer, records)]
+    assert got == wanted
+    assert len(set(wanted)) > 1  # some are partly right
+
+
+def test_many_records_equal_one_at_a_time(model):
+    tokenizer = tiny_tokenizer()
+    records = [record(), record("Oslo", "is"), {"prompt": LONG, "target_new": "Garn"}]
+    together = compute_many(model, HPARAMS, tokenizer, records, token_budget=150)
+    alone = [compute_edit_quality(model, "", HPARAMS, tokenizer, r, "cpu") for r in records]
+    assert together == alone
+    assert "rephrase_acc" not in together[2] and together[2]["locality"] == {}
+
+
+def test_template_is_filled_and_lists_are_scored_each(model):
+    tokenizer = tiny_tokenizer()
+    plain = compute_many(model, HPARAMS, tokenizer, [record()])[0]
+    template = {**record("{} lives in"), "subject": "Alice"}
+    template["rephrase_prompt"] = ["Where is it that Alice lives?", "Alice, she lives in"]
+    got = compute_many(model, HPARAMS, tokenizer, [template])[0]
+    assert got["rewrite_acc"] == plain["rewrite_acc"]
+    assert got["rephrase_acc"] == [
+        accuracy(model, tokenizer, prompt, "Paris and Rome")
+        for prompt in template["rephrase_prompt"]
+    ]
+
+
+def test_perplexity_is_that_of_the_target(model):
+    tokenizer = tiny_tokenizer()
+    got = compute_many(model, HPARAMS, tokenizer, [record()], eval_metric="ppl")[0]
+    _, ids, nll = brute_force(model, tokenizer, "Alice lives in", "Paris and Rome")
+    assert got["rewrite_ppl"] == pytest.approx(math.exp(nll / len(ids)), rel=1e-4)
+    assert "rewrite_acc" not in got and got["metric_meta"]["rewrite"]["scorer"] == "perplexity"
+
+
+def spaces_in_one_token(text):
+    """A tokenizer that merges a blank at the prompt's end with the one before the answer."""
+    pieces = re.findall(r" +|[^ ]", text)
+    return {"input_ids": [len(p) if p[0] == " " else 100 + ord(p) % 100 for p in pieces]}
+
+
+def test_a_token_across_prompt_and_answer_is_counted_as_the_host_does(model):
+    """Of "in" + two blanks + "sea" the prompt's own 3 tokens are its; the rest is the answer."""
+    assert len(spaces_in_one_token("in  sea")["input_ids"]) == 3 + 3
+    choices, ids, _ = brute_force(model, spaces_in_one_token, "in ", "sea")
+    probe = {"k": {"prompt": "in ", "ground_truth": "sea"}}
+    got = compute_many(model, HPARAMS, spaces_in_one_token, [{**record("in "), "locality": probe}])
+    assert got[0]["locality"]["k_output"] == [choices] and len(choices) == len(ids) == 3
+
+
+def test_special_tokens_are_not_counted_as_the_answers(model):
+    tokenizer = tiny_tokenizer(bos=True)
+    choices, ids, _ = brute_force(model, tokenizer, "Bob lives in", "Rome is")
+    got = compute_many(model, HPARAMS, tokenizer, [record()])[0]
+    assert got["locality"]["one_output"] == [choices] and tokenizer.bos_token_id not in ids
+
+
+def test_finalize_locality_compares_before_and_after():
+    pre = {"locality": {"k_output": [[1, 2, 3, 4], [5]]}}
+    post = {"locality": {"k_output": [[1, 2, 0, 0], [5]]}, "metric_meta": {}}
+    metric = finalize_locality({"pre": pre, "post": post})
+    assert metric["post"]["locality"]["k_acc"] == [0.5, 1.0]
+    assert metric["post"]["metric_meta"]["locality.k"]["scorer"] == "token_match"
+    assert "k_acc" not in metric["pre"]["locality"]
+    with pytest.raises(RequestError, match="1 outputs after the edit and 2 before"):
+        finalize_locality({"pre": pre, "post": {"locality": {"k_output": [[1]]}}})
+
+
+def test_means_count_each_case_once():
+    cases = [
+        {"pre": {"rewrite_acc": [0.0]}, "post": {"rewrite_acc": [1.0], "portability": {"h_acc": p}}}
+        for p in ([0.0, 1.0], [1.0])
+    ]
+    assert mean_metrics(cases) == {
+        "pre": {"rewrite_acc": 0.0},
+        "post": {"rewrite_acc": 1.0, "portability": {"h_acc": 0.75}},
+    }
+
+
+def test_fluency_is_low_for_repetition_and_stays_the_same(model):
+    assert ngram_entropy("a a a a a a") == 0 == ngram_entropy("") == ngram_entropy("one")
+    # 4 pairs, 3 triples, all different: (2/3 * log2 4 + 4/3 * log2 3) / 2
+    assert ngram_entropy("a b c d e") == pytest.approx((4 / 3 + 4 / 3 * math.log2(3)) / 2)
+    tokenizer = tiny_tokenizer()
+    once, again = (
+        compute_many(model, HPARAMS, tokenizer, [record()], test_generation=True)[0]["fluency"]
+        for _ in range(2)
+    )
+    assert once == again and once["ngram_entropy"] > 0
+
+
+def test_options_that_are_not_offered_are_named(model):
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(HparamsError, match="unknown eval_metric 'pppl'; did you mean 'ppl'"):
+        compute_many(model, HPARAMS, tokenizer, [record()], eval_metric="pppl")
+    judged = SimpleNamespace(alg_name="NSE", evaluation_type="LLM-judge")
+    with pytest.raises(HparamsError, match="LLM-judge"):
+        compute_many(model, judged, tokenizer, [record()])
+    with pytest.raises(RequestError, match="'target_new' is missing"):
+        compute_many(model, HPARAMS, tokenizer, [{"prompt": "a"}])
+    odd = {**record(), "locality": {"k": {"prompt": ["a", "b"], "ground_truth": ["c"]}}}
+    with pytest.raises(RequestError, match=r"locality\['k'\] has 2 prompts and 1 answers"):
+        compute_many(model, HPARAMS, tokenizer, [odd])
+
+
+def test_chat_template_wraps_all_but_locality(model):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}Q {{ m['content'] }} A{% endfor %}"
+    chatting = SimpleNamespace(alg_name="NSE", use_chat_template=True)
+    got = compute_many(model, chatting, tokenizer, [record()])[0]
+    plain = compute_many(model, HPARAMS, tokenizer, [record()])[0]
+    wrapped = record("Q Alice lives in A")
+    assert (
+        got["rewrite_acc"] == compute_many(model, HPARAMS, tokenizer, [wrapped])[0]["rewrite_acc"]
+    )
+    assert got["locality"] == plain["locality"]
