@@ -69,7 +69,8 @@ def second_moments(
 
     For each layer the first there is counts: our own file, EasyEdit's ``.npz``, a pass over the
     text.  What a pass gives is written to our own files.  A ``.npz`` is taken whatever ``seed``
-    and ``max_length`` are, since it does not say.  The model must hold its original weights.
+    and ``max_length`` are, since it does not say.  The model must hold its original weights: a
+    file is taken for a model whose MLPs were edited since.
 
     Args:
         source: where the text comes from: ``self``, ``atlas``, a text file, or a dataset; see

@@ -157,11 +157,13 @@ class StatisticsFiles:
         except _UNREADABLE as error:
             raise _damaged(path, error) from error
         for name, expected in self._expected(layer).items():
+            found = metadata.get(name, "")
+            agrees = same_model(found, expected) if name == "fingerprint" else found == expected
             unknown = name == "digest" and not expected  # the text file is no longer there
-            if metadata.get(name) != expected and not unknown:
+            if not agrees and not unknown:
                 raise StatisticsError(
                     f"{path} holds statistics of {_OTHER[name]}: its {name} is "
-                    f"{metadata.get(name)!r}, not {expected!r}; give another stats_dir, or {_AGAIN}"
+                    f"{found!r}, not {expected!r}; give another stats_dir, or {_AGAIN}"
                 )
         return self._checked(path, mean, count, n_used)
 
@@ -265,26 +267,32 @@ def model_basename(layout: DecoderLayout) -> str:
 
 @torch.no_grad()
 def model_fingerprint(layout: DecoderLayout) -> str:
-    """A short hash over a sample of the embedding and of every down-projection.
+    """What tells this model from others: short hashes of its parts, ``?`` for offloaded ones.
 
-    Taken after rounding to bfloat16, so that a model has one fingerprint in float32 and in
-    bfloat16.  The weights must be the original ones.
+    The parts are a sample of the embedding and of every block's attention.  The MLPs do not count,
+    since editors write to them, and the statistics of an edited model are those of its original.
+    Taken after rounding to bfloat16, so that a model has one fingerprint in float32 and bfloat16.
     """
-    numbers: list[Any] = [layout.model_type, layout.n_layers, layout.d_model, layout.d_ff]
-    embedding = layout.model.get_input_embeddings().weight
-    numbers.append(_sampled_fingerprint(embedding, n_rows=1024))
-    for layer in range(layout.n_layers):
-        weight = layout.down(layer).weight
-        weight = weight.T if layout.family.conv1d else weight  # [d_model, d_ff]
-        numbers.append(_sampled_fingerprint(weight, n_rows=64))
-    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
+    parts = [layout.model.get_input_embeddings().weight]
+    for block in layout.blocks:
+        attention = block.get_submodule(layout.family.attn)
+        parts.append(next(p for p in attention.parameters() if p.dim() == 2))
+    shape = f"{layout.model_type}-{layout.n_layers}-{layout.d_model}-{layout.d_ff}"
+    return "-".join([shape, *map(_part_fingerprint, parts)])
 
 
-def _sampled_fingerprint(weight: torch.Tensor, n_rows: int) -> int | None:
-    if weight.is_meta:  # offloaded
-        return None
-    rows = weight[:: max(1, weight.shape[0] // n_rows)]
-    return fingerprint(rows.to(torch.bfloat16 if rows.is_floating_point() else torch.int16))
+def _part_fingerprint(weight: torch.Tensor) -> str:
+    if weight.is_meta:
+        return "?"
+    rows = weight[:: max(1, weight.shape[0] // 64)]
+    number = fingerprint(rows.to(torch.bfloat16 if rows.is_floating_point() else torch.int16))
+    return hashlib.sha256(str(number).encode()).hexdigest()[:4]
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints can be of one model: all parts known to both are equal."""
+    a, b = one.split("-"), other.split("-")
+    return len(a) == len(b) and all(x == y or "?" in (x, y) for x, y in zip(a, b))
 
 
 def _is_symmetric(matrix: torch.Tensor, n_rows: int = 256) -> bool:

@@ -262,13 +262,17 @@ def probe_family(model: PreTrainedModel) -> Family:
     if not norms:
         raise fail(f"{body_name!r} has no final norm")
     attention = [
-        name for name, _ in blocks[0].named_children() if "attn" in name or "attention" in name
+        name
+        for name, child in blocks[0].named_children()
+        if ("attn" in name or "attention" in name) and any(p.dim() == 2 for p in child.parameters())
     ]
+    if not attention:
+        raise fail(f"block {blocks_name}.0 has no attention")
     family = Family(
         blocks=blocks_name,
         down=down_name,
         mlp=down_name.rpartition(".")[0],
-        attn=attention[0] if attention else "",
+        attn=attention[0],
         final_norm=f"{body_name}.{norms[-1]}",
         head=next(name for name, module in model.named_modules() if module is head),
         conv1d=isinstance(blocks[0].get_submodule(down_name), Conv1D),

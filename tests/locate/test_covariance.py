@@ -289,7 +289,9 @@ def test_other_model_text_and_settings(layout, text, tmp_path):
     edited = tiny_model(family)
     with torch.no_grad():
         DecoderLayout(edited).down(3).weight.mul_(1.05)
-    refused(DecoderLayout(edited), text, tmp_path, path, "another model")
+    before = compute(layout, text, tmp_path)[1]
+    of_edited = compute(DecoderLayout(edited), text, tmp_path)[1]  # the original's statistics
+    assert torch.equal(of_edited.mean, before.mean)
     Path(text).write_text("Other text.\n", encoding="utf-8")
     refused(layout, text, tmp_path, path, "text file")
     Path(text).unlink()

@@ -1,0 +1,71 @@
+"""Round files: what is read is what was written; damage is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.errors import DataError
+from nse_plugin.ledger.files import load_ledger, load_round, round_path, save_round
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.session import EditSession
+from tests.tiny import some_requests, tiny_hparams
+
+
+@pytest.fixture
+def session(model, tokenizer, tmp_path):
+    session = EditSession.of(model, tokenizer)
+    for i in (0, 2):
+        edit_round(
+            session,
+            some_requests(4)[i : i + 2],
+            tiny_hparams(neuron_threshold=0.6, stats_dir=str(tmp_path / "stats")),
+        )
+    return session
+
+
+def test_round_trip_and_rebuilding_the_weights(session, tmp_path):
+    for record in session.ledger:
+        save_round(tmp_path, record)
+    ledger = load_ledger(tmp_path)
+    assert len(ledger) == 2
+    for layer in (1, 2):
+        name = session.layout.down_name(layer)
+        change = session.layout.to_weight(ledger.change(layer, session.layout.d_ff))
+        assert torch.equal(change, session.weights.change(name))
+        assert torch.equal(
+            session.weights.original(name) + change, session.model.get_parameter(name)
+        )
+        assert torch.equal(ledger.keys(layer), session.ledger.keys(layer))
+    for read, kept in zip(ledger, session.ledger):
+        assert read.outcomes == kept.outcomes and read.summary() == kept.summary()
+
+
+def test_what_a_record_says_of_its_writes(session):
+    record = session.ledger[0]
+    d_ff = session.layout.d_ff
+    for layer in record.layers():
+        total = sum(w.change(d_ff).double() for w in record.writes if w.layer == layer)
+        assert record.norms()[layer] == pytest.approx(float(total.norm()), rel=1e-5)
+    for write in record.writes:
+        change = write.change(d_ff)
+        assert torch.allclose(write.column_norms(), change.norm(dim=0)[write.neurons], atol=1e-6)
+        assert 0.6 <= write.key_mass < 1.0 and write.case_ids == (0, 1)
+
+
+def test_damage_is_named(session, tmp_path):
+    with pytest.raises(DataError, match=r"holds no round-\*\.safetensors"):
+        load_ledger(tmp_path)
+    for record in session.ledger:
+        path = save_round(tmp_path, record)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="round-0002.safetensors is not a whole round file"):
+        load_ledger(tmp_path)
+    path.write_bytes(whole.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
+    with pytest.raises(DataError, match="has schema 9, and this version reads 1"):
+        load_round(path)
+    path.write_bytes(whole)
+    round_path(tmp_path, 1).unlink()
+    with pytest.raises(DataError, match="lacks round-0001.safetensors"):
+        load_ledger(tmp_path)

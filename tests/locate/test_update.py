@@ -1,0 +1,85 @@
+"""Neuron selection and the solve against brute force."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from nse_plugin.errors import StatisticsError
+from nse_plugin.locate.update import select_neurons, solve_right
+
+KEYS = npst.arrays(
+    np.float32, st.tuples(st.integers(1, 7), st.integers(1, 3)),
+    elements=st.floats(-4, 4, width=16).map(lambda x: round(x * 4) / 4),
+).filter(lambda keys: bool(np.abs(keys).sum() > 0))  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(KEYS, st.sampled_from([0.1, 0.25, 0.5, 0.6, 0.75, 0.8, 0.95]))
+def test_smallest_cover_and_largest_within(keys, p):
+    mass = np.abs(keys.astype(np.float64)).sum(axis=1)
+    total = mass.sum()
+    subsets = [
+        set(c) for k in range(1, len(mass) + 1) for c in itertools.combinations(range(len(mass)), k)
+    ]
+
+    def held(neurons):
+        return mass[list(neurons)].sum()
+
+    cover = set(select_neurons(torch.from_numpy(keys), p, "cover").tolist())
+    assert held(cover) >= p * total
+    assert len(cover) == min(len(s) for s in subsets if held(s) >= p * total)
+    within = set(select_neurons(torch.from_numpy(keys), p, "within").tolist())
+    # the largest head of the falling order that stays within p, and never none
+    order = sorted(range(len(mass)), key=lambda j: -mass[j])
+    heads = [k for k in range(1, len(mass) + 1) if held(order[:k]) <= p * total]
+    assert len(within) == max(heads, default=1)
+    assert held(within) == pytest.approx(held(order[: len(within)]))
+
+
+def test_threshold_one_takes_all_neurons_also_dead_ones():
+    keys = torch.tensor([[1.0], [0.0], [2.0]])
+    for rule in ("cover", "within"):
+        assert select_neurons(keys, 1.0, rule).tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("n_previous", [0, 5])
+@pytest.mark.parametrize("with_covariance", [True, False])
+def test_solve_against_float64_brute_force(n_previous, with_covariance):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(20, 20 if not with_covariance else 4, generator=generator)
+    samples = torch.randn(20, 60, generator=generator)
+    covariance = (samples @ samples.T / 60) if with_covariance else None
+    previous = torch.randn(20, n_previous, generator=generator) if n_previous else None
+    right = solve_right(keys, covariance=covariance, weight=3.0, previous=previous, layer=1)
+    system = np.zeros((20, 20))
+    if covariance is not None:
+        system += 3.0 * covariance.double().numpy()
+    for k in [*keys.T, *(previous.T if previous is not None else [])]:
+        system += np.outer(k.double(), k.double())
+    expected = keys.double().numpy().T @ np.linalg.inv(system)
+    np.testing.assert_allclose(right.double().numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_all_neurons_equal_the_dense_solve():
+    generator = torch.Generator().manual_seed(0)
+    keys, residual = torch.randn(12, 3, generator=generator), torch.randn(5, 3, generator=generator)
+    covariance = torch.eye(12) * 0.5
+    every = select_neurons(keys, 1.0, "cover")
+    right = solve_right(
+        keys[every], covariance=covariance[every][:, every], weight=2.0, previous=None, layer=0
+    )
+    dense = residual @ keys.T @ torch.linalg.inv(2.0 * covariance + keys @ keys.T)
+    torch.testing.assert_close(residual @ right, dense, rtol=1e-4, atol=1e-5)
+
+
+def test_a_singular_system_is_named():
+    keys = torch.ones(6, 1)
+    with pytest.raises(StatisticsError, match="system of layer 4 is singular .6 neurons"):
+        solve_right(keys, covariance=None, weight=1.0, previous=None, layer=4)

@@ -1,0 +1,68 @@
+"""Subject positions and target tokens, against reading the tokens back."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.model.prompts import TokenBatch, encode_prompt, encode_request, micro_batches
+from nse_plugin.requests import EditRequest
+from tests.tiny import some_requests, tiny_tokenizer
+from tests.toolkit.tiny import tiny_tokenizer as variant
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=10)
+
+
+@given(WORDS, WORDS.filter(str.strip), WORDS, WORDS.filter(str.strip))
+def test_the_last_subject_token_holds_its_last_character(head, subject, tail, target):
+    tokenizer = tiny_tokenizer()
+    request = EditRequest(0, f"{head}{{}}{tail}", subject, target)
+    encoded = encode_request(tokenizer, request, with_target=True)
+    # each character of a byte-level token stands for one byte
+    sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(list(encoded.ids))]
+    end = len((head + subject).encode())
+    last = encoded.subject_last
+    assert sum(sizes[:last]) < end <= sum(sizes[: last + 1])
+    assert sum(sizes[: encoded.n_prompt]) == len(request.text.encode())
+    assert sum(sizes[encoded.n_prompt :]) == len(f" {request.target_new}".encode())
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_prompt_and_target_are_tokenised_as_the_evaluator_does(bos):
+    tokenizer = variant(bos=bos)
+    for request in some_requests(6):
+        encoded = encode_request(tokenizer, request, "The river. ", with_target=True)
+        text = f"The river. {request.text}"
+        assert list(encoded.ids) == tokenizer(f"{text} {request.target_new}")["input_ids"]
+        assert encoded.n_prompt == len(tokenizer(text)["input_ids"])
+        assert tokenizer.decode(encoded.target_ids) == f" {request.target_new}"
+
+
+def test_too_long_and_unusable():
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(RequestError, match="longer than the model's context of 4"):
+        encode_prompt(tokenizer, "Where does Lio Brandt come from?", max_positions=4)
+
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ModelError, match="Slow cannot map tokens to characters"):
+        encode_prompt(Slow(), "a")
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(10, 200))
+def test_micro_batches_cut_everything_once_within_the_budget(widths, budget):
+    runs = micro_batches(widths, budget)
+    assert [i for run in runs for i in range(len(widths))[run]] == list(range(len(widths)))
+    for run in runs:
+        part = widths[run]
+        assert len(part) == 1 or max(part) * len(part) <= budget
+
+
+def test_token_batch_pads_on_the_right():
+    batch = TokenBatch.of([[5, 6, 7], [8]], "cpu")
+    assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.lengths.tolist() == [3, 1]

@@ -1,0 +1,113 @@
+"""Hyperparameters: every shipped YAML loads, everything wrong is refused by name."""
+
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from nse_plugin import NSEHparams, NSEHyperParams
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams import yaml_dir
+from nse_plugin.methods.registry import METHODS, find_method
+
+GOOD = {"alg_name": "NSE", "model_name": "m", "layers": [1, 2]}
+SHIPPED = sorted(yaml_dir().rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_yaml_loads_by_path_and_by_name(path):
+    kind = find_method(path.parent.name).hparams
+    by_path = kind.from_hparams(path)
+    by_name = kind.from_hparams(str(path.relative_to(yaml_dir()).with_suffix("")))
+    assert by_path == by_name and by_path.alg_name == path.parent.name
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_every_key_of_a_yaml_is_commented(path):
+    lines = path.read_text(encoding="utf-8").splitlines()
+    keys = [line for line in lines if line and not line.startswith(("#", " "))]
+    bare = [line for line in keys if "#" not in line]
+    assert [line.split(":")[0] for line in bare if line.split(":")[0] not in
+            ("alg_name", "model_name", "device")] == []  # fmt: skip
+
+
+def test_there_is_a_yaml_for_every_method():
+    assert set(METHODS) <= {path.parent.name for path in SHIPPED}
+
+
+def test_the_toolkits_names():
+    assert NSEHyperParams is NSEHparams
+
+
+def test_scientific_notation_as_yaml_reads_it():
+    config = yaml.safe_load("v_lr: 5e-1\nmom2_update_weight: 2e4\n")
+    assert isinstance(config["v_lr"], str)
+    hparams = NSEHparams.from_dict({**GOOD, **config})
+    assert (hparams.v_lr, hparams.mom2_update_weight) == (0.5, 20000.0)
+
+
+def test_easyedits_memit_keys_are_taken():
+    keys = dict(
+        GOOD, stats_dir="s", device=0, clamp_norm_factor=0.75, layer_selection="all",
+        fact_token="subject_last", v_num_grad_steps=20, v_lr="5e-1", v_loss_layer=47,
+        v_weight_decay=0.5, kl_factor=0.0625, mom2_adjustment=True, mom2_update_weight=20000,
+        rewrite_module_tmp="transformer.h.{}.mlp.c_proj", layer_module_tmp="transformer.h.{}",
+        mlp_module_tmp="transformer.h.{}.mlp", attn_module_tmp="transformer.h.{}.attn",
+        ln_f_module="transformer.ln_f", lm_head_module="transformer.wte",
+        mom2_dataset="wikipedia", mom2_n_samples=100000, mom2_dtype="float32",
+        model_parallel=False, batch_size=1, max_length=40,
+    )  # fmt: skip
+    assert NSEHparams.from_dict(keys).device == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"neuron_treshold": 0.8},
+            "unknown key 'neuron_treshold'; did you mean 'neuron_threshold'",
+        ),
+        ({"neuron_threshold": 0}, "neuron_threshold is 0.0; it must be greater than 0"),
+        ({"neuron_threshold": 1.2}, "neuron_threshold is 1.2; it must be at most 1"),
+        ({"v_lr": "fast"}, "v_lr is 'fast'; it must be of type float"),
+        ({"v_lr": float("nan")}, "v_lr is nan; it must be a finite number"),
+        ({"v_num_grad_steps": 0}, "v_num_grad_steps is 0; it must be at least 1"),
+        ({"v_num_grad_steps": 2.5}, "v_num_grad_steps is 2.5; it must be of type int"),
+        ({"v_num_grad_steps": True}, "v_num_grad_steps is True; it must be of type int"),
+        ({"mom2_adjustment": 1}, "mom2_adjustment is 1; it must be of type bool"),
+        ({"selection_rule": "covers"}, "selection_rule is 'covers'.*did you mean 'cover'"),
+        ({"fact_token": "last"}, "fact_token is 'last'; it must be one of"),
+        ({"layers": 3}, "layers is 3; it must be a list"),
+        ({"layers": []}, r"layers is \[\]; give block numbers"),
+        ({"layers": [2, 1]}, r"layers is \[2, 1\]; .* in rising order"),
+        ({"layers": [1, 1]}, r"layers is \[1, 1\]"),
+        ({"layers": [-1]}, r"layers is \[-1\]"),
+        ({"alg_name": "MEMIT"}, "alg_name is 'MEMIT', and NSEHparams is for 'NSE'"),
+        ({"alpha": 5, "upper_bound": 5}, "upper_bound is 5.0 and alpha is 5.0"),
+        ({"v_loss_layer": 1}, "v_loss_layer is 1, below the z-layer 2"),
+        ({"device": [1]}, r"device is \[1\]"),
+    ],
+)
+def test_wrong_values_are_named(change, message):
+    with pytest.raises(HparamsError, match=message):
+        NSEHparams.from_dict({**GOOD, **change})
+
+
+def test_missing_keys_and_files(tmp_path):
+    with pytest.raises(HparamsError, match="missing key.* 'layers'"):
+        NSEHparams.from_dict({"alg_name": "NSE", "model_name": "m"})
+    with pytest.raises(HparamsError, match=r"NSE/atlas-gpt.*did you mean 'NSE/atlas-gpt2'"):
+        NSEHparams.from_hparams("NSE/atlas-gpt")
+    path = tmp_path / "a.yaml"
+    for text, message in [("a: [", "is not YAML"), ("- 1", "holds list"), ("v_lr: 1", "missing")]:
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(HparamsError, match=message) as caught:
+            NSEHparams.from_hparams(path)
+        assert str(path) in str(caught.value)
+
+
+def test_yaml_cannot_run_code(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("alg_name: !!python/object/apply:os.getcwd []", encoding="utf-8")
+    with pytest.raises(HparamsError, match="is not YAML"):
+        NSEHparams.from_hparams(path)
