@@ -79,7 +79,7 @@ def compute_values(
     """
     rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
-    widths = [rows[i].width * len(rows[i].prompts) for i in order]
+    widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in order]
     with quiet(layout.model):
         parts = [
             _optimise(layout, [rows[i] for i in order[run]], hparams, objective)
@@ -91,32 +91,35 @@ def compute_values(
 
 @dataclass(frozen=True)
 class _Rows:
-    """The rows of tokens of one request: bare prompt, contexts, and last "{subject} is a"."""
+    """The rows of tokens of one request."""
 
-    prompts: tuple[EncodedPrompt, ...]
+    rewriting: tuple[EncodedPrompt, ...]
+    """The bare prompt, then the prompt behind each context, with their targets."""
+    essence: EncodedPrompt
+    """The text "{subject} is a", where the model should stay as it is."""
 
     @property
     def width(self) -> int:
-        return max(len(prompt.ids) for prompt in self.prompts)
+        return max(len(prompt.ids) for prompt in self.rewriting)
 
     @property
     def tail(self) -> int:
         """Tokens that are computed at every step, in the longest row."""
-        return max(len(prompt.ids) - prompt.subject_last for prompt in self.prompts)
+        return max(len(prompt.ids) - prompt.subject_last for prompt in self.rewriting)
 
     @classmethod
     def encode(
         cls, layout: DecoderLayout, tokenizer: object, request: EditRequest, contexts: Sequence[str]
     ) -> _Rows:
         longest = layout.max_positions
-        rewriting = [
+        rewriting = tuple(
             encode_request(tokenizer, request, context, with_target=True, max_positions=longest)
             for context in ("", *contexts)
-        ]
+        )
         essence = encode_prompt(
             tokenizer, f"{request.subject} is a", subject_end=len(request.subject)
         )
-        return cls((*rewriting, essence))
+        return cls(rewriting, essence)
 
 
 @dataclass(frozen=True)
@@ -128,31 +131,26 @@ class _Reading:
     step: torch.Tensor  # [tokens], its place in the row's tail
     target: torch.Tensor  # [tokens], its id
     weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
-    essence: torch.Tensor  # [requests], row of "{subject} is a", read at its first place
 
     @classmethod
     def of(cls, rows: Sequence[_Rows], device: torch.device) -> _Reading:
         owner: list[int] = []
-        essence: list[int] = []
         tokens: list[tuple[int, int, int, float]] = []
         for request, item in enumerate(rows):
-            *rewriting, _ = item.prompts
-            for prompt in rewriting:
+            for prompt in item.rewriting:
                 first = prompt.n_prompt - 1 - prompt.subject_last
-                weight = 1.0 / (prompt.n_target * len(rewriting))
+                weight = 1.0 / (prompt.n_target * len(item.rewriting))
                 tokens += [
                     (len(owner), first + j, token, weight)
                     for j, token in enumerate(prompt.target_ids)
                 ]
                 owner.append(request)
-            essence.append(len(owner))
-            owner.append(request)
-        columns = (owner, *zip(*tokens), essence)
+        columns = (owner, *zip(*tokens))
         return cls(*(torch.tensor(column, device=device) for column in columns))
 
     def select(self, requests: torch.Tensor) -> tuple[_Reading, torch.Tensor]:
-        """The same for some requests, and the rows [kept] that they own."""
-        place = torch.full((len(self.essence),), -1, device=requests.device)
+        """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
+        place = torch.full((int(self.owner.max()) + 1,), -1, device=requests.device)
         place[requests] = torch.arange(len(requests), device=requests.device)
         rows = (place[self.owner] >= 0).nonzero()[:, 0]
         row_place = torch.full((len(self.owner),), -1, device=requests.device)
@@ -164,7 +162,6 @@ class _Reading:
             self.step[kept],
             self.target[kept],
             self.weight[kept],
-            row_place[self.essence[requests]],
         )
         return reading, rows
 
@@ -210,63 +207,70 @@ class _Problem:
     """The value loss of some requests as a function of their deltas."""
 
     layout: DecoderLayout
-    tails: Continuation
+    rewriting: Continuation
     reading: _Reading
+    essence: Continuation  # one row per request, one token wide
     base: torch.Tensor  # [n, d_model] float32
-    essence: torch.Tensor  # [n, vocab], log p_original at "{subject} is a"
+    log_p_original: torch.Tensor  # [n, vocab], at "{subject} is a"
 
     @classmethod
     @torch.no_grad()
     def build(cls, layout: DecoderLayout, rows: Sequence[_Rows], hparams: NSEHparams) -> _Problem:
-        prompts = [prompt for item in rows for prompt in item.prompts]
-        device = layout.input_device
-        # the last target token is predicted, never read
-        batch = TokenBatch.of(
-            [p.ids[: len(p.ids) - 1] if p.n_target else p.ids[: p.subject_last + 1]
-             for p in prompts], device,
-        )  # fmt: skip
-        starts = torch.tensor([prompt.subject_last for prompt in prompts], device=device)
+        prompts = [prompt for item in rows for prompt in item.rewriting]
+        n_rewriting = len(prompts)
+        prompts += [item.essence for item in rows]
+        # a target's last token is predicted, never read; the essence is read at its subject
+        ids = [p.ids[:-1] if p.n_target else p.ids[: p.subject_last + 1] for p in prompts]
+        batch = TokenBatch.of(ids, layout.input_device)
+        starts = torch.tensor([prompt.subject_last for prompt in prompts]).to(batch.lengths)
         last = layout.n_layers - 1 if hparams.v_loss_layer is None else hparams.v_loss_layer
-        tails = Continuation.capture(layout, batch, starts, layer=hparams.layers[-1], last=last)
-        reading = _Reading.of(rows, tails.hidden.device)
-        bare = torch.cat([reading.essence.new_zeros(1), reading.essence[:-1] + 1])
-        base = tails.hidden[bare, 0].float()
-        plain = tails.select(reading.essence)
-        essence = F.log_softmax(layout.logits(plain.run(plain.hidden)[:, 0]), dim=1)
-        return cls(layout, tails, reading, base, essence)
+        both = Continuation.capture(layout, batch, starts, layer=hparams.layers[-1], last=last)
+        every = torch.arange(len(prompts), device=both.hidden.device)
+        rewriting, essence = both.select(every[:n_rewriting]), both.select(every[n_rewriting:])
+        bare = every[:n_rewriting][:: len(rows[0].rewriting)]
+        return cls(
+            layout,
+            rewriting,
+            _Reading.of(rows, both.hidden.device),
+            essence,
+            rewriting.hidden[bare, 0].float(),
+            F.log_softmax(layout.logits(essence.run(essence.hidden)[:, 0]), dim=1),
+        )
 
     def select(self, requests: torch.Tensor) -> _Problem:
         """The same for some of the requests; requests: [kept], indices."""
         reading, rows = self.reading.select(requests)
         return _Problem(
             self.layout,
-            self.tails.select(rows),
+            self.rewriting.select(rows),
             reading,
+            self.essence.select(requests),
             self.base[requests],
-            self.essence[requests.to(self.essence.device)],
+            self.log_p_original[requests.to(self.log_p_original.device)],
         )
 
     def loss(
         self, delta: torch.Tensor, objective: TokenObjective, hparams: NSEHparams
     ) -> torch.Tensor:
         """[n] losses at deltas [n, d_model]."""
-        reading, hidden = self.reading, self.tails.hidden
-        start = (hidden[:, 0].float() + delta[reading.owner]).to(hidden.dtype)
-        out = self.tails.run(torch.cat([start[:, None], hidden[:, 1:]], dim=1))
-        row, step, essence = (
-            index.to(out.device) for index in (reading.row, reading.step, reading.essence)
-        )
-        n_tokens = len(reading.target)
-        read = torch.cat([out[row, step], out[essence, 0]])
-        logits = self.layout.logits(read)  # [tokens + n, vocab], float32
-        per_token = objective(logits[:n_tokens], reading.target.to(logits.device))
+        reading = self.reading
+        out = self._run(self.rewriting, delta[reading.owner])
+        read = out[reading.row.to(out.device), reading.step.to(out.device)]
+        logits = self.layout.logits(read)  # [tokens, vocab], float32
+        per_token = objective(logits, reading.target.to(logits.device)).to(delta.device)
         fit = torch.zeros(len(delta), device=delta.device).index_add(
-            0, reading.owner[reading.row], per_token.to(delta.device) * reading.weight
+            0, reading.owner[reading.row], per_token * reading.weight
         )
-        log_p = F.log_softmax(logits[n_tokens:], dim=1)
-        drift = (log_p.exp() * (log_p - self.essence)).sum(dim=1).to(delta.device)
+        log_p = F.log_softmax(self.layout.logits(self._run(self.essence, delta)[:, 0]), dim=1)
+        drift = (log_p.exp() * (log_p - self.log_p_original)).sum(dim=1).to(delta.device)
         size = delta.norm(dim=1) / self.base.square().sum(dim=1)
         return fit + hparams.kl_factor * drift + hparams.v_weight_decay * size
+
+    @staticmethod
+    def _run(tails: Continuation, delta: torch.Tensor) -> torch.Tensor:
+        """Output [rows, tail, d_model] with delta [rows, d_model] added at each row's start."""
+        start = (tails.hidden[:, 0].float() + delta).to(tails.hidden.dtype)
+        return tails.run(torch.cat([start[:, None], tails.hidden[:, 1:]], dim=1))
 
 
 class _Adam:

@@ -52,10 +52,16 @@ class _BlockCall:
     tensors: dict[str, Any]  # those that go by row and position, cut to the rows' tails
     constants: dict[str, Any]
 
-    def select(self, rows: torch.Tensor) -> _BlockCall:
-        prefix = _FrozenPrefix(_rows(self.prefix.keys, rows), _rows(self.prefix.values, rows))
-        tensors = {name: _each(value, _rows, rows) for name, value in self.tensors.items()}
-        return _BlockCall(self.block, self.cache_name, prefix, tensors, self.constants)
+    def select(self, rows: torch.Tensor, prefix: int, tail: int) -> _BlockCall:
+        keys = _rows(self.prefix.keys, rows)[:, :, :prefix]
+        values = _rows(self.prefix.values, rows)[:, :, :prefix]
+        tensors = {
+            name: _each(value, lambda tensor, kept: _rows(tensor, kept)[:, :tail], rows)
+            for name, value in self.tensors.items()
+        }
+        return _BlockCall(
+            self.block, self.cache_name, _FrozenPrefix(keys, values), tensors, self.constants
+        )
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,10 @@ class Continuation:
 
     hidden: torch.Tensor
     """[rows, tail, d_model], output of the layer from each row's start on; padded on the right."""
+    starts: torch.Tensor
+    """[rows], position of each row's first token here."""
+    lengths: torch.Tensor
+    """[rows], tokens of each row here."""
     mask: torch.Tensor
     """[rows, 1, tail, prefix + tail], added to the attention scores."""
     calls: tuple[_BlockCall, ...]
@@ -87,7 +97,8 @@ class Continuation:
             last: block whose output a run returns.
 
         Raises:
-            ModelError: rows reach beyond a sliding attention window.
+            ModelError: rows reach beyond a sliding attention window, or the blocks take
+                arguments of which it is not known how they go by position.
         """
         _check_window(layout, batch)
         outputs: list[torch.Tensor] = []
@@ -104,10 +115,15 @@ class Continuation:
                 hooks.callback(_record_call(layout, number, arguments))
             layout.body(**batch.model_inputs(), past_key_values=cache, use_cache=True)
 
-        if any(_unknown_tensors(call) for call in arguments.values()):
-            starts = torch.zeros_like(starts)  # arguments that cannot be cut: whole rows then
-        prefix = int(starts.max())
-        tail = int((batch.lengths - starts).max())
+        for call in arguments.values():
+            if unknown := _unknown_tensors(call):
+                raise ModelError(
+                    f"the blocks of model type {layout.model_type!r} take {', '.join(unknown)}, "
+                    "which nse_plugin.model.replay does not know how to cut by position; "
+                    "add the name there"
+                )
+        lengths = batch.lengths - starts
+        prefix, tail = int(starts.max()), int(lengths.max())
         steps = torch.arange(tail, device=starts.device)
         index = (starts[:, None] + steps).clamp(max=batch.input_ids.shape[1] - 1)
         hidden = _take(outputs[0], index)
@@ -117,7 +133,7 @@ class Continuation:
             frozen = _FrozenPrefix(kv.keys[:, :, :prefix], kv.values[:, :, :prefix])
             calls.append(_block_call(layout.blocks[number], arguments_of_block, frozen, index))
         mask = _tail_mask(starts, prefix, tail, hidden.dtype).to(hidden.device)
-        return cls(hidden, mask, tuple(calls))
+        return cls(hidden, starts, lengths, mask, tuple(calls))
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """Blocks layer+1..last on hidden states [rows, tail, d_model]; differentiable."""
@@ -129,12 +145,12 @@ class Continuation:
         return hidden
 
     def select(self, rows: torch.Tensor) -> Continuation:
-        """The same with some of the rows only; rows: [kept], indices."""
-        return Continuation(
-            _rows(self.hidden, rows),
-            _rows(self.mask, rows),
-            tuple(call.select(rows) for call in self.calls),
-        )
+        """The same with some of the rows only, no wider than they need; rows: [kept], indices."""
+        starts, lengths = _rows(self.starts, rows), _rows(self.lengths, rows)
+        prefix, tail = int(starts.max()), int(lengths.max())
+        mask = _tail_mask(starts, prefix, tail, self.hidden.dtype).to(self.mask.device)
+        calls = tuple(call.select(rows, prefix, tail) for call in self.calls)
+        return Continuation(_rows(self.hidden, rows)[:, :tail], starts, lengths, mask, calls)
 
 
 def _record_call(
@@ -169,7 +185,7 @@ def _block_call(
         elif name in _BY_POSITION and _has_tensor(value):
             tensors[name] = _each(value, _take, index)
         elif name not in _REPLACED:
-            (tensors if _has_tensor(value) else constants)[name] = value
+            constants[name] = value
     return _BlockCall(block, cache_name, prefix, tensors, constants)
 
 
@@ -217,4 +233,4 @@ def _take(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 def _rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    return value[rows.to(value.device)] if value.shape[0] != 1 else value
+    return value[rows.to(value.device)]

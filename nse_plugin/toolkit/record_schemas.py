@@ -15,7 +15,7 @@ from nse_plugin.requests import EditRequest, Probe
 NEIGHBORHOOD = "neighborhood"
 """Locality kind of benchmarks that have only one."""
 ONE_HOP = "one_hop"
-"""Portability kind of ZsRE."""
+"""Portability kind of ZsRE and of the embedded world."""
 MULTI_HOP = "multi_hop"
 """Portability kind of MQuAKE."""
 
@@ -45,23 +45,23 @@ class Schema:
 def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """kmeng01's CounterFact.  Neighbourhood prompts share the true answer: locality.
 
-    attribute_prompts and generation_prompts have no place in a request and are not read.
+    attribute_prompts and generation_prompts have no place in a request and are not read.  A list
+    ``portability`` of {prompt, answer_new}, as the embedded world has it, is read where there.
     """
     rewrite = _mapping(record, "requested_rewrite")
     true_answer = _target(rewrite, "target_true")
+    neighbours = [Probe(prompt, true_answer) for prompt in _texts(record, "neighborhood_prompts")]
+    hops = [
+        Probe(_text(hop, "prompt"), _text(hop, "answer_new"))
+        for hop in record.get("portability") or []
+    ]
     return [
         _template_request(
             record.get("case_id", index),
             rewrite,
             rephrase_prompts=_texts(record, "paraphrase_prompts"),
-            locality=_kinds(
-                {
-                    NEIGHBORHOOD: [
-                        Probe(prompt, true_answer)
-                        for prompt in _texts(record, "neighborhood_prompts")
-                    ]
-                }
-            ),
+            locality=_kinds({NEIGHBORHOOD: neighbours}),
+            portability=_kinds({ONE_HOP: hops}),
         )
     ]
 

@@ -1,0 +1,91 @@
+"""What the embedded models know, and what editing them does: the numbers of the README.
+
+    python benchmarks/atlas_quality.py [--models gpt2 llama] [--seeds 5]
+
+Prints a Markdown table per model.  Scores are shares of prompts whose whole answer greedy decoding
+gives; editing is NSE with the shipped hyperparameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from pathlib import Path
+
+from nse_plugin import atlas
+from nse_plugin.commands.demo import Demo
+from nse_plugin.evaluation.answers import score_answers
+from nse_plugin.toolkit.datasets import parse_records
+
+
+def recall(name: str) -> list[tuple[str, str]]:
+    """Rows on what the untouched model knows."""
+    model, tokenizer = atlas.load(name)
+    requests = parse_records(atlas.facts())
+    truth = [str(request.ground_truth) for request in requests]
+
+    def share(prompts: list[str], answers: list[str]) -> str:
+        return f"{statistics.mean(score_answers(model, tokenizer, prompts, answers).exact):.1%}"
+
+    hops = [
+        (probe.prompt, record["answer_true"])
+        for request, full in zip(requests, atlas.facts())
+        for probe, record in zip(
+            [p for probes in request.portability.values() for p in probes], full["portability"]
+        )
+    ]
+    rows = [
+        (f"recall of the {len(requests)} facts", share([r.text for r in requests], truth)),
+        (
+            "recall by a phrasing held out for that subject",
+            share([r.rephrase_prompts[0] for r in requests], truth),
+        ),
+    ]
+    if hops:
+        prompts, answers = zip(*hops)
+        rows.append((f"{len(hops)} questions that need two facts", share(prompts, answers)))
+    return rows
+
+
+def edited(name: str, edits: int, rounds: int, seeds: int) -> list[tuple[str, str]]:
+    """Rows on a run of editing: mean over seeds, and the lowest of them."""
+    runs = []
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            demo = Demo(f"atlas:{name}", edits, rounds, seed, Path(folder), lambda _line: None)
+            runs.append(demo.run())
+    what = f"{edits} edits in {rounds} round{'s' if rounds > 1 else ''}"
+    scores = ["efficacy", "paraphrase", "untouched"] + (["retention_first"] if rounds > 1 else [])
+    rows = []
+    for score in scores:
+        values = [getattr(run, score) for run in runs]
+        mean, low = statistics.mean(values), min(values)
+        rows.append((f"{what}: {score.replace('_', ' of the ')}", f"{mean:.1%} (lowest {low:.1%})"))
+    seconds = statistics.mean(run.seconds_per_edit for run in runs)
+    return [*rows, (f"{what}: seconds per edit", f"{seconds:.3f}")]
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(atlas.MODELS))
+    parser.add_argument("--seeds", type=int, default=5)
+    options = parser.parse_args()
+    columns = []
+    for name in options.models:
+        rows = recall(name)
+        rows += edited(name, 20, 1, options.seeds) + edited(name, 200, 10, options.seeds)
+        columns.append(rows)
+    print(
+        f"| seeds 0 to {options.seeds - 1} | "
+        + " | ".join(f"atlas:{n}" for n in options.models)
+        + " |"
+    )
+    print("|---" * (len(columns) + 1) + "|")
+    for row in zip(*columns):
+        print(f"| {row[0][0]} | " + " | ".join(value for _, value in row) + " |")
+
+
+if __name__ == "__main__":
+    main()
