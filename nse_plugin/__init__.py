@@ -1,7 +1,7 @@
 """nse_plugin: edit facts in language models again and again without wrecking them.
 
-NSE (neuron-level sequential editing, arXiv 2410.04045) as an EasyEdit-style method, with an embedded
-host and an embedded model where EasyEdit is not installed.  Importing this package changes nothing
+NSE (neuron-level sequential editing, arXiv 2410.04045) as an EasyEdit-style method, with a host and
+a model of its own where EasyEdit is not installed.  Importing this package changes nothing
 and loads neither torch nor the host; the names below are loaded when first used.
 """
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nse_plugin.hparams import NSEHparams, NSEHyperParams
     from nse_plugin.requests import EditRequest
     from nse_plugin.session import EditSession
-    from nse_plugin.toolkit import BaseEditor, register
+    from nse_plugin.toolkit import BaseEditor, register, unregister
 
 __all__ = [
     "BaseEditor",
@@ -26,6 +26,7 @@ __all__ = [
     "NSEHyperParams",
     "__version__",
     "register",
+    "unregister",
 ]
 
 _HOME = {
@@ -35,6 +36,7 @@ _HOME = {
     "NSEHparams": "hparams",
     "NSEHyperParams": "hparams",
     "register": "toolkit",
+    "unregister": "toolkit",
 }
 
 

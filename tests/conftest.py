@@ -10,6 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from nse_plugin.toolkit.seams import make_torchvision_importable
+
+make_torchvision_importable()  # where EasyEdit's requirements lie beside a torch without CUDA
+
 from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)

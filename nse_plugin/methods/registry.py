@@ -40,6 +40,7 @@ def find_method(name: str) -> Method:
     Raises:
         HparamsError: there is none; the message names the nearest.
     """
+    name = name.removesuffix("-plugin")  # what ours is called where the host has its own
     if name not in METHODS:
         raise HparamsError(
             f"alg_name {name!r} is not a method of nse_plugin ({', '.join(sorted(METHODS))})"
@@ -76,7 +77,8 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, dict[str, 
             for layer in hparams.layers:
                 weight = session.layout.down(layer).weight
                 originals[session.layout.down_name(layer)] = weight.detach().clone()
-        method.edit_round(session, as_requests(requests), hparams)
+        n_before = sum(len(record.outcomes) for record in session.ledger)
+        method.edit_round(session, as_requests(requests, first=n_before), hparams)
         return model, originals
 
     apply.__name__ = f"apply_{name.lower()}_to_model"

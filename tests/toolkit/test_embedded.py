@@ -352,7 +352,8 @@ def test_importing_loads_no_transformers():
     assert done.stdout.strip() == "set()"
 
 
-def test_the_host_is_chosen_in_one_place():
+def test_the_host_is_chosen_in_one_place(monkeypatch):
+    monkeypatch.setenv("NSE_PLUGIN_HOST", "embedded")
     assert toolkit.host() == "embedded" and toolkit.BaseEditor is BaseEditor
     assert toolkit.compute_edit_quality is compute_edit_quality
     with pytest.raises(AttributeError):
