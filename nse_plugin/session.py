@@ -22,6 +22,7 @@ from nse_plugin.locate.covariance import second_moments
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.sampling import context_texts
+from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class EditSession:
         self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
         self._layers: dict[str, int] = {}  # layer of each parameter looked after
+        self._elsewhere: Watch | None = None  # the other parameters, from the first round on
         self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
 
     @classmethod
@@ -93,6 +95,8 @@ class EditSession:
             name = self.layout.down_name(layer)
             self.weights.track(name, self.layout.down(layer).weight)
             self._layers[name] = layer
+        self._elsewhere = self._elsewhere or Watch(self.model)
+        self._elsewhere.leave_out(self.weights.names())
         before, length = self.weights.snapshot(), len(self.ledger)
         try:
             yield
@@ -134,8 +138,12 @@ class EditSession:
         that is not sequential), the rounds since then are dropped.
 
         Raises:
-            SessionError: the weights are neither what this session wrote nor an earlier state.
+            SessionError: the edited weights are neither what this session wrote nor an earlier
+                state, or other weights changed.
         """
+        elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
+        if elsewhere:
+            raise _foreign(elsewhere, "the first round")
         now = self.weights.fingerprint()
         for length in range(len(self._states), -1, -1):
             if now == self._state_after(length):
@@ -145,11 +153,7 @@ class EditSession:
                 return
         expected = self._state_after(len(self._states))
         changed = [name for name in now if now[name] != expected[name]]
-        raise SessionError(
-            f"{', '.join(changed)} changed since round {len(self._states)}, and not by this "
-            "session; put its weights back, or accept them as the new originals with "
-            "EditSession.forget(model)"
-        )
+        raise _foreign(changed, f"round {len(self._states)}")
 
     def contexts(self, hparams: NSEHparams) -> tuple[str, ...]:
         """Texts to put before prompts, separators included; the original model writes them once."""
@@ -198,6 +202,15 @@ class EditSession:
     def _truncate(self, length: int) -> None:
         self.ledger.truncate(length)
         del self._states[length:]
+
+
+def _foreign(names: list[str], since: str) -> SessionError:
+    named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return SessionError(
+        f"{named} changed since {since}, and not by this session, whose values and covariances "
+        "are of the model as it was; put the weights back, or accept them as the new originals "
+        "with EditSession.forget(model)"
+    )
 
 
 class _Kept:

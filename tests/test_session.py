@@ -136,7 +136,7 @@ def test_device_map_of_accelerate(tokenizer, hparams):
     accelerate = pytest.importorskip("accelerate")
     model, plain = tiny_model("llama"), tiny_model("llama")
     names = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
-    places = {name: "cpu" for name in names} | {f"model.layers.{i}": "cpu" for i in range(4)}
+    places = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "cpu" for i in range(4)}
     model = accelerate.dispatch_model(model, places, force_hooks=True)
     edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
     edit_round(EditSession.of(plain, tokenizer), some_requests(3), hparams)
@@ -149,7 +149,7 @@ def test_offloaded_layers(tokenizer, hparams, tmp_path):
     accelerate = pytest.importorskip("accelerate")
     plain = tiny_model("llama")
     names = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
-    places = {name: "cpu" for name in names} | {f"model.layers.{i}": "cpu" for i in range(4)}
+    places = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "cpu" for i in range(4)}
     model = accelerate.dispatch_model(
         tiny_model("llama"),
         {**places, "model.layers.3": "disk"},

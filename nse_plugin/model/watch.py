@@ -1,0 +1,56 @@
+"""Notice that somebody wrote to parameters which are not ours to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nse_plugin.model.weights import fingerprint
+
+
+@dataclass
+class _Seen:
+    mark: tuple[int, int]  # changes when the parameter is written to or moved; free to read
+    value: int  # fingerprint; one pass over the parameter
+
+
+class Watch:
+    """What a model's matrices held when the watch began.
+
+    A matrix is read again only where torch counts a write to it, so looking costs nothing as long
+    as nobody touched the model.  A write through ``parameter.data`` is not counted by torch.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._seen = {
+            name: _Seen(_mark(parameter), fingerprint(parameter))
+            for name, parameter in model.named_parameters()
+            if parameter.dim() > 1 and not parameter.is_meta and parameter.element_size() > 1
+        }
+
+    def leave_out(self, names: Iterable[str]) -> None:
+        """No longer watch these parameters."""
+        for name in names:
+            self._seen.pop(name, None)
+
+    def changed(self, model: nn.Module) -> list[str]:
+        """Names of the watched parameters that are gone or hold something else."""
+        parameters = dict(model.named_parameters())
+        found = []
+        for name, seen in self._seen.items():
+            parameter = parameters.get(name)
+            if parameter is None or parameter.is_meta:
+                found.append(name)
+            elif _mark(parameter) != seen.mark:
+                if fingerprint(parameter) == seen.value:
+                    seen.mark = _mark(parameter)
+                else:
+                    found.append(name)
+        return found
+
+
+def _mark(parameter: torch.Tensor) -> tuple[int, int]:
+    return parameter.data_ptr(), parameter._version
