@@ -1,0 +1,51 @@
+"""Write one fact into a model and ask before and after.
+
+python examples/edit_one_fact.py                  # the embedded GPT-2
+python examples/edit_one_fact.py NSE/atlas-llama  # another YAML, by name or path
+"""
+
+from __future__ import annotations
+
+import sys
+
+from nse_plugin import BaseEditor, NSEHparams, atlas
+from nse_plugin.errors import NSEPluginError
+from nse_plugin.evaluation.answers import score_answers
+from nse_plugin.evaluation.generation import greedy_text
+from nse_plugin.toolkit.datasets import parse_records
+
+
+def main(hparams_name: str = "NSE/atlas-gpt2") -> None:
+    """Edit, and show the model's own words, exact match and token accuracy."""
+    editor = BaseEditor.from_hparams(NSEHparams.from_hparams(hparams_name))
+    (fact,) = parse_records(atlas.edit_set(1))
+    questions = [fact.text, *fact.rephrase_prompts]
+
+    def show(title: str) -> None:
+        answers = [fact.target_new] * len(questions)
+        scores = score_answers(editor.model, editor.tok, questions, answers)
+        texts = greedy_text(editor.model, editor.tok, questions, 8, stop=(".", "\n"))
+        print(f"{title}: is the answer {fact.target_new!r}?")
+        for i, (question, text) in enumerate(zip(questions, texts)):
+            print(
+                f"  {question} [{text.strip()}]  exact match: {'yes' if scores.exact[i] else 'no'},"
+                f" token accuracy {scores.token_accuracy[i]:.0%}"
+            )
+
+    show("before")
+    editor.edit(
+        prompts=[fact.text],
+        subject=[fact.subject],
+        target_new=[fact.target_new],
+        ground_truth=[fact.ground_truth],
+        sequential_edit=True,  # keep the edit; otherwise it is taken back after being measured
+        verbose=False,
+    )
+    show("after")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:2])
+    except NSEPluginError as error:
+        sys.exit(f"edit_one_fact.py: {error}")

@@ -1,0 +1,161 @@
+"""The example scripts, each run as a user runs it: in a process of its own, in an empty folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from nse_plugin import atlas
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
+NO_YAML = "no hparams file 'NSE/atlas-gtp2'; did you mean 'NSE/atlas-gpt2'?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """One working directory for all, so that the statistics are computed once."""
+    return tmp_path_factory.mktemp("examples")
+
+
+def run(folder: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {
+        **os.environ,
+        "NSE_PLUGIN_HOST": "embedded",
+        "PYTHONPATH": os.pathsep.join(paths),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def output_of(folder: Path, script: str, *arguments: object) -> str:
+    done = run(folder, script, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def error_of(folder: Path, script: str, *arguments: object) -> str:
+    """The one line that a script leaves when it cannot go on."""
+    done = run(folder, script, *arguments)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    (line,) = [text for text in done.stderr.splitlines() if "Loading weights" not in text]
+    assert line.startswith(f"{script}: ")
+    return line
+
+
+def test_all_scripts_are_tested():
+    assert SCRIPTS == ["edit_a_stream.py", "edit_one_fact.py", "run_nse_editing.py"]
+
+
+def test_one_fact(folder):
+    lines = output_of(folder, "edit_one_fact.py").splitlines()
+    after = next(number for number, line in enumerate(lines) if line.startswith("after"))
+    assert lines[0].startswith("before") and "exact match: no" in lines[1]
+    assert "exact match: yes, token accuracy 100%" in lines[after + 1]
+
+
+def test_a_stream(folder):
+    out = output_of(folder, "edit_a_stream.py", "--ds_size", 4, "--round_size", 2)
+    rows = [line.split("|") for line in out.splitlines() if line[:5].strip().isdigit()]
+    assert rows[-1][0].split()[1] == "4"
+    assert all(float(row[1].split()[0]) == 0 for row in rows)  # new facts before: not known
+    assert all(float(row[2].split()[0]) == 100 for row in rows)  # after
+    assert float(rows[-1][3].split()[0]) == 100  # all so far: retention
+    assert float(rows[-1][4]) > 95  # others
+    end = out[out.index("the last round is taken back") :].splitlines()
+    assert end[0].endswith(f"{len(rows) - 1} rounds stand")
+    assert end[1].endswith("exact 0.0") and end[2].endswith("exact 100.0")
+
+
+def test_sequential_editing_of_the_embedded_facts(folder):
+    out = output_of(
+        folder, "run_nse_editing.py", "--ds_size", 3, "--output_dir", "out/a", "--sequential_edit"
+    )
+    path = folder / "out" / "a" / "atlas-gpt2-results.json"
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    results = json.loads(path.read_text(encoding="utf-8"))
+    info, means = results["run_info"], results["means"]
+    assert (info["host"], info["sequential_edit"], info["edits"]) == ("embedded", True, 3)
+    assert info["hparams"]["model_name"] == "atlas:gpt2"
+    assert [case["case_id"] for case in results["cases"]] == [0, 1, 2]
+    assert list(means) == ["before", "after its own edit", "after the last edit"]
+    assert means["before"]["rewrite"]["exact"] == 0 < means["before"]["rewrite"]["tokens"]
+    for column in ("after its own edit", "after the last edit"):
+        assert means[column]["rewrite"] == {"tokens": 1.0, "exact": 1.0}
+        assert means[column]["locality.neighborhood"]["exact"] > 0.8
+    for metric in means["after the last edit"]:
+        assert metric in out
+
+
+def test_a_file_of_another_schema_with_edits_taken_back(folder):
+    """KnowEdit's flat fields, alone in a folder; the second record has no probes."""
+    first, second = (record["requested_rewrite"] for record in atlas.edit_set(2))
+    records = [
+        {"subject": r["subject"], "prompt": r["prompt"].format(r["subject"]),
+         "target_new": r["target_new"]["str"], "ground_truth": r["target_true"]["str"]}
+        for r in (first, second)
+    ]  # fmt: skip
+    probe = {"prompt": second["prompt"].format(second["subject"]), "ground_truth": [["x"]]}
+    records[0]["locality"] = {"Relation_Specificity": [probe]}
+    records[1]["locality"] = {}
+    data = folder / "one-file"
+    data.mkdir()
+    (data / "facts.json").write_text(json.dumps(records), encoding="utf-8")
+    output_of(folder, "run_nse_editing.py", "--data_dir", data, "--output_dir", "out/b")
+    results = json.loads((folder / "out" / "b" / "atlas-gpt2-results.json").read_text())
+    assert list(results["means"]) == ["before", "after its own edit"]
+    assert results["means"]["after its own edit"]["rewrite"]["exact"] == 1
+    assert [len(case["post"]["locality"]) for case in results["cases"]] == [2, 0]
+
+
+def test_wrong_arguments_give_one_line_and_no_traceback(folder):
+    wrong = {
+        "--hparams_dir": ("NSE/atlas-gtp2", NO_YAML),
+        "--data_dir": ("not/there.json", "there is no file 'not/there.json'"),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        lines = pool.map(
+            lambda flag: error_of(folder, "run_nse_editing.py", flag, wrong[flag][0]), wrong
+        )
+    for line, (_, message) in zip(lines, wrong.values()):
+        assert message in line
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        ("edit_one_fact.py", ["NSE/atlas-gtp2"], NO_YAML),
+        ("edit_a_stream.py", ["--hparams_dir", "NSE/atlas-gtp2"], NO_YAML),
+        ("edit_a_stream.py", ["--round_size", "0"], "--round_size 0; give numbers above 0"),
+        ("run_nse_editing.py", ["--ds_size", "0"], "--ds_size is 0; give a number of edits"),
+        ("run_nse_editing.py", ["--data_dir", "empty"], "with 0 JSON files (none); name one"),
+        ("run_nse_editing.py", ["--data_dir", "two"], "2 JSON files (a.json, b.jsonl); name one"),
+        ("run_nse_editing.py", ["--output_dir", "two/a.json"], "two/a.json cannot be made"),
+    ],
+)
+def test_what_each_script_refuses(tmp_path, monkeypatch, script, arguments, message):
+    """In this process, which is quicker."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NSE_PLUGIN_HOST", "embedded")
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    Path("empty").mkdir()
+    Path("two").mkdir()
+    for name in ("a.json", "b.jsonl"):
+        Path("two", name).write_text("[]", encoding="utf-8")
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    line = str(caught.value.code)
+    assert line.startswith(f"{script}: ") and message in line and "\n" not in line
