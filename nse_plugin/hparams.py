@@ -39,7 +39,7 @@ class Hparams:
     """What ``alg_name`` has to be."""
 
     alg_name: str
-    """Name of the method in the host's table."""
+    """Name of the method in the host's table; ``NAME-plugin`` where the host has its own NAME."""
     model_name: Any
     """Path or hub name of the model, ``atlas:gpt2``, or a ready (model, tokenizer)."""
     layers: list[int]
@@ -52,11 +52,21 @@ class Hparams:
     """Requests per round in the host's ``batch_edit``."""
     max_length: int = _bounded(40, low=1)
     """Longest text, in tokens, of the host's evaluator."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """What the embedded host loads the model in; default float32."""
+    fp16: bool = False
+    """EasyEdit's switch for float16."""
+    use_chat_template: bool = False
+    """Put prompts through the tokenizer's chat template in the evaluation."""
+    evaluation_type: str | None = None
+    """EasyEdit's other evaluations, ``LLM-judge`` or ``generate-text``."""
+    api_key: str | None = None
+    """Key of EasyEdit's LLM judge; never written to a file."""
     seed: int = _bounded(0, low=0)
     """Seed of the generated context texts."""
 
     def __post_init__(self) -> None:
-        if self.alg_name != self.method:
+        if self.alg_name not in (self.method, f"{self.method}-plugin"):
             raise HparamsError(
                 f"alg_name is {self.alg_name!r}, and {type(self).__name__} is for "
                 f"{self.method!r}; read the file with the class of its method"
@@ -106,8 +116,9 @@ class Hparams:
         return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by key; a ready model is given by the name in its config."""
+        """All values by key but secrets; a ready model is given by the name in its config."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        del values["api_key"]
         if not isinstance(self.model_name, str):
             values["model_name"] = str(
                 getattr(self.model_name[0].config, "_name_or_path", "") or "(ready model)"
@@ -252,7 +263,7 @@ def _coerce(key: str, value: Any, hint: Any) -> Any:
         if value is None and type(None) in kinds:
             return None
         kinds = tuple(kind for kind in kinds if kind is not type(None))
-        if isinstance(value, kinds) and not isinstance(value, bool):
+        if len(kinds) > 1 and isinstance(value, kinds) and not isinstance(value, bool):
             return value
         return _coerce(key, value, kinds[0])
     if origin is list:

@@ -129,11 +129,13 @@ class EditRequest:
         return hashlib.sha256(written.encode()).hexdigest()[:16]
 
 
-def as_requests(records: Iterable[EditRequest | Mapping[str, Any]]) -> list[EditRequest]:
-    """Turn dicts and requests into requests, numbered by position where they have no case_id."""
+def as_requests(
+    records: Iterable[EditRequest | Mapping[str, Any]], first: int = 0
+) -> list[EditRequest]:
+    """Turn dicts and requests into requests; those without case_id are numbered from ``first``."""
     return [
         record if isinstance(record, EditRequest) else EditRequest.from_dict(record, number)
-        for number, record in enumerate(records)
+        for number, record in enumerate(records, start=first)
     ]
 
 

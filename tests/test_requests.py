@@ -45,7 +45,7 @@ def test_dict_round_trip(head, subject, tail, target):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "Bob is", "subject": "Ann", "target_new": "x"}, "'Ann' is not in prompt 'Bob is'"),
+        ({"prompt": "Bob", "subject": "Ann", "target_new": "x"}, "'Ann' is not in prompt 'Bob'"),
         ({"prompt": "{} is", "subject": "Ann", "target_new": " "}, "target_new is ''"),
         ({"prompt": "", "subject": "Ann", "target_new": "x"}, "not in prompt"),
         ({"prompt": "{} is", "subject": "", "target_new": "x"}, "subject is ''"),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ class Demo:
             raise RequestError(f"edits is {self.edits}; the world has 1 to {n_facts} facts to edit")
         if not 1 <= self.rounds <= self.edits:
             raise RequestError(f"rounds is {self.rounds}; give 1 to {self.edits}, the edits")
-        self.hparams = NSEHparams.from_hparams(f"NSE/{atlas.model_dir(self.model_name).name}")
+        shipped = NSEHparams.from_hparams(f"NSE/{atlas.model_dir(self.model_name).name}")
+        self.hparams = replace(shipped, stats_dir=str(self.out / "stats"))
         self._claim_folder()
 
     def run(self) -> Summary:
@@ -117,7 +119,7 @@ class Demo:
         last = self.done[-1]
         edits = sum(entry["edits"] for entry in self.done)
         return Summary(
-            method=self.hparams.alg_name,
+            method=self.hparams.method,
             model=self.model_name,
             seed=self.seed,
             edits=edits,
@@ -217,6 +219,7 @@ class Demo:
             for name in ("round-*.safetensors", "rounds.jsonl", "summary.json"):
                 for path in self.out.glob(name):
                     path.unlink()
+            shutil.rmtree(self.out / "stats", ignore_errors=True)
 
     def _write_manifest(self, status: str) -> None:
         manifest = {

@@ -13,6 +13,7 @@ from nse_plugin import atlas
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.model.arch import FAMILIES
 from nse_plugin.toolkit import host
+from nse_plugin.toolkit.seams import find
 from nse_plugin.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft",
@@ -56,7 +57,8 @@ def _devices() -> list[str]:
 
 def _host() -> str:
     try:
-        return host()
+        found = find()
+        return f"{host()} (EasyEdit: {found or 'not found'})"
     except NSEPluginError as error:
         return f"error: {error}"
 

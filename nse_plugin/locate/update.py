@@ -53,7 +53,8 @@ def solve_right(
 
     Args:
         keys: [|I|, n], rows of the selected neurons.
-        covariance: C [|I|, |I|], or None to leave it out.
+        covariance: C [|I|, |I|], or None to leave it out; the system is then solved in the
+            least-squares sense, by its pseudo-inverse.
         weight: lambda.
         previous: keys of earlier rounds [|I|, N]; P is their product.
         layer: for the message.
@@ -71,6 +72,8 @@ def solve_right(
     if previous is not None:
         earlier = previous.double()
         system += earlier @ earlier.T
+    if covariance is None:  # fewer keys than neurons: the smallest change that fits
+        return (k.T @ torch.linalg.pinv(system, hermitian=True)).float().contiguous()
     factor, failed = torch.linalg.cholesky_ex(system)
     if not bool(failed):
         solved = torch.cholesky_solve(k, factor)

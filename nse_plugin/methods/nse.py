@@ -66,7 +66,7 @@ def edit_round(
             keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
         record = RoundRecord(
             number=len(session.ledger) + 1,
-            method=hparams.alg_name,
+            method=hparams.method,
             outcomes=writer.outcomes(),
             writes=tuple(writer.writes),
             keys=keys,

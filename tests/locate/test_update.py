@@ -81,5 +81,19 @@ def test_all_neurons_equal_the_dense_solve():
 
 def test_a_singular_system_is_named():
     keys = torch.ones(6, 1)
-    with pytest.raises(StatisticsError, match="system of layer 4 is singular .6 neurons"):
-        solve_right(keys, covariance=None, weight=1.0, previous=None, layer=4)
+    with pytest.raises(StatisticsError, match=r"system of layer 4 is singular \(6 neurons"):
+        solve_right(keys, covariance=torch.zeros(6, 6), weight=1.0, previous=None, layer=4)
+
+
+@pytest.mark.parametrize("n_previous", [0, 2])
+def test_without_covariance_the_change_is_the_smallest_that_fits(n_previous):
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(20, 4, generator=generator)
+    previous = torch.randn(20, n_previous, generator=generator) if n_previous else None
+    right = solve_right(keys, covariance=None, weight=1.0, previous=previous, layer=1)
+    torch.testing.assert_close(right @ keys, torch.eye(4), atol=1e-4, rtol=1e-4)
+    if previous is not None:  # earlier answers stay as they are
+        torch.testing.assert_close(right @ previous, torch.zeros(4, n_previous), atol=1e-4, rtol=0)
+    every = keys if previous is None else torch.cat([keys, previous], dim=1)
+    expected = np.linalg.pinv(every.double().numpy())[:4]
+    np.testing.assert_allclose(right.double().numpy(), expected, rtol=1e-3, atol=1e-5)

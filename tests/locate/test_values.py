@@ -102,7 +102,7 @@ def test_requests_stop_at_their_own_step(tokenizer):
     values = compute_values(DecoderLayout(model), tokenizer, requests, CONTEXTS, hparams, nll)
     assert len(set(values.steps.tolist())) > 1 and values.steps.min() < 20
     for i, request in enumerate(requests):
-        z, loss, steps = plain_value(model, tokenizer, request, hparams)
+        z, _, steps = plain_value(model, tokenizer, request, hparams)
         assert int(values.steps[i]) == steps
         torch.testing.assert_close(values.z[i], z, rtol=2e-3, atol=2e-3)
 
