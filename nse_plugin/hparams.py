@@ -153,7 +153,7 @@ class NSEHparams(Hparams):
     v_lr: float = _bounded(0.5, above=0)
     """Adam's learning rate for the value."""
     v_loss_layer: int | None = _bounded(None, low=0)
-    """Block whose output the loss reads through final norm and head; default the last."""
+    """Block whose output the target's loss reads through final norm and head; default the last."""
     v_weight_decay: float = _bounded(0.5, low=0)
     """Weight of ||delta|| / ||h||^2."""
     v_stop_loss: float = _bounded(0.05, low=0)

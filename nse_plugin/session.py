@@ -21,7 +21,7 @@ from nse_plugin.ledger.records import Ledger, RoundRecord
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
-from nse_plugin.model.sampling import context_texts
+from nse_plugin.model.sampling import OPENINGS, context_texts
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 
@@ -161,9 +161,13 @@ class EditSession:
         if key not in self._contexts:
             with self.weights.rewound(), quiet(self.model):
                 texts = context_texts(
-                    self.model, self.tokenizer, seed=hparams.seed, n_tokens=hparams.context_length
+                    self.model,
+                    self.tokenizer,
+                    seed=hparams.seed,
+                    n_tokens=hparams.context_length,
+                    openings=OPENINGS[: hparams.n_contexts],
                 )
-            self._contexts[key] = tuple(f"{text}. " for text in texts[: hparams.n_contexts])
+            self._contexts[key] = tuple(f"{text}. " for text in texts)
         return self._contexts[key]
 
     def covariances(self, hparams: NSEHparams) -> dict[int, torch.Tensor]:

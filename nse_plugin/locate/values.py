@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
@@ -76,6 +77,7 @@ def compute_values(
 
     Raises:
         RequestError: a prompt is longer than the model's context.
+        ModelError: a value is not finite.
     """
     rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
@@ -85,8 +87,15 @@ def compute_values(
             _optimise(layout, [rows[i] for i in order[run]], hparams, objective)
             for run in micro_batches(widths, hparams.token_budget)
         ]
-    values = Values.cat(parts)
-    return values[torch.tensor(order).argsort()]
+    values = Values.cat(parts)[torch.tensor(order).argsort()]
+    finite = torch.isfinite(values.z).all(dim=1) & torch.isfinite(values.loss)
+    lost = [request.case_id for request, ok in zip(requests, finite.tolist()) if not ok]
+    if lost:
+        raise ModelError(
+            f"the values of requests {lost} are not finite, so nothing was written; look for NaN "
+            "in the model's weights, or lower v_lr"
+        )
+    return values
 
 
 @dataclass(frozen=True)
@@ -223,10 +232,12 @@ class _Problem:
         ids = [p.ids[:-1] if p.n_target else p.ids[: p.subject_last + 1] for p in prompts]
         batch = TokenBatch.of(ids, layout.input_device)
         starts = torch.tensor([prompt.subject_last for prompt in prompts]).to(batch.lengths)
-        last = layout.n_layers - 1 if hparams.v_loss_layer is None else hparams.v_loss_layer
-        both = Continuation.capture(layout, batch, starts, layer=hparams.layers[-1], last=last)
+        z_layer, last = hparams.layers[-1], layout.n_layers - 1
+        both = Continuation.capture(layout, batch, starts, layer=z_layer, last=last)
         every = torch.arange(len(prompts), device=both.hidden.device)
         rewriting, essence = both.select(every[:n_rewriting]), both.select(every[n_rewriting:])
+        if hparams.v_loss_layer is not None:  # the divergence is of the whole model all the same
+            rewriting = rewriting.up_to(hparams.v_loss_layer - z_layer)
         bare = every[:n_rewriting][:: len(rows[0].rewriting)]
         return cls(
             layout,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -151,6 +151,10 @@ class Continuation:
         mask = _tail_mask(starts, prefix, tail, self.hidden.dtype).to(self.mask.device)
         calls = tuple(call.select(rows, prefix, tail) for call in self.calls)
         return Continuation(_rows(self.hidden, rows)[:, :tail], starts, lengths, mask, calls)
+
+    def up_to(self, n_blocks: int) -> Continuation:
+        """The same through the first blocks only."""
+        return replace(self, calls=self.calls[:n_blocks])
 
 
 def _record_call(

@@ -18,6 +18,10 @@ from nse_plugin.model.arch import device_of
 from nse_plugin.model.hooks import quiet
 
 
+OPENINGS = ("The", "Therefore", "Because", "I", "You")
+"""How context texts begin, as in the published code of MEMIT and NSE."""
+
+
 @torch.no_grad()
 def sample_ids(
     model: PreTrainedModel,
@@ -63,7 +67,7 @@ def context_texts(
     *,
     seed: int,
     n_tokens: int = 10,
-    openings: Sequence[str] = ("The", "Therefore", "Because", "I", "You"),
+    openings: Sequence[str] = OPENINGS,
 ) -> tuple[str, ...]:
     """Short texts to put before prompts, as ``"{text}. {prompt}"`` (arXiv 2410.04045).
 

@@ -211,7 +211,7 @@ def test_interrupted_at_every_batch(text, tmp_path):
     model = tiny_model("gpt2")
     layout = DecoderLayout(model)
     whole = compute(layout, text, tmp_path / "a", token_budget=1)
-    for _ in range(1, 20):
+    for number in range(1, 20):  # noqa: B007
         try:
             with interrupt_at(1, press_ctrl_c):
                 pieces = compute(layout, text, tmp_path / "b", token_budget=1)

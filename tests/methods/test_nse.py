@@ -213,3 +213,15 @@ def test_nan_in_the_weights_is_refused(model, tokenizer, hparams):
         session.layout.down(1).weight[0, 0] = float("nan")
     with pytest.raises(ModelError, match=r"1\.mlp.*weight holds NaN"):
         edit_round(session, some_requests(1), hparams)
+
+
+def test_nan_elsewhere_in_the_model_is_refused(model, tokenizer, hparams):
+    hparams.mom2_adjustment, hparams.n_contexts = False, 0
+    session = EditSession.of(model, tokenizer)
+    with torch.no_grad():
+        session.layout.down(3).weight[0, 0] = float("nan")
+    before = down_weights(model, hparams.layers)
+    with pytest.raises(ModelError, match=r"values of requests \[0, 1\] are not finite"):
+        edit_round(session, some_requests(2), hparams)
+    for w0, w in zip(before, down_weights(model, hparams.layers)):
+        assert torch.equal(w0, w)

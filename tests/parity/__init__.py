@@ -1,0 +1,1 @@
+"""Our numbers against numbers that other implementations gave; see README.md."""
