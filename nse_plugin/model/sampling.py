@@ -17,7 +17,6 @@ from nse_plugin.errors import ModelError
 from nse_plugin.model.arch import device_of
 from nse_plugin.model.hooks import quiet
 
-
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """How context texts begin, as in the published code of MEMIT and NSE."""
 
