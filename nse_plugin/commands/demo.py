@@ -57,7 +57,7 @@ class Summary:
     retention_first: float
     """Share of the first round's edits that are given after the last round."""
     seconds_per_edit: float
-    """Time of editing, without evaluation."""
+    """Time of editing, without evaluation and without what is made once per model."""
 
 
 @dataclass
@@ -103,6 +103,7 @@ class Demo:
         self._write_manifest("running")
         status = "interrupted"
         try:
+            self.session.covariances(self.hparams)
             self._all_rounds()
             status = "complete"
         finally:
