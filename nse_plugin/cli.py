@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    # read when transformers is first imported, which the commands do: its bars are not ours
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     call: Callable[[argparse.Namespace], int] = options.call
     try:
         return call(options)

@@ -87,6 +87,11 @@ class RoundRecord:
         """Layers written, rising."""
         return sorted({write.layer for write in self.writes})
 
+    def neurons(self, layer: int) -> torch.Tensor:
+        """Neurons of a layer that any pass wrote, rising."""
+        written = [write.neurons for write in self.writes if write.layer == layer]
+        return torch.cat(written).unique() if written else torch.empty(0, dtype=torch.long)
+
     def norms(self) -> dict[int, float]:
         """By layer: Frobenius norm of what the round changed."""
         norms = {}
@@ -106,15 +111,11 @@ class RoundRecord:
                 for status in ("converged", "residual_left", "out_of_bounds")
             },
             "layers": {
-                str(layer): {
-                    "neurons": len({int(i) for w in self.writes if w.layer == layer
-                                    for i in w.neurons}),
-                    "norm": norm,
-                }
+                str(layer): {"neurons": len(self.neurons(layer)), "norm": norm}
                 for layer, norm in self.norms().items()
             },
             "seconds": self.seconds,
-        }  # fmt: skip
+        }
 
 
 class Ledger:

@@ -97,10 +97,10 @@ class Continuation:
             last: block whose output a run returns.
 
         Raises:
-            ModelError: rows reach beyond a sliding attention window, or the blocks take
-                arguments of which it is not known how they go by position.
+            ModelError: rows reach beyond a sliding attention window, the attention takes no
+                mask per row, or the blocks take arguments that nobody knows how to cut.
         """
-        _check_window(layout, batch)
+        _check_attention(layout, batch)
         outputs: list[torch.Tensor] = []
         arguments: dict[int, dict[str, Any]] = {}
         cache = DynamicCache()
@@ -206,7 +206,13 @@ def _tail_mask(starts: torch.Tensor, prefix: int, tail: int, dtype: torch.dtype)
     return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
-def _check_window(layout: DecoderLayout, batch: TokenBatch) -> None:
+def _check_attention(layout: DecoderLayout, batch: TokenBatch) -> None:
+    kind = getattr(layout.text_config, "_attn_implementation", None)
+    if kind not in (None, "eager", "sdpa"):
+        raise ModelError(
+            f"the model's attention is {kind!r}, which takes no mask per row; load it with "
+            "attn_implementation='sdpa' or call model.set_attn_implementation('sdpa')"
+        )
     window = getattr(layout.text_config, "sliding_window", None)
     longest = int(batch.lengths.max())
     if window is not None and longest > window:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nse_plugin import cli
+from nse_plugin import atlas, cli
 from nse_plugin.commands import demo as demo_module
 from nse_plugin.commands.doctor import report
 from nse_plugin.ledger.files import load_ledger
@@ -23,6 +23,8 @@ SUMMARY_KEYS = [
 def scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo_module, "N_UNTOUCHED", 20)
+    corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
+    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     return tmp_path
 
 

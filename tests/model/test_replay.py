@@ -63,3 +63,26 @@ def test_prompt_beyond_the_sliding_window_is_refused():
     batch = TokenBatch.of(ROWS, "cpu")
     with pytest.raises(ModelError, match="7 tokens .* window of 4"):
         Continuation.capture(DecoderLayout(model), batch, torch.tensor(STARTS), layer=1, last=3)
+
+
+def test_attention_without_masks_is_refused(model):
+    model.config._attn_implementation = "flash_attention_2"
+    batch = TokenBatch.of(ROWS, "cpu")
+    with pytest.raises(ModelError, match="attention is 'flash_attention_2'.*'sdpa'"):
+        Continuation.capture(DecoderLayout(model), batch, torch.tensor(STARTS), layer=1, last=3)
+
+
+def test_arguments_that_cannot_be_cut_are_named(model, monkeypatch):
+    block, real = DecoderLayout(model).blocks[2], DecoderLayout(model).blocks[2].forward
+
+    def forward(hidden_states, *args, gate=None, **kwargs):
+        return real(hidden_states, *args, **kwargs)
+
+    def call(module, args, kwargs):
+        return args, {**kwargs, "gate": torch.ones(3, 7)}
+
+    monkeypatch.setattr(block, "forward", forward)
+    block.register_forward_pre_hook(call, with_kwargs=True)
+    batch = TokenBatch.of(ROWS, "cpu")
+    with pytest.raises(ModelError, match="take .*gate, which nse_plugin"):
+        Continuation.capture(DecoderLayout(model), batch, torch.tensor(STARTS), layer=1, last=3)
