@@ -1,4 +1,4 @@
-"""What is inside a decoder: where blocks, MLP down-projections, final norm and head are.
+"""What is inside a decoder: where blocks, MLP down-projections and the final norm are.
 
 One row of :data:`FAMILIES` per model family, as data.  A family that is not in the table is probed
 (:func:`probe_family`): the structure is guessed from shapes and then checked by comparing the
@@ -28,7 +28,6 @@ class Family:
     mlp: str
     attn: str
     final_norm: str
-    head: str
     conv1d: bool = False
     """True where the down-projection is stored [d_ff, d_model], as GPT-2's Conv1D does."""
     post_norm: str | None = None
@@ -40,9 +39,7 @@ class Family:
         return self.blocks.rpartition(".")[0]
 
 
-_LLAMA = Family(
-    "model.layers", "mlp.down_proj", "mlp", "self_attn", final_norm="model.norm", head="lm_head"
-)
+_LLAMA = Family("model.layers", "mlp.down_proj", "mlp", "self_attn", final_norm="model.norm")
 _GEMMA2 = replace(_LLAMA, post_norm="post_feedforward_layernorm")
 _GEMMA3 = replace(
     _GEMMA2, blocks="model.language_model.layers", final_norm="model.language_model.norm"
@@ -55,19 +52,15 @@ FAMILIES: dict[str, Family] = {
         "mlp",
         "attn",
         final_norm="transformer.ln_f",
-        head="lm_head",
         conv1d=True,
     ),
-    "gptj": Family(
-        "transformer.h", "mlp.fc_out", "mlp", "attn", final_norm="transformer.ln_f", head="lm_head"
-    ),
+    "gptj": Family("transformer.h", "mlp.fc_out", "mlp", "attn", final_norm="transformer.ln_f"),
     "gpt_neox": Family(
         "gpt_neox.layers",
         "mlp.dense_4h_to_h",
         "mlp",
         "attention",
         final_norm="gpt_neox.final_layer_norm",
-        head="lm_head",
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -129,6 +122,12 @@ class DecoderLayout:
     def final_norm(self) -> nn.Module:
         """The norm between the last block and the head."""
         return self.model.get_submodule(self.family.final_norm)
+
+    @property
+    def head_name(self) -> str:
+        """Path of the output embeddings, as the model itself names them."""
+        head = self.model.get_output_embeddings()
+        return next(name for name, module in self.model.named_modules() if module is head)
 
     @property
     def input_device(self) -> torch.device:
@@ -212,7 +211,7 @@ class DecoderLayout:
             "mlp_module_tmp": f"{blocks}.{{}}.{self.family.mlp}",
             "attn_module_tmp": f"{blocks}.{{}}.{self.family.attn}",
             "ln_f_module": self.family.final_norm,
-            "lm_head_module": self.family.head,
+            "lm_head_module": self.head_name,
         }
 
 
@@ -274,7 +273,6 @@ def probe_family(model: PreTrainedModel) -> Family:
         mlp=down_name.rpartition(".")[0],
         attn=attention[0],
         final_norm=f"{body_name}.{norms[-1]}",
-        head=next(name for name, module in model.named_modules() if module is head),
         conv1d=isinstance(blocks[0].get_submodule(down_name), Conv1D),
     )
     _check_probe(model, family, fail)
