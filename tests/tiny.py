@@ -92,6 +92,18 @@ def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return model.eval()
 
 
+def tiny_gemma3_with_vision():
+    """Gemma 3 as it is published: the decoder lies beside a vision tower."""
+    text = dict(_SMALL, vocab_size=len(tiny_tokenizer()), pad_token_id=0, eos_token_id=0)
+    vision = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        image_size=28, patch_size=14,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision)
+    return transformers.Gemma3ForConditionalGeneration(config).eval()
+
+
 def some_requests(n: int = 4) -> list[EditRequest]:
     """A few requests with different lengths, subject places and targets of several tokens."""
     facts = [

@@ -141,7 +141,8 @@ def fingerprint(weight: torch.Tensor) -> int:
     Sums are integers modulo 2**64, so their order does not matter and equal bits give equal
     numbers on CPU and GPU.
     """
-    bits = weight.detach().view(_BITS[weight.element_size()])
+    matrix = weight.detach().reshape(weight.shape[0], -1)  # experts and patches have more axes
+    bits = matrix.contiguous().view(_BITS[weight.element_size()])
     by_row = bits.sum(dim=-1, dtype=torch.int64)
     by_column = bits.sum(dim=0, dtype=torch.int64)
     rows = torch.arange(1, by_row.numel() + 1, device=bits.device)

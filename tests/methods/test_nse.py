@@ -15,7 +15,7 @@ from nse_plugin.methods.nse import edit_round
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session import EditSession
-from tests.tiny import some_requests, tiny_hparams, tiny_model
+from tests.tiny import some_requests, tiny_gemma3_with_vision, tiny_hparams, tiny_model
 
 
 @pytest.fixture
@@ -163,6 +163,15 @@ def test_every_family_takes_an_edit(any_model, tokenizer, hparams):
     changed = {n for n, p in any_model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == edited
     assert all(o.residual_after < o.residual_before for o in record.outcomes)
+
+
+def test_gemma3_beside_its_vision_tower(tokenizer, hparams):
+    model = tiny_gemma3_with_vision()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    record = edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {f"model.language_model.layers.{i}.mlp.down_proj.weight" for i in (1, 2)}
+    assert all(o.residual_after < 0.5 * o.residual_before for o in record.outcomes)
 
 
 def test_an_exception_half_way_leaves_all_as_it_was(model, tokenizer, hparams, monkeypatch):

@@ -104,3 +104,4 @@ def test_fingerprint_sees_every_bit_and_place(i, j, dtype):
     swapped[i], swapped[j] = weight.flatten()[j], weight.flatten()[i]
     assert (fingerprint(swapped.view(6, 5)) == fingerprint(weight)) == (i == j)
     assert fingerprint(weight.clone()) == fingerprint(weight)
+    assert fingerprint(weight.view(6, 5, 1)) == fingerprint(weight.t().contiguous().t())
