@@ -27,8 +27,8 @@ from nse_plugin import BaseEditor, EditRequest, NSEHparams, __version__, atlas
 from nse_plugin.errors import DataError, NSEPluginError
 from nse_plugin.evaluation.answers import Answers, score_answers
 from nse_plugin.files import write_json
-from nse_plugin.toolkit import host
-from nse_plugin.toolkit.datasets import parse_records, read_records
+from nse_plugin.toolkit import host, read_records
+from nse_plugin.toolkit.datasets import parse_records
 
 Score = tuple[float, float]
 """Of one question: token accuracy, and 1.0 where the whole answer is right."""

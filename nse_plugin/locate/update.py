@@ -56,7 +56,7 @@ def solve_right(
         covariance: C [|I|, |I|], or None to leave it out; the system is then solved in the
             least-squares sense, by its pseudo-inverse.
         weight: lambda.
-        previous: keys of earlier rounds [|I|, N]; P is their product.
+        previous: P [|I|, |I|], or None where there are no earlier rounds.
         layer: for the message.
 
     Returns:
@@ -70,8 +70,7 @@ def solve_right(
     if covariance is not None:
         system += weight * covariance.double()
     if previous is not None:
-        earlier = previous.double()
-        system += earlier @ earlier.T
+        system += previous.double()
     if covariance is None:  # fewer keys than neurons: the smallest change that fits
         return (k.T @ torch.linalg.pinv(system, hermitian=True)).float().contiguous()
     factor, failed = torch.linalg.cholesky_ex(system)

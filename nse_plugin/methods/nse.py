@@ -179,7 +179,7 @@ class _Writer:
                 selected,
                 covariance=self._covariance(layer, neurons),
                 weight=hparams.mom2_update_weight,
-                previous=self._previous_keys(layer, neurons),
+                previous=self.session.previous_keys.matrix(layer, neurons),
                 layer=layer,
             )
         layers_left = len(hparams.layers) - hparams.layers.index(layer)
@@ -220,7 +220,3 @@ class _Writer:
             return None
         rows = neurons.to(self.covariances[layer].device)
         return self.covariances[layer][rows][:, rows].to(neurons.device)
-
-    def _previous_keys(self, layer: int, neurons: torch.Tensor) -> torch.Tensor | None:
-        keys = self.session.ledger.keys(layer)
-        return None if keys is None else keys[neurons.cpu()].to(neurons.device)

@@ -4,9 +4,10 @@
 (importable, or a checkout named by EASYEDIT_ROOT), else the embedded one.  NSE_PLUGIN_HOST, set to
 ``embedded`` or ``easyedit``, decides instead.
 
-``BaseEditor`` and ``compute_edit_quality`` are that host's.  They are looked up when they are first
-asked for: importing this package loads neither torch nor EasyEdit and changes nothing.  Asking for
-``BaseEditor`` where EasyEdit is the host imports EasyEdit and registers our methods with it.
+``BaseEditor``, ``compute_edit_quality`` and ``read_records`` are that host's.  They are looked up
+when they are asked for: importing this package loads neither torch nor EasyEdit and changes
+nothing.  Asking for ``BaseEditor`` where EasyEdit is the host imports EasyEdit and registers our
+methods with it.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from nse_plugin.errors import HostError, did_you_mean
 
 if TYPE_CHECKING:
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
+    from nse_plugin.toolkit.datasets import read_records
     from nse_plugin.toolkit.easyedit import Registration
     from nse_plugin.toolkit.embedded import BaseEditor
 
-__all__ = ["BaseEditor", "compute_edit_quality", "host", "register", "unregister"]
+__all__ = ["BaseEditor", "compute_edit_quality", "host", "read_records", "register", "unregister"]
 
 HOST_VARIABLE = "NSE_PLUGIN_HOST"
 _HOSTS = ("embedded", "easyedit")
@@ -83,4 +85,12 @@ def __getattr__(name: str) -> Any:
         from nse_plugin.evaluation.edit_quality import compute_edit_quality
 
         return compute_edit_quality
+    if name == "read_records":
+        if host() == "easyedit":
+            from nse_plugin.toolkit.host_datasets import read_with_host
+
+            return read_with_host
+        from nse_plugin.toolkit.datasets import read_records
+
+        return read_records
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

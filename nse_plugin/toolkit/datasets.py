@@ -42,7 +42,7 @@ def read_records(
             cannot be used (``on_bad="raise"``).
     """
     path = Path(path)
-    return parse_records(_load(path), kind, on_bad=on_bad, limit=limit, source=path.name)
+    return parse_records(load_records(path), kind, on_bad=on_bad, limit=limit, source=path.name)
 
 
 def parse_records(
@@ -67,7 +67,7 @@ def parse_records(
             f"{source} holds a {type(records).__name__} where a list of records is expected; "
             "give the benchmark's own JSON file"
         )
-    schema, name = _schema_of(records, kind, source)
+    schema, name = schema_of(records, kind, source)
     requests: list[EditRequest] = []
     skipped: list[str] = []
     notes: list[str] = []
@@ -83,14 +83,14 @@ def parse_records(
                     f"{what}; mend the record, or leave such records out with on_bad='skip'"
                 ) from error
             skipped.append(what)
-    _warn(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
-    _warn(f"{source}: left out {len(notes)} probes without an answer", notes)
+    warn_of(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
+    warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
     return requests
 
 
 def read_counterfact(path: str | Path, **options: Any) -> list[EditRequest]:
     """CounterFact, nested or EasyEdit's flat schema; options as in :func:`read_records`."""
-    records = _load(Path(path))
+    records = load_records(Path(path))
     first = records[0] if isinstance(records, list) and records else {}
     flat = isinstance(first, Mapping) and "prompt" in first
     kind = "counterfact_flat" if flat else "counterfact"
@@ -112,7 +112,12 @@ def read_mquake(path: str | Path, **options: Any) -> list[EditRequest]:
     return read_records(path, "mquake", **options)
 
 
-def _load(path: Path) -> Any:
+def load_records(path: Path) -> Any:
+    """What a JSON or JSON-lines file holds.
+
+    Raises:
+        DataError: the file is missing, cut off or no JSON.
+    """
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.glob("*") if entry.is_file()]
         raise DataError(
@@ -142,7 +147,12 @@ def _decode(text: str, path: Path, line: int = 0) -> Any:
         ) from error
 
 
-def _schema_of(records: Sequence[Any], kind: str | None, source: str) -> tuple[Schema, str]:
+def schema_of(records: Sequence[Any], kind: str | None, source: str) -> tuple[Schema, str]:
+    """The schema called ``kind``, or that of the first record; with its name.
+
+    Raises:
+        DataError: there is no such schema, or the first record is of none.
+    """
     if kind is not None:
         if kind not in SCHEMAS:
             raise DataError(
@@ -166,7 +176,8 @@ def _schema_of(records: Sequence[Any], kind: str | None, source: str) -> tuple[S
     )
 
 
-def _warn(what: str, details: list[str]) -> None:
+def warn_of(what: str, details: list[str]) -> None:
+    """Log a warning with the first few details; nothing where there are none."""
     if details:
         more = f"; and {len(details) - _NAMED} more" if len(details) > _NAMED else ""
         log.warning("%s: %s%s", what, "; ".join(details[:_NAMED]), more)

@@ -172,6 +172,9 @@ SCHEMAS: dict[str, Schema] = {
         _flat,
         lambda record: {"prompt", "target_new"} <= set(record),
     ),
+    "wiki_recent": Schema(  # KnowEdit's layout, and recognised as that; EasyEdit has a class for it
+        ("prompt", "subject", "target_new", "locality"), _knowedit, lambda record: False
+    ),
 }
 """Schemas by name, in the order in which a record is tried."""
 

@@ -57,7 +57,8 @@ def test_solve_against_float64_brute_force(n_previous, with_covariance):
     samples = torch.randn(20, 60, generator=generator)
     covariance = (samples @ samples.T / 60) if with_covariance else None
     previous = torch.randn(20, n_previous, generator=generator) if n_previous else None
-    right = solve_right(keys, covariance=covariance, weight=3.0, previous=previous, layer=1)
+    gram = None if previous is None else previous.double() @ previous.double().T
+    right = solve_right(keys, covariance=covariance, weight=3.0, previous=gram, layer=1)
     system = np.zeros((20, 20))
     if covariance is not None:
         system += 3.0 * covariance.double().numpy()
@@ -90,7 +91,8 @@ def test_without_covariance_the_change_is_the_smallest_that_fits(n_previous):
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(20, 4, generator=generator)
     previous = torch.randn(20, n_previous, generator=generator) if n_previous else None
-    right = solve_right(keys, covariance=None, weight=1.0, previous=previous, layer=1)
+    gram = None if previous is None else previous.double() @ previous.double().T
+    right = solve_right(keys, covariance=None, weight=1.0, previous=gram, layer=1)
     torch.testing.assert_close(right @ keys, torch.eye(4), atol=1e-4, rtol=1e-4)
     if previous is not None:  # earlier answers stay as they are
         torch.testing.assert_close(right @ previous, torch.zeros(4, n_previous), atol=1e-4, rtol=0)
