@@ -8,7 +8,7 @@ finds it again, and it goes when the model goes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from nse_plugin.errors import SessionError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.ledger.records import Ledger, RoundRecord
 from nse_plugin.locate.covariance import second_moments
+from nse_plugin.locate.previous import PreviousKeys
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.sampling import OPENINGS, context_texts
@@ -46,6 +47,7 @@ class EditSession:
         self.tokenizer = tokenizer
         self.weights = EditedWeights()
         self.ledger = Ledger()
+        self.previous_keys = PreviousKeys(self.ledger)
         self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
         self._layers: dict[str, int] = {}  # layer of each parameter looked after
@@ -113,6 +115,40 @@ class EditSession:
         """Enter a finished round into the ledger."""
         self.ledger.append(record)
         self._states.append(self.weights.fingerprint())
+
+    def adopt(
+        self,
+        ledger: Ledger,
+        contexts: Mapping[tuple[int, int, int], Sequence[str]] | None = None,
+    ) -> None:
+        """Take over the rounds of a ledger, as read from a run directory.
+
+        The changes are made in the order written, so on the device of the first run the weights
+        get the bits that they had then.
+
+        Args:
+            contexts: context texts by (seed, n_contexts, context_length), to be used as they are.
+
+        Raises:
+            SessionError: this session has rounds of its own.
+            ModelError: layers do not fit the model.  The model is as before.
+        """
+        if len(self.ledger):
+            raise SessionError(
+                f"this session has {len(self.ledger)} rounds already; undo_all() them first, or "
+                "adopt the ledger with a model that is loaded anew"
+            )
+        try:
+            for record in ledger:
+                with self.round(sorted(record.keys)):
+                    for write in record.writes:
+                        device = self.layout.down(write.layer).weight.device
+                        self.write(write.layer, write.change(self.layout.d_ff, device))
+                    self.commit(record)
+        except BaseException:
+            self._go_back_to(0)
+            raise
+        self._contexts.update({key: tuple(texts) for key, texts in (contexts or {}).items()})
 
     def undo_last(self, rounds: int = 1) -> None:
         """Take back the last rounds: their changes, their keys and their records.
@@ -205,6 +241,7 @@ class EditSession:
 
     def _truncate(self, length: int) -> None:
         self.ledger.truncate(length)
+        self.previous_keys.drop_from(length)
         del self._states[length:]
 
 
