@@ -51,9 +51,16 @@ def sample_ids(
     device = device_of(model.get_input_embeddings(), torch.device("cpu"))
     sampled: list[torch.Tensor] = []
     step_ids, past = prompt_ids, None
+    mask = torch.ones(prompt_ids.shape[0], prompt_ids.shape[1] + n_tokens, dtype=torch.long)
+    mask = mask.to(device)  # every token is one; without a mask some models guess at padding
     with quiet(model):
-        for _ in range(n_tokens):
-            output = model(input_ids=step_ids.to(device), past_key_values=past, use_cache=True)
+        for step in range(n_tokens):
+            output = model(
+                input_ids=step_ids.to(device),
+                attention_mask=mask[:, : prompt_ids.shape[1] + step],
+                past_key_values=past,
+                use_cache=True,
+            )
             past = output.past_key_values
             step_ids = _draw(output.logits[:, -1].float() / temperature, top_k, generator)
             sampled.append(step_ids)

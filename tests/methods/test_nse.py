@@ -165,6 +165,15 @@ def test_every_family_takes_an_edit(any_model, tokenizer, hparams):
     assert all(o.residual_after < o.residual_before for o in record.outcomes)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_models_take_an_edit(tokenizer, hparams, dtype):
+    for family in ("gpt2", "llama", "gemma2"):
+        model = tiny_model(family, dtype=dtype)
+        record = edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+        assert {p.dtype for p in model.parameters()} == {dtype}
+        assert all(o.residual_after < 0.3 * o.residual_before for o in record.outcomes)
+
+
 def test_gemma3_beside_its_vision_tower(tokenizer, hparams):
     model = tiny_gemma3_with_vision()
     before = {name: p.clone() for name, p in model.named_parameters()}
