@@ -1,0 +1,185 @@
+"""A run of sequential rounds, described by options or by a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nse_plugin import atlas
+from nse_plugin.errors import DataError, HparamsError, did_you_mean
+from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.hparams import find_yaml
+from nse_plugin.methods.registry import find_method
+from nse_plugin.requests import EditRequest
+from nse_plugin.rounds.listeners import Listener, TensorBoard, WandB, progress
+from nse_plugin.rounds.result import RunResult
+from nse_plugin.rounds.scheduler import SequentialScheduler
+from nse_plugin.rounds.stopping import StopRules
+from nse_plugin.session import EditSession
+from nse_plugin.toolkit.datasets import parse_records, read_records
+from nse_plugin.toolkit.loading import load_model
+
+_HELD_OUT = 100
+
+
+@dataclass
+class RunSettings:
+    """Everything that a run is made of.
+
+    Raises:
+        HparamsError: a value is missing or of the wrong type.
+    """
+
+    hparams: str = ""
+    """Name or path of a method's YAML."""
+    data: str = ""
+    """A benchmark's JSON file, or ``atlas`` or ``atlas:200`` for the embedded world's edits."""
+    round_size: int = 100
+    """Edits per round."""
+    out: str = "run"
+    """Folder of the run."""
+    model: str | None = None
+    """Another model than that of the hparams."""
+    order: str = "given"
+    """given, shuffled or grouped."""
+    seed: int = 0
+    """Of the order, the samples and the embedded world's draw."""
+    limit: int | None = None
+    """The first so many records."""
+    held_out: str | None = None
+    """Text file for the perplexity, one text a line, or ``atlas``; that is the default where the
+    model is the embedded world's.  ``none`` measures no perplexity."""
+    protocol: dict[str, Any] = field(default_factory=dict)
+    """Fields of the protocol, e.g. ``every: 5``."""
+    stop: dict[str, Any] = field(default_factory=dict)
+    """Fields of the stop rules, e.g. ``max_perplexity: 30``."""
+    tensorboard: bool = False
+    """Write scalars for TensorBoard to ``<out>/tensorboard``."""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to."""
+
+    def __post_init__(self) -> None:
+        for name in ("hparams", "data"):
+            if not getattr(self, name):
+                raise HparamsError(f"{name} is missing; give --{name}, or {name}: in the YAML")
+        for name in ("round_size", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise HparamsError(f"{name} is {value!r}; give a whole number")
+
+    @classmethod
+    def read(cls, config: str | Path | None, given: Mapping[str, Any]) -> RunSettings:
+        """From a YAML file and options; an option that is not None goes before the file.
+
+        ``protocol`` and ``stop`` are merged key by key.
+        """
+        values: dict[str, Any] = {}
+        if config is not None:
+            path = Path(config)
+            try:
+                values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            except (OSError, yaml.YAMLError) as error:
+                raise HparamsError(f"cannot read {path}: {error}; give a YAML file") from error
+            if not isinstance(values, dict):
+                raise HparamsError(f"{path} holds {type(values).__name__}, not keys with values")
+        known = [f.name for f in dataclasses.fields(cls)]
+        for key in values:
+            if key not in known:
+                raise HparamsError(f"{config}: unknown key {key!r}{did_you_mean(key, known)}")
+        for key, value in given.items():
+            if isinstance(value, Mapping):
+                set_ones = {k: v for k, v in value.items() if v is not None}
+                values[key] = {**(values.get(key) or {}), **set_ones}
+            elif value is not None:
+                values[key] = value
+        return cls(**values)
+
+
+def make_scheduler(settings: RunSettings, show: Callable[[str], None]) -> SequentialScheduler:
+    """Load model and data, and build the scheduler."""
+    hparams = read_hparams(settings.hparams, settings.model)
+    requests = read_data(settings.data, settings.limit, settings.seed)
+    protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
+    try:
+        rules = StopRules(**settings.stop)
+    except TypeError as error:
+        known = [f.name for f in dataclasses.fields(StopRules)]
+        raise HparamsError(f"stop: {error}; there are: {', '.join(known)}") from error
+    out = Path(settings.out)
+    listeners: list[Listener] = [progress(show)]
+    if settings.tensorboard:
+        listeners.append(TensorBoard(out / "tensorboard"))
+    if settings.wandb:
+        listeners.append(WandB(settings.wandb, out.name))
+    model, tokenizer, name = load_model(hparams)
+    scheduler = SequentialScheduler(
+        EditSession.of(model, tokenizer),
+        requests,
+        settings.round_size,
+        protocol,
+        out,
+        rules,
+        hparams=hparams,
+        order=settings.order,
+        seed=settings.seed,
+        held_out=held_out_texts(settings.held_out, name, requests),
+        listeners=listeners,
+    )
+    return scheduler
+
+
+def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
+    """Do the run, or go on with it."""
+    return make_scheduler(settings, show).run()
+
+
+def read_hparams(name: str, model: str | None) -> Any:
+    """Hyperparameters of the method that the YAML names."""
+    try:
+        values = yaml.safe_load(find_yaml(name).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise HparamsError(f"{name} is not YAML: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("alg_name"), str):
+        raise HparamsError(f"{name} has no alg_name; give a method's YAML")
+    if model is not None:
+        values["model_name"] = model
+    return find_method(values["alg_name"]).hparams.from_dict(values)
+
+
+def read_data(data: str, limit: int | None, seed: int) -> list[EditRequest]:
+    """Requests of a file, or of the embedded world."""
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}; give a number above 0, or leave it out")
+    if data.partition(":")[0] != "atlas":
+        return read_records(data, limit=limit)
+    count = data.partition(":")[2] or str(limit or 200)
+    if not count.isdigit() or not int(count):
+        raise DataError(f"data is {data!r}; give 'atlas' or 'atlas:200'")
+    return parse_records(atlas.edit_set(int(count), seed=seed), limit=limit)
+
+
+def held_out_texts(
+    source: str | None, model_name: str, requests: Sequence[EditRequest]
+) -> list[str]:
+    """Texts that no edit is about.
+
+    Of the embedded world: sentences that name none of the edited subjects.
+    """
+    if source is None:
+        source = "atlas" if model_name.startswith("atlas:") else "none"
+    if source == "none":
+        return []
+    if source == "atlas":
+        subjects = {request.subject for request in requests}
+        texts = [t for t in atlas.corpus() if not any(s in t for s in subjects)]
+        return texts[:: max(1, len(texts) // _HELD_OUT)][:_HELD_OUT]
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read held-out text {source!r}: {error}") from error
+    return [line for line in text.splitlines() if line.strip()]

@@ -1,0 +1,180 @@
+"""Scores of edit requests: ask the model once, then count.  One definition for every method.
+
+Of each request (values from 0 to 1; a request's probes are averaged first, then requests):
+
+* ``efficacy``, ``paraphrase``, ``portability``: greedy decoding writes the whole answer;
+* ``..._tokens``: share of answer tokens that are the first choice under teacher forcing, which is
+  ZsRE's accuracy (MEND, ROME, MEMIT) and EasyEdit's ``rewrite_acc``;
+* ``..._probability``: the new answer is likelier than the true one by mean NLL over its tokens,
+  which is CounterFact's ES and PS (ROME section 3.4); ``locality_probability`` is its NS, where the
+  probe's own answer has to be likelier than the new one;
+* ``locality``: share of tokens, at a locality probe's answer, whose first choice is that of the
+  untouched model; ``locality_exact``: all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nse_plugin.evaluation.answers import score_answers
+from nse_plugin.requests import EditRequest, Probe
+
+GROUPS = ("rewrite", "paraphrase", "portability", "locality")
+_NAMES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "portability": "portability"}
+
+Answered = dict[str, list[dict[str, Any]]]
+"""What a model answered to one request's probes, by group; plain values, ready for JSON."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many probes of a request are asked at most, of each kind; 0 leaves the group out."""
+
+    paraphrase: int = 2
+    portability: int = 3
+    locality: int = 5
+
+
+def ask(
+    model: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    bounds: Bounds,
+    *,
+    token_budget: int = 16384,
+) -> list[Answered]:
+    """Ask all probes of the requests in a few batches.
+
+    Returns:
+        Per request and group a list with one entry per probe: ``prompt, exact, accuracy, nll``
+        (of the answer), ``nll_other`` (of the true answer; for locality of the new one; or None)
+        and, for locality, ``predicted``, the first choices as token ids.
+
+    Raises:
+        RequestError: a probe is longer than the model's context.
+    """
+    plan = [
+        (number, group, prompt, answer, other)
+        for number, request in enumerate(requests)
+        for group, prompt, answer, other in _probes(request, bounds)
+    ]
+    with_other = [entry for entry in plan if entry[4] is not None]
+    scores = score_answers(
+        model,
+        tokenizer,
+        [entry[2] for entry in plan + with_other],
+        [str(entry[3]) for entry in plan] + [str(entry[4]) for entry in with_other],
+        token_budget=token_budget,
+    )
+    others = iter(scores.nll[len(plan) :])
+    found: list[Answered] = [{group: [] for group in GROUPS} for _ in requests]
+    for row, (number, group, prompt, _answer, other) in enumerate(plan):
+        item: dict[str, Any] = {
+            "prompt": prompt,
+            "exact": scores.exact[row],
+            "accuracy": finite(scores.token_accuracy[row]),
+            "nll": finite(scores.nll[row]),
+            "nll_other": None if other is None else finite(next(others)),
+        }
+        if group == "locality":
+            item["predicted"] = scores.predicted[row]
+        found[number][group].append(item)
+    return found
+
+
+def summarise(
+    answered: Sequence[Answered], frozen: Sequence[Answered], edited: Collection[str] = ()
+) -> dict[str, Any]:
+    """The scores of some requests: means over the requests that have such probes, None where none.
+
+    Args:
+        frozen: what the untouched model answered, request by request.
+        edited: prompts that an edit was about; a locality probe among them is not asked, since it
+            has to change.
+    """
+    columns: dict[str, list[float]] = {}
+    for now, before in zip(answered, frozen, strict=True):
+        for name, value in _request_scores(now, before, edited).items():
+            columns.setdefault(name, []).append(value)
+    scores = {name: mean(columns.get(name, [])) for name in SCORES}
+    return {"n": len(answered), **scores}
+
+
+SCORES = (
+    "efficacy", "efficacy_tokens", "efficacy_probability", "efficacy_nll",
+    "paraphrase", "paraphrase_tokens", "paraphrase_probability", "paraphrase_nll",
+    "portability", "portability_tokens", "portability_nll",
+    "locality", "locality_exact", "locality_probability",
+)  # fmt: skip
+"""Names of what :func:`summarise` gives, beside ``n``."""
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: None stands for them."""
+    return value if math.isfinite(value) else None
+
+
+def _probes(request: EditRequest, bounds: Bounds) -> list[tuple[str, str, str, str | None]]:
+    """(group, prompt, answer, the answer it is compared with) of each probe."""
+    new, true = request.target_new, request.ground_truth
+    other = true if true and true != new else None
+    asked: list[tuple[str, str, str, str | None]] = [("rewrite", request.text, new, other)]
+    for text in request.rephrase_prompts[: bounds.paraphrase]:
+        asked.append(("paraphrase", text, new, other))
+    for probe in _first(request.portability, bounds.portability):
+        asked.append(("portability", probe.prompt, probe.answer, None))
+    for probe in _first(request.locality, bounds.locality):
+        against = new if new != probe.answer else None
+        asked.append(("locality", probe.prompt, probe.answer, against))
+    return asked
+
+
+def _first(groups: Mapping[str, tuple[Probe, ...]], bound: int) -> list[Probe]:
+    return [probe for probes in groups.values() for probe in probes[:bound]]
+
+
+def _request_scores(now: Answered, before: Answered, edited: Collection[str]) -> dict[str, float]:
+    scores: dict[str, float | None] = {}
+    for group, name in _NAMES.items():
+        items = now[group]
+        scores[name] = mean([float(item["exact"]) for item in items])
+        scores[f"{name}_tokens"] = _mean_of(items, "accuracy")
+        scores[f"{name}_nll"] = _mean_of(items, "nll")
+        if group != "portability":
+            scores[f"{name}_probability"] = mean(_likelier(items))
+    pairs = [
+        (item, old)
+        for item, old in zip(now["locality"], before["locality"], strict=True)
+        if item["prompt"] not in edited
+    ]
+    shares = [
+        sum(a == b for a, b in zip(item["predicted"], old["predicted"])) / len(old["predicted"])
+        for item, old in pairs
+        if old["predicted"]
+    ]
+    scores["locality"] = mean(shares)
+    scores["locality_exact"] = mean([float(share == 1) for share in shares])
+    scores["locality_probability"] = mean(_likelier([item for item, _ in pairs]))
+    return {name: value for name, value in scores.items() if value is not None}
+
+
+def _likelier(items: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [
+        float(item["nll"] is not None and item["nll"] < item["nll_other"])
+        for item in items
+        if item["nll_other"] is not None
+    ]
+
+
+def _mean_of(items: Sequence[Mapping[str, Any]], key: str) -> float | None:
+    return mean([item[key] for item in items if item[key] is not None])

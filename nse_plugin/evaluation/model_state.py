@@ -1,0 +1,152 @@
+"""What is measured of the model as a whole: perplexity, free generation, weights, key space."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.evaluation.answers import score_encoded
+from nse_plugin.evaluation.edit_quality import ngram_entropy
+from nse_plugin.evaluation.generation import greedy_text, sampled_text
+from nse_plugin.evaluation.metrics import finite, mean
+from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
+from nse_plugin.requests import EditRequest
+
+_STOPS = re.compile(r"[.\n]")
+
+
+def perplexity(
+    model: nn.Module, tokenizer: Any, texts: Sequence[str], max_tokens: int = 256
+) -> float | None:
+    """exp of the mean NLL of all tokens but the first of each text; None where it overflows.
+
+    Args:
+        max_tokens: of each text, and never more than the model's context.
+
+    Raises:
+        DataError: no text has two tokens.
+    """
+    bound = min(max_tokens, DecoderLayout(model).max_positions or max_tokens)
+    rows = [encode_prompt(tokenizer, text).ids[:bound] for text in texts]
+    pairs = [EncodedPrompt(tuple(ids), -1, len(ids) - 1) for ids in rows if len(ids) > 1]
+    if not pairs:
+        raise DataError(
+            f"none of {len(texts)} held-out texts has two tokens; give longer ones, or none"
+        )
+    scores = score_encoded(model, pairs)
+    total = sum(nll * n for nll, n in zip(scores.nll, scores.n_tokens)) / sum(scores.n_tokens)
+    return finite(math.exp(total)) if total < 700 else None
+
+
+def free_generation(
+    model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], max_new_tokens: int
+) -> dict[str, Any]:
+    """Let the model write on after each edit's prompt, greedily.
+
+    Returns:
+        ``n``; ``exact``: up to its end (first full stop, line break or end token) the text is the
+        new answer; ``contains``: the whole text holds it as whole words; ``natural_stop``: the
+        text ended within ``max_new_tokens``.  Shares, None of no request.
+    """
+    prompts = [request.text for request in requests]
+    texts = greedy_text(model, tokenizer, prompts, max_new_tokens) if prompts else []
+    ends = _ends(model, tokenizer, prompts, texts)
+    exact, contains, natural = [], [], []
+    for request, text, ended in zip(requests, texts, ends):
+        target = request.target_new.strip()
+        said = text if target[-1:] in ".\n" else _STOPS.split(text.lstrip(), maxsplit=1)[0]
+        exact.append(float(said.strip() == target))
+        contains.append(float(bool(re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text))))
+        natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
+    return {
+        "n": len(texts),
+        "exact": mean(exact),
+        "contains": mean(contains),
+        "natural_stop": mean(natural),
+    }
+
+
+def _ends(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]
+) -> list[bool]:
+    """Whether the model's first choice after prompt and text is the end-of-sequence token."""
+    end = getattr(tokenizer, "eos_token_id", None)
+    if end is None or not texts:
+        return [False] * len(texts)
+    rows = [encode_prompt(tokenizer, f"{p}{t}").ids for p, t in zip(prompts, texts)]
+    limit = DecoderLayout(model).max_positions
+    fits = [limit is None or len(ids) < limit for ids in rows]
+    pairs = [EncodedPrompt((*ids, end), -1, 1) for ids, ok in zip(rows, fits) if ok]
+    found = iter(score_encoded(model, pairs).exact) if pairs else iter([])
+    return [next(found) if ok else False for ok in fits]
+
+
+def fluency(
+    model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], max_tokens: int = 100
+) -> float | None:
+    """Mean n-gram entropy of sampled texts that begin with the edits' prompts."""
+    bound = min(max_tokens, DecoderLayout(model).max_positions or max_tokens)
+    texts = sampled_text(model, tokenizer, [request.text for request in requests], bound)
+    return mean([ngram_entropy(text) for text in texts])
+
+
+def relative_change(original: torch.Tensor, current: torch.Tensor) -> float | None:
+    """||W - W_original|| / ||W_original||, Frobenius."""
+    now, before = current.detach().float(), original.detach().float()
+    return finite(float((now - before).norm() / before.norm().clamp(min=1e-30)))
+
+
+def key_share(keys: torch.Tensor, max_keys: int = 2048) -> float | None:
+    """Share of the key space in use: effective dimension of keys [d_ff, n] over d_ff.
+
+    The effective dimension is exp of the entropy of the normalised eigenvalues of K K^T.  Of more
+    than ``max_keys`` keys, as many are taken at even distances.
+    """
+    d_ff, n = keys.shape
+    if n > max_keys:
+        keys = keys[:, torch.linspace(0, n - 1, max_keys, dtype=torch.float64).round().long()]
+    k = keys.double()
+    gram = k.T @ k if k.shape[1] < d_ff else k @ k.T  # both have the same eigenvalues above 0
+    if not bool(torch.isfinite(gram).all()):
+        return None
+    eigenvalues = torch.linalg.eigvalsh(gram).clamp(min=0)
+    total = eigenvalues.sum()
+    if float(total) == 0:
+        return 0.0
+    shares = eigenvalues / total
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    return float(entropy.exp()) / d_ff
+
+
+def run_harness(
+    model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None
+) -> Mapping[str, Any]:
+    """Results of tasks of EleutherAI's lm-evaluation-harness, by task, as it gives them.
+
+    Raises:
+        HparamsError: the package is not installed.
+    """
+    try:
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
+    except ImportError as error:
+        raise HparamsError(
+            f"harness_tasks is {list(tasks)} and lm_eval cannot be imported ({error}); "
+            "pip install lm-eval, or leave harness_tasks out"
+        ) from error
+    wrapped = HFLM(pretrained=model, tokenizer=tokenizer)
+    found = lm_eval.simple_evaluate(model=wrapped, tasks=list(tasks), limit=limit)
+    return {
+        task: {
+            name: finite(float(value)) if isinstance(value, (int, float)) else str(value)
+            for name, value in scores.items()
+        }
+        for task, scores in found["results"].items()
+    }

@@ -1,0 +1,290 @@
+"""What is measured during a run, and when; with a bound on what each part costs.
+
+Before anything, the untouched model's answers to all probes are frozen.  After each round that
+round is scored; every k rounds and at the end all earlier edits are (a row of the retention matrix
+per round edited, a column per round tested), and the model as a whole.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.evaluation.metrics import Answered, Bounds, ask, summarise
+from nse_plugin.evaluation.model_state import (
+    fluency,
+    free_generation,
+    key_share,
+    perplexity,
+    relative_change,
+    run_harness,
+)
+from nse_plugin.requests import EditRequest
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What to measure; a size of 0 switches its part off.
+
+    Raises:
+        HparamsError: a size is out of range.
+    """
+
+    every: int = 5
+    """A checkpoint is measured after every so many rounds, and at the end; 0: only at the end."""
+    paraphrases: int = 2
+    """Paraphrases asked per request."""
+    portability: int = 3
+    """Portability probes per request and kind."""
+    locality: int = 5
+    """Locality probes per request and kind."""
+    retention: int = 1000
+    """Earlier edits asked at a checkpoint; of more, a sample drawn by ``seed`` and round."""
+    generation: int = 50
+    """Edits whose free generation is looked at."""
+    generation_tokens: int = 16
+    """New tokens of each."""
+    fluency: int = 10
+    """Edits that a text of 100 tokens is sampled from."""
+    perplexity: int = 100
+    """Held-out texts, the first so many."""
+    weights: bool = True
+    """Norm of each edited matrix's change, relative to the original."""
+    key_space: int = 2048
+    """Previous keys per layer that the share of the key space is taken from."""
+    harness_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness; the package has to be installed."""
+    harness_limit: int | None = 50
+    """Documents per task."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.type == "int" and (
+                isinstance(value, bool) or not isinstance(value, int) or value < 0
+            ):
+                raise HparamsError(f"{f.name} is {value!r}; give a whole number, 0 for none")
+        if self.generation and self.generation_tokens < 1:
+            raise HparamsError(f"generation_tokens is {self.generation_tokens}; give at least 1")
+        object.__setattr__(self, "harness_tasks", tuple(self.harness_tasks))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
+        """Build from a dict; an unknown key is an error that names the nearest."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise HparamsError(f"protocol: unknown key {key!r}{did_you_mean(key, known)}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, ready for JSON."""
+        return asdict(self) | {"harness_tasks": list(self.harness_tasks)}
+
+    @property
+    def bounds(self) -> Bounds:
+        """Bounds of one request's probes."""
+        return Bounds(self.paraphrases, self.portability, self.locality)
+
+    def is_due(self, number: int) -> bool:
+        """Whether a checkpoint is measured after this round."""
+        return self.every > 0 and number % self.every == 0
+
+
+@dataclass
+class Edit:
+    """An edit that was made."""
+
+    round: int
+    request: EditRequest
+    frozen: Answered
+    superseded_in: int | None = None
+    """The round whose edit of the same (subject, prompt) took this one's place."""
+
+
+@dataclass
+class History:
+    """The edits made so far; a superseded one is no longer expected of the model."""
+
+    edits: list[Edit] = field(default_factory=list)
+    _latest: dict[tuple[str, str], list[Edit]] = field(default_factory=dict)
+    _texts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, number: int, requests: Sequence[EditRequest], frozen: Sequence[Answered]) -> int:
+        """Enter a round; returns how many earlier edits it supersedes."""
+        superseded = 0
+        for request, before in zip(requests, frozen, strict=True):
+            stack = self._latest.setdefault(_fact(request), [])
+            if stack:
+                stack[-1].superseded_in = number
+                superseded += 1
+            edit = Edit(number, request, before)
+            stack.append(edit)
+            self.edits.append(edit)
+            for text in (request.text, *request.rephrase_prompts):
+                self._texts[text] = self._texts.get(text, 0) + 1
+        return superseded
+
+    def take_back(self, number: int) -> None:
+        """Forget the last round; what it superseded stands again."""
+        while self.edits and self.edits[-1].round == number:
+            edit = self.edits.pop()
+            stack = self._latest[_fact(edit.request)]
+            stack.pop()
+            if stack:
+                stack[-1].superseded_in = None
+            for text in (edit.request.text, *edit.request.rephrase_prompts):
+                self._texts[text] -= 1
+                if not self._texts[text]:
+                    del self._texts[text]
+
+    def standing(self) -> list[Edit]:
+        """Edits that none superseded, in the order made."""
+        return [edit for edit in self.edits if edit.superseded_in is None]
+
+    def of_round(self, number: int) -> list[Edit]:
+        """Edits of the newest rounds are found without looking at the rest."""
+        found: list[Edit] = []
+        for edit in reversed(self.edits):
+            if edit.round < number:
+                break
+            if edit.round == number:
+                found.append(edit)
+        return found[::-1]
+
+    def edited_texts(self) -> Mapping[str, int]:
+        """Prompts that the edits are about, paraphrases included."""
+        return self._texts
+
+
+@dataclass
+class Subject:
+    """The model that is measured."""
+
+    model: nn.Module
+    tokenizer: Any
+    originals: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Edited parameters as they were, by name."""
+    keys: Callable[[int], Mapping[int, torch.Tensor]] = lambda _limit: {}
+    """Gives at most so many previous keys [d_ff, n] by layer, for methods that have them."""
+    held_out: Sequence[str] = ()
+    """Texts for the perplexity."""
+
+
+def freeze(
+    protocol: Protocol, model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]
+) -> list[Answered]:
+    """The untouched model's answers to all probes of some requests."""
+    return ask(model, tokenizer, requests, protocol.bounds)
+
+
+def measure_base(protocol: Protocol, subject: Subject) -> dict[str, Any]:
+    """What is measured of the untouched model, to compare with."""
+    return _whole_model(protocol, subject)
+
+
+def measure_round(
+    protocol: Protocol, subject: Subject, history: History, number: int
+) -> dict[str, Any]:
+    """Scores of one round's own edits, and of the same before it (``before``)."""
+    edits = history.of_round(number)
+    answered = ask(
+        subject.model, subject.tokenizer, [edit.request for edit in edits], protocol.bounds
+    )
+    frozen = [edit.frozen for edit in edits]
+    texts = history.edited_texts()
+    before = summarise(frozen, frozen)
+    return {
+        **summarise(answered, frozen, texts),
+        "before": {
+            name: value for name, value in before.items() if not name.startswith("locality")
+        },
+    }
+
+
+def measure_checkpoint(
+    protocol: Protocol, subject: Subject, history: History, number: int
+) -> dict[str, Any]:
+    """Everything that is measured every k rounds and at the end.
+
+    Returns:
+        ``retention``: one row ``{edited, n, efficacy, ...}`` per round edited; ``all``: the same
+        scores over all edits asked; ``generation``, ``fluency``, ``perplexity``,
+        ``relative_change`` by parameter, ``key_share`` by layer and ``harness``, where asked for.
+    """
+    standing = history.standing()
+    result: dict[str, Any] = {"tested": number, "standing": len(standing)}
+    if protocol.retention and standing:
+        sample = _sample(standing, protocol.retention, protocol.seed, number)
+        answered = ask(
+            subject.model, subject.tokenizer, [edit.request for edit in sample], protocol.bounds
+        )
+        result |= _retention(sample, answered, history.edited_texts())
+    for name, size in (("generation", protocol.generation), ("fluency", protocol.fluency)):
+        if size and standing:
+            asked = [e.request for e in _sample(standing, size, protocol.seed, number)]
+            result[name] = (
+                free_generation(subject.model, subject.tokenizer, asked, protocol.generation_tokens)
+                if name == "generation"
+                else fluency(subject.model, subject.tokenizer, asked)
+            )
+    result |= _whole_model(protocol, subject)
+    if protocol.weights:
+        now = dict(subject.model.named_parameters())
+        result["relative_change"] = {
+            name: relative_change(original, now[name])
+            for name, original in subject.originals.items()
+        }
+    if protocol.key_space:
+        result["key_share"] = {
+            str(layer): key_share(keys, protocol.key_space)
+            for layer, keys in subject.keys(protocol.key_space).items()
+        }
+    return result
+
+
+def _whole_model(protocol: Protocol, subject: Subject) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    texts = list(subject.held_out[: protocol.perplexity])
+    if texts:
+        result["perplexity"] = perplexity(subject.model, subject.tokenizer, texts)
+    if protocol.harness_tasks:
+        result["harness"] = run_harness(
+            subject.model, subject.tokenizer, protocol.harness_tasks, protocol.harness_limit
+        )
+    return result
+
+
+def _retention(
+    sample: Sequence[Edit], answered: Sequence[Answered], texts: Mapping[str, int]
+) -> dict[str, Any]:
+    by_round: dict[int, list[int]] = {}
+    for index, edit in enumerate(sample):
+        by_round.setdefault(edit.round, []).append(index)
+
+    def scores(which: Sequence[int]) -> dict[str, Any]:
+        return summarise([answered[i] for i in which], [sample[i].frozen for i in which], texts)
+
+    return {
+        "retention": [{"edited": number, **scores(which)} for number, which in by_round.items()],
+        "all": scores(range(len(sample))),
+    }
+
+
+def _sample(edits: Sequence[Edit], size: int, seed: int, number: int) -> list[Edit]:
+    """At most so many edits, in the order made; the draw depends on seed and round alone."""
+    if len(edits) <= size:
+        return list(edits)
+    chosen = random.Random(f"{seed}-{number}").sample(range(len(edits)), size)
+    return [edits[index] for index in sorted(chosen)]
+
+
+def _fact(request: EditRequest) -> tuple[str, str]:
+    return request.subject.strip(), request.prompt.strip()

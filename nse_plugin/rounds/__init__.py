@@ -1,0 +1,1 @@
+"""Sequential rounds: order, checkpoints, resume, stop rules and bounds of a long run."""

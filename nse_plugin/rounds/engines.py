@@ -1,0 +1,326 @@
+"""What a scheduler needs of a method: ours over a session, or the host's ``apply_algo``.
+
+Both write rounds, keep them on disk, put them back and take the last one back.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from nse_plugin.errors import DataError, HostError, HparamsError, SessionError
+from nse_plugin.files import write_whole
+from nse_plugin.ledger.files import load_round, round_path, save_round
+from nse_plugin.ledger.records import Ledger, RoundRecord
+from nse_plugin.methods.registry import METHODS, find_method
+from nse_plugin.model.watch import Watch
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+
+_MAPPED = 20_000  # files that are kept mapped into memory; systems bound their number (65,530)
+
+
+class Engine(Protocol):
+    """A method at work on one model."""
+
+    method: str
+    model: nn.Module
+    tokenizer: Any
+    hparams: Any
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """Make, or put back, what the run's rounds share; returns it for the manifest."""
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Write a round; returns what is said of it in the log, times under ``seconds``."""
+
+    def problem(self) -> str | None:
+        """What is not finite after the last round, or None."""
+
+    def save(self, folder: Path, number: int) -> Path:
+        """Write the last round's file, all of it or nothing."""
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Put the rounds of these files into the untouched model."""
+
+    def undo(self) -> None:
+        """Take the last round back."""
+
+    def rewound(self) -> Any:
+        """A context in which the model is the untouched one."""
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Edited parameters as they were."""
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """By layer, at most so many of the previous keys, at even distances: [d_ff, n]."""
+
+    def changed(self) -> list[nn.Parameter]:
+        """Edited parameters as they are."""
+
+
+def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Engine:
+    """The engine for a session with hparams, or for an editor of either host.
+
+    Raises:
+        HparamsError: there are no hparams.
+        HostError: it is neither a session nor an editor.
+    """
+    if isinstance(editor_or_session, EditSession):
+        if hparams is None:
+            raise HparamsError("hparams is None; a session needs the hyperparameters of a method")
+        return SessionEngine(editor_or_session, hparams)
+    editor = editor_or_session
+    missing = [n for n in ("model", "tok", "apply_algo") if not hasattr(editor, n)]
+    if missing:
+        raise HostError(
+            f"a {type(editor).__name__} has no {', '.join(missing)}; give an EditSession or an "
+            "editor of EasyEdit"
+        )
+    hparams = hparams if hparams is not None else editor.hparams
+    name = str(getattr(hparams, "alg_name", "")).removesuffix("-plugin")
+    if name in METHODS and isinstance(hparams, METHODS[name].hparams):
+        return SessionEngine(EditSession.of(editor.model, editor.tok), hparams)
+    return HostEngine(editor.model, editor.tok, editor.apply_algo, hparams, seed)
+
+
+class SessionEngine:
+    """A method of ours.
+
+    Raises:
+        SessionError: the session has rounds, so its model is not the untouched one.
+    """
+
+    def __init__(self, session: EditSession, hparams: Any) -> None:
+        if len(session.ledger):
+            raise SessionError(
+                f"the session has {len(session.ledger)} rounds already, and a run starts from the "
+                "untouched model; call session.undo_all(), or load the model anew"
+            )
+        self._edit_round = find_method(hparams.alg_name).edit_round
+        self.method = find_method(hparams.alg_name).name
+        self.session, self.hparams = session, hparams
+        self.model, self.tokenizer = session.model, session.tokenizer
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """The context texts."""
+        if not hasattr(self.hparams, "n_contexts"):
+            return []
+        if kept is not None:
+            h = self.hparams
+            key = (h.seed, h.n_contexts, h.context_length)
+            self.session.adopt(Ledger(), {key: kept})
+        return list(self.session.contexts(self.hparams))
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Write a round into model and ledger."""
+        record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
+        return record.summary()
+
+    def problem(self) -> str | None:
+        """A loss or a weight of the last round that is not finite."""
+        losses = [outcome.z_loss for outcome in self.session.ledger[-1].outcomes]
+        if not all(map(_is_finite, losses)):
+            return "loss"
+        return _not_finite(self.changed())
+
+    def save(self, folder: Path, number: int) -> Path:
+        """Factors and keys of the last round; the ledger reads them from the file from now on."""
+        ledger = self.session.ledger
+        path = save_round(folder, ledger[-1])
+        if len(ledger) <= _MAPPED:  # tensors of a safetensors file are mapped, not read
+            ledger.truncate(len(ledger) - 1)
+            ledger.append(load_round(path))
+        return path
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Rounds from their files, in order."""
+        ledger = Ledger()
+        for path in paths:
+            ledger.append(load_round(path))
+        self.session.adopt(ledger)
+
+    def undo(self) -> None:
+        """Take the last round back."""
+        self.session.undo_last()
+
+    def rewound(self) -> Any:
+        """The untouched model, inside."""
+        return self.session.weights.rewound()
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Edited matrices as they were."""
+        return {name: self.session.weights.original(name) for name in self.session.weights.names()}
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """Previous keys of the edited layers; never all of them beside each other in memory."""
+        found = {}
+        for layer in self.hparams.layers:
+            parts = [r.keys[layer] for r in self.session.ledger if layer in r.keys]
+            n = sum(part.shape[1] for part in parts)
+            if n > limit:
+                columns = [(part, j) for part in parts for j in range(part.shape[1])]
+                chosen = torch.linspace(0, n - 1, limit, dtype=torch.float64).round().long()
+                parts = [part[:, j : j + 1] for part, j in (columns[i] for i in chosen.tolist())]
+            if parts:
+                found[layer] = torch.cat(parts, dim=1)
+        return found
+
+    def changed(self) -> list[nn.Parameter]:
+        """Edited matrices as they are."""
+        return [self.model.get_parameter(name) for name in self.session.weights.names()]
+
+
+class HostEngine:
+    """A method of the host that changes weights in place and returns what they held before.
+
+    Its rounds are kept as whole matrices.  Random numbers are seeded round by round, so that a
+    resumed run draws what an uninterrupted one would.
+    """
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, apply: Callable[..., Any], hparams: Any, seed: int
+    ) -> None:
+        self.model, self.tokenizer, self.hparams = model, tokenizer, hparams
+        self.method = str(getattr(hparams, "alg_name", getattr(apply, "__name__", "host")))
+        self._apply, self._seed = apply, seed
+        self._originals: dict[str, torch.Tensor] = {}
+        self._before: dict[str, torch.Tensor] = {}  # of the last round
+        self._watch = Watch(model)
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """Nothing is shared."""
+        return []
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Call the host's function once for the whole round.
+
+        Raises:
+            HostError: it returned another model, or changed weights that it does not name.
+        """
+        with _seeded(self._seed * 1_000_003 + number):
+            model, before = self._apply(
+                self.model,
+                self.tokenizer,
+                [request.to_dict() for request in requests],
+                self.hparams,
+                copy=False,
+                return_orig_weights=True,
+                keep_original_weight=False,
+            )
+        if model is not self.model:
+            raise HostError(
+                f"{self.method} returned another model object; only methods that change weights "
+                "in place can be scheduled, undone and resumed"
+            )
+        self._before = {name: t.detach().clone() for name, t in dict(before or {}).items()}
+        for name, tensor in self._before.items():
+            self._originals.setdefault(name, tensor)
+        self._watch.leave_out(self._originals)
+        foreign = self._watch.changed(self.model)
+        if foreign or not self._before:
+            what = f"changed {', '.join(foreign[:3])}" if foreign else "named no weights"
+            raise HostError(
+                f"{self.method} {what} beyond the originals it returned, so its rounds cannot be "
+                "kept on disk; use a method that returns the weights it replaced"
+            )
+        norms = {
+            name: float((self._parameter(name).detach().float() - old.float()).norm())
+            for name, old in self._before.items()
+        }
+        return {"method": self.method, "edits": len(requests), "weights": norms}
+
+    def problem(self) -> str | None:
+        """A changed weight that is not finite."""
+        return _not_finite(self.changed())
+
+    def save(self, folder: Path, number: int) -> Path:
+        """The matrices that the last round changed, whole."""
+        tensors = {
+            name: self._parameter(name).detach().cpu().contiguous().clone() for name in self._before
+        }
+        path = round_path(folder, number)
+        header = {"host": json.dumps({"method": self.method, "number": number})}
+        write_whole(path, lambda temporary: save_file(tensors, temporary, header))
+        return path
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Matrices from their files, in order."""
+        for path in paths:
+            try:
+                tensors = load_file(path)
+            except (SafetensorError, OSError, ValueError) as error:
+                raise DataError(f"{path} is not a whole round file ({error})") from error
+            for name, tensor in tensors.items():
+                parameter = self._parameter(name)
+                self._originals.setdefault(name, parameter.detach().clone())
+                parameter.data.copy_(tensor)
+        self._watch.leave_out(self._originals)
+
+    def undo(self) -> None:
+        """Put back what the last round replaced."""
+        for name, tensor in self._before.items():
+            self._parameter(name).data.copy_(tensor)
+        self._before = {}
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """The untouched model, inside."""
+        held = {name: self._parameter(name).data for name in self._originals}
+        try:
+            for name, tensor in self._originals.items():
+                self._parameter(name).data = tensor
+            yield
+        finally:
+            for name, data in held.items():
+                self._parameter(name).data = data
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Changed matrices as they were."""
+        return self._originals
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """The host keeps none."""
+        return {}
+
+    def changed(self) -> list[nn.Parameter]:
+        """Changed matrices as they are."""
+        return [self._parameter(name) for name in self._originals]
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        try:
+            return self.model.get_parameter(name)
+        except AttributeError as error:
+            raise HostError(
+                f"{self.method} names a weight {name!r} that the model does not have"
+            ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's and torch's random numbers start from a seed, and go on as before afterwards."""
+    state = random.getstate()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(state)
+
+
+def _not_finite(parameters: Sequence[nn.Parameter]) -> str | None:
+    return next(("weights" for p in parameters if not bool(torch.isfinite(p).all())), None)
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and abs(value) != float("inf")

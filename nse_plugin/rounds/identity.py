@@ -1,0 +1,64 @@
+"""What makes a run this run: model, method, settings and stream, as values for its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from typing import Any
+
+import torch
+import transformers
+
+from nse_plugin.errors import ModelError
+from nse_plugin.locate.statistics_files import model_fingerprint
+from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.weights import fingerprint
+from nse_plugin.requests import EditRequest
+from nse_plugin.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """What may change the bits of a result."""
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def digest(request: EditRequest) -> str:
+    """A short hash of everything in a request, probes included."""
+    return hashed([request.to_dict(), request.prompt])[:16]
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """Fingerprints of a model's parts and of all its matrices."""
+    weights = {
+        name: fingerprint(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and not parameter.is_meta and parameter.element_size() > 1
+    }
+    try:
+        parts = model_fingerprint(DecoderLayout(model))
+    except ModelError:
+        parts = "?"
+    dtype = str(next(model.parameters()).dtype)
+    return {"fingerprint": parts, "weights": hashed(weights), "dtype": dtype}
+
+
+def plain(hparams: Any) -> dict[str, Any]:
+    """Hyperparameters as JSON values; no secrets, nothing that is only a place on a disk."""
+    values = hparams.to_dict() if hasattr(hparams, "to_dict") else dict(vars(hparams))
+    return {
+        key: json.loads(json.dumps(value, default=lambda item: type(item).__name__))
+        for key, value in values.items()
+        if key not in ("api_key", "stats_dir")
+    }
+
+
+def hashed(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

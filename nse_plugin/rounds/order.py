@@ -1,0 +1,152 @@
+"""The order of a stream of requests, cut into rounds; conflicts and repeats on the way.
+
+A later edit of one (subject, prompt) supersedes the earlier one, so the two never share a round.
+A request that asks for what already stands is a repeat: counted, not applied again.  Requests are
+drawn from the stream no sooner than a round needs them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from nse_plugin.errors import RequestError, did_you_mean
+from nse_plugin.requests import EditRequest
+
+Order = Literal["given", "shuffled", "grouped"]
+Fact = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class PlannedRound:
+    """Requests that are written together."""
+
+    number: int
+    """Counted from 1."""
+    requests: tuple[EditRequest, ...]
+    repeats: int
+    """Requests left out since the round before, because what they ask for stood already."""
+
+
+class Rounds:
+    """Cuts a list or an iterator of requests (or EasyEdit's dicts) into rounds.
+
+    Args:
+        order: ``given``; ``shuffled`` by the seed (an iterator in windows of ``lookahead``); or
+            ``grouped``: as given, but a request whose subject is in the round already waits for
+            the next one, with at most ``lookahead`` waiting.
+        lookahead: default 8 rounds' worth.
+
+    Raises:
+        RequestError: an argument is out of range, or a request cannot be read.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[EditRequest | Mapping[str, Any]],
+        round_size: int,
+        order: str = "given",
+        seed: int = 0,
+        lookahead: int | None = None,
+    ) -> None:
+        if round_size < 1:
+            raise RequestError(f"round_size is {round_size}; give a number of edits above 0")
+        if order not in get_args(Order):
+            raise RequestError(
+                f"order is {order!r}{did_you_mean(order, get_args(Order))}; "
+                f"give one of {', '.join(get_args(Order))}"
+            )
+        self.repeats = 0
+        """Repeats seen so far."""
+        self._size, self._order, self._seed = round_size, order, seed
+        self._lookahead = max(lookahead or 8 * round_size, round_size)
+        self._stream = requests
+
+    def __iter__(self) -> Iterator[PlannedRound]:
+        counted = self.repeats = 0
+        cut = self._grouped if self._order == "grouped" else self._cut
+        for number, requests in enumerate(cut(), start=1):
+            yield PlannedRound(number, tuple(requests), self.repeats - counted)
+            counted = self.repeats
+
+    def _cut(self) -> Iterator[list[EditRequest]]:
+        taken: dict[Fact, EditRequest] = {}
+        for request in self._fresh():
+            if fact(request) in taken:  # it supersedes one of this round: the round ends here
+                yield list(taken.values())
+                taken = {}
+            taken[fact(request)] = request
+            if len(taken) == self._size:
+                yield list(taken.values())
+                taken = {}
+        if taken:
+            yield list(taken.values())
+
+    def _grouped(self) -> Iterator[list[EditRequest]]:
+        """A waiting request is never overtaken by a later one of its subject."""
+        stream, waiting = self._fresh(), deque[EditRequest]()
+        while True:
+            taken: dict[str, EditRequest] = {}
+            rest = deque[EditRequest]()
+            while waiting:
+                request = waiting.popleft()
+                room = len(taken) < self._size and _subject(request) not in taken
+                if room:
+                    taken[_subject(request)] = request
+                else:
+                    rest.append(request)
+            while len(taken) < self._size and len(rest) < self._lookahead:
+                drawn = next(stream, None)
+                if drawn is None:
+                    break
+                if _subject(drawn) in taken:
+                    rest.append(drawn)
+                else:
+                    taken[_subject(drawn)] = drawn
+            if not taken:
+                return
+            waiting = rest
+            yield list(taken.values())
+
+    def _fresh(self) -> Iterator[EditRequest]:
+        """Requests in order, without repeats of what stands."""
+        stands: dict[Fact, str] = {}
+        for request in self._ordered():
+            target = request.target_new.strip()
+            if stands.get(fact(request)) == target:
+                self.repeats += 1
+                continue
+            stands[fact(request)] = target
+            yield request
+
+    def _ordered(self) -> Iterator[EditRequest]:
+        read = (
+            item if isinstance(item, EditRequest) else EditRequest.from_dict(item, number)
+            for number, item in enumerate(self._stream)
+        )
+        if self._order != "shuffled":
+            yield from read
+            return
+        draw = random.Random(self._seed)
+        known = isinstance(self._stream, Sequence)
+        window: list[EditRequest] = []
+        for request in read:
+            window.append(request)
+            if not known and len(window) == self._lookahead:
+                draw.shuffle(window)
+                yield from window
+                window = []
+        draw.shuffle(window)
+        yield from window
+
+
+def fact(request: EditRequest) -> Fact:
+    """What a request is about: its (subject, prompt), whatever the answer."""
+    return request.subject.strip(), request.prompt.strip()
+
+
+def _subject(request: EditRequest) -> str:
+    return request.subject.strip().casefold()

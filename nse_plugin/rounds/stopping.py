@@ -1,0 +1,96 @@
+"""When a run ends before its stream does, and what becomes of the round that ended it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from nse_plugin.errors import HparamsError, did_you_mean
+
+OnCollapse = Literal["undo", "stop", "continue"]
+
+
+@dataclass(frozen=True)
+class StopRules:
+    """Bounds of a run; None switches one off.
+
+    Perplexity and retention are looked at where the protocol measures them: every k rounds.
+
+    Raises:
+        HparamsError: a value is unknown or out of range.
+    """
+
+    max_perplexity: float | None = None
+    """Highest perplexity on the held-out text."""
+    max_perplexity_ratio: float | None = None
+    """The same as a multiple of the untouched model's."""
+    min_retention: float | None = None
+    """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
+    non_finite: bool = True
+    """NaN or infinity in a loss or a weight."""
+    on_collapse: OnCollapse = "undo"
+    """undo: take the round back and end; stop: keep it and end; continue: note it and go on."""
+
+    def __post_init__(self) -> None:
+        if self.on_collapse not in get_args(OnCollapse):
+            raise HparamsError(
+                f"on_collapse is {self.on_collapse!r}"
+                f"{did_you_mean(str(self.on_collapse), get_args(OnCollapse))}; "
+                f"give one of {', '.join(get_args(OnCollapse))}"
+            )
+        for name in ("max_perplexity", "max_perplexity_ratio"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise HparamsError(f"{name} is {value!r}; give a number above 0, or leave it out")
+        if self.min_retention is not None and not 0 <= self.min_retention <= 1:
+            raise HparamsError(f"min_retention is {self.min_retention!r}; give 0 to 1")
+
+    def check(
+        self, checkpoint: Mapping[str, Any] | None, base: Mapping[str, Any], problem: str | None
+    ) -> dict[str, Any] | None:
+        """The rule that a round broke, as ``{rule, value, bound}``, or None.
+
+        Args:
+            checkpoint: what the protocol measured after this round, if it did.
+            base: what it measured of the untouched model.
+            problem: what was not finite, if anything.
+        """
+        if self.non_finite and problem:
+            return {"rule": "non_finite", "value": problem, "bound": None}
+        if not checkpoint:
+            return None
+        perplexity, before = checkpoint.get("perplexity"), base.get("perplexity")
+        bounds = {
+            "max_perplexity": self.max_perplexity,
+            "max_perplexity_ratio": None
+            if self.max_perplexity_ratio is None or before is None
+            else self.max_perplexity_ratio * before,
+        }
+        for rule, bound in bounds.items():
+            if bound is None or "perplexity" not in checkpoint:
+                continue
+            # None: too large for a number, so past every bound
+            if perplexity is None or not perplexity <= bound:
+                return {"rule": rule, "value": perplexity, "bound": bound}
+        kept = (checkpoint.get("all") or {}).get("efficacy")
+        if self.min_retention is not None and kept is not None and kept < self.min_retention:
+            return {"rule": "min_retention", "value": kept, "bound": self.min_retention}
+        return None
+
+    def needs(self) -> list[str]:
+        """What the protocol has to measure: ``perplexity``, ``retention``."""
+        needed = ["perplexity"] if self.max_perplexity or self.max_perplexity_ratio else []
+        return needed + (["retention"] if self.min_retention is not None else [])
+
+
+def ends(stop: Mapping[str, Any] | None) -> bool:
+    """Whether a line's ``stop`` ends the run."""
+    return stop is not None and stop["action"] != "continue"
+
+
+def status_of(stop: Mapping[str, Any] | None) -> str:
+    """Status of a run whose last line has this ``stop``."""
+    if stop is None or not ends(stop):
+        return "complete"
+    return "collapsed" if stop["action"] == "undo" else "stopped"

@@ -1,0 +1,265 @@
+"""The protocol's numbers against an evaluation written independently, one probe at a time."""
+
+from __future__ import annotations
+
+import copy
+import math
+import sys
+import types
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nse_plugin import atlas
+from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.evaluation.metrics import SCORES, Bounds, ask, summarise
+from nse_plugin.evaluation.model_state import (
+    free_generation,
+    key_share,
+    perplexity,
+    run_harness,
+)
+from nse_plugin.evaluation.protocol import History, Protocol
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+from nse_plugin.toolkit.datasets import parse_records
+from tests.rounds.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
+from tests.tiny import tiny_model, tiny_tokenizer
+
+TOKENIZER = [tiny_tokenizer()]
+STRONG = dict(v_num_grad_steps=20, v_lr=0.5, mom2_adjustment=False, clamp_norm_factor=10.0)
+
+
+# --- brute force: one prompt at a time, no batch, no code of the package -------------------------
+
+
+def first_choices(model, prompt, answer):
+    """Answer token ids, first choices at them and their log-probabilities."""
+    tok = TOKENIZER[0]
+    head, whole = tok(prompt)["input_ids"], tok(f"{prompt} {answer}")["input_ids"]
+    assert whole[: len(head)] == head
+    with torch.no_grad():
+        logits = model(torch.tensor([whole])).logits[0].double()
+    at = logits[len(head) - 1 : -1]
+    answer_ids = torch.tensor(whole[len(head) :])
+    logp = at.log_softmax(-1)[torch.arange(len(answer_ids)), answer_ids]
+    return answer_ids, at.argmax(-1), logp
+
+
+def greedy_is(model, prompt, answer):
+    tok = TOKENIZER[0]
+    ids = tok(prompt)["input_ids"]
+    wanted = tok(f"{prompt} {answer}")["input_ids"][len(ids) :]
+    for token in wanted:
+        with torch.no_grad():
+            if int(model(torch.tensor([ids])).logits[0, -1].argmax()) != token:
+                return False
+        ids = [*ids, token]
+    return True
+
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else None
+
+
+def brute(model, base, request, edited):
+    def accuracy(prompt, answer):
+        ids, choices, _ = first_choices(model, prompt, answer)
+        return (ids == choices).double().mean().item()
+
+    def nll(prompt, answer):
+        return -first_choices(model, prompt, answer)[2].mean().item()
+
+    new, true = request.target_new, request.ground_truth
+    para = list(request.rephrase_prompts)
+    port = [p for group in request.portability.values() for p in group]
+    loc = [p for g in request.locality.values() for p in g if p.prompt not in edited]
+    shares = []
+    for p in loc:
+        now, old = (first_choices(m, p.prompt, p.answer)[1] for m in (model, base))
+        shares.append((now == old).double().mean().item())
+    return {
+        "efficacy": float(greedy_is(model, request.text, new)),
+        "efficacy_tokens": accuracy(request.text, new),
+        "efficacy_probability": float(nll(request.text, new) < nll(request.text, true)),
+        "efficacy_nll": nll(request.text, new),
+        "paraphrase": mean(float(greedy_is(model, t, new)) for t in para),
+        "paraphrase_tokens": mean(accuracy(t, new) for t in para),
+        "paraphrase_probability": mean(float(nll(t, new) < nll(t, true)) for t in para),
+        "paraphrase_nll": mean(nll(t, new) for t in para),
+        "portability": mean(float(greedy_is(model, p.prompt, p.answer)) for p in port),
+        "portability_tokens": mean(accuracy(p.prompt, p.answer) for p in port),
+        "portability_nll": mean(nll(p.prompt, p.answer) for p in port),
+        "locality": mean(shares),
+        "locality_exact": mean(float(s == 1) for s in shares),
+        "locality_probability": mean(
+            float(nll(p.prompt, p.answer) < nll(p.prompt, new)) for p in loc if p.answer != new
+        ),
+    }
+
+
+def brute_row(model, base, chosen, edited):
+    rows = [brute(model, base, r, edited) for r in chosen]
+    return {s: mean(row[s] for row in rows if row[s] is not None) for s in SCORES}
+
+
+def of_tiny(folder):
+    stream = requests(6)
+    return session("llama"), tiny_model("llama"), stream, hparams(folder, **STRONG)
+
+
+def of_atlas(folder):
+    """Edits that hold, of facts that the model knows."""
+    model, tok = atlas.load("atlas:gpt2")
+    subject = EditSession.of(model, tok)
+    subject.kept = model
+    settings = NSEHparams.from_hparams("NSE/atlas-gpt2")
+    settings = replace(settings, mom2_adjustment=False, v_num_grad_steps=15, n_contexts=1)
+    base = copy.deepcopy(model)
+    return subject, base, parse_records(atlas.edit_set(6)), settings
+
+
+@pytest.mark.parametrize("build", [of_tiny, of_atlas])
+def test_retention_table_is_that_of_brute_force(tmp_path, build):
+    subject, base, stream, settings = build(tmp_path)
+    TOKENIZER[0] = subject.tokenizer
+    old = stream[0]
+    other = str(old.ground_truth) if build is of_atlas else "a painter"
+    stream.append(  # supersedes the first edit
+        EditRequest(9, old.prompt, old.subject, other, ground_truth=old.target_new)
+    )
+    expected = {}
+
+    def watch(event, line):
+        if event != "round":
+            return
+        t = line["round"]
+        so_far = stream[: 2 * t]
+        edited = {x for r in so_far for x in (r.text, *r.rephrase_prompts)}
+        newest = {(r.subject, r.prompt): r for r in so_far}
+        for edited_in in range(1, t + 1):
+            chosen = [
+                r for r in stream[2 * (edited_in - 1) : 2 * edited_in]
+                if newest[r.subject, r.prompt] is r
+            ]  # fmt: skip
+            if chosen:
+                expected[edited_in, t] = brute_row(subject.model, base, chosen, edited)
+        expected["own", t] = brute_row(subject.model, base, stream[2 * t - 2 : 2 * t], edited)
+
+    run = scheduler(
+        tmp_path, stream, subject=subject, protocol=protocol(every=1), listeners=[watch],
+        hparams=settings,
+    )  # fmt: skip
+    result = run.run()
+    assert len(list(result.lines())) == 4
+    found = {}
+    for line in result.lines():
+        found["own", line["round"]] = line["scores"]
+        for row in line["checkpoint"]["retention"]:
+            found[row["edited"], line["round"]] = row
+    assert set(found) == set(expected)
+    assert (1, 4) in found and found[1, 4]["n"] == 1 and found[1, 3]["n"] == 2
+    for cell, row in expected.items():
+        for name, value in row.items():
+            assert found[cell][name] == pytest.approx(value, abs=2e-4), (cell, name)
+    seen = [row["efficacy"] for row in expected.values()]
+    assert build is of_tiny or max(seen) == 1  # there is something to retain
+    assert result.retention_matrix()[4][1] == found[1, 4]["efficacy"]
+
+
+def test_nothing_to_ask_gives_none_and_zero_switches_off():
+    model = tiny_model("gpt2")
+    plain = EditRequest(0, "{} lives in", "Mara Voss", "Quill")
+    (answered,) = ask(model, tiny_tokenizer(), [plain], Bounds())
+    scores = summarise([answered], [answered])
+    assert scores["paraphrase"] is scores["locality"] is scores["efficacy_probability"] is None
+    (few,) = ask(model, tiny_tokenizer(), requests(1), Bounds(1, 0, 1))
+    assert [len(few[g]) for g in ("paraphrase", "portability", "locality")] == [1, 0, 1]
+
+
+def test_perplexity_is_that_of_all_tokens():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    nll = []
+    for text in HELD_OUT:
+        ids = torch.tensor([tok(text)["input_ids"]])
+        with torch.no_grad():
+            logp = model(ids).logits[0, :-1].double().log_softmax(-1)
+        nll += (-logp[torch.arange(ids.shape[1] - 1), ids[0, 1:]]).tolist()
+    assert perplexity(model, tok, HELD_OUT) == pytest.approx(math.exp(mean(nll)), rel=1e-4)
+    with pytest.raises(DataError, match="two tokens"):
+        perplexity(model, tok, ["a"])
+
+
+def test_key_share_counts_directions():
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(12, 12))[0]
+    assert key_share(basis[:, :3]) == pytest.approx(3 / 12)
+    assert key_share(basis) == pytest.approx(1)
+    assert key_share(basis[:, :1].expand(12, 40)) == pytest.approx(1 / 12)
+
+
+def test_free_generation_counts_whole_answers(monkeypatch):
+    texts = [" Quill. He", " a Quillon", " in Quill", " Quill"]
+    from nse_plugin.evaluation import model_state
+
+    monkeypatch.setattr(model_state, "greedy_text", lambda *a, **k: texts)
+    monkeypatch.setattr(model_state, "_ends", lambda *a: [False, False, False, True])
+    asked = [EditRequest(i, "{} lives in", "Mara", "Quill") for i in range(4)]
+    found = free_generation(None, None, asked, 4)
+    assert found == {"n": 4, "exact": 0.5, "contains": 0.75, "natural_stop": 0.5}
+    assert free_generation(None, None, [], 4)["exact"] is None
+
+
+def test_free_generation_notices_the_end_token():
+    from nse_plugin.evaluation.model_state import _ends
+
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    assert _ends(model, tok, ["Mara lives"], [" in"]) == [False]
+    head = torch.nn.Linear(32, len(tok))
+    torch.nn.init.zeros_(head.weight)
+    with torch.no_grad():
+        head.bias.zero_()[tok.eos_token_id] = 1
+    model.set_output_embeddings(head)
+    assert _ends(model, tok, ["Mara lives"], [" in"]) == [True]
+
+
+def test_history_takes_a_round_back():
+    history = History()
+    a, b = EditRequest(0, "{} is", "A", "x"), EditRequest(1, "{} is", "A", "y")
+    assert history.add(1, [a], [{}]) == 0
+    assert history.add(2, [b], [{}]) == 1
+    assert [e.request for e in history.standing()] == [b]
+    history.take_back(2)
+    assert [e.request for e in history.standing()] == [a]
+    assert history.edited_texts() == {"A is": 1}
+
+
+def test_harness_stub_and_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(HparamsError, match="pip install lm-eval"):
+        run_harness(None, None, ["mmlu"], 5)
+    seen = {}
+    stub, models, huggingface = (types.ModuleType(n) for n in ("lm_eval", "m", "h"))
+    huggingface.HFLM = lambda pretrained, tokenizer: (pretrained, tokenizer)
+
+    def simple_evaluate(**arguments):
+        seen.update(arguments)
+        return {"results": {"mmlu": {"acc,none": 0.5, "alias": "mmlu", "err": math.nan}}}
+
+    stub.simple_evaluate = simple_evaluate
+    monkeypatch.setitem(sys.modules, "lm_eval", stub)
+    monkeypatch.setitem(sys.modules, "lm_eval.models", models)
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
+    found = run_harness("model", "tok", ["mmlu"], 5)
+    assert found == {"mmlu": {"acc,none": 0.5, "alias": "mmlu", "err": None}}
+    assert seen == {"model": ("model", "tok"), "tasks": ["mmlu"], "limit": 5}
+
+
+def test_bad_protocols():
+    with pytest.raises(HparamsError, match="did you mean 'every'"):
+        Protocol.from_dict({"evry": 2})
+    with pytest.raises(HparamsError, match="retention is -1"):
+        Protocol(retention=-1)
