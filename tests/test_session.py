@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 
+import accelerate
 import pytest
 import torch
 
@@ -133,7 +134,6 @@ def test_contexts_are_written_once_by_the_original_model(model, tokenizer, hpara
 
 
 def test_device_map_of_accelerate(tokenizer, hparams):
-    accelerate = pytest.importorskip("accelerate")
     model, plain = tiny_model("llama"), tiny_model("llama")
     names = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
     places = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "cpu" for i in range(4)}
@@ -146,7 +146,6 @@ def test_device_map_of_accelerate(tokenizer, hparams):
 
 def test_offloaded_layers(tokenizer, hparams, tmp_path):
     """Layers on disk: those that are read work, those that are edited are refused by name."""
-    accelerate = pytest.importorskip("accelerate")
     plain = tiny_model("llama")
     names = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
     places = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "cpu" for i in range(4)}

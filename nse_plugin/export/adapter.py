@@ -1,0 +1,196 @@
+"""The whole edit set as one LoRA adapter of PEFT, with scaling exactly 1.
+
+``PeftModel.from_pretrained(model, folder)`` loads it onto the untouched model, where it can be
+switched off (``disable_adapter``) and merged (``merge_and_unload``).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from nse_plugin.errors import DataError, HostError, HparamsError, ModelError
+from nse_plugin.export.entry import enter
+from nse_plugin.export.factors import Fit, factorise
+from nse_plugin.export.folder import (
+    MANIFEST,
+    check_model,
+    edited_layers,
+    new_folder,
+    read_manifest,
+    read_tensors,
+    write_manifest,
+)  # fmt: skip
+from nse_plugin.session import EditSession
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_UNUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices",
+           "target_parameters", "lora_bias", "alora_invocation_tokens", "use_bdlora")  # fmt: skip
+
+
+def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
+    """Write the session's accumulated change as a LoRA adapter to a new folder.
+
+    Args:
+        rank: upper bound for the rank of each layer; None for all of the change.
+
+    Returns:
+        By layer: the rank, and how far the adapter is from the change.
+
+    Raises:
+        HostError: peft is not installed.
+        HparamsError: the rank is below 1.
+        SessionError: there is nothing to export, or the weights are not the session's.
+        DataError: the folder holds something or cannot be written.
+    """
+    peft = _peft()
+    if rank is not None and rank < 1:
+        raise HparamsError(f"rank is {rank}; give a number from 1, or none for all of the change")
+    tensors: dict[str, torch.Tensor] = {}
+    fits: dict[int, Fit] = {}
+    ranks: dict[str, int] = {}
+    for layer in edited_layers(session):
+        a, b, fits[layer] = factorise(session, layer, rank)
+        module = session.layout.down_name(layer).removesuffix(".weight")
+        ranks[module] = fits[layer].rank
+        tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.cpu().contiguous()  # [r, d_ff]
+        tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.cpu().contiguous()  # [d_model, r]
+    config = _config(peft, session, ranks)
+    with new_folder(Path(folder)) as temporary:
+        save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
+        config.save_pretrained(str(temporary))
+        more = {
+            fit.layer: {"rank": fit.rank, "full_rank": fit.full_rank,
+                        "relative_error": fit.relative_error}
+            for fit in fits.values()
+        }  # fmt: skip
+        write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG), more=more)
+    return fits
+
+
+def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> EditSession:
+    """Add a LoRA adapter on MLP down-projections to a model, as one round of its session.
+
+    Adapters from elsewhere are taken too, and any scaling.  The adapter is added to what the model
+    holds now, so it may come on top of other rounds.
+
+    Returns:
+        The model's session; ``undo_last()`` takes the adapter out again.
+
+    Raises:
+        HostError: peft is not installed.
+        DataError: the folder holds no adapter, or a damaged one.
+        ModelError: it was made from another model, or adapts what a session does not edit.
+    """
+    folder = Path(folder)
+    config = _read_config(_peft(), folder)
+    session = EditSession.of(model, tokenizer)
+    if (folder / MANIFEST).exists():
+        check_model(folder, read_manifest(folder, "peft"), session)
+    tensors = read_tensors(folder / WEIGHTS)
+    layout = session.layout
+    modules = {
+        layout.down_name(layer).removesuffix(".weight"): layer for layer in range(layout.n_layers)
+    }
+    everything = torch.arange(layout.d_ff)
+    factors = {}
+    for name in sorted(tensors):
+        module, part = _split(folder, name)
+        if module not in modules:
+            raise ModelError(
+                f"{folder} adapts {module}, which is no MLP down-projection of this model; a "
+                "session holds changes of those only"
+            )
+        if part == "lora_B":
+            continue
+        a, b = tensors[name], tensors.get(f"{_PREFIX}{module}.lora_B.weight")
+        if b is None:
+            raise DataError(f"{folder / WEIGHTS} lacks lora_B of {module}; restore it")
+        if (b.shape[0], a.shape[1]) != (layout.d_model, layout.d_ff) or a.shape[0] != b.shape[1]:
+            raise ModelError(
+                f"{folder} was made from another model: {module} has A {list(a.shape)} and B "
+                f"{list(b.shape)}, and this model needs A [r, {layout.d_ff}] and "
+                f"B [{layout.d_model}, r]; load the model it was made from"
+            )
+        scale = _scaling(config, module)
+        factors[modules[module]] = (everything, b.float() * scale, a.float())
+    if not factors:
+        raise DataError(f"{folder / WEIGHTS} holds no lora_A and lora_B; restore it")
+    enter(session, factors)
+    return session
+
+
+def _peft() -> ModuleType:
+    try:
+        import peft
+    except ImportError as error:
+        raise HostError(
+            f"peft cannot be imported ({error}), and writes and reads adapters; "
+            "pip install 'nse-plugin[export]'"
+        ) from error
+    return peft
+
+
+def _config(peft: ModuleType, session: EditSession, ranks: dict[str, int]) -> Any:
+    """The LoRA config for exactly these modules, each with its rank and alpha equal to it."""
+    r = max(ranks.values())
+    others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
+    return peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=str(getattr(session.model.config, "_name_or_path", "")) or None,
+        inference_mode=True,
+        target_modules="|".join(map(re.escape, ranks)),  # a regex has to match the whole name
+        r=r,
+        lora_alpha=r,
+        rank_pattern=others,
+        alpha_pattern=dict(others),
+        fan_in_fan_out=session.layout.family.conv1d,
+        bias="none",
+    )
+
+
+def _read_config(peft: ModuleType, folder: Path) -> Any:
+    if not (folder / CONFIG).is_file():
+        raise DataError(f"{folder} holds no {CONFIG}; give the folder of a LoRA adapter")
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, SafetensorError) as error:
+        raise DataError(f"{folder / CONFIG} is damaged ({error}); restore it") from error
+    if not isinstance(config, peft.LoraConfig):
+        raise ModelError(f"{folder} is an adapter of type {config.peft_type}; give a LoRA adapter")
+    used = [name for name in _UNUSED if getattr(config, name, None)]
+    if used or config.bias != "none":
+        raise ModelError(
+            f"{folder} uses {', '.join(used) or f'bias={config.bias!r}'}, which is more than a "
+            "change of matrices; give a plain LoRA adapter"
+        )
+    return config
+
+
+def _split(folder: Path, name: str) -> tuple[str, str]:
+    """Module and ``lora_A`` or ``lora_B`` of a tensor's name."""
+    match = re.fullmatch(rf"{re.escape(_PREFIX)}(.+)\.(lora_[AB])\.weight", name)
+    if match is None:
+        raise ModelError(f"{folder} holds {name}, which is no LoRA of a linear layer")
+    return match[1], match[2]
+
+
+def _scaling(config: Any, module: str) -> float:
+    """What PEFT multiplies BA by."""
+
+    def of(pattern: dict[str, Any] | None, default: float) -> float:
+        keys = (key for key in pattern or {} if re.match(rf"(.*\.)?({key})$", module))
+        key = next(keys, None)
+        return default if key is None or not pattern else pattern[key]
+
+    rank, alpha = of(config.rank_pattern, config.r), of(config.alpha_pattern, config.lora_alpha)
+    return alpha / (math.sqrt(rank) if config.use_rslora else rank)

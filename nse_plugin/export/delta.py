@@ -1,0 +1,126 @@
+"""The changed matrices only, and the change that a session needs to hold them bit for bit.
+
+``weights.safetensors`` has the edited matrices by parameter name, in the model's dtype, for
+``model.load_state_dict(..., strict=False)``.  ``change.safetensors`` has the accumulated change
+in float32 (written columns only), from which :func:`from_delta` makes the same weights, without
+losing what the model's dtype rounds away.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel
+
+from nse_plugin.errors import DataError, ModelError, SessionError
+from nse_plugin.export.entry import enter
+from nse_plugin.export.folder import (
+    check_model,
+    edited_layers,
+    new_folder,
+    read_manifest,
+    read_tensors,
+    total_change,
+    write_manifest,
+)  # fmt: skip
+from nse_plugin.model.weights import fingerprint
+from nse_plugin.session import EditSession
+
+WEIGHTS, CHANGE = "weights.safetensors", "change.safetensors"
+
+
+@torch.no_grad()
+def to_delta(session: EditSession, folder: str | Path) -> None:
+    """Write the edited matrices and their change to a new folder.
+
+    Raises:
+        SessionError: there is nothing to export, or the weights are not the session's.
+        DataError: the folder holds something or cannot be written.
+    """
+    layout = session.layout
+    layers = edited_layers(session)
+    weights, change = {}, {}
+    for layer in layers:
+        name = layout.down_name(layer)
+        weights[name] = layout.down(layer).weight.detach().cpu().contiguous()
+        total = total_change(session, layer)  # [d_model, d_ff]
+        neurons = (total != 0).any(dim=0).nonzero()[:, 0]
+        change[f"{name}.neurons"] = neurons.cpu()
+        change[f"{name}.columns"] = total[:, neurons].cpu().contiguous()
+    with new_folder(Path(folder)) as temporary:
+        save_file(weights, temporary / WEIGHTS, {"format": "pt"})
+        save_file(change, temporary / CHANGE)
+        write_manifest(temporary, session, "delta", hashed=(WEIGHTS, CHANGE))
+
+
+def from_delta(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> EditSession:
+    """Give a model the edited matrices, as one round of its session.
+
+    Returns:
+        The model's session; ``undo_last()`` gives the originals back.
+
+    Raises:
+        DataError: the folder holds no delta, or a damaged one.
+        ModelError: it was made from another model, or from other weights; the matrix is named.
+        SessionError: the session of this model has rounds already.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder, "delta")
+    session = EditSession.of(model, tokenizer)
+    if len(session.ledger):
+        raise SessionError(
+            f"this session has {len(session.ledger)} rounds already, and a delta is made from the "
+            "originals; undo_all() them first, or use a model that is loaded anew"
+        )
+    check_model(folder, manifest, session)
+    tensors = read_tensors(folder / CHANGE)
+    factors = {}
+    try:
+        for name, entry in manifest["parameters"].items():
+            _check_original(folder, session, name, entry)
+            columns = tensors[f"{name}.columns"]
+            eye = torch.eye(len(columns))  # [d_model, d_model]: eye @ columns has the same bits
+            factors[int(entry["layer"])] = (tensors[f"{name}.neurons"], eye, columns)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{folder} is not a whole delta: {error} is missing; export again") from (
+            error
+        )
+
+    def check() -> None:
+        for name, entry in manifest["parameters"].items():
+            if fingerprint(model.get_parameter(name)) != entry["edited"]:
+                raise DataError(
+                    f"{folder}: {name} does not get the bits that were exported; nothing was "
+                    "changed. Export again"
+                )
+
+    enter(session, factors, check)
+    return session
+
+
+def _check_original(folder: Path, session: EditSession, name: str, entry: dict[str, Any]) -> None:
+    layout = session.layout
+    if name != layout.down_name(int(entry["layer"])):
+        raise ModelError(
+            f"{folder} changes {name}, and layer {entry['layer']} of this model is "
+            f"{layout.down_name(int(entry['layer']))}; load the model it was made from"
+        )
+    weight = layout.down(int(entry["layer"])).weight
+    dtype = str(weight.dtype).removeprefix("torch.")
+    if dtype != entry["dtype"]:
+        raise ModelError(
+            f"{name} is {dtype}, and {folder} was made from {entry['dtype']}; load the model with "
+            f"dtype={entry['dtype']}"
+        )
+    now = fingerprint(weight)
+    if now == entry["original"]:
+        return
+    if now == entry["edited"]:
+        raise ModelError(f"{name} holds the edited weights of {folder} already; load the original")
+    raise ModelError(
+        f"{name} is not the matrix that {folder} was made from: its fingerprint is {now}, not "
+        f"{entry['original']}; load the model {folder} was made from, without other edits"
+    )

@@ -1,0 +1,48 @@
+"""Enter a change that comes from elsewhere into a session, as one round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from nse_plugin.ledger.records import RoundRecord, Write
+from nse_plugin.session import EditSession
+
+METHOD = "import"
+"""Method of a round that was imported."""
+
+
+def enter(
+    session: EditSession,
+    factors: Mapping[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    check: Callable[[], None] = lambda: None,
+) -> RoundRecord:
+    """Add changes to a session's model and ledger: all of them or nothing.
+
+    The round has no requests and no keys, since an export holds none: later rounds do not protect
+    what was imported.
+
+    Args:
+        factors: by layer: neurons [|I|], left [d_model, n], right [n, |I|].
+        check: looks at the model before the round counts; what it raises takes the round back.
+    """
+    layout = session.layout
+    writes = tuple(  # tensors of their own, as a round's file needs
+        Write(layer, 0, neurons.cpu().clone(), left.float().cpu(), right.float().cpu(), (), 0.0)
+        for layer, (neurons, left, right) in sorted(factors.items())
+    )
+    record = RoundRecord(
+        number=session.ledger.next_number(),
+        method=METHOD,
+        outcomes=(),
+        writes=writes,
+        keys={write.layer: torch.zeros(layout.d_ff, 0) for write in writes},
+    )
+    with session.round(record.layers()):
+        for write in writes:
+            device = layout.down(write.layer).weight.device
+            session.write(write.layer, write.change(layout.d_ff, device))
+        check()
+        session.commit(record)
+    return record

@@ -1,0 +1,76 @@
+"""The accumulated change of a layer as two thin factors, exactly or with a bounded rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nse_plugin.export.folder import total_change
+from nse_plugin.ledger.records import Ledger
+from nse_plugin.session import EditSession
+
+_ZERO = 1e-9
+"""Singular values below this share of the largest one are left out of an exact factorisation."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well two factors give the change of a layer."""
+
+    layer: int
+    rank: int
+    full_rank: int
+    """Rank that is needed for the whole change."""
+    relative_error: float
+    """||BA - change|| / ||change||, Frobenius, with the float32 factors as they are stored."""
+
+
+@torch.no_grad()
+def factorise(
+    session: EditSession, layer: int, rank: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, Fit]:
+    """A [r, d_ff] and B [d_model, r], float32, whose product is a layer's change.
+
+    The best approximation of that rank (Eckart-Young), with each singular value shared out evenly.
+    Computed in float64 from the ledger's factors, or from the accumulated change where their
+    number exceeds its smaller side.
+
+    Args:
+        rank: an upper bound; None for the whole change.
+    """
+    change = total_change(session, layer).double()  # [d_model, d_ff]
+    left, right = _stacked(session.ledger, layer, change)
+    if left.shape[1] < min(change.shape):
+        q_left, r_left = torch.linalg.qr(left)
+        q_right, r_right = torch.linalg.qr(right.T)
+        u, s, vh = torch.linalg.svd(r_left @ r_right.T)
+        u, vh = q_left @ u, vh @ q_right.T
+    else:
+        u, s, vh = torch.linalg.svd(change, full_matrices=False)
+    full = max(1, int((s > _ZERO * s[0]).sum()))
+    r = full if rank is None else min(rank, full)
+    root = s[:r].sqrt()
+    b, a = (u[:, :r] * root).float(), (root[:, None] * vh[:r]).float()
+    norm = float(change.norm())
+    error = float((b.double() @ a.double() - change).norm()) / norm if norm else 0.0
+    return a, b, Fit(layer, r, full, error)
+
+
+def _stacked(ledger: Ledger, layer: int, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """All factors of a layer side by side: [d_model, N] and [N, d_ff], like ``change``.
+
+    Where N is not below d_model or d_ff, they are of no use and come back empty but for N.
+    """
+    writes = [write for record in ledger for write in record.writes if write.layer == layer]
+    n_factors = sum(write.left.shape[1] for write in writes)
+    if n_factors >= min(change.shape):
+        return change.new_empty(0, n_factors), change.new_empty(n_factors, 0)
+    left = torch.cat([write.left.to(change) for write in writes], dim=1)
+    right = change.new_zeros(n_factors, change.shape[1])
+    start = 0
+    for write in writes:
+        stop = start + write.left.shape[1]
+        right[start:stop, write.neurons.to(change.device)] = write.right.to(change)
+        start = stop
+    return left, right

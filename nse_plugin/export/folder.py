@@ -1,0 +1,192 @@
+"""What every exported folder has: a manifest, checksums, and a name only once it is whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from nse_plugin.errors import DataError, ModelError, SessionError
+from nse_plugin.files import write_json
+from nse_plugin.locate.statistics_files import model_fingerprint, same_model
+from nse_plugin.model.weights import fingerprint
+from nse_plugin.session import EditSession
+from nse_plugin.version import __version__
+
+MANIFEST = "nse_export.json"
+"""Name of the file that says what a folder holds and of which model it is."""
+SCHEMA = 1
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside ``folder`` that gets its name when the block ends well.
+
+    Raises:
+        DataError: the folder is a file, holds something, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "holds files already" if folder.is_dir() else "is a file"
+        raise DataError(f"{folder} {what}; give the name of a new folder")
+    folder = folder.absolute()
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                with path.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot write {folder}: {error}; free space, mend the rights, or give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def edited_layers(session: EditSession) -> list[int]:
+    """Layers that the standing rounds changed, rising.
+
+    Raises:
+        SessionError: there are none, or the model holds something else than the session wrote.
+    """
+    session.check()
+    layers = sorted({write.layer for record in session.ledger for write in record.writes})
+    if not layers:
+        raise SessionError(
+            "there is nothing to export: no round stands in the ledger; edit first, or adopt the "
+            "ledger of a run"
+        )
+    return layers
+
+
+def total_change(session: EditSession, layer: int) -> torch.Tensor:
+    """The accumulated change of an edited layer, float32 [d_model, d_ff]."""
+    change = session.weights.change(session.layout.down_name(layer))
+    assert change is not None  # of a layer that a standing round wrote
+    return session.layout.to_weight(change)  # the other way round it is the same transposition
+
+
+def write_manifest(
+    folder: Path,
+    session: EditSession,
+    kind: str,
+    *,
+    hashed: Iterable[str] = (),
+    more: Mapping[int, Mapping[str, Any]] | None = None,
+) -> None:
+    """Write what the folder holds; to be called when its files are there.
+
+    Args:
+        hashed: files whose checksums are kept.
+        more: what else is to be said of a layer.
+    """
+    layout, weights = session.layout, session.weights
+    parameters = {}
+    for layer in edited_layers(session):
+        name = layout.down_name(layer)
+        original, edited = weights.original(name), layout.down(layer).weight
+        parameters[name] = {
+            "layer": layer,
+            "shape": list(original.shape),
+            "dtype": str(original.dtype).removeprefix("torch."),
+            "original": fingerprint(original),
+            "edited": fingerprint(edited),
+            **((more or {}).get(layer, {})),
+        }
+    write_json(
+        folder / MANIFEST,
+        {
+            "made_by": "nse export",
+            "schema": SCHEMA,
+            "kind": kind,
+            "version": __version__,
+            "model": str(getattr(layout.model.config, "_name_or_path", "")),
+            "fingerprint": model_fingerprint(layout),
+            "dtype": str(layout.model.dtype).removeprefix("torch."),
+            "rounds": len(session.ledger),
+            "edits": sum(len(record.outcomes) for record in session.ledger),
+            "parameters": parameters,
+            "sha256": {name: checksum(folder / name) for name in hashed},
+        },
+    )
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """Read a folder's manifest, and compare the files with their checksums.
+
+    Raises:
+        DataError: there is none, it is damaged, of another version or kind, or a file differs.
+    """
+    path = folder / MANIFEST
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] != SCHEMA:
+            raise DataError(
+                f"{path} has schema {found['schema']!r}, and this version reads {SCHEMA}; read it "
+                "with the version of nse_plugin that wrote it"
+            )
+        if found["kind"] != kind:
+            raise DataError(
+                f"{folder} is an export of kind {found['kind']!r}, not {kind!r}; read it with "
+                "from_peft, from_delta, or from_pretrained where it is 'full'"
+            )
+        for name, expected in found["sha256"].items():
+            if checksum(folder / name) != expected:
+                raise DataError(
+                    f"{folder / name} is damaged: its checksum is not that of {MANIFEST}; "
+                    "export again"
+                )
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename} is not there; give a folder that `nse export --to {kind}` wrote"
+        ) from error
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path} is damaged ({error}); export again") from error
+    return found
+
+
+def check_model(folder: Path, manifest: Mapping[str, Any], session: EditSession) -> None:
+    """Raise :class:`ModelError` where an export is of another model than the session's."""
+    here = model_fingerprint(session.layout)
+    if not same_model(manifest["fingerprint"], here):
+        raise ModelError(
+            f"{folder} was made from another model: {manifest['model']!r} with fingerprint "
+            f"{manifest['fingerprint']}, and this one has {here}; load the model it was made from"
+        )
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file, in main memory.
+
+    Raises:
+        DataError: the file is not there or damaged.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a whole safetensors file ({error}); restore it") from error
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""``nse export`` on run directories of both commands that make them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nse_plugin import atlas, cli
+from nse_plugin.export import from_delta
+from tests.rounds.runs import scheduler
+from tests.tiny import tiny_model, tiny_tokenizer
+
+pytest.importorskip("peft")
+
+
+def same(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
+    corpus = atlas.corpus()[:600]
+    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
+    run, out = str(tmp_path / "run"), tmp_path / "out"
+    assert cli.main(["demo", "--edits", "4", "--rounds", "2", "--out", run]) == 0
+    capsys.readouterr()
+    for kind in ("peft", "delta", "full"):
+        assert cli.main(["export", run, "--to", kind, "--out", str(out / kind)]) == 0
+    shown = capsys.readouterr()
+    assert "relative error" in shown.out and "4 edits of 2 rounds on atlas-gpt2" in shown.out
+    full = AutoModelForCausalLM.from_pretrained(out / "full")
+    clean, tokenizer = atlas.load("gpt2")
+    from_delta(clean, tokenizer, out / "delta")
+    assert same(full, clean)
+    assert cli.main(["export", run, "--to", "full", "--out", str(out / "full")]) == 1
+    options = ["--out", str(out / "b"), "--rank", "2"]
+    assert cli.main(["export", run, "--to", "delta", *options]) == 1
+    assert cli.main(["export", str(tmp_path), "--to", "peft", *options]) == 1
+    shown = capsys.readouterr().err
+    assert "holds files already" in shown and "--rank is for" in shown
+    assert "holds no manifest.json" in shown
+
+
+def test_the_command_on_a_run(tmp_path, capsys):
+    plain = tiny_model("gpt2", n_embd=16, n_inner=24, n_layer=2, n_head=2)
+    plain.save_pretrained(tmp_path / "tiny-gpt2")
+    tiny_tokenizer().save_pretrained(tmp_path / "tiny-gpt2")
+    made = scheduler(tmp_path / "run")
+    made.run()
+    path = tmp_path / "run" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["run"]["hparams"]["model_name"] = str(tmp_path / "tiny-gpt2")
+    path.write_text(json.dumps(manifest))
+    arguments = ["export", str(tmp_path / "run"), "--to", "delta", "--device", "cpu", "--out"]
+    assert cli.main([*arguments, str(tmp_path / "delta")]) == 0
+    from_delta(plain, tiny_tokenizer(), tmp_path / "delta")
+    assert same(made.engine.model, plain)
+    tiny_model("gpt2", seed=3).save_pretrained(tmp_path / "tiny-gpt2")
+    assert cli.main([*arguments, str(tmp_path / "other")]) == 1
+    assert "is another model now than when" in capsys.readouterr().err

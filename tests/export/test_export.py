@@ -1,0 +1,335 @@
+"""Edits leave as an adapter, as matrices and as a model, and come back bit for bit."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nse_plugin import atlas
+from nse_plugin.errors import DataError, HostError, HparamsError, ModelError, SessionError
+from nse_plugin.export import from_delta, from_peft, to_delta, to_full, to_peft
+from nse_plugin.export.folder import MANIFEST
+from nse_plugin.ledger.files import save_round
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.session import EditSession
+from nse_plugin.toolkit.datasets import parse_records
+from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+
+peft = pytest.importorskip("peft")
+
+FAMILIES = ["gpt2", "llama", "gptj", "qwen2", "gemma2"]
+IDS = torch.randint(1, 299, (4, 12), generator=torch.Generator().manual_seed(0))
+
+
+def edited(family, tmp_path, **changes):
+    """A tiny model after a round on layers 1, 2 and one on layer 0."""
+    model = tiny_model(family, **changes)
+    session = EditSession.of(model, tiny_tokenizer())
+    settings = dict(
+        stats_dir=str(tmp_path / "stats"), v_num_grad_steps=3, mom2_adjustment=False, n_contexts=1,
+        context_length=3, max_iterations=1,
+    )  # fmt: skip
+    edit_round(session, some_requests(2), tiny_hparams(**settings))
+    edit_round(session, some_requests(3)[2:], tiny_hparams(layers=[0], **settings))
+    return model, session
+
+
+@torch.no_grad()
+def logits(model, ids=IDS):
+    return model(input_ids=ids).logits.float()
+
+
+def bits(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_is_the_edited_model(family, tmp_path):
+    model, session = edited(family, tmp_path)
+    fits = to_peft(session, tmp_path / "adapter")
+    assert sorted(fits) == [0, 1, 2] and {fits[1].rank, fits[0].rank} == {2, 1}
+    assert all(fit.rank == fit.full_rank and fit.relative_error < 1e-6 for fit in fits.values())
+    clean = tiny_model(family)
+    untouched = logits(clean)
+    adapted = peft.PeftModel.from_pretrained(clean, str(tmp_path / "adapter"))
+    with_adapter = {n.split(".lora_")[0] for n, _ in adapted.named_parameters() if "lora_" in n}
+    wanted = {session.layout.down_name(layer).removesuffix(".weight") for layer in (0, 1, 2)}
+    assert with_adapter == {f"base_model.model.{name}" for name in wanted}
+    assert (logits(model) - untouched).abs().max() > 1e-2
+    assert (logits(adapted) - logits(model)).abs().max() < 1e-4
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted), untouched)
+    merged = adapted.merge_and_unload()
+    assert (logits(merged) - logits(model)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", atlas.MODELS)
+def test_ten_rounds_on_an_embedded_model(name, tmp_path):
+    model, tokenizer = atlas.load(name)
+    session = EditSession.of(model, tokenizer)
+    hparams = tiny_hparams(
+        layers=[1, 2],
+        mom2_adjustment=False,
+        n_contexts=1,
+        max_iterations=1,
+        stats_dir=str(tmp_path),
+    )
+    records = atlas.edit_set(10)
+    for record in records:
+        edit_round(session, parse_records([record]), hparams)
+    to_peft(session, tmp_path / "adapter")
+    to_delta(session, tmp_path / "delta")
+    texts = [request.text for request in parse_records(records)]
+    ids = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
+    clean, _ = atlas.load(name)
+    untouched = logits(clean, ids)
+    adapted = peft.PeftModel.from_pretrained(clean, str(tmp_path / "adapter"))
+    assert (logits(model, ids) - untouched).abs().max() > 1
+    assert (logits(adapted, ids) - logits(model, ids)).abs().max() < 1e-4
+    with adapted.disable_adapter():
+        assert torch.equal(logits(adapted, ids), untouched)
+    assert (logits(adapted.merge_and_unload(), ids) - logits(model, ids)).abs().max() < 1e-4
+    fresh, _ = atlas.load(name)
+    from_delta(fresh, tokenizer, tmp_path / "delta")
+    assert same(bits(model), bits(fresh))
+
+
+def test_more_factors_than_rank_and_fewer(tmp_path):
+    model, session = edited("llama", tmp_path)
+    for _ in range(20):
+        edit = [torch.randn(32, 3), torch.randn(3, 48)]
+        with session.round([3]):
+            session.write(3, edit[0] @ edit[1])
+            session.commit(_record(session, 3, *edit))
+    fits = to_peft(session, tmp_path / "full")
+    assert fits[3].rank == 32  # 60 factors, d_model 32
+    small = to_peft(session, tmp_path / "small", rank=5)
+    assert small[3].rank == 5 and small[0].rank == 1 and small[0].relative_error < 1e-6
+    s = torch.linalg.svdvals(session.weights.change(session.layout.down_name(3)).double())
+    best = float(s[5:].norm() / s.norm())
+    assert small[3].relative_error == pytest.approx(best, rel=1e-4)
+    adapted = peft.PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "full"))
+    assert (logits(adapted) - logits(model)).abs().max() < 1e-3  # of a change 30 times the weights
+    noted = json.loads((tmp_path / "small" / MANIFEST).read_text())["parameters"]
+    assert noted[session.layout.down_name(3)]["relative_error"] == small[3].relative_error
+
+
+def _record(session, layer, left, right):
+    from nse_plugin.ledger.records import RoundRecord, Write
+
+    write = Write(layer, 0, torch.arange(right.shape[1]), left, right, (), 1.0)
+    keys = {layer: torch.randn(right.shape[1], 1)}
+    return RoundRecord(session.ledger.next_number(), "test", (), (write,), keys)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_delta_comes_back_bit_for_bit(family, dtype, tmp_path):
+    model, session = edited(family, tmp_path, dtype=dtype)
+    to_delta(session, tmp_path / "delta")
+    clean = tiny_model(family, dtype=dtype)
+    original = bits(clean)
+    back = from_delta(clean, tiny_tokenizer(), tmp_path / "delta")
+    assert same(bits(model), bits(clean)) and not same(original, bits(clean))
+    for name in back.weights.names():  # also below the rounding of bfloat16
+        assert torch.equal(back.weights.change(name), session.weights.change(name))
+    plain = tiny_model(family, dtype=dtype)
+    plain.load_state_dict(load_file(tmp_path / "delta" / "weights.safetensors"), strict=False)
+    assert same(bits(model), bits(plain))
+    assert [(r.number, r.method, r.layers()) for r in back.ledger] == [(1, "import", [0, 1, 2])]
+    to_delta(back, tmp_path / "again")
+    again = tiny_model(family, dtype=dtype)
+    from_delta(again, tiny_tokenizer(), tmp_path / "again")
+    assert same(bits(model), bits(again))
+    back.undo_last()
+    assert same(original, bits(clean))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_adapter_comes_back(family, tmp_path):
+    model, session = edited(family, tmp_path)
+    to_peft(session, tmp_path / "adapter")
+    clean = tiny_model(family)
+    original = bits(clean)
+    back = from_peft(clean, tiny_tokenizer(), tmp_path / "adapter")
+    assert (logits(clean) - logits(model)).abs().max() < 1e-4
+    assert len(back.ledger) == 1 and back.ledger[0].summary()["edits"] == 0
+    save_round(tmp_path, back.ledger[0])
+    edited_on = tiny_hparams(mom2_adjustment=False, n_contexts=1, stats_dir=str(tmp_path))
+    edit_round(back, some_requests(1), edited_on)
+    back.undo_last()
+    fits = to_peft(back, tmp_path / "again")
+    assert [fit.rank for fit in fits.values()] == [1, 2, 2]
+    back.undo_last()
+    assert same(original, bits(clean))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_a_foreign_adapter_with_scaling(rslora, tmp_path):
+    model = tiny_model("qwen2")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=6, target_modules=["down_proj"], layers_to_transform=[1, 3],
+        rank_pattern={r"layers\.3\.mlp\.down_proj": 2}, use_rslora=rslora, init_lora_weights=False,
+    )  # fmt: skip
+    adapted = peft.get_peft_model(model, config).eval()
+    adapted.save_pretrained(tmp_path / "foreign")
+    clean = tiny_model("qwen2")
+    session = from_peft(clean, tiny_tokenizer(), tmp_path / "foreign")
+    assert (logits(clean) - logits(adapted)).abs().max() < 1e-4
+    assert session.ledger[0].layers() == [1, 3]
+    other = peft.get_peft_model(tiny_model("qwen2"), peft.LoraConfig(target_modules=["q_proj"]))
+    other.save_pretrained(tmp_path / "attention")
+    with pytest.raises(ModelError, match=r"q_proj, which is no MLP down-projection"):
+        from_peft(tiny_model("qwen2"), tiny_tokenizer(), tmp_path / "attention")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_full_model_loads_anywhere(family, tmp_path):
+    model, session = edited(family, tmp_path)
+    to_full(session, tmp_path / "full")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    assert same(bits(model), bits(loaded))
+    assert len(AutoTokenizer.from_pretrained(tmp_path / "full")) == len(tiny_tokenizer())
+    assert EditSession.of(model) is session
+    with pytest.raises(SessionError, match="no edit session yet"):
+        EditSession.of(loaded)
+    with pytest.raises(DataError, match="kind 'full', not 'delta'"):
+        from_delta(model, tiny_tokenizer(), tmp_path / "full")
+
+
+@pytest.fixture
+def exported(tmp_path):
+    _, session = edited("llama", tmp_path)
+    to_peft(session, tmp_path / "peft")
+    to_delta(session, tmp_path / "delta")
+    return tmp_path
+
+
+def test_another_model(exported):
+    for take, kind in ((from_peft, "peft"), (from_delta, "delta")):
+        for other in (tiny_model("llama", seed=1), tiny_model("gpt2")):
+            before = bits(other)
+            with pytest.raises(ModelError, match="made from another model"):
+                take(other, tiny_tokenizer(), exported / kind)
+            assert same(before, bits(other))
+
+
+def test_other_weights(exported):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[2].mlp.down_proj.weight[0, 0] += 1e-3
+    before = bits(model)
+    with pytest.raises(ModelError, match=r"^model.layers.2.mlp.down_proj.weight is not the matrix"):
+        from_delta(model, tiny_tokenizer(), exported / "delta")
+    assert same(before, bits(model))
+    with pytest.raises(ModelError, match="is bfloat16, and .* made from float32"):
+        rounded = tiny_model("llama").to(torch.bfloat16)
+        from_delta(rounded, tiny_tokenizer(), exported / "delta")
+    model = tiny_model("llama")
+    session = from_delta(model, tiny_tokenizer(), exported / "delta")
+    with pytest.raises(SessionError, match="has 1 rounds already"):
+        from_delta(model, tiny_tokenizer(), exported / "delta")
+    EditSession.forget(model)
+    with pytest.raises(ModelError, match="holds the edited weights of .* already"):
+        from_delta(model, tiny_tokenizer(), exported / "delta")
+    assert len(session.ledger) == 1
+
+
+@pytest.mark.parametrize(
+    ("take", "kind", "file"),
+    [
+        (from_delta, "delta", "change.safetensors"),
+        (from_delta, "delta", MANIFEST),
+        (from_peft, "peft", "adapter_model.safetensors"),
+        (from_peft, "peft", "adapter_config.json"),
+        (from_peft, "peft", MANIFEST),
+    ],
+)
+def test_damaged_files(take, kind, file, exported):
+    path = exported / kind / file
+    whole = path.read_bytes()
+    model = tiny_model("llama")
+    before = bits(model)
+    for broken in (whole[: len(whole) // 2], b"", b"[]"):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match="damaged|restore|not a whole"):
+            take(model, tiny_tokenizer(), exported / kind)
+    if file != MANIFEST:
+        path.unlink()
+        with pytest.raises(DataError, match="is not there|holds no"):
+            take(model, tiny_tokenizer(), exported / kind)
+    assert same(before, bits(model))
+
+
+def test_bits_that_differ_take_the_import_back(exported):
+    folder = exported / "delta"
+    manifest = json.loads((folder / MANIFEST).read_text())
+    tensors = load_file(folder / "change.safetensors")
+    name = next(n for n in tensors if n.endswith("columns"))
+    save_file({**tensors, name: tensors[name] * 2}, folder / "change.safetensors")
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "sha256": {}}))
+    model = tiny_model("llama")
+    before = bits(model)
+    with pytest.raises(DataError, match="does not get the bits"):
+        from_delta(model, tiny_tokenizer(), folder)
+    assert same(before, bits(model)) and not len(EditSession.of(model).ledger)
+
+
+@pytest.mark.parametrize("write", [to_peft, to_delta, to_full])
+def test_where_an_export_cannot_go(write, tmp_path):
+    model, session = edited("gpt2", tmp_path)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="holds files already; give the name of a new folder"):
+        write(session, tmp_path / "taken")
+    assert [p.name for p in (tmp_path / "taken").iterdir()] == ["notes.txt"]
+    with pytest.raises(DataError, match="is a file"):
+        write(session, tmp_path / "taken" / "notes.txt")
+    with pytest.raises(DataError, match="cannot write"):
+        write(session, tmp_path / "taken" / "notes.txt" / "deeper")
+    (tmp_path / "empty").mkdir()
+    write(session, tmp_path / "empty")
+    session.undo_all()
+    with pytest.raises(SessionError, match="nothing to export"):
+        write(session, tmp_path / "none")
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("none") or p.suffix == ".tmp"]
+    assert model is session.model
+
+
+def test_ranks_and_foreign_changes(tmp_path):
+    model, session = edited("gpt2", tmp_path)
+    with pytest.raises(HparamsError, match="rank is 0"):
+        to_peft(session, tmp_path / "a", rank=0)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight[0, 0] += 1
+    with pytest.raises(SessionError, match="not by this session"):
+        to_peft(session, tmp_path / "a")
+
+
+def test_without_peft(tmp_path, monkeypatch):
+    model, session = edited("gpt2", tmp_path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    for call in (to_peft, lambda session, folder: from_peft(model, session.tokenizer, folder)):
+        with pytest.raises(HostError, match=r"pip install 'nse-plugin\[export\]'"):
+            call(session, tmp_path / "a")
+    to_delta(session, tmp_path / "delta")
+    monkeypatch.chdir(tmp_path / "delta")
+    with pytest.raises(DataError, match=r"^\. holds files already"):
+        to_delta(session, ".")
+
+
+def test_a_middle_round_undone(tmp_path):
+    model, session = edited("gpt2", tmp_path)
+    session.undo(1)
+    assert list(to_peft(session, tmp_path / "adapter")) == [0]
+    adapted = peft.PeftModel.from_pretrained(tiny_model("gpt2"), str(tmp_path / "adapter"))
+    assert (logits(adapted) - logits(model)).abs().max() < 1e-4
