@@ -16,7 +16,10 @@ _DEFAULT_STATS = "./data/stats"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 1 an error that was explained, 130 an interrupt."""
+    """Run the command; 0 is success, 1 an error that was explained, 130 an interrupt.
+
+    3 is a run that a stop rule ended.
+    """
     options = _parser().parse_args(arguments)
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
@@ -43,6 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-v", "--verbose", action="store_true", help="log what is done")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
+    _add_run(commands)
+    _add_undo(commands)
+    _add_export(commands)
     _add_stats(commands)
     _add_doctor(commands)
     return parser
@@ -80,6 +86,99 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_run(commands: argparse._SubParsersAction) -> None:
+    run = commands.add_parser(
+        "run",
+        help="edit a stream of facts in rounds; the same command goes on after an interrupt",
+        epilog="example: nse run --hparams NSE/atlas-gpt2 --data atlas:200 --round-size 20 "
+        "--every 2 --out run1",
+    )
+    run.add_argument("--config", type=Path, help="YAML with any of these; options go before it")
+    run.add_argument("--hparams", help="name or path of a method's YAML")
+    run.add_argument("--data", help="a benchmark's JSON file, atlas or atlas:200")
+    run.add_argument("--round-size", type=int, help="edits per round (default 100)")
+    run.add_argument("--out", help="folder of the run (default run)")
+    run.add_argument("--model", help="another model than that of the hparams")
+    run.add_argument("--order", help="given (default), shuffled or grouped")
+    run.add_argument("--seed", type=int, help="of order, samples and atlas (default 0)")
+    run.add_argument("--limit", type=int, help="the first so many records")
+    run.add_argument("--every", type=int, help="measure all earlier edits every so many rounds")
+    run.add_argument("--held-out", help="text file for the perplexity, atlas or none")
+    run.add_argument("--on-collapse", help="undo (default), stop or continue")
+    run.add_argument("--max-perplexity", type=float, help="a round past it is a collapse")
+    run.add_argument("--min-retention", type=float, help="0 to 1; below it is a collapse")
+    run.add_argument(
+        "--tensorboard", action="store_true", default=None, help="scalars to OUT/tensorboard"
+    )
+    run.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases")
+    run.set_defaults(call=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.run import RunSettings, run
+
+    plain = ("hparams", "data", "round_size", "out", "model", "order", "seed", "limit",
+             "held_out", "tensorboard", "wandb")  # fmt: skip
+    rules = ("on_collapse", "max_perplexity", "min_retention")
+    given = {name: getattr(options, name) for name in plain}
+    given["protocol"] = {"every": options.every}
+    given["stop"] = {name: getattr(options, name) for name in rules}
+    settings = RunSettings.read(options.config, given)
+    result = run(settings, print)
+    final = result.final
+    scores = (final["checkpoint"] or {}).get("all") or {}
+    shown = ", ".join(
+        f"{name} {scores[name]:.1%}"
+        for name in ("efficacy", "paraphrase", "portability", "locality")
+        if scores.get(name) is not None
+    )
+    print(f"{result.status}: {final['edits']} edits in {final['rounds']} rounds; {shown}")
+    print(
+        f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors"
+    )
+    return 0 if result.status == "complete" else 3
+
+
+def _add_undo(commands: argparse._SubParsersAction) -> None:
+    undo = commands.add_parser(
+        "undo",
+        help="take one round of a run directory back, whichever it is",
+        epilog="example: nse undo run1 --round 7 --reason 'wrong source'",
+    )
+    undo.add_argument("run", type=Path, help="folder of nse demo or nse run")
+    undo.add_argument("--round", type=int, required=True, help="number of its round-*.safetensors")
+    undo.add_argument("--reason", default="", help="kept in undone.json")
+    undo.set_defaults(call=_undo)
+
+
+def _undo(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.undo import undo_round, undone_text
+
+    print(undone_text(options.run, undo_round(options.run, options.round, options.reason)))
+    return 0
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser(
+        "export",
+        help="write a run's edits as a LoRA adapter, as changed matrices or as a model",
+        epilog="example: nse export run1 --to peft --out adapter1 --rank 32",
+    )
+    export.add_argument("run", type=Path, metavar="RUN", help="folder of nse demo or nse run")
+    export.add_argument("--to", required=True, choices=("peft", "delta", "full"))
+    export.add_argument("--out", type=Path, required=True, help="a new folder")
+    export.add_argument("--rank", type=int, help="upper bound for the adapter's rank")
+    export.add_argument("--device", help="cpu, or the number of a GPU, instead of the run's")
+    export.set_defaults(call=_export)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.export import export
+
+    export(options.run, options.to, options.out, print, rank=options.rank, device=options.device)
+    return 0
+
+
 def _add_stats(commands: argparse._SubParsersAction) -> None:
     stats = commands.add_parser(
         "stats",
@@ -88,6 +187,7 @@ def _add_stats(commands: argparse._SubParsersAction) -> None:
     )
     stats.add_argument("--hparams", required=True, help="name or path of an NSE YAML")
     stats.add_argument("--model", help="model to load instead of the YAML's model_name")
+    stats.add_argument("--device", help="cpu, or the number of a GPU, instead of the YAML's")
     stats.add_argument("--source", help="self, atlas, a text file or a datasets name")
     stats.add_argument("--samples", type=int, help="number of texts")
     stats.add_argument("--stats-dir", help="folder of the statistics")
@@ -105,6 +205,7 @@ def _stats(options: argparse.Namespace) -> int:
         npz=options.npz,
         recompute=options.recompute,
         model_name=options.model,
+        device=options.device,
         mom2_dataset=options.source,
         mom2_n_samples=options.samples,
         stats_dir=options.stats_dir,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.ledger.records import Ledger, RoundRecord
+from nse_plugin.ledger.records import Ledger, RoundRecord, Undone
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
 from nse_plugin.model.arch import DecoderLayout
@@ -121,7 +121,7 @@ class EditSession:
         ledger: Ledger,
         contexts: Mapping[tuple[int, int, int], Sequence[str]] | None = None,
     ) -> None:
-        """Take over the rounds of a ledger, as read from a run directory.
+        """Take over the rounds of a ledger, as read from a run directory, and what was undone.
 
         The changes are made in the order written, so on the device of the first run the weights
         get the bits that they had then.
@@ -141,17 +141,42 @@ class EditSession:
         try:
             for record in ledger:
                 with self.round(sorted(record.keys)):
-                    for write in record.writes:
-                        device = self.layout.down(write.layer).weight.device
-                        self.write(write.layer, write.change(self.layout.d_ff, device))
-                    self.commit(record)
+                    self._replay(record)
         except BaseException:
             self._go_back_to(0)
             raise
+        self.ledger.undone = list(ledger.undone)
         self._contexts.update({key: tuple(texts) for key, texts in (contexts or {}).items()})
 
+    def undo(self, number: int, reason: str = "") -> None:
+        """Take back the round of this number (:attr:`RoundRecord.number`), whichever it is.
+
+        The weights become original + the sum of the other rounds, added in their order: the bits
+        that a new session has which adopts those rounds.  Its keys leave the previous keys, and
+        the ledger notes the undo.  Where anything goes wrong, all is as before.
+
+        Raises:
+            SessionError: the round was undone already, or there is none; or somebody else changed
+                the weights.
+        """
+        self.check()
+        index = self.ledger.index(number)
+        records, states, before = list(self.ledger), self._states[:], self.weights.snapshot()
+        try:
+            self._go_back_to(index)
+            for record in records[index + 1 :]:
+                self._replay(record)
+        except BaseException:
+            self._truncate(index)
+            for record in records[index:]:
+                self.ledger.append(record)
+            self._states = states
+            self.weights.restore(before)
+            raise
+        self.ledger.undone.append(Undone.now(number, reason))
+
     def undo_last(self, rounds: int = 1) -> None:
-        """Take back the last rounds: their changes, their keys and their records.
+        """Take back the last rounds: their changes and their keys; the ledger notes it.
 
         Raises:
             SessionError: fewer rounds than that stand.
@@ -161,11 +186,14 @@ class EditSession:
                 f"cannot take back {rounds} rounds: {len(self.ledger)} stand in the ledger"
             )
         self.check()
+        numbers = self.ledger.numbers()[len(self.ledger) - rounds :]
         self._go_back_to(len(self.ledger) - rounds)
+        self.ledger.undone += [Undone.now(number) for number in reversed(numbers)]
 
     def undo_all(self) -> None:
-        """Give the model its original weights, bit for bit."""
+        """Give the model its original weights, bit for bit, and start over with round 1."""
         self.undo_last(len(self.ledger))
+        self.ledger.undone.clear()
 
     def check(self) -> None:
         """Compare the weights in the model with what this session left there.
@@ -185,7 +213,12 @@ class EditSession:
             if now == self._state_after(length):
                 if length < len(self._states):
                     log.info("weights of round %d were put back; later rounds dropped", length)
+                    dropped = self.ledger.numbers()[length:]
                     self._go_back_to(length)
+                    reason = "weights were put back"
+                    self.ledger.undone += [Undone.now(n, reason) for n in reversed(dropped)]
+                    if not length:  # as after undo_all
+                        self.ledger.undone.clear()
                 return
         expected = self._state_after(len(self._states))
         changed = [name for name in now if now[name] != expected[name]]
@@ -231,6 +264,13 @@ class EditSession:
     def _state_after(self, length: int) -> dict[str, int]:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
+
+    def _replay(self, record: RoundRecord) -> None:
+        """Write a round's changes and enter it into the ledger again."""
+        for write in record.writes:
+            device = self.layout.down(write.layer).weight.device
+            self.write(write.layer, write.change(self.layout.d_ff, device))
+        self.commit(record)
 
     def _go_back_to(self, length: int) -> None:
         self._truncate(length)

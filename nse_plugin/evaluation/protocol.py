@@ -20,11 +20,11 @@ from nse_plugin.evaluation.metrics import Answered, Bounds, ask, summarise
 from nse_plugin.evaluation.model_state import (
     fluency,
     free_generation,
-    key_share,
     perplexity,
     relative_change,
     run_harness,
 )
+from nse_plugin.ledger.capacity import key_share
 from nse_plugin.requests import EditRequest
 
 

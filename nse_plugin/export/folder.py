@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from nse_plugin.errors import DataError, ModelError, SessionError
-from nse_plugin.files import write_json
+from nse_plugin.files import checksum, write_json
 from nse_plugin.locate.statistics_files import model_fingerprint, same_model
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.session import EditSession
@@ -181,12 +180,3 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path} is not a whole safetensors file ({error}); restore it") from error
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -1,13 +1,15 @@
 """The ledger on disk: one safetensors file per round, and a line of JSON about each.
 
 ``round-0001.safetensors`` holds the factors, neurons and keys of a round, and the rest of its
-record as metadata; ``rounds.jsonl`` is for people and plots.  Nothing needs a model to be read.
+record as metadata; ``rounds.jsonl`` is for people and plots.  ``undone.json`` names the rounds that
+were taken back, whose files stay.  Nothing needs a model to be read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import write_whole
-from nse_plugin.ledger.records import Ledger, Outcome, RoundRecord, Write
+from nse_plugin.files import checksum, write_json, write_whole
+from nse_plugin.ledger.records import (
+    Ledger,
+    Outcome,
+    RoundRecord,
+    Undone,
+    Write,
+    not_standing,
+)
 
 SCHEMA = 1
 """Version of the files; a reader refuses others."""
+UNDONE = "undone.json"
+_ROUND = re.compile(r"round-(\d+)\.safetensors")
 
 
 def round_path(folder: Path, number: int) -> Path:
@@ -102,17 +113,103 @@ def load_round(path: Path) -> RoundRecord:
 
 
 def load_ledger(folder: Path) -> Ledger:
-    """Read all rounds of a run directory.
+    """Read the rounds of a run directory that stand, and which were undone.
 
     Raises:
         DataError: there is no round, one is missing, or a file is damaged.
     """
     ledger = Ledger()
-    paths = sorted(folder.glob("round-*.safetensors"))
-    if not paths:
-        raise DataError(f"{folder} holds no round-*.safetensors; give a run directory")
-    for number, path in enumerate(paths, start=1):
-        if path != round_path(folder, number):
-            raise DataError(f"{folder} lacks {round_path(folder, number).name}; restore it")
+    ledger.undone = load_undone(folder)
+    for path in _standing(folder, ledger.undone).values():
         ledger.append(load_round(path))
     return ledger
+
+
+def load_undone(folder: Path) -> list[Undone]:
+    """The rounds of a run directory that were undone, in the order in which that was done.
+
+    An entry counts for the file that it was made for: where a later run in the same folder wrote
+    another round of that number, it is passed over.
+
+    Raises:
+        DataError: ``undone.json`` is damaged or of another version.
+    """
+    return [undone for undone, _ in _undone_entries(folder)]
+
+
+def mark_undone(folder: Path, number: int, reason: str = "") -> list[int]:
+    """Undo a round of a run directory, whose file is kept; returns the numbers that stand.
+
+    Raises:
+        DataError: the round was undone already, there is none, or it cannot be undone alone.
+    """
+    entries = _undone_entries(folder)
+    undone = [entry for entry, _ in entries]
+    standing = _standing(folder, undone)
+    if number not in standing:
+        raise DataError(f"{folder}: {not_standing(number, list(standing), undone)}")
+    path = standing.pop(number)
+    _refuse_host_round(path)
+    load_round(path)  # a damaged file is to be restored first
+    entries.append((Undone.now(number, reason), checksum(path)))
+    content = [{**dataclasses.asdict(entry), "sha256": digest} for entry, digest in entries]
+    write_json(folder / UNDONE, {"schema": SCHEMA, "undone": content})
+    return list(standing)
+
+
+def _undone_entries(folder: Path) -> list[tuple[Undone, str]]:
+    path = folder / UNDONE
+    if not path.exists():
+        return []
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["schema"] == SCHEMA:
+            entries = [
+                (Undone(int(e["number"]), str(e["time"]), str(e["reason"])), str(e["sha256"]))
+                for e in found["undone"]
+            ]
+            files = {undone.number: round_path(folder, undone.number) for undone, _ in entries}
+            return [
+                (undone, digest)
+                for undone, digest in entries
+                if not (file := files[undone.number]).exists() or checksum(file) == digest
+            ]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is damaged ({error!r}); restore it, or remove it to have all rounds stand"
+        ) from error
+    raise DataError(
+        f"{path} has schema {found['schema']}, and this version reads {SCHEMA}; "
+        "read it with the version of nse_plugin that wrote it"
+    )
+
+
+def _standing(folder: Path, undone: list[Undone]) -> dict[int, Path]:
+    """Files of the rounds that stand, by number, rising."""
+    found = [m for path in folder.glob("round-*.safetensors") if (m := _ROUND.fullmatch(path.name))]
+    if not found:
+        raise DataError(f"{folder} holds no round-*.safetensors; give a run directory")
+    taken_back = {entry.number for entry in undone}
+    standing = {}
+    for number in range(1, max(int(match[1]) for match in found) + 1):
+        path = round_path(folder, number)
+        if number in taken_back:
+            continue
+        if not path.exists():
+            raise DataError(f"{folder} lacks {path.name}; restore it")
+        standing[number] = path
+    return standing
+
+
+def _refuse_host_round(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+    if "host" in metadata:
+        raise DataError(
+            f"{path} holds whole matrices of the host's {json.loads(metadata['host'])['method']}, "
+            "not what the round added, so it cannot be undone alone; only rounds of this "
+            "package's methods can"
+        )

@@ -7,11 +7,17 @@ else that a session remembers (the accumulated change, the previous keys) can be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+
+from nse_plugin.errors import SessionError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Status = Literal["converged", "residual_left", "out_of_bounds"]
 
@@ -118,11 +124,32 @@ class RoundRecord:
         }
 
 
+@dataclass(frozen=True)
+class Undone:
+    """A round that was taken back."""
+
+    number: int
+    time: str
+    """When, as ISO 8601 in UTC."""
+    reason: str = ""
+
+    @classmethod
+    def now(cls, number: int, reason: str = "") -> Undone:
+        """Taken back at this moment."""
+        return cls(number, datetime.now(timezone.utc).isoformat(timespec="seconds"), reason)
+
+
 class Ledger:
-    """The rounds that stand, in order."""
+    """The rounds that stand, in order, and the numbers of those that were undone.
+
+    A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
+    number after all that were ever given.  The tables need ``pip install "nse-plugin[report]"``.
+    """
 
     def __init__(self) -> None:
         self._rounds: list[RoundRecord] = []
+        self.undone: list[Undone] = []
+        """Rounds taken back, in the order in which that was done."""
 
     def __len__(self) -> int:
         return len(self._rounds)
@@ -140,6 +167,24 @@ class Ledger:
     def truncate(self, length: int) -> None:
         """Drop the rounds after the first ``length``."""
         del self._rounds[length:]
+
+    def numbers(self) -> list[int]:
+        """Numbers of the rounds that stand, in order."""
+        return [record.number for record in self._rounds]
+
+    def next_number(self) -> int:
+        """The number of the next round: one more than any that stands or was undone."""
+        return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
+
+    def index(self, number: int) -> int:
+        """Where the round of this number lies.
+
+        Raises:
+            SessionError: it was undone, or there is none.
+        """
+        if number in self.numbers():
+            return self.numbers().index(number)
+        raise SessionError(not_standing(number, self.numbers(), self.undone))
 
     def keys(self, layer: int) -> torch.Tensor | None:
         """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
@@ -161,3 +206,48 @@ class Ledger:
                     change = write.change(d_ff, device)
                     total = change if total is None else total + change
         return total
+
+    def neurons(self, layer: int) -> DataFrame:
+        """See :func:`nse_plugin.ledger.queries.neurons`."""
+        from nse_plugin.ledger import queries
+
+        return queries.neurons(self, layer)
+
+    def rounds(self) -> DataFrame:
+        """See :func:`nse_plugin.ledger.queries.rounds`."""
+        from nse_plugin.ledger import queries
+
+        return queries.rounds(self)
+
+    def requests(self) -> DataFrame:
+        """See :func:`nse_plugin.ledger.queries.requests`."""
+        from nse_plugin.ledger import queries
+
+        return queries.requests(self)
+
+    def overlap(self, layer: int | None = None) -> DataFrame:
+        """See :func:`nse_plugin.ledger.queries.overlap`."""
+        from nse_plugin.ledger import queries
+
+        return queries.overlap(self, layer)
+
+    def capacity(self) -> DataFrame:
+        """See :func:`nse_plugin.ledger.queries.capacity`."""
+        from nse_plugin.ledger import queries
+
+        return queries.capacity(self)
+
+    def who_wrote(self, layer: int, neuron: int) -> DataFrame:
+        """See :func:`nse_plugin.ledger.queries.who_wrote`."""
+        from nse_plugin.ledger import queries
+
+        return queries.who_wrote(self, layer, neuron)
+
+
+def not_standing(number: int, standing: Sequence[int], undone: Sequence[Undone]) -> str:
+    """Why a round cannot be undone, and which can."""
+    stands = f"rounds that stand: {', '.join(map(str, standing))}" if standing else "none stands"
+    when = next((entry.time for entry in undone if entry.number == number), None)
+    if when is None:
+        return f"there is no round {number}; {stands}"
+    return f"round {number} was undone already, at {when}; {stands}"

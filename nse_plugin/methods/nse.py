@@ -65,7 +65,7 @@ def edit_round(
         with clock("keys"):
             keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
         record = RoundRecord(
-            number=len(session.ledger) + 1,
+            number=session.ledger.next_number(),
             method=hparams.method,
             outcomes=writer.outcomes(),
             writes=tuple(writer.writes),

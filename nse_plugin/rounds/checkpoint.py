@@ -9,7 +9,6 @@ line is written after the file.  ``lock`` is held while a process works here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from typing import IO, Any
 from safetensors import SafetensorError
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import write_json
+from nse_plugin.files import checksum, write_json
 from nse_plugin.ledger.files import UNDONE, load_undone, round_path
 
 try:
@@ -240,15 +239,6 @@ class RunDirectory:
         if (strangers and not manifest.exists()) or foreign or not begun:
             named = ", ".join(sorted(strangers or [p.name for p in known])[:3])
             raise DataError(f"{self.path} holds something else ({named}); give another folder")
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def differences(kept: Any, given: Any, where: str = "") -> list[str]:

@@ -9,6 +9,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -136,7 +137,7 @@ class SessionEngine:
     def save(self, folder: Path, number: int) -> Path:
         """Factors and keys of the last round; the ledger reads them from the file from now on."""
         ledger = self.session.ledger
-        path = save_round(folder, ledger[-1])
+        path = save_round(folder, replace(ledger[-1], number=number))
         if len(ledger) <= _MAPPED:  # tensors of a safetensors file are mapped, not read
             ledger.truncate(len(ledger) - 1)
             ledger.append(load_round(path))

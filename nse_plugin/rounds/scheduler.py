@@ -22,11 +22,11 @@ from nse_plugin.evaluation.protocol import (
     measure_checkpoint,
     measure_round,
 )
+from nse_plugin.files import checksum
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds.budget import check_disk, estimate
 from nse_plugin.rounds.checkpoint import (
     RunDirectory,
-    checksum,
     differences,
     explained,
 )

@@ -16,12 +16,12 @@ from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.metrics import SCORES, Bounds, ask, summarise
 from nse_plugin.evaluation.model_state import (
     free_generation,
-    key_share,
     perplexity,
     run_harness,
 )
 from nse_plugin.evaluation.protocol import History, Protocol
 from nse_plugin.hparams import NSEHparams
+from nse_plugin.ledger.capacity import key_share
 from nse_plugin.requests import EditRequest
 from nse_plugin.session import EditSession
 from nse_plugin.toolkit.datasets import parse_records
