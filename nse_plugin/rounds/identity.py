@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from nse_plugin.errors import ModelError
+from nse_plugin.hparams import Hparams
 from nse_plugin.locate.statistics_files import model_fingerprint
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.weights import fingerprint
@@ -50,7 +51,8 @@ def model_identity(model: Any) -> dict[str, Any]:
 
 def plain(hparams: Any) -> dict[str, Any]:
     """Hyperparameters as JSON values; no secrets, nothing that is only a place on a disk."""
-    values = hparams.to_dict() if hasattr(hparams, "to_dict") else dict(vars(hparams))
+    # not the host's own to_dict, which copies a ready model along
+    values = hparams.to_dict() if isinstance(hparams, Hparams) else dict(vars(hparams))
     return {
         key: json.loads(json.dumps(value, default=lambda item: type(item).__name__))
         for key, value in values.items()

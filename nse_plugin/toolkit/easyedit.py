@@ -206,6 +206,9 @@ class ReadyModel(str):
     def __iter__(self) -> Any:
         return iter((self.model, self.tokenizer))
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> ReadyModel:
+        return self  # hparams are copied for the record; the model is not
+
 
 def base_editor() -> type:
     """The BaseEditor of nse_plugin where EasyEdit is the host; registers our methods.

@@ -1,0 +1,52 @@
+"""EasyEdit's own methods under our scheduler: kept on disk, resumed, measured like ours."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.rounds.scheduler import SequentialScheduler
+from nse_plugin.toolkit import seams
+from nse_plugin.toolkit.easyedit import ReadyModel
+from tests.contract.test_state import rome_hparams
+from tests.rounds.runs import HELD_OUT, protocol, requests
+from tests.tiny import tiny_model, tiny_tokenizer
+
+
+def ft_hparams(layer, model_name):
+    return seams.part("easyeditor:FTHyperParams")(
+        alg_name="FT", model_name=model_name, device="cpu", layers=[layer], num_steps=3, lr=1e-3,
+        weight_decay=0, kl_factor=0, norm_constraint=5e-3, objective_optimization="target_new",
+        rewrite_module_tmp="transformer.h.{}.mlp.c_proj", layer_module_tmp="transformer.h.{}",
+        mlp_module_tmp="transformer.h.{}.mlp", attn_module_tmp="transformer.h.{}.attn",
+        ln_f_module="transformer.ln_f", lm_head_module="transformer.wte",
+    )  # fmt: skip
+
+
+def scheduled(make_hparams, folder, **more):
+    """A scheduler over EasyEdit's editor with a fresh model."""
+    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
+    editor_class = seams.part("easyeditor.editors.editor:BaseEditor")
+    tokenizer.padding_side = "right"
+    editor = editor_class.from_hparams(make_hparams(2, ReadyModel(model, tokenizer)))
+    run = SequentialScheduler(editor, requests(), 2, protocol(), folder, held_out=HELD_OUT, **more)
+    return run, model
+
+
+@pytest.mark.parametrize("make_hparams", [ft_hparams, rome_hparams], ids=["FT", "ROME"])
+def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, tmp_path):
+    whole, model = scheduled(make_hparams, tmp_path / "whole")
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    result = whole.run()
+    assert result.status == "complete" and result.final["rounds"] == 3
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(name.startswith("transformer.h.2.mlp.c_proj.") for name in changed)
+    assert result.final["checkpoint"]["all"]["efficacy"] is not None
+
+    first, _ = scheduled(make_hparams, tmp_path / "cut", max_rounds=1)
+    assert first.run().status == "paused"
+    second, resumed = scheduled(make_hparams, tmp_path / "cut")
+    again = second.run()
+    assert again.status == "complete"
+    assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in model.named_parameters())
+    assert again.final["checkpoint"]["all"] == result.final["checkpoint"]["all"]
