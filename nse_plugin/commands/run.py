@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from nse_plugin import atlas
+from nse_plugin import atlas, toolkit
 from nse_plugin.errors import DataError, HparamsError, did_you_mean
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.hparams import find_yaml
-from nse_plugin.methods.registry import find_method
+from nse_plugin.hparams import Hparams, find_yaml
+from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.rounds.result import RunResult
@@ -116,9 +116,15 @@ def make_scheduler(settings: RunSettings, show: Callable[[str], None]) -> Sequen
         listeners.append(TensorBoard(out / "tensorboard"))
     if settings.wandb:
         listeners.append(WandB(settings.wandb, out.name))
-    model, tokenizer, name = load_model(hparams)
+    subject: Any
+    if isinstance(hparams, Hparams):
+        model, tokenizer, name = load_model(hparams)
+        subject = EditSession.of(model, tokenizer)
+    else:
+        subject = toolkit.BaseEditor.from_hparams(hparams)
+        model, name = subject.model, str(subject.model_name)
     scheduler = SequentialScheduler(
-        EditSession.of(model, tokenizer),
+        subject,
         requests,
         settings.round_size,
         protocol,
@@ -139,7 +145,7 @@ def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
 
 
 def read_hparams(name: str, model: str | None) -> Any:
-    """Hyperparameters of the method that the YAML names."""
+    """Hyperparameters of the method that the YAML names: ours, or EasyEdit's where it is there."""
     try:
         values = yaml.safe_load(find_yaml(name).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -148,6 +154,10 @@ def read_hparams(name: str, model: str | None) -> Any:
         raise HparamsError(f"{name} has no alg_name; give a method's YAML")
     if model is not None:
         values["model_name"] = model
+    if values["alg_name"].removesuffix("-plugin") not in METHODS and toolkit.host() == "easyedit":
+        from nse_plugin.toolkit.easyedit import host_hparams
+
+        return host_hparams(values)
     return find_method(values["alg_name"]).hparams.from_dict(values)
 
 

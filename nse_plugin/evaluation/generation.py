@@ -15,6 +15,7 @@ from torch import nn
 
 from nse_plugin.errors import RequestError
 from nse_plugin.evaluation.answers import check_length, input_device
+from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import encode_prompt, micro_batches
 
@@ -173,6 +174,7 @@ def _continue_group(
     ids = torch.tensor([[0] * pad + rows[i] for pad, i in zip(padding, group)], device=device)
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    limit = DecoderLayout(model).max_positions
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     open_rows = {index for index in group if room[index] > 0}
     cache = None
@@ -194,7 +196,10 @@ def _continue_group(
                 open_rows.remove(index)
         ids = choice.to(device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(group), 1)], dim=-1)
+        # rows that are done run along unread; they must not run out of positions
         positions = positions[:, -1:] + 1
+        if limit is not None:
+            positions = positions.clamp(max=limit - 1)
 
 
 def _encode_all(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nse_plugin.errors import HostError, did_you_mean
-from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, missing, part, probe
+from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, load, missing, part, probe
 
 __all__ = [
     "Host",
@@ -239,6 +239,39 @@ def evaluator() -> Callable[..., dict[str, Any]]:
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
 
     return compute_edit_quality
+
+
+def host_hparams(values: dict[str, Any]) -> Any:
+    """Hyperparameters of one of EasyEdit's own methods, from the keys of its YAML.
+
+    Raises:
+        HostError: there is no EasyEdit, it has no such method, or the keys do not fit it.
+    """
+    host = find()
+    if host is None:
+        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
+    load(host)
+    package = sys.modules["easyeditor"]
+    name = str(values.get("alg_name"))
+    short = name.replace("-", "").replace("_", "").lower()
+    classes = {key.lower().replace("_", ""): value for key, value in vars(package).items()}
+    kind = next((classes[c] for c in (f"{short}hyperparams", f"{short}hparams") if c in classes),
+                None)  # fmt: skip
+    if kind is None:
+        table = part(f"{_TABLE}:ALG_DICT")
+        raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, table)}")
+    try:
+        return kind(**{key: _number(value) for key, value in values.items()})
+    except TypeError as error:
+        raise HostError(f"EasyEdit's {kind.__name__}: {error}; mend the YAML") from error
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``5e-1`` as a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 @functools.cache

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+import yaml
 
+from nse_plugin import cli
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.toolkit import seams
 from nse_plugin.toolkit.easyedit import ReadyModel
@@ -50,3 +54,17 @@ def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, t
     assert again.status == "complete"
     assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in model.named_parameters())
     assert again.final["checkpoint"]["all"] == result.final["checkpoint"]["all"]
+
+
+def test_nse_run_takes_a_yaml_of_easyedit(easyedit, saved, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = {**vars(ft_hparams(2, saved["gpt2"])), "lr": "1e-3"}  # as YAML 1.1 reads it
+    (tmp_path / "ft.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
+    records = [request.to_dict() for request in requests(4)]
+    (tmp_path / "facts.json").write_text(json.dumps(records), encoding="utf-8")
+    arguments = ["--hparams", "ft.yaml", "--data", "facts.json", "--round-size", "2"]
+    assert cli.main(["run", *arguments, "--out", "run"]) == 0
+    assert "complete: 4 edits in 2 rounds" in capsys.readouterr().out
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**values, "alg_name": "FTT"}))
+    assert cli.main(["run", "--hparams", "bad.yaml", "--data", "facts.json"]) == 1
+    assert "no method 'FTT'; did you mean 'FT'" in capsys.readouterr().err

@@ -181,3 +181,10 @@ def test_no_prompts_and_no_answer_tokens(model):
     assert greedy_text(model, tiny_tokenizer(), [], 3) == []
     scores = score_encoded(model, [EncodedPrompt((5, 6), -1, 0)])
     assert scores.exact == [False] and math.isnan(scores.token_accuracy[0])
+
+
+def test_rows_of_different_lengths_sampled_to_the_end_of_the_context(model):
+    tokenizer = tiny_tokenizer()
+    together = sampled_text(model, tokenizer, PROMPTS, CONTEXT, seed=3)
+    alone = [sampled_text(model, tokenizer, [prompt], CONTEXT, seed=3)[0] for prompt in PROMPTS]
+    assert together == alone
