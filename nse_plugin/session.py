@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import SessionError
-from nse_plugin.hparams import NSEHparams
+from nse_plugin.hparams import LocateHparams
 from nse_plugin.ledger.records import Ledger, RoundRecord, Undone
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
@@ -224,7 +224,7 @@ class EditSession:
         changed = [name for name in now if now[name] != expected[name]]
         raise _foreign(changed, f"round {len(self._states)}")
 
-    def contexts(self, hparams: NSEHparams) -> tuple[str, ...]:
+    def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
         """Texts to put before prompts, separators included; the original model writes them once."""
         key = (hparams.seed, hparams.n_contexts, hparams.context_length)
         if key not in self._contexts:
@@ -239,7 +239,7 @@ class EditSession:
             self._contexts[key] = tuple(f"{text}. " for text in texts)
         return self._contexts[key]
 
-    def covariances(self, hparams: NSEHparams) -> dict[int, torch.Tensor]:
+    def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
         """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
         source = (
             hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir,

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.hparams import NSEHparams
+from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.covariance import SecondMoment, second_moments, write_npz
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.toolkit.loading import load_model
 
 
 def make_statistics(
-    hparams: NSEHparams, *, npz: bool = False, recompute: bool = False, **changes: Any
+    hparams: LocateHparams, *, npz: bool = False, recompute: bool = False, **changes: Any
 ) -> Iterator[tuple[int, SecondMoment, Path | None]]:
     """Read or compute the second moments of all layers of some hyperparameters.
 

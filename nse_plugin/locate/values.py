@@ -15,13 +15,13 @@ with its own Adam state and its own stop; what a delta cannot change is computed
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.nn import functional as F
 
 from nse_plugin.errors import ModelError
-from nse_plugin.hparams import NSEHparams
+from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import (
@@ -45,7 +45,7 @@ class Values:
     base: torch.Tensor
     """[n, d_model] float32, h with the original weights on the bare prompt."""
     loss: torch.Tensor
-    """[n], the loss at z."""
+    """[n], the loss at z, as the rule for stopping sees it."""
     steps: torch.Tensor
     """[n], evaluations of the loss until the request stopped."""
 
@@ -66,7 +66,7 @@ def compute_values(
     tokenizer: object,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
-    hparams: NSEHparams,
+    hparams: LocateHparams,
     objective: TokenObjective,
 ) -> Values:
     """Optimise z for all requests.  The model must hold its original weights.
@@ -140,6 +140,7 @@ class _Reading:
     step: torch.Tensor  # [tokens], its place in the row's tail
     target: torch.Tensor  # [tokens], its id
     weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
+    reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
 
     @classmethod
     def of(cls, rows: Sequence[_Rows], device: torch.device) -> _Reading:
@@ -171,6 +172,7 @@ class _Reading:
             self.step[kept],
             self.target[kept],
             self.weight[kept],
+            None if self.reference is None else self.reference[kept.to(self.reference.device)],
         )
         return reading, rows
 
@@ -178,11 +180,13 @@ class _Reading:
 def _optimise(
     layout: DecoderLayout,
     rows: Sequence[_Rows],
-    hparams: NSEHparams,
+    hparams: LocateHparams,
     objective: TokenObjective,
 ) -> Values:
     """Adam on the deltas of one batch of requests, each stopping by itself."""
     problem = _Problem.build(layout, rows, hparams)
+    if objective.needs_reference:
+        problem = problem.with_reference()
     base = problem.base
     n = base.shape[0]
     delta = torch.zeros_like(base)
@@ -194,11 +198,11 @@ def _optimise(
 
     for step in range(hparams.v_num_grad_steps):
         leaf = delta[active].requires_grad_(True)
-        loss = problem.loss(leaf, objective, hparams)
-        loss_at_stop[active], steps[active] = loss.detach(), step + 1
+        loss, stop = problem.loss(leaf, objective, hparams)
+        loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break
-        going = (loss.detach() >= hparams.v_stop_loss).nonzero()[:, 0]
+        going = (stop >= hparams.v_stop_loss).nonzero()[:, 0]
         if len(going) == 0:
             break
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
@@ -224,7 +228,9 @@ class _Problem:
 
     @classmethod
     @torch.no_grad()
-    def build(cls, layout: DecoderLayout, rows: Sequence[_Rows], hparams: NSEHparams) -> _Problem:
+    def build(
+        cls, layout: DecoderLayout, rows: Sequence[_Rows], hparams: LocateHparams
+    ) -> _Problem:
         prompts = [prompt for item in rows for prompt in item.rewriting]
         n_rewriting = len(prompts)
         prompts += [item.essence for item in rows]
@@ -260,22 +266,38 @@ class _Problem:
             self.log_p_original[requests.to(self.log_p_original.device)],
         )
 
+    @torch.no_grad()
+    def with_reference(self) -> _Problem:
+        """The same, with the logits at delta 0 kept for objectives that compare with them."""
+        logits = self._logits(torch.zeros_like(self.base))
+        return replace(self, reading=replace(self.reading, reference=logits))
+
     def loss(
-        self, delta: torch.Tensor, objective: TokenObjective, hparams: NSEHparams
-    ) -> torch.Tensor:
-        """[n] losses at deltas [n, d_model]."""
+        self, delta: torch.Tensor, objective: TokenObjective, hparams: LocateHparams
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Losses at deltas [n, d_model]: [n] for gradients, and detached [n] for stopping."""
         reading = self.reading
-        out = self._run(self.rewriting, delta[reading.owner])
-        read = out[reading.row.to(out.device), reading.step.to(out.device)]
-        logits = self.layout.logits(read)  # [tokens, vocab], float32
-        per_token = objective(logits, reading.target.to(logits.device)).to(delta.device)
-        fit = torch.zeros(len(delta), device=delta.device).index_add(
-            0, reading.owner[reading.row], per_token * reading.weight
-        )
+        logits = self._logits(delta)
+        per_token = objective(logits, reading.target.to(logits.device), reading.reference)
         log_p = F.log_softmax(self.layout.logits(self._run(self.essence, delta)[:, 0]), dim=1)
         drift = (log_p.exp() * (log_p - self.log_p_original)).sum(dim=1).to(delta.device)
         size = delta.norm(dim=1) / self.base.square().sum(dim=1)
-        return fit + hparams.kl_factor * drift + hparams.v_weight_decay * size
+        rest = hparams.kl_factor * drift + hparams.v_weight_decay * size
+        train, stop = (self._mean(part, len(delta)) + rest for part in per_token)
+        return train, stop.detach()
+
+    def _logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""
+        reading = self.reading
+        out = self._run(self.rewriting, delta[reading.owner])
+        return self.layout.logits(out[reading.row.to(out.device), reading.step.to(out.device)])
+
+    def _mean(self, per_token: torch.Tensor, n: int) -> torch.Tensor:
+        """[n], means over target tokens and contexts of losses [tokens]."""
+        reading = self.reading
+        return torch.zeros(n, device=reading.weight.device).index_add(
+            0, reading.owner[reading.row], per_token.to(reading.weight.device) * reading.weight
+        )
 
     @staticmethod
     def _run(tails: Continuation, delta: torch.Tensor) -> torch.Tensor:

@@ -6,22 +6,35 @@ it takes means over tokens and contexts.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+
+class TokenLoss(NamedTuple):
+    """One number per target token, twice; both [tokens] float32."""
+
+    train: Tensor
+    """What gradients follow."""
+    stop: Tensor
+    """What an editor's own rule for stopping looks at, and what is reported as the loss."""
 
 
 class TokenObjective(Protocol):
     """The signature that all objectives share."""
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss per target token.
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a call needs the logits of the model as it was before the edit's first step."""
+
+    def __call__(
+        self, logits: Tensor, targets: Tensor, reference: Tensor | None = None
+    ) -> TokenLoss:
+        """Losses per target token.
 
         Args:
-            logits: [tokens, vocab], float32.
+            logits: [tokens, vocab], of the model as it is now.
             targets: [tokens], ids.
-
-        Returns:
-            [tokens].
+            reference: [tokens, vocab], logits before the edit's first step, or None.
         """
         ...

@@ -1,9 +1,4 @@
-"""Strict hyperparameters: one dataclass per method, read from YAML, wrong ones refused.
-
-``NSEHparams.from_hparams("NSE/gpt2-xl")`` finds a YAML that ships with the package,
-``NSEHparams.from_hparams("my/settings.yaml")`` one of yours.  Keys that EasyEdit's own YAMLs have
-keep their names and meaning.
-"""
+"""What the hyperparameters of all methods share: fields, checks, and reading of YAML."""
 
 from __future__ import annotations
 
@@ -21,13 +16,13 @@ from nse_plugin.errors import HparamsError, did_you_mean
 H = TypeVar("H", bound="Hparams")
 
 
-def _bounded(default: Any, *, low: float | None = None, above: float | None = None,
+def bounded(default: Any, *, low: float | None = None, above: float | None = None,
              high: float | None = None) -> Any:  # fmt: skip
     """A field with bounds: ``low <= value <= high`` and ``above < value``."""
     return field(default=default, metadata={"low": low, "above": above, "high": high})
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Hparams:
     """What every method's hyperparameters share.
 
@@ -42,15 +37,13 @@ class Hparams:
     """Name of the method in the host's table; ``NAME-plugin`` where the host has its own NAME."""
     model_name: Any
     """Path or hub name of the model, ``atlas:gpt2``, or a ready (model, tokenizer)."""
-    layers: list[int]
-    """Blocks whose MLP down-projection is edited; the last one is the z-layer."""
     device: int | str = "cpu"
     """Where the model goes: ``cpu``, ``cuda:1``, or an int n for ``cuda:n``."""
     model_parallel: bool = False
     """Let accelerate spread the model over devices."""
-    batch_size: int = _bounded(1, low=1)
+    batch_size: int = bounded(1, low=1)
     """Requests per round in the host's ``batch_edit``."""
-    max_length: int = _bounded(40, low=1)
+    max_length: int = bounded(40, low=1)
     """Longest text, in tokens, of the host's evaluator."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """What the embedded host loads the model in; default float32."""
@@ -62,7 +55,7 @@ class Hparams:
     """EasyEdit's other evaluations, ``LLM-judge`` or ``generate-text``."""
     api_key: str | None = None
     """Key of EasyEdit's LLM judge; never written to a file."""
-    seed: int = _bounded(0, low=0)
+    seed: int = bounded(0, low=0)
     """Seed of the generated context texts."""
 
     def __post_init__(self) -> None:
@@ -72,11 +65,6 @@ class Hparams:
                 f"{self.method!r}; read the file with the class of its method"
             )
         self._check_fields()
-        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
-            raise HparamsError(
-                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
-                "each once, e.g. [13, 14, 15]"
-            )
 
     @classmethod
     def from_hparams(cls: type[H], name_or_path: str | Path) -> H:
@@ -134,94 +122,9 @@ class Hparams:
                 _check_range(f.name, value, **f.metadata)
 
 
-@dataclass
-class NSEHparams(Hparams):
-    """Hyperparameters of neuron-level sequential editing (arXiv 2410.04045, sections 3-4).
-
-    Defaults are the settings that the paper's models have in common.
-    """
-
-    method: ClassVar[str] = "NSE"
-
-    fact_token: Literal["subject_last"] = "subject_last"
-    """The token whose representation is edited."""
-    layer_selection: Literal["all"] = "all"
-    """Kept for EasyEdit's YAMLs; all of `layers` are edited."""
-
-    v_num_grad_steps: int = _bounded(25, low=1)
-    """Evaluations of the value loss; one Adam step lies between two of them."""
-    v_lr: float = _bounded(0.5, above=0)
-    """Adam's learning rate for the value."""
-    v_loss_layer: int | None = _bounded(None, low=0)
-    """Block whose output the target's loss reads through final norm and head; default the last."""
-    v_weight_decay: float = _bounded(0.5, low=0)
-    """Weight of ||delta|| / ||h||^2."""
-    v_stop_loss: float = _bounded(0.05, low=0)
-    """A request stops when its loss is below this."""
-    clamp_norm_factor: float = _bounded(0.75, above=0)
-    """Bound of ||delta|| as a multiple of ||h||."""
-    kl_factor: float = _bounded(0.0625, low=0)
-    """Weight of the divergence at "{subject} is a"."""
-
-    mom2_adjustment: bool = True
-    """Use the covariance; false leaves it out of the solve."""
-    mom2_update_weight: float = _bounded(15000.0, low=0)
-    """lambda, the weight of the covariance against the keys."""
-    mom2_dataset: str = "wikipedia"
-    """Source of the covariance: `self`, a text file, a `datasets` name, or that of a .npz."""
-    mom2_n_samples: int = _bounded(100_000, low=1)
-    """Texts the covariance is taken over."""
-    mom2_dtype: Literal["float32", "float64"] = "float32"
-    """Part of the name of EasyEdit's statistics files."""
-    stats_dir: str = "./data/stats"
-    """Where statistics files lie and are written."""
-
-    neuron_threshold: float = _bounded(1.0, above=0, high=1)
-    """p, the share of the key mass that the selected neurons cover; 1 selects all."""
-    selection_rule: Literal["cover", "within"] = "cover"
-    """cover: smallest set with at least p (paper); within: largest with at most p (its code)."""
-    alpha: float = _bounded(0.0, low=0)
-    """A request whose residual ||z - h|| is at most this has converged."""
-    upper_bound: float | None = _bounded(None, above=0)
-    """A request whose residual is at least this is left out of a pass, and reported."""
-    max_iterations: int = _bounded(2, low=1)
-    """Write passes over all layers (the published code's 3 gives 2 of them)."""
-    n_contexts: int = _bounded(5, low=0, high=5)
-    """Generated texts put before a prompt, beside the bare prompt."""
-    context_length: int = _bounded(10, low=2)
-    """Tokens of each generated text."""
-    token_budget: int = _bounded(8192, low=64)
-    """Padded tokens in one forward pass; lower it when memory is short."""
-
-    rewrite_module_tmp: str | None = None
-    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
-    layer_module_tmp: str | None = None
-    mlp_module_tmp: str | None = None
-    attn_module_tmp: str | None = None
-    ln_f_module: str | None = None
-    lm_head_module: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.upper_bound is not None and self.upper_bound <= self.alpha:
-            raise HparamsError(
-                f"upper_bound is {self.upper_bound} and alpha is {self.alpha}: no residual lies "
-                "between them, so nothing would be edited; raise upper_bound"
-            )
-        if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
-            raise HparamsError(
-                f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "
-                "(the last of layers); the loss would not see the edit"
-            )
-
-
-NSEHyperParams = NSEHparams
-"""The name in the toolkit's style."""
-
-
 def yaml_dir() -> Path:
     """The folder of the YAMLs that ship with the package, also in a checkout."""
-    package = Path(__file__).parent
+    package = Path(__file__).parent.parent
     installed = package / "yamls"
     return installed if installed.is_dir() else package.parent / "hparams"
 

@@ -1,0 +1,23 @@
+"""Strict hyperparameters: one dataclass per method, read from YAML, wrong ones refused.
+
+``NSEHparams.from_hparams("NSE/gpt2-xl")`` finds a YAML that ships with the package,
+``NSEHparams.from_hparams("my/settings.yaml")`` one of yours.  Keys that EasyEdit's own YAMLs have
+keep their names and meaning.
+"""
+
+from __future__ import annotations
+
+from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
+from nse_plugin.hparams.locate import LocateHparams, NSEHparams
+
+NSEHyperParams = NSEHparams
+"""The name in the toolkit's style."""
+
+__all__ = [
+    "Hparams",
+    "LocateHparams",
+    "NSEHparams",
+    "NSEHyperParams",
+    "find_yaml",
+    "yaml_dir",
+]

@@ -1,0 +1,106 @@
+"""Hyperparameters of methods that locate a fact and write it into MLP down-projections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.base import Hparams, bounded
+
+
+@dataclass(kw_only=True)
+class LocateHparams(Hparams):
+    """What locate-then-edit methods share: the value's optimisation, the statistics, the layers."""
+
+    layers: list[int]
+    """Blocks whose MLP down-projection is edited; the last one is the z-layer."""
+    fact_token: Literal["subject_last"] = "subject_last"
+    """The token whose representation is edited."""
+    layer_selection: Literal["all"] = "all"
+    """Kept for EasyEdit's YAMLs; all of `layers` are edited."""
+
+    v_num_grad_steps: int = bounded(25, low=1)
+    """Evaluations of the value loss; one Adam step lies between two of them."""
+    v_lr: float = bounded(0.5, above=0)
+    """Adam's learning rate for the value."""
+    v_loss_layer: int | None = bounded(None, low=0)
+    """Block whose output the target's loss reads through final norm and head; default the last."""
+    v_weight_decay: float = bounded(0.5, low=0)
+    """Weight of ||delta|| / ||h||^2."""
+    v_stop_loss: float = bounded(0.05, low=0)
+    """A request stops when its loss is below this."""
+    clamp_norm_factor: float = bounded(0.75, above=0)
+    """Bound of ||delta|| as a multiple of ||h||."""
+    kl_factor: float = bounded(0.0625, low=0)
+    """Weight of the divergence at "{subject} is a"."""
+
+    mom2_adjustment: bool = True
+    """Use the covariance; false leaves it out of the solve."""
+    mom2_update_weight: float = bounded(15000.0, low=0)
+    """lambda, the weight of the covariance against the keys."""
+    mom2_dataset: str = "wikipedia"
+    """Source of the covariance: `self`, a text file, a `datasets` name, or that of a .npz."""
+    mom2_n_samples: int = bounded(100_000, low=1)
+    """Texts the covariance is taken over."""
+    mom2_dtype: Literal["float32", "float64"] = "float32"
+    """Part of the name of EasyEdit's statistics files."""
+    stats_dir: str = "./data/stats"
+    """Where statistics files lie and are written."""
+
+    n_contexts: int = bounded(5, low=0, high=5)
+    """Generated texts put before a prompt, beside the bare prompt."""
+    context_length: int = bounded(10, low=2)
+    """Tokens of each generated text."""
+    token_budget: int = bounded(8192, low=64)
+    """Padded tokens in one forward pass; lower it when memory is short."""
+
+    rewrite_module_tmp: str | None = None
+    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
+    layer_module_tmp: str | None = None
+    mlp_module_tmp: str | None = None
+    attn_module_tmp: str | None = None
+    ln_f_module: str | None = None
+    lm_head_module: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
+            raise HparamsError(
+                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
+                "each once, e.g. [13, 14, 15]"
+            )
+        if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
+            raise HparamsError(
+                f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "
+                "(the last of layers); the loss would not see the edit"
+            )
+
+
+@dataclass(kw_only=True)
+class NSEHparams(LocateHparams):
+    """Hyperparameters of neuron-level sequential editing (arXiv 2410.04045, sections 3-4).
+
+    Defaults are the settings that the paper's models have in common.
+    """
+
+    method: ClassVar[str] = "NSE"
+
+    neuron_threshold: float = bounded(1.0, above=0, high=1)
+    """p, the share of the key mass that the selected neurons cover; 1 selects all."""
+    selection_rule: Literal["cover", "within"] = "cover"
+    """cover: smallest set with at least p (paper); within: largest with at most p (its code)."""
+    alpha: float = bounded(0.0, low=0)
+    """A request whose residual ||z - h|| is at most this has converged."""
+    upper_bound: float | None = bounded(None, above=0)
+    """A request whose residual is at least this is left out of a pass, and reported."""
+    max_iterations: int = bounded(2, low=1)
+    """Write passes over all layers (the published code's 3 gives 2 of them)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.upper_bound is not None and self.upper_bound <= self.alpha:
+            raise HparamsError(
+                f"upper_bound is {self.upper_bound} and alpha is {self.alpha}: no residual lies "
+                "between them, so nothing would be edited; raise upper_bound"
+            )
