@@ -20,9 +20,6 @@ Where this differs from EasyEdit, and why:
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +28,7 @@ from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
 from nse_plugin.evaluation.answers import Answers, score_encoded
+from nse_plugin.evaluation.fluency import ngram_entropy, plain
 from nse_plugin.evaluation.generation import sampled_text
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt
@@ -39,7 +37,6 @@ EVAL_METRICS = ("token_em", "exact match", "ppl")
 """Known metrics; EasyEdit's default name "exact match" means token accuracy, as "token_em" does."""
 
 _FLUENCY_TOKENS = 100  # prompt and sampled continuation together
-_WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of the n-gram entropies, by n
 
 
 def compute_edit_quality(
@@ -161,22 +158,6 @@ def mean_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 section = section.setdefault(name, {})
             section[path[-1]] = sum(numbers) / len(numbers)
     return means
-
-
-def ngram_entropy(text: str) -> float:
-    """Weighted mean of the entropies, in bits, of a text's word pairs and triples.
-
-    Zhang et al. 2018 (GEM) as ROME's authors use it, with weights 2/3 and 4/3.  Low values mean
-    repetition.
-    """
-    words = re.findall(r"\w+|[^\w\s]", text)
-    entropies = []
-    for n, weight in _WEIGHTS.items():
-        counts = Counter(zip(*(words[start:] for start in range(n))))
-        total = sum(counts.values())
-        bits = -sum(c / total * math.log2(c / total) for c in counts.values())
-        entropies.append(weight * bits)
-    return sum(entropies) / len(entropies)
 
 
 # --- what a record asks -------------------------------------------------------------------------
@@ -343,12 +324,8 @@ def _add_fluency(
     length = min(_FLUENCY_TOKENS, DecoderLayout(model).max_positions or _FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
     for group, result in zip(prompts, results):
-        entropies = [ngram_entropy(_plain(next(texts))) for _ in group]
+        entropies = [ngram_entropy(plain(next(texts))) for _ in group]
         result["fluency"] = {"ngram_entropy": sum(entropies) / len(entropies)}
-
-
-def _plain(text: str) -> str:
-    return unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("<|endoftext|>", "")
 
 
 def _check_options(hparams: Any, eval_metric: str) -> None:

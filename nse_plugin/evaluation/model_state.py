@@ -12,7 +12,7 @@ from torch import nn
 
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.answers import score_encoded
-from nse_plugin.evaluation.edit_quality import ngram_entropy
+from nse_plugin.evaluation.fluency import ngram_entropy
 from nse_plugin.evaluation.generation import greedy_text, sampled_text
 from nse_plugin.evaluation.metrics import finite, mean
 from nse_plugin.model.arch import DecoderLayout

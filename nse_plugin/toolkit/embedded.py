@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -29,32 +28,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from nse_plugin.errors import HparamsError, RequestError, did_you_mean
+from nse_plugin.errors import HparamsError, RequestError
 from nse_plugin.evaluation.edit_quality import compute_many, finalize_locality, mean_metrics
 from nse_plugin.files import write_json
-from nse_plugin.requests import EditRequest, as_requests, check_round
+from nse_plugin.requests import EditRequest
+from nse_plugin.toolkit.editor_input import Record, checked_records, read_options, requests_of
 from nse_plugin.toolkit.loading import find_device, load_model
 
 log = logging.getLogger(__name__)
 
 Metrics = list[dict[str, Any]]
-Record = dict[str, Any]
-
-_OPTIONS: dict[str, Any] = {
-    "subject": None,
-    "loc_prompts": None,
-    "requests": None,
-    "test_generation": False,
-    "eval_metric": "exact match",
-    "pre_edit": None,
-    "pre_file": None,
-    "copy": False,
-    # for methods of EasyEdit that are not here; taken and left alone
-    "keep_original_weight": False,
-    "train_ds": None,
-    "metric_kwargs": None,
-}
-"""Keyword arguments beside those in the signatures, with their defaults."""
 
 
 class BaseEditor:
@@ -121,9 +104,9 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        options = _options(kwargs)
+        options = read_options(kwargs)
         self._check_single()
-        records = _records(prompts, target_new, options, columns)
+        records = requests_of(prompts, target_new, options, columns)
         return self._run(records, 1, sequential_edit, verbose, options)
 
     def edit_requests(
@@ -139,7 +122,7 @@ class BaseEditor:
         Raises:
             HparamsError: ``batch_size`` in the hparams is not 1, as EasyEdit demands.
         """
-        options = _options({"test_generation": test_generation, **kwargs})
+        options = read_options({"test_generation": test_generation, **kwargs})
         self._check_single()
         return self._run(requests, 1, sequential_edit, verbose, options)
 
@@ -177,8 +160,8 @@ class BaseEditor:
             "locality_inputs": locality_inputs,
             "portability_inputs": portability_inputs,
         }
-        options = _options(kwargs)
-        records = _records(prompts, target_new, options, columns)
+        options = read_options(kwargs)
+        records = requests_of(prompts, target_new, options, columns)
         return self._run(records, size, sequential_edit, verbose, options, timed=True)
 
     def normal_edit(
@@ -189,9 +172,9 @@ class BaseEditor:
         **kwargs: Any,
     ) -> tuple[None, nn.Module, Any]:
         """Write all requests in one go and measure nothing; ``subject`` is needed here too."""
-        options = _options(kwargs)
-        records = _records(prompts, target_new, options, {})
-        records = _checked(records, len(records))
+        options = read_options(kwargs)
+        records = requests_of(prompts, target_new, options, {})
+        records = checked_records(records, len(records))
         edited, originals = self._apply(self.model, records, options["copy"])
         if sequential_edit and not options["copy"]:
             self.model = edited
@@ -218,7 +201,7 @@ class BaseEditor:
         options: Mapping[str, Any],
         timed: bool = False,
     ) -> tuple[Metrics, nn.Module, Any]:
-        records = _checked(requests, size)
+        records = checked_records(requests, size)
         metrics = self._before(records, options)
         model, edited, originals = self.model, self.model, None
         copying = options["copy"]
@@ -295,106 +278,6 @@ class BaseEditor:
             eval_metric=options["eval_metric"],
             test_generation=options["test_generation"],
         )
-
-
-# --- input --------------------------------------------------------------------------------------
-
-
-def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    for name in kwargs:
-        if name not in _OPTIONS:
-            raise RequestError(
-                f"unknown argument {name!r}{did_you_mean(name, _OPTIONS)}; "
-                f"there are: {', '.join(_OPTIONS)}"
-            )
-    return {**_OPTIONS, **kwargs}
-
-
-def _records(
-    prompts: Any, target_new: Any, options: Mapping[str, Any], columns: Mapping[str, Any]
-) -> Sequence[EditRequest | Mapping[str, Any]]:
-    """The requests given, or one per prompt from EasyEdit's parallel lists (left unchanged)."""
-    if options["requests"] is not None:
-        return options["requests"]
-    columns = {**columns, "subject": options["subject"], "loc_prompts": options["loc_prompts"]}
-    prompts, targets = _listed(prompts), _listed(target_new)
-    count = len(prompts)
-    given = {name: value for name, value in columns.items() if value is not None}
-    if "loc_prompts" in given:
-        given["loc_prompts"] = list(islice(cycle(_listed(given["loc_prompts"])), count))
-    lists = {"target_new": targets}
-    for name in ("ground_truth", "target_neg", "rephrase_prompts", "subject", "loc_prompts"):
-        if name in given:
-            lists[name] = _listed(given[name])
-    for name, values in lists.items():
-        _check_count(name, len(values), count)
-    keys = {"rephrase_prompts": "rephrase_prompt", "loc_prompts": "loc_prompt"}
-    records: list[Record] = []
-    for index, prompt in enumerate(prompts):
-        record: Record = {"prompt": prompt, "ground_truth": None}
-        for name, values in lists.items():
-            record[keys.get(name, name)] = values[index]
-        for section in ("portability", "locality"):
-            groups = given.get(f"{section}_inputs", {})
-            record[section] = _probes_of(f"{section}_inputs", groups, index, count)
-        records.append(record)
-    return records
-
-
-def _probes_of(
-    where: str, groups: Mapping[str, Any], index: int, count: int
-) -> dict[str, dict[str, Any]]:
-    """One request's part of locality_inputs or portability_inputs; kinds it lacks are left out."""
-    found = {}
-    for kind, group in groups.items():
-        try:
-            prompts, answers = _listed(group["prompt"]), _listed(group["ground_truth"])
-        except (TypeError, KeyError):
-            raise RequestError(
-                f"{where}[{kind!r}] is {group!r}; give {{'prompt': [...], 'ground_truth': [...]}}"
-            ) from None
-        _check_count(f"{where}[{kind!r}]['prompt']", len(prompts), count)
-        _check_count(f"{where}[{kind!r}]['ground_truth']", len(answers), count)
-        if prompts[index]:
-            found[kind] = {"prompt": prompts[index], "ground_truth": answers[index]}
-    return found
-
-
-def _check_count(name: str, found: int, count: int) -> None:
-    if found != count:
-        raise RequestError(f"{found} {name} for {count} prompts; give one per prompt")
-
-
-def _checked(requests: Sequence[EditRequest | Mapping[str, Any]], size: int) -> list[Record]:
-    """Records with case_id, every one of them valid and no chunk against itself.
-
-    Raises:
-        RequestError: one is not, or there is none.
-    """
-    records: list[Record] = []
-    for index, request in enumerate(requests):
-        if isinstance(request, EditRequest):  # its template says where the subject is
-            request = {**request.to_dict(), "prompt": request.prompt}
-        defaults: Record = {
-            "case_id": index,
-            "ground_truth": None,
-            "portability": {},
-            "locality": {},
-        }
-        records.append({**defaults, **request})
-    parsed = as_requests(records)
-    for start in range(0, max(len(parsed), 1), max(size, 1)):
-        check_round(parsed[start : start + max(size, 1)])
-    return records
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)
-
-
-# --- the model ----------------------------------------------------------------------------------
 
 
 def _apply_function(alg_name: str) -> Callable[..., tuple[nn.Module, Any]]:

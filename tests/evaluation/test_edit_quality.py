@@ -17,8 +17,8 @@ from nse_plugin.evaluation.edit_quality import (
     compute_many,
     finalize_locality,
     mean_metrics,
-    ngram_entropy,
 )
+from nse_plugin.evaluation.fluency import ngram_entropy
 from tests.toolkit.tiny import tiny_model, tiny_tokenizer
 
 LETTERS = "".join(map(chr, range(33, 127))) + "\u00e0\u0119\u4e2d\u0438"
