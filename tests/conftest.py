@@ -10,9 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
-from nse_plugin.toolkit.seams import make_torchvision_importable
+from nse_plugin.errors import HostError
+from nse_plugin.toolkit import seams
 
-make_torchvision_importable()  # where EasyEdit's requirements lie beside a torch without CUDA
+seams.make_torchvision_importable()  # where EasyEdit's requirements lie beside a torch without CUDA
 
 from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
@@ -35,3 +36,16 @@ def any_model(request):
 def model(request):
     """A fresh tiny model: GPT-2 (Conv1D) and Llama (Linear, grouped heads)."""
     return tiny_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def easyedit() -> seams.Host:
+    """The EasyEdit of this machine, imported; skips with the reason where it cannot be had."""
+    host = seams.find()
+    if host is None:
+        pytest.skip(f"no EasyEdit on this machine: {seams.HOW_TO_GET_IT}")
+    try:
+        seams.load(host)
+    except HostError as error:
+        pytest.skip(str(error))
+    return host

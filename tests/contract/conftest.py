@@ -13,32 +13,17 @@ import functools
 import logging
 import shutil
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nse_plugin.errors import HostError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.toolkit import seams
-
-seams.make_torchvision_importable()  # before transformers' models are imported
-
-from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer  # noqa: E402
+from tests.contract.records import BENCHMARKS, Benchmark, shared, write
+from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
 HOSTS = ["embedded", "easyedit", "easyedit's own class"]
-
-
-@pytest.fixture(scope="session")
-def easyedit() -> seams.Host:
-    """The EasyEdit of this machine, imported; skips with the reason where it cannot be had."""
-    host = seams.find()
-    if host is None:
-        pytest.skip(f"no EasyEdit on this machine: {seams.HOW_TO_GET_IT}")
-    try:
-        seams.load(host)
-    except HostError as error:
-        pytest.skip(str(error))
-    return host
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +140,15 @@ def probes(n: int = 3) -> dict[str, Any]:
         "locality_inputs": {"near": single, "far": several},
         "portability_inputs": {"hop": dict(single)},
     }
+
+
+@pytest.fixture(params=BENCHMARKS)
+def benchmark(request) -> Benchmark:
+    return BENCHMARKS[request.param]
+
+
+@pytest.fixture(params=["written here", "shared"])
+def path(request, benchmark, tmp_path) -> Path:
+    if request.param == "shared":
+        return shared(benchmark.shared)
+    return write(tmp_path, benchmark.records)
