@@ -63,6 +63,11 @@ class Attached:
         """What is attached, or None."""
         return None if self._current is None else self._kind
 
+    @property
+    def current(self) -> Attachment | None:
+        """The attachment itself, or None."""
+        return self._current
+
     def ensure(self, kind: str, config: Mapping[str, Any]) -> Attachment:
         """What is attached; it is attached now where nothing is.
 

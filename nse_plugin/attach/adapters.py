@@ -6,13 +6,16 @@ they are trained, and lie in float32 beside the frozen modules that they wrap.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.errors import HostError, ModelError
@@ -133,15 +136,16 @@ class Adapters:
                 terms.append((p @ p.T - torch.eye(len(p), device=p.device)).norm())
         return self._peft_config.orth_reg_weight * torch.stack(terms).mean()
 
-    def save(self, folder: str) -> None:
+    def save(self, folder: Path) -> None:
         """Write PEFT's own files, which ``PeftModel.from_pretrained`` loads."""
         state = self._peft.get_peft_model_state_dict(self._model)
-        # names as PEFT's wrapper around a model has them
+        # with the names that modules have in PEFT's wrapper around a model
         tensors = {f"base_model.model.{name}": t.cpu().contiguous() for name, t in state.items()}
-        from safetensors.torch import save_file
-
-        save_file(tensors, f"{folder}/adapter_model.safetensors", {"format": "pt"})
-        self._peft_config.save_pretrained(folder)
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        config = copy.copy(self._peft_config)
+        config.inference_mode = True
+        config.base_model_name_or_path = getattr(self._model.config, "_name_or_path", "") or None
+        config.save_pretrained(str(folder))
 
     def _inject(self, layout: DecoderLayout) -> None:
         config = self._config
@@ -182,6 +186,7 @@ def import_peft() -> ModuleType:
         import peft
     except ImportError as error:
         raise HostError(
-            f"peft cannot be imported ({error}), and holds LoRA; pip install 'nse-plugin[lora]'"
+            f"peft cannot be imported ({error}), and LoRA adapters are its own; "
+            "pip install 'nse-plugin[export]'"
         ) from error
     return peft

@@ -88,14 +88,15 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         if copy:
             model = _copy(model, tok)
         session = EditSession.of(model, tok)
-        held: Held = {}
-        if return_orig_weights or keep_original_weight:
-            held = _weights(session, getattr(hparams, "layers", []))
+        before = session.weights.snapshot()
         n_before = sum(len(record.outcomes) for record in session.ledger)
         record = method.edit_round(session, as_requests(requests, first=n_before), hparams)
         if record.state is not None:
-            held = functools.partial(session.put_back, record.number)
-        return model, held
+            return model, functools.partial(session.put_back, record.number)
+        if not (return_orig_weights or keep_original_weight):
+            return model, {}
+        names = map(session.layout.down_name, sorted(record.keys))
+        return model, {name: session.weights.at(name, before) for name in names}
 
     apply.__name__ = f"apply_{name.lower()}_to_model"
     return apply
@@ -115,12 +116,3 @@ def _copy(model: PreTrainedModel, tok: Any) -> PreTrainedModel:
             "model itself"
         )
     return copying.deepcopy(model)
-
-
-def _weights(session: EditSession, layers: list[int]) -> dict[str, torch.Tensor]:
-    """The down-projections of some layers as they are, by parameter name."""
-    session.layout.check_layers(layers)
-    return {
-        session.layout.down_name(layer): session.layout.down(layer).weight.detach().clone()
-        for layer in layers
-    }

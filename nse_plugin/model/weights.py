@@ -102,6 +102,13 @@ class EditedWeights:
         for name in self._edited:
             self.set(name, snapshot.get(name))
 
+    def at(self, name: str, snapshot: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """A copy of the weight as the model held it at a snapshot, bit for bit."""
+        original, change = self._edited[name].original, snapshot.get(name)
+        if change is None:
+            return original.clone()
+        return (original.float() + change).to(original.dtype)
+
     @contextmanager
     def rewound(self) -> Iterator[None]:
         """Inside, the model holds the originals; afterwards exactly what it held, come what may."""
