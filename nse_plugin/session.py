@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.ledger.records import Ledger, RoundRecord, Undone
+from nse_plugin.ledger.records import Ledger, StandingRound, Undone
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
 from nse_plugin.model.arch import DecoderLayout
@@ -111,7 +111,7 @@ class EditSession:
         """Add a change [d_model, d_ff] to a layer's down-projection."""
         self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
 
-    def commit(self, record: RoundRecord) -> None:
+    def commit(self, record: StandingRound) -> None:
         """Enter a finished round into the ledger."""
         self.ledger.append(record)
         self._states.append(self.weights.fingerprint())
@@ -139,8 +139,8 @@ class EditSession:
                 "adopt the ledger with a model that is loaded anew"
             )
         try:
-            for record in ledger:
-                with self.round(sorted(record.keys)):
+            for record in ledger.standing():
+                with self.round(sorted(record.key_counts)):
                     self._replay(record)
         except BaseException:
             self._go_back_to(0)
@@ -161,7 +161,8 @@ class EditSession:
         """
         self.check()
         index = self.ledger.index(number)
-        records, states, before = list(self.ledger), self._states[:], self.weights.snapshot()
+        records, states = self.ledger.standing(), self._states[:]
+        before = self.weights.snapshot()
         try:
             self._go_back_to(index)
             for record in records[index + 1 :]:
@@ -265,9 +266,9 @@ class EditSession:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
-    def _replay(self, record: RoundRecord) -> None:
+    def _replay(self, record: StandingRound) -> None:
         """Write a round's changes and enter it into the ledger again."""
-        for write in record.writes:
+        for write in record.read().writes:
             device = self.layout.down(write.layer).weight.device
             self.write(write.layer, write.change(self.layout.d_ff, device))
         self.commit(record)
