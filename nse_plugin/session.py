@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from nse_plugin.attach import Attached
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.ledger.records import Ledger, RoundRecord, Undone, later_trained
+from nse_plugin.ledger.records import Ledger, StandingRound, Undone, later_trained
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
 from nse_plugin.model.arch import DecoderLayout
@@ -129,7 +129,7 @@ class EditSession:
         """Add a change [d_model, d_ff] to a layer's down-projection."""
         self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
 
-    def commit(self, record: RoundRecord) -> None:
+    def commit(self, record: StandingRound) -> None:
         """Enter a finished round into the ledger."""
         self.ledger.append(record)
         self._states.append(self._fingerprint())
@@ -157,9 +157,9 @@ class EditSession:
                 "adopt the ledger with a model that is loaded anew"
             )
         try:
-            for record in ledger:
-                kind = None if record.state is None else record.state.kind
-                with self.round(sorted(record.keys), kind):
+            for record in ledger.standing():
+                state = record.read().state
+                with self.round(sorted(record.key_counts), None if state is None else state.kind):
                     self._replay(record)
         except BaseException:
             self._go_back_to(0)
@@ -183,8 +183,8 @@ class EditSession:
         if self.attached.kind is not None and index < len(self.ledger) - 1:
             last = self.ledger.numbers()[-1]
             raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
-        records, states, before = list(self.ledger), self._states[:], self.weights.snapshot()
-        state = self.attached.state()
+        records, states = self.ledger.standing(), self._states[:]
+        before, state = self.weights.snapshot(), self.attached.state()
         try:
             self._go_back_to(index)
             for record in records[index + 1 :]:
@@ -306,12 +306,13 @@ class EditSession:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
-    def _replay(self, record: RoundRecord) -> None:
+    def _replay(self, record: StandingRound) -> None:
         """Write a round's changes and enter it into the ledger again."""
-        for write in record.writes:
+        whole = record.read()
+        for write in whole.writes:
             device = self.layout.down(write.layer).weight.device
             self.write(write.layer, write.change(self.layout.d_ff, device))
-        self.attached.set(record.state)
+        self.attached.set(whole.state)
         self.commit(record)
 
     def _go_back_to(self, length: int) -> None:
