@@ -8,16 +8,25 @@ keep their names and meaning.
 from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
-from nse_plugin.hparams.locate import LocateHparams, NSEHparams
+from nse_plugin.hparams.locate import (
+    AlphaEditHparams,
+    LocateHparams,
+    MEMITHparams,
+    NSEHparams,
+    ROMEHparams,
+)
 
 NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
 
 __all__ = [
+    "AlphaEditHparams",
     "Hparams",
     "LocateHparams",
+    "MEMITHparams",
     "NSEHparams",
     "NSEHyperParams",
+    "ROMEHparams",
     "find_yaml",
     "yaml_dir",
 ]

@@ -11,9 +11,15 @@ import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import Hparams, NSEHparams
+from nse_plugin.hparams import (
+    AlphaEditHparams,
+    Hparams,
+    MEMITHparams,
+    NSEHparams,
+    ROMEHparams,
+)
 from nse_plugin.ledger.records import RoundRecord
-from nse_plugin.methods import nse
+from nse_plugin.methods import alphaedit, memit, nse, rome
 from nse_plugin.requests import EditRequest, as_requests
 from nse_plugin.session import EditSession
 
@@ -30,7 +36,10 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "AlphaEdit": Method("AlphaEdit", alphaedit.edit_round, AlphaEditHparams),
+    "MEMIT": Method("MEMIT", memit.edit_round, MEMITHparams),
     "NSE": Method("NSE", nse.edit_round, NSEHparams),
+    "ROME": Method("ROME", rome.edit_round, ROMEHparams),
 }
 
 
