@@ -35,16 +35,19 @@ def checksum(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The values of a JSONL file; a last line that is not whole yet is left out.
+    """The values of a JSONL file; a last line that is not whole is left out.
 
     Raises:
-        DataError: a whole line is damaged.
+        DataError: a line before the last is damaged.
     """
     found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    lines = path.read_bytes().split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
         try:
             found.append(json.loads(line))
         except ValueError as error:
+            if number == len(lines):
+                break
             raise DataError(
                 f"line {number} of {path} is damaged ({error}); restore the file"
             ) from error

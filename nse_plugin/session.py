@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
@@ -26,6 +27,11 @@ from nse_plugin.model.hooks import quiet
 from nse_plugin.model.sampling import OPENINGS, context_texts
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from nse_plugin.export import Fit
 
 log = logging.getLogger(__name__)
 
@@ -253,6 +259,32 @@ class EditSession:
         expected = self._state_after(len(self._states))
         changed = [name for name in now if now[name] != expected.get(name)]
         raise _foreign(changed, f"round {len(self._states)}")
+
+    # What stands above the session, by name where people look for it.
+
+    def blame(self, prompt: str) -> DataFrame:
+        """Which rounds move the answer to a prompt most: :func:`nse_plugin.blame.blame`."""
+        from nse_plugin.blame import blame
+
+        return blame(self, prompt)
+
+    def to_peft(self, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
+        """Write the edits as a LoRA adapter: :func:`nse_plugin.export.to_peft`."""
+        from nse_plugin.export import to_peft
+
+        return to_peft(self, folder, rank=rank)
+
+    def to_delta(self, folder: str | Path) -> None:
+        """Write the changed matrices: :func:`nse_plugin.export.to_delta`."""
+        from nse_plugin.export import to_delta
+
+        to_delta(self, folder)
+
+    def to_full(self, folder: str | Path) -> None:
+        """Write the edited model: :func:`nse_plugin.export.to_full`."""
+        from nse_plugin.export import to_full
+
+        to_full(self, folder)
 
     def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
         """Texts to put before prompts, separators included; the original model writes them once."""

@@ -15,6 +15,7 @@ from nse_plugin.toolkit import seams
 
 seams.make_torchvision_importable()  # where EasyEdit's requirements lie beside a torch without CUDA
 
+from tests.browser import chromium, open_page  # noqa: F401  fixtures
 from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)

@@ -9,8 +9,11 @@ import weakref
 import accelerate
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+from nse_plugin.blame import blame
 from nse_plugin.errors import SessionError
+from nse_plugin.export import from_delta
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import apply_function
 from nse_plugin.session import EditSession
@@ -164,3 +167,21 @@ def test_offloaded_layers(tokenizer, hparams, tmp_path):
         edit_round(
             EditSession.of(model), some_requests(3), tiny_hparams(layers=[3], mom2_adjustment=False)
         )
+
+
+def test_a_session_exports_and_blames(tokenizer, hparams, tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("pandas")
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(2), hparams)
+    assert session.blame("Mara Voss lives in").equals(blame(session, "Mara Voss lives in"))
+    fits = session.to_peft(tmp_path / "adapter", rank=1)
+    assert {fit.rank for fit in fits.values()} == {1}
+    session.to_delta(tmp_path / "delta")
+    session.to_full(tmp_path / "full")
+    other = tiny_model("gpt2")
+    from_delta(other, tokenizer, tmp_path / "delta")
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    for a, b, c in zip(model.parameters(), other.parameters(), full.parameters()):
+        assert torch.equal(a, b) and torch.equal(a, c)

@@ -149,8 +149,7 @@ def column_norms(ledger: Ledger, layer: int) -> DataFrame:
     for row, record in zip(norms, ledger):
         written = record.neurons(layer)
         if len(written):
-            change = torch.as_tensor(sum(w.change(d_ff) for w in _writes_to(record, layer)))
-            row[written] = change.norm(dim=0)[written]
+            row[written] = _column_norms(_writes_to(record, layer), d_ff)[written].float()
     return pd.DataFrame(
         norms.numpy(),
         index=pd.Index(ledger.numbers(), name="round"),
@@ -261,6 +260,17 @@ def _written(record: RoundRecord, ledger: Ledger, layers: list[int]) -> torch.Te
         flag[record.neurons(layer)] = True
         flags.append(flag)
     return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
+
+
+def _column_norms(writes: list[Write], d_ff: int) -> torch.Tensor:
+    """[d_ff] float64, norms of the columns of sum L R, without the [d_model, d_ff] matrix."""
+    left = torch.cat([write.left for write in writes], dim=1).double()  # [d_model, n]
+    right = torch.zeros(left.shape[1], d_ff, dtype=torch.float64)  # [n, d_ff]
+    first = 0
+    for write in writes:
+        right[first : first + len(write.right), write.neurons] = write.right.double()
+        first += len(write.right)
+    return (right * (left.T @ left @ right)).sum(dim=0).clamp(min=0).sqrt()
 
 
 def _writes_to(record: RoundRecord, layer: int) -> list[Write]:

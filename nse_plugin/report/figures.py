@@ -69,6 +69,7 @@ def lines(
             color=theme.series[at % len(theme.series)],
             marker=_MARKERS[at % len(_MARKERS)],
             markersize=3.5,
+            markevery=max(1, len(values) // 20),
             linestyle=("-", "--", ":")[at // len(theme.series) % 3],
             label=str(name),
         )

@@ -36,6 +36,8 @@ def overview(run: Run) -> Table:
         ("method", run.manifest.method or "unknown"),
         ("edits", f"{edits}{of} in {len(run.lines)} rounds"),
     ]
+    if stop := run.final.get("stop"):
+        rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))
     if run.ledger.undone:
         numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
         rows.append(("undone", f"rounds {numbers}; scores were measured with them"))
@@ -127,7 +129,7 @@ def neurons_table(run: Run, layer: int, most: int = 2 * _MOST) -> Table:
         f"Layer {layer}: {min(most, len(written))} of {len(written)} neurons written "
         f"({len(frame)} in all), by norm",
         heads={"times_written": "writes", "key_mass": "key mass"},
-        formats={"norm": ".4g", "key_mass": ".3%", "rounds": _numbers},
+        formats={"norm": ".4g", "key_mass": ".3%", "rounds": _spans},
     )
 
 
@@ -186,6 +188,17 @@ def _outcomes(frame: DataFrame, caption: str) -> Table:
 
 def _numbers(values: tuple[int, ...]) -> str:
     return ", ".join(map(str, values)) or NOTHING
+
+
+def _spans(values: tuple[int, ...]) -> str:
+    """Rising numbers with stretches drawn together: ``1-4, 7``."""
+    spans: list[list[int]] = []
+    for value in values:
+        if spans and value == spans[-1][-1] + 1:
+            spans[-1][1:] = [value]
+        else:
+            spans.append([value])
+    return ", ".join("-".join(map(str, span)) for span in spans) or NOTHING
 
 
 def _mean_apart(overlap: DataFrame) -> float | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors import safe_open
 
 from nse_plugin.errors import DataError
 from nse_plugin.ledger.files import load_ledger, load_round, round_path, save_round
@@ -69,3 +73,15 @@ def test_damage_is_named(session, tmp_path):
     round_path(tmp_path, 1).unlink()
     with pytest.raises(DataError, match="lacks round-0001.safetensors"):
         load_ledger(tmp_path)
+
+
+def test_every_field_of_a_file_is_documented(session, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text(encoding="utf-8")
+    with safe_open(save_round(tmp_path, session.ledger[0]), framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+        tensors = {name.split(".")[-1] for name in file.keys() if name.startswith("write")}  # noqa: SIM118
+    assert f"of schema {record['schema']}:" in page and "`keys.L`" in page
+    for name in tensors:
+        assert f"`write.I.{name}`" in page
+    for name in [*record, *record["outcomes"][0], *record["writes"][0]]:
+        assert f"`{name}`" in page

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nse_plugin.errors import DataError
+from nse_plugin.ledger import queries
 from nse_plugin.ledger.records import Ledger, RoundRecord, Write
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session import EditSession
@@ -111,6 +112,55 @@ def test_capacity_of_keys_with_known_dimensions():
     for number, keys in enumerate((axes[:, :2], axes[:, 2:4], axes[:, :4], axes), start=1):
         ledger.append(RoundRecord(number, "NSE", (), (), {0: keys * 3}))
     assert ledger.capacity()[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
+
+
+def test_capacity_after_some_rounds(ledger):
+    some = queries.capacity(ledger, after=[4, 1])
+    assert some.equals(ledger.capacity().loc[[1, 4]])
+
+
+def test_column_norms(ledger):
+    for layer in (0, 1, 2):
+        table = queries.column_norms(ledger, layer)
+        assert table.shape == (3, 48) and list(table.index) == [1, 3, 4]
+        for record in ledger:
+            change = sum(
+                (w.change(48).double() for w in writes(record, layer)), torch.zeros(32, 48)
+            )
+            written = {n for w in writes(record, layer) for n in w.neurons.tolist()}
+            for neuron, norm in table.loc[record.number].items():
+                assert math.isnan(norm) == (neuron not in written)
+                if neuron in written:
+                    assert norm == pytest.approx(float(change[:, neuron].norm()), rel=1e-5)
+
+
+def test_norm_growth(ledger):
+    table = queries.norm_growth(ledger)
+    assert list(table.columns) == [0, 1, 2]
+    for layer in table.columns:
+        total = torch.zeros(32, 48, dtype=torch.float64)
+        for record in ledger:
+            for write in writes(record, layer):
+                total += write.change(48).double()
+            assert table.loc[record.number, layer] == pytest.approx(float(total.norm()), rel=1e-5)
+    assert table.loc[3, 0] == 0 < table.loc[4, 0]
+
+
+def test_request_writes(ledger):
+    table = queries.request_writes(ledger, "3", most=2)
+    assert set(table["round"]) == {3} and set(table["layer"]) == {1, 2}
+    for _, row in table.iterrows():
+        (write,) = (
+            w for w in writes(ledger[1], row["layer"]) if w.pass_number == row["pass_number"]
+        )
+        norms = [float(torch.outer(a, b).norm()) for a, b in zip(write.left.T, write.right)]
+        at = write.case_ids.index(3)
+        assert row["norm"] == pytest.approx(norms[at], rel=1e-5)
+        assert row["share"] == pytest.approx(norms[at] / sum(norms), rel=1e-5)
+        change = torch.outer(write.left[:, at], write.right[at]).norm(dim=0)
+        strongest = change.topk(2).indices
+        assert row["neurons"] == tuple(write.neurons[strongest].tolist())
+    assert queries.request_writes(ledger, "nobody").empty
 
 
 def test_who_wrote(ledger):

@@ -1,4 +1,4 @@
-"""A real browser without a window, for pages."""
+"""A real browser without a window, for pages; tests/conftest.py takes the fixtures from here."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Opened:
         return [url for url in self.requests if not url.startswith(("file:", "data:"))]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # playwright keeps an event loop running as long as it is open
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     path = next(filter(None, map(shutil.which, _NAMES)), None)

@@ -1,0 +1,128 @@
+"""``nse inspect``, as a user meets it."""
+
+from __future__ import annotations
+
+import builtins
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nse_plugin import cli
+from nse_plugin.report.theme import THEMES
+from tests.rounds.runs import hparams, scheduler
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parent.parent.parent
+FIGURES = ["capacity", "ledger", "norm", "overlap", "retention", "scores", "standing", "writes"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inspect") / "run1"
+    scheduler(folder, hparams=hparams(folder, neuron_threshold=0.5)).run()
+    return folder
+
+
+def inspect(*arguments):
+    return cli.main(["inspect", *map(str, arguments)])
+
+
+def test_tables(run, capsys):
+    assert inspect(run) == 0
+    shown = capsys.readouterr().out
+    for caption in ("Run ", "Rounds", "Scores of each round's own edits", "Scores of all edits",
+                    "Layers", "Worst requests"):  # fmt: skip
+        assert f"\n{caption}" in f"\n{shown}"
+    assert max(map(len, shown.splitlines())) < 130
+    assert sorted(p.name for p in run.parent.iterdir()) == ["run1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "captions"),
+    [
+        (["--layer", 1], ["Layer 1: "]),
+        (["--layer", 1, "--neuron", 3], ["Neuron 3 of layer 1: who wrote it"]),
+        (["--request", 4], ["Request 4: what became of it", "Request 4: what it wrote"]),
+        (["--layer", 0, "--request", 4], ["Layer 0: ", "Request 4: what became of it"]),
+    ],
+)
+def test_what_was_asked_for_only(run, arguments, captions, capsys):
+    assert inspect(run, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert all(caption in shown for caption in captions) and "Rounds" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["gone"], "gone is not a folder; give a run directory"),
+        (["."], "holds no manifest.json; give a run directory"),
+        (["RUN", "--neuron", 3], "--neuron 3 is a number within a layer; give --layer too"),
+        (["RUN", "--layer", 9], "layer is 9, and no round edited it; edited layers: 0, 1"),
+        (["RUN", "--layer", 1, "--neuron", 24], "neuron is 24; layer 1 has 0 to 23"),
+        (["RUN", "--request", "nobody"], "has a request 'nobody'"),
+        (["RUN", "--plot", "file"], "file is a file; give a folder for the figures"),
+        (["RUN", "--html", "."], ". is a folder; give a file for the page"),
+    ],
+)
+def test_errors_come_before_anything_is_written(
+    run, arguments, message, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("x")
+    given = [run if a == "RUN" else a for a in arguments]
+    assert inspect(*given) == 1
+    shown = capsys.readouterr()
+    assert message in shown.err and shown.out == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("module", ["pandas", "matplotlib", "jinja2"])
+def test_a_missing_library_is_named_with_its_extra(run, module, tmp_path, monkeypatch, capsys):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.partition(".")[0] == module:
+            raise ImportError(f"No module named {name!r}")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    assert inspect(run, "--html", tmp_path / "x.html", "--plot", tmp_path / "p") == 1
+    shown = capsys.readouterr()
+    assert module in shown.err and 'pip install "nse-plugin[report]"' in shown.err
+    assert shown.out == "" and not list(tmp_path.iterdir())
+
+
+def test_no_model_is_loaded(run):
+    code = f"""
+import sys
+from nse_plugin import cli
+code = cli.main(["inspect", {str(run)!r}])
+sys.exit(code or " ".join({{"transformers", "nse_plugin.session"}} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_figures_and_page(run, tmp_path, capsys, open_page):
+    page, plots = tmp_path / "run1.html", tmp_path / "plots"
+    assert inspect(run, "--plot", plots, "--html", page) == 0
+    shown = capsys.readouterr().out
+    assert [p.stem for p in sorted(plots.iterdir())] == FIGURES
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in plots.iterdir())
+    assert shown.count("written: ") == len(FIGURES) + 1
+    for theme in THEMES:
+        for width in (1200, 360):
+            opened = open_page(page, scheme=theme.name, width=width)
+            visible = opened.evaluate(
+                "[...document.images].filter(i => i.offsetParent && i.naturalWidth).length"
+            )
+            assert visible == len(FIGURES)
+            assert opened.evaluate("document.documentElement.scrollWidth") == width
+            assert opened.page.get_by_role("table").count() >= 8
+            assert opened.page.get_by_role("img").count() == len(FIGURES)
+            assert opened.complaints == [] and opened.outside() == []

@@ -1,0 +1,216 @@
+"""What is shown of a run, against what its files hold."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from nse_plugin import cli
+from nse_plugin.errors import DataError
+from nse_plugin.ledger.files import load_ledger, load_round, mark_undone, save_round
+from nse_plugin.report import run_tables as tables
+from nse_plugin.report.run import read_run
+from nse_plugin.report.run_figures import run_pictures
+from nse_plugin.report.run_page import run_page, run_tables
+from nse_plugin.report.theme import LIGHT
+from tests.rounds.runs import hparams, scheduler
+from tests.rounds.test_scheduler import editor
+
+pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three rounds of two edits, some neurons only, all edits measured after 2 and 3."""
+    folder = tmp_path_factory.mktemp("run")
+    settings = hparams(folder, neuron_threshold=0.5)
+    assert scheduler(folder, hparams=settings).run().status == "complete"
+    return folder
+
+
+@pytest.fixture
+def folder(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run1")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+def rows(table):
+    return [dict(zip(table.heads, row)) for row in table.rows]
+
+
+def test_scores_are_those_of_the_lines(made):
+    run = read_run(made)
+    assert run.status == "complete" and run.planned == 6
+    for line in lines(made):
+        for name in ("efficacy", "locality"):
+            assert run.scores.loc[line["round"], name] == line["scores"][name]
+    points = [line for line in lines(made) if line["checkpoint"]]
+    assert list(run.standing_scores.index) == [line["round"] for line in points]
+    for line in points:
+        shown = run.standing_scores.loc[line["round"]]
+        assert shown["perplexity"] == line["checkpoint"]["perplexity"]
+        assert shown["efficacy"] == line["checkpoint"]["all"]["efficacy"]
+        for row in line["checkpoint"]["retention"]:
+            assert run.retention.loc[row["edited"], line["round"]] == row["efficacy"]
+    assert run.retention.isna().sum().sum() == 1  # round 3 was not there after round 2
+
+
+def test_frequency_and_layers(made):
+    run, ledger = read_run(made), load_ledger(made)
+    for row in rows(tables.layers_table(run)):
+        layer = int(row["layer"])
+        sets = [set(record.neurons(layer).tolist()) for record in ledger]
+        written = [sum(n in s for s in sets) for n in range(24)]
+        assert run.frequency.loc[layer].tolist() == pytest.approx([w / 3 for w in written])
+        assert int(row["written"]) == sum(w > 0 for w in written)
+        assert int(row["more than once"]) == sum(w > 1 for w in written)
+        pairs = {(a, b): len(sets[a] & sets[b]) / len(sets[a] | sets[b])
+                 for a, b in ((0, 1), (0, 2), (1, 2))}  # fmt: skip
+        assert float(row["mean overlap"]) == pytest.approx(sum(pairs.values()) / 3, abs=0.005)
+        assert row["highest overlap"].startswith(f"{max(pairs.values()):.2f} (rounds ")
+        assert float(row["norm"]) == pytest.approx(float(ledger.change(layer, 24).norm()), rel=1e-3)
+    assert 0 < run.frequency.to_numpy().mean() < 1
+
+
+def test_rounds_and_requests(made):
+    run, ledger = read_run(made), load_ledger(made)
+    for row, record in zip(rows(tables.rounds_table(run)), ledger):
+        assert int(row["neurons"]) == sum(len(record.neurons(n)) for n in (0, 1))
+        assert float(row["norm, layer 1"]) == pytest.approx(record.norms()[1], rel=1e-3)
+        fates = [row[fate] for fate in ("converged", "residual left", "out of bounds")]
+        assert sum(map(int, fates)) == int(row["edits"]) == 2
+    worst = rows(tables.worst_requests(run, most=4))
+    outcomes = [o for record in ledger for o in record.outcomes if o.status == "residual_left"]
+    outcomes.sort(key=lambda o: -o.residual_after)
+    assert [row["request"] for row in worst][: len(outcomes)] == [
+        str(o.case_id) for o in outcomes[:4]
+    ]
+    (became, wrote) = tables.request_tables(run, "2")
+    assert became.rows[0][:2] == ("2", "2") and {row[0] for row in wrote.rows} == {"2"}
+
+
+def test_spans_of_rounds():
+    assert [tables._spans(v) for v in ((), (3,), (1, 2), (1, 2, 3, 5, 7, 8))] == [
+        "–", "3", "1-2", "1-3, 5, 7-8",
+    ]  # fmt: skip
+
+
+def test_every_picture_has_words_and_can_be_drawn(made):
+    pictures = run_pictures(read_run(made))
+    names = [picture.name for picture in pictures]
+    assert names == ["scores", "standing", "retention", "ledger", "writes", "overlap", "norm",
+                     "capacity"]  # fmt: skip
+    for picture in pictures:
+        assert len(picture.alt) > 40 and picture.caption and "nan" not in picture.alt
+        picture.draw(LIGHT).canvas.draw()
+
+
+def test_a_run_that_is_at_work(folder):
+    """No final.json, a line cut off, the file of the next round there already."""
+    (folder / "final.json").unlink()
+    path = folder / "rounds.jsonl"
+    path.write_bytes(path.read_bytes()[:-20])
+    before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+    run = read_run(folder)
+    assert run.status == "unfinished" and run.ledger.numbers() == [1, 2] and len(run.lines) == 2
+    assert ("edits", "4 of 6 in 2 rounds") in tables.overview(run).rows
+    assert list(run.retention.columns) == [2]
+    run_page(run).html()
+    assert before == {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
+
+
+def test_one_round_and_no_round(folder, tmp_path):
+    path = folder / "rounds.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[0])
+    (folder / "final.json").unlink()
+    run = read_run(folder)
+    assert [table.caption for table in run_tables(run)][1] == "Rounds"
+    assert rows(tables.layers_table(run))[0]["mean overlap"] == "–"
+    run_page(run).html()
+    path.unlink()
+    with pytest.raises(DataError, match="has no finished round yet"):
+        read_run(folder)
+
+
+def test_an_undone_round_is_named_and_left_out(folder):
+    mark_undone(folder, 2)
+    run = read_run(folder)
+    assert run.ledger.numbers() == [1, 3] and list(run.overlap.index) == [1, 3]
+    assert "rounds 2;" in tables.overview(run).text()
+    for number in (1, 3):
+        mark_undone(folder, number)
+    run = read_run(folder)
+    assert not run.ledger and "no round stands" in tables.overview(run).text()
+    assert "Neurons" not in [section.title for section in run_page(run).sections]
+
+
+def test_a_method_of_the_host_has_scores_only(tmp_path):
+    scheduler(tmp_path, subject=editor(), hparams=None).run()
+    run = read_run(tmp_path)
+    assert not run.ledger and len(run.scores) == 3 and run.manifest.method == "STUB"
+    assert {picture.name for picture in run_pictures(run)} == {"scores", "standing", "retention"}
+    assert "Retention" in run_page(run).html()
+
+
+def test_a_run_that_collapsed(folder):
+    stop = {"rule": "min_retention", "value": 0.1, "bound": 0.5, "action": "undo"}
+    final = json.loads((folder / "final.json").read_text())
+    (folder / "final.json").write_text(json.dumps({**final, "status": "collapsed", "stop": stop}))
+    text = tables.overview(read_run(folder)).text()
+    assert "collapsed" in text and "min_retention was 0.1, bound 0.5" in text
+
+
+def test_a_demo(tmp_path, folder):
+    """The lines of nse demo differ; its rounds are the same kind of file."""
+    (folder / "final.json").unlink()
+    entry = {"round": 1, "edits": 2, "efficacy": 1.0, "paraphrase": 0.5, "efficacy_all": 0.75,
+             "paraphrase_all": 0.5, "retention_first": 0.25, "untouched": 0.9}  # fmt: skip
+    manifest = {"made_by": "nse demo", "status": "interrupted", "edits": 6, "model": "atlas:gpt2",
+                "hparams": {"alg_name": "NSE-plugin"}}  # fmt: skip
+    (folder / "rounds.jsonl").write_text(json.dumps(entry) + "\n")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    run = read_run(folder)
+    assert (run.status, run.planned, run.ledger.numbers()) == ("interrupted", 6, [1])
+    assert run.scores.loc[1].to_dict() == {"efficacy": 1.0, "paraphrase": 0.5}
+    assert run.standing_scores.loc[1, "first round"] == 0.25
+    assert run.retention.empty
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("manifest.json", "manifest.json is damaged"),
+        ("final.json", "final.json is damaged"),
+        ("rounds.jsonl", "line 1 of .*rounds.jsonl is damaged"),
+        ("round-0001.safetensors", "round-0001.safetensors is not a whole round file"),
+    ],
+)
+def test_damage_is_named(folder, file, message, capsys):
+    (folder / file).write_text("{{\n{{\n")
+    with pytest.raises(DataError, match=message):
+        read_run(folder)
+    assert cli.main(["inspect", str(folder)]) == 1
+    assert "nse: " in capsys.readouterr().err
+
+
+def test_a_neuron_that_one_round_changed(folder):
+    """The table of a neuron against a planted change."""
+    record = load_round(folder / "round-0002.safetensors")
+    write = next(w for w in record.writes if w.layer == 1)
+    write.left.zero_()
+    write.right.zero_()
+    write.left[0, 1], write.right[1, 0] = 3.0, 5.0
+    save_round(folder, record)
+    run = read_run(folder)
+    neuron = int(write.neurons[0])
+    found = [r for r in rows(tables.neuron_table(run, 1, neuron)) if r["round"] == "2"]
+    assert found[0]["norm"] == found[0]["norm of the round"] == "15"
+    assert found[0]["request"] == str(write.case_ids[1])
+    assert torch.tensor(run.columns[1].loc[2, neuron]).item() == pytest.approx(15)
