@@ -9,15 +9,20 @@ from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
 from nse_plugin.hparams.locate import LocateHparams, NSEHparams
+from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
 
 NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
 
 __all__ = [
+    "FTHparams",
+    "GRACEHparams",
     "Hparams",
+    "LoRAHparams",
     "LocateHparams",
     "NSEHparams",
     "NSEHyperParams",
+    "TrainingHparams",
     "find_yaml",
     "yaml_dir",
 ]

@@ -10,26 +10,31 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_json, write_whole
 from nse_plugin.ledger.records import (
+    AttachedState,
     Ledger,
     Outcome,
     RoundRecord,
     Undone,
     Write,
+    later_trained,
     not_standing,
 )
 
 SCHEMA = 1
 """Version of the files; a reader refuses others."""
+SCHEMA_ATTACHED = 2
+"""Version of a round's file that holds the state of what is attached to the model."""
 UNDONE = "undone.json"
 _ROUND = re.compile(r"round-(\d+)\.safetensors")
 
@@ -47,8 +52,11 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
             tensors[f"write.{index}.{part}"] = getattr(write, part).contiguous()
     for layer, keys in record.keys.items():
         tensors[f"keys.{layer}"] = keys.contiguous()
+    if record.state is not None:
+        for name, tensor in record.state.tensors.items():
+            tensors[f"state.{name}"] = tensor.contiguous()
     header = {
-        "schema": SCHEMA,
+        "schema": SCHEMA if record.state is None else SCHEMA_ATTACHED,
         "number": record.number,
         "method": record.method,
         "outcomes": [dataclasses.asdict(outcome) for outcome in record.outcomes],
@@ -62,6 +70,7 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
             for write in record.writes
         ],
         "seconds": record.seconds,
+        "state": record.state and {"kind": record.state.kind, "config": record.state.config},
     }
     path = round_path(folder, record.number)
     write_whole(
@@ -71,18 +80,25 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
 
 
 def load_round(path: Path) -> RoundRecord:
-    """Read a round's file.
+    """Read a round's file into memory.
+
+    Not through ``safe_open``, which keeps some 60 bytes for good of every tensor that it ever gave
+    (safetensors 0.8.0), and the files of a long run are read many times.
 
     Raises:
         DataError: the file is damaged or of another version.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {})["record"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["schema"] != SCHEMA:
+        content = path.read_bytes()
+        tensors: dict[str, Any] = load(content)  # sees to it that the file is whole
+        length = int.from_bytes(content[:8], "little")
+        header: dict[str, Any] = json.loads(
+            json.loads(content[8 : 8 + length])["__metadata__"]["record"]
+        )
+        if header["schema"] not in (SCHEMA, SCHEMA_ATTACHED):
             raise DataError(
-                f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; "
+                f"{path} has schema {header['schema']}, and this version reads {SCHEMA} and "
+                f"{SCHEMA_ATTACHED}; "
                 "read it with the version of nse_plugin that wrote it"
             )
         return RoundRecord(
@@ -105,11 +121,66 @@ def load_round(path: Path) -> RoundRecord:
                 if name.startswith("keys.")
             },
             seconds=header["seconds"],
+            state=_state(header.get("state"), tensors),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+
+
+def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> AttachedState | None:
+    if header is None:
+        return None
+    kept = {
+        name.removeprefix("state."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("state.")
+    }
+    return AttachedState(header["kind"], header["config"], kept)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundFile:
+    """A round that lies in its file and is read whenever it is asked for.
+
+    The file has to stay where it is while a ledger has the round.
+    """
+
+    number: int
+    path: str
+    counts: tuple[tuple[int, int], ...]
+    """(layer, number of keys)."""
+
+    @classmethod
+    def of(cls, path: Path, record: RoundRecord) -> RoundFile:
+        """The round in this file, which holds this record."""
+        return cls(record.number, str(path), tuple(record.key_counts.items()))
+
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By layer, how many keys the round has."""
+        return dict(self.counts)
+
+    def read(self) -> RoundRecord:
+        """The round with its tensors.
+
+        Raises:
+            DataError: the file is gone or damaged.
+        """
+        return load_round(Path(self.path))
+
+
+def load_rounds(paths: Iterable[Path]) -> Ledger:
+    """A ledger of the rounds in some files, each of which is looked at once and left on disk.
+
+    Raises:
+        DataError: a file is damaged or of another version.
+    """
+    ledger = Ledger()
+    for path in paths:
+        ledger.append(RoundFile.of(path, load_round(path)))
+    return ledger
 
 
 def load_ledger(folder: Path) -> Ledger:
@@ -118,10 +189,9 @@ def load_ledger(folder: Path) -> Ledger:
     Raises:
         DataError: there is no round, one is missing, or a file is damaged.
     """
-    ledger = Ledger()
-    ledger.undone = load_undone(folder)
-    for path in _standing(folder, ledger.undone).values():
-        ledger.append(load_round(path))
+    undone = load_undone(folder)
+    ledger = load_rounds(_standing(folder, undone).values())
+    ledger.undone = undone
     return ledger
 
 
@@ -150,7 +220,10 @@ def mark_undone(folder: Path, number: int, reason: str = "") -> list[int]:
         raise DataError(f"{folder}: {not_standing(number, list(standing), undone)}")
     path = standing.pop(number)
     _refuse_host_round(path)
-    load_round(path)  # a damaged file is to be restored first
+    if load_round(path).state is not None and number < max(standing, default=0):
+        raise DataError(
+            f"{folder}: round {number} cannot be undone alone: {later_trained(max(standing))}"
+        )
     entries.append((Undone.now(number, reason), checksum(path)))
     content = [{**dataclasses.asdict(entry), "sha256": digest} for entry, digest in entries]
     write_json(folder / UNDONE, {"schema": SCHEMA, "undone": content})

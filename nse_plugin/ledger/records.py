@@ -1,8 +1,9 @@
 """The ledger in memory: one record per round, with factors instead of matrices.
 
 A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the ledger of a
-round of 100 edits on an 8B model is tens of megabytes.  Tensors lie in main memory.  Everything
-else that a session remembers (the accumulated change, the previous keys) can be built from it.
+round of 100 edits on an 8B model is tens of megabytes.  A round lies in main memory, or in its file
+and is read when it is looked at.  Everything else that a session remembers (the accumulated change,
+the previous keys) can be built from it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -30,19 +31,22 @@ class Outcome:
     digest: str
     """Hash of prompt, subject and target."""
     status: Status
-    """converged: residual <= alpha; out_of_bounds: residual >= upper_bound; else residual_left."""
+    """converged: residual <= alpha, or, with a method that has no residual, every token of the
+    target is the model's first choice; out_of_bounds: residual >= upper_bound; else
+    residual_left."""
     passes: int
     """Write passes that the request took part in."""
-    residual_before: float
-    """||z - h|| before the first pass."""
-    residual_after: float
+    residual_before: float | None = None
+    """||z - h|| before the first pass; None with a method that has no value z."""
+    residual_after: float | None = None
     """||z - h|| after the last one."""
-    z_norm: float
-    z_shift: float
+    z_norm: float | None = None
+    z_shift: float | None = None
     """||z - h_original||: how far the value lies from the untouched model's."""
-    z_loss: float
-    """The value's loss when its optimisation stopped."""
-    z_steps: int
+    z_loss: float | None = None
+    """The loss when the optimisation stopped: of the value z, or of what a method trains."""
+    z_steps: int | None = None
+    """Evaluations of it."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,10 @@ class Write:
     right: torch.Tensor
     """[n, |I|] float32, from the solve."""
     case_ids: tuple[int | str, ...]
-    """The requests that caused it, in the order of the n factors."""
-    key_mass: float
-    """Share of sum |k| that the neurons hold."""
+    """The requests that caused it, in the order of the n factors; empty where the factors are
+    those of the round as a whole."""
+    key_mass: float | None
+    """Share of sum |k| that the neurons hold; None with a method that has no keys."""
 
     def change(self, d_ff: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """The change of the layer as float32 [d_model, d_ff], computed on a device."""
@@ -77,6 +82,18 @@ class Write:
 
 
 @dataclass(frozen=True)
+class AttachedState:
+    """All of what a method attached to the model, from which it can be attached anew."""
+
+    kind: str
+    """What is attached: see :data:`nse_plugin.attach.KINDS`."""
+    config: dict[str, Any]
+    """JSON values from which its modules are built."""
+    tensors: dict[str, torch.Tensor]
+    """What it has learned, in main memory."""
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One round: its requests' fates, its writes and its keys."""
 
@@ -87,7 +104,18 @@ class RoundRecord:
     keys: dict[int, torch.Tensor]
     """By layer: [d_ff, n] float32, keys of all requests after the last write."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by part: values, keys, solve, write."""
+    """Time by part: values, keys, solve, write; or train."""
+    state: AttachedState | None = None
+    """What is attached to the model after the round; None with a method that writes weights."""
+
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By layer, how many keys the round has."""
+        return {layer: keys.shape[1] for layer, keys in self.keys.items()}
+
+    def read(self) -> RoundRecord:
+        """The round itself, as any :class:`StandingRound` gives it."""
+        return self
 
     def layers(self) -> list[int]:
         """Layers written, rising."""
@@ -124,6 +152,21 @@ class RoundRecord:
         }
 
 
+class StandingRound(Protocol):
+    """A round of a ledger, wherever it is kept: a :class:`RoundRecord`, or its file."""
+
+    @property
+    def number(self) -> int:
+        """Number of the round."""
+
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By layer, how many keys the round has."""
+
+    def read(self) -> RoundRecord:
+        """The round with its tensors."""
+
+
 @dataclass(frozen=True)
 class Undone:
     """A round that was taken back."""
@@ -143,11 +186,12 @@ class Ledger:
     """The rounds that stand, in order, and the numbers of those that were undone.
 
     A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
-    number after all that were ever given.  The tables need ``pip install "nse-plugin[report]"``.
+    number after all that were ever given.  A round that is kept in its file is read anew each time,
+    so memory does not grow with them.  The tables need ``pip install "nse-plugin[report]"``.
     """
 
     def __init__(self) -> None:
-        self._rounds: list[RoundRecord] = []
+        self._rounds: list[StandingRound] = []
         self.undone: list[Undone] = []
         """Rounds taken back, in the order in which that was done."""
 
@@ -155,14 +199,22 @@ class Ledger:
         return len(self._rounds)
 
     def __iter__(self) -> Iterator[RoundRecord]:
-        return iter(self._rounds)
+        return (standing.read() for standing in self._rounds)
 
     def __getitem__(self, index: int) -> RoundRecord:
-        return self._rounds[index]
+        return self._rounds[index].read()
 
-    def append(self, record: RoundRecord) -> None:
+    def standing(self) -> list[StandingRound]:
+        """The rounds, not read."""
+        return list(self._rounds)
+
+    def append(self, record: StandingRound) -> None:
         """Add the newest round."""
         self._rounds.append(record)
+
+    def replace_last(self, record: StandingRound) -> None:
+        """Keep the newest round in another way: in the file that it was written to."""
+        self._rounds[-1] = record
 
     def truncate(self, length: int) -> None:
         """Drop the rounds after the first ``length``."""
@@ -188,8 +240,29 @@ class Ledger:
 
     def keys(self, layer: int) -> torch.Tensor | None:
         """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
-        found = [record.keys[layer] for record in self._rounds if layer in record.keys]
+        found = [record.keys[layer] for record in self if layer in record.keys]
         return torch.cat(found, dim=1) if found else None
+
+    def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
+        """By layer, at most so many of the previous keys, at even distances: [d_ff, n].
+
+        Only rounds that hold one of them are read, each once.
+        """
+        chosen: dict[int, dict[int, list[int]]] = {}  # by round and layer: columns of its keys
+        for layer in layers:
+            counts = [standing.key_counts.get(layer, 0) for standing in self._rounds]
+            columns = [(index, j) for index, count in enumerate(counts) for j in range(count)]
+            if len(columns) > limit:
+                ends = torch.linspace(0, len(columns) - 1, limit, dtype=torch.float64)
+                columns = [columns[i] for i in ends.round().long().tolist()]
+            for index, column in columns:
+                chosen.setdefault(index, {}).setdefault(layer, []).append(column)
+        parts: dict[int, list[torch.Tensor]] = {}
+        for index in sorted(chosen):
+            record = self[index]
+            for layer, picked in chosen[index].items():
+                parts.setdefault(layer, []).append(record.keys[layer][:, picked])
+        return {layer: torch.cat(parts[layer], dim=1) for layer in layers if layer in parts}
 
     def change(
         self, layer: int, d_ff: int, device: torch.device | str = "cpu"
@@ -200,7 +273,7 @@ class Ledger:
         bits that the session accumulated.
         """
         total: torch.Tensor | None = None
-        for record in self._rounds:
+        for record in self:
             for write in record.writes:
                 if write.layer == layer:
                     change = write.change(d_ff, device)
@@ -251,3 +324,11 @@ def not_standing(number: int, standing: Sequence[int], undone: Sequence[Undone])
     if when is None:
         return f"there is no round {number}; {stands}"
     return f"round {number} was undone already, at {when}; {stands}"
+
+
+def later_trained(last: int) -> str:
+    """Why a round in the middle cannot be taken back where rounds train one attachment."""
+    return (
+        f"what is attached to the model was trained on by later rounds, up to {last}; undo these "
+        "first, the last one before the others"
+    )

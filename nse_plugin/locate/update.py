@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from nse_plugin.errors import StatisticsError
+from nse_plugin.errors import NotFiniteError, StatisticsError
 
 
 def select_neurons(
@@ -63,9 +63,15 @@ def solve_right(
         float32 [n, |I|].
 
     Raises:
+        NotFiniteError: a key is not.
         StatisticsError: the system is singular; the message says what it was built from.
     """
     k = keys.double()
+    if not bool(torch.isfinite(k).all()):
+        raise NotFiniteError(
+            f"the keys of layer {layer} hold NaN or infinity: earlier edits broke the model; take "
+            "the last rounds back, or edit with smaller changes (lower v_lr)"
+        )
     system = k @ k.T
     if covariance is not None:
         system += weight * covariance.double()

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from nse_plugin.errors import ModelError
+from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet
@@ -77,7 +77,7 @@ def compute_values(
 
     Raises:
         RequestError: a prompt is longer than the model's context.
-        ModelError: a value is not finite.
+        NotFiniteError: a value is not.
     """
     rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
@@ -91,7 +91,7 @@ def compute_values(
     finite = torch.isfinite(values.z).all(dim=1) & torch.isfinite(values.loss)
     lost = [request.case_id for request, ok in zip(requests, finite.tolist()) if not ok]
     if lost:
-        raise ModelError(
+        raise NotFiniteError(
             f"the values of requests {lost} are not finite, so nothing was written; look for NaN "
             "in the model's weights, or lower v_lr"
         )

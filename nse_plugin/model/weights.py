@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nse_plugin.errors import ModelError
+from nse_plugin.errors import ModelError, NotFiniteError
 
 
 @dataclass
@@ -69,12 +69,18 @@ class EditedWeights:
         """The float32 sum of all changes, or None where there is none; do not write to it."""
         return self._edited[name].change
 
+    def value(self, name: str) -> torch.Tensor:
+        """Original plus change in float32, before it is rounded to the model's dtype."""
+        edited = self._edited[name]
+        value = edited.original.float()
+        return value if edited.change is None else value + edited.change
+
     @torch.no_grad()
     def add(self, name: str, change: torch.Tensor) -> None:
         """Add a change (shape of the parameter) and write the sum to the model.
 
         Raises:
-            ModelError: the change is not finite, also after rounding to the model's dtype.
+            NotFiniteError: the change is not, also after rounding to the model's dtype.
                 The model is as before.
         """
         before = self._edited[name].change
@@ -95,6 +101,13 @@ class EditedWeights:
         """Go back to a snapshot; matrices tracked since then get their original."""
         for name in self._edited:
             self.set(name, snapshot.get(name))
+
+    def at(self, name: str, snapshot: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """A copy of the weight as the model held it at a snapshot, bit for bit."""
+        original, change = self._edited[name].original, snapshot.get(name)
+        if change is None:
+            return original.clone()
+        return (original.float() + change).to(original.dtype)
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
@@ -123,7 +136,7 @@ class EditedWeights:
         else:
             value = (edited.original.float() + change).to(edited.original.dtype)
             if not bool(torch.isfinite(value).all()):
-                raise ModelError(
+                raise NotFiniteError(
                     f"the change of {name} is not finite; nothing was written. "
                     "Lower v_lr or raise mom2_update_weight"
                 )

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nse_plugin.rounds import checkpoint
+from nse_plugin.rounds import checkpoint, lines
 from nse_plugin.rounds.checkpoint import comparable
 from nse_plugin.rounds.result import same_run
 from tests.rounds.runs import protocol, requests, scheduler, weights
@@ -82,7 +82,7 @@ class Killer:
 
         for owner, name in (
             (os, "replace"), (os, "fsync"), (nse._Writer, "_write_layer"), (nse, "compute_values"),
-            (checkpoint.RunDirectory, "append"), (checkpoint, "write_json"),
+            (lines.JsonLines, "append"), (checkpoint, "write_json"),
         ):  # fmt: skip
             around(owner, name)
         self._amid_writes()

@@ -14,7 +14,7 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.commands.run import RunSettings
-from nse_plugin.errors import HostError, HparamsError, ModelError, RequestError
+from nse_plugin.errors import HostError, HparamsError, NotFiniteError, RequestError
 from nse_plugin.ledger.files import load_ledger
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds import listeners
@@ -186,7 +186,7 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
 
     def broken(layout, tokenizer, asked, *rest):
         if asked[0].case_id == 2:
-            raise ModelError("the values of requests [2] are not finite")
+            raise NotFiniteError("case 2")
         return real(layout, tokenizer, asked, *rest)
 
     monkeypatch.setattr(nse, "compute_values", broken)
