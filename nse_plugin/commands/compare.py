@@ -12,6 +12,7 @@ from typing import Any
 from nse_plugin.compare.engines import make_engine
 from nse_plugin.compare.hosts import is_hosts_own, recipe
 from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
+from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.statistics import differences, summarise
@@ -167,11 +168,16 @@ def shown_tables(result: ComparisonResult) -> str:
 
 
 def write_all(folder: Path, result: ComparisonResult) -> None:
-    """``results.json``, ``table.md`` and, with the extra ``report``, ``report.html``."""
+    """``results.json``, ``table.md`` and ``report.html``.
+
+    Raises:
+        HostError: the packages of the extra ``report`` are missing; the rest is written.
+    """
     write_json(folder / "results.json", result)
     tables = all_tables(result)
     text = "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables)
     write_text(folder / "table.md", text + "\n")
+    page(result).write(folder / "report.html")
 
 
 def exit_code(result: ComparisonResult) -> int:

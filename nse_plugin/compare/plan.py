@@ -16,7 +16,8 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_json
 from nse_plugin.rounds.checkpoint import differences
 
-PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 5, "each": True}
+PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
+                            "weights": False, "each": True}  # fmt: skip
 """What a comparison measures where nothing else is said: all earlier edits every 5 rounds and at
 the end, free generation after 100 of them."""
 

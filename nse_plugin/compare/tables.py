@@ -47,22 +47,36 @@ def score_table(result: ComparisonResult, model: str) -> Table:
     )
 
 
-def difference_table(result: ComparisonResult, model: str) -> Table | None:
-    """Paired differences to the reference, in points; None where there is nothing to pair."""
+INTERVALS = {
+    "edits": "the bootstrap over edits within each seed: other facts, as many streams",
+    "streams": "Student's t over seeds: other streams; wide with few seeds",
+}
+
+
+def difference_table(result: ComparisonResult, model: str, interval: str = "edits") -> Table | None:
+    """Paired differences to the reference, in points; None where there is nothing to show.
+
+    Args:
+        interval: one of :data:`INTERVALS`.
+    """
+    ends = ("low", "high") if interval == "edits" else ("t_low", "t_high")
     found = {(d["method"], d["score"]): d for d in result["differences"] if d["model"] == model}
-    methods = list(dict.fromkeys(m for m, _ in found if m != UNTOUCHED))
+    there = [d for d in found.values() if d[ends[0]] is not None]  # type: ignore[literal-required]
+    methods = list(dict.fromkeys(d["method"] for d in there if d["method"] != UNTOUCHED))
     if not methods:
         return None
-    one = next(iter(found.values()))
-    rows = tuple((m, *(_difference(found.get((m, name))) for name in COMPARED)) for m in methods)
+    rows = tuple(
+        (method, *(_difference(found.get((method, name)), *ends) for name in COMPARED))
+        for method in methods
+    )
+    reference, share = there[0]["reference"], there[0]["confidence"]
     note = (
-        f"Points more than {one['reference']}, the same edits of the same seeds. First brackets: "
-        f"{one['confidence']:.0%} of the bootstrap over edits within each seed (other facts, as "
-        "many streams). Second: Student's t over seeds (other streams); wide with few seeds."
+        f"Points more than {reference} on the same edits of the same seeds; in brackets "
+        f"{share:.0%} of {INTERVALS[interval]}."
     )
     heads = ("method", *(SHOWN[name] for name in COMPARED))
     numeric = (False, *[True] * len(COMPARED))
-    return Table(f"{model}: less {one['reference']}", heads, rows, numeric, note)
+    return Table(f"{model}: less {reference}, over {interval}", heads, rows, numeric, note)
 
 
 def time_table(result: ComparisonResult, model: str) -> Table:
@@ -103,8 +117,11 @@ def all_tables(result: ComparisonResult) -> list[Table]:
     """Every table, models one after the other."""
     found: list[Table | None] = []
     for model in models(result):
-        found += [score_table(result, model), difference_table(result, model),
-                  time_table(result, model)]  # fmt: skip
+        found += [
+            score_table(result, model),
+            *(difference_table(result, model, interval) for interval in INTERVALS),
+            time_table(result, model),
+        ]
     found.append(trouble_table(result))
     return [table for table in found if table is not None]
 
@@ -134,15 +151,12 @@ def _number(summary: ScoreSummary | None, spec: str) -> str:
     return NOTHING if summary is None or summary["mean"] is None else f"{summary['mean']:{spec}}"
 
 
-def _difference(found: Difference | None) -> str:
+def _difference(found: Difference | None, low: str, high: str) -> str:
     if found is None or found["mean"] is None:
         return NOTHING
-    bootstrap = _interval(found["low"], found["high"])
-    return f"{100 * found['mean']:+.1f}{bootstrap}{_interval(found['t_low'], found['t_high'])}"
-
-
-def _interval(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f" [{100 * low:+.1f}, {100 * high:+.1f}]"
+    ends = [found[low], found[high]]  # type: ignore[literal-required]
+    spread = "" if None in ends else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+    return f"{100 * found['mean']:+.1f}{spread}"
 
 
 def _seconds(method: str, cells: Sequence[CellResult]) -> str:

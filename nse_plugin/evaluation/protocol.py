@@ -327,7 +327,7 @@ def _retention(
 
 
 def _each(
-    sample: Sequence[Edit], answered: Sequence[Answered], texts: Mapping[str, int]
+    sample: Sequence[Edit], answered: Sequence[Answered], texts: Container[str]
 ) -> list[dict[str, Any]]:
     return [
         {"round": edit.round, "case_id": edit.request.case_id}
