@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from nse_plugin import atlas, toolkit
-from nse_plugin.errors import DataError, HparamsError, did_you_mean
+from nse_plugin import toolkit
+from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, find_yaml
 from nse_plugin.methods.registry import METHODS, find_method
-from nse_plugin.requests import EditRequest
 from nse_plugin.rounds.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.rounds.result import RunResult
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.rounds.stopping import StopRules
 from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records, read_records
 from nse_plugin.toolkit.loading import load_model
-
-_HELD_OUT = 100
+from nse_plugin.toolkit.streams import held_out_texts, read_data
 
 
 @dataclass
@@ -159,37 +156,3 @@ def read_hparams(name: str, model: str | None) -> Any:
 
         return host_hparams(values)
     return find_method(values["alg_name"]).hparams.from_dict(values)
-
-
-def read_data(data: str, limit: int | None, seed: int) -> list[EditRequest]:
-    """Requests of a file, or of the embedded world."""
-    if limit is not None and limit < 1:
-        raise DataError(f"limit is {limit}; give a number above 0, or leave it out")
-    if data.partition(":")[0] != "atlas":
-        return read_records(data, limit=limit)
-    count = data.partition(":")[2] or str(limit or 200)
-    if not count.isdigit() or not int(count):
-        raise DataError(f"data is {data!r}; give 'atlas' or 'atlas:200'")
-    return parse_records(atlas.edit_set(int(count), seed=seed), limit=limit)
-
-
-def held_out_texts(
-    source: str | None, model_name: str, requests: Sequence[EditRequest]
-) -> list[str]:
-    """Texts that no edit is about.
-
-    Of the embedded world: sentences that name none of the edited subjects.
-    """
-    if source is None:
-        source = "atlas" if model_name.startswith("atlas:") else "none"
-    if source == "none":
-        return []
-    if source == "atlas":
-        subjects = {request.subject for request in requests}
-        texts = [t for t in atlas.corpus() if not any(s in t for s in subjects)]
-        return texts[:: max(1, len(texts) // _HELD_OUT)][:_HELD_OUT]
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read held-out text {source!r}: {error}") from error
-    return [line for line in text.splitlines() if line.strip()]

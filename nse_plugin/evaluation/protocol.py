@@ -57,6 +57,8 @@ class Protocol:
     """Edits that a text of 100 tokens is sampled from."""
     perplexity: int = 100
     """Held-out texts, the first so many."""
+    each: bool = False
+    """Also write down the scores of every single edit asked at a checkpoint."""
     weights: bool = True
     """Norm of each edited matrix's change, relative to the original."""
     key_space: int = 2048
@@ -257,8 +259,9 @@ def measure_checkpoint(
 
     Returns:
         ``retention``: one row ``{edited, n, efficacy, ...}`` per round edited; ``all``: the same
-        scores over all edits asked; ``generation``, ``fluency``, ``perplexity``,
-        ``relative_change`` by parameter, ``key_share`` by layer and ``harness``, where asked for.
+        scores over all edits asked; ``each``: those of every edit; ``generation``, ``fluency``,
+        ``perplexity``, ``relative_change`` by parameter, ``key_share`` by layer and ``harness``,
+        where asked for.
     """
     standing = history.standing()
     result: dict[str, Any] = {"tested": number, "standing": len(standing)}
@@ -267,7 +270,10 @@ def measure_checkpoint(
         answered = ask(
             subject.model, subject.tokenizer, [edit.request for edit in sample], protocol.bounds
         )
-        result |= _retention(sample, answered, history.edited_texts())
+        texts = history.edited_texts()
+        result |= _retention(sample, answered, texts)
+        if protocol.each:
+            result["each"] = _each(sample, answered, texts)
     for name, size in (("generation", protocol.generation), ("fluency", protocol.fluency)):
         if size and standing:
             drawn = history.edits(_sample(standing, size, protocol.seed, number))
@@ -318,6 +324,16 @@ def _retention(
         "retention": [{"edited": number, **scores(which)} for number, which in by_round.items()],
         "all": scores(range(len(sample))),
     }
+
+
+def _each(
+    sample: Sequence[Edit], answered: Sequence[Answered], texts: Container[str]
+) -> list[dict[str, Any]]:
+    return [
+        {"round": edit.round, "case_id": edit.request.case_id}
+        | summarise([now], [edit.frozen], texts)
+        for edit, now in zip(sample, answered)
+    ]
 
 
 def _sample(edits: Sequence[int], size: int, seed: int, number: int) -> list[int]:

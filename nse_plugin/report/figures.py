@@ -87,6 +87,43 @@ def lines(
     return figure
 
 
+def points(
+    table: DataFrame,
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    percent: bool = False,
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """A named point per row: its first column across, its second up; rows with NaN are left out.
+
+    Args:
+        x: what the first column is.
+        y: what the second is.
+        percent: the second are shares, labelled as percent.
+        limits: of the y axis; None is as the values need.
+    """
+    figure, (axes,) = _figure(theme, title, [3.0])
+    shown = table.dropna()
+    for at, (name, across, up) in enumerate(shown.itertuples(name=None)):
+        colour, marker = theme.series[at % len(theme.series)], _MARKERS[at % len(_MARKERS)]
+        axes.plot([across], [up], marker=marker, markersize=5, color=colour, linestyle="")
+        axes.annotate(
+            str(name), (across, up), (4, 4), textcoords="offset points", fontsize=_SIZE - 2,
+            color=theme.text,
+        )  # fmt: skip
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(*limits)
+    axes.margins(x=0.2)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    if percent:
+        _percent(axes.yaxis)
+    return figure
+
+
 def heat_map(
     table: DataFrame,
     *,

@@ -82,6 +82,14 @@ class Table:
         below += textwrap.wrap(self.note, _WIDTH)
         return "\n".join([self.caption, line(self.heads), *map(line, rows), *below])
 
+    def markdown(self) -> str:
+        """The table in Markdown, without its caption."""
+        right = self.numeric or (False,) * len(self.heads)
+        rules = ("---:" if r else "---" for r in right)
+        lines = (self.heads, rules, *self.rows)
+        body = ("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+        return "\n".join([*body, *(["", self.note] if self.note else [])])
+
 
 def _text(value: Any, how: Format | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):

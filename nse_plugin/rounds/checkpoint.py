@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 2
 MADE_BY = "nse run"
-_MAY_PRECEDE = ("lock", "stats", "tensorboard")
-_OURS = ("manifest.json", "frozen.jsonl", "rounds.jsonl", "final.json", UNDONE, *_MAY_PRECEDE)
+_MAY_PRECEDE = ("lock", "stats", "tensorboard", "frozen.jsonl")  # runs may share their answers
+_OURS = ("manifest.json", "rounds.jsonl", "final.json", UNDONE, *_MAY_PRECEDE)
 
 
 class RunDirectory:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -28,6 +28,7 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.session import EditSession
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A method at work on one model."""
 
@@ -68,7 +69,7 @@ class Engine(Protocol):
 
 
 def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Engine:
-    """The engine for a session with hparams, or for an editor of either host.
+    """The engine for a session with hparams, or for an editor of either host; an engine is its own.
 
     Raises:
         HparamsError: there are no hparams.
@@ -78,6 +79,8 @@ def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Eng
         if hparams is None:
             raise HparamsError("hparams is None; a session needs the hyperparameters of a method")
         return SessionEngine(editor_or_session, hparams)
+    if isinstance(editor_or_session, Engine):
+        return editor_or_session
     editor = editor_or_session
     missing = [n for n in ("model", "tok", "apply_algo") if not hasattr(editor, n)]
     if missing:

@@ -13,7 +13,7 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from nse_plugin.errors import HostError, did_you_mean
@@ -255,18 +255,50 @@ def evaluator() -> Callable[..., dict[str, Any]]:
     return compute_edit_quality
 
 
+def has_own(name: str) -> bool:
+    """Whether EasyEdit has a method of its own under this name.
+
+    Raises:
+        HostError: there is no EasyEdit.
+    """
+    _load()
+    found = part(f"{_TABLE}:ALG_DICT").get(name)
+    done = registration()
+    return found is not None and (done is None or found is not done.functions.get(name))
+
+
+def host_hparams_keys(name: str) -> list[str]:
+    """The keys that EasyEdit's hyperparameters of a method have.
+
+    Raises:
+        HostError: there is no EasyEdit, or it has no such method.
+    """
+    return [field.name for field in fields(_hparams_class(name))]
+
+
 def host_hparams(values: dict[str, Any]) -> Any:
     """Hyperparameters of one of EasyEdit's own methods, from the keys of its YAML.
 
     Raises:
         HostError: there is no EasyEdit, it has no such method, or the keys do not fit it.
     """
+    kind = _hparams_class(str(values.get("alg_name")))
+    try:
+        return kind(**{key: _number(value) for key, value in values.items()})
+    except TypeError as error:
+        raise HostError(f"EasyEdit's {kind.__name__}: {error}; mend the YAML") from error
+
+
+def _load() -> None:
     host = find()
     if host is None:
         raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
     load(host)
+
+
+def _hparams_class(name: str) -> Any:
+    _load()
     package = sys.modules["easyeditor"]
-    name = str(values.get("alg_name"))
     short = name.replace("-", "").replace("_", "").lower()
     classes = {key.lower().replace("_", ""): value for key, value in vars(package).items()}
     kind = next((classes[c] for c in (f"{short}hyperparams", f"{short}hparams") if c in classes),
@@ -274,10 +306,7 @@ def host_hparams(values: dict[str, Any]) -> Any:
     if kind is None:
         table = part(f"{_TABLE}:ALG_DICT")
         raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, table)}")
-    try:
-        return kind(**{key: _number(value) for key, value in values.items()})
-    except TypeError as error:
-        raise HostError(f"EasyEdit's {kind.__name__}: {error}; mend the YAML") from error
+    return kind
 
 
 def _number(value: Any) -> Any:

@@ -1,0 +1,209 @@
+"""Methods side by side: plan the grid, run what is missing, write results, tables and page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.compare.engines import make_engine
+from nse_plugin.compare.hosts import is_hosts_own, recipe
+from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
+from nse_plugin.compare.report import page
+from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
+from nse_plugin.compare.specs import MethodSpec, parse_methods
+from nse_plugin.compare.statistics import differences, summarise
+from nse_plugin.compare.tables import all_tables
+from nse_plugin.errors import HostError, HparamsError, did_you_mean
+from nse_plugin.files import write_json, write_text
+from nse_plugin.toolkit.streams import read_data
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A grid, and where and how it is run.
+
+    Raises:
+        HparamsError: the grid is not one.
+    """
+
+    methods: Sequence[MethodSpec]
+    models: Sequence[ModelSpec]
+    seeds: Sequence[int]
+    settings: Settings
+    engine: str = "serial"
+    jobs: int = 1
+    reference: str | None = None
+    """Name of the method that differences are taken to; default the first."""
+
+    def __post_init__(self) -> None:
+        names = [spec.name for spec in self.methods]
+        if self.reference is not None and self.reference not in names:
+            raise HparamsError(
+                f"reference is {self.reference!r}{did_you_mean(self.reference, names)}; give one "
+                f"of the methods: {', '.join(names)}"
+            )
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order of the table."""
+        return grid(self.methods, self.models, self.seeds, self.settings)
+
+    def run(self, show: Callable[[str], None]) -> ComparisonResult:
+        """Run the cells that are not done, then write everything.
+
+        Raises:
+            NSEPluginError: methods, models, data or folder are wrong; no cell was begun.
+        """
+        cells = self.cells()
+        self._check(cells)
+        folder = Folder(Path(self.settings.out))
+        folder.claim(self.settings)
+        found = {c.place: kept for c in cells if (kept := self._kept(folder, c)) is not None}
+        if found:
+            show(f"{len(found)} of {len(cells)} cells are done already")
+        for cell, result in self._missing([c for c in cells if c.place not in found]):
+            folder.write(cell, result)
+            found[cell.place] = result
+            show(f"[{len(found)}/{len(cells)}] {_line(cell, result)}")
+        whole = self._whole([found[cell.place] for cell in cells])
+        write_all(folder.path, whole)
+        return whole
+
+    def _missing(self, cells: list[Cell]) -> Iterator[tuple[Cell, CellResult]]:
+        """The untouched model's cells before the others, which share its answers."""
+        if not cells:
+            return
+        with closing(make_engine(self.engine, self.jobs)) as engine:
+            for wave in (True, False):
+                yield from engine.run([cell for cell in cells if cell.untouched is wave])
+
+    def _check(self, cells: list[Cell]) -> None:
+        """See, before anything is written, that all of it can be begun."""
+        read_data(self.settings.data, self.settings.limit, self.seeds[0])
+        for cell in cells:
+            if cell.seed != self.seeds[0]:
+                continue
+            how = {key: cell.values().get(key) for key in ("device", "dtype", "fp16")}
+            first = next(c for c in cells if c.model == cell.model)
+            wanted = {key: first.values().get(key) for key in how}
+            if how != wanted:
+                raise HparamsError(
+                    f"{cell}: its YAML loads the model with {how}, and {first.spec.name}'s with "
+                    f"{wanted}; all methods have to start from the same model (see --device)"
+                )
+            recipe(cell)
+            if self.engine != "processes" and is_hosts_own(cell.spec):
+                raise HostError(
+                    f"EasyEdit's {cell.spec.method} keeps state in its modules from run to run; "
+                    "take --engine processes, which gives each cell a process of its own"
+                )
+
+    def _kept(self, folder: Folder, cell: Cell) -> CellResult | None:
+        """A result that stands: one that did not fail, with the same hyperparameters."""
+        kept = folder.result(cell)
+        if kept is None or kept["run_info"]["status"] == "failed":
+            return None
+        return kept
+
+    def _whole(self, results: list[CellResult]) -> ComparisonResult:
+        reference = self.reference or self.methods[0].name
+        settings: dict[str, Any] = {
+            **self.settings.lasting(),
+            "methods": [spec.name for spec in self.methods],
+            "models": {model.key: model.source for model in self.models},
+            "seeds": list(self.seeds),
+            "reference": reference,
+        }
+        return {
+            "schema": SCHEMA,
+            "settings": settings,
+            "cells": results,
+            "summaries": summarise(results),
+            "differences": differences(results, reference),
+        }
+
+
+def read_comparison(options: Mapping[str, Any]) -> Comparison:
+    """A comparison from the options of the command.
+
+    Raises:
+        HparamsError: one of them cannot be read.
+    """
+    data = str(options["data"])
+    of_file = data.partition(":")[0] != "atlas"
+    protocol = {**PROTOCOL}
+    if options["every"] is not None:
+        protocol["every"] = options["every"]
+    held_out = options["held_out"]
+    settings = Settings(
+        data=os.path.abspath(data) if of_file else data,
+        rounds=options["rounds"],
+        out=os.path.abspath(options["out"]),
+        limit=options["limit"],
+        order=options["order"] or ("shuffled" if of_file else "given"),
+        held_out=held_out if held_out in (None, "atlas", "none") else os.path.abspath(held_out),
+        protocol=protocol,
+        hparams_dir=_absolute(options["hparams_dir"]),
+        device=options["device"],
+        stats_dir=_absolute(options["stats_dir"]),
+        threads=options["threads"],
+    )
+    return Comparison(
+        methods=parse_methods(options["methods"]),
+        models=[ModelSpec.parse(text) for text in options["models"].split(",")],
+        seeds=_seeds(options["seeds"]),
+        settings=settings,
+        engine=options["engine"],
+        jobs=options["jobs"],
+        reference=options["reference"],
+    )
+
+
+def shown_tables(result: ComparisonResult) -> str:
+    """What the terminal shows."""
+    return "\n\n".join(table.text() for table in all_tables(result))
+
+
+def write_all(folder: Path, result: ComparisonResult) -> None:
+    """``results.json``, ``table.md`` and ``report.html``.
+
+    Raises:
+        HostError: the packages of the extra ``report`` are missing; the rest is written.
+    """
+    write_json(folder / "results.json", result)
+    tables = all_tables(result)
+    text = "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables)
+    write_text(folder / "table.md", text + "\n")
+    page(result).write(folder / "report.html")
+
+
+def exit_code(result: ComparisonResult) -> int:
+    """0 where every cell is complete, else 3."""
+    return 0 if all(c["run_info"]["status"] == "complete" for c in result["cells"]) else 3
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise HparamsError(f"seeds is {text!r}; give whole numbers, e.g. 0,1,2") from None
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+def _line(cell: Cell, result: CellResult) -> str:
+    info, scores = result["run_info"], result["scores"]
+    if info["status"] != "complete":
+        return f"{cell}: {info['status']}: {info['error']}"
+    shown = ", ".join(
+        f"{name} {value:.1%}"
+        for name in ("efficacy", "paraphrase", "locality")
+        if (value := scores.get(name)) is not None
+    )
+    seconds = result["seconds"]
+    return f"{cell}: {shown}" + (f" ({seconds['wall']:.1f} s)" if seconds else "")

@@ -1,0 +1,254 @@
+"""One cell of a comparison: a run of the scheduler, and its result read from the run's files."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from nse_plugin.compare.bench import Bench
+from nse_plugin.compare.hosts import Recipe, recipe, subject
+from nse_plugin.compare.machine import MemoryMeter, meta_info
+from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.results import (
+    SCHEMA,
+    CellResult,
+    MethodInfo,
+    RoundPoint,
+    RunInfo,
+    Seconds,
+)
+from nse_plugin.compare.untouched import NoEdits
+from nse_plugin.errors import NSEPluginError
+from nse_plugin.evaluation.metrics import SCORES
+from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.files import write_text
+from nse_plugin.hparams import LocateHparams
+from nse_plugin.rounds.identity import digest, hashed, plain
+from nse_plugin.rounds.result import RunResult
+from nse_plugin.rounds.scheduler import SequentialScheduler
+from nse_plugin.session import EditSession
+from nse_plugin.toolkit.streams import held_out_texts, read_data
+
+log = logging.getLogger(__name__)
+
+_RETAINED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
+_METHOD_ERRORS = (
+    NSEPluginError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
+    MemoryError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+"""What a method, of the host perhaps, may raise; a comparison goes on with the other cells."""
+
+
+def run_cell(cell: Cell, bench: Bench, own_process: bool = False) -> CellResult:
+    """Run a cell, or go on with it; what goes wrong with it is its result.
+
+    An interrupt leaves what was finished on disk, and is raised.
+
+    Args:
+        bench: lends the model, and takes it back.
+        own_process: nothing else ran or will run in this process.
+    """
+    try:
+        with _quiet_surroundings(cell):
+            return _run(cell, bench, own_process)
+    except _METHOD_ERRORS as error:
+        log.warning("%s failed", cell, exc_info=error)
+        return failed(cell, f"{type(error).__name__}: {error}")
+
+
+def failed(cell: Cell, error: str) -> CellResult:
+    """The result of a cell that came to nothing."""
+    run_info: RunInfo = {**_run_info(cell), "status": "failed", "error": error}
+    return {
+        "schema": SCHEMA,
+        "run_info": run_info,
+        "method_info": _method_info(cell, None),
+        "meta_info": meta_info(cell.settings.threads),
+        "scores": {},
+        "each": [],
+        "points": [],
+        "retention": {},
+        "seconds": None,
+        "memory": None,
+    }
+
+
+def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
+    settings = cell.settings
+    start = time.perf_counter()
+    made = recipe(cell)
+    requests = read_data(settings.data, settings.limit, cell.seed)
+    texts = held_out_texts(settings.held_out, cell.model.source, requests)
+    with bench.lend(made.hparams) as (model, tokenizer):
+        meter = MemoryMeter(own_process)
+        if cell.untouched:
+            edited: Any = NoEdits(model, tokenizer)
+        else:
+            edited = subject(made, model, tokenizer)
+            _share_frozen(cell)
+        prepare = _prepare(edited, made)
+        result = SequentialScheduler(
+            edited,
+            requests,
+            -(-len(requests) // settings.rounds),
+            Protocol.from_dict({"seed": cell.seed, **settings.protocol}),
+            cell.run_dir,
+            hparams=made.hparams,
+            order=settings.order,
+            seed=cell.seed,
+            held_out=texts,
+        ).run()
+        memory = meter.read()
+    found = _collect(cell, None if cell.untouched else made, result)
+    found["memory"] = memory
+    found["seconds"] = _seconds(result, prepare, time.perf_counter() - start)
+    found["run_info"]["stream"] = hashed([digest(request) for request in requests])
+    return found
+
+
+@contextmanager
+def _quiet_surroundings(cell: Cell) -> Iterator[None]:
+    """So many threads, and random numbers from the cell's seed; afterwards all is as before.
+
+    A cell's bits then depend neither on the cells before it nor on the engine.
+    """
+    threads, state = torch.get_num_threads(), random.getstate()
+    torch.set_num_threads(cell.settings.threads)
+    random.seed(cell.seed)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(cell.seed)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        random.setstate(state)
+
+
+def _share_frozen(cell: Cell) -> None:
+    """Take over the untouched model's answers to this stream, where its cell has them all."""
+    run = cell.frozen.parent
+    target = cell.run_dir / "frozen.jsonl"
+    if (run / "final.json").exists() and not target.exists():
+        write_text(target, cell.frozen.read_text(encoding="utf-8"))
+
+
+def _prepare(edited: Any, made: Recipe) -> float:
+    """Seconds for the statistics, which belong to the model and not to a round."""
+    start = time.perf_counter()
+    hparams = made.hparams
+    if (
+        isinstance(edited, EditSession)
+        and isinstance(hparams, LocateHparams)
+        and hparams.mom2_adjustment
+    ):
+        edited.covariances(hparams)
+    return time.perf_counter() - start
+
+
+def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
+    """The cell's result without times, from the run's files."""
+    final = result.final
+    checkpoint = final["checkpoint"] or {}
+    stop = final["stop"]
+    run_info: RunInfo = {
+        **_run_info(cell),
+        "status": result.status,  # type: ignore[typeddict-item]
+        "error": None if stop is None else f"{stop['rule']}: {stop['value']}",
+        "rounds": final["rounds"],
+        "edits": final["edits"],
+    }
+    return {
+        "schema": SCHEMA,
+        "run_info": run_info,
+        "method_info": _method_info(cell, made),
+        "meta_info": meta_info(cell.settings.threads),
+        "scores": _scores(checkpoint),
+        "each": checkpoint.get("each") or [],
+        "points": list(_points(result)),
+        "retention": {name: _retention(result, name) for name in _RETAINED},
+        "seconds": None,
+        "memory": None,
+    }
+
+
+def _run_info(cell: Cell) -> RunInfo:
+    return {
+        "model": cell.model.key,
+        "method": cell.method,
+        "seed": cell.seed,
+        "status": "complete",
+        "error": None,
+        "rounds": 0,
+        "edits": 0,
+        "data": cell.settings.data,
+        "order": cell.settings.order,
+        "protocol": dict(cell.settings.protocol),
+        "stream": "",
+    }
+
+
+def _method_info(cell: Cell, made: Recipe | None) -> MethodInfo:
+    about = "no edit is made" if cell.untouched else cell.spec.about()
+    return {
+        "name": cell.method,
+        "about": about,
+        "implementation": "" if made is None else made.implementation,
+        "hparams": {} if made is None else plain(made.hparams),
+        "ignored": [] if made is None else list(made.ignored),
+    }
+
+
+def _scores(checkpoint: Mapping[str, Any]) -> dict[str, float | None]:
+    """Names and values of everything measured of the model after the last round."""
+    scores = {name: value for name, value in (checkpoint.get("all") or {}).items() if name != "n"}
+    first = next(iter(checkpoint.get("retention") or []), None)
+    scores["retention_first"] = None if first is None else first["efficacy"]
+    generation = checkpoint.get("generation") or {}
+    for name in ("exact", "contains", "natural_stop"):
+        scores[f"free_{name}"] = generation.get(name)
+    for name in ("perplexity", "fluency"):
+        scores[name] = checkpoint.get(name)
+    return scores
+
+
+def _points(result: RunResult) -> Iterator[RoundPoint]:
+    edits = 0
+    for line in result.lines():
+        edits += line["edits"] if line["file"] is not None else 0
+        measured = line["scores"]
+        yield {
+            "round": line["round"],
+            "edits": edits,
+            "scores": None if measured is None else {name: measured[name] for name in SCORES},
+            "all": None if line["checkpoint"] is None else _scores(line["checkpoint"]),
+        }
+
+
+def _retention(result: RunResult, score: str) -> dict[str, dict[str, float | None]]:
+    matrix = result.retention_matrix(score)
+    return {str(t): {str(e): value for e, value in row.items()} for t, row in matrix.items()}
+
+
+def _seconds(result: RunResult, prepare: float, wall: float) -> Seconds:
+    """Means per edit over all rounds on disk, and what this call took altogether."""
+    lines = list(result.lines())
+    edits = max(1, sum(line["edits"] for line in lines))
+    edit = sum(line["seconds"]["edit"] for line in lines)
+    parts: dict[str, float] = {}
+    for line in lines:
+        for name, value in ((line["edit"] or {}).get("seconds") or {}).items():
+            parts[name] = parts.get(name, 0.0) + value
+    return {
+        "parts": {name: value / edits for name, value in parts.items()},
+        "other": max(0.0, edit - sum(parts.values())) / edits,
+        "edit": edit / edits,
+        "evaluation": sum(line["seconds"].get("measure", 0.0) for line in lines) / edits,
+        "prepare": prepare,
+        "wall": wall,
+    }

@@ -1,0 +1,145 @@
+"""The cells of a comparison one after the other, or in processes of their own.
+
+An engine yields the result of each cell as it comes; all of them run :func:`run_cell`, so results
+are the same but for times.  Ray's is in :mod:`nse_plugin.compare.ray_engine`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol
+
+from nse_plugin.compare.bench import Bench
+from nse_plugin.compare.cells import failed, run_cell
+from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.results import CellResult
+from nse_plugin.errors import HparamsError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+ENGINES = ("serial", "processes", "ray")
+RETRIES = 1
+"""How often a cell whose worker was lost is begun again; it goes on from its last whole round."""
+
+Found = tuple[Cell, CellResult]
+
+
+class Engine(Protocol):
+    """Runs cells somewhere."""
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+        """Each cell with its result, in the order they come."""
+
+    def close(self) -> None:
+        """Give back what is held."""
+
+
+def make_engine(name: str, jobs: int) -> Engine:
+    """The engine of this name.
+
+    Raises:
+        HparamsError: there is none, its package is not installed, or ``jobs`` is out of range.
+    """
+    if jobs < 1:
+        raise HparamsError(f"jobs is {jobs}; give a number above 0")
+    if name == "serial":
+        return Serial()
+    if name == "processes":
+        return Processes(jobs)
+    if name == "ray":
+        from nse_plugin.compare.ray_engine import RayTasks
+
+        return RayTasks(jobs)
+    raise HparamsError(
+        f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
+    )
+
+
+class Serial:
+    """In this process, in order; the model is loaded once for all cells of a model."""
+
+    def __init__(self) -> None:
+        self._bench = Bench()
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+        """Each cell in turn."""
+        for cell in cells:
+            yield cell, run_cell(cell, self._bench)
+
+    def close(self) -> None:
+        """Nothing is held that matters."""
+
+
+class Processes:
+    """A fresh process for each cell, so many at a time; a lost one costs its cell only."""
+
+    def __init__(self, jobs: int) -> None:
+        self._jobs = jobs
+        self._context = multiprocessing.get_context("spawn")
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+        """Results as they come.  Leaving ends the processes that are at work."""
+        waiting = deque((cell, 0) for cell in cells)
+        running: dict[Connection, tuple[Any, Cell, int]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._jobs:
+                    cell, tries = waiting.popleft()
+                    process, connection = self._start(cell)
+                    running[connection] = (process, cell, tries)
+                for connection in _ended(running):
+                    process, cell, tries = running.pop(connection)
+                    result = _received(connection)
+                    process.join()
+                    if result is not None:
+                        yield cell, result
+                    elif tries < RETRIES:
+                        log.warning("%s: its process was lost; it is begun again", cell)
+                        waiting.append((cell, tries + 1))
+                    else:
+                        yield cell, failed(cell, lost(f"exit code {process.exitcode}"))
+        finally:
+            for process, _, _ in running.values():
+                process.terminate()
+            for process, _, _ in running.values():
+                process.join()
+
+    def close(self) -> None:
+        """Nothing is held between calls."""
+
+    def _start(self, cell: Cell) -> tuple[Any, Connection]:
+        ours, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_work, args=(cell, theirs), daemon=True)
+        process.start()
+        theirs.close()  # so that the end of the process is the end of the pipe
+        return process, ours
+
+
+def lost(how: str) -> str:
+    """What is said of a cell whose worker was lost too often."""
+    return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"
+
+
+def _work(cell: Cell, connection: Connection) -> None:
+    """What a process does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    result = run_cell(cell, Bench(), own_process=True)
+    connection.send_bytes(json.dumps(result).encode())
+
+
+def _ended(running: Iterable[Connection]) -> list[Connection]:
+    """Those of the pipes that have something to say, or whose process is gone."""
+    return [found for found in wait(list(running)) if isinstance(found, Connection)]
+
+
+def _received(connection: Connection) -> CellResult | None:
+    with connection, suppress(EOFError, OSError):
+        return json.loads(connection.recv_bytes())
+    return None

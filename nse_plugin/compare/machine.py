@@ -1,0 +1,130 @@
+"""Where a cell runs: versions, commits, hardware, and how much memory it takes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nse_plugin import toolkit
+from nse_plugin.compare.results import Memory, MetaInfo
+from nse_plugin.rounds.identity import versions
+from nse_plugin.toolkit.seams import find
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+
+def meta_info(threads: int) -> MetaInfo:
+    """What may matter to whoever repeats it."""
+    host = toolkit.host()
+    found = find() if host == "easyedit" else None
+    return {
+        "versions": {**versions(), **_installed("numpy", "peft", "tokenizers")},
+        "commits": {
+            "nse_plugin": _commit(Path(__file__).parent),
+            "EasyEdit": None if found is None else found.commit,
+        },
+        "hardware": _hardware(),
+        "threads": threads,
+        "host": host,
+        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+class MemoryMeter:
+    """Highest memory of this process from now on.
+
+    Linux can set its own high-water mark back; elsewhere the mark is that of the whole process.
+    """
+
+    def __init__(self, own_process: bool) -> None:
+        self._own = own_process
+        self._reset = _write("/proc/self/clear_refs", "5")
+        self._before = _status("VmRSS")
+        for index in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(index)
+
+    def read(self) -> Memory:
+        """What it took."""
+        peak = _status("VmHWM") if self._reset else None
+        if peak is None and resource is not None and self._own:
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        gpus = range(torch.cuda.device_count())
+        return {
+            "before": self._before,
+            "peak": peak,
+            "own_process": self._own,
+            "cuda_peak": sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None,
+        }
+
+
+def _hardware() -> dict[str, Any]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = None
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "memory": memory,
+        "gpus": gpus,
+    }
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def _installed(*packages: str) -> dict[str, str]:
+    found = {}
+    for name in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _commit(folder: Path) -> str | None:
+    """The commit of a checkout, or None where it is none or git is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _write(path: str, text: str) -> bool:
+    try:
+        Path(path).write_text(text)
+    except OSError:
+        return False
+    return True
+
+
+def _status(key: str) -> int | None:
+    """A size of this process in bytes, as Linux gives it."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    return None

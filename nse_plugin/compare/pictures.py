@@ -1,0 +1,139 @@
+"""A comparison as figures: scores over edits, retention, quality against time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from nse_plugin.compare.results import CellResult, ComparisonResult
+from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.compare.tables import by_method
+from nse_plugin.report import figures
+from nse_plugin.report.page import Picture
+from nse_plugin.report.theme import Theme
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+Draw = Callable[[Theme], "Figure"]
+OVER_EDITS = {"efficacy": "efficacy of all edits so far", "locality": "locality of all so far"}
+
+
+def over_edits(result: ComparisonResult, model: str, score: str) -> Picture | None:
+    """A line per method: a score of all edits so far, at each checkpoint."""
+    table = over_edits_table(result, model, score)
+    if table.empty:
+        return None
+
+    def draw(theme: Theme) -> Figure:
+        return figures.lines(
+            table, x="edits", y=OVER_EDITS[score], percent=True, limits=(None, None), theme=theme
+        )
+
+    return Picture(
+        f"{model}-{score}",
+        f"{model}: {OVER_EDITS[score]}, mean over seeds",
+        f"Lines of {OVER_EDITS[score]} by the number of edits: {_ends(table)}.",
+        draw,
+    )
+
+
+def quality_against_time(result: ComparisonResult, model: str) -> Picture | None:
+    """A point per method: seconds per edit across, harmonic mean of the main scores up."""
+    table = quality_table(result, model)
+    if table.empty:
+        return None
+
+    def draw(theme: Theme) -> Figure:
+        return figures.points(
+            table, x="seconds per edit", y="quality", percent=True, limits=(None, None), theme=theme
+        )
+
+    said = ", ".join(f"{name} {row.quality:.1%}" for name, row in table.iterrows())
+    return Picture(
+        f"{model}-time",
+        f"{model}: quality (harmonic mean of efficacy, paraphrase and locality) against time",
+        f"Points of quality by seconds per edit: {said}.",
+        draw,
+    )
+
+
+def retention(result: ComparisonResult, model: str, method: str) -> Picture | None:
+    """A method's retention matrix, mean over seeds: rounds edited down, rounds tested across."""
+    cells = [c for c in by_method(result["cells"], model).get(method, []) if c["retention"]]
+    table = retention_table(cells)
+    if table.empty:
+        return None
+
+    def draw(theme: Theme) -> Figure:
+        return figures.heat_map(
+            table, x="after round", y="edited in", value="efficacy", percent=True,
+            limits=(0.0, 1.0), theme=theme,
+        )  # fmt: skip
+
+    return Picture(
+        f"{model}-{method}-retention",
+        f"{model}, {method}: what is left of each round's edits",
+        f"Heat map; after the last round {fmean(table.iloc[:, -1].dropna()):.1%} are left.",
+        draw,
+    )
+
+
+def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFrame:
+    """Mean over seeds at each number of edits, a column per method."""
+    import pandas as pd
+
+    columns = {}
+    for method, cells in by_method(result["cells"], model).items():
+        found: dict[int, list[float]] = {}
+        for cell in cells:
+            for point in cell["points"]:
+                value = (point["all"] or {}).get(score)
+                if value is not None:
+                    found.setdefault(point["edits"], []).append(value)
+        columns[method] = {edits: fmean(values) for edits, values in found.items()}
+    return pd.DataFrame(columns).sort_index().dropna(axis="columns", how="all")
+
+
+def quality_table(result: ComparisonResult, model: str) -> DataFrame:
+    """Seconds per edit and quality of the methods that have both, mean over seeds."""
+    import pandas as pd
+
+    rows = {}
+    for method, cells in by_method(result["cells"], model).items():
+        done = [c for c in cells if c["run_info"]["status"] == "complete" and c["seconds"]]
+        qualities = [q for cell in done if (q := quality(cell)) is not None]
+        if method != UNTOUCHED and qualities:
+            seconds = fmean(c["seconds"]["edit"] for c in done if c["seconds"])
+            rows[method] = (seconds, fmean(qualities))
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "quality"])
+
+
+def quality(cell: CellResult) -> float | None:
+    """Harmonic mean of efficacy, paraphrase and locality; None where one was not measured."""
+    values = [cell["scores"].get(name) for name in ("efficacy", "paraphrase", "locality")]
+    there = [value for value in values if value is not None]
+    if len(there) < len(values):
+        return None
+    return len(there) / sum(1 / v for v in there) if all(there) else 0.0
+
+
+def retention_table(cells: Sequence[CellResult], score: str = "efficacy") -> DataFrame:
+    """Rounds edited down, rounds tested across."""
+    import pandas as pd
+
+    found: dict[int, dict[int, list[float]]] = {}
+    for cell in cells:
+        for tested, row in cell["retention"].get(score, {}).items():
+            for edited, value in row.items():
+                if value is not None:
+                    found.setdefault(int(tested), {}).setdefault(int(edited), []).append(value)
+    means = {t: {e: fmean(values) for e, values in row.items()} for t, row in found.items()}
+    return pd.DataFrame(means).sort_index().sort_index(axis="columns")
+
+
+def _ends(table: DataFrame) -> str:
+    last = table.ffill().iloc[-1]
+    return ", ".join(f"{name} ends at {value:.1%}" for name, value in last.items())

@@ -1,0 +1,212 @@
+"""A comparison as a grid of cells (model x method x seed) and the folder that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
+from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
+from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.files import write_json
+from nse_plugin.rounds.checkpoint import differences
+
+PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
+                            "weights": False, "each": True}  # fmt: skip
+"""What a comparison measures where nothing else is said: all earlier edits every 5 rounds and at
+the end, free generation after 100 of them."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One entry of ``--models``: ``atlas:gpt2``, ``gpt2-xl``, a folder, or ``name=folder``."""
+
+    key: str
+    """Name of its YAMLs and of its folder: ``atlas-gpt2``."""
+    source: str
+    """What is loaded."""
+
+    @classmethod
+    def parse(cls, text: str) -> ModelSpec:
+        """Read an entry; the key of a folder is its last part.
+
+        Raises:
+            HparamsError: a part is empty.
+        """
+        key, equals, source = text.strip().partition("=")
+        source = source if equals else key
+        if not equals:
+            key = source.replace("atlas:", "atlas-").rstrip("/").rpartition("/")[2]
+        if not key or not source or "/" in key:
+            raise HparamsError(
+                f"models has {text!r}; give e.g. atlas:gpt2, a folder, or gpt2-xl=/path/to/it"
+            )
+        folder = Path(source).expanduser()
+        return cls(key, str(folder.resolve()) if folder.is_dir() else source)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every cell of a comparison shares."""
+
+    data: str
+    rounds: int
+    out: str
+    """Absolute, as all paths here: cells may run elsewhere."""
+    limit: int | None = None
+    order: str = "given"
+    held_out: str | None = None
+    protocol: Mapping[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
+    hparams_dir: str | None = None
+    device: str | None = None
+    stats_dir: str | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1:
+            raise HparamsError(f"rounds is {self.rounds}; give a number above 0")
+        if self.threads < 1:
+            raise HparamsError(f"threads is {self.threads}; give a number above 0")
+        if not Protocol.from_dict(dict(self.protocol)).retention:
+            raise HparamsError("protocol: retention is 0, and a comparison is made of it")
+
+    def lasting(self) -> dict[str, Any]:
+        """What has to stay the same while a comparison grows by methods, models and seeds."""
+        names = ("data", "rounds", "limit", "order", "held_out", "protocol")
+        values = dataclasses.asdict(self)
+        return {name: values[name] for name in names}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell, with all that a worker needs; plain values, fit to be sent."""
+
+    spec: MethodSpec
+    model: ModelSpec
+    seed: int
+    settings: Settings
+    untouched: bool = False
+    """Nothing is edited; ``spec`` only says how the model is loaded."""
+
+    @property
+    def method(self) -> str:
+        """The name of its row."""
+        return UNTOUCHED if self.untouched else self.spec.name
+
+    @property
+    def place(self) -> Path:
+        """``<model>/<method>/<seed>``."""
+        method = UNTOUCHED if self.untouched else self.spec.folder
+        return Path(self.model.key) / method / str(self.seed)
+
+    def values(self) -> dict[str, Any]:
+        """The keys of its method's YAML with all changes made.
+
+        Raises:
+            HparamsError: there is no YAML for this model, or it is damaged.
+        """
+        folder = None if self.settings.hparams_dir is None else Path(self.settings.hparams_dir)
+        values = self.spec.values(self.model.key, self.model.source, folder)
+        if self.settings.device is not None:
+            values["device"] = self.settings.device
+        return values
+
+    @property
+    def device(self) -> str:
+        """Where its model goes."""
+        return str(self.values().get("device", "cpu"))
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the scheduler keeps the run."""
+        return Path(self.settings.out) / "cells" / self.place
+
+    @property
+    def frozen(self) -> Path:
+        """The untouched model's answers to this stream, once its cell has run."""
+        path = Path(self.settings.out) / "cells" / self.model.key / UNTOUCHED / str(self.seed)
+        return path / "frozen.jsonl"
+
+    def __str__(self) -> str:
+        return f"{self.model.key} {self.method} seed {self.seed}"
+
+
+def grid(
+    specs: Sequence[MethodSpec],
+    models: Sequence[ModelSpec],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> list[Cell]:
+    """All cells; those of the untouched model first, whose answers the others share.
+
+    Raises:
+        HparamsError: a seed or a model comes twice.
+    """
+    for name, given in (("seeds", seeds), ("models", [model.key for model in models])):
+        if len(set(given)) < len(given) or not given:
+            raise HparamsError(f"{name} is {','.join(map(str, given))}; give each once")
+    untouched = [
+        Cell(specs[0], model, seed, settings, untouched=True) for model in models for seed in seeds
+    ]
+    return untouched + [
+        Cell(spec, model, seed, settings) for model in models for spec in specs for seed in seeds
+    ]
+
+
+class Folder:
+    """The folder of a comparison."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def claim(self, settings: Settings) -> None:
+        """Begin a comparison here, or see that this one goes on.
+
+        Raises:
+            DataError: it holds something else, or a comparison with other settings.
+        """
+        manifest = self.path / "comparison.json"
+        lasting = json.loads(json.dumps(settings.lasting()))
+        if manifest.is_file():
+            kept = self._read(manifest)
+            found = differences(kept["settings"], lasting)
+            if found:
+                raise DataError(
+                    f"{self.path} is another comparison's: {'; '.join(found[:4])}. Give another "
+                    "folder, or the same settings to go on; methods, models and seeds may be added"
+                )
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise DataError(f"{self.path} holds something else; give another folder")
+        try:
+            write_json(manifest, {"made_by": "nse compare", "schema": SCHEMA, "settings": lasting})
+        except OSError as error:
+            raise DataError(f"cannot write to {self.path}: {error}") from error
+
+    def result(self, cell: Cell) -> CellResult | None:
+        """What is known of a cell."""
+        return read_cell(self._result_path(cell))
+
+    def write(self, cell: Cell, result: CellResult) -> None:
+        """Keep a cell's result."""
+        write_json(self._result_path(cell), result)
+
+    def _result_path(self, cell: Cell) -> Path:
+        place = self.path / "results" / cell.place
+        return place.with_name(f"{place.name}.json")
+
+    def _read(self, manifest: Path) -> dict[str, Any]:
+        try:
+            kept = json.loads(manifest.read_text(encoding="utf-8"))
+            if kept["schema"] != SCHEMA or kept["made_by"] != "nse compare":
+                raise DataError(f"{manifest} is of another version; give another folder")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{manifest} is damaged ({error}); give another folder") from error
+        return kept

@@ -1,0 +1,95 @@
+"""The cells of a comparison as tasks of Ray, on this machine or on a cluster.
+
+``RAY_ADDRESS`` names a cluster; without it one is started here.  Workers read data, YAMLs and
+models by the same paths as here.  Where they share the comparison's folder, a cell whose worker was
+lost goes on from its last whole round and takes over the untouched model's answers; where not, it
+begins anew and asks the untouched model itself.  Results come back by Ray either way.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nse_plugin.compare.bench import Bench
+from nse_plugin.compare.cells import failed, run_cell
+from nse_plugin.compare.engines import RETRIES, Found, lost
+from nse_plugin.compare.plan import Cell
+from nse_plugin.errors import HparamsError
+
+log = logging.getLogger(__name__)
+
+
+class RayTasks:
+    """One task per cell.
+
+    Args:
+        jobs: processes of a cluster that is started here.
+
+    Raises:
+        HparamsError: Ray is not installed.
+    """
+
+    def __init__(self, jobs: int) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise HparamsError(
+                f"engine is 'ray', which cannot be imported ({error}); "
+                'pip install "nse-plugin[ray]", or take --engine processes'
+            ) from error
+        self._ray = ray
+        self._started = not ray.is_initialized()
+        if self._started:
+            cpus = None if os.environ.get("RAY_ADDRESS") else jobs
+            ray.init(num_cpus=cpus, log_to_driver=False, include_dashboard=False)
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+        """Results as they come.  Leaving cancels the tasks that are open."""
+        ray = self._ray
+        task = ray.remote(max_retries=RETRIES)(_work)
+        open_tasks = {
+            task.options(num_cpus=1, num_gpus=_gpus(cell), name=str(cell)).remote(cell): cell
+            for cell in cells
+        }
+        try:
+            while open_tasks:
+                (done,), _ = ray.wait(list(open_tasks), num_returns=1)
+                cell = open_tasks.pop(done)
+                yield cell, self._result(done, cell)
+        finally:
+            for reference in open_tasks:
+                ray.cancel(reference, force=True)
+
+    def close(self) -> None:
+        """End the cluster, where it was started here."""
+        if self._started:
+            self._ray.shutdown()
+
+    def _result(self, reference: Any, cell: Cell) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return json.loads(self._ray.get(reference))
+        except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError,
+                errors.OutOfMemoryError) as error:  # fmt: skip
+            return failed(cell, lost(type(error).__name__))
+        except errors.RayError as error:
+            return failed(cell, f"{type(error).__name__}: {error}")
+
+
+def _work(cell: Cell) -> str:
+    return json.dumps(run_cell(cell, _bench()))
+
+
+@functools.cache
+def _bench() -> Bench:
+    """A worker runs one task after the other and keeps the model."""
+    return Bench()
+
+
+def _gpus(cell: Cell) -> int:
+    return 0 if cell.device == "cpu" else 1

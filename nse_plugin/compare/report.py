@@ -1,0 +1,81 @@
+"""A comparison as one HTML page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from nse_plugin.compare.pictures import OVER_EDITS, over_edits, quality_against_time, retention
+from nse_plugin.compare.results import ComparisonResult
+from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.compare.tables import (
+    INTERVALS,
+    by_method,
+    difference_table,
+    models,
+    score_table,
+    time_table,
+    trouble_table,
+)
+from nse_plugin.report.page import Page
+from nse_plugin.report.table import Table
+
+
+def page(result: ComparisonResult) -> Page:
+    """The page: per model scores, differences, time and figures; then how it was run."""
+    settings = result["settings"]
+    shown = Page(
+        "Methods side by side",
+        f"{', '.join(settings['methods'])} on {', '.join(settings['models'])}: {settings['data']} "
+        f"in {settings['rounds']} rounds, seeds {', '.join(map(str, settings['seeds']))}",
+    )
+    trouble = trouble_table(result)
+    if trouble is not None:
+        shown.section("Trouble", "These cells are left out of means and differences.").add(trouble)
+    for model in models(result):
+        section = shown.section(model)
+        differences = [difference_table(result, model, interval) for interval in INTERVALS]
+        pictures = [over_edits(result, model, score) for score in OVER_EDITS]
+        section.add(*_there([score_table(result, model), *differences, *pictures]))
+        section.add(*_there([quality_against_time(result, model), time_table(result, model)]))
+        section.add(*_there(retention(result, model, m) for m in _edited(result, model)))
+    shown.section("How it was run").add(*_machines(result), _methods(result))
+    return shown
+
+
+def _edited(result: ComparisonResult, model: str) -> list[str]:
+    return [method for method in by_method(result["cells"], model) if method != UNTOUCHED]
+
+
+def _there(items: Iterable[Any]) -> list[Any]:
+    return [item for item in items if item is not None]
+
+
+def _machines(result: ComparisonResult) -> list[str]:
+    """A paragraph per kind of machine and versions that cells ran on."""
+    found: dict[str, int] = {}
+    for cell in result["cells"]:
+        meta = cell["meta_info"]
+        versions = ", ".join(f"{name} {value}" for name, value in meta["versions"].items())
+        commits = ", ".join(f"{k} {v[:10]}" for k, v in meta["commits"].items() if v)
+        hardware = meta["hardware"]
+        where = ", ".join([hardware["cpu"] or hardware["machine"], *hardware["gpus"]])
+        text = f"{where}, {meta['threads']} thread(s); {versions}; {commits}; host {meta['host']}"
+        found[text] = found.get(text, 0) + 1
+    return [f"{count} cells: {text}." for text, count in found.items()]
+
+
+def _methods(result: ComparisonResult) -> Table:
+    """Methods with what differs from their YAML, whose they are, and all hyperparameters."""
+    rows = {}
+    for cell in result["cells"]:
+        info, model = cell["method_info"], cell["run_info"]["model"]
+        if info["hparams"]:
+            hparams = {k: v for k, v in info["hparams"].items() if v is not None}
+            rows[(model, info["name"])] = (
+                model, info["name"], info["implementation"], info["about"],
+                ", ".join(info["ignored"]), json.dumps(hparams, ensure_ascii=False),
+            )  # fmt: skip
+    heads = ("model", "method", "implementation", "changed", "not known to it", "hyperparameters")
+    return Table("Methods", heads, tuple(rows.values()))

@@ -1,0 +1,208 @@
+"""The schema of what a comparison writes: one JSON per cell, and all of them in one.
+
+``results/<model>/<method>/<seed>.json`` holds a :class:`CellResult`, ``results.json`` a
+:class:`ComparisonResult`.  Scores are shares from 0 to 1 as :mod:`nse_plugin.evaluation.metrics`
+defines them; None stands for what was not measured or is not finite.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from nse_plugin.errors import DataError
+
+SCHEMA = 1
+Status = Literal["complete", "collapsed", "stopped", "failed"]
+_MACHINE = ("seconds", "memory", "meta_info")
+
+
+class RunInfo(TypedDict):
+    """Which cell it is, and what became of it."""
+
+    model: str
+    method: str
+    """As given to ``--methods``; ``untouched`` for the model that no method has edited."""
+    seed: int
+    status: Status
+    """``collapsed``: a stop rule took the last round back; ``stopped``: it was kept."""
+    error: str | None
+    """Why it failed or collapsed."""
+    rounds: int
+    edits: int
+    data: str
+    order: str
+    protocol: dict[str, Any]
+    stream: str
+    """Hash of the requests in their order: equal for all methods of a model and seed."""
+
+
+class MethodInfo(TypedDict):
+    """What was run."""
+
+    name: str
+    about: str
+    """What a variant changes, in words."""
+    implementation: str
+    """``nse_plugin`` or ``EasyEdit``."""
+    hparams: dict[str, Any]
+    ignored: list[str]
+    """Keys of the YAML that the host's method does not have."""
+
+
+class MetaInfo(TypedDict):
+    """Where it was run."""
+
+    versions: dict[str, str]
+    commits: dict[str, str | None]
+    hardware: dict[str, Any]
+    threads: int
+    host: str
+    finished: str
+    """UTC."""
+
+
+class Seconds(TypedDict):
+    """Means per edit; all rounds of the cell, also those before an interrupt."""
+
+    parts: dict[str, float]
+    """As the method names them: ``values``, ``keys``, ``solve``, ``write`` ..."""
+    other: float
+    """The rest of ``edit``."""
+    edit: float
+    evaluation: float
+    prepare: float
+    """Statistics, in seconds altogether; next to nothing where they lay on the disk."""
+    wall: float
+    """The cell, in seconds altogether, since it was begun or gone on with."""
+
+
+class Memory(TypedDict):
+    """Bytes; what cannot be measured on this machine is None."""
+
+    before: int | None
+    """Of the process, when the model was loaded and the cell began."""
+    peak: int | None
+    """Highest of the process during the cell."""
+    own_process: bool
+    """The process ran nothing else before."""
+    cuda_peak: int | None
+    """Highest that torch had taken on the GPUs during the cell."""
+
+
+class RoundPoint(TypedDict):
+    """After one round."""
+
+    round: int
+    edits: int
+    """All so far."""
+    scores: dict[str, float | None] | None
+    """Of this round's edits, right after it."""
+    all: dict[str, float | None] | None
+    """Of all edits so far, where a checkpoint was due."""
+
+
+class CellResult(TypedDict):
+    """One cell of the grid."""
+
+    schema: int
+    run_info: RunInfo
+    method_info: MethodInfo
+    meta_info: MetaInfo
+    scores: dict[str, float | None]
+    """After the last round, over all edits."""
+    each: list[dict[str, Any]]
+    """The same of every edit by itself: ``case_id``, ``round``, scores."""
+    points: list[RoundPoint]
+    retention: dict[str, dict[str, dict[str, float | None]]]
+    """By score, round tested, round edited."""
+    seconds: Seconds | None
+    memory: Memory | None
+
+
+class ScoreSummary(TypedDict):
+    """One score of one method on one model, over seeds."""
+
+    model: str
+    method: str
+    score: str
+    n: int
+    """Seeds that have it."""
+    mean: float | None
+    sd: float | None
+    """With n - 1; None of one seed."""
+    min: float | None
+    max: float | None
+
+
+class Difference(TypedDict):
+    """A method's score less the reference's, paired by seed, and by edit within a seed."""
+
+    model: str
+    method: str
+    reference: str
+    score: str
+    n_seeds: int
+    n_edits: int
+    """Pairs of (seed, edit)."""
+    mean: float | None
+    low: float | None
+    """Bootstrap over edits within each seed."""
+    high: float | None
+    t_low: float | None
+    """Student's t over the seeds' differences; None of one seed."""
+    t_high: float | None
+    confidence: float
+
+
+class ComparisonResult(TypedDict):
+    """All of it."""
+
+    schema: int
+    settings: dict[str, Any]
+    cells: list[CellResult]
+    summaries: list[ScoreSummary]
+    differences: list[Difference]
+
+
+def read_cell(path: Path) -> CellResult | None:
+    """A cell's result, or None where there is none yet.
+
+    Raises:
+        DataError: the file is damaged or of another schema.
+    """
+    if not path.exists():
+        return None
+    return _read(path)
+
+
+def read_comparison(path: Path) -> ComparisonResult:
+    """A whole comparison's ``results.json``.
+
+    Raises:
+        DataError: it is not there, damaged, or of another schema.
+    """
+    return _read(path)
+
+
+def without_machine(result: Any) -> Any:
+    """What has to be equal on every engine: all but times, memory and machine."""
+    if isinstance(result, dict):
+        return {k: without_machine(v) for k, v in result.items() if k not in _MACHINE}
+    if isinstance(result, list):
+        return [without_machine(item) for item in result]
+    return result
+
+
+def _read(path: Path) -> Any:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {path}: {error}; remove it to make it again") from error
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {found.get('schema') if isinstance(found, dict) else '?'}, and "
+            f"this version reads {SCHEMA}; remove it to make it again"
+        )
+    return found

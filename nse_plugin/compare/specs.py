@@ -1,0 +1,208 @@
+"""What stands in ``--methods``: a method, what is changed of its settings, and its loss.
+
+``NSE``, a named variant ``NSE:no-rewinding``, any hyperparameters ``NSE:v_lr=0.2;layers=[1,2]``,
+both ``NSE:by-update;p=0.6``, with OVERTONE's loss ``NSE+OVERTONE``, ours where the host has a
+method of that name ``ROME-plugin``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.hparams import find_yaml
+from nse_plugin.methods.registry import METHODS
+
+UNTOUCHED = "untouched"
+"""The name of the row that no method has edited."""
+OVERTONE = "OVERTONE"
+_SUFFIX = "-plugin"
+_FORM = re.compile(r"(.*?)(?:\+([A-Za-z]\w*))?", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named change of hyperparameters."""
+
+    changes: Mapping[str, Any]
+    about: str
+
+
+VARIANTS: dict[str, dict[str, Variant]] = {
+    "NSE": {
+        "no-rewinding": Variant(
+            {"rewind": False}, "values are optimised against the edited model"
+        ),
+        "no-selection": Variant({"neuron_threshold": 1.0}, "every neuron is written"),
+        "one-pass": Variant({"max_iterations": 1}, "one write pass"),
+        "no-previous-keys": Variant(
+            {"use_previous_keys": False}, "the solve does not spare earlier edits"
+        ),
+        "by-update": Variant(
+            {"selection_by": "update", "neuron_threshold": 0.8},
+            "neurons by their change in the full update, p = 0.8",
+        ),
+        "norm-anchor": Variant(
+            {"value_norm_anchor": True}, "values keep the original model's norm (arXiv 2602.02543)"
+        ),
+        "protected": Variant(
+            {"protect_top_directions": 8},
+            "the change stays out of the 8 largest singular directions (arXiv 2601.11042)",
+        ),
+    },
+}  # fmt: skip
+"""By method and name.  ``p=0.6`` is no variant but a short name of a key."""
+
+SHORT_KEYS: dict[str, dict[str, str]] = {"NSE": {"p": "neuron_threshold"}}
+"""Short names of keys, by method."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """One entry of ``--methods``."""
+
+    name: str
+    """As given."""
+    method: str
+    """Name of the method, without ``-plugin``."""
+    ours: bool = False
+    """``-plugin``: ours, even where the host has one of that name."""
+    overtone: bool = False
+    """With OVERTONE's loss."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Hyperparameters that differ from the YAML."""
+
+    @property
+    def folder(self) -> str:
+        """The name as part of a path."""
+        return re.sub(r"[^\w.+=-]+", "_", self.name)
+
+    def about(self) -> str:
+        """What is changed, in words where there are some."""
+        variants = VARIANTS.get(self.method, {})
+        items = _split(self.name)[1] or []
+        named = [variants[item].about for item in items if item in variants]
+        return "; ".join(named) or ", ".join(f"{k} = {v}" for k, v in self.changes.items())
+
+    def yaml(self, model_key: str, folder: Path | None = None) -> Path:
+        """The YAML for a model; one of the same name in ``folder`` goes before a shipped one.
+
+        Raises:
+            HparamsError: there is none.
+        """
+        name = f"{self.method}/{model_key}"
+        if self.overtone:
+            name = f"{OVERTONE}/{name}"
+        own = None if folder is None else folder / f"{name}.yaml"
+        try:
+            return own if own is not None and own.is_file() else find_yaml(name)
+        except HparamsError as error:
+            where = "" if folder is None else f" (nor {own})"
+            raise HparamsError(f"{self.name} on {model_key}: {error}{where}") from None
+
+    def values(self, model_key: str, model_name: Any, folder: Path | None = None) -> dict[str, Any]:
+        """The keys of the YAML with the changes made, for a model under this name.
+
+        Raises:
+            HparamsError: there is no such YAML, or it is damaged.
+        """
+        path = self.yaml(model_key, folder)
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, OSError) as error:
+            raise HparamsError(f"cannot read {path}: {error}") from error
+        if not isinstance(found, dict) or not isinstance(found.get("alg_name"), str):
+            raise HparamsError(f"{path} has no alg_name; give a method's YAML")
+        return {**found, **self.changes, "model_name": model_name}
+
+
+def parse_methods(text: str) -> list[MethodSpec]:
+    """``NSE,ROME,NSE:p=0.6``; commas inside brackets belong to a value.
+
+    Raises:
+        HparamsError: an entry cannot be read, or stands there twice.
+    """
+    entries = [entry.strip() for entry in re.split(r",(?![^\[]*\])", text) if entry.strip()]
+    if not entries:
+        raise HparamsError("methods is empty; give e.g. NSE,ROME,MEMIT")
+    specs = [parse_method(entry) for entry in entries]
+    for folder in (found := [spec.folder.lower() for spec in specs]):
+        if found.count(folder) > 1:
+            twice = [spec.name for spec in specs if spec.folder.lower() == folder]
+            raise HparamsError(f"methods names {' and '.join(twice)}; give each once")
+    return specs
+
+
+def parse_method(text: str) -> MethodSpec:
+    """One entry; see the head of this module.
+
+    Raises:
+        HparamsError: the method, the variant or the form is not known.
+    """
+    name, rest, loss = _split(text)
+    if loss is not None and loss.upper() != OVERTONE:
+        raise HparamsError(
+            f"method {text!r}: {loss!r} is not a loss{did_you_mean(loss.upper(), [OVERTONE])}; "
+            f"after '+' only {OVERTONE} can stand, e.g. NSE+OVERTONE or NSE:p=0.6+OVERTONE"
+        )
+    method = name.removesuffix(_SUFFIX)
+    known = sorted(set(METHODS) - {OVERTONE})
+    if method not in known:
+        raise HparamsError(
+            f"method {text!r}: {name!r} is not a method{did_you_mean(method, known)}; "
+            f"there are: {', '.join(known)}"
+        )
+    if rest == []:
+        raise HparamsError(f"method {text!r}: nothing follows the colon; leave it out")
+    return MethodSpec(
+        name=text.strip(),
+        method=method,
+        ours=name.endswith(_SUFFIX),
+        overtone=loss is not None,
+        changes=_changes(text, method, rest or []),
+    )
+
+
+def _split(text: str) -> tuple[str, list[str] | None, str | None]:
+    """Method, items after the colon (None without one), loss after the plus (None without one)."""
+    head, loss = _FORM.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
+    name, colon, rest = head.partition(":")
+    items = [item.strip() for item in rest.split(";") if item.strip()]
+    return name.strip(), items if colon else None, loss
+
+
+def _changes(text: str, method: str, items: list[str]) -> dict[str, Any]:
+    """Keys and values of ``no-rewinding;p=0.6``; a later one replaces an earlier one."""
+    variants, short = VARIANTS.get(method, {}), SHORT_KEYS.get(method, {})
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            if item not in variants:
+                named = ", ".join(variants) or "none"
+                raise HparamsError(
+                    f"method {text!r}: {method} has no variant {item!r}"
+                    f"{did_you_mean(item, variants)}; there are: {named}, or give key=value"
+                )
+            found |= variants[item].changes
+            continue
+        if not key or not value:
+            raise HparamsError(f"method {text!r}: {item!r} is not key=value, e.g. v_lr=0.2")
+        found[short.get(key, key)] = _value(text, item, value)
+    if "alg_name" in found or "model_name" in found:
+        raise HparamsError(f"method {text!r}: alg_name and model_name are set by the comparison")
+    return found
+
+
+def _value(text: str, item: str, value: str) -> Any:
+    """A value as YAML reads it: number, true/false, list, text, null."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise HparamsError(f"method {text!r}: cannot read {item!r}: {error}") from error

@@ -1,0 +1,182 @@
+"""A comparison as tables of text, for the terminal, Markdown and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from nse_plugin.compare.results import CellResult, ComparisonResult, Difference, ScoreSummary
+from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.report.table import NOTHING, Table
+
+SHOWN = {
+    "efficacy": "efficacy",
+    "efficacy_tokens": "tokens",
+    "paraphrase": "paraphrase",
+    "portability": "portability",
+    "locality": "locality",
+    "free_exact": "free text",
+    "free_contains": "contains",
+    "retention_first": "first round",
+}
+"""Scores of the table, all shares, with their heads."""
+COMPARED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
+"""Scores whose differences are shown."""
+_NOTE = (
+    "After the last round, over all edits, in percent; mean ± sd over seeds. efficacy, paraphrase, "
+    "portability: greedy decoding gives the whole answer; tokens: answer tokens that are the first "
+    "choice under teacher forcing; locality: tokens as the untouched model's; free text, contains: "
+    "what the model writes freely is, or holds, the answer; first round: efficacy of its edits. "
+    "PPL: perplexity of held-out text."
+)
+
+
+def score_table(result: ComparisonResult, model: str) -> Table:
+    """Methods down, scores across, of one model."""
+    scores = {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
+    rows = []
+    for method, cells in by_method(result["cells"], model).items():
+        row = [method]
+        row += [_share(scores.get((method, name))) for name in SHOWN]
+        row += [_number(scores.get((method, "perplexity")), ".3f")]
+        row += [_seconds(method, cells), _memory(cells), _status(cells)]
+        rows.append(tuple(row))
+    heads = ("method", *SHOWN.values(), "PPL", "s/edit", "peak MiB", "seeds")
+    return Table(
+        f"{model}: scores", heads, tuple(rows), (False, *[True] * (len(heads) - 2), False), _NOTE
+    )
+
+
+INTERVALS = {
+    "edits": "the bootstrap over edits within each seed: other facts, as many streams",
+    "streams": "Student's t over seeds: other streams; wide with few seeds",
+}
+
+
+def difference_table(result: ComparisonResult, model: str, interval: str = "edits") -> Table | None:
+    """Paired differences to the reference, in points; None where there is nothing to show.
+
+    Args:
+        interval: one of :data:`INTERVALS`.
+    """
+    ends = ("low", "high") if interval == "edits" else ("t_low", "t_high")
+    found = {(d["method"], d["score"]): d for d in result["differences"] if d["model"] == model}
+    there = [d for d in found.values() if d[ends[0]] is not None]  # type: ignore[literal-required]
+    methods = list(dict.fromkeys(d["method"] for d in there if d["method"] != UNTOUCHED))
+    if not methods:
+        return None
+    rows = tuple(
+        (method, *(_difference(found.get((method, name)), *ends) for name in COMPARED))
+        for method in methods
+    )
+    reference, share = there[0]["reference"], there[0]["confidence"]
+    note = (
+        f"Points more than {reference} on the same edits of the same seeds; in brackets "
+        f"{share:.0%} of {INTERVALS[interval]}."
+    )
+    heads = ("method", *(SHOWN[name] for name in COMPARED))
+    numeric = (False, *[True] * len(COMPARED))
+    return Table(f"{model}: less {reference}, over {interval}", heads, rows, numeric, note)
+
+
+def time_table(result: ComparisonResult, model: str) -> Table:
+    """Where the seconds of an edit go."""
+    timed = {
+        method: [cell["seconds"] for cell in cells if cell["seconds"] is not None]
+        for method, cells in by_method(result["cells"], model).items()
+    }
+    names = list(dict.fromkeys(n for group in timed.values() for s in group for n in s["parts"]))
+
+    def mean(values: list[float]) -> str:
+        return f"{1000 * fmean(values):.1f}" if values else NOTHING
+
+    rows = []
+    for method, group in timed.items():
+        row = [method]
+        row += [mean([s["parts"][name] for s in group if name in s["parts"]]) for name in names]
+        row += [mean([s[key] for s in group]) for key in ("other", "edit", "evaluation")]
+        row += [f"{fmean([s['wall'] for s in group]):.1f}" if group else NOTHING]
+        rows.append(tuple(row))
+    heads = ("method", *names, "other", "edit", "evaluation", "cell, s")
+    note = "Milliseconds per edit; edit is the sum of what stands before it. cell: all of it."
+    return Table(f"{model}: time", heads, tuple(rows), (False, *[True] * (len(heads) - 1)), note)
+
+
+def trouble_table(result: ComparisonResult) -> Table | None:
+    """Cells that did not come to their end, and why."""
+    rows = tuple(
+        (i["model"], i["method"], str(i["seed"]), i["status"], i["error"] or "")
+        for i in (cell["run_info"] for cell in result["cells"])
+        if i["status"] != "complete"
+    )
+    heads = ("model", "method", "seed", "status", "why")
+    return Table("Cells that did not come to their end", heads, rows) if rows else None
+
+
+def all_tables(result: ComparisonResult) -> list[Table]:
+    """Every table, models one after the other."""
+    found: list[Table | None] = []
+    for model in models(result):
+        found += [
+            score_table(result, model),
+            *(difference_table(result, model, interval) for interval in INTERVALS),
+            time_table(result, model),
+        ]
+    found.append(trouble_table(result))
+    return [table for table in found if table is not None]
+
+
+def models(result: ComparisonResult) -> list[str]:
+    """The models, in order."""
+    return list(dict.fromkeys(cell["run_info"]["model"] for cell in result["cells"]))
+
+
+def by_method(cells: Sequence[CellResult], model: str) -> dict[str, list[CellResult]]:
+    """Cells of a model by method, in order."""
+    found: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        if cell["run_info"]["model"] == model:
+            found.setdefault(cell["run_info"]["method"], []).append(cell)
+    return found
+
+
+def _share(summary: ScoreSummary | None) -> str:
+    if summary is None or summary["mean"] is None:
+        return NOTHING
+    spread = "" if summary["sd"] is None else f" ± {100 * summary['sd']:.1f}"
+    return f"{100 * summary['mean']:.1f}{spread}"
+
+
+def _number(summary: ScoreSummary | None, spec: str) -> str:
+    return NOTHING if summary is None or summary["mean"] is None else f"{summary['mean']:{spec}}"
+
+
+def _difference(found: Difference | None, low: str, high: str) -> str:
+    if found is None or found["mean"] is None:
+        return NOTHING
+    ends = [found[low], found[high]]  # type: ignore[literal-required]
+    spread = "" if None in ends else f" [{100 * ends[0]:+.1f}, {100 * ends[1]:+.1f}]"
+    return f"{100 * found['mean']:+.1f}{spread}"
+
+
+def _seconds(method: str, cells: Sequence[CellResult]) -> str:
+    found = [cell["seconds"]["edit"] for cell in cells if cell["seconds"] is not None]
+    return NOTHING if method == UNTOUCHED or not found else f"{fmean(found):.3f}"
+
+
+def _memory(cells: Sequence[CellResult]) -> str:
+    def most(key: str) -> int:
+        return max((c["memory"][key] or 0 for c in cells if c["memory"]), default=0)  # type: ignore[literal-required]
+
+    peak, cuda = most("peak"), most("cuda_peak")
+    on_gpu = f" + {cuda / 2**20:.0f} GPU" if cuda else ""
+    return f"{peak / 2**20:.0f}{on_gpu}" if peak or cuda else NOTHING
+
+
+def _status(cells: Sequence[CellResult]) -> str:
+    """``3``, or ``2 of 3 (seed 1 collapsed)``."""
+    bad = [c["run_info"] for c in cells if c["run_info"]["status"] != "complete"]
+    if not bad:
+        return str(len(cells))
+    named = ", ".join(f"seed {info['seed']} {info['status']}" for info in bad)
+    return f"{len(cells) - len(bad)} of {len(cells)} ({named})"

@@ -1,0 +1,68 @@
+"""The untouched model as a row: an engine that writes nothing, measured as any method is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.files import write_whole
+from nse_plugin.ledger.files import round_path
+from nse_plugin.requests import EditRequest
+
+
+class NoEdits:
+    """An engine of :mod:`nse_plugin.rounds.engines` whose rounds change nothing."""
+
+    method = UNTOUCHED
+
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.hparams = SimpleNamespace(alg_name=UNTOUCHED)
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """Nothing is shared."""
+        return []
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Nothing is written."""
+        return {"method": self.method, "edits": len(requests)}
+
+    def problem(self) -> str | None:
+        """Nothing can have gone wrong."""
+        return None
+
+    def save(self, folder: Path, number: int) -> Path:
+        """A file without tensors: the scheduler counts files."""
+        path = round_path(folder, number)
+        write_whole(path, lambda temporary: save_file({}, temporary))
+        return path
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Nothing is in them."""
+
+    def undo(self) -> None:
+        """Nothing to take back."""
+
+    def rewound(self) -> Any:
+        """The model as it is."""
+        return nullcontext()
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Nothing is edited."""
+        return {}
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """There are none."""
+        return {}
+
+    def changed(self) -> list[nn.Parameter]:
+        """Nothing is edited."""
+        return []
