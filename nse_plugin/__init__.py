@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nse_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from nse_plugin.hparams import NSEHparams, NSEHyperParams
+    from nse_plugin.hparams import NSEHparams, NSEHyperParams, OvertoneHparams
     from nse_plugin.requests import EditRequest
     from nse_plugin.session import EditSession
     from nse_plugin.toolkit import BaseEditor, register, unregister
@@ -24,6 +24,7 @@ __all__ = [
     "EditSession",
     "NSEHparams",
     "NSEHyperParams",
+    "OvertoneHparams",
     "__version__",
     "register",
     "unregister",
@@ -35,6 +36,7 @@ _HOME = {
     "EditSession": "session",
     "NSEHparams": "hparams",
     "NSEHyperParams": "hparams",
+    "OvertoneHparams": "hparams",
     "register": "toolkit",
     "unregister": "toolkit",
 }

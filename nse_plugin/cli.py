@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
+    _add_inspect(commands)
     _add_undo(commands)
     _add_export(commands)
     _add_stats(commands)
@@ -137,6 +138,39 @@ def _run(options: argparse.Namespace) -> int:
         f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors"
     )
     return 0 if result.status == "complete" else 3
+
+
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="look at a run: tables, figures, and one page of HTML; needs no model",
+        epilog="examples: nse inspect run1 --html run1.html; nse inspect run1 --layer 2; "
+        "nse inspect run1 --layer 2 --neuron 42; nse inspect run1 --request 1050",
+    )
+    inspect.add_argument("run", type=Path, metavar="RUN", help="folder of nse demo or nse run")
+    inspect.add_argument("--layer", type=int, help="the neurons of this layer that changed most")
+    inspect.add_argument("--neuron", type=int, help="with --layer: who wrote this neuron")
+    inspect.add_argument("--request", metavar="CASE_ID", help="what became of it, what it wrote")
+    inspect.add_argument("--plot", type=Path, metavar="DIR", help="write the figures as PNG")
+    inspect.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one page, for offline too"
+    )
+    inspect.set_defaults(call=_inspect)
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.inspect import inspect
+
+    inspect(
+        options.run,
+        print,
+        layer=options.layer,
+        neuron=options.neuron,
+        request=options.request,
+        plot=options.plot,
+        html=options.html,
+    )
+    return 0
 
 
 def _add_undo(commands: argparse._SubParsersAction) -> None:

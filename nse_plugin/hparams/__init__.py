@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
 from nse_plugin.hparams.locate import LocateHparams, NSEHparams
+from nse_plugin.hparams.overtone import OvertoneHparams
 
 NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
@@ -18,6 +19,7 @@ __all__ = [
     "LocateHparams",
     "NSEHparams",
     "NSEHyperParams",
+    "OvertoneHparams",
     "find_yaml",
     "yaml_dir",
 ]

@@ -33,6 +33,7 @@ from nse_plugin.model.prompts import (
 )
 from nse_plugin.model.replay import Continuation
 from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
 
 
@@ -68,12 +69,14 @@ def compute_values(
     contexts: Sequence[str],
     hparams: LocateHparams,
     objective: TokenObjective,
+    trace: TokenTrace | None = None,
 ) -> Values:
     """Optimise z for all requests.  The model must hold its original weights.
 
     Args:
         contexts: texts to put before the prompts, separators included; the bare prompt is added.
         objective: loss per target token.
+        trace: is told of every evaluation of the loss.
 
     Raises:
         RequestError: a prompt is longer than the model's context.
@@ -84,7 +87,7 @@ def compute_values(
     widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in order]
     with quiet(layout.model):
         parts = [
-            _optimise(layout, [rows[i] for i in order[run]], hparams, objective)
+            _optimise(layout, rows, order[run], hparams, objective, trace)
             for run in micro_batches(widths, hparams.token_budget)
         ]
     values = Values.cat(parts)[torch.tensor(order).argsort()]
@@ -138,6 +141,7 @@ class _Reading:
     owner: torch.Tensor  # [rows], request of each row
     row: torch.Tensor  # [tokens], row of each target token
     step: torch.Tensor  # [tokens], its place in the row's tail
+    place: torch.Tensor  # [tokens], its place in the target
     target: torch.Tensor  # [tokens], its id
     weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
     reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
@@ -145,18 +149,22 @@ class _Reading:
     @classmethod
     def of(cls, rows: Sequence[_Rows], device: torch.device) -> _Reading:
         owner: list[int] = []
-        tokens: list[tuple[int, int, int, float]] = []
+        tokens: list[tuple[int, int, int, int, float]] = []
         for request, item in enumerate(rows):
             for prompt in item.rewriting:
                 first = prompt.n_prompt - 1 - prompt.subject_last
                 weight = 1.0 / (prompt.n_target * len(item.rewriting))
                 tokens += [
-                    (len(owner), first + j, token, weight)
+                    (len(owner), first + j, j, token, weight)
                     for j, token in enumerate(prompt.target_ids)
                 ]
                 owner.append(request)
         columns = (owner, *zip(*tokens))
         return cls(*(torch.tensor(column, device=device) for column in columns))
+
+    def tokens(self, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Request by name, of names [requests], and place of each token, [tokens] both."""
+        return names[self.owner[self.row]], self.place
 
     def select(self, requests: torch.Tensor) -> tuple[_Reading, torch.Tensor]:
         """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
@@ -170,6 +178,7 @@ class _Reading:
             place[self.owner[rows]],
             row_place[self.row[kept]],
             self.step[kept],
+            self.place[kept],
             self.target[kept],
             self.weight[kept],
             None if self.reference is None else self.reference[kept.to(self.reference.device)],
@@ -180,11 +189,18 @@ class _Reading:
 def _optimise(
     layout: DecoderLayout,
     rows: Sequence[_Rows],
+    batch: Sequence[int],
     hparams: LocateHparams,
     objective: TokenObjective,
+    trace: TokenTrace | None,
 ) -> Values:
-    """Adam on the deltas of one batch of requests, each stopping by itself."""
-    problem = _Problem.build(layout, rows, hparams)
+    """Adam on the deltas of some requests of a round, each stopping by itself.
+
+    Args:
+        rows: of all requests of the round.
+        batch: which of them.
+    """
+    problem = _Problem.build(layout, [rows[i] for i in batch], hparams)
     if objective.needs_reference:
         problem = problem.with_reference()
     base = problem.base
@@ -198,7 +214,10 @@ def _optimise(
 
     for step in range(hparams.v_num_grad_steps):
         leaf = delta[active].requires_grad_(True)
-        loss, stop = problem.loss(leaf, objective, hparams)
+        loss, stop, logits = problem.loss(leaf, objective, hparams)
+        if trace is not None:
+            owner = torch.tensor(batch, device=active.device)[active]
+            trace.record(step, *problem.reading.tokens(owner), logits, problem.reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break
@@ -274,8 +293,11 @@ class _Problem:
 
     def loss(
         self, delta: torch.Tensor, objective: TokenObjective, hparams: LocateHparams
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses at deltas [n, d_model]: [n] for gradients, and detached [n] for stopping."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """At deltas [n, d_model]: losses [n] for gradients and for stopping, and the logits.
+
+        What is for stopping and the logits [tokens, vocab] are detached.
+        """
         reading = self.reading
         logits = self._logits(delta)
         per_token = objective(logits, reading.target.to(logits.device), reading.reference)
@@ -284,7 +306,7 @@ class _Problem:
         size = delta.norm(dim=1) / self.base.square().sum(dim=1)
         rest = hparams.kl_factor * drift + hparams.v_weight_decay * size
         train, stop = (self._mean(part, len(delta)) + rest for part in per_token)
-        return train, stop.detach()
+        return train, stop.detach(), logits.detach()
 
     def _logits(self, delta: torch.Tensor) -> torch.Tensor:
         """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""

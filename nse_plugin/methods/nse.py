@@ -27,6 +27,7 @@ from nse_plugin.locate.update import select_neurons, solve_right
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session import EditSession
 
@@ -36,6 +37,7 @@ def edit_round(
     requests: Sequence[EditRequest],
     hparams: NSEHparams,
     objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
@@ -55,7 +57,7 @@ def edit_round(
         contexts = session.contexts(hparams)
         with clock("values"), session.weights.rewound():
             values = compute_values(
-                session.layout, session.tokenizer, requests, contexts, hparams, objective
+                session.layout, session.tokenizer, requests, contexts, hparams, objective, trace
             )
         lookups = Lookups.of(
             session.layout, session.tokenizer, requests, contexts, hparams.token_budget

@@ -11,9 +11,9 @@ import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import Hparams, NSEHparams
+from nse_plugin.hparams import Hparams, NSEHparams, OvertoneHparams
 from nse_plugin.ledger.records import RoundRecord
-from nse_plugin.methods import nse
+from nse_plugin.methods import nse, overtone
 from nse_plugin.requests import EditRequest, as_requests
 from nse_plugin.session import EditSession
 
@@ -31,6 +31,7 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "NSE": Method("NSE", nse.edit_round, NSEHparams),
+    "OVERTONE": Method("OVERTONE", overtone.edit_round, OvertoneHparams),
 }
 
 

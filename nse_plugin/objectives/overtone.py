@@ -125,11 +125,12 @@ class Overtone:
         probability = probability.masked_fill(is_target & ~target_kept[rows], 0.0)
         mass = source.new_zeros(len(targets)).index_add(0, rows, probability)
         filtered = probability / mass[rows]
-        candidate = self.lambda_ * is_target + (1 - self.lambda_) * filtered
+        onehot = is_target.to(filtered.dtype)
+        candidate = self.lambda_ * onehot + (1 - self.lambda_) * filtered
         if self.argmax_check:
             top = torch.zeros_like(mass).scatter_reduce(0, rows, candidate, "amax")
             agrees = candidate[is_target] >= top  # one entry per token, in the tokens' order
-            candidate = torch.where(agrees[rows], candidate, is_target.to(candidate.dtype))
+            candidate = torch.where(agrees[rows], candidate, onehot)
         return rows, items, candidate
 
     def _survivors(self, source: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ def _std(values: Tensor) -> Tensor:
     """[rows], unbiased standard deviation over the finite ones of values [rows, vocab]."""
     n = values.new_full((len(values),), values.shape[1])
     centred = values - values.mean(dim=1, keepdim=True)
-    masked = values.amin(dim=1).isinf()
+    masked = values.amin(dim=1).isneginf()
     if masked.any():
         some = values[masked]
         finite = some.isfinite()

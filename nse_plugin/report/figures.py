@@ -1,0 +1,284 @@
+"""Figures from plain tables: heat maps and lines, in the colours of a theme.
+
+A function takes tables of pandas, draws on a figure of its own (Agg, no window, nothing global)
+and returns it; :func:`to_png` and :func:`to_svg` turn it into bytes that are the same each time.
+Figures are 4.2 inches wide, so that their text can still be read on a phone.
+"""
+
+from __future__ import annotations
+
+import io
+from bisect import bisect
+from collections.abc import Iterable, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from nse_plugin.errors import HostError
+from nse_plugin.report.theme import LIGHT, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+WIDTH = 4.2
+"""Inches."""
+_SIZE = 9
+_MARKERS = "osD^vP"
+_ROOM = 12
+"""Rows and columns that a heat map may have to show its numbers."""
+
+
+def import_matplotlib() -> ModuleType:
+    """matplotlib, or a :class:`HostError` that says where to get it."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise HostError(
+            f"figures need matplotlib, which cannot be imported ({error}); "
+            'pip install "nse-plugin[report]"'
+        ) from error
+    return matplotlib
+
+
+def lines(
+    table: DataFrame,
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    percent: bool = False,
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """A line per column over the index; NaN is left out.
+
+    Args:
+        x: what the index is.
+        y: what the values are.
+        percent: values are shares, labelled as percent.
+        limits: of the y axis; None is as the values need.
+    """
+    figure, (axes,) = _figure(theme, title, [2.6])
+    for at, name in enumerate(table.columns):
+        values = table[name].dropna()
+        axes.plot(
+            values.index,
+            values.to_numpy(float),
+            color=theme.series[at % len(theme.series)],
+            marker=_MARKERS[at % len(_MARKERS)],
+            markersize=3.5,
+            linestyle=("-", "--", ":")[at // len(theme.series) % 3],
+            label=str(name),
+        )
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(*limits)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    _whole_numbers(axes.xaxis, table.index)
+    if percent:
+        _percent(axes.yaxis)
+    if len(table.columns) > 1:
+        legend = axes.legend(frameon=False, ncols=2, loc="best", fontsize=_SIZE - 1)
+        for text in legend.get_texts():
+            text.set_color(theme.text)
+    return figure
+
+
+def heat_map(
+    table: DataFrame,
+    *,
+    x: str,
+    y: str,
+    value: str,
+    title: str = "",
+    percent: bool = False,
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """A table as cells of colour, rows from the top; cells without a value are grey.
+
+    Up to twelve rows and columns, the numbers stand in the cells.
+
+    Args:
+        x: what the columns are.
+        y: what the rows are.
+        value: what the colour is.
+        percent: values are shares, labelled as percent.
+        limits: of the colours; None is as the values need.
+    """
+    return heat_maps(
+        {"": table}, x=x, y=y, value=value, title=title, percent=percent, limits=limits,
+        theme=theme,
+    )  # fmt: skip
+
+
+def heat_maps(
+    tables: Mapping[str, DataFrame],
+    *,
+    x: str,
+    y: str,
+    value: str,
+    title: str = "",
+    percent: bool = False,
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """Heat maps under each other with one scale of colours; see :func:`heat_map`.
+
+    Args:
+        tables: by the name that stands over it.
+    """
+    figure, panels = _figure(theme, title, [_height(table) for table in tables.values()])
+    scale = _scale(tables.values(), limits, theme)
+    low, high = scale.get_clim()
+    for axes, (name, table) in zip(panels, tables.items()):
+        values = table.to_numpy(float)
+        axes.imshow(
+            values, aspect="auto", interpolation="none", cmap=scale.cmap, vmin=low, vmax=high
+        )
+        axes.set_title(name, fontsize=_SIZE, color=theme.muted, loc="left")
+        axes.set_ylabel(y)
+        _name_cells(axes, table)
+        if max(table.shape) <= _ROOM:
+            _number_cells(axes, scale, values, ".0%" if percent else ".2f", theme)
+    panels[-1].set_xlabel(x)
+    above = any((table > high).any(axis=None) for table in tables.values())
+    bar = figure.colorbar(
+        scale, ax=panels, pad=0.02, fraction=0.05, aspect=24, extend="max" if above else "neither"
+    )
+    bar.set_label(value, color=theme.text, fontsize=_SIZE)
+    bar.outline.set_edgecolor(theme.grid)
+    bar.ax.tick_params(colors=theme.muted, labelsize=_SIZE - 1)
+    if percent:
+        _percent(bar.ax.yaxis)
+    return figure
+
+
+def binned(table: DataFrame, bins: int = 128) -> DataFrame:
+    """Means over at most so many equal stretches of columns, where there are more columns.
+
+    The name of a stretch is that of its first column.  NaN counts for nothing; a stretch without
+    any value is NaN.
+    """
+    width = -(-table.shape[1] // bins)
+    if width <= 1:
+        return table
+    stretch = [at // width for at in range(table.shape[1])]
+    means = table.T.groupby(stretch).mean().T
+    means.columns = table.columns[::width]
+    return means
+
+
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG, on its own background."""
+    settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    return _saved(figure, format="png", dpi=dpi, **settings)
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG, letters as outlines: it needs no font."""
+    with import_matplotlib().rc_context({"svg.hashsalt": "nse", "svg.fonttype": "path"}):
+        return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
+
+
+def _saved(figure: Figure, **settings: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, facecolor=figure.get_facecolor(), **settings)
+    return buffer.getvalue()
+
+
+def _figure(theme: Theme, title: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """An empty figure with an axes of each height, in the theme's colours."""
+    import_matplotlib()
+    from matplotlib.figure import Figure
+
+    room = 0.3 if title else 0.0
+    figure = Figure((WIDTH, sum(heights) + room), facecolor=theme.background, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=_SIZE + 1, color=theme.text)
+    panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
+    for axes in panels:
+        axes.set_facecolor(theme.background)
+        axes.tick_params(colors=theme.muted, labelsize=_SIZE - 1)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set_color(theme.text)
+            axis.label.set_fontsize(_SIZE)
+        for spine in axes.spines.values():
+            spine.set_color(theme.grid)
+    return figure, list(panels)
+
+
+def _height(table: DataFrame) -> float:
+    """Inches for a heat map: flat ones for few rows, nearly square ones for small squares."""
+    rows, columns = table.shape
+    per_row = 0.29 if columns <= _ROOM else 0.13
+    return 3.5 if rows == columns else min(max(1.7, 0.7 + per_row * rows), 3.5)
+
+
+def _scale(
+    tables: Iterable[DataFrame], limits: tuple[float | None, float | None], theme: Theme
+) -> ScalarMappable:
+    """The colours of values between the limits, or between those of all tables together."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    values = [v for table in tables for v in table.to_numpy(float).ravel().tolist() if v == v]
+    low, high = limits
+    low = min(values, default=0.0) if low is None else low
+    high = max(values, default=1.0) if high is None else high
+    colours = import_matplotlib().colormaps[theme.colour_map].with_extremes(bad=theme.absent)
+    return ScalarMappable(Normalize(low, high if high > low else low + 1.0), colours)
+
+
+def _name_cells(axes: Axes, table: DataFrame) -> None:
+    """Up to a dozen names of rows and columns along the axes."""
+    for axis, names, most in ((axes.xaxis, table.columns, 9), (axes.yaxis, table.index, _ROOM)):
+        axis.set_ticks(*_ticks(names.tolist(), most))
+
+
+def _ticks(names: list[Any], most: int) -> tuple[list[float], list[str]]:
+    """Where to put which names: all that have room; of rising numbers, round ones."""
+    from matplotlib.ticker import MaxNLocator
+
+    if len(names) > most and all(isinstance(n, int) for n in names) and names == sorted(names):
+        values = MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]).tick_values(
+            names[0], names[-1]
+        )
+        shown = [int(v) for v in values if names[0] <= v <= names[-1]]
+        return [float(bisect(names, v) - 1) for v in shown], [str(v) for v in shown]
+    step = -(-len(names) // most)
+    return [float(at) for at in range(0, len(names), step)], [str(n) for n in names[::step]]
+
+
+def _number_cells(axes: Axes, scale: ScalarMappable, values: Any, spec: str, theme: Theme) -> None:
+    """Each cell's number, in whichever of the theme's two colours stands out from the cell."""
+    ends = sorted((theme.background, theme.text), key=_luminance)
+    for row, column in zip(*(~(values != values)).nonzero()):
+        value = values[row, column]
+        cell = _luminance(scale.to_rgba(value))
+        text = format(value, spec).removesuffix("%")
+        colour = ends[0] if cell > 0.2 else ends[1]
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=_SIZE - 1.5)
+
+
+def _luminance(colour: Any) -> float:
+    """Relative luminance, 0 to 1 (WCAG 2.1)."""
+    from matplotlib.colors import to_rgb
+
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
+
+
+def _whole_numbers(axis: Any, index: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    if all(isinstance(value, int) for value in index.tolist()):
+        axis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _percent(axis: Any) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    axis.set_major_formatter(PercentFormatter(1.0))

@@ -1,0 +1,131 @@
+"""Figures and colours."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import re
+
+import pytest
+
+from nse_plugin.errors import HostError
+from nse_plugin.report import figures
+from nse_plugin.report.theme import DARK, LIGHT, THEMES
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+NAN = float("nan")
+
+
+def rounds(**columns):
+    return pd.DataFrame(columns, index=pd.Index([1, 2, 3], name="round"))
+
+
+def contrast(one, other):
+    """WCAG 2.1, computed anew from its text."""
+
+    def luminance(colour):
+        channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_contrast(theme):
+    for behind in (theme.background, theme.panel):
+        for text in (theme.text, theme.muted, theme.accent):
+            assert contrast(text, behind) >= 4.5
+    for line in theme.series:
+        assert contrast(line, theme.background) >= 3
+    assert len(set(theme.series)) == len(theme.series)
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=lambda theme: theme.name)
+def test_numbers_in_cells_can_be_read(theme):
+    from matplotlib.colors import to_hex
+
+    figure = figures.heat_map(
+        pd.DataFrame([[i / 10 for i in range(11)]]), x="x", y="y", value="v", theme=theme
+    )
+    (axes, _) = figure.axes
+    image = axes.images[0]
+    for i, text in enumerate(axes.texts):
+        cell = to_hex(image.cmap(image.norm(i / 10)))
+        assert contrast(to_hex(text.get_color()), cell) >= 3.5
+
+
+def test_lines_show_the_values():
+    table = rounds(a=[1.0, NAN, 3.0], b=[2.0, 2.0, 2.0])
+    figure = figures.lines(table, x="round", y="norm", theme=DARK)
+    (axes,) = figure.axes
+    first, second = axes.lines
+    assert first.get_xydata().tolist() == [[1, 1], [3, 3]]
+    assert second.get_ydata().tolist() == [2, 2, 2]
+    assert first.get_marker() != second.get_marker() and first.get_color() != second.get_color()
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+    assert axes.get_ylim()[0] == 0 and axes.get_xlabel() == "round"
+
+
+def test_heat_maps_share_their_colours():
+    tables = {"layer 1": rounds(a=[1, 2, 3]), "layer 2": rounds(a=[4, NAN, 9])}
+    figure = figures.heat_maps(tables, x="neuron", y="round", value="norm", limits=(None, None))
+    images = [axes.images[0] for axes in figure.axes[:2]]
+    assert {image.get_clim() for image in images} == {(1, 9)}
+    assert images[1].get_array().mask.tolist() == [[False], [True], [False]]
+    assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == list(tables)
+
+
+def test_heat_map_of_one_value_and_of_none():
+    for values in ([0.0, 0.0, 0.0], [NAN, NAN, NAN]):
+        figures.to_png(figures.heat_map(rounds(a=values), x="x", y="y", value="v"))
+
+
+def test_binned_is_the_mean_of_what_is_there():
+    table = pd.DataFrame([[1.0, 3.0, NAN, 5.0, NAN]], columns=[10, 11, 12, 13, 14])
+    assert figures.binned(table, 5) is table
+    means = figures.binned(table, 3)
+    assert list(means.columns) == [10, 12, 14]
+    assert means.iloc[0].tolist()[:2] == [2.0, 5.0] and means.isna().iloc[0].tolist()[2]
+    assert figures.binned(pd.DataFrame([range(14336)])).shape[1] <= 128
+
+
+def test_files_are_the_same_each_time_and_nothing_global_changes():
+    import matplotlib
+
+    before = dict(matplotlib.rcParams)
+
+    def draw(theme):
+        return figures.lines(rounds(a=[1, 2, 3]), x="x", y="y", title="t", theme=theme)
+
+    for save in (figures.to_png, figures.to_svg):
+        assert save(draw(LIGHT)) == save(draw(LIGHT)) != save(draw(DARK))
+    assert dict(matplotlib.rcParams) == before
+    assert figures.to_png(draw(LIGHT)).startswith(b"\x89PNG")
+    svg = figures.to_svg(draw(LIGHT)).decode()
+    assert "<text" not in svg and not re.search(r'href="(?!#|data:)', svg)
+
+
+def test_the_background_is_the_theme_s():
+    import matplotlib.image
+
+    for theme in THEMES:
+        figure = figures.lines(rounds(a=[1, 2, 3]), x="x", y="y", theme=theme)
+        corner = matplotlib.image.imread(io.BytesIO(figures.to_png(figure)))[0, 0, :3]
+        wanted = [int(theme.background[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        assert corner.tolist() == pytest.approx(wanted, abs=0.01)
+
+
+def test_without_matplotlib(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name.partition(".")[0] == "matplotlib":
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(HostError, match=r'pip install "nse-plugin\[report\]"'):
+        figures.lines(rounds(a=[1, 2, 3]), x="x", y="y")

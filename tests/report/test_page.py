@@ -1,0 +1,145 @@
+"""Pages: what they hold, and how a real browser shows them."""
+
+from __future__ import annotations
+
+import builtins
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from nse_plugin.errors import HostError
+from nse_plugin.report import figures
+from nse_plugin.report.page import Page, Picture
+from nse_plugin.report.table import Table
+from nse_plugin.report.theme import DARK, LIGHT
+
+pd = pytest.importorskip("pandas")
+pytest.importorskip("matplotlib")
+pytest.importorskip("jinja2")
+
+
+def a_page():
+    frame = pd.DataFrame({"norm": [1.5, 2.5], "who": ["<script>x</script>", "b"]})
+    frame.index.name = "round"
+    page = Page("A <b>page</b>", subtitle="of a test")
+    first = page.section("Tables & words", "An introduction.")
+    wide = pd.DataFrame([range(60)], columns=[f"column {i}" for i in range(60)])
+    first.add(
+        "A paragraph.", Table.of(frame, "The caption", note="A note."), Table.of(wide, "Wide")
+    )
+
+    def draw(theme):
+        return figures.lines(frame[["norm"]], x="round", y="norm", theme=theme)
+
+    picture = Picture("norm", "Norm", alt='A line that "rises" from 1.5 to 2.5', draw=draw)
+    page.section("Pictures").add(picture, picture, "Between.", picture)
+    return page
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "deep" / "page.html"
+    a_page().write(path)
+    return path
+
+
+class Tags(HTMLParser):
+    """Tags with their attributes; complains of one that is closed by another's end."""
+
+    VOID = ("meta", "link", "img", "br")
+
+    def __init__(self, html):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_accessible(written):
+    html = written.read_text(encoding="utf-8")
+    tags = Tags(html)
+    assert not tags.open
+    by_name = {name: [a for tag, a in tags.found if tag == name] for name, _ in tags.found}
+    assert by_name["html"][0]["lang"] == "en"
+    assert {a["scope"] for a in by_name["th"]} == {"col", "row"}
+    assert len(by_name["caption"]) == len(by_name["table"]) == 2
+    assert all(a["alt"] == 'A line that "rises" from 1.5 to 2.5' for a in by_name["img"])
+    assert len(by_name["img"]) == 2 * 3 and html.count('<div class="pictures">') == 2
+    ids = [a["id"] for _, a in tags.found if "id" in a]
+    assert len(ids) == len(set(ids))
+    for _, a in tags.found:
+        assert a.get("aria-labelledby", ids[0]) in ids
+        assert a.get("href", "#" + ids[0]).removeprefix("#") in [*ids, "data:,"]
+    assert len(by_name["script"]) == 1  # that of a cell is text
+
+
+def test_nothing_comes_from_elsewhere(written):
+    html = written.read_text(encoding="utf-8")
+    assert not re.search(r"(?:src|href)=[\"'](?!#|data:)|@import|url\(", html)
+    assert "default-src 'none'" in html
+    assert a_page().html() == html  # the same each time
+
+
+SHOWN = """[...document.images].filter(i => i.offsetParent !== null && i.naturalWidth > 0)
+    .map(i => i.className)"""
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+
+
+def rgb(colour):
+    return "rgb({}, {}, {})".format(*(int(colour[at : at + 2], 16) for at in (1, 3, 5)))
+
+
+@pytest.mark.parametrize("width", [1200, 360])
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_a_browser_shows_it(written, open_page, theme, width):
+    opened = open_page(written, scheme=theme.name, width=width)
+    assert opened.page.title() == "A <b>page</b>"
+    assert opened.evaluate(SHOWN) == [theme.name] * 3
+    assert opened.evaluate(BACKGROUND) == rgb(theme.background)
+    assert opened.evaluate("document.documentElement.scrollWidth") == width  # tables scroll alone
+    assert opened.complaints == [] and opened.outside() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_button_changes_the_colours(written, open_page, scheme):
+    opened = open_page(written, scheme=scheme)
+    other = {"light": DARK, "dark": LIGHT}[scheme]
+    button = opened.page.get_by_role("button")
+    assert button.inner_text() == f"{other.name.capitalize()} colours"
+    button.click()
+    assert opened.evaluate(SHOWN) == [other.name] * 3
+    assert opened.evaluate(BACKGROUND) == rgb(other.background)
+    assert button.inner_text() == f"{scheme.capitalize()} colours"
+    button.click()
+    assert opened.evaluate(SHOWN) == [scheme] * 3
+    assert opened.complaints == []
+
+
+def test_the_browser_would_notice(tmp_path, open_page):
+    """The checks above can fail: a page that asks for more is seen to."""
+    path = tmp_path / "bad.html"
+    path.write_text("<img src='http://example.org/x.png'><script>console.error('no')</script>")
+    opened = open_page(path)
+    assert opened.outside() == ["http://example.org/x.png"]
+    assert "no" in opened.complaints
+
+
+def test_without_jinja(monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "jinja2":
+            raise ImportError("No module named 'jinja2'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(HostError, match=r'jinja2.*pip install "nse-plugin\[report\]"'):
+        Page("x").html()
