@@ -8,6 +8,7 @@ keep their names and meaning.
 from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
+from nse_plugin.hparams.host_editors import MELOHparams, WISEHparams
 from nse_plugin.hparams.locate import LocateHparams, NSEHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
 
@@ -17,9 +18,11 @@ NSEHyperParams = NSEHparams
 __all__ = [
     "Hparams",
     "LocateHparams",
+    "MELOHparams",
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
+    "WISEHparams",
     "find_yaml",
     "yaml_dir",
 ]
