@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any
 from nse_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from nse_plugin.hparams import NSEHparams, NSEHyperParams, OvertoneHparams
+    from nse_plugin.hparams import (
+        FTHparams,
+        GRACEHparams,
+        LoRAHparams,
+        NSEHparams,
+        NSEHyperParams,
+        OvertoneHparams,
+    )
     from nse_plugin.requests import EditRequest
     from nse_plugin.session import EditSession
     from nse_plugin.toolkit import BaseEditor, register, unregister
@@ -22,6 +29,9 @@ __all__ = [
     "BaseEditor",
     "EditRequest",
     "EditSession",
+    "FTHparams",
+    "GRACEHparams",
+    "LoRAHparams",
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
@@ -34,6 +44,9 @@ _HOME = {
     "BaseEditor": "toolkit",
     "EditRequest": "requests",
     "EditSession": "session",
+    "FTHparams": "hparams",
+    "GRACEHparams": "hparams",
+    "LoRAHparams": "hparams",
     "NSEHparams": "hparams",
     "NSEHyperParams": "hparams",
     "OvertoneHparams": "hparams",

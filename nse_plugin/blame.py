@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nse_plugin.errors import RequestError
+from nse_plugin.errors import RequestError, SessionError
 from nse_plugin.evaluation.answers import check_length, input_device
 from nse_plugin.ledger.queries import import_pandas
-from nse_plugin.ledger.records import RoundRecord
+from nse_plugin.ledger.records import RoundRecord, later_trained
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import TokenBatch, encode_prompt
 from nse_plugin.session import EditSession
@@ -30,12 +30,17 @@ def blame(session: EditSession, prompt: str) -> DataFrame:
         and ``top_without`` (the most likely one without the round).
 
     Raises:
-        SessionError: somebody else changed the weights.
+        SessionError: somebody else changed the weights, or rounds trained one attachment, of
+            which none can be taken away alone.
         RequestError: the prompt has no tokens, or is longer than the model's context.
         DataError: pandas is missing.
     """
     pd = import_pandas()
     session.check()
+    if session.attached.kind is not None:
+        raise SessionError(
+            f"rounds cannot be taken away one by one: {later_trained(session.ledger.numbers()[-1])}"
+        )
     ids = encode_prompt(session.tokenizer, prompt).ids
     if not ids:
         raise RequestError(f"prompt is {prompt!r} and has no tokens; give a text to go on from")

@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_run(commands)
     _add_inspect(commands)
+    _add_overfit(commands)
     _add_undo(commands)
     _add_export(commands)
     _add_stats(commands)
@@ -169,6 +170,43 @@ def _inspect(options: argparse.Namespace) -> int:
         request=options.request,
         plot=options.plot,
         html=options.html,
+    )
+    return 0
+
+
+def _add_overfit(commands: argparse._SubParsersAction) -> None:
+    overfit = commands.add_parser(
+        "overfit",
+        help="how evenly an edit learns its target's tokens, with and without OVERTONE",
+        epilog="examples: nse overfit --hparams NSE/atlas-gpt2; "
+        "nse overfit --hparams OVERTONE/NSE/atlas-gpt2 --data atlas:30 --plot tokens.png",
+    )
+    overfit.add_argument("--hparams", required=True, help="name or path of a method's YAML")
+    overfit.add_argument(
+        "--against", help="of another; default OVERTONE around it, or OVERTONE's base"
+    )
+    overfit.add_argument("--data", default="atlas:10", help="atlas:10 (default), or a JSON file")
+    overfit.add_argument("--limit", type=int, help="the first so many records")
+    overfit.add_argument("--seed", type=int, default=0, help="of the embedded world's draw")
+    overfit.add_argument("--model", help="another model than that of the hparams")
+    overfit.add_argument("--shown", type=int, default=3, help="edits listed by token (default 3)")
+    overfit.add_argument("--plot", type=Path, metavar="FILE", help="PNG of the first edit's tokens")
+    overfit.set_defaults(call=_overfit)
+
+
+def _overfit(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.overfit import overfit
+
+    overfit(
+        options.hparams,
+        print,
+        against=options.against,
+        data=options.data,
+        limit=options.limit,
+        seed=options.seed,
+        model=options.model,
+        shown=options.shown,
+        plot=options.plot,
     )
     return 0
 

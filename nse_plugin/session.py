@@ -1,8 +1,8 @@
 """The edit session: the memory of one model that is edited again and again.
 
-It owns the original weights, the accumulated change, the context texts, the covariances and the
-ledger, from which the previous keys follow.  It lives with the model: ``EditSession.of(model)``
-finds it again, and it goes when the model goes.
+It owns the original weights, the accumulated change, what is attached to the model, the context
+texts, the covariances and the ledger, from which the previous keys follow.  It lives with the
+model: ``EditSession.of(model)`` finds it again, and it goes when the model goes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from nse_plugin.attach import Attached
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.ledger.records import Ledger, RoundRecord, Undone
+from nse_plugin.ledger.records import Ledger, RoundRecord, Undone, later_trained
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
 from nse_plugin.model.arch import DecoderLayout
@@ -29,6 +30,7 @@ from nse_plugin.model.weights import EditedWeights
 log = logging.getLogger(__name__)
 
 _ATTRIBUTE = "_nse_plugin_session"
+_PUT_BACK = "weights were put back"
 
 
 class EditSession:
@@ -46,6 +48,7 @@ class EditSession:
         self.layout = DecoderLayout(model)
         self.tokenizer = tokenizer
         self.weights = EditedWeights()
+        self.attached = Attached(self.layout)
         self.ledger = Ledger()
         self.previous_keys = PreviousKeys(self.ledger)
         self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
@@ -85,13 +88,21 @@ class EditSession:
         return self.layout.model
 
     @contextmanager
-    def round(self, layers: list[int]) -> Iterator[None]:
-        """One round of editing these layers: all of it or nothing.
+    def round(self, layers: list[int], attaches: str | None = None) -> Iterator[None]:
+        """One round of editing these layers, or what is attached: all of it or nothing.
 
-        Checks the weights first (:meth:`check`).  Where an exception leaves the block, the model
+        Checks the model first (:meth:`check`).  Where an exception leaves the block, the model
         holds what it held before.
+
+        Args:
+            attaches: the kind of attachment that the round trains, which then no other method may
+                edit beside; None for a round that writes weights.
+
+        Raises:
+            SessionError: the model was changed, or holds rounds of another kind.
         """
         self.check()
+        self._refuse_mixture(attaches)
         self.layout.check_layers(layers)
         for layer in layers:
             name = self.layout.down_name(layer)
@@ -99,13 +110,20 @@ class EditSession:
             self._layers[name] = layer
         self._elsewhere = self._elsewhere or Watch(self.model)
         self._elsewhere.leave_out(self.weights.names())
-        before, length = self.weights.snapshot(), len(self.ledger)
+        before, length, state = self.weights.snapshot(), len(self.ledger), self.attached.state()
         try:
             yield
         except BaseException:
             self.weights.restore(before)
+            self.attached.set(state)
             self._truncate(length)
             raise
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Inside, the model is the untouched one; afterwards what it was, come what may."""
+        with self.weights.rewound(), self.attached.off():
+            yield
 
     def write(self, layer: int, change: torch.Tensor) -> None:
         """Add a change [d_model, d_ff] to a layer's down-projection."""
@@ -114,7 +132,7 @@ class EditSession:
     def commit(self, record: RoundRecord) -> None:
         """Enter a finished round into the ledger."""
         self.ledger.append(record)
-        self._states.append(self.weights.fingerprint())
+        self._states.append(self._fingerprint())
 
     def adopt(
         self,
@@ -140,7 +158,8 @@ class EditSession:
             )
         try:
             for record in ledger:
-                with self.round(sorted(record.keys)):
+                kind = None if record.state is None else record.state.kind
+                with self.round(sorted(record.keys), kind):
                     self._replay(record)
         except BaseException:
             self._go_back_to(0)
@@ -156,12 +175,16 @@ class EditSession:
         the ledger notes the undo.  Where anything goes wrong, all is as before.
 
         Raises:
-            SessionError: the round was undone already, or there is none; or somebody else changed
-                the weights.
+            SessionError: the round was undone already, or there is none; it is not the last one
+                and trained what is attached; or somebody else changed the model.
         """
         self.check()
         index = self.ledger.index(number)
+        if self.attached.kind is not None and index < len(self.ledger) - 1:
+            last = self.ledger.numbers()[-1]
+            raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
         records, states, before = list(self.ledger), self._states[:], self.weights.snapshot()
+        state = self.attached.state()
         try:
             self._go_back_to(index)
             for record in records[index + 1 :]:
@@ -172,8 +195,15 @@ class EditSession:
                 self.ledger.append(record)
             self._states = states
             self.weights.restore(before)
+            self.attached.set(state)
             raise
         self.ledger.undone.append(Undone.now(number, reason))
+
+    def put_back(self, number: int) -> None:
+        """Undo a round for a host that takes its edits back; without rounds it starts over."""
+        self.undo(number, _PUT_BACK)
+        if not len(self.ledger):  # as after undo_all
+            self.ledger.undone.clear()
 
     def undo_last(self, rounds: int = 1) -> None:
         """Take back the last rounds: their changes and their keys; the ledger notes it.
@@ -208,27 +238,26 @@ class EditSession:
         elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
         if elsewhere:
             raise _foreign(elsewhere, "the first round")
-        now = self.weights.fingerprint()
+        now = self._fingerprint()
         for length in range(len(self._states), -1, -1):
             if now == self._state_after(length):
                 if length < len(self._states):
                     log.info("weights of round %d were put back; later rounds dropped", length)
                     dropped = self.ledger.numbers()[length:]
                     self._go_back_to(length)
-                    reason = "weights were put back"
-                    self.ledger.undone += [Undone.now(n, reason) for n in reversed(dropped)]
+                    self.ledger.undone += [Undone.now(n, _PUT_BACK) for n in reversed(dropped)]
                     if not length:  # as after undo_all
                         self.ledger.undone.clear()
                 return
         expected = self._state_after(len(self._states))
-        changed = [name for name in now if now[name] != expected[name]]
+        changed = [name for name in now if now[name] != expected.get(name)]
         raise _foreign(changed, f"round {len(self._states)}")
 
     def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
         """Texts to put before prompts, separators included; the original model writes them once."""
         key = (hparams.seed, hparams.n_contexts, hparams.context_length)
         if key not in self._contexts:
-            with self.weights.rewound(), quiet(self.model):
+            with self.rewound(), quiet(self.model):
                 texts = context_texts(
                     self.model,
                     self.tokenizer,
@@ -246,7 +275,7 @@ class EditSession:
         )  # fmt: skip
         missing = [layer for layer in hparams.layers if (layer, *source) not in self._covariances]
         if missing:
-            with self.weights.rewound():
+            with self.rewound():
                 moments = second_moments(
                     self.layout,
                     self.tokenizer,
@@ -261,6 +290,18 @@ class EditSession:
                 self._covariances[(layer, *source)] = moment.mean
         return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
 
+    def _fingerprint(self) -> dict[str, int]:
+        return {**self.weights.fingerprint(), **self.attached.fingerprint()}
+
+    def _refuse_mixture(self, attaches: str | None) -> None:
+        self.attached.refuse_other(attaches)
+        if attaches is not None and self.attached.kind is None and len(self.ledger):
+            raise SessionError(
+                f"this session has {len(self.ledger)} rounds that wrote weights, and {attaches!r} "
+                "cannot be attached on top of them; undo_all() first, or take a model that is "
+                "loaded anew"
+            )
+
     def _state_after(self, length: int) -> dict[str, int]:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
@@ -270,6 +311,7 @@ class EditSession:
         for write in record.writes:
             device = self.layout.down(write.layer).weight.device
             self.write(write.layer, write.change(self.layout.d_ff, device))
+        self.attached.set(record.state)
         self.commit(record)
 
     def _go_back_to(self, length: int) -> None:
@@ -278,6 +320,7 @@ class EditSession:
             device = self.weights.original(name).device
             change = self.ledger.change(layer, self.layout.d_ff, device)
             self.weights.set(name, None if change is None else self.layout.to_weight(change))
+        self.attached.set(self.ledger[-1].state if length else None)
 
     def _truncate(self, length: int) -> None:
         self.ledger.truncate(length)

@@ -43,8 +43,10 @@ def export(
     model, session = open_run(run, device)
     edits = sum(len(record.outcomes) for record in session.ledger)
     if kind == "peft":
-        show("layer   rank   of  relative error")
-        for fit in to_peft(session, out, rank=rank).values():
+        fits = to_peft(session, out, rank=rank)
+        if fits:
+            show("layer   rank   of  relative error")
+        for fit in fits.values():
             show(f"{fit.layer:5d} {fit.rank:6d} {fit.full_rank:4d}  {fit.relative_error:.2e}")
     elif kind == "delta":
         to_delta(session, out)

@@ -10,14 +10,15 @@ import math
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from nse_plugin.errors import DataError, HostError, HparamsError, ModelError
+from nse_plugin.attach.adapters import Adapters, import_peft
+from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.export.entry import enter
 from nse_plugin.export.factors import Fit, factorise
 from nse_plugin.export.folder import (
@@ -40,11 +41,14 @@ _UNUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_
 def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
     """Write the session's accumulated change as a LoRA adapter to a new folder.
 
+    Adapters that the session's rounds trained are written as they are.
+
     Args:
         rank: upper bound for the rank of each layer; None for all of the change.
 
     Returns:
-        By layer: the rank, and how far the adapter is from the change.
+        By layer: the rank, and how far the adapter is from the change; nothing where adapters
+        were trained.
 
     Raises:
         HostError: peft is not installed.
@@ -52,9 +56,12 @@ def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None
         SessionError: there is nothing to export, or the weights are not the session's.
         DataError: the folder holds something or cannot be written.
     """
-    peft = _peft()
+    peft = import_peft()
     if rank is not None and rank < 1:
         raise HparamsError(f"rank is {rank}; give a number from 1, or none for all of the change")
+    if session.attached.kind == "lora":
+        _trained(session, Path(folder), rank)
+        return {}
     tensors: dict[str, torch.Tensor] = {}
     fits: dict[int, Fit] = {}
     ranks: dict[str, int] = {}
@@ -77,6 +84,17 @@ def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None
     return fits
 
 
+def _trained(session: EditSession, folder: Path, rank: int | None) -> None:
+    """Write the adapters that are attached to the session's model."""
+    if rank is not None:
+        raise HparamsError(f"rank is {rank}, and trained adapters have theirs; leave it out")
+    session.check()
+    adapters = cast(Adapters, session.attached.current)
+    with new_folder(folder) as temporary:
+        adapters.save(temporary)
+        write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG))
+
+
 def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> EditSession:
     """Add a LoRA adapter on MLP down-projections to a model, as one round of its session.
 
@@ -92,7 +110,7 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
         ModelError: it was made from another model, or adapts what a session does not edit.
     """
     folder = Path(folder)
-    config = _read_config(_peft(), folder)
+    config = _read_config(import_peft(), folder)
     session = EditSession.of(model, tokenizer)
     if (folder / MANIFEST).exists():
         check_model(folder, read_manifest(folder, "peft"), session)
@@ -127,17 +145,6 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
         raise DataError(f"{folder / WEIGHTS} holds no lora_A and lora_B; restore it")
     enter(session, factors)
     return session
-
-
-def _peft() -> ModuleType:
-    try:
-        import peft
-    except ImportError as error:
-        raise HostError(
-            f"peft cannot be imported ({error}), and writes and reads adapters; "
-            "pip install 'nse-plugin[export]'"
-        ) from error
-    return peft
 
 
 def _config(peft: ModuleType, session: EditSession, ranks: dict[str, int]) -> Any:

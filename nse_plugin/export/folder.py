@@ -60,9 +60,16 @@ def edited_layers(session: EditSession) -> list[int]:
     """Layers that the standing rounds changed, rising.
 
     Raises:
-        SessionError: there are none, or the model holds something else than the session wrote.
+        SessionError: there are none, something is attached to the model instead, or the model
+            holds something else than the session wrote.
     """
     session.check()
+    if session.attached.kind is not None:
+        raise SessionError(
+            f"the rounds of this session are in what is attached to the model "
+            f"({session.attached.kind!r}), not in its weights; adapters of LoRA can be exported "
+            "with to_peft(), and nothing else of the kind"
+        )
     layers = sorted({write.layer for record in session.ledger for write in record.writes})
     if not layers:
         raise SessionError(
@@ -95,7 +102,7 @@ def write_manifest(
     """
     layout, weights = session.layout, session.weights
     parameters = {}
-    for layer in edited_layers(session):
+    for layer in [] if session.attached.kind is not None else edited_layers(session):
         name = layout.down_name(layer)
         original, edited = weights.original(name), layout.down(layer).weight
         parameters[name] = {

@@ -11,17 +11,22 @@ from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
 from nse_plugin.hparams.host_editors import MELOHparams, WISEHparams
 from nse_plugin.hparams.locate import LocateHparams, NSEHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
+from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
 
 NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
 
 __all__ = [
+    "FTHparams",
+    "GRACEHparams",
     "Hparams",
+    "LoRAHparams",
     "LocateHparams",
     "MELOHparams",
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
+    "TrainingHparams",
     "WISEHparams",
     "find_yaml",
     "yaml_dir",

@@ -76,6 +76,7 @@ class OvertoneHparams(Hparams):
                 f"base is {self.base!r}; it must be the hyperparameters of another method: build "
                 "with OvertoneHparams.wrap(base), from_hparams or from_dict"
             )
+        self.__dict__["attaches"] = self.base.attaches  # of every method's class; here by base
 
     @classmethod
     def wrap(cls, base: Hparams, **values: Any) -> OvertoneHparams:

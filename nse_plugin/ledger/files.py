@@ -20,16 +20,20 @@ from safetensors.torch import save_file
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_json, write_whole
 from nse_plugin.ledger.records import (
+    AttachedState,
     Ledger,
     Outcome,
     RoundRecord,
     Undone,
     Write,
+    later_trained,
     not_standing,
 )
 
 SCHEMA = 1
 """Version of the files; a reader refuses others."""
+SCHEMA_ATTACHED = 2
+"""Version of a round's file that holds the state of what is attached to the model."""
 UNDONE = "undone.json"
 _ROUND = re.compile(r"round-(\d+)\.safetensors")
 
@@ -47,8 +51,11 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
             tensors[f"write.{index}.{part}"] = getattr(write, part).contiguous()
     for layer, keys in record.keys.items():
         tensors[f"keys.{layer}"] = keys.contiguous()
+    if record.state is not None:
+        for name, tensor in record.state.tensors.items():
+            tensors[f"state.{name}"] = tensor.contiguous()
     header = {
-        "schema": SCHEMA,
+        "schema": SCHEMA if record.state is None else SCHEMA_ATTACHED,
         "number": record.number,
         "method": record.method,
         "outcomes": [dataclasses.asdict(outcome) for outcome in record.outcomes],
@@ -62,6 +69,7 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
             for write in record.writes
         ],
         "seconds": record.seconds,
+        "state": record.state and {"kind": record.state.kind, "config": record.state.config},
     }
     path = round_path(folder, record.number)
     write_whole(
@@ -80,9 +88,10 @@ def load_round(path: Path) -> RoundRecord:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads((file.metadata() or {})["record"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["schema"] != SCHEMA:
+        if header["schema"] not in (SCHEMA, SCHEMA_ATTACHED):
             raise DataError(
-                f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; "
+                f"{path} has schema {header['schema']}, and this version reads {SCHEMA} and "
+                f"{SCHEMA_ATTACHED}; "
                 "read it with the version of nse_plugin that wrote it"
             )
         return RoundRecord(
@@ -105,6 +114,7 @@ def load_round(path: Path) -> RoundRecord:
                 if name.startswith("keys.")
             },
             seconds=header["seconds"],
+            state=_state(header.get("state"), tensors),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
@@ -124,6 +134,17 @@ def host_method(path: Path) -> str | None:
         return str(json.loads(metadata["host"])["method"]) if "host" in metadata else None
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+
+
+def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> AttachedState | None:
+    if header is None:
+        return None
+    kept = {
+        name.removeprefix("state."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("state.")
+    }
+    return AttachedState(header["kind"], header["config"], kept)
 
 
 def load_ledger(folder: Path) -> Ledger:
@@ -164,7 +185,10 @@ def mark_undone(folder: Path, number: int, reason: str = "") -> list[int]:
         raise DataError(f"{folder}: {not_standing(number, list(standing), undone)}")
     path = standing.pop(number)
     _refuse_host_round(path)
-    load_round(path)  # a damaged file is to be restored first
+    if load_round(path).state is not None and number < max(standing, default=0):
+        raise DataError(
+            f"{folder}: round {number} cannot be undone alone: {later_trained(max(standing))}"
+        )
     entries.append((Undone.now(number, reason), checksum(path)))
     content = [{**dataclasses.asdict(entry), "sha256": digest} for entry, digest in entries]
     write_json(folder / UNDONE, {"schema": SCHEMA, "undone": content})

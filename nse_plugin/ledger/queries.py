@@ -208,6 +208,9 @@ def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFra
 def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
     """Rounds and requests that wrote a neuron: a row for each request of each such round.
 
+    A write of a round as a whole (FT trains on all requests together) has one row, with the
+    round's request where it is the only one, and None otherwise.
+
     Columns: ``round``, ``case_id``, ``norm`` (of the request's share in the change of the neuron's
     column, all passes together) and ``round_norm`` (of the round's change of the column).  Sorted
     by round, then by ``norm``, largest first.
@@ -220,13 +223,17 @@ def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
         raise DataError(f"neuron is {neuron}; layer {layer} has 0 to {d_ff - 1}")
     rows = []
     for record in ledger:
-        parts: dict[int | str, torch.Tensor] = {}  # each request's share of the column [d_model]
+        # each request's share of the column [d_model]
+        parts: dict[int | str | None, torch.Tensor] = {}
         for write in _writes_to(record, layer):
             column = (write.neurons == neuron).nonzero().flatten()
             if not len(column):
                 continue
             shares = write.left * write.right[:, column[0]]  # [d_model, n]
-            for case_id, share in zip(write.case_ids, shares.T):
+            owners: tuple[int | str | None, ...] = write.case_ids
+            if not owners:
+                owners, shares = (_only_case(record),), shares.sum(dim=1, keepdim=True)
+            for case_id, share in zip(owners, shares.T):
                 parts[case_id] = parts[case_id] + share if case_id in parts else share
         if parts:
             total = float(torch.stack(list(parts.values())).sum(dim=0).norm())
@@ -258,6 +265,10 @@ def _written(record: RoundRecord, ledger: Ledger, layers: list[int]) -> torch.Te
 
 def _writes_to(record: RoundRecord, layer: int) -> list[Write]:
     return [write for write in record.writes if write.layer == layer]
+
+
+def _only_case(record: RoundRecord) -> int | str | None:
+    return record.outcomes[0].case_id if len(record.outcomes) == 1 else None
 
 
 def edited_layers(ledger: Ledger) -> list[int]:

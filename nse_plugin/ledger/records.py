@@ -30,19 +30,22 @@ class Outcome:
     digest: str
     """Hash of prompt, subject and target."""
     status: Status
-    """converged: residual <= alpha; out_of_bounds: residual >= upper_bound; else residual_left."""
+    """converged: residual <= alpha, or, with a method that has no residual, every token of the
+    target is the model's first choice; out_of_bounds: residual >= upper_bound; else
+    residual_left."""
     passes: int
     """Write passes that the request took part in."""
-    residual_before: float
-    """||z - h|| before the first pass."""
-    residual_after: float
+    residual_before: float | None = None
+    """||z - h|| before the first pass; None with a method that has no value z."""
+    residual_after: float | None = None
     """||z - h|| after the last one."""
-    z_norm: float
-    z_shift: float
+    z_norm: float | None = None
+    z_shift: float | None = None
     """||z - h_original||: how far the value lies from the untouched model's."""
-    z_loss: float
-    """The value's loss when its optimisation stopped."""
-    z_steps: int
+    z_loss: float | None = None
+    """The loss when the optimisation stopped: of the value z, or of what a method trains."""
+    z_steps: int | None = None
+    """Evaluations of it."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,10 @@ class Write:
     right: torch.Tensor
     """[n, |I|] float32, from the solve."""
     case_ids: tuple[int | str, ...]
-    """The requests that caused it, in the order of the n factors."""
-    key_mass: float
-    """Share of sum |k| that the neurons hold."""
+    """The requests that caused it, in the order of the n factors; empty where the factors are
+    those of the round as a whole."""
+    key_mass: float | None
+    """Share of sum |k| that the neurons hold; None with a method that has no keys."""
 
     def change(self, d_ff: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """The change of the layer as float32 [d_model, d_ff], computed on a device."""
@@ -77,6 +81,18 @@ class Write:
 
 
 @dataclass(frozen=True)
+class AttachedState:
+    """All of what a method attached to the model, from which it can be attached anew."""
+
+    kind: str
+    """What is attached: see :data:`nse_plugin.attach.KINDS`."""
+    config: dict[str, Any]
+    """JSON values from which its modules are built."""
+    tensors: dict[str, torch.Tensor]
+    """What it has learned, in main memory."""
+
+
+@dataclass(frozen=True)
 class RoundRecord:
     """One round: its requests' fates, its writes and its keys."""
 
@@ -87,7 +103,9 @@ class RoundRecord:
     keys: dict[int, torch.Tensor]
     """By layer: [d_ff, n] float32, keys of all requests after the last write."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by part: values, keys, solve, write."""
+    """Time by part: values, keys, solve, write; or train."""
+    state: AttachedState | None = None
+    """What is attached to the model after the round; None with a method that writes weights."""
 
     def layers(self) -> list[int]:
         """Layers written, rising."""
@@ -251,3 +269,11 @@ def not_standing(number: int, standing: Sequence[int], undone: Sequence[Undone])
     if when is None:
         return f"there is no round {number}; {stands}"
     return f"round {number} was undone already, at {when}; {stands}"
+
+
+def later_trained(last: int) -> str:
+    """Why a round in the middle cannot be taken back where rounds train one attachment."""
+    return (
+        f"what is attached to the model was trained on by later rounds, up to {last}; undo these "
+        "first, the last one before the others"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,17 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import Hparams, NSEHparams, OvertoneHparams
+from nse_plugin.errors import HparamsError, SessionError, did_you_mean
+from nse_plugin.hparams import (
+    FTHparams,
+    GRACEHparams,
+    Hparams,
+    LoRAHparams,
+    NSEHparams,
+    OvertoneHparams,
+)
 from nse_plugin.ledger.records import RoundRecord
-from nse_plugin.methods import nse, overtone
+from nse_plugin.methods import ft, grace, lora, nse, overtone
 from nse_plugin.requests import EditRequest, as_requests
 from nse_plugin.session import EditSession
 
@@ -30,6 +38,9 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "FT": Method("FT", ft.edit_round, FTHparams),
+    "GRACE": Method("GRACE", grace.edit_round, GRACEHparams),
+    "LoRA": Method("LoRA", lora.edit_round, LoRAHparams),
     "NSE": Method("NSE", nse.edit_round, NSEHparams),
     "OVERTONE": Method("OVERTONE", overtone.edit_round, OvertoneHparams),
 }
@@ -50,12 +61,17 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, dict[str, torch.Tensor]]]:
+Held = dict[str, torch.Tensor] | Callable[[], None]
+"""What a call changed: weights as they were before it by name, or a function that undoes it."""
+
+
+def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
     """A method as EasyEdit calls it.
 
     The function takes ``(model, tok, requests, hparams, copy=False, return_orig_weights=True,
-    keep_original_weight=False, **ignored)`` and returns the edited model and the weights that it
-    changed, as they were before this call.
+    keep_original_weight=False, **ignored)`` and returns the edited model and what takes the edit
+    back: the weights that it changed, as they were before this call, or, of a method that attaches
+    modules, a function without arguments.
     """
     method = find_method(name)
 
@@ -68,19 +84,35 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, dict[str, 
         return_orig_weights: bool = True,
         keep_original_weight: bool = False,
         **_ignored: Any,
-    ) -> tuple[PreTrainedModel, dict[str, torch.Tensor]]:
+    ) -> tuple[PreTrainedModel, Held]:
         if copy:
-            model = copying.deepcopy(model)
+            model = _copy(model, tok)
         session = EditSession.of(model, tok)
-        originals: dict[str, torch.Tensor] = {}
-        if return_orig_weights or keep_original_weight:
-            session.layout.check_layers(hparams.layers)
-            for layer in hparams.layers:
-                weight = session.layout.down(layer).weight
-                originals[session.layout.down_name(layer)] = weight.detach().clone()
+        before = session.weights.snapshot()
         n_before = sum(len(record.outcomes) for record in session.ledger)
-        method.edit_round(session, as_requests(requests, first=n_before), hparams)
-        return model, originals
+        record = method.edit_round(session, as_requests(requests, first=n_before), hparams)
+        if record.state is not None:
+            return model, functools.partial(session.put_back, record.number)
+        if not (return_orig_weights or keep_original_weight):
+            return model, {}
+        names = map(session.layout.down_name, sorted(record.keys))
+        return model, {name: session.weights.at(name, before) for name in names}
 
     apply.__name__ = f"apply_{name.lower()}_to_model"
     return apply
+
+
+def _copy(model: PreTrainedModel, tok: Any) -> PreTrainedModel:
+    """A copy to edit; it has no session, so what it holds are its originals.
+
+    Raises:
+        SessionError: something is attached to the model.
+    """
+    attached = EditSession.of(model, tok).attached.kind
+    if attached is not None:
+        raise SessionError(
+            f"copy=True, and the model has {attached!r} attached, which its copy would have "
+            "without the session that knows how to take it off; undo_all() first, or edit the "
+            "model itself"
+        )
+    return copying.deepcopy(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -15,18 +16,21 @@ from nse_plugin.model.weights import fingerprint
 class _Seen:
     mark: tuple[int, int]  # changes when the parameter is written to or moved; free to read
     value: int  # fingerprint; one pass over the parameter
+    parameter: weakref.ref[torch.Tensor]
 
 
 class Watch:
     """What a model's matrices held when the watch began.
 
     A matrix is read again only where torch counts a write to it, so looking costs nothing as long
-    as nobody touched the model.  A write through ``parameter.data`` is not counted by torch.
+    as nobody touched the model.  A write through ``parameter.data`` is not counted by torch.  A
+    parameter is known by itself, since PEFT wraps modules and so renames it, and where it was
+    replaced by its name.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._seen = {
-            name: _Seen(_mark(parameter), fingerprint(parameter))
+            name: _Seen(_mark(parameter), fingerprint(parameter), weakref.ref(parameter))
             for name, parameter in model.named_parameters()
             if parameter.dim() > 1 and not parameter.is_meta and parameter.element_size() > 1
         }
@@ -39,9 +43,12 @@ class Watch:
     def changed(self, model: nn.Module) -> list[str]:
         """Names of the watched parameters that are gone or hold something else."""
         parameters = dict(model.named_parameters())
+        present = {id(parameter) for parameter in parameters.values()}
         found = []
         for name, seen in self._seen.items():
-            parameter = parameters.get(name)
+            parameter = seen.parameter()
+            if parameter is None or id(parameter) not in present:
+                parameter = parameters.get(name)
             if parameter is None or parameter.is_meta:
                 found.append(name)
             elif _mark(parameter) != seen.mark:

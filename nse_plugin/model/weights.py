@@ -69,6 +69,12 @@ class EditedWeights:
         """The float32 sum of all changes, or None where there is none; do not write to it."""
         return self._edited[name].change
 
+    def value(self, name: str) -> torch.Tensor:
+        """Original plus change in float32, before it is rounded to the model's dtype."""
+        edited = self._edited[name]
+        value = edited.original.float()
+        return value if edited.change is None else value + edited.change
+
     @torch.no_grad()
     def add(self, name: str, change: torch.Tensor) -> None:
         """Add a change (shape of the parameter) and write the sum to the model.
@@ -95,6 +101,13 @@ class EditedWeights:
         """Go back to a snapshot; matrices tracked since then get their original."""
         for name in self._edited:
             self.set(name, snapshot.get(name))
+
+    def at(self, name: str, snapshot: dict[str, torch.Tensor | None]) -> torch.Tensor:
+        """A copy of the weight as the model held it at a snapshot, bit for bit."""
+        original, change = self._edited[name].original, snapshot.get(name)
+        if change is None:
+            return original.clone()
+        return (original.float() + change).to(original.dtype)
 
     @contextmanager
     def rewound(self) -> Iterator[None]:

@@ -6,7 +6,6 @@ Both write rounds, keep them on disk, put them back and take the last one back.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,6 +22,7 @@ from nse_plugin.files import write_whole
 from nse_plugin.ledger.files import load_round, round_path, save_round
 from nse_plugin.ledger.records import Ledger, RoundRecord
 from nse_plugin.methods.registry import METHODS, find_method
+from nse_plugin.model.seeding import seeded
 from nse_plugin.model.watch import Watch
 from nse_plugin.requests import EditRequest
 from nse_plugin.session import EditSession
@@ -130,9 +130,9 @@ class SessionEngine:
     def problem(self) -> str | None:
         """A loss or a weight of the last round that is not finite."""
         losses = [outcome.z_loss for outcome in self.session.ledger[-1].outcomes]
-        if not all(map(_is_finite, losses)):
+        if not all(_is_finite(loss) for loss in losses if loss is not None):
             return "loss"
-        return _not_finite(self.changed())
+        return _not_finite([*self.changed(), *self.session.attached.tensors().values()])
 
     def save(self, folder: Path, number: int) -> Path:
         """Factors and keys of the last round; the ledger reads them from the file from now on."""
@@ -156,7 +156,7 @@ class SessionEngine:
 
     def rewound(self) -> Any:
         """The untouched model, inside."""
-        return self.session.weights.rewound()
+        return self.session.rewound()
 
     def originals(self) -> Mapping[str, torch.Tensor]:
         """Edited matrices as they were."""
@@ -165,7 +165,7 @@ class SessionEngine:
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
         """Previous keys of the edited layers; never all of them beside each other in memory."""
         found = {}
-        for layer in self.hparams.layers:
+        for layer in getattr(self.hparams, "layers", []):
             parts = [r.keys[layer] for r in self.session.ledger if layer in r.keys]
             n = sum(part.shape[1] for part in parts)
             if n > limit:
@@ -208,7 +208,7 @@ class HostEngine:
         Raises:
             HostError: it returned another model, or changed weights that it does not name.
         """
-        with _seeded(self._seed * 1_000_003 + number):
+        with seeded(self._seed, number):
             model, before = self._apply(
                 self.model,
                 self.tokenizer,
@@ -306,20 +306,7 @@ class HostEngine:
             ) from error
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Python's and torch's random numbers start from a seed, and go on as before afterwards."""
-    state = random.getstate()
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(state)
-
-
-def _not_finite(parameters: Sequence[nn.Parameter]) -> str | None:
+def _not_finite(parameters: Sequence[torch.Tensor]) -> str | None:
     return next(("weights" for p in parameters if not bool(torch.isfinite(p).all())), None)
 
 

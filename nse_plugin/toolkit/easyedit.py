@@ -74,14 +74,17 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
 
     Each method enters under its own name and as ``NAME-plugin``.  A name that EasyEdit already has
     is left to EasyEdit unless ``override`` is true; ours is then found under ``NAME-plugin`` only.
+    Methods that attach modules (LoRA, GRACE) stay out: EasyEdit's editors can take an edit back
+    only where it changed weights.
 
     Args:
-        methods: names of our methods; None for all.
+        methods: names of our methods; None for all that EasyEdit can use.
         override: take over names that EasyEdit has for methods of its own.
 
     Raises:
         HostError: there is no EasyEdit, a part of it that is needed here is missing, or a method
-            asked for *by name* has a name that EasyEdit uses.  EasyEdit is as before.
+            asked for *by name* attaches modules or has a name that EasyEdit uses.  EasyEdit is as
+            before.
     """
     host = find()
     if host is None:
@@ -140,7 +143,9 @@ def _wanted(
     from nse_plugin.toolkit.host_overtone import in_table
 
     table = part(f"{_TABLE}:ALG_DICT")
-    chosen = list(METHODS) if methods is None else [find_method(name).name for name in methods]
+    usable = [name for name, method in METHODS.items() if not method.hparams.attaches]
+    chosen = usable if methods is None else [find_method(name).name for name in methods]
+    _refuse_attaching([name for name in chosen if name not in usable])
     taken = [name for name in chosen if _is_taken(name, table, done)]
     if taken and methods is not None and not override:
         raise HostError(
@@ -163,6 +168,15 @@ def _wanted(
             log.info("EasyEdit has its own %s; ours is %s", name, alias)
         wanted[alias] = function
     return wanted
+
+
+def _refuse_attaching(names: list[str]) -> None:
+    if names:
+        raise HostError(
+            f"{', '.join(names)} of nse_plugin attaches modules to the model, and EasyEdit's "
+            "editors can take back changed weights only; use NSE_PLUGIN_HOST=embedded, or "
+            "EasyEdit's own method with its own hparams class"
+        )
 
 
 def _is_taken(name: str, table: dict[str, Any], done: Registration) -> bool:
@@ -286,6 +300,7 @@ def _for_host(hparams: Any) -> Any:
     found = table.get(hparams.alg_name)
     if isinstance(hparams, Hparams) and (found is None or found is not ours.get(hparams.alg_name)):
         alias = ALIAS.format(hparams.method)
+        _refuse_attaching([hparams.method] if hparams.attaches else [])
         if alias not in ours:
             raise HostError(
                 f"{hparams.alg_name} of nse_plugin is not in EasyEdit's method table; "

@@ -1,0 +1,199 @@
+"""Hyperparameters of methods that train on target tokens: FT, LoRA and GRACE.
+
+Keys are those of EasyEdit's YAMLs.  Some of them have one value in all of its YAMLs, and others
+have no effect in its code; a value that would mean something else is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.base import Hparams, bounded
+
+
+@dataclass(kw_only=True)
+class TrainingHparams(Hparams):
+    """What these methods share."""
+
+    stop_loss: float = bounded(0.0, low=0)
+    """Training of a round ends when its mean loss is below this; 0 uses all steps."""
+
+    @property
+    def learning_rate(self) -> float:
+        """Adam's learning rate."""
+        raise NotImplementedError
+
+    @property
+    def n_passes(self) -> int:
+        """Passes over a round's requests at most."""
+        raise NotImplementedError
+
+    @property
+    def decay(self) -> float:
+        """Adam's weight decay (L2, added to the gradient)."""
+        return 0.0
+
+    def _only(self, name: str, value: Any, why: str) -> None:
+        """Refuse every value of a key but this one."""
+        if getattr(self, name) != value:
+            raise HparamsError(
+                f"{name} is {getattr(self, name)!r}, and {why}; write {value!r} or leave it out"
+            )
+
+
+@dataclass(kw_only=True)
+class _EpochHparams(TrainingHparams):
+    """Training in passes over the requests, as FT and LoRA do."""
+
+    num_steps: int = bounded(25, low=1)
+    """Passes over a round's requests at most, in mini-batches of batch_size."""
+    lr: float = bounded(5e-4, above=0)
+    """Adam's learning rate."""
+    weight_decay: float = bounded(0.0, low=0)
+    """Adam's weight decay."""
+    kl_factor: float = 0.0
+    """Without effect in EasyEdit; 0 only."""
+    norm_constraint: float | None = bounded(None, above=0)
+    """Bound of every weight's change in a round; false or null for none."""
+
+    def __post_init__(self) -> None:
+        if self.norm_constraint is False:  # as EasyEdit's YAMLs write none
+            self.norm_constraint = None
+        super().__post_init__()
+        self._only("kl_factor", 0.0, "EasyEdit has the key but no term of the loss for it")
+
+    @property
+    def learning_rate(self) -> float:
+        """``lr``."""
+        return self.lr
+
+    @property
+    def n_passes(self) -> int:
+        """``num_steps``."""
+        return self.num_steps
+
+    @property
+    def decay(self) -> float:
+        """``weight_decay``."""
+        return self.weight_decay
+
+
+@dataclass(kw_only=True)
+class FTHparams(_EpochHparams):
+    """Fine-tuning of MLP down-projections: FT-M (target_new) and FT-L (prompt_last)."""
+
+    method: ClassVar[str] = "FT"
+
+    layers: list[int]
+    """Blocks whose MLP down-projection is trained."""
+    objective_optimization: Literal["prompt_last", "target_new"] = "target_new"
+    """target_new: each target token from the one before it; prompt_last: all of them from the
+    prompt's last token."""
+    stop_loss: float = bounded(1e-2, low=0)
+    """A batch below it makes no step, and a pass below it is the last; EasyEdit's is 0.01."""
+
+    rewrite_module_tmp: str | None = None
+    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
+    layer_module_tmp: str | None = None
+    mlp_module_tmp: str | None = None
+    attn_module_tmp: str | None = None
+    ln_f_module: str | None = None
+    lm_head_module: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
+            raise HparamsError(
+                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
+                "each once, e.g. [21]"
+            )
+
+
+@dataclass(kw_only=True)
+class LoRAHparams(_EpochHparams):
+    """LoRA or AdaLoRA adapters of PEFT, trained on by every round."""
+
+    method: ClassVar[str] = "LoRA"
+    attaches: ClassVar[bool] = True
+
+    lora_type: Literal["lora", "adalora"] = "lora"
+    """Which of PEFT's adapters."""
+    layers: list[int] = field(default_factory=list)
+    """Blocks that get adapters; none means all of them."""
+    target_modules: list[str] = field(default_factory=list)
+    """Ends of the names of the modules that get adapters, e.g. [q_proj, v_proj]."""
+    rank: int = bounded(8, low=1)
+    """Rank of each adapter."""
+    lora_alpha: float = bounded(32.0, above=0)
+    """The adapter's output is scaled by lora_alpha / rank."""
+    lora_dropout: float = bounded(0.0, low=0, high=1)
+    """Dropout before the adapter, in training only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._only("norm_constraint", None, "EasyEdit's LoRA has the key but no such bound")
+        if not self.target_modules:
+            raise HparamsError(
+                "target_modules is empty; name the modules that get adapters, e.g. "
+                "[q_proj, v_proj], or [c_attn] for GPT-2"
+            )
+
+
+_INNER = re.compile(r"[\w.]+(\[\d+\][\w.]*)*")
+
+
+@dataclass(kw_only=True)
+class GRACEHparams(TrainingHparams):
+    """GRACE: a codebook of activations in front of one layer (arXiv 2211.11031)."""
+
+    method: ClassVar[str] = "GRACE"
+    attaches: ClassVar[bool] = True
+
+    inner_params: list[str]
+    """The layer that gets the codebook, e.g. [transformer.h[35].mlp.c_fc.weight]; one only."""
+    edit_lr: float = bounded(1.0, above=0)
+    """Adam's learning rate for the value."""
+    n_iter: int = bounded(50, low=1)
+    """Steps for each request's value."""
+    eps: float = bounded(1.0, above=0)
+    """Radius of a new key's ball."""
+    dist_fn: Literal["euc"] = "euc"
+    """Distance of keys; Euclidean only."""
+    val_init: Literal["cold", "warm"] = "cold"
+    """A new value starts uniformly random in [0, 1) (cold) or as the layer's output (warm)."""
+    val_train: Literal["sgd"] = "sgd"
+    """How values are trained; no other choice."""
+    val_reg: Literal["None"] | None = None
+    """Without effect in EasyEdit; None only."""
+    reg: Literal["early_stop"] = "early_stop"
+    """Without effect in EasyEdit, which never stops early: see stop_loss."""
+    replacement: Literal["replace_last"] = "replace_last"
+    """Whose output is replaced; no other choice."""
+    eps_expand: Literal["coverage"] = "coverage"
+    """A ball grows until it covers a near key of the same target; no other choice."""
+    num_pert: int = bounded(8, low=0)
+    """Without effect where val_train is sgd."""
+    dropout: float = 0.0
+    """Without effect in EasyEdit; 0 only."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._only("dropout", 0.0, "EasyEdit has the key but no dropout for it")
+        if len(self.inner_params) != 1 or not _INNER.fullmatch(self.inner_params[0]):
+            raise HparamsError(
+                f"inner_params is {self.inner_params!r}; GRACE has one layer, give its weight, "
+                "e.g. [transformer.h[35].mlp.c_fc.weight]"
+            )
+
+    @property
+    def learning_rate(self) -> float:
+        """``edit_lr``."""
+        return self.edit_lr
+
+    @property
+    def n_passes(self) -> int:
+        """``n_iter``."""
+        return self.n_iter

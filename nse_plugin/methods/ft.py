@@ -1,0 +1,133 @@
+"""FT: fine-tuning of MLP down-projections on the target tokens, the plain baseline.
+
+Adam on the whole matrix of each layer, with EasyEdit's two objectives: FT-M (``target_new``, each
+target token is predicted from the one before it) and FT-L (``prompt_last``, all of them from the
+prompt's last token; arXiv 2401.01286 has the names).  ``norm_constraint`` keeps every weight
+within a distance of what it was before the round (arXiv 2012.00363).
+
+A round trains on top of the rounds before it.  EasyEdit also trains the bias of a layer whose
+``rewrite_module_tmp`` does not end in ``.weight``; here only matrices are edited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.func import functional_call
+
+from nse_plugin.errors import ModelError
+from nse_plugin.hparams.training import FTHparams
+from nse_plugin.ledger.records import RoundRecord, Write
+from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.training import Training
+from nse_plugin.model.hooks import quiet
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.session import EditSession
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: FTHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Train on one round of requests and enter the change into the session's ledger.
+
+    Where anything goes wrong half-way, model and ledger are as before.
+
+    Raises:
+        RequestError: the requests cannot be written together, or a prompt is too long.
+        ModelError: layers or templates do not fit the model, or the loss is not finite.
+        SessionError: somebody else changed the edited weights since the last round.
+    """
+    check_round(requests)
+    _check_template(session, hparams)
+    clock = Clock()
+    with session.round(hparams.layers):
+        with clock("train"), quiet(session.model):
+            changes, training = _train(session, requests, hparams, objective, trace)
+        with clock("write"):
+            writes = tuple(_write(layer, change) for layer, change in changes.items())
+            for write in writes:
+                device = session.layout.down(write.layer).weight.device
+                session.write(write.layer, write.change(session.layout.d_ff, device))
+        record = RoundRecord(
+            number=session.ledger.next_number(),
+            method=hparams.method,
+            outcomes=training.outcomes(),
+            writes=writes,
+            keys={layer: torch.zeros(session.layout.d_ff, 0) for layer in hparams.layers},
+            seconds=clock.seconds,
+        )
+        session.commit(record)
+    return record
+
+
+def _train(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: FTHparams,
+    objective: TokenObjective,
+    trace: TokenTrace | None,
+) -> tuple[dict[int, torch.Tensor], Training]:
+    """By layer: the change [d_model, d_ff] that training asks for; the model is not written to."""
+    layout, model = session.layout, session.model
+    names = {layer: layout.down_name(layer) for layer in hparams.layers}
+    starts = {layer: session.weights.value(name) for layer, name in names.items()}
+    trained = {layer: start.clone().requires_grad_(True) for layer, start in starts.items()}
+    dtypes = {layer: layout.down(layer).weight.dtype for layer in hparams.layers}
+
+    def forward(**inputs: Any) -> Any:
+        weights = {name: trained[layer].to(dtypes[layer]) for layer, name in names.items()}
+        return functional_call(model, weights, kwargs=inputs)
+
+    @torch.no_grad()
+    def keep_within_bounds() -> None:
+        bound = hparams.norm_constraint
+        if bound is not None:
+            for layer, start in starts.items():
+                trained[layer].copy_(trained[layer].clamp(start - bound, start + bound))
+
+    training = Training(
+        session,
+        requests,
+        hparams.batch_size,
+        objective,
+        trace,
+        forward=forward,
+        from_prompt=hparams.objective_optimization == "prompt_last",
+    )
+    training.run(list(trained.values()), hparams, after_step=keep_within_bounds)
+    changes = {
+        layer: layout.to_weight(trained[layer].detach() - starts[layer]) for layer in starts
+    }  # the way back from the stored orientation is the same transposition
+    return changes, training
+
+
+def _write(layer: int, change: torch.Tensor) -> Write:
+    """A change [d_model, d_ff] as factors whose product has its bits: one of them is I."""
+    neurons = (change != 0).any(dim=0).nonzero()[:, 0]
+    columns = change[:, neurons].cpu().contiguous()
+    d_model, n_neurons = columns.shape
+    if d_model <= n_neurons:
+        left, right = torch.eye(d_model), columns
+    else:
+        left, right = columns, torch.eye(n_neurons)
+    return Write(layer, 1, neurons.cpu(), left, right, case_ids=(), key_mass=None)
+
+
+def _check_template(session: EditSession, hparams: FTHparams) -> None:
+    """Raise :class:`ModelError` where EasyEdit would train something else."""
+    given = hparams.rewrite_module_tmp
+    expected = session.layout.templates()["rewrite_module_tmp"]
+    if given is not None and given.removesuffix(".weight") != expected:
+        raise ModelError(
+            f"rewrite_module_tmp is {given!r}, but FT trains the MLP's down-projection, which in a "
+            f"{session.layout.model_type} model is {expected!r}; mend it or leave it out"
+        )

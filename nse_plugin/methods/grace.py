@@ -1,0 +1,94 @@
+"""GRACE: edits live in a codebook in front of one layer (arXiv 2211.11031).
+
+Each request becomes an entry: the layer's input at the prompt's last token is the key, and the
+value is trained until the model, with the value as the layer's output there, gives the target.
+Requests are taken one after another, as the codebook decides by what it holds.
+
+Where EasyEdit's code and the paper differ, this follows the paper: targets are compared as token
+sequences and with the key that is nearest (EasyEdit compares means of padded labels, and those of
+another entry from the second edit on), and an entry whose ball grows is trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from nse_plugin.attach.codebook import Codebook
+from nse_plugin.hparams.training import GRACEHparams
+from nse_plugin.ledger.records import RoundRecord
+from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.training import Training
+from nse_plugin.model.hooks import quiet, read_rows
+from nse_plugin.model.prompts import TokenBatch, encode_request
+from nse_plugin.model.seeding import seeded
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.session import EditSession
+
+KIND = "grace"
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: GRACEHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Enter one round of requests into the session's codebook; the first round attaches it.
+
+    Where anything goes wrong half-way, model and ledger are as before.  Random numbers (what cold
+    values start from) depend on ``hparams.seed`` and the round's number alone.
+
+    Raises:
+        RequestError: the requests cannot be written together, or a prompt is too long.
+        ModelError: inner_params does not fit the model, or the loss is not finite.
+        SessionError: the session has rounds of another method, or a codebook of other settings.
+    """
+    check_round(requests)
+    clock, number = Clock(), session.ledger.next_number()
+    with session.round([], attaches=KIND), seeded(hparams.seed, number):
+        config = {"module": hparams.inner_params[0], "eps": hparams.eps}
+        codebook = cast(Codebook, session.attached.ensure(KIND, config))
+        with quiet(session.model):
+            training = Training(session, requests, 1, objective, trace)
+            with clock("keys"):
+                queries, outputs = _read(session, codebook, requests)
+            with clock("train"):
+                for index, (query, output) in enumerate(zip(queries, outputs)):
+                    cold = torch.rand(1, len(output), device=output.device)[0]
+                    start = cold if hparams.val_init == "cold" else output
+                    label = training.batches[index].target.tolist()
+                    entry = codebook.place(query, label, start)
+                    with codebook.training(entry) as value:
+                        training.run([value], hparams, only=index)
+        record = RoundRecord(
+            number=number,
+            method=hparams.method,
+            outcomes=training.outcomes(),
+            writes=(),
+            keys={},
+            seconds=clock.seconds,
+            state=session.attached.state(),
+        )
+        session.commit(record)
+    return record
+
+
+def _read(
+    session: EditSession, codebook: Codebook, requests: Sequence[EditRequest]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[n, d_in] and [n, d_out]: the layer's own input and output at the prompts' last tokens."""
+    prompts = [encode_request(session.tokenizer, request) for request in requests]
+    batch = TokenBatch.of([prompt.ids for prompt in prompts], session.layout.input_device)
+    layer = {"layer": codebook.module}
+    positions = batch.lengths - 1
+    with codebook.off():
+        inputs = read_rows(session.layout, batch, positions, inputs_of=layer)
+        outputs = read_rows(session.layout, batch, positions, outputs_of=layer)
+    return inputs["layer"], outputs["layer"]

@@ -1,0 +1,71 @@
+"""LoRA: one set of PEFT adapters that every round goes on training.
+
+Each round is Adam anew on the same adapters, as EasyEdit does it: nothing but training itself
+keeps what earlier rounds taught.  The model's own weights are not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from nse_plugin.attach.adapters import Adapters
+from nse_plugin.hparams.training import LoRAHparams
+from nse_plugin.ledger.records import RoundRecord
+from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.training import Training
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.seeding import seeded
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.session import EditSession
+
+KIND = "lora"
+_CONFIG = ("lora_type", "rank", "lora_alpha", "lora_dropout", "target_modules", "layers")
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: LoRAHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Train the session's adapters on one round of requests; the first round attaches them.
+
+    Where anything goes wrong half-way, model and ledger are as before.  Random numbers (dropout,
+    and the adapters' start) depend on ``hparams.seed`` and the round's number alone.
+
+    Raises:
+        RequestError: the requests cannot be written together, or a prompt is too long.
+        HostError: peft is not installed.
+        ModelError: target_modules or layers do not fit the model, or the loss is not finite.
+        SessionError: the session has rounds of another method, or adapters of other settings.
+    """
+    check_round(requests)
+    clock, number = Clock(), session.ledger.next_number()
+    with session.round([], attaches=KIND), seeded(hparams.seed, number):
+        config = {name: getattr(hparams, name) for name in _CONFIG}
+        adapters = cast(Adapters, session.attached.ensure(KIND, config))
+        with clock("train"), quiet(session.model):
+            training = Training(session, requests, hparams.batch_size, objective, trace)
+            with adapters.training() as parameters:
+                training.run(
+                    parameters,
+                    hparams,
+                    penalty=adapters.penalty if hparams.lora_type == "adalora" else None,
+                    mode=adapters.dropout,
+                )
+        record = RoundRecord(
+            number=number,
+            method=hparams.method,
+            outcomes=training.outcomes(),
+            writes=(),
+            keys={},
+            seconds=clock.seconds,
+            state=session.attached.state(),
+        )
+        session.commit(record)
+    return record

@@ -1,0 +1,162 @@
+"""What methods that train on target tokens share: batches, steps, the stop, and the outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from nse_plugin.errors import ModelError
+from nse_plugin.hparams.training import TrainingHparams
+from nse_plugin.ledger.records import Outcome
+from nse_plugin.model.prompts import encode_request
+from nse_plugin.model.targets import Targets
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+
+Forward = Callable[..., Any]
+
+
+class Training:
+    """A round's requests in mini-batches, and their loss under a forward pass.
+
+    The loss of a batch is the mean over its requests of the mean over each target's tokens.
+
+    Args:
+        forward: runs the model as it is being trained; default the model itself.
+        from_prompt: see :meth:`Targets.of`.
+
+    Raises:
+        RequestError: a prompt is longer than the model's context.
+    """
+
+    def __init__(
+        self,
+        session: EditSession,
+        requests: Sequence[EditRequest],
+        batch_size: int,
+        objective: TokenObjective,
+        trace: TokenTrace | None = None,
+        *,
+        forward: Forward | None = None,
+        from_prompt: bool = False,
+    ) -> None:
+        self.layout, self.requests = session.layout, requests
+        self._objective, self._trace, self._forward = objective, trace, forward
+        longest, device = self.layout.max_positions, self.layout.input_device
+        prompts = [
+            encode_request(session.tokenizer, request, with_target=True, max_positions=longest)
+            for request in requests
+        ]
+        self.starts = range(0, len(prompts), batch_size)
+        """Index in the round of each batch's first request."""
+        self.batches = [
+            Targets.of(prompts[start : start + batch_size], device, from_prompt=from_prompt)
+            for start in self.starts
+        ]
+        self._references: list[torch.Tensor | None] = [None] * len(self.batches)
+        if objective.needs_reference:
+            with torch.no_grad():
+                self._references = [batch.logits(self.layout, forward) for batch in self.batches]
+        n = len(requests)
+        self.steps = torch.zeros(n, dtype=torch.long)
+        """[n], how often each request's loss was evaluated for a step."""
+        self.loss = torch.full((n,), float("nan"))
+        """[n], loss after the last step, as the rule for stopping sees it."""
+        self.right = torch.zeros(n, dtype=torch.bool)
+        """[n], whether then every token of the target was the model's first choice."""
+
+    def run(
+        self,
+        parameters: Sequence[torch.Tensor],
+        hparams: TrainingHparams,
+        *,
+        penalty: Callable[[], torch.Tensor] | None = None,
+        after_step: Callable[[], None] = lambda: None,
+        only: int | None = None,
+        mode: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """Adam on some parameters: passes over all batches, a step for each.
+
+        A batch whose mean loss is below ``hparams.stop_loss`` makes no step, and a pass whose
+        mean loss is below it is the last one.
+
+        Args:
+            penalty: added to the loss that gradients follow.
+            after_step: called after each batch, e.g. to keep the parameters within bounds.
+            only: this batch alone; None for all of them.
+            mode: a context for the passes with gradients, e.g. with dropout.
+        """
+        chosen = list(range(len(self.batches))) if only is None else [only]
+        optimiser = torch.optim.Adam(
+            parameters, lr=hparams.learning_rate, weight_decay=hparams.decay
+        )
+        step = 0
+        for step in range(1, hparams.n_passes + 1):
+            total = 0.0
+            for index in chosen:
+                with mode():
+                    train, stop, _ = self._evaluate(index, step - 1)
+                loss = float(stop.mean())
+                if loss >= hparams.stop_loss:
+                    optimiser.zero_grad()
+                    full = train.mean() if penalty is None else train.mean() + penalty()
+                    full.backward()
+                    optimiser.step()
+                after_step()
+                total += float(stop.sum())
+            n = sum(len(self.batches[index]) for index in chosen)
+            if total / n < hparams.stop_loss:
+                break
+        self._finish(chosen, step)
+
+    @torch.no_grad()
+    def _finish(self, chosen: Iterable[int], steps: int) -> None:
+        """What was reached.
+
+        Raises:
+            ModelError: a loss is not finite.
+        """
+        for index in chosen:
+            _, stop, right = self._evaluate(index, steps)
+            start = self.starts[index]
+            rows = slice(start, start + len(self.batches[index]))
+            self.loss[rows], self.right[rows] = stop.cpu(), right.cpu()
+            self.steps[rows] = steps
+            lost = (~torch.isfinite(self.loss[rows])).nonzero()[:, 0].tolist()
+            if lost:
+                cases = [self.requests[start + i].case_id for i in lost]
+                raise ModelError(
+                    f"the losses of requests {cases} are not finite after training, so nothing "
+                    "was kept; look for NaN in the model's weights, or lower the learning rate"
+                )
+
+    def _evaluate(self, index: int, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[n] to train on, detached [n] for stopping, and [n] whether the targets are right."""
+        batch = self.batches[index]
+        logits = batch.logits(self.layout, self._forward)
+        target = batch.target.to(logits.device)
+        if self._trace is not None:
+            owner = batch.owner + self.starts[index]
+            self._trace.record(step, owner, batch.place, logits.detach(), target)
+        losses = self._objective(logits, target, self._references[index])
+        right = batch.all_first(logits.detach())
+        return batch.means(losses.train), batch.means(losses.stop).detach(), right
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The fate of every request: converged where the whole target is the first choice."""
+        return tuple(
+            Outcome(
+                case_id=request.case_id,
+                digest=request.digest(),
+                status="converged" if bool(self.right[i]) else "residual_left",
+                passes=1,
+                z_loss=float(self.loss[i]),
+                z_steps=int(self.steps[i]),
+            )
+            for i, request in enumerate(self.requests)
+        )

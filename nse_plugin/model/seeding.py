@@ -1,0 +1,27 @@
+"""Random numbers that depend on a seed alone, and leave everybody else's as they were."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def seeded(seed: int, number: int = 0) -> Iterator[None]:
+    """Python's and torch's random numbers start from a seed, and go on as before afterwards.
+
+    Args:
+        number: of the round: a resumed run draws in it what an uninterrupted one would.
+    """
+    state = random.getstate()
+    start = seed * 1_000_003 + number
+    with torch.random.fork_rng():
+        torch.manual_seed(start)
+        random.seed(start)
+        try:
+            yield
+        finally:
+            random.setstate(state)
