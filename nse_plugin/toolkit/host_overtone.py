@@ -69,7 +69,7 @@ def in_table(function: Callable[..., Any]) -> Callable[..., Any]:
             name = hparams.base.alg_name
             raise HostError(
                 f"OVERTONE around EasyEdit's own {name} needs an editor that knows {name}: make it "
-                f"with nse_plugin.BaseEditor, or take our own method as base, {name}-plugin"
+                "with nse_plugin.BaseEditor"
             )
         return function(model, tok, requests, hparams, *args, **options)
 
@@ -85,5 +85,5 @@ def _check_lost(base: Hparams, known: set[str]) -> None:
             continue
         raise HparamsError(
             f"{f.name} is {value!r}, and EasyEdit's {base.method} has no such setting; leave it "
-            f"out, or take our own method as base, {base.method}-plugin"
+            f"out, or use our own {base.method}: NSE_PLUGIN_HOST=embedded"
         )

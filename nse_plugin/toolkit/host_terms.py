@@ -125,8 +125,8 @@ class TermLoss:
 
 
 _KNOWN_COMMIT = (
-    "Use EasyEdit at a commit that nse_plugin was tested with (14cea82), or our own method of "
-    "that name, NAME-plugin"
+    "Use EasyEdit at a commit that nse_plugin was tested with (14cea82); our own FT and LoRA "
+    "need none: NSE_PLUGIN_HOST=embedded"
 )
 
 
@@ -282,7 +282,8 @@ def replaced(term: Term, model: nn.Module, objective: TokenObjective) -> Iterato
     if objective.needs_reference:
         raise HparamsError(
             f"the objective needs the unedited model's logits, and EasyEdit's {term.method} keeps "
-            "none; set frozen_reference to false, or use our own method of that name"
+            "none; set frozen_reference to false, or use our own FT or LoRA: "
+            "NSE_PLUGIN_HOST=embedded"
         )
     loss, before, thread = TermLoss(objective, term.method), Before(model), threading.get_ident()
 
