@@ -142,6 +142,8 @@ class Term:
     """The function that computes the term, as ``module:name``."""
     settings: Mapping[str, str]
     """Hyperparameters without which it computes another loss."""
+    needs: tuple[str, ...] = ()
+    """Hyperparameters that ours may leave out and it cannot."""
     copying: str = "copy"
     """The argument by which :attr:`apply` is told to work on a copy of the model."""
 
@@ -158,6 +160,9 @@ class Term:
                     f"{name} of EasyEdit's {self.method} is {getattr(hparams, name, None)!r}; "
                     f"its loss can be replaced with {name}: {needed} only"
                 )
+        for name in self.needs:
+            if getattr(hparams, name, None) is None:
+                raise HparamsError(f"EasyEdit's {self.method} needs {name}; write it under base")
         try:
             function, computing = part(self.apply), part(self.computed_in)
             in_table = part("easyeditor.util.alg_dict:ALG_DICT").get(self.method)
@@ -243,7 +248,7 @@ TERMS: dict[str, Term] = {
     term.method: term
     for term in (
         NamedTerm("FT", f"{_ONLY}ft.ft_main:apply_ft_to_model", f"{_ONLY}ft.ft_main:execute_ft",
-                  {"objective_optimization": "target_new"}),
+                  {"objective_optimization": "target_new"}, needs=("rewrite_module_tmp",)),
         ModelTerm("LoRA", f"{_ONLY}lora.lora_main:apply_lora_to_model",
                   f"{_ONLY}lora.lora_main:execute_lora", {}),
         ModelTerm("MELO", f"{_ONLY}melo.melo_main:apply_melo_to_model",

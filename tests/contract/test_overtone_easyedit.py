@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.hparams import OvertoneHparams
+from nse_plugin.rounds.identity import plain as plain_values
 from nse_plugin.toolkit import seams
 from nse_plugin.toolkit.easyedit import base_editor
 from nse_plugin.toolkit.host_hparams import host_hparams
@@ -140,7 +141,7 @@ def test_it_runs_under_the_editors_own_name(around, name):
     before = state(editor.model)
     (metric,), *_ = edit(editor)
     assert editor.alg_name == editor.hparams.alg_name == name
-    assert editor.hparams.overtone["epsilon"] == 0.05
+    assert plain_values(editor.hparams)["overtone"]["epsilon"] == 0.05  # in a run's manifest
     assert 0 <= metric["post"]["rewrite_acc"][0] <= 1
     if name != "MELO":  # EasyEdit leaves a MELO on the model
         assert same(before, state(editor.model))
@@ -479,7 +480,10 @@ def test_wises_margins_are_shrunk(keys):
     assert (hparams.lambda_, hparams.epsilon, hparams.n_sigma) == (0.1, 0.05, 1.0)
 
 
-@pytest.mark.parametrize("path", ["WISE/llama-7b", "WISE/mistral-7b", "MELO/gpt2-xl"])
+@pytest.mark.parametrize("path", [
+    "FT/llama-7b", "LoRA/llama-7b", "WISE/llama-7b", "WISE/mistral-7b", "WISE/gpt-j-6B",
+    "MELO/gpt2-xl",
+])  # fmt: skip
 def test_easyedit_takes_the_yamls_that_ship(path):
     hparams = OvertoneHparams.from_hparams(f"OVERTONE/{path}")
     assert host_base(hparams).alg_name == path.partition("/")[0]
@@ -487,6 +491,7 @@ def test_easyedit_takes_the_yamls_that_ship(path):
 
 @pytest.mark.parametrize(("name", "settings", "what"), [
     ("FT", {"objective_optimization": "prompt_last"}, "prompt_last.*target_new only"),
+    ("FT", {"rewrite_module_tmp": None}, "FT needs rewrite_module_tmp"),
     ("FT", {"stop_loss": 0.5}, "stop_loss is 0.5.*FT has no such setting.*our own FT"),
 ])  # fmt: skip
 def test_settings_without_effect_are_refused(around, name, settings, what):
