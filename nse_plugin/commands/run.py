@@ -152,7 +152,7 @@ def read_hparams(name: str, model: str | None) -> Any:
     if model is not None:
         values["model_name"] = model
     if values["alg_name"].removesuffix("-plugin") not in METHODS and toolkit.host() == "easyedit":
-        from nse_plugin.toolkit.easyedit import host_hparams
+        from nse_plugin.toolkit.host_hparams import host_hparams
 
         return host_hparams(values)
     return find_method(values["alg_name"]).hparams.from_dict(values)

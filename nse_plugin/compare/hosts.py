@@ -52,9 +52,9 @@ def recipe(cell: Cell) -> Recipe:
     spec, settings = cell.spec, cell.settings
     values = cell.values()
     if is_hosts_own(spec):
-        from nse_plugin.toolkit.easyedit import host_hparams, host_hparams_keys
+        from nse_plugin.toolkit.host_hparams import host_hparams, host_hparams_class
 
-        known = host_hparams_keys(values["alg_name"])
+        known = [f.name for f in dataclasses.fields(host_hparams_class(values["alg_name"]))]
         unknown = sorted(set(values) - set(known))
         changed = sorted(set(spec.changes) & set(unknown))
         if changed:

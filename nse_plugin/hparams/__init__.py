@@ -8,6 +8,7 @@ keep their names and meaning.
 from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
+from nse_plugin.hparams.host_editors import MELOHparams, WISEHparams
 from nse_plugin.hparams.locate import (
     AlphaEditHparams,
     LocateHparams,
@@ -28,12 +29,14 @@ __all__ = [
     "Hparams",
     "LoRAHparams",
     "LocateHparams",
+    "MELOHparams",
     "MEMITHparams",
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
     "ROMEHparams",
     "TrainingHparams",
+    "WISEHparams",
     "find_yaml",
     "yaml_dir",
 ]

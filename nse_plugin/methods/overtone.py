@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.host_editors import HostEditorHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.objectives.overtone import Overtone
@@ -61,6 +62,11 @@ def replaceable(hparams: OvertoneHparams) -> Callable[..., Any]:
     """
     from nse_plugin.methods.registry import find_method  # which lists this method as well
 
+    if isinstance(hparams.base, HostEditorHparams):
+        raise HparamsError(
+            f"base is {hparams.base.method}, an editor that only EasyEdit has; use "
+            "nse_plugin.BaseEditor where EasyEdit is the host, or choose another base"
+        )
     method = find_method(hparams.base.alg_name)
     if "objective" not in inspect.signature(method.edit_round).parameters:
         raise HparamsError(

@@ -13,11 +13,11 @@ import importlib
 import logging
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from nse_plugin.errors import HostError, did_you_mean
-from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, load, missing, part, probe
+from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, missing, part, probe
 
 __all__ = [
     "Host",
@@ -140,6 +140,7 @@ def _wanted(
 ) -> dict[str, Callable[..., Any]]:
     """What is to be put into the table and is not there yet, by name."""
     from nse_plugin.methods.registry import METHODS, apply_function, find_method
+    from nse_plugin.toolkit.host_overtone import in_table
 
     table = part(f"{_TABLE}:ALG_DICT")
     usable = [name for name, method in METHODS.items() if not method.hparams.attaches]
@@ -160,7 +161,7 @@ def _wanted(
                 f"somebody else put a method {alias!r} into EasyEdit; take it out, or take the "
                 "name over with register(override=True)"
             )
-        function = done.functions.get(alias) or apply_function(name)
+        function = done.functions.get(alias) or in_table(apply_function(name))
         if name not in taken or override:
             wanted[name] = function
         else:
@@ -261,69 +262,26 @@ def has_own(name: str) -> bool:
     Raises:
         HostError: there is no EasyEdit.
     """
-    _load()
+    host = find()
+    if host is None:
+        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
+    load(host)
     found = part(f"{_TABLE}:ALG_DICT").get(name)
     done = registration()
     return found is not None and (done is None or found is not done.functions.get(name))
 
 
-def host_hparams_keys(name: str) -> list[str]:
-    """The keys that EasyEdit's hyperparameters of a method have.
-
-    Raises:
-        HostError: there is no EasyEdit, or it has no such method.
-    """
-    return [field.name for field in fields(_hparams_class(name))]
-
-
-def host_hparams(values: dict[str, Any]) -> Any:
-    """Hyperparameters of one of EasyEdit's own methods, from the keys of its YAML.
-
-    Raises:
-        HostError: there is no EasyEdit, it has no such method, or the keys do not fit it.
-    """
-    kind = _hparams_class(str(values.get("alg_name")))
-    try:
-        return kind(**{key: _number(value) for key, value in values.items()})
-    except TypeError as error:
-        raise HostError(f"EasyEdit's {kind.__name__}: {error}; mend the YAML") from error
-
-
-def _load() -> None:
-    host = find()
-    if host is None:
-        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    load(host)
-
-
-def _hparams_class(name: str) -> Any:
-    _load()
-    package = sys.modules["easyeditor"]
-    short = name.replace("-", "").replace("_", "").lower()
-    classes = {key.lower().replace("_", ""): value for key, value in vars(package).items()}
-    kind = next((classes[c] for c in (f"{short}hyperparams", f"{short}hparams") if c in classes),
-                None)  # fmt: skip
-    if kind is None:
-        table = part(f"{_TABLE}:ALG_DICT")
-        raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, table)}")
-    return kind
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``5e-1`` as a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 @functools.cache
 def _subclass(host_editor: type) -> type:
+    from nse_plugin.toolkit import host_overtone
+
     class BaseEditor(host_editor):
         """EasyEdit's BaseEditor, with what nse_plugin's hparams allow."""
 
         def __init__(self, hparams: Any) -> None:
             super().__init__(hparams if hparams is None else _for_host(hparams))
+            if host_overtone.is_around_host_editor(hparams):
+                self.apply_algo = host_overtone.apply_function(hparams)
 
         def edit_requests(self, *args: Any, **kwargs: Any) -> Any:
             _check_fluency(kwargs.get("test_generation") or (len(args) > 3 and args[3]))
@@ -341,7 +299,10 @@ def _subclass(host_editor: type) -> type:
 def _for_host(hparams: Any) -> Any:
     """The hparams in words that EasyEdit understands; a copy where anything has to change."""
     from nse_plugin.hparams import Hparams
+    from nse_plugin.toolkit import host_overtone
 
+    if host_overtone.is_around_host_editor(hparams):
+        hparams = host_overtone.host_base(hparams)
     changes = {}
     name = hparams.model_name
     if isinstance(name, str) and name.startswith("atlas:"):

@@ -1,0 +1,118 @@
+"""Hyperparameters of editors that only EasyEdit has, for OVERTONE to be put around them.
+
+Keys and meaning are EasyEdit's.  FT and LoRA are not here: ours have the same keys, so one YAML
+serves for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.base import Hparams, bounded
+
+
+@dataclass(kw_only=True)
+class HostEditorHparams(Hparams):
+    """What they share: they cannot be run without EasyEdit."""
+
+    def to_host(self) -> dict[str, Any]:
+        """The values that EasyEdit is to be given in place of the YAML's own."""
+        return {}
+
+
+@dataclass(kw_only=True)
+class WISEHparams(HostEditorHparams):
+    """EasyEdit's WISE: edits go to copies of one matrix, used where activations say so."""
+
+    method: ClassVar[str] = "WISE"
+
+    inner_params: list[str]
+    """The matrix, e.g. [model.layers[27].mlp.down_proj.weight]; one only."""
+    act_margin: list[float]
+    """Margins alpha, beta and gamma of the activation loss, as published for WISE."""
+    margin_factor: float = bounded(0.6, above=0)
+    """The margins are multiplied by this; OVERTONE's paper has 0.6, and 1 leaves them."""
+    edit_lr: float = bounded(1.0, above=0)
+    """SGD's learning rate."""
+    n_iter: int = bounded(70, low=1)
+    """Steps per request at most."""
+    norm_constraint: float = bounded(1.0, above=0)
+    """Bound of every weight's change."""
+    mask_ratio: float = bounded(0.2, above=0, high=1)
+    """Share of the matrix that one group of edits may change."""
+    act_ratio: float = bounded(0.88, above=0)
+    """A copy is used where the activations differ by this share of what its edits did at least."""
+    objective_optimization: Literal["only_label"] = "only_label"
+    """The loss is over the target's tokens; OVERTONE can stand in for no other."""
+    save_freq: int = bounded(500, low=1)
+    """Edits per copy."""
+    merge_freq: int = bounded(1000, low=1)
+    """Edits after which copies are merged; a multiple of save_freq."""
+    merge_alg: Literal[
+        "slerp", "ties", "magnitude_norm", "magnitude", "sign", "dare_ties", "dare_linear", "linear"
+    ] = "ties"
+    """How copies are merged."""
+    densities: float | None = bounded(0.53, above=0, high=1)
+    """Share of a copy that survives the merging."""
+    weights: float | None = bounded(1.0, above=0)
+    """Weight of the copies in the merging."""
+    retrieve: bool = True
+    """Keep several copies and choose between them (WISE-Retrieve)."""
+    replay: bool = False
+    """Go through earlier edits again in later ones."""
+    save_path: str | None = None
+    """Where EasyEdit writes the edited layer."""
+    load_path: str | None = None
+    """Where EasyEdit reads it from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.act_margin) != 3:
+            raise HparamsError(
+                f"act_margin is {self.act_margin!r}; give three numbers: alpha, beta, gamma"
+            )
+        if len(self.inner_params) != 1:
+            raise HparamsError(
+                f"inner_params is {self.inner_params!r}; WISE edits one matrix, give its name"
+            )
+        if self.merge_freq % self.save_freq:
+            raise HparamsError(
+                f"merge_freq is {self.merge_freq} and save_freq {self.save_freq}; the first must "
+                "be a multiple of the second"
+            )
+
+    def to_host(self) -> dict[str, Any]:
+        """The shrunk margins."""
+        return {"act_margin": [margin * self.margin_factor for margin in self.act_margin]}
+
+
+@dataclass(kw_only=True)
+class MELOHparams(HostEditorHparams):
+    """EasyEdit's MELO: blocks of a LoRA adapter, chosen by clusters of activations."""
+
+    method: ClassVar[str] = "MELO"
+
+    grace: Any
+    """Keys of the clusters and of training: num_iter, edit_lr, init_radius, num_block ..."""
+    model: Any
+    """Keys of the adapter: target_modules, grace_layer, fan_in_fan_out ..."""
+    lora: Any
+    """Keys of EasyEdit's MELO that text editing has little use for: cls_name, lora_dropout ..."""
+    task: Literal["hall"] = "hall"
+    """Prompt and target are one text, with the loss on the target; no other choice here."""
+    lora_task_type: str = "CAUSAL_LM"
+    """The adapter's task."""
+    check_dir: str | None = None
+    """Folder of a checkpoint to start from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("grace", "model", "lora"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise HparamsError(
+                    f"{name} is {getattr(self, name)!r}; it must be a group of keys, as in "
+                    "EasyEdit's hparams/MELO/gpt2-xl.yaml"
+                )
