@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nse_plugin.errors import HostError, did_you_mean
-from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, missing, part, probe
+from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, load, missing, part, probe
 
 __all__ = [
     "Host",
