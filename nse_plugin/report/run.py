@@ -153,6 +153,12 @@ def read_run(folder: Path) -> Run:
     return Run(folder, manifest, lines, final, _ledger(folder, manifest, lines))
 
 
+def mean_overlap(overlap: DataFrame) -> float | None:
+    """Mean over pairs of different rounds; None where there is one round."""
+    n = len(overlap)
+    return float((overlap.to_numpy().sum() - n) / (n * (n - 1))) if n > 1 else None
+
+
 def _ledger(folder: Path, manifest: Manifest, lines: tuple[dict[str, Any], ...]) -> Ledger:
     """The rounds that count: those with a line."""
     written = [line.get("file", line["round"]) for line in lines]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nse_plugin.ledger import queries
 from nse_plugin.report.figures import binned, heat_map, heat_maps, lines
 from nse_plugin.report.page import Picture
-from nse_plugin.report.run import PERPLEXITY, Run
+from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -64,12 +64,12 @@ def writes(run: Run) -> Picture:
 def overlap(run: Run) -> Picture:
     """Round x round: Jaccard index of the neurons written."""
     table = run.overlap
-    n = len(table)
-    mean = f"{(table.to_numpy().sum() - n) / (n * (n - 1)):.2f}" if n > 1 else "not defined"
+    mean = mean_overlap(table)
+    said = "" if mean is None else f" The mean overlap of two different rounds is {mean:.2f}."
     return Picture(
         "overlap",
         "Overlap of the neurons that two rounds wrote, all layers together (Jaccard index).",
-        f"Heat map of {n} by {n} rounds. The mean overlap of two different rounds is {mean}.",
+        f"Heat map of {len(table)} by {len(table)} rounds.{said}",
         lambda theme: heat_map(
             table, x="round", y="round", value="Jaccard index", limits=(0.0, 1.0), theme=theme
         ),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.ledger import queries
-from nse_plugin.report.run import PERPLEXITY, Run
+from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def layers_table(run: Run) -> Table:
                 "neurons": len(written),
                 "written": int((written > 0).sum()),
                 "more than once": int((written > 1).sum()),
-                "mean overlap": _mean_apart(overlap),
+                "mean overlap": mean_overlap(overlap),
                 "highest overlap": _highest(overlap),
                 "norm": float(run.growth[layer].iloc[-1]),
                 "capacity used": float(run.capacity[layer].iloc[-1]),
@@ -199,12 +199,6 @@ def _spans(values: tuple[int, ...]) -> str:
         else:
             spans.append([value])
     return ", ".join("-".join(map(str, span)) for span in spans) or NOTHING
-
-
-def _mean_apart(overlap: DataFrame) -> float | None:
-    """Mean over pairs of different rounds."""
-    n = len(overlap)
-    return float((overlap.to_numpy().sum() - n) / (n * (n - 1))) if n > 1 else None
 
 
 def _highest(overlap: DataFrame) -> str:
