@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 import yaml
 
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, ROMEHparams
