@@ -26,6 +26,10 @@ class ModelError(NSEPluginError, ValueError):
     """The model's structure or its weights do not allow the operation."""
 
 
+class NotFiniteError(ModelError):
+    """A value, a key or a change became NaN or infinite; what was written has been put back."""
+
+
 class StatisticsError(NSEPluginError, ValueError):
     """Second-moment statistics are missing, damaged or of another model."""
 

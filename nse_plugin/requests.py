@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nse_plugin.errors import RequestError
@@ -68,6 +68,11 @@ class EditRequest:
         return self.prompt.replace("{}", self.subject)
 
     @property
+    def fact(self) -> tuple[str, str]:
+        """What the request is about, whatever the answer: subject and prompt."""
+        return self.subject.strip(), self.prompt.strip()
+
+    @property
     def subject_end(self) -> int:
         """Index in :attr:`text` of the first character after the subject."""
         return self.prompt.index("{}") + len(self.subject)
@@ -123,10 +128,31 @@ class EditRequest:
             record["rephrase_prompt"] = texts[0] if len(texts) == 1 else texts
         return record
 
+    def to_json(self) -> dict[str, Any]:
+        """All fields as values for JSON, for :meth:`from_json`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> EditRequest:
+        """The request that :meth:`to_json` wrote, field by field."""
+        probes = {
+            name: {
+                kind: tuple(Probe(**probe) for probe in group)
+                for kind, group in record[name].items()
+            }
+            for name in ("locality", "portability")
+        }
+        return cls(**{**record, "rephrase_prompts": tuple(record["rephrase_prompts"]), **probes})
+
     def digest(self) -> str:
         """A short hash of what is written (prompt, subject, target), for manifests."""
         written = json.dumps([self.prompt, self.subject, self.target_new])
         return hashlib.sha256(written.encode()).hexdigest()[:16]
+
+
+def mark(*texts: str) -> bytes:
+    """16 bytes that stand for some texts, where many are to be told apart in little memory."""
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
 
 
 def as_requests(

@@ -8,7 +8,7 @@ model: ``EditSession.of(model)`` finds it again, and it goes when the model goes
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from nse_plugin.attach import Attached
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.ledger.records import Ledger, RoundRecord, Undone, later_trained
+from nse_plugin.ledger.records import Ledger, StandingRound, Undone, later_trained
 from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
 from nse_plugin.model.arch import DecoderLayout
@@ -53,6 +53,7 @@ class EditSession:
         self.previous_keys = PreviousKeys(self.ledger)
         self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._derived: dict[tuple[Any, ...], torch.Tensor] = {}  # what was made of covariances
         self._layers: dict[str, int] = {}  # layer of each parameter looked after
         self._elsewhere: Watch | None = None  # the other parameters, from the first round on
         self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
@@ -129,7 +130,7 @@ class EditSession:
         """Add a change [d_model, d_ff] to a layer's down-projection."""
         self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
 
-    def commit(self, record: RoundRecord) -> None:
+    def commit(self, record: StandingRound) -> None:
         """Enter a finished round into the ledger."""
         self.ledger.append(record)
         self._states.append(self._fingerprint())
@@ -157,9 +158,9 @@ class EditSession:
                 "adopt the ledger with a model that is loaded anew"
             )
         try:
-            for record in ledger:
-                kind = None if record.state is None else record.state.kind
-                with self.round(sorted(record.keys), kind):
+            for record in ledger.standing():
+                state = record.read().state
+                with self.round(sorted(record.key_counts), None if state is None else state.kind):
                     self._replay(record)
         except BaseException:
             self._go_back_to(0)
@@ -183,8 +184,8 @@ class EditSession:
         if self.attached.kind is not None and index < len(self.ledger) - 1:
             last = self.ledger.numbers()[-1]
             raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
-        records, states, before = list(self.ledger), self._states[:], self.weights.snapshot()
-        state = self.attached.state()
+        records, states = self.ledger.standing(), self._states[:]
+        before, state = self.weights.snapshot(), self.attached.state()
         try:
             self._go_back_to(index)
             for record in records[index + 1 :]:
@@ -257,22 +258,21 @@ class EditSession:
         """Texts to put before prompts, separators included; the original model writes them once."""
         key = (hparams.seed, hparams.n_contexts, hparams.context_length)
         if key not in self._contexts:
+            lengths = hparams.context_lengths()
             with self.rewound(), quiet(self.model):
                 texts = context_texts(
                     self.model,
                     self.tokenizer,
                     seed=hparams.seed,
-                    n_tokens=hparams.context_length,
-                    openings=OPENINGS[: hparams.n_contexts],
+                    n_tokens=lengths,
+                    openings=[OPENINGS[i % len(OPENINGS)] for i in range(len(lengths))],
                 )
             self._contexts[key] = tuple(f"{text}. " for text in texts)
         return self._contexts[key]
 
     def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
         """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
-        source = (
-            hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir,
-        )  # fmt: skip
+        source = _source(hparams)
         missing = [layer for layer in hparams.layers if (layer, *source) not in self._covariances]
         if missing:
             with self.rewound():
@@ -302,16 +302,29 @@ class EditSession:
                 "loaded anew"
             )
 
+    def of_covariances(
+        self, hparams: LocateHparams, function: Callable[..., torch.Tensor], *settings: Any
+    ) -> dict[int, torch.Tensor]:
+        """``function(C, *settings)`` by layer, computed once and kept."""
+        found = {}
+        for layer, covariance in self.covariances(hparams).items():
+            key = (function, settings, layer, *_source(hparams))
+            if key not in self._derived:
+                self._derived[key] = function(covariance, *settings)
+            found[layer] = self._derived[key]
+        return found
+
     def _state_after(self, length: int) -> dict[str, int]:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
-    def _replay(self, record: RoundRecord) -> None:
+    def _replay(self, record: StandingRound) -> None:
         """Write a round's changes and enter it into the ledger again."""
-        for write in record.writes:
+        whole = record.read()
+        for write in whole.writes:
             device = self.layout.down(write.layer).weight.device
             self.write(write.layer, write.change(self.layout.d_ff, device))
-        self.attached.set(record.state)
+        self.attached.set(whole.state)
         self.commit(record)
 
     def _go_back_to(self, length: int) -> None:
@@ -326,6 +339,11 @@ class EditSession:
         self.ledger.truncate(length)
         self.previous_keys.drop_from(length)
         del self._states[length:]
+
+
+def _source(hparams: LocateHparams) -> tuple[Any, ...]:
+    """What a covariance is known by, beside its layer."""
+    return (hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir)
 
 
 def _foreign(names: list[str], since: str) -> SessionError:

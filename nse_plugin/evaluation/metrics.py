@@ -15,7 +15,7 @@ Of each request (values from 0 to 1; a request's probes are averaged first, then
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def ask(
 
 
 def summarise(
-    answered: Sequence[Answered], frozen: Sequence[Answered], edited: Collection[str] = ()
+    answered: Sequence[Answered], frozen: Sequence[Answered], edited: Container[str] = ()
 ) -> dict[str, Any]:
     """The scores of some requests: means over the requests that have such probes, None where none.
 
@@ -143,7 +143,7 @@ def _first(groups: Mapping[str, tuple[Probe, ...]], bound: int) -> list[Probe]:
     return [probe for probes in groups.values() for probe in probes[:bound]]
 
 
-def _request_scores(now: Answered, before: Answered, edited: Collection[str]) -> dict[str, float]:
+def _request_scores(now: Answered, before: Answered, edited: Container[str]) -> dict[str, float]:
     scores: dict[str, float | None] = {}
     for group, name in _NAMES.items():
         items = now[group]

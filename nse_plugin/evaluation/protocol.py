@@ -8,8 +8,11 @@ per round edited, a column per round tested), and the model as a whole.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from nse_plugin.evaluation.model_state import (
     run_harness,
 )
 from nse_plugin.ledger.capacity import key_share
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, mark
 
 
 @dataclass(frozen=True)
@@ -98,70 +101,108 @@ class Protocol:
         return self.every > 0 and number % self.every == 0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Edit:
     """An edit that was made."""
 
     round: int
     request: EditRequest
     frozen: Answered
-    superseded_in: int | None = None
-    """The round whose edit of the same (subject, prompt) took this one's place."""
+    """What the untouched model answered to its probes."""
 
 
-@dataclass
 class History:
-    """The edits made so far; a superseded one is no longer expected of the model."""
+    """The edits made so far, numbered from 0; a superseded one is no longer expected of the model.
 
-    edits: list[Edit] = field(default_factory=list)
-    _latest: dict[tuple[str, str], list[Edit]] = field(default_factory=dict)
-    _texts: dict[str, int] = field(default_factory=dict)
+    In memory are numbers and marks only.  What else there is of an edit is read when it is needed,
+    so that a long stream costs some hundred bytes per edit, whatever its probes.
 
-    def add(self, number: int, requests: Sequence[EditRequest], frozen: Sequence[Answered]) -> int:
+    Args:
+        read: gives a round's requests and the untouched model's answers to their probes.
+    """
+
+    def __init__(self, read: Callable[[int], tuple[Sequence[EditRequest], Sequence[Answered]]]):
+        self._read = read
+        self._rounds = array("q")  # of each edit
+        self._replaces = array("q")  # the edit whose place it took, or -1
+        self._superseded = bytearray()  # 1 where another took its place
+        self._latest: dict[bytes, int] = {}  # by fact
+        self._texts = _Texts()
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def add(self, number: int, requests: Sequence[EditRequest]) -> int:
         """Enter a round; returns how many earlier edits it supersedes."""
         superseded = 0
-        for request, before in zip(requests, frozen, strict=True):
-            stack = self._latest.setdefault(_fact(request), [])
-            if stack:
-                stack[-1].superseded_in = number
+        for request in requests:
+            fact = mark(*request.fact)
+            replaced = self._latest.get(fact, -1)
+            if replaced >= 0:
+                self._superseded[replaced] = 1
                 superseded += 1
-            edit = Edit(number, request, before)
-            stack.append(edit)
-            self.edits.append(edit)
-            for text in (request.text, *request.rephrase_prompts):
-                self._texts[text] = self._texts.get(text, 0) + 1
+            self._latest[fact] = len(self)
+            self._rounds.append(number)
+            self._replaces.append(replaced)
+            self._superseded.append(0)
+            self._texts.add(request.text, *request.rephrase_prompts)
         return superseded
 
     def take_back(self, number: int) -> None:
         """Forget the last round; what it superseded stands again."""
-        while self.edits and self.edits[-1].round == number:
-            edit = self.edits.pop()
-            stack = self._latest[_fact(edit.request)]
-            stack.pop()
-            if stack:
-                stack[-1].superseded_in = None
-            for text in (edit.request.text, *edit.request.rephrase_prompts):
-                self._texts[text] -= 1
-                if not self._texts[text]:
-                    del self._texts[text]
+        if not self._rounds or self._rounds[-1] != number:
+            return
+        for request in reversed(self._read(number)[0]):
+            self._rounds.pop()
+            self._superseded.pop()
+            replaced, fact = self._replaces.pop(), mark(*request.fact)
+            if replaced >= 0:
+                self._superseded[replaced] = 0
+                self._latest[fact] = replaced
+            else:
+                del self._latest[fact]
+            self._texts.remove(request.text, *request.rephrase_prompts)
 
-    def standing(self) -> list[Edit]:
+    def standing(self) -> list[int]:
         """Edits that none superseded, in the order made."""
-        return [edit for edit in self.edits if edit.superseded_in is None]
+        return [edit for edit, gone in enumerate(self._superseded) if not gone]
 
-    def of_round(self, number: int) -> list[Edit]:
-        """Edits of the newest rounds are found without looking at the rest."""
-        found: list[Edit] = []
-        for edit in reversed(self.edits):
-            if edit.round < number:
-                break
-            if edit.round == number:
-                found.append(edit)
-        return found[::-1]
+    def of_round(self, number: int) -> range:
+        """The edits of a round."""
+        return range(bisect_left(self._rounds, number), bisect_right(self._rounds, number))
 
-    def edited_texts(self) -> Mapping[str, int]:
+    def edits(self, chosen: Sequence[int]) -> list[Edit]:
+        """What there is of some edits, given in the order made; each round is read once."""
+        found = []
+        for number, of_it in groupby(chosen, key=self._rounds.__getitem__):
+            first = self.of_round(number).start
+            requests, frozen = self._read(number)
+            found += [Edit(number, requests[e - first], frozen[e - first]) for e in of_it]
+        return found
+
+    def edited_texts(self) -> Container[str]:
         """Prompts that the edits are about, paraphrases included."""
         return self._texts
+
+
+class _Texts:
+    """Texts that can be looked up and are not kept: a mark and a count of each."""
+
+    def __init__(self) -> None:
+        self._counts: dict[bytes, int] = {}
+
+    def __contains__(self, text: object) -> bool:
+        return isinstance(text, str) and mark(text) in self._counts
+
+    def add(self, *texts: str) -> None:
+        for key in map(mark, texts):
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def remove(self, *texts: str) -> None:
+        for key in map(mark, texts):
+            self._counts[key] -= 1
+            if not self._counts[key]:
+                del self._counts[key]
 
 
 @dataclass
@@ -194,7 +235,7 @@ def measure_round(
     protocol: Protocol, subject: Subject, history: History, number: int
 ) -> dict[str, Any]:
     """Scores of one round's own edits, and of the same before it (``before``)."""
-    edits = history.of_round(number)
+    edits = history.edits(history.of_round(number))
     answered = ask(
         subject.model, subject.tokenizer, [edit.request for edit in edits], protocol.bounds
     )
@@ -222,14 +263,15 @@ def measure_checkpoint(
     standing = history.standing()
     result: dict[str, Any] = {"tested": number, "standing": len(standing)}
     if protocol.retention and standing:
-        sample = _sample(standing, protocol.retention, protocol.seed, number)
+        sample = history.edits(_sample(standing, protocol.retention, protocol.seed, number))
         answered = ask(
             subject.model, subject.tokenizer, [edit.request for edit in sample], protocol.bounds
         )
         result |= _retention(sample, answered, history.edited_texts())
     for name, size in (("generation", protocol.generation), ("fluency", protocol.fluency)):
         if size and standing:
-            asked = [e.request for e in _sample(standing, size, protocol.seed, number)]
+            drawn = history.edits(_sample(standing, size, protocol.seed, number))
+            asked = [edit.request for edit in drawn]
             result[name] = (
                 free_generation(subject.model, subject.tokenizer, asked, protocol.generation_tokens)
                 if name == "generation"
@@ -263,7 +305,7 @@ def _whole_model(protocol: Protocol, subject: Subject) -> dict[str, Any]:
 
 
 def _retention(
-    sample: Sequence[Edit], answered: Sequence[Answered], texts: Mapping[str, int]
+    sample: Sequence[Edit], answered: Sequence[Answered], texts: Container[str]
 ) -> dict[str, Any]:
     by_round: dict[int, list[int]] = {}
     for index, edit in enumerate(sample):
@@ -278,13 +320,9 @@ def _retention(
     }
 
 
-def _sample(edits: Sequence[Edit], size: int, seed: int, number: int) -> list[Edit]:
+def _sample(edits: Sequence[int], size: int, seed: int, number: int) -> list[int]:
     """At most so many edits, in the order made; the draw depends on seed and round alone."""
     if len(edits) <= size:
         return list(edits)
     chosen = random.Random(f"{seed}-{number}").sample(range(len(edits)), size)
     return [edits[index] for index in sorted(chosen)]
-
-
-def _fact(request: EditRequest) -> tuple[str, str]:
-    return request.subject.strip(), request.prompt.strip()

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
 from nse_plugin.hparams.host_editors import MELOHparams, WISEHparams
-from nse_plugin.hparams.locate import LocateHparams, NSEHparams
+from nse_plugin.hparams.locate import (
+    AlphaEditHparams,
+    LocateHparams,
+    MEMITHparams,
+    NSEHparams,
+    ROMEHparams,
+)
 from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
 
@@ -17,15 +23,18 @@ NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
 
 __all__ = [
+    "AlphaEditHparams",
     "FTHparams",
     "GRACEHparams",
     "Hparams",
     "LoRAHparams",
     "LocateHparams",
     "MELOHparams",
+    "MEMITHparams",
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
+    "ROMEHparams",
     "TrainingHparams",
     "WISEHparams",
     "find_yaml",

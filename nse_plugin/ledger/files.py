@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_json, write_whole
@@ -79,15 +80,21 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
 
 
 def load_round(path: Path) -> RoundRecord:
-    """Read a round's file.
+    """Read a round's file into memory.
+
+    Not through ``safe_open``, which keeps some 60 bytes for good of every tensor that it ever gave
+    (safetensors 0.8.0), and the files of a long run are read many times.
 
     Raises:
         DataError: the file is damaged or of another version.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            header: dict[str, Any] = json.loads((file.metadata() or {})["record"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        content = path.read_bytes()
+        tensors: dict[str, Any] = load(content)  # sees to it that the file is whole
+        length = int.from_bytes(content[:8], "little")
+        header: dict[str, Any] = json.loads(
+            json.loads(content[8 : 8 + length])["__metadata__"]["record"]
+        )
         if header["schema"] not in (SCHEMA, SCHEMA_ATTACHED):
             raise DataError(
                 f"{path} has schema {header['schema']}, and this version reads {SCHEMA} and "
@@ -147,16 +154,58 @@ def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> A
     return AttachedState(header["kind"], header["config"], kept)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundFile:
+    """A round that lies in its file and is read whenever it is asked for.
+
+    The file has to stay where it is while a ledger has the round.
+    """
+
+    number: int
+    path: str
+    counts: tuple[tuple[int, int], ...]
+    """(layer, number of keys)."""
+
+    @classmethod
+    def of(cls, path: Path, record: RoundRecord) -> RoundFile:
+        """The round in this file, which holds this record."""
+        return cls(record.number, str(path), tuple(record.key_counts.items()))
+
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By layer, how many keys the round has."""
+        return dict(self.counts)
+
+    def read(self) -> RoundRecord:
+        """The round with its tensors.
+
+        Raises:
+            DataError: the file is gone or damaged.
+        """
+        return load_round(Path(self.path))
+
+
+def load_rounds(paths: Iterable[Path]) -> Ledger:
+    """A ledger of the rounds in some files, each of which is looked at once and left on disk.
+
+    Raises:
+        DataError: a file is damaged or of another version.
+    """
+    ledger = Ledger()
+    for path in paths:
+        ledger.append(RoundFile.of(path, load_round(path)))
+    return ledger
+
+
 def load_ledger(folder: Path) -> Ledger:
     """Read the rounds of a run directory that stand, and which were undone.
 
     Raises:
         DataError: there is no round, one is missing, or a file is damaged.
     """
-    ledger = Ledger()
-    ledger.undone = load_undone(folder)
-    for path in _standing(folder, ledger.undone).values():
-        ledger.append(load_round(path))
+    undone = load_undone(folder)
+    ledger = load_rounds(_standing(folder, undone).values())
+    ledger.undone = undone
     return ledger
 
 

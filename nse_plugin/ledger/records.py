@@ -1,8 +1,9 @@
 """The ledger in memory: one record per round, with factors instead of matrices.
 
 A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the ledger of a
-round of 100 edits on an 8B model is tens of megabytes.  Tensors lie in main memory.  Everything
-else that a session remembers (the accumulated change, the previous keys) can be built from it.
+round of 100 edits on an 8B model is tens of megabytes.  A round lies in main memory, or in its file
+and is read when it is looked at.  Everything else that a session remembers (the accumulated change,
+the previous keys) can be built from it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -107,6 +108,15 @@ class RoundRecord:
     state: AttachedState | None = None
     """What is attached to the model after the round; None with a method that writes weights."""
 
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By layer, how many keys the round has."""
+        return {layer: keys.shape[1] for layer, keys in self.keys.items()}
+
+    def read(self) -> RoundRecord:
+        """The round itself, as any :class:`StandingRound` gives it."""
+        return self
+
     def layers(self) -> list[int]:
         """Layers written, rising."""
         return sorted({write.layer for write in self.writes})
@@ -142,6 +152,21 @@ class RoundRecord:
         }
 
 
+class StandingRound(Protocol):
+    """A round of a ledger, wherever it is kept: a :class:`RoundRecord`, or its file."""
+
+    @property
+    def number(self) -> int:
+        """Number of the round."""
+
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By layer, how many keys the round has."""
+
+    def read(self) -> RoundRecord:
+        """The round with its tensors."""
+
+
 @dataclass(frozen=True)
 class Undone:
     """A round that was taken back."""
@@ -161,11 +186,12 @@ class Ledger:
     """The rounds that stand, in order, and the numbers of those that were undone.
 
     A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
-    number after all that were ever given.  The tables need ``pip install "nse-plugin[report]"``.
+    number after all that were ever given.  A round that is kept in its file is read anew each time,
+    so memory does not grow with them.  The tables need ``pip install "nse-plugin[report]"``.
     """
 
     def __init__(self) -> None:
-        self._rounds: list[RoundRecord] = []
+        self._rounds: list[StandingRound] = []
         self.undone: list[Undone] = []
         """Rounds taken back, in the order in which that was done."""
 
@@ -173,14 +199,22 @@ class Ledger:
         return len(self._rounds)
 
     def __iter__(self) -> Iterator[RoundRecord]:
-        return iter(self._rounds)
+        return (standing.read() for standing in self._rounds)
 
     def __getitem__(self, index: int) -> RoundRecord:
-        return self._rounds[index]
+        return self._rounds[index].read()
 
-    def append(self, record: RoundRecord) -> None:
+    def standing(self) -> list[StandingRound]:
+        """The rounds, not read."""
+        return list(self._rounds)
+
+    def append(self, record: StandingRound) -> None:
         """Add the newest round."""
         self._rounds.append(record)
+
+    def replace_last(self, record: StandingRound) -> None:
+        """Keep the newest round in another way: in the file that it was written to."""
+        self._rounds[-1] = record
 
     def truncate(self, length: int) -> None:
         """Drop the rounds after the first ``length``."""
@@ -206,8 +240,29 @@ class Ledger:
 
     def keys(self, layer: int) -> torch.Tensor | None:
         """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
-        found = [record.keys[layer] for record in self._rounds if layer in record.keys]
+        found = [record.keys[layer] for record in self if layer in record.keys]
         return torch.cat(found, dim=1) if found else None
+
+    def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
+        """By layer, at most so many of the previous keys, at even distances: [d_ff, n].
+
+        Only rounds that hold one of them are read, each once.
+        """
+        chosen: dict[int, dict[int, list[int]]] = {}  # by round and layer: columns of its keys
+        for layer in layers:
+            counts = [standing.key_counts.get(layer, 0) for standing in self._rounds]
+            columns = [(index, j) for index, count in enumerate(counts) for j in range(count)]
+            if len(columns) > limit:
+                ends = torch.linspace(0, len(columns) - 1, limit, dtype=torch.float64)
+                columns = [columns[i] for i in ends.round().long().tolist()]
+            for index, column in columns:
+                chosen.setdefault(index, {}).setdefault(layer, []).append(column)
+        parts: dict[int, list[torch.Tensor]] = {}
+        for index in sorted(chosen):
+            record = self[index]
+            for layer, picked in chosen[index].items():
+                parts.setdefault(layer, []).append(record.keys[layer][:, picked])
+        return {layer: torch.cat(parts[layer], dim=1) for layer in layers if layer in parts}
 
     def change(
         self, layer: int, d_ff: int, device: torch.device | str = "cpu"
@@ -218,7 +273,7 @@ class Ledger:
         bits that the session accumulated.
         """
         total: torch.Tensor | None = None
-        for record in self._rounds:
+        for record in self:
             for write in record.writes:
                 if write.layer == layer:
                     change = write.change(d_ff, device)

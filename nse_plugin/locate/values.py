@@ -1,14 +1,15 @@
 """Values z: the activation that makes the model give the new answer, a whole round at once.
 
-For each request, z = h + delta, where h is the output of the z-layer at the subject's last token
-and delta minimises (arXiv 2410.04045, section 3; the loss is that of arXiv 2202.05262, eq. 4)
+For each request, z = h + delta, where h is the output of the z-layer (in ROME, of its MLP) at the
+subject's last token and delta minimises (arXiv 2410.04045, section 3; the loss is that of
+arXiv 2202.05262, eq. 4)
 
     mean over contexts of NLL(target | context + prompt)
     + kl_factor * KL(p_delta || p_original) at "{subject} is a"
     + v_weight_decay * ||delta|| / ||h||^2
 
-with every edited weight rewound to its original.  All requests are optimised in one batch, each
-with its own Adam state and its own stop; what a delta cannot change is computed once (see
+NSE rewinds every edited weight to its original for that.  All requests are optimised in one batch,
+each with its own Adam state and its own stop; what a delta cannot change is computed once (see
 :mod:`nse_plugin.model.replay`), and logits only where the loss reads them.
 """
 
@@ -20,10 +21,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from nse_plugin.errors import ModelError
+from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.arch import DecoderLayout
-from nse_plugin.model.hooks import quiet
+from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.prompts import (
     EncodedPrompt,
     TokenBatch,
@@ -44,7 +45,7 @@ class Values:
     z: torch.Tensor
     """[n, d_model] float32, the activation to reach."""
     base: torch.Tensor
-    """[n, d_model] float32, h with the original weights on the bare prompt."""
+    """[n, d_model] float32, h on the bare prompt, with the weights that z was optimised with."""
     loss: torch.Tensor
     """[n], the loss at z, as the rule for stopping sees it."""
     steps: torch.Tensor
@@ -69,9 +70,10 @@ def compute_values(
     contexts: Sequence[str],
     hparams: LocateHparams,
     objective: TokenObjective,
+    *,
     trace: TokenTrace | None = None,
 ) -> Values:
-    """Optimise z for all requests.  The model must hold its original weights.
+    """Optimise z for all requests, with the weights that the model holds now.
 
     Args:
         contexts: texts to put before the prompts, separators included; the bare prompt is added.
@@ -80,7 +82,7 @@ def compute_values(
 
     Raises:
         RequestError: a prompt is longer than the model's context.
-        ModelError: a value is not finite.
+        NotFiniteError: a value is not.
     """
     rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
@@ -94,7 +96,7 @@ def compute_values(
     finite = torch.isfinite(values.z).all(dim=1) & torch.isfinite(values.loss)
     lost = [request.case_id for request, ok in zip(requests, finite.tolist()) if not ok]
     if lost:
-        raise ModelError(
+        raise NotFiniteError(
             f"the values of requests {lost} are not finite, so nothing was written; look for NaN "
             "in the model's weights, or lower v_lr"
         )
@@ -269,7 +271,9 @@ class _Problem:
             rewriting,
             _Reading.of(rows, both.hidden.device),
             essence,
-            rewriting.hidden[bare, 0].float(),
+            _mlp_outputs(layout, rows, z_layer)
+            if hparams.value_of == "mlp"
+            else rewriting.hidden[bare, 0].float(),
             F.log_softmax(layout.logits(essence.run(essence.hidden)[:, 0]), dim=1),
         )
 
@@ -326,6 +330,16 @@ class _Problem:
         """Output [rows, tail, d_model] with delta [rows, d_model] added at each row's start."""
         start = (tails.hidden[:, 0].float() + delta).to(tails.hidden.dtype)
         return tails.run(torch.cat([start[:, None], tails.hidden[:, 1:]], dim=1))
+
+
+def _mlp_outputs(layout: DecoderLayout, rows: Sequence[_Rows], layer: int) -> torch.Tensor:
+    """[n, d_model] float32, what a block's MLP adds to the residual stream on the bare prompts."""
+    ids = [item.rewriting[0].ids[: item.rewriting[0].subject_last + 1] for item in rows]
+    batch = TokenBatch.of(ids, layout.input_device)
+    found = read_rows(
+        layout, batch, batch.lengths - 1, outputs_of={"mlp": layout.mlp_output(layer)}
+    )
+    return found["mlp"].float()
 
 
 class _Adam:

@@ -43,7 +43,8 @@ def edit_round(
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
-        ModelError: layers or templates do not fit the model, or the loss is not finite.
+        ModelError: layers or templates do not fit the model.
+        NotFiniteError: a loss is not finite.
         SessionError: somebody else changed the edited weights since the last round.
     """
     check_round(requests)

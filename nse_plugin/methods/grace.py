@@ -47,7 +47,8 @@ def edit_round(
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
-        ModelError: inner_params does not fit the model, or the loss is not finite.
+        ModelError: inner_params does not fit the model.
+        NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or a codebook of other settings.
     """
     check_round(requests)

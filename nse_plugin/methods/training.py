@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nse_plugin.errors import ModelError
+from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams.training import TrainingHparams
 from nse_plugin.ledger.records import Outcome
 from nse_plugin.model.prompts import encode_request
@@ -119,7 +119,7 @@ class Training:
         """What was reached.
 
         Raises:
-            ModelError: a loss is not finite.
+            NotFiniteError: a loss is not.
         """
         for index in chosen:
             _, stop, right = self._evaluate(index, steps)
@@ -130,7 +130,7 @@ class Training:
             lost = (~torch.isfinite(self.loss[rows])).nonzero()[:, 0].tolist()
             if lost:
                 cases = [self.requests[start + i].case_id for i in lost]
-                raise ModelError(
+                raise NotFiniteError(
                     f"the losses of requests {cases} are not finite after training, so nothing "
                     "was kept; look for NaN in the model's weights, or lower the learning rate"
                 )

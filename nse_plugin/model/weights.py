@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nse_plugin.errors import ModelError
+from nse_plugin.errors import ModelError, NotFiniteError
 
 
 @dataclass
@@ -80,7 +80,7 @@ class EditedWeights:
         """Add a change (shape of the parameter) and write the sum to the model.
 
         Raises:
-            ModelError: the change is not finite, also after rounding to the model's dtype.
+            NotFiniteError: the change is not, also after rounding to the model's dtype.
                 The model is as before.
         """
         before = self._edited[name].change
@@ -136,7 +136,7 @@ class EditedWeights:
         else:
             value = (edited.original.float() + change).to(edited.original.dtype)
             if not bool(torch.isfinite(value).all()):
-                raise ModelError(
+                raise NotFiniteError(
                     f"the change of {name} is not finite; nothing was written. "
                     "Lower v_lr or raise mom2_update_weight"
                 )

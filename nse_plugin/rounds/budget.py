@@ -2,12 +2,12 @@
 
 Of a round of n edits with a method of ours, per layer and in float32: keys [d_ff, n], and for each
 write pass left [d_model, n], right [n, d_ff] and d_ff neuron numbers of 8 bytes.  That is on disk,
-and the ledger maps it from there.  Memory takes each edited matrix's original and its float32
-change (three times while one is written), each layer's covariance [d_ff, d_ff] in float32, and P
-[d_ff, d_ff] in float64 where it is kept (d_ff up to 4096, or more edits than d_ff), and a solve
-takes four such matrices in float64.  With a method of the host, a round is as large as the
-matrices it changes, which is known after the first one only; until then one down-projection per
-layer is assumed.
+and the ledger reads it from there when it is needed.  Memory takes each edited matrix's original
+and its float32 change (three times while one is written), each layer's covariance [d_ff, d_ff] in
+float32, and P [d_ff, d_ff] in float64 where it is kept (d_ff up to 4096, or more edits than d_ff;
+else the keys of all edits, twice while some are added), and a solve takes four such matrices in
+float64.  With a method of the host, a round is as large as the matrices it changes, which is known
+after the first one only; until then one down-projection per layer is assumed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from nse_plugin.errors import DataError, ModelError
 from nse_plugin.model.arch import DecoderLayout
 
-_LINE = 1500  # bytes of log and frozen answers per request, about
+_LINE = 2500  # bytes of log, request and frozen answers per request, about
 _SPARE = 1 << 20
 
 
@@ -35,11 +35,11 @@ class Budget:
     disk: int
     """Of all rounds, log and frozen answers included."""
     memory_ledger: int
-    """Factors and previous keys of all rounds; mapped from disk, so not counted in ``memory``."""
+    """Factors and previous keys of all rounds; they stay on disk, so not counted in ``memory``."""
     memory_originals: int
     """Originals and changes of the edited matrices."""
     memory_solve: int
-    """Covariances and the solve."""
+    """Covariances, previous keys and the solve."""
 
     @property
     def memory(self) -> int:
@@ -56,7 +56,7 @@ class Budget:
             f"at most {_size(self.disk)} on disk ({_size(self.disk_per_round)} a round), "
             f"{_size(self.memory)} of memory beside the model (originals and changes "
             f"{_size(self.memory_originals)}, solve {_size(self.memory_solve)}; "
-            f"ledger {_size(self.memory_ledger)}, mapped from disk)"
+            f"ledger {_size(self.memory_ledger)}, read from disk)"
         )
 
     def check(self, folder: Path) -> None:
@@ -93,8 +93,9 @@ def estimate(
         per_edit = 4 * layers * (d_ff + passes * (d_model + d_ff))
         per_round = per_edit * n + layers * passes * d_ff * 8 + n * 1000 + 4096
         covariances = 4 * layers if getattr(hparams, "mom2_adjustment", False) else 0
-        sums = 8 * layers if d_ff <= 4096 or n_all > d_ff else 0
-        solve = d_ff * d_ff * (4 * 8 + covariances + sums)
+        few = d_ff > 4096 and n_requests is not None  # a stream may become long
+        previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)
+        solve = d_ff * d_ff * (4 * 8 + covariances) + previous
         ledger = per_edit * n_all + rounds * layers * passes * d_ff * 8
     else:
         per_round = 4 * layers * d_ff * d_model + 4096

@@ -8,19 +8,18 @@ line is written after the file.  ``lock`` is held while a process works here.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
-
-from safetensors import SafetensorError
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_json
 from nse_plugin.ledger.files import UNDONE, load_undone, round_path
+from nse_plugin.rounds.lines import JsonLines, explained
 
 try:
     import fcntl
@@ -29,7 +28,7 @@ except ImportError:  # Windows
 
 log = logging.getLogger(__name__)
 
-SCHEMA = 1
+SCHEMA = 2
 MADE_BY = "nse run"
 _MAY_PRECEDE = ("lock", "stats", "tensorboard")
 _OURS = ("manifest.json", "frozen.jsonl", "rounds.jsonl", "final.json", UNDONE, *_MAY_PRECEDE)
@@ -52,7 +51,7 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> RunDirectory:
-        with _explained(self.path):
+        with explained(self.path):
             if self.path.exists() and not self.path.is_dir():
                 raise DataError(f"{self.path} is a file; give a folder for the run")
             self.path.mkdir(parents=True, exist_ok=True)
@@ -63,7 +62,7 @@ class RunDirectory:
             if self._going_on:
                 self._refuse_undone()
             for left in self.path.glob("*.tmp"):  # of a process that was killed
-                with _explained(left):
+                with explained(left):
                     left.unlink(missing_ok=True)
         except BaseException:
             handle.close()
@@ -92,61 +91,15 @@ class RunDirectory:
         """How the run ended, or None where it has not."""
         return self._read("final.json")
 
-    def append(self, name: str, value: Mapping[str, Any]) -> None:
-        """Add a line of JSON to a file and see it to the disk."""
-        path = self.path / name
-        with _explained(path), path.open("ab") as handle:
-            size = handle.tell()
-            try:
-                handle.write((json.dumps(value, ensure_ascii=False) + "\n").encode())
-                handle.flush()
-                os.fsync(handle.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    os.truncate(path, size)
-                raise
+    def lines(self, name: str) -> JsonLines:
+        """The lines of a file, to read and to go on with."""
+        return JsonLines(self.path / name)
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The whole lines of a file; what a kill left of a last one is cut off the file.
-
-        Raises:
-            DataError: a line before the last is damaged.
-        """
-        path = self.path / name
-        if not path.exists():
-            return []
-        with _explained(path):
-            content = path.read_bytes()
-            found, whole = [], 0
-            pieces = content.split(b"\n")
-            for number, piece in enumerate(pieces[:-1], start=1):
-                try:
-                    found.append(json.loads(piece))
-                except ValueError as error:
-                    if number == len(pieces) - 1:
-                        break
-                    raise DataError(
-                        f"line {number} of {path} is damaged ({error}); restore the file, or "
-                        f"give another folder"
-                    ) from error
-                whole += len(piece) + 1
-            if whole < len(content):
-                log.warning("%s: a line that was cut off was dropped", path)
-                os.truncate(path, whole)
-        return found
-
-    def keep_lines(self, name: str, count: int) -> None:
-        """Drop the lines after the first so many."""
-        path = self.path / name
-        with _explained(path):
-            pieces = path.read_bytes().split(b"\n")[:count]
-            os.truncate(path, sum(len(piece) + 1 for piece in pieces))
-
-    def round_files(self, lines: list[dict[str, Any]]) -> list[Path]:
+    def round_files(self, lines: JsonLines) -> list[Path]:
         """Files of the rounds that these lines keep, looked at for damage; others are removed.
 
-        Where the files of the last rounds are gone, their lines are dropped from the list, and
-        the run goes on from the round before.
+        Where the files of the last rounds are gone, their lines are dropped, and the run goes on
+        from the round before.
 
         Raises:
             DataError: a file differs from what was written, or is gone with later ones left.
@@ -158,18 +111,17 @@ class RunDirectory:
                 continue
             path = round_path(self.path, line["file"])
             if path not in present:
-                later = [p for entry in lines[index:] if entry["file"] is not None
-                         if (p := round_path(self.path, entry["file"])) in present]  # fmt: skip
+                later = [name for entry in islice(lines, index, None) if entry["file"] is not None
+                         if (name := round_path(self.path, entry["file"])) in present]  # fmt: skip
                 if later:
                     raise DataError(
                         f"{path} is gone, and {later[0].name} is there; restore it, or remove "
                         f"the later ones to go on from round {line['round'] - 1}"
                     )
                 log.warning("%s is gone; the run goes on from the round before", path)
-                del lines[index:]
-                self.keep_lines("rounds.jsonl", index)
+                lines.keep(index)
                 break
-            with _explained(path):
+            with explained(path):
                 same = checksum(path) == line["sha256"]
             if not same:
                 raise DataError(
@@ -178,13 +130,13 @@ class RunDirectory:
                 )
             files.append(path)
         for path in present - set(files):  # written, but the process ended before the line was
-            with _explained(path):
+            with explained(path):
                 path.unlink()
         return files
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        with _explained(path):
+        with explained(path):
             if not path.exists():
                 return None
             try:
@@ -201,7 +153,7 @@ class RunDirectory:
         return found
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
-        with _explained(self.path / name):
+        with explained(self.path / name):
             write_json(self.path / name, value)
 
     def _take(self, handle: IO[str]) -> None:
@@ -216,7 +168,7 @@ class RunDirectory:
                 f"{self.path} is at work in another process (pid {handle.read().strip() or '?'}); "
                 "wait for it, or give another folder"
             ) from error
-        with _explained(self.path / "lock"):
+        with explained(self.path / "lock"):
             handle.truncate(0)
             handle.write(f"{os.getpid()}\n")
             handle.flush()
@@ -271,19 +223,3 @@ def _short(value: Any) -> str:
 
 def _is_round(path: Path) -> bool:
     return path.name.startswith("round-") and path.suffix == ".safetensors"
-
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Errors of the system as ours, with a way out."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"cannot read or write {path}: {error}; free space or mend the rights. The rounds on "
-            "disk are whole: the same command goes on from the last one"
-        ) from error
-
-
-explained = _explained
-"""For the files that an engine writes."""

@@ -19,15 +19,13 @@ from torch import nn
 
 from nse_plugin.errors import DataError, HostError, HparamsError, SessionError
 from nse_plugin.files import write_whole
-from nse_plugin.ledger.files import load_round, round_path, save_round
+from nse_plugin.ledger.files import RoundFile, load_rounds, round_path, save_round
 from nse_plugin.ledger.records import Ledger, RoundRecord
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.seeding import seeded
 from nse_plugin.model.watch import Watch
 from nse_plugin.requests import EditRequest
 from nse_plugin.session import EditSession
-
-_MAPPED = 20_000  # files that are kept mapped into memory; systems bound their number (65,530)
 
 
 class Engine(Protocol):
@@ -136,19 +134,15 @@ class SessionEngine:
 
     def save(self, folder: Path, number: int) -> Path:
         """Factors and keys of the last round; the ledger reads them from the file from now on."""
-        ledger = self.session.ledger
-        path = save_round(folder, replace(ledger[-1], number=number))
-        if len(ledger) <= _MAPPED:  # tensors of a safetensors file are mapped, not read
-            ledger.truncate(len(ledger) - 1)
-            ledger.append(load_round(path))
+        self.session.previous_keys.catch_up()  # while the round is in memory
+        record = replace(self.session.ledger[-1], number=number)
+        path = save_round(folder, record)
+        self.session.ledger.replace_last(RoundFile.of(path, record))
         return path
 
     def load(self, paths: Sequence[Path]) -> None:
         """Rounds from their files, in order."""
-        ledger = Ledger()
-        for path in paths:
-            ledger.append(load_round(path))
-        self.session.adopt(ledger)
+        self.session.adopt(load_rounds(paths))
 
     def undo(self) -> None:
         """Take the last round back."""
@@ -163,18 +157,8 @@ class SessionEngine:
         return {name: self.session.weights.original(name) for name in self.session.weights.names()}
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
-        """Previous keys of the edited layers; never all of them beside each other in memory."""
-        found = {}
-        for layer in getattr(self.hparams, "layers", []):
-            parts = [r.keys[layer] for r in self.session.ledger if layer in r.keys]
-            n = sum(part.shape[1] for part in parts)
-            if n > limit:
-                columns = [(part, j) for part in parts for j in range(part.shape[1])]
-                chosen = torch.linspace(0, n - 1, limit, dtype=torch.float64).round().long()
-                parts = [part[:, j : j + 1] for part, j in (columns[i] for i in chosen.tolist())]
-            if parts:
-                found[layer] = torch.cat(parts, dim=1)
-        return found
+        """Previous keys of the edited layers."""
+        return self.session.ledger.some_keys(getattr(self.hparams, "layers", []), limit)
 
     def changed(self) -> list[nn.Parameter]:
         """Edited matrices as they are."""

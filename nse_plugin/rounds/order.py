@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, mark
 
 Order = Literal["given", "shuffled", "grouped"]
-Fact = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -73,12 +72,12 @@ class Rounds:
             counted = self.repeats
 
     def _cut(self) -> Iterator[list[EditRequest]]:
-        taken: dict[Fact, EditRequest] = {}
+        taken: dict[tuple[str, str], EditRequest] = {}
         for request in self._fresh():
-            if fact(request) in taken:  # it supersedes one of this round: the round ends here
+            if request.fact in taken:  # it supersedes one of this round: the round ends here
                 yield list(taken.values())
                 taken = {}
-            taken[fact(request)] = request
+            taken[request.fact] = request
             if len(taken) == self._size:
                 yield list(taken.values())
                 taken = {}
@@ -113,13 +112,13 @@ class Rounds:
 
     def _fresh(self) -> Iterator[EditRequest]:
         """Requests in order, without repeats of what stands."""
-        stands: dict[Fact, str] = {}
+        stands: dict[bytes, bytes] = {}  # marks of fact and answer: a stream can be long
         for request in self._ordered():
-            target = request.target_new.strip()
-            if stands.get(fact(request)) == target:
+            fact, target = mark(*request.fact), mark(request.target_new.strip())
+            if stands.get(fact) == target:
                 self.repeats += 1
                 continue
-            stands[fact(request)] = target
+            stands[fact] = target
             yield request
 
     def _ordered(self) -> Iterator[EditRequest]:
@@ -141,11 +140,6 @@ class Rounds:
                 window = []
         draw.shuffle(window)
         yield from window
-
-
-def fact(request: EditRequest) -> Fact:
-    """What a request is about: its (subject, prompt), whatever the answer."""
-    return request.subject.strip(), request.prompt.strip()
 
 
 def _subject(request: EditRequest) -> str:

@@ -44,6 +44,6 @@ def same_run(one: str | Path, other: str | Path) -> bool:
 
     def read(folder: str | Path) -> Any:
         directory = RunDirectory(Path(folder))
-        return comparable([directory.lines("rounds.jsonl"), directory.final()])
+        return comparable([list(directory.lines("rounds.jsonl")), directory.final()])
 
     return read(one) == read(other)

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.errors import DataError, HparamsError, ModelError, RequestError
+from nse_plugin.errors import DataError, HparamsError, NotFiniteError, RequestError
 from nse_plugin.evaluation.metrics import Answered
 from nse_plugin.evaluation.protocol import (
     History,
@@ -25,13 +25,11 @@ from nse_plugin.evaluation.protocol import (
 from nse_plugin.files import checksum
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds.budget import check_disk, estimate
-from nse_plugin.rounds.checkpoint import (
-    RunDirectory,
-    differences,
-    explained,
-)
+from nse_plugin.rounds.checkpoint import RunDirectory, differences
 from nse_plugin.rounds.engines import SessionEngine, engine_of
+from nse_plugin.rounds.frozen import FrozenAnswers
 from nse_plugin.rounds.identity import digest, hashed, model_identity, plain, versions
+from nse_plugin.rounds.lines import explained
 from nse_plugin.rounds.listeners import Listener
 from nse_plugin.rounds.order import PlannedRound, Rounds
 from nse_plugin.rounds.result import RunResult
@@ -79,7 +77,7 @@ class SequentialScheduler:
         self.engine = engine_of(editor_or_session, hparams, seed)
         self.rounds = Rounds(requests, round_size, order, seed)
         self.run_dir = Path(run_dir)
-        self.history = History()
+        self.history = History(self._read_round)
         self._known = isinstance(requests, Sequence)
         self._round_size = round_size
         self._settings = {"round_size": round_size, "order": order, "seed": seed}
@@ -105,14 +103,15 @@ class SequentialScheduler:
                 raise RequestError("the list of requests is empty; give at least one edit request")
             stream = iter(self.rounds if plan is None else plan)
             base = self._begin(plan)
-            self._frozen = self._folder.lines("frozen.jsonl")
-            lines = self._resume(stream)
-            stop = lines[-1]["stop"] if lines else None
-            last = len(lines)
+            self._frozen = FrozenAnswers(self._folder.lines("frozen.jsonl"))
+            self._log = self._folder.lines("rounds.jsonl")
+            self._resume(stream)
+            last = len(self._log)
+            done = self._log[-1] if last else {"checkpoint": None, "stop": None}
+            checkpoint, stop = done["checkpoint"], done["stop"]
             self._tell("start", rounds=None if plan is None else len(plan), done=last)
-            self._freeze_all(plan or [])
-            checkpoint = lines[-1]["checkpoint"] if lines else None
-            del lines
+            for known in plan or []:
+                self._freeze(known, f"freeze {known.number}")
             made = 0
             while not ends(stop):
                 if self._max_rounds is not None and made >= self._max_rounds:
@@ -160,12 +159,10 @@ class SequentialScheduler:
         )
         return base
 
-    def _resume(self, stream: Iterator[PlannedRound]) -> list[dict[str, Any]]:
-        """Put the rounds on disk back into model and history; returns their lines."""
-        lines = self._folder.lines("rounds.jsonl")
-        files = self._folder.round_files(lines)
-        self._done = len(lines)
-        for line in lines:
+    def _resume(self, stream: Iterator[PlannedRound]) -> None:
+        """Put the rounds on disk back into model and history."""
+        files = self._folder.round_files(self._log)
+        for line in self._log:
             planned = next(stream, None)
             given = [digest(r) for r in planned.requests] if planned else []
             if planned is None or given != line["requests"]:
@@ -175,67 +172,56 @@ class SequentialScheduler:
                     f"{[r.case_id for r in planned.requests[:3]] if planned else 'no requests'}; "
                     "give the same stream from its beginning, or another folder"
                 )
+            self._freeze(planned)
             if line["file"] is not None:
-                self.history.add(planned.number, planned.requests, self._frozen_of(planned))
+                self.history.add(planned.number, planned.requests)
         if files:
             self.engine.load(files)
-            log.info("%s: going on after round %d", self.run_dir, len(lines))
+            log.info("%s: going on after round %d", self.run_dir, len(self._log))
         self._n_files = len(files)
-        return lines
 
-    def _freeze_all(self, plan: list[PlannedRound]) -> None:
-        for planned in plan:
-            if len(self._frozen) < planned.number:
-                self._tell("phase", name=f"freeze {planned.number}")
-                self._frozen_of(planned)
-
-    def _frozen_of(self, planned: PlannedRound) -> list[Answered]:
-        """The untouched model's answers to a round's probes, from disk where they are there."""
-        digests = [digest(request) for request in planned.requests]
-        if len(self._frozen) >= planned.number:
-            kept = self._frozen[planned.number - 1]
-            if kept.get("requests") != digests and planned.number > self._done and not self._known:
-                # frozen, not edited when the run was cut off, and the stream goes on differently
-                self._folder.keep_lines("frozen.jsonl", planned.number - 1)
-                del self._frozen[planned.number - 1 :]
-                return self._frozen_of(planned)
-            if kept.get("requests") != digests:
+    def _freeze(self, planned: PlannedRound, phase: str | None = None) -> None:
+        """See that the untouched model's answers to a round's probes are on disk."""
+        if self._frozen.holds(planned.number, planned.requests):
+            return
+        if planned.number <= len(self._frozen):
+            if planned.number <= len(self._log) or self._known:
                 raise DataError(
                     f"{self.run_dir}/frozen.jsonl: round {planned.number} is of other requests; "
                     "restore the file, or give another folder"
                 )
-            answered: list[Answered] = kept["answers"]
-            return answered
+            # frozen, not edited when the run was cut off, and the stream goes on differently
+            self._frozen.keep(planned.number - 1)
+        if phase is not None:
+            self._tell("phase", name=phase)
         with self.engine.rewound():
             answered = freeze(
                 self.protocol, self.engine.model, self.engine.tokenizer, planned.requests
             )
-        entry = {"round": planned.number, "requests": digests, "answers": answered}
-        self._folder.append("frozen.jsonl", entry)
-        self._frozen.append(entry)
-        return answered
+        self._frozen.append(planned.number, planned.requests, answered)
+
+    def _read_round(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
+        return self._frozen.read(number)
 
     def _one_round(self, planned: PlannedRound, base: Mapping[str, Any]) -> dict[str, Any]:
         check_disk(self.run_dir, 2 * self._per_round)
         clock: dict[str, float] = {}
         number, requests = planned.number, planned.requests
         with self._phase("freeze", clock):
-            frozen = self._frozen_of(planned)
+            self._freeze(planned)
         superseded, applied = 0, True
         scores = checkpoint = summary = problem = None
         with self._phase("edit", clock):
             try:
                 summary = self.engine.edit(requests, number)
                 problem = self.engine.problem()
-            except ModelError as error:
-                if "finite" not in str(error):
+            except NotFiniteError as error:
+                if not self.rules.non_finite:
                     raise
                 problem, applied = str(error), False  # the session has put everything back
         stop = self.rules.check(None, base, problem)
-        if not applied and stop is None:
-            raise ModelError(problem)
         if applied:
-            superseded = self.history.add(number, requests, frozen)
+            superseded = self.history.add(number, requests)
             if problem is None:
                 with self._phase("measure", clock):
                     scores = measure_round(self.protocol, self._subject(), self.history, number)
@@ -274,7 +260,7 @@ class SequentialScheduler:
                     line["sha256"] = checksum(path)
                     self._per_round = max(self._per_round, path.stat().st_size)
             line["seconds"] = {**clock, "total": sum(clock.values())}
-            self._folder.append("rounds.jsonl", line)
+            self._log.append(line)
         self._n_files += kept
         self._tell("round", **line)
         return line
@@ -299,7 +285,7 @@ class SequentialScheduler:
             final = {
                 "status": status,
                 "rounds": last,
-                "edits": len(self.history.edits),
+                "edits": len(self.history),
                 "standing": len(self.history.standing()),
                 "repeats": self.rounds.repeats,
                 "stop": stop if ends(stop) else None,

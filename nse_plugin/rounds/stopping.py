@@ -15,7 +15,10 @@ OnCollapse = Literal["undo", "stop", "continue"]
 class StopRules:
     """Bounds of a run; None switches one off.
 
-    Perplexity and retention are looked at where the protocol measures them: every k rounds.
+    Not finite values are looked for in every round.  Perplexity and retention are compared with
+    their bounds where the protocol measures them, at checkpoints (``Protocol.every``) and not in
+    between: up to ``every - 1`` rounds after the one that broke the bound are written too, and
+    ``undo`` takes back the round at the checkpoint only.  ``every=1`` looks after each round.
 
     Raises:
         HparamsError: a value is unknown or out of range.

@@ -19,7 +19,7 @@ from nse_plugin.evaluation.model_state import (
     perplexity,
     run_harness,
 )
-from nse_plugin.evaluation.protocol import History, Protocol
+from nse_plugin.evaluation.protocol import Edit, History, Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.ledger.capacity import key_share
 from nse_plugin.requests import EditRequest
@@ -227,14 +227,26 @@ def test_free_generation_notices_the_end_token():
 
 
 def test_history_takes_a_round_back():
-    history = History()
     a, b = EditRequest(0, "{} is", "A", "x"), EditRequest(1, "{} is", "A", "y")
-    assert history.add(1, [a], [{}]) == 0
-    assert history.add(2, [b], [{}]) == 1
-    assert [e.request for e in history.standing()] == [b]
+    c = EditRequest(2, "{} was", "B", "z", rephrase_prompts=("A is",))
+    read = []
+    kept = {1: ([a], [{"n": 1}]), 3: ([b, c], [{"n": 2}, {"n": 3}])}
+    history = History(lambda number: (read.append(number), kept[number])[1])
+    assert history.add(1, [a]) == 0
+    assert history.add(3, [b, c]) == 1
+    assert history.standing() == [1, 2] and history.of_round(3) == range(1, 3) and not read
+    assert history.edits([0, 2]) == [Edit(1, a, {"n": 1}), Edit(3, c, {"n": 3})]
+    assert history.edits(history.standing()) == [Edit(3, b, {"n": 2}), Edit(3, c, {"n": 3})]
+    assert read == [1, 3, 3]
+    texts = history.edited_texts()
+    assert "B was" in texts and "A is" in texts and "A was" not in texts
     history.take_back(2)
-    assert [e.request for e in history.standing()] == [a]
-    assert history.edited_texts() == {"A is": 1}
+    assert len(history) == 3
+    history.take_back(3)
+    assert history.standing() == [0] and len(history) == 1
+    assert "B was" not in texts and "A is" in texts
+    history.take_back(1)
+    assert "A is" not in texts and history.add(4, [b]) == 0
 
 
 def test_harness_stub_and_missing(monkeypatch):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nse_plugin.errors import RequestError
 from nse_plugin.requests import EditRequest, check_round
-from nse_plugin.rounds.order import Rounds, fact
+from nse_plugin.rounds.order import Rounds
 
 facts = st.lists(
     st.tuples(st.sampled_from("ABC"), st.sampled_from(["{} is", "{} has"]), st.sampled_from("xy")),
@@ -22,7 +22,7 @@ def build(triples):
 
 
 def last_answers(requests):
-    return {fact(r): r.target_new for r in requests}
+    return {r.fact: r.target_new for r in requests}
 
 
 @settings(max_examples=150, deadline=None)
@@ -43,8 +43,8 @@ def test_rounds_hold_what_the_stream_asks_for(triples, order, size, as_iterator)
     assert len({r.case_id for r in made}) == len(made)
     stands = {}
     for r in made:
-        assert stands.get(fact(r)) != r.target_new
-        stands[fact(r)] = r.target_new
+        assert stands.get(r.fact) != r.target_new
+        stands[r.fact] = r.target_new
     if order != "shuffled":  # the last word on a fact is the stream's last word
         assert last_answers(made) == last_answers(requests)
     if order == "given":

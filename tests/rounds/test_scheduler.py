@@ -14,7 +14,7 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.commands.run import RunSettings
-from nse_plugin.errors import HostError, HparamsError, ModelError, RequestError
+from nse_plugin.errors import HostError, HparamsError, NotFiniteError, RequestError
 from nse_plugin.ledger.files import load_ledger
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds import listeners
@@ -180,16 +180,16 @@ def test_retention_and_relative_perplexity(tmp_path):
 @pytest.mark.parametrize(("action", "status"), [("undo", "collapsed"), ("stop", "stopped"),
                                                 ("continue", "complete")])  # fmt: skip
 def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
-    from nse_plugin.methods import nse
+    from nse_plugin.methods import spread
 
-    real = nse.compute_values
+    real = spread.compute_values
 
-    def broken(layout, tokenizer, asked, *rest):
+    def broken(layout, tokenizer, asked, *rest, **named):
         if asked[0].case_id == 2:
-            raise ModelError("the values of requests [2] are not finite")
-        return real(layout, tokenizer, asked, *rest)
+            raise NotFiniteError("case 2")
+        return real(layout, tokenizer, asked, *rest, **named)
 
-    monkeypatch.setattr(nse, "compute_values", broken)
+    monkeypatch.setattr(spread, "compute_values", broken)
     rules = StopRules(on_collapse=action)
     made = scheduler(tmp_path, stop_rules=rules)
     result = made.run()
