@@ -31,10 +31,8 @@ from nse_plugin.ledger.records import (
     not_standing,
 )
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the files; a reader refuses others."""
-SCHEMA_ATTACHED = 2
-"""Version of a round's file that holds the state of what is attached to the model."""
 UNDONE = "undone.json"
 _ROUND = re.compile(r"round-(\d+)\.safetensors")
 
@@ -56,7 +54,7 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
         for name, tensor in record.state.tensors.items():
             tensors[f"state.{name}"] = tensor.contiguous()
     header = {
-        "schema": SCHEMA if record.state is None else SCHEMA_ATTACHED,
+        "schema": SCHEMA,
         "number": record.number,
         "method": record.method,
         "outcomes": [dataclasses.asdict(outcome) for outcome in record.outcomes],
@@ -95,10 +93,9 @@ def load_round(path: Path) -> RoundRecord:
         header: dict[str, Any] = json.loads(
             json.loads(content[8 : 8 + length])["__metadata__"]["record"]
         )
-        if header["schema"] not in (SCHEMA, SCHEMA_ATTACHED):
+        if header["schema"] != SCHEMA:
             raise DataError(
-                f"{path} has schema {header['schema']}, and this version reads {SCHEMA} and "
-                f"{SCHEMA_ATTACHED}; "
+                f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; "
                 "read it with the version of nse_plugin that wrote it"
             )
         return RoundRecord(
@@ -121,7 +118,7 @@ def load_round(path: Path) -> RoundRecord:
                 if name.startswith("keys.")
             },
             seconds=header["seconds"],
-            state=_state(header.get("state"), tensors),
+            state=_state(header["state"], tensors),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
