@@ -66,8 +66,8 @@ def test_damage_is_named(session, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="round-0002.safetensors is not a whole round file"):
         load_ledger(tmp_path)
-    path.write_bytes(whole.replace(b'\\"schema\\": 1', b'\\"schema\\": 9'))
-    with pytest.raises(DataError, match="has schema 9, and this version reads 1"):
+    path.write_bytes(whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
+    with pytest.raises(DataError, match="has schema 9, and this version reads 2"):
         load_round(path)
     path.write_bytes(whole)
     round_path(tmp_path, 1).unlink()
