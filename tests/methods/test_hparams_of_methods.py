@@ -49,6 +49,7 @@ REAL = {"gpt2-xl": 48, "gpt-j-6B": 28, "llama3-8b": 32}
 
 
 def easyedits(method: str, **changes: Any) -> dict[str, Any]:
+    """A YAML of the toolkit, with some keys changed."""
     return {"alg_name": method, **yaml.safe_load(SHARED + KEYS[method]), **changes}
 
 
@@ -69,7 +70,7 @@ def test_a_misspelt_key_is_refused(method):
 
 @each
 def test_the_name_with_which_ours_is_found_beside_easyedits(method):
-    ours = METHODS[method].hparams.from_dict(easyedits(f"{method}-plugin"))
+    ours = METHODS[method].hparams.from_dict(easyedits(method, alg_name=f"{method}-plugin"))
     assert find_method(ours.alg_name) is METHODS[method]
 
 
