@@ -133,3 +133,8 @@ def test_yamls_name_the_base_of_their_folder(path):
     if hparams.base.method in SETTINGS:
         own = (hparams.lambda_, hparams.epsilon, hparams.n_sigma)
         assert own == SETTINGS[hparams.base.method]
+
+
+def test_whether_modules_are_attached_is_the_bases():
+    assert OvertoneHparams.from_hparams("OVERTONE/LoRA/atlas-gpt2").attaches
+    assert not OvertoneHparams.from_hparams("OVERTONE/FT/atlas-gpt2").attaches

@@ -172,7 +172,9 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
 
     number = next((i for i, edit in enumerate(sides[0].edits) if edit.spread is not None), 0)
     columns = {
-        f"{side.name}: {tokenizer.decode([course.token]).strip()}": pandas.Series(course.losses)
+        f"{side.name}: {course.place + 1} {tokenizer.decode([course.token])!r}": pandas.Series(
+            course.losses
+        )
         for side in sides
         for course in side.edits[number].courses
     }

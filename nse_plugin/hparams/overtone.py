@@ -28,8 +28,8 @@ SETTINGS = {
     "WISE": Setting(0.1, 0.05, 1.0),
 }
 """Published settings by base editor (arXiv 2502.00602); the defaults."""
-OTHERWISE = Setting(0.1, 0.05, 0.5)
-"""The default around editors for which nothing was published."""
+OTHERWISE = Setting(0.5, 0.01, 0.5)
+"""The default around other editors: the best of a small sweep with NSE (see docs/overtone.md)."""
 
 _YAML_NAMES = {"lambda": "lambda_"}  # the YAML's word is reserved in Python
 

@@ -11,6 +11,7 @@ import yaml
 from nse_plugin import atlas
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import OvertoneHparams, find_yaml, yaml_dir
+from nse_plugin.hparams.overtone import OTHERWISE
 from nse_plugin.methods import nse, registry
 from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
@@ -37,7 +38,7 @@ def test_it_is_the_base_with_another_objective(model, tokenizer, base):
     before = weights(model)
     results = []
     for method, hparams, more in (
-        (nse.edit_round, base, {"objective": Overtone(0.1, 0.05, 0.5)}),
+        (nse.edit_round, base, {"objective": Overtone(*OTHERWISE)}),
         (edit_round, OvertoneHparams.wrap(base), {}),
         (nse.edit_round, base, {}),
     ):
@@ -69,7 +70,7 @@ def test_every_setting_reaches_the_objective(base):
                     mixing=False)  # fmt: skip
     settings = dict(lambda_=0.3, epsilon=0.2, n_sigma=1.5, **switches)
     assert objective_of(OvertoneHparams.wrap(base, **settings)) == Overtone(**settings)
-    assert objective_of(OvertoneHparams.wrap(base)) == Overtone(0.1, 0.05, 0.5)
+    assert objective_of(OvertoneHparams.wrap(base)) == Overtone(*OTHERWISE)
 
 
 def steps_until_stop(model, tokenizer, base, **settings):

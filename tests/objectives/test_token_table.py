@@ -43,7 +43,7 @@ def test_an_edit_is_watched_from_its_first_to_its_last_step(tokenizer, token_bud
     hparams = tiny_hparams(token_budget=token_budget, v_weight_decay=0.0, kl_factor=0.0)
     layout, table = DecoderLayout(model), TokenTable()
     arguments = (layout, tokenizer, requests, CONTEXTS, hparams, nll)
-    values = compute_values(*arguments, table)
+    values = compute_values(*arguments, trace=table)
     assert torch.equal(values.z, compute_values(*arguments).z)  # watching changes nothing
     assert table.requests() == [0, 1, 2, 3]
     for i, request in enumerate(requests):
