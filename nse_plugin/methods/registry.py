@@ -80,6 +80,7 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         if copy:
             model = _copy(model, tok)
         session = EditSession.of(model, tok)
+        session.check()  # the host may have put weights back
         before = session.weights.snapshot()
         n_before = sum(len(record.outcomes) for record in session.ledger)
         record = method.edit_round(session, as_requests(requests, first=n_before), hparams)

@@ -322,7 +322,7 @@ def test_register_again_changes_nothing(table):
     first = toolkit.register()
     held, gate_held = dict(table), gate_in_class()
     assert toolkit.register() is first and toolkit.register(["NSE"]) is first
-    assert toolkit.register(override=True) is first
+    assert toolkit.register(["NSE"], override=True) is first
     assert table == held and gate_in_class() is gate_held
 
 
