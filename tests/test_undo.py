@@ -258,8 +258,8 @@ def test_damage_and_other_files(folder, tmp_path_factory):
     (folder / "undone.json").write_text(kept[:-9])
     with pytest.raises(DataError, match="is damaged"):
         load_ledger(folder)
-    (folder / "undone.json").write_text(kept.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(DataError, match="schema 2, and this version reads 1"):
+    (folder / "undone.json").write_text(kept.replace('"schema": 2', '"schema": 9'))
+    with pytest.raises(DataError, match="schema 9, and this version reads 2"):
         load_ledger(folder)
     (folder / "undone.json").write_text(kept)
     (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
