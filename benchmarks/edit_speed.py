@@ -131,8 +131,8 @@ def measure(name: str, edits: int) -> dict:
     assert hparams.neuron_threshold == 1.0  # plain_round writes all neurons
     session = EditSession.of(model, tokenizer)
     requests = parse_records(atlas.edit_set(edits, seed=0))
-    contexts = session.contexts(hparams)
-    covariances = session.covariances(hparams)  # once per model, so not part of an edit
+    contexts = session.untouched.contexts(hparams)
+    covariances = session.untouched.covariances(hparams)  # once per model, so not part of an edit
     names = [session.layout.down_name(layer) for layer in hparams.layers]
     original = [model.get_parameter(n).detach().clone() for n in names]
     edit_round(session, requests[:2], hparams)  # warm up

@@ -1,30 +1,27 @@
 """The edit session: the memory of one model that is edited again and again.
 
-It owns the original weights, the accumulated change, what is attached to the model, the context
-texts, the covariances and the ledger, from which the previous keys follow.  It lives with the
+It owns the original weights, the accumulated change, what is attached to the model, what is known
+of the untouched model, and the ledger, from which the previous keys follow.  It lives with the
 model: ``EditSession.of(model)`` finds it again, and it goes when the model goes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.attach import Attached
 from nse_plugin.errors import SessionError
-from nse_plugin.hparams import LocateHparams
 from nse_plugin.ledger.records import Ledger, StandingRound, Undone, later_trained
-from nse_plugin.locate.covariance import second_moments
 from nse_plugin.locate.previous import PreviousKeys
+from nse_plugin.locate.untouched import Untouched
 from nse_plugin.model.arch import DecoderLayout
-from nse_plugin.model.hooks import quiet
-from nse_plugin.model.sampling import OPENINGS, context_texts
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
     from nse_plugin.export import Fit
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _ATTRIBUTE = "_nse_plugin_session"
 _PUT_BACK = "weights were put back"
@@ -59,9 +54,7 @@ class EditSession:
         self.attached = Attached(self.layout)
         self.ledger = Ledger()
         self.previous_keys = PreviousKeys(self.ledger)
-        self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
-        self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._derived: dict[tuple[Any, ...], Any] = {}  # what was made of covariances, originals
+        self.untouched = Untouched(self.layout, tokenizer, self.weights, self.rewound)
         self._layers: dict[str, int] = {}  # layer of each parameter looked after
         self._elsewhere: Watch | None = None  # the other parameters, from the first round on
         self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
@@ -143,18 +136,11 @@ class EditSession:
         self.ledger.append(record)
         self._states.append(self._fingerprint())
 
-    def adopt(
-        self,
-        ledger: Ledger,
-        contexts: Mapping[tuple[int, int, int], Sequence[str]] | None = None,
-    ) -> None:
+    def adopt(self, ledger: Ledger) -> None:
         """Take over the rounds of a ledger, as read from a run directory, and what was undone.
 
         The changes are made in the order written, so on the device of the first run the weights
         get the bits that they had then.
-
-        Args:
-            contexts: context texts by (seed, n_contexts, context_length), to be used as they are.
 
         Raises:
             SessionError: this session has rounds of its own.
@@ -174,7 +160,6 @@ class EditSession:
             self._go_back_to(0)
             raise
         self.ledger.undone = list(ledger.undone)
-        self._contexts.update({key: tuple(texts) for key, texts in (contexts or {}).items()})
 
     def undo(self, number: int, reason: str = "") -> None:
         """Take back the round of this number (:attr:`RoundRecord.number`), whichever it is.
@@ -288,42 +273,6 @@ class EditSession:
 
         to_full(self, folder)
 
-    def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
-        """Texts to put before prompts, separators included; the original model writes them once."""
-        key = (hparams.seed, hparams.n_contexts, hparams.context_length)
-        if key not in self._contexts:
-            lengths = hparams.context_lengths()
-            with self.rewound(), quiet(self.model):
-                texts = context_texts(
-                    self.model,
-                    self.tokenizer,
-                    seed=hparams.seed,
-                    n_tokens=lengths,
-                    openings=[OPENINGS[i % len(OPENINGS)] for i in range(len(lengths))],
-                )
-            self._contexts[key] = tuple(f"{text}. " for text in texts)
-        return self._contexts[key]
-
-    def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
-        """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
-        source = _source(hparams)
-        missing = [layer for layer in hparams.layers if (layer, *source) not in self._covariances]
-        if missing:
-            with self.rewound():
-                moments = second_moments(
-                    self.layout,
-                    self.tokenizer,
-                    missing,
-                    source=hparams.mom2_dataset,
-                    n_samples=hparams.mom2_n_samples,
-                    dtype=hparams.mom2_dtype,
-                    stats_dir=hparams.stats_dir,
-                    token_budget=hparams.token_budget,
-                )
-            for layer, moment in moments.items():
-                self._covariances[(layer, *source)] = moment.mean
-        return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
-
     def _fingerprint(self) -> dict[str, int]:
         return {**self.weights.fingerprint(), **self.attached.fingerprint()}
 
@@ -335,39 +284,6 @@ class EditSession:
                 "cannot be attached on top of them; undo_all() first, or take a model that is "
                 "loaded anew"
             )
-
-    def of_covariances(
-        self, hparams: LocateHparams, function: Callable[..., T], *settings: Any
-    ) -> dict[int, T]:
-        """``function(C, *settings)`` by layer, computed once and kept."""
-        return self._derive(self.covariances(hparams), function, settings, _source(hparams))
-
-    def of_originals(
-        self, layers: Sequence[int], function: Callable[..., T], *settings: Any
-    ) -> dict[int, T]:
-        """``function(W, *settings)`` by layer for the original matrices W [d_model, d_ff] of a
-        round's layers, computed once and kept."""
-        layout = self.layout
-        originals = {
-            layer: layout.to_weight(self.weights.original(layout.down_name(layer)))
-            for layer in layers
-        }
-        return self._derive(originals, function, settings)
-
-    def _derive(
-        self,
-        matrices: Mapping[int, torch.Tensor],
-        function: Callable[..., T],
-        settings: tuple[Any, ...],
-        of: tuple[Any, ...] = (),
-    ) -> dict[int, T]:
-        found = {}
-        for layer, matrix in matrices.items():
-            key = (layer, function, settings, of)
-            if key not in self._derived:
-                self._derived[key] = function(matrix, *settings)
-            found[layer] = self._derived[key]
-        return found
 
     def _state_after(self, length: int) -> dict[str, int]:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
@@ -394,11 +310,6 @@ class EditSession:
         self.ledger.truncate(length)
         self.previous_keys.drop_from(length)
         del self._states[length:]
-
-
-def _source(hparams: LocateHparams) -> tuple[Any, ...]:
-    """What a covariance is known by, beside its layer."""
-    return (hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir)
 
 
 def _foreign(names: list[str], since: str) -> SessionError:

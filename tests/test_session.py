@@ -125,15 +125,15 @@ def test_other_layers_in_a_later_round(model, tokenizer, hparams):
 def test_contexts_are_written_once_by_the_original_model(model, tokenizer, hparams):
     session = EditSession.of(model, tokenizer)
     state = torch.get_rng_state()
-    contexts = session.contexts(hparams)
+    contexts = session.untouched.contexts(hparams)
     assert torch.equal(torch.get_rng_state(), state)
     assert len(contexts) == 5 and all(text.endswith(". ") for text in contexts)
     assert [text.startswith(o) for text, o in zip(contexts, ("The", "Therefore", "Because"))]
     twin = copy.deepcopy(model)
-    assert EditSession.of(twin, tokenizer).contexts(hparams) == contexts
+    assert EditSession.of(twin, tokenizer).untouched.contexts(hparams) == contexts
     edit_round(session, some_requests(4), hparams)
-    session._contexts.clear()
-    assert session.contexts(hparams) == contexts
+    session.untouched._contexts.clear()
+    assert session.untouched.contexts(hparams) == contexts
 
 
 def test_device_map_of_accelerate(tokenizer, hparams):

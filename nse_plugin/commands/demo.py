@@ -103,7 +103,7 @@ class Demo:
         self._write_manifest("running")
         status = "interrupted"
         try:
-            self.session.covariances(self.hparams)
+            self.session.untouched.covariances(self.hparams)
             self._all_rounds()
             status = "complete"
         finally:
@@ -233,7 +233,7 @@ class Demo:
             "edits": self.edits,
             "rounds": self.rounds,
             "hparams": self.hparams.to_dict(),
-            "contexts": list(self.session.contexts(self.hparams)),
+            "contexts": list(self.session.untouched.contexts(self.hparams)),
             "requests": [request.digest() for request in self.requests],
         }
         write_json(self.out / "manifest.json", manifest)

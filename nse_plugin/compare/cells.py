@@ -147,7 +147,7 @@ def _prepare(edited: Any, made: Recipe) -> float:
         and isinstance(hparams, LocateHparams)
         and hparams.mom2_adjustment
     ):
-        edited.covariances(hparams)
+        edited.untouched.covariances(hparams)
     return time.perf_counter() - start
 
 

@@ -41,7 +41,7 @@ def edit_round(
 
 
 def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
-    busy = session.of_covariances(hparams, busy_directions, hparams.nullspace_threshold)
+    busy = session.untouched.of_covariances(hparams, busy_directions, hparams.nullspace_threshold)
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)

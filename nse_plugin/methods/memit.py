@@ -35,7 +35,7 @@ def edit_round(
 
 
 def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
-    covariances = session.covariances(hparams) if hparams.mom2_adjustment else {}
+    covariances = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)

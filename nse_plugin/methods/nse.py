@@ -63,9 +63,11 @@ def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int
 
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
-    covariances = session.covariances(hparams) if hparams.mom2_adjustment else {}
+    covariances = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
     amount, previous_keys = hparams.protect_top_directions, session.previous_keys
-    protected = session.of_originals(hparams.layers, top_directions, amount) if amount else {}
+    protected = (
+        session.untouched.of_originals(hparams.layers, top_directions, amount) if amount else {}
+    )
 
     def right_factor(layer: int, keys: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         return solve_right(

@@ -59,11 +59,11 @@ def edit_round(
             session.layout,
             session.tokenizer,
             requests,
-            session.contexts(hparams),
+            session.untouched.contexts(hparams),
             hparams.token_budget,
         )
         factor = (
-            session.of_covariances(hparams, covariance_factor)[layer]
+            session.untouched.of_covariances(hparams, covariance_factor)[layer]
             if hparams.mom2_adjustment
             else None
         )
@@ -151,7 +151,7 @@ class _Writer:
             self.session.layout,
             self.session.tokenizer,
             [self.requests[number]],
-            self.session.contexts(self.hparams),
+            self.session.untouched.contexts(self.hparams),
             replace(self.hparams, v_loss_layer=None),
             objective,
             trace=None if trace is None else _OneRequest(trace, number),

@@ -104,7 +104,7 @@ def spread_round(
     with session.round(hparams.layers):
         clock = Clock()
         solve = solver(session, hparams)
-        contexts = session.contexts(hparams)
+        contexts = session.untouched.contexts(hparams)
         layout, tokenizer = session.layout, session.tokenizer
         with clock("values"), session.weights.rewound() if rewind else nullcontext():
             values = compute_values(

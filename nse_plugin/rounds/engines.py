@@ -20,7 +20,7 @@ from torch import nn
 from nse_plugin.errors import DataError, HostError, HparamsError, SessionError
 from nse_plugin.files import write_whole
 from nse_plugin.ledger.files import RoundFile, load_rounds, round_path, save_round
-from nse_plugin.ledger.records import Ledger, RoundRecord
+from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.seeding import seeded
 from nse_plugin.model.watch import Watch
@@ -118,10 +118,8 @@ class SessionEngine:
         if not hasattr(self.hparams, "n_contexts"):
             return []
         if kept is not None:
-            h = self.hparams
-            key = (h.seed, h.n_contexts, h.context_length)
-            self.session.adopt(Ledger(), {key: kept})
-        return list(self.session.contexts(self.hparams))
+            self.session.untouched.use_contexts(self.hparams, kept)
+        return list(self.session.untouched.contexts(self.hparams))
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
         """Write a round into model and ledger."""

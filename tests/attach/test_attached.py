@@ -200,7 +200,9 @@ def test_contexts_are_of_the_untouched_model(model, tokenizer, name, tmp_path):
     session = EditSession.of(model, tokenizer)
     edit(session, some_requests(2), hparams(name, **({"lr": 1.0} if name == "LoRA" else {})))
     fresh = tiny_model("gpt2")
-    assert session.contexts(settings) == EditSession.of(fresh, tokenizer).contexts(settings)
+    assert session.untouched.contexts(settings) == EditSession.of(
+        fresh, tokenizer
+    ).untouched.contexts(settings)
 
 
 # --- hosts ----------------------------------------------------------------------------------------

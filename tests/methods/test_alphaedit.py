@@ -41,7 +41,10 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
     original = copy.deepcopy(model)
     session = EditSession.of(model, tokenizer)
     brute = Brute.of(model, tokenizer, hparams)
-    contexts, covariances = session.contexts(hparams), session.covariances(hparams)
+    contexts, covariances = (
+        session.untouched.contexts(hparams),
+        session.untouched.covariances(hparams),
+    )
     P = {k: projection(C, hparams.nullspace_threshold) for k, C in covariances.items()}
     previous = {layer: torch.zeros_like(P[layer]) for layer in hparams.layers}
 
@@ -64,7 +67,7 @@ def test_busy_directions_are_left_as_they_are(model, tokenizer, hparams):
     EditSession.of(edit, tokenizer)
     before = down_weights(edit, hparams.layers)
     edit_round(session, some_requests(3), hparams)
-    covariances = session.covariances(hparams)
+    covariances = session.untouched.covariances(hparams)
     for layer, w0, w in zip(hparams.layers, before, down_weights(model, hparams.layers)):
         U = busy_directions(covariances[layer], hparams.nullspace_threshold)
         assert 0 < U.shape[1] < session.layout.d_ff

@@ -25,7 +25,10 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
     original = copy.deepcopy(model)
     session = EditSession.of(model, tokenizer)
     brute = Brute.of(model, tokenizer, hparams)
-    contexts, covariances = session.contexts(hparams), session.covariances(hparams)
+    contexts, covariances = (
+        session.untouched.contexts(hparams),
+        session.untouched.covariances(hparams),
+    )
 
     def solve(layer, K, R):
         A = hparams.mom2_update_weight * covariances[layer].double() + K @ K.T

@@ -37,8 +37,8 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
     """
     session = EditSession.of(model, tokenizer)
     layout = session.layout
-    contexts = session.contexts(hparams)
-    covariances = session.covariances(hparams)
+    contexts = session.untouched.contexts(hparams)
+    covariances = session.untouched.covariances(hparams)
     lookups = Lookups.of(layout, tokenizer, requests, contexts, 100_000)
     z_layer = hparams.layers[-1]
     for _ in range(hparams.max_iterations):
@@ -75,8 +75,8 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, ru
     earlier: dict[int, list[torch.Tensor]] = {layer: [] for layer in hparams.layers}
     rounds = [some_requests(6)[i : i + 2] for i in (0, 2, 4)]
     for requests in rounds:
-        contexts = clean.contexts(hparams)
-        assert contexts == brute.contexts(hparams) == session.contexts(hparams)
+        contexts = clean.untouched.contexts(hparams)
+        assert contexts == brute.untouched.contexts(hparams) == session.untouched.contexts(hparams)
         # real rewinding: z of every round is that of the untouched model
         z = compute_values(clean.layout, tokenizer, requests, contexts, hparams, nll).z
         edit_round(session, requests, hparams)
@@ -262,7 +262,7 @@ def brute_variant(model, tokenizer, rounds, hparams):
     original, edited = copy.deepcopy(model), copy.deepcopy(model)
     clean, brute = EditSession.of(original, tokenizer), EditSession.of(edited, tokenizer)
     layout, z_layer = brute.layout, hparams.layers[-1]
-    contexts, covariances = clean.contexts(hparams), clean.covariances(hparams)
+    contexts, covariances = clean.untouched.contexts(hparams), clean.untouched.covariances(hparams)
     P = {layer: torch.zeros(layout.d_ff, layout.d_ff).double() for layer in hparams.layers}
     for requests in rounds:
         source = clean if hparams.rewind else brute

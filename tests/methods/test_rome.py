@@ -45,8 +45,8 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, adjusted):
     original = copy.deepcopy(model)
     session = EditSession.of(model, tokenizer)
     brute = Brute.of(model, tokenizer, hparams)
-    contexts = session.contexts(hparams)
-    C = session.covariances(hparams)[layer].double()
+    contexts = session.untouched.contexts(hparams)
+    C = session.untouched.covariances(hparams)[layer].double()
     for requests in three_rounds():
         edit_round(session, requests, hparams)
         for request in requests:
@@ -67,7 +67,7 @@ def test_the_value_is_the_mlps_output_plus_a_bounded_shift(model, tokenizer, hpa
     session = EditSession.of(model, tokenizer)
     requests = some_requests(4)
     values = compute_values(
-        session.layout, tokenizer, requests, session.contexts(hparams), hparams, nll
+        session.layout, tokenizer, requests, session.untouched.contexts(hparams), hparams, nll
     )
     lookups = Brute(model, session, hparams).lookups(requests, [])
     now = lookups.read([], {"out": session.layout.down(2)})[1]["out"]
@@ -129,7 +129,7 @@ def test_context_lengths_of_easyedits_key(model, tokenizer, hparams):
     listed = replace(hparams, context_template_length_params=[[3, 6], [5, 2]])
     assert listed.context_lengths() == [3] * 6 + [5] * 2 and listed.n_contexts == 8
     assert ROMEHparams.from_dict(listed.to_dict()) == listed
-    texts = EditSession.of(model, tokenizer).contexts(listed)
+    texts = EditSession.of(model, tokenizer).untouched.contexts(listed)
     assert len(texts) == 8 and texts[0].startswith("The") and texts[5].startswith("The")
     with pytest.raises(HparamsError, match=r"context_template_length_params is \[\[3\]\]"):
         replace(hparams, context_template_length_params=[[3]])
