@@ -175,10 +175,16 @@ def _add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.compare import exit_code, read_comparison, shown_tables
+    from nse_plugin.commands.compare import (
+        exit_code,
+        read_comparison,
+        shown_tables,
+        write_report,
+    )
 
     result = read_comparison(vars(options)).run(print)
     print("\n" + shown_tables(result))
+    write_report(Path(options.out), result)
     print(f"written to {options.out}: report.html, table.md, results.json, results/, cells/")
     return exit_code(result)
 

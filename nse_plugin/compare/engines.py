@@ -41,25 +41,36 @@ class Engine(Protocol):
         """Give back what is held."""
 
 
+def check_engine(name: str, jobs: int) -> None:
+    """Raise :class:`HparamsError` where there is no such engine, or not so many jobs."""
+    if name not in ENGINES:
+        raise HparamsError(
+            f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
+        )
+    if jobs < 1 or (jobs > 1 and name == "serial"):
+        raise HparamsError(
+            f"jobs is {jobs}; give a number above 0, and --engine processes or ray for more than 1"
+        )
+    if name == "ray":
+        from nse_plugin.compare.ray_engine import import_ray
+
+        import_ray()
+
+
 def make_engine(name: str, jobs: int) -> Engine:
     """The engine of this name.
 
     Raises:
-        HparamsError: there is none, its package is not installed, or ``jobs`` is out of range.
+        HparamsError: as :func:`check_engine`.
     """
-    if jobs < 1:
-        raise HparamsError(f"jobs is {jobs}; give a number above 0")
+    check_engine(name, jobs)
     if name == "serial":
         return Serial()
     if name == "processes":
         return Processes(jobs)
-    if name == "ray":
-        from nse_plugin.compare.ray_engine import RayTasks
+    from nse_plugin.compare.ray_engine import RayTasks
 
-        return RayTasks(jobs)
-    raise HparamsError(
-        f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
-    )
+    return RayTasks(jobs)
 
 
 class Serial:
