@@ -14,39 +14,51 @@ from nse_plugin.version import __version__
 
 if TYPE_CHECKING:
     from nse_plugin.hparams import (
+        AlphaEditHparams,
         FTHparams,
         GRACEHparams,
         LoRAHparams,
+        MEMITHparams,
         NSEHparams,
         NSEHyperParams,
+        OvertoneHparams,
+        ROMEHparams,
     )
     from nse_plugin.requests import EditRequest
     from nse_plugin.session import EditSession
     from nse_plugin.toolkit import BaseEditor, register, unregister
 
 __all__ = [
+    "AlphaEditHparams",
     "BaseEditor",
     "EditRequest",
     "EditSession",
     "FTHparams",
     "GRACEHparams",
     "LoRAHparams",
+    "MEMITHparams",
     "NSEHparams",
     "NSEHyperParams",
+    "OvertoneHparams",
+    "ROMEHparams",
     "__version__",
     "register",
     "unregister",
 ]
 
 _HOME = {
+    "AlphaEditHparams": "hparams",
     "BaseEditor": "toolkit",
     "EditRequest": "requests",
     "EditSession": "session",
     "FTHparams": "hparams",
     "GRACEHparams": "hparams",
     "LoRAHparams": "hparams",
+    "MEMITHparams": "hparams",
     "NSEHparams": "hparams",
     "NSEHyperParams": "hparams",
+    "OvertoneHparams": "hparams",
+    "ROMEHparams": "hparams",
     "register": "toolkit",
     "unregister": "toolkit",
 }

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from nse_plugin.cli_compare import add_compare
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.version import __version__
 
@@ -47,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_run(commands)
-    _add_compare(commands)
+    add_compare(commands)
+    _add_inspect(commands)
+    _add_overfit(commands)
     _add_undo(commands)
     _add_export(commands)
     _add_stats(commands)
@@ -140,53 +143,74 @@ def _run(options: argparse.Namespace) -> int:
     return 0 if result.status == "complete" else 3
 
 
-def _add_compare(commands: argparse._SubParsersAction) -> None:
-    compare = commands.add_parser(
-        "compare",
-        help="methods side by side on the same streams; the same command goes on",
-        epilog="example: nse compare --methods NSE,NSE:one-pass,MEMIT --models atlas:gpt2 "
-        "--data atlas:200 --rounds 10 --seeds 0,1,2 --engine processes --jobs 2 --out compared",
+def _add_inspect(commands: argparse._SubParsersAction) -> None:
+    inspect = commands.add_parser(
+        "inspect",
+        help="look at a run: tables, figures, and one page of HTML; needs no model",
+        epilog="examples: nse inspect run1 --html run1.html; nse inspect run1 --layer 2; "
+        "nse inspect run1 --layer 2 --neuron 42; nse inspect run1 --request 1050",
     )
-    compare.add_argument(
-        "--methods",
-        required=True,
-        help="NSE,ROME,...; NSE:no-rewinding, NSE:p=0.6, METHOD:key=value;key=value, "
-        "NSE+OVERTONE; METHOD-plugin for ours inside EasyEdit",
+    inspect.add_argument("run", type=Path, metavar="RUN", help="folder of nse demo or nse run")
+    inspect.add_argument("--layer", type=int, help="the neurons of this layer that changed most")
+    inspect.add_argument("--neuron", type=int, help="with --layer: who wrote this neuron")
+    inspect.add_argument("--request", metavar="CASE_ID", help="what became of it, what it wrote")
+    inspect.add_argument("--plot", type=Path, metavar="DIR", help="write the figures as PNG")
+    inspect.add_argument(
+        "--html", type=Path, metavar="FILE", help="write one page, for offline too"
     )
-    compare.add_argument(
-        "--models", default="atlas:gpt2", help="atlas:gpt2,atlas:llama, folders, or name=folder"
-    )
-    compare.add_argument("--data", default="atlas:200", help="a JSON file, or atlas:200 (default)")
-    compare.add_argument("--rounds", type=int, default=10, help="in how many (default 10)")
-    compare.add_argument("--seeds", default="0,1,2", help="of draw and order (default 0,1,2)")
-    compare.add_argument("--out", default="compared", help="folder (default compared)")
-    compare.add_argument("--limit", type=int, help="the first so many records")
-    compare.add_argument("--order", help="given, shuffled or grouped; a file's default is shuffled")
-    compare.add_argument("--every", type=int, help="measure all earlier edits every so many rounds")
-    compare.add_argument("--held-out", help="text file for the perplexity, atlas or none")
-    compare.add_argument("--reference", help="differences are taken to it (default the first)")
-    compare.add_argument("--hparams-dir", help="METHOD/MODEL.yaml here go before shipped ones")
-    compare.add_argument("--device", help="cpu, or the number of a GPU, instead of the YAMLs'")
-    compare.add_argument("--stats-dir", help="folder of the statistics, instead of the YAMLs'")
-    compare.add_argument("--engine", default="serial", help="serial (default), processes or ray")
-    compare.add_argument("--jobs", type=int, default=1, help="cells at a time (default 1)")
-    compare.add_argument("--threads", type=int, default=1, help="of torch in a cell (default 1)")
-    compare.set_defaults(call=_compare)
+    inspect.set_defaults(call=_inspect)
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.compare import (
-        exit_code,
-        read_comparison,
-        shown_tables,
-        write_report,
-    )
+def _inspect(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.inspect import inspect
 
-    result = read_comparison(vars(options)).run(print)
-    print("\n" + shown_tables(result))
-    write_report(Path(options.out), result)
-    print(f"written to {options.out}: report.html, table.md, results.json, results/, cells/")
-    return exit_code(result)
+    inspect(
+        options.run,
+        print,
+        layer=options.layer,
+        neuron=options.neuron,
+        request=options.request,
+        plot=options.plot,
+        html=options.html,
+    )
+    return 0
+
+
+def _add_overfit(commands: argparse._SubParsersAction) -> None:
+    overfit = commands.add_parser(
+        "overfit",
+        help="how evenly an edit learns its target's tokens, with and without OVERTONE",
+        epilog="examples: nse overfit --hparams NSE/atlas-gpt2; "
+        "nse overfit --hparams OVERTONE/NSE/atlas-gpt2 --data atlas:30 --plot tokens.png",
+    )
+    overfit.add_argument("--hparams", required=True, help="name or path of a method's YAML")
+    overfit.add_argument(
+        "--against", help="of another; default OVERTONE around it, or OVERTONE's base"
+    )
+    overfit.add_argument("--data", default="atlas:10", help="atlas:10 (default), or a JSON file")
+    overfit.add_argument("--limit", type=int, help="the first so many records")
+    overfit.add_argument("--seed", type=int, default=0, help="of the embedded world's draw")
+    overfit.add_argument("--model", help="another model than that of the hparams")
+    overfit.add_argument("--shown", type=int, default=3, help="edits listed by token (default 3)")
+    overfit.add_argument("--plot", type=Path, metavar="FILE", help="PNG of the first edit's tokens")
+    overfit.set_defaults(call=_overfit)
+
+
+def _overfit(options: argparse.Namespace) -> int:
+    from nse_plugin.commands.overfit import overfit
+
+    overfit(
+        options.hparams,
+        print,
+        against=options.against,
+        data=options.data,
+        limit=options.limit,
+        seed=options.seed,
+        model=options.model,
+        shown=options.shown,
+        plot=options.plot,
+    )
+    return 0
 
 
 def _add_undo(commands: argparse._SubParsersAction) -> None:

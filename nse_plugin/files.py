@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.errors import DataError
+
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a temporary file, flush it, then give it its name."""
@@ -32,6 +34,23 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values of a JSONL file; a last line that is not whole yet is left out.
+
+    Raises:
+        DataError: a whole line is damaged.
+    """
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            found.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(
+                f"line {number} of {path} is damaged ({error}); restore the file"
+            ) from error
+    return found
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a value as JSON, in full or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -39,8 +58,13 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text as UTF-8, in full or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write bytes, in full or not at all."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
     write_whole(path, write)

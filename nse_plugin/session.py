@@ -8,7 +8,7 @@ model: ``EditSession.of(model)`` finds it again, and it goes when the model goes
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,6 +53,7 @@ class EditSession:
         self.previous_keys = PreviousKeys(self.ledger)
         self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._derived: dict[tuple[Any, ...], torch.Tensor] = {}  # what was made of covariances
         self._layers: dict[str, int] = {}  # layer of each parameter looked after
         self._elsewhere: Watch | None = None  # the other parameters, from the first round on
         self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
@@ -257,22 +258,21 @@ class EditSession:
         """Texts to put before prompts, separators included; the original model writes them once."""
         key = (hparams.seed, hparams.n_contexts, hparams.context_length)
         if key not in self._contexts:
+            lengths = hparams.context_lengths()
             with self.rewound(), quiet(self.model):
                 texts = context_texts(
                     self.model,
                     self.tokenizer,
                     seed=hparams.seed,
-                    n_tokens=hparams.context_length,
-                    openings=OPENINGS[: hparams.n_contexts],
+                    n_tokens=lengths,
+                    openings=[OPENINGS[i % len(OPENINGS)] for i in range(len(lengths))],
                 )
             self._contexts[key] = tuple(f"{text}. " for text in texts)
         return self._contexts[key]
 
     def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
         """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
-        source = (
-            hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir,
-        )  # fmt: skip
+        source = _source(hparams)
         missing = [layer for layer in hparams.layers if (layer, *source) not in self._covariances]
         if missing:
             with self.rewound():
@@ -302,6 +302,18 @@ class EditSession:
                 "loaded anew"
             )
 
+    def of_covariances(
+        self, hparams: LocateHparams, function: Callable[..., torch.Tensor], *settings: Any
+    ) -> dict[int, torch.Tensor]:
+        """``function(C, *settings)`` by layer, computed once and kept."""
+        found = {}
+        for layer, covariance in self.covariances(hparams).items():
+            key = (function, settings, layer, *_source(hparams))
+            if key not in self._derived:
+                self._derived[key] = function(covariance, *settings)
+            found[layer] = self._derived[key]
+        return found
+
     def _state_after(self, length: int) -> dict[str, int]:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
@@ -327,6 +339,11 @@ class EditSession:
         self.ledger.truncate(length)
         self.previous_keys.drop_from(length)
         del self._states[length:]
+
+
+def _source(hparams: LocateHparams) -> tuple[Any, ...]:
+    """What a covariance is known by, beside its layer."""
+    return (hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir)
 
 
 def _foreign(names: list[str], since: str) -> SessionError:

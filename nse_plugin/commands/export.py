@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +12,7 @@ from nse_plugin.export import to_delta, to_full, to_peft
 from nse_plugin.ledger.files import load_ledger
 from nse_plugin.locate.statistics_files import model_fingerprint, same_model
 from nse_plugin.methods.registry import METHODS
+from nse_plugin.rounds.manifest import read_manifest
 from nse_plugin.session import EditSession
 from nse_plugin.toolkit.loading import load_model
 
@@ -67,49 +67,29 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
         DataError: it is no run directory of ``nse demo`` or ``nse run``, or of a host's method.
         ModelError: the model cannot be loaded.
     """
-    identity = _identity(run)
-    hparams: dict[str, Any] = dict(identity["hparams"])
-    if isinstance(identity["model"], str):
-        hparams["model_name"] = identity["model"]
+    manifest = read_manifest(run)
+    hparams = {**manifest.hparams, "model_name": manifest.model_name}
     if device is not None:
         hparams["device"] = device
-    method = str(hparams.get("alg_name", "")).removesuffix("-plugin")
-    if method not in METHODS:
+    if manifest.method not in METHODS:
         raise DataError(
-            f"{run} is of the host's method {method!r}, whose rounds are whole matrices without "
-            "a ledger; only runs of this package's methods can be exported"
+            f"{run} is of the host's method {manifest.method!r}, whose rounds are whole matrices "
+            "without a ledger; only runs of this package's methods can be exported"
         )
-    if not isinstance(hparams.get("model_name"), str):
+    if manifest.model_name is None:
         raise DataError(f"{run} does not say which model it is of; it cannot be loaded again")
     ledger = load_ledger(run)
     model, tokenizer, _ = load_model(SimpleNamespace(**hparams))
     session = EditSession.of(model, tokenizer)
-    if not isinstance(identity["model"], str):
-        there, here = identity["model"].get("fingerprint", "?"), model_fingerprint(session.layout)
+    if not isinstance(manifest.model, str):
+        there, here = manifest.model.get("fingerprint", "?"), model_fingerprint(session.layout)
         if there != "?" and not same_model(there, here):
             raise DataError(
-                f"{hparams['model_name']} is another model now than when {run} was made: its "
+                f"{manifest.model_name} is another model now than when {run} was made: its "
                 f"fingerprint is {here}, not {there}; put the model of the run there"
             )
     session.adopt(ledger)
     return model, session
-
-
-def _identity(run: Path) -> dict[str, Any]:
-    """The part of a manifest that says which model and method it is of."""
-    path = run / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        identity = manifest.get("run", manifest)
-        if manifest["made_by"] in ("nse demo", "nse run"):
-            return {"model": identity["model"], "hparams": dict(identity["hparams"])}
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{run} holds no manifest.json; give a run directory of `nse demo` or `nse run`"
-        ) from error
-    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); restore it") from error
-    raise DataError(f"{run} was made by {manifest['made_by']!r}, and is no run directory")
 
 
 def _name(model: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from nse_plugin.compare.bench import Bench
-from nse_plugin.compare.hosts import Recipe, recipe, subject
+from nse_plugin.compare.hosts import Recipe, base_of, recipe, subject
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.results import (
@@ -141,7 +141,7 @@ def _share_frozen(cell: Cell) -> None:
 def _prepare(edited: Any, made: Recipe) -> float:
     """Seconds for the statistics, which belong to the model and not to a round."""
     start = time.perf_counter()
-    hparams = made.hparams
+    hparams = base_of(made.hparams)
     if (
         isinstance(edited, EditSession)
         and isinstance(hparams, LocateHparams)

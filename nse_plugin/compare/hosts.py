@@ -16,7 +16,7 @@ from nse_plugin import toolkit
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.specs import MethodSpec
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import Hparams, LocateHparams
+from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.session import EditSession
 
@@ -69,10 +69,21 @@ def recipe(cell: Cell) -> Recipe:
         hparams = find_method(values["alg_name"]).hparams.from_dict(values)
     except HparamsError as error:
         raise HparamsError(f"method {spec.name!r} on {cell.model.key}: {error}") from None
-    if isinstance(hparams, LocateHparams):
-        where = os.path.abspath(settings.stats_dir or hparams.stats_dir)  # also elsewhere
-        hparams = dataclasses.replace(hparams, stats_dir=where)
-    return Recipe(hparams, "nse_plugin")
+    return Recipe(_with_statistics(hparams, settings.stats_dir), "nse_plugin")
+
+
+def base_of(hparams: Any) -> Any:
+    """The hyperparameters of the method itself, where OVERTONE is around it."""
+    return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
+
+
+def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
+    """The same with an absolute folder of statistics: a cell may run elsewhere."""
+    inner = base_of(hparams)
+    if not isinstance(inner, LocateHparams):
+        return hparams
+    inner = dataclasses.replace(inner, stats_dir=os.path.abspath(folder or inner.stats_dir))
+    return dataclasses.replace(hparams, base=inner) if inner.method != hparams.method else inner
 
 
 def subject(made: Recipe, model: Any, tokenizer: Any) -> Any:

@@ -8,20 +8,31 @@ keep their names and meaning.
 from __future__ import annotations
 
 from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
-from nse_plugin.hparams.locate import LocateHparams, NSEHparams
+from nse_plugin.hparams.locate import (
+    AlphaEditHparams,
+    LocateHparams,
+    MEMITHparams,
+    NSEHparams,
+    ROMEHparams,
+)
+from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
 
 NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
 
 __all__ = [
+    "AlphaEditHparams",
     "FTHparams",
     "GRACEHparams",
     "Hparams",
     "LoRAHparams",
     "LocateHparams",
+    "MEMITHparams",
     "NSEHparams",
     "NSEHyperParams",
+    "OvertoneHparams",
+    "ROMEHparams",
     "TrainingHparams",
     "find_yaml",
     "yaml_dir",

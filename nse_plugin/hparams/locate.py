@@ -13,6 +13,9 @@ from nse_plugin.hparams.base import Hparams, bounded
 class LocateHparams(Hparams):
     """What locate-then-edit methods share: the value's optimisation, the statistics, the layers."""
 
+    value_of: ClassVar[Literal["block", "mlp"]] = "block"
+    """What a value is the output of, in the z-layer: the whole block, or its MLP."""
+
     layers: list[int]
     """Blocks whose MLP down-projection is edited; the last one is the z-layer."""
     fact_token: Literal["subject_last"] = "subject_last"
@@ -48,8 +51,8 @@ class LocateHparams(Hparams):
     stats_dir: str = "./data/stats"
     """Where statistics files lie and are written."""
 
-    n_contexts: int = bounded(5, low=0, high=5)
-    """Generated texts put before a prompt, beside the bare prompt."""
+    n_contexts: int = bounded(5, low=0)
+    """Generated texts put before a prompt, beside the bare one; their 5 openings take turns."""
     context_length: int = bounded(10, low=2)
     """Tokens of each generated text."""
     token_budget: int = bounded(8192, low=64)
@@ -75,6 +78,10 @@ class LocateHparams(Hparams):
                 f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "
                 "(the last of layers); the loss would not see the edit"
             )
+
+    def context_lengths(self) -> list[int]:
+        """Tokens of each generated text."""
+        return [self.context_length] * self.n_contexts
 
 
 @dataclass(kw_only=True)
@@ -104,3 +111,73 @@ class NSEHparams(LocateHparams):
                 f"upper_bound is {self.upper_bound} and alpha is {self.alpha}: no residual lies "
                 "between them, so nothing would be edited; raise upper_bound"
             )
+
+
+@dataclass(kw_only=True)
+class MEMITHparams(LocateHparams):
+    """Hyperparameters of MEMIT (arXiv 2210.07229, section 4), with the keys of EasyEdit's YAMLs."""
+
+    method: ClassVar[str] = "MEMIT"
+
+
+@dataclass(kw_only=True)
+class AlphaEditHparams(LocateHparams):
+    """Hyperparameters of AlphaEdit (arXiv 2410.02355), with the keys of EasyEdit's YAMLs.
+
+    ``mom2_adjustment`` and ``mom2_update_weight`` are taken and have no effect: the covariance is
+    always needed, for the projection, and has no weight in the solve.
+    """
+
+    method: ClassVar[str] = "AlphaEdit"
+
+    nullspace_threshold: float = bounded(2e-2, above=0)
+    """An eigenvalue of the covariance below this counts as zero: there may be written."""
+    L2: float = bounded(10.0, above=0)
+    """Weight of the identity in the solve: larger spares more and edits less."""
+    P_loc: str | None = None
+    """Where EasyEdit keeps its projection; taken and not read.  The projection is always computed
+    from the covariance: such a file is a pickle, which can run code, and it does not say of which
+    model and statistics it is."""
+
+
+@dataclass(kw_only=True)
+class ROMEHparams(LocateHparams):
+    """Hyperparameters of ROME (arXiv 2202.05262), with the keys of EasyEdit's YAMLs.
+
+    ``v_loss_layer`` is taken and has no effect: the loss is read off the model's own logits, as in
+    EasyEdit.  ``mom2_update_weight`` has none either.
+    """
+
+    method: ClassVar[str] = "ROME"
+    value_of: ClassVar[Literal["block", "mlp"]] = "mlp"
+
+    clamp_norm_factor: float = bounded(4.0, above=0)
+    """Bound of ||delta|| as a multiple of the norm of the MLP's output."""
+    context_template_length_params: list[list[int]] | None = None
+    """Generated texts as [tokens, how many] pairs, e.g. [[5, 10], [10, 10]], instead of
+    `n_contexts` and `context_length`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.layers) != 1:
+            raise HparamsError(
+                f"layers is {self.layers!r}; ROME writes one layer, so give one, e.g. [17]"
+            )
+        if self.context_template_length_params is not None:
+            lengths = self._lengths(self.context_template_length_params)
+            self.n_contexts, self.context_length = len(lengths), max(lengths, default=2)
+
+    def context_lengths(self) -> list[int]:
+        """Tokens of each generated text."""
+        if self.context_template_length_params is None:
+            return super().context_lengths()
+        return self._lengths(self.context_template_length_params)
+
+    @staticmethod
+    def _lengths(pairs: list[list[int]]) -> list[int]:
+        if any(len(pair) != 2 or pair[0] < 2 or pair[1] < 0 for pair in pairs):
+            raise HparamsError(
+                f"context_template_length_params is {pairs!r}; give [tokens, how many] pairs, "
+                "tokens at least 2, e.g. [[5, 10], [10, 10]]"
+            )
+        return [tokens for tokens, count in pairs for _ in range(count)]

@@ -129,6 +129,20 @@ def load_round(path: Path) -> RoundRecord:
         raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
 
 
+def host_method(path: Path) -> str | None:
+    """The host's method that a round file holds whole matrices of, or None for a ledger record.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return str(json.loads(metadata["host"])["method"]) if "host" in metadata else None
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+
+
 def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> AttachedState | None:
     if header is None:
         return None
@@ -275,14 +289,9 @@ def _standing(folder: Path, undone: list[Undone]) -> dict[int, Path]:
 
 
 def _refuse_host_round(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
-    if "host" in metadata:
+    method = host_method(path)
+    if method is not None:
         raise DataError(
-            f"{path} holds whole matrices of the host's {json.loads(metadata['host'])['method']}, "
-            "not what the round added, so it cannot be undone alone; only rounds of this "
-            "package's methods can"
+            f"{path} holds whole matrices of the host's {method}, not what the round added, so it "
+            "cannot be undone alone; only rounds of this package's methods can"
         )

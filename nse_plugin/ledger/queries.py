@@ -5,6 +5,7 @@ All of them are made from the records alone, in main memory; no model is needed.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.ledger.capacity import key_share
-from nse_plugin.ledger.records import Ledger, RoundRecord
+from nse_plugin.ledger.records import Ledger, RoundRecord, Write
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -36,9 +37,8 @@ def neurons(ledger: Ledger, layer: int) -> DataFrame:
     mass = torch.zeros(d_ff, dtype=torch.float64)
     wrote: list[list[int]] = [[] for _ in range(d_ff)]
     for record in ledger:
-        for write in record.writes:
-            if write.layer == layer:
-                times[write.neurons] += 1
+        for write in _writes_to(record, layer):
+            times[write.neurons] += 1
         for neuron in record.neurons(layer).tolist():
             wrote[neuron].append(record.number)
         if layer in record.keys:
@@ -66,7 +66,9 @@ def rounds(ledger: Ledger) -> DataFrame:
     pd = import_pandas()
     rows = [_round_row(record) for record in ledger]
     columns = ["round", "method", "edits", *_STATUSES, "seconds"]
-    columns += [f"{what}_{layer}" for layer in _layers(ledger) for what in ("neurons", "norm")]
+    columns += [
+        f"{what}_{layer}" for layer in edited_layers(ledger) for what in ("neurons", "norm")
+    ]
     return pd.DataFrame(rows, columns=columns).set_index("round")
 
 
@@ -92,7 +94,7 @@ def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
     pd = import_pandas()
     if layer is not None:
         _d_ff(ledger, layer)
-    layers = _layers(ledger) if layer is None else [layer]
+    layers = edited_layers(ledger) if layer is None else [layer]
     chosen = [_written(record, ledger, layers) for record in ledger]
     written = torch.stack(chosen).double() if chosen else torch.zeros(0, 0, dtype=torch.float64)
     both = written @ written.T
@@ -103,7 +105,9 @@ def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
     return pd.DataFrame(jaccard.numpy(), index=numbers, columns=numbers)
 
 
-def capacity(ledger: Ledger, max_keys: int = 2048) -> DataFrame:
+def capacity(
+    ledger: Ledger, max_keys: int = 2048, after: Collection[int] | None = None
+) -> DataFrame:
     """Share of each layer's key space that previous keys use: a row per round, a column per layer.
 
     The value after a round is the effective dimension of all keys up to it over d_ff, where the
@@ -112,22 +116,93 @@ def capacity(ledger: Ledger, max_keys: int = 2048) -> DataFrame:
 
     Args:
         max_keys: of more keys, as many are taken at even distances.
+        after: only the values after these rounds; all where None.
     """
     pd = import_pandas()
+    wanted = [number for number in ledger.numbers() if after is None or number in after]
     shares: dict[int, list[float]] = {}
-    for layer in _layers(ledger):
+    for layer in edited_layers(ledger):
         so_far: list[torch.Tensor] = []
         column: list[float] = []
         for record in ledger:
             if layer in record.keys:
                 so_far.append(record.keys[layer])
-                share = key_share(torch.cat(so_far, dim=1), max_keys)
+            if record.number in wanted:
+                share = key_share(torch.cat(so_far, dim=1), max_keys) if so_far else None
                 column.append(float("nan") if share is None else share)
-            else:
-                column.append(column[-1] if column else float("nan"))
         shares[layer] = column
-    table = pd.DataFrame(shares, index=pd.Index(ledger.numbers(), name="round"))
+    table = pd.DataFrame(shares, index=pd.Index(wanted, name="round"))
     return table.rename_axis(columns="layer")
+
+
+def column_norms(ledger: Ledger, layer: int) -> DataFrame:
+    """What each round changed in each neuron: a row per round, a column per neuron of the layer.
+
+    The value is the norm of the round's change of the neuron's column, all passes together; NaN
+    where the round did not write it.
+
+    Raises:
+        DataError: no round knows the layer, or pandas is missing.
+    """
+    pd, d_ff = import_pandas(), _d_ff(ledger, layer)
+    norms = torch.full((len(ledger), d_ff), float("nan"))
+    for row, record in zip(norms, ledger):
+        written = record.neurons(layer)
+        if len(written):
+            change = torch.as_tensor(sum(w.change(d_ff) for w in _writes_to(record, layer)))
+            row[written] = change.norm(dim=0)[written]
+    return pd.DataFrame(
+        norms.numpy(),
+        index=pd.Index(ledger.numbers(), name="round"),
+        columns=pd.RangeIndex(d_ff, name="neuron"),
+    )
+
+
+def norm_growth(ledger: Ledger) -> DataFrame:
+    """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
+    pd = import_pandas()
+    growth: dict[int, list[float]] = {}
+    for layer in edited_layers(ledger):
+        total, growth[layer] = torch.zeros(()), []
+        for record in ledger:
+            for write in _writes_to(record, layer):
+                total = total + write.change(_d_ff(ledger, layer))
+            growth[layer].append(float(total.norm()))
+    table = pd.DataFrame(growth, index=pd.Index(ledger.numbers(), name="round"))
+    return table.rename_axis(columns="layer")
+
+
+def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFrame:
+    """What one request wrote: a row for each write that it took part in.
+
+    Columns: ``round``, ``layer``, ``pass_number``, ``norm`` (of the request's part of the write, an
+    outer product), ``share`` (of it in the sum of all requests' norms) and ``neurons`` (tuple of
+    those that it changed most).
+
+    Args:
+        case_id: compared as text, so that ``7`` finds ``"7"``.
+        most: how many neurons are named.
+    """
+    rows = []
+    for record in ledger:
+        for write in record.writes:
+            parts = write.left.norm(dim=0) * write.right.norm(dim=1)  # [n]
+            for at, found in enumerate(write.case_ids):
+                if str(found) != str(case_id):
+                    continue
+                strongest = write.right[at].abs().argsort(descending=True)[:most]
+                rows.append(
+                    {
+                        "round": record.number,
+                        "layer": write.layer,
+                        "pass_number": write.pass_number,
+                        "norm": float(parts[at]),
+                        "share": float(parts[at] / parts.sum().clamp(min=1e-30)),
+                        "neurons": tuple(write.neurons[strongest].tolist()),
+                    }
+                )
+    columns = ["round", "layer", "pass_number", "norm", "share", "neurons"]
+    return import_pandas().DataFrame(rows, columns=columns)
 
 
 def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
@@ -150,9 +225,9 @@ def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
     for record in ledger:
         # each request's share of the column [d_model]
         parts: dict[int | str | None, torch.Tensor] = {}
-        for write in record.writes:
+        for write in _writes_to(record, layer):
             column = (write.neurons == neuron).nonzero().flatten()
-            if write.layer != layer or not len(column):
+            if not len(column):
                 continue
             shares = write.left * write.right[:, column[0]]  # [d_model, n]
             owners: tuple[int | str | None, ...] = write.case_ids
@@ -188,11 +263,16 @@ def _written(record: RoundRecord, ledger: Ledger, layers: list[int]) -> torch.Te
     return torch.cat(flags) if flags else torch.zeros(0, dtype=torch.bool)
 
 
+def _writes_to(record: RoundRecord, layer: int) -> list[Write]:
+    return [write for write in record.writes if write.layer == layer]
+
+
 def _only_case(record: RoundRecord) -> int | str | None:
     return record.outcomes[0].case_id if len(record.outcomes) == 1 else None
 
 
-def _layers(ledger: Ledger) -> list[int]:
+def edited_layers(ledger: Ledger) -> list[int]:
+    """Layers that any round edited, rising."""
     return sorted({layer for record in ledger for layer in record.keys})
 
 
@@ -200,7 +280,7 @@ def _d_ff(ledger: Ledger, layer: int) -> int:
     sizes = (record.keys[layer].shape[0] for record in ledger if layer in record.keys)
     d_ff = next(sizes, None)
     if d_ff is None:
-        known = ", ".join(map(str, _layers(ledger))) or "none, for no round stands"
+        known = ", ".join(map(str, edited_layers(ledger))) or "none, for no round stands"
         raise DataError(f"layer is {layer}, and no round edited it; edited layers: {known}")
     return d_ff
 

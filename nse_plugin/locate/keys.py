@@ -1,8 +1,9 @@
 """Keys and current activations at the subject's last token.
 
 The key k_l of a request is the input of the down-projection of block l at the subject's last token:
-one number per neuron.  It is averaged over the bare prompt, with weight 1/2, and the prompt behind
-each context text, 1/2 together (arXiv 2410.04045, section 3; the weights are those of its code).
+one number per neuron.  It is averaged over the bare prompt and the prompt behind each context
+text.  The bare prompt has half of the weight (arXiv 2410.04045 and 2210.07229, in their code), or
+as much as each of the others (ROME, arXiv 2202.05262, equation 3).
 
 Nothing right of the subject's last token can change either quantity, so rows end there.
 """
@@ -10,7 +11,7 @@ Nothing right of the subject's last token can change either quantity, so rows en
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class Lookups:
     in_context: tuple[tuple[tuple[int, ...], ...], ...]
     """Per request and context: the same behind a context text."""
     token_budget: int
+    bare_weight: float = 0.5
+    """Weight of the bare prompt's key in the mean, where there are contexts."""
 
     @classmethod
     def of(
@@ -63,12 +66,19 @@ class Lookups:
     def select(self, requests: torch.Tensor) -> Lookups:
         """The same for some of the requests."""
         chosen = requests.tolist()
-        return Lookups(
-            self.layout,
-            tuple(self.bare[i] for i in chosen),
-            tuple(self.in_context[i] for i in chosen),
-            self.token_budget,
+        return replace(
+            self,
+            bare=tuple(self.bare[i] for i in chosen),
+            in_context=tuple(self.in_context[i] for i in chosen),
         )
+
+    def evenly(self) -> Lookups:
+        """The same, with the bare prompt weighing as much as the prompt behind each context."""
+        return replace(self, bare_weight=1 / (1 + len(self.in_context[0])))
+
+    def bare_only(self) -> Lookups:
+        """The same without contexts."""
+        return replace(self, in_context=tuple(() for _ in self.bare))
 
     def keys(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """Keys with the weights as they are now, by layer: float32 [d_ff, n]."""
@@ -93,7 +103,8 @@ class Lookups:
             rows = [row for group in self.in_context for row in group]
             for layer, found in self._pass(rows, downs, {}).items():
                 contexts = found.view(len(self), -1, found.shape[1])
-                keys[layer] = 0.5 * keys[layer] + 0.5 * contexts.mean(dim=1)
+                weight = self.bare_weight
+                keys[layer] = weight * keys[layer] + (1 - weight) * contexts.mean(dim=1)
         return {layer: key.T for layer, key in keys.items()}, bare
 
     def _pass(

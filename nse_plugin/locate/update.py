@@ -15,6 +15,19 @@ import torch
 from nse_plugin.errors import NotFiniteError, StatisticsError
 
 
+def all_neurons(keys: torch.Tensor) -> torch.Tensor:
+    """Indices [d_ff] of every neuron, for keys [d_ff, n]."""
+    return torch.arange(keys.shape[0], device=keys.device)
+
+
+def submatrix(matrix: torch.Tensor | None, neurons: torch.Tensor) -> torch.Tensor | None:
+    """M[I, I] on the device of ``neurons`` [|I|]; None of None."""
+    if matrix is None:
+        return None
+    rows = neurons.to(matrix.device)
+    return matrix[rows][:, rows].to(neurons.device)
+
+
 def select_neurons(
     keys: torch.Tensor, threshold: float, rule: Literal["cover", "within"]
 ) -> torch.Tensor:
@@ -30,7 +43,7 @@ def select_neurons(
         Indices [|I|], rising.
     """
     if threshold >= 1.0:
-        return torch.arange(keys.shape[0], device=keys.device)
+        return all_neurons(keys)
     mass, order = keys.double().abs().sum(dim=1).sort(descending=True, stable=True)
     covered = mass.cumsum(dim=0)
     bound = threshold * covered[-1]
@@ -90,3 +103,39 @@ def solve_right(
             "mom2_n_samples so that the covariance has full rank, or mom2_update_weight"
         )
     return solved.T.float().contiguous()
+
+
+def covariance_factor(covariance: torch.Tensor) -> torch.Tensor:
+    """The Cholesky factor of C [d_ff, d_ff], float64.
+
+    Raises:
+        StatisticsError: C is singular.
+    """
+    factor, failed = torch.linalg.cholesky_ex(covariance.double())
+    if bool(failed):
+        raise StatisticsError(
+            f"the covariance of {covariance.shape[0]} neurons is singular; raise mom2_n_samples so "
+            "that it has full rank, or set mom2_adjustment: false"
+        )
+    return factor
+
+
+def rank_one_right(
+    key: torch.Tensor, mean_key: torch.Tensor, factor: torch.Tensor | None
+) -> torch.Tensor:
+    """u^T / (u . k), the right factor of a change that gives its left factor for the key k.
+
+    u = C^-1 k_mean is the direction that spares general text (ROME, arXiv 2202.05262, equation 2).
+
+    Args:
+        key: k [d_ff, 1], of the bare prompt.
+        mean_key: k_mean [d_ff, 1], over the contexts.
+        factor: of C, from :func:`covariance_factor`; None to take u = k_mean.
+
+    Returns:
+        float32 [1, d_ff].
+    """
+    u = mean_key.double()
+    if factor is not None:
+        u = torch.cholesky_solve(u, factor.to(u.device))
+    return (u / (key.double().T @ u)).T.float()

@@ -1,14 +1,15 @@
 """Values z: the activation that makes the model give the new answer, a whole round at once.
 
-For each request, z = h + delta, where h is the output of the z-layer at the subject's last token
-and delta minimises (arXiv 2410.04045, section 3; the loss is that of arXiv 2202.05262, eq. 4)
+For each request, z = h + delta, where h is the output of the z-layer (in ROME, of its MLP) at the
+subject's last token and delta minimises (arXiv 2410.04045, section 3; the loss is that of
+arXiv 2202.05262, eq. 4)
 
     mean over contexts of NLL(target | context + prompt)
     + kl_factor * KL(p_delta || p_original) at "{subject} is a"
     + v_weight_decay * ||delta|| / ||h||^2
 
-with every edited weight rewound to its original.  All requests are optimised in one batch, each
-with its own Adam state and its own stop; what a delta cannot change is computed once (see
+NSE rewinds every edited weight to its original for that.  All requests are optimised in one batch,
+each with its own Adam state and its own stop; what a delta cannot change is computed once (see
 :mod:`nse_plugin.model.replay`), and logits only where the loss reads them.
 """
 
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.arch import DecoderLayout
-from nse_plugin.model.hooks import quiet
+from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.prompts import (
     EncodedPrompt,
     TokenBatch,
@@ -33,6 +34,7 @@ from nse_plugin.model.prompts import (
 )
 from nse_plugin.model.replay import Continuation
 from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
 
 
@@ -43,7 +45,7 @@ class Values:
     z: torch.Tensor
     """[n, d_model] float32, the activation to reach."""
     base: torch.Tensor
-    """[n, d_model] float32, h with the original weights on the bare prompt."""
+    """[n, d_model] float32, h on the bare prompt, with the weights that z was optimised with."""
     loss: torch.Tensor
     """[n], the loss at z, as the rule for stopping sees it."""
     steps: torch.Tensor
@@ -68,12 +70,15 @@ def compute_values(
     contexts: Sequence[str],
     hparams: LocateHparams,
     objective: TokenObjective,
+    *,
+    trace: TokenTrace | None = None,
 ) -> Values:
-    """Optimise z for all requests.  The model must hold its original weights.
+    """Optimise z for all requests, with the weights that the model holds now.
 
     Args:
         contexts: texts to put before the prompts, separators included; the bare prompt is added.
         objective: loss per target token.
+        trace: is told of every evaluation of the loss.
 
     Raises:
         RequestError: a prompt is longer than the model's context.
@@ -84,7 +89,7 @@ def compute_values(
     widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in order]
     with quiet(layout.model):
         parts = [
-            _optimise(layout, [rows[i] for i in order[run]], hparams, objective)
+            _optimise(layout, rows, order[run], hparams, objective, trace)
             for run in micro_batches(widths, hparams.token_budget)
         ]
     values = Values.cat(parts)[torch.tensor(order).argsort()]
@@ -138,6 +143,7 @@ class _Reading:
     owner: torch.Tensor  # [rows], request of each row
     row: torch.Tensor  # [tokens], row of each target token
     step: torch.Tensor  # [tokens], its place in the row's tail
+    place: torch.Tensor  # [tokens], its place in the target
     target: torch.Tensor  # [tokens], its id
     weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
     reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
@@ -145,18 +151,22 @@ class _Reading:
     @classmethod
     def of(cls, rows: Sequence[_Rows], device: torch.device) -> _Reading:
         owner: list[int] = []
-        tokens: list[tuple[int, int, int, float]] = []
+        tokens: list[tuple[int, int, int, int, float]] = []
         for request, item in enumerate(rows):
             for prompt in item.rewriting:
                 first = prompt.n_prompt - 1 - prompt.subject_last
                 weight = 1.0 / (prompt.n_target * len(item.rewriting))
                 tokens += [
-                    (len(owner), first + j, token, weight)
+                    (len(owner), first + j, j, token, weight)
                     for j, token in enumerate(prompt.target_ids)
                 ]
                 owner.append(request)
         columns = (owner, *zip(*tokens))
         return cls(*(torch.tensor(column, device=device) for column in columns))
+
+    def tokens(self, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Request by name, of names [requests], and place of each token, [tokens] both."""
+        return names[self.owner[self.row]], self.place
 
     def select(self, requests: torch.Tensor) -> tuple[_Reading, torch.Tensor]:
         """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
@@ -170,6 +180,7 @@ class _Reading:
             place[self.owner[rows]],
             row_place[self.row[kept]],
             self.step[kept],
+            self.place[kept],
             self.target[kept],
             self.weight[kept],
             None if self.reference is None else self.reference[kept.to(self.reference.device)],
@@ -180,11 +191,18 @@ class _Reading:
 def _optimise(
     layout: DecoderLayout,
     rows: Sequence[_Rows],
+    batch: Sequence[int],
     hparams: LocateHparams,
     objective: TokenObjective,
+    trace: TokenTrace | None,
 ) -> Values:
-    """Adam on the deltas of one batch of requests, each stopping by itself."""
-    problem = _Problem.build(layout, rows, hparams)
+    """Adam on the deltas of some requests of a round, each stopping by itself.
+
+    Args:
+        rows: of all requests of the round.
+        batch: which of them.
+    """
+    problem = _Problem.build(layout, [rows[i] for i in batch], hparams)
     if objective.needs_reference:
         problem = problem.with_reference()
     base = problem.base
@@ -198,7 +216,10 @@ def _optimise(
 
     for step in range(hparams.v_num_grad_steps):
         leaf = delta[active].requires_grad_(True)
-        loss, stop = problem.loss(leaf, objective, hparams)
+        loss, stop, logits = problem.loss(leaf, objective, hparams)
+        if trace is not None:
+            owner = torch.tensor(batch, device=active.device)[active]
+            trace.record(step, *problem.reading.tokens(owner), logits, problem.reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break
@@ -250,7 +271,9 @@ class _Problem:
             rewriting,
             _Reading.of(rows, both.hidden.device),
             essence,
-            rewriting.hidden[bare, 0].float(),
+            _mlp_outputs(layout, rows, z_layer)
+            if hparams.value_of == "mlp"
+            else rewriting.hidden[bare, 0].float(),
             F.log_softmax(layout.logits(essence.run(essence.hidden)[:, 0]), dim=1),
         )
 
@@ -274,8 +297,11 @@ class _Problem:
 
     def loss(
         self, delta: torch.Tensor, objective: TokenObjective, hparams: LocateHparams
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses at deltas [n, d_model]: [n] for gradients, and detached [n] for stopping."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """At deltas [n, d_model]: losses [n] for gradients and for stopping, and the logits.
+
+        What is for stopping and the logits [tokens, vocab] are detached.
+        """
         reading = self.reading
         logits = self._logits(delta)
         per_token = objective(logits, reading.target.to(logits.device), reading.reference)
@@ -284,7 +310,7 @@ class _Problem:
         size = delta.norm(dim=1) / self.base.square().sum(dim=1)
         rest = hparams.kl_factor * drift + hparams.v_weight_decay * size
         train, stop = (self._mean(part, len(delta)) + rest for part in per_token)
-        return train, stop.detach()
+        return train, stop.detach(), logits.detach()
 
     def _logits(self, delta: torch.Tensor) -> torch.Tensor:
         """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""
@@ -304,6 +330,16 @@ class _Problem:
         """Output [rows, tail, d_model] with delta [rows, d_model] added at each row's start."""
         start = (tails.hidden[:, 0].float() + delta).to(tails.hidden.dtype)
         return tails.run(torch.cat([start[:, None], tails.hidden[:, 1:]], dim=1))
+
+
+def _mlp_outputs(layout: DecoderLayout, rows: Sequence[_Rows], layer: int) -> torch.Tensor:
+    """[n, d_model] float32, what a block's MLP adds to the residual stream on the bare prompts."""
+    ids = [item.rewriting[0].ids[: item.rewriting[0].subject_last + 1] for item in rows]
+    batch = TokenBatch.of(ids, layout.input_device)
+    found = read_rows(
+        layout, batch, batch.lengths - 1, outputs_of={"mlp": layout.mlp_output(layer)}
+    )
+    return found["mlp"].float()
 
 
 class _Adam:

@@ -12,9 +12,19 @@ import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import HparamsError, SessionError, did_you_mean
-from nse_plugin.hparams import FTHparams, GRACEHparams, Hparams, LoRAHparams, NSEHparams
+from nse_plugin.hparams import (
+    AlphaEditHparams,
+    FTHparams,
+    GRACEHparams,
+    Hparams,
+    LoRAHparams,
+    MEMITHparams,
+    NSEHparams,
+    OvertoneHparams,
+    ROMEHparams,
+)
 from nse_plugin.ledger.records import RoundRecord
-from nse_plugin.methods import ft, grace, lora, nse
+from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, overtone, rome
 from nse_plugin.requests import EditRequest, as_requests
 from nse_plugin.session import EditSession
 
@@ -31,10 +41,14 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
+    "AlphaEdit": Method("AlphaEdit", alphaedit.edit_round, AlphaEditHparams),
     "FT": Method("FT", ft.edit_round, FTHparams),
     "GRACE": Method("GRACE", grace.edit_round, GRACEHparams),
     "LoRA": Method("LoRA", lora.edit_round, LoRAHparams),
+    "MEMIT": Method("MEMIT", memit.edit_round, MEMITHparams),
     "NSE": Method("NSE", nse.edit_round, NSEHparams),
+    "OVERTONE": Method("OVERTONE", overtone.edit_round, OvertoneHparams),
+    "ROME": Method("ROME", rome.edit_round, ROMEHparams),
 }
 
 

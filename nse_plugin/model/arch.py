@@ -150,6 +150,11 @@ class DecoderLayout:
         """
         return cast(nn.Linear, self.blocks[layer].get_submodule(self.family.down))
 
+    def mlp_output(self, layer: int) -> nn.Module:
+        """What gives the MLP's part of the residual stream: the down-projection, or the norm
+        behind it where the block has one."""
+        return self.blocks[layer].get_submodule(self.family.post_norm or self.family.down)
+
     def down_name(self, layer: int) -> str:
         """Name of the down-projection's weight among the model's parameters."""
         return f"{self.family.blocks}.{layer}.{self.family.down}.weight"

@@ -72,26 +72,27 @@ def context_texts(
     tokenizer: Any,
     *,
     seed: int,
-    n_tokens: int = 10,
+    n_tokens: int | Sequence[int] = 10,
     openings: Sequence[str] = OPENINGS,
 ) -> tuple[str, ...]:
     """Short texts to put before prompts, as ``"{text}. {prompt}"`` (arXiv 2410.04045).
 
     Args:
-        n_tokens: length of a text in tokens, its opening included.
+        n_tokens: length of a text in tokens, its opening included; for all, or one per opening.
 
     Returns:
         One text per opening: a single line that holds no braces.
     """
     generator = torch.Generator().manual_seed(seed)
+    lengths = [n_tokens] * len(openings) if isinstance(n_tokens, int) else n_tokens
     texts = []
-    for opening in openings:
+    for opening, length in zip(openings, lengths, strict=True):
         ids = tokenizer(opening)["input_ids"]
         n_opening = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
         more = sample_ids(
             model,
             torch.tensor([ids]),
-            max(1, n_tokens - n_opening),
+            max(1, length - n_opening),
             top_k=5,
             generator=generator,
         )

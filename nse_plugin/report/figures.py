@@ -8,6 +8,7 @@ Figures are 4.2 inches wide, so that their text can still be read on a phone.
 from __future__ import annotations
 
 import io
+from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -178,10 +179,13 @@ def heat_maps(
         axes.set_ylabel(y)
         _name_cells(axes, table)
         if max(table.shape) <= _ROOM:
-            _number_cells(axes, scale, values, ".0%" if percent else ".2g", theme)
+            _number_cells(axes, scale, values, ".0%" if percent else ".2f", theme)
     panels[-1].set_xlabel(x)
-    bar = figure.colorbar(scale, ax=panels, pad=0.02, fraction=0.05, aspect=24)
-    bar.set_label(value, color=theme.text)
+    above = any((table > high).any(axis=None) for table in tables.values())
+    bar = figure.colorbar(
+        scale, ax=panels, pad=0.02, fraction=0.05, aspect=24, extend="max" if above else "neither"
+    )
+    bar.set_label(value, color=theme.text, fontsize=_SIZE)
     bar.outline.set_edgecolor(theme.grid)
     bar.ax.tick_params(colors=theme.muted, labelsize=_SIZE - 1)
     if percent:
@@ -204,9 +208,10 @@ def binned(table: DataFrame, bins: int = 128) -> DataFrame:
     return means
 
 
-def to_png(figure: Figure, dpi: int = 160) -> bytes:
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as PNG, on its own background."""
-    return _saved(figure, format="png", dpi=dpi, metadata={"Software": None})
+    settings = {"metadata": {"Software": None}, "pil_kwargs": {"optimize": True}}
+    return _saved(figure, format="png", dpi=dpi, **settings)
 
 
 def to_svg(figure: Figure) -> bytes:
@@ -243,9 +248,10 @@ def _figure(theme: Theme, title: str, heights: Sequence[float]) -> tuple[Figure,
 
 
 def _height(table: DataFrame) -> float:
-    """Inches for a heat map: flat ones for few rows, nearly square ones for as many as columns."""
-    rows = len(table)
-    return 3.5 if rows == table.shape[1] else min(0.9 + 0.12 * rows, 3.5)
+    """Inches for a heat map: flat ones for few rows, nearly square ones for small squares."""
+    rows, columns = table.shape
+    per_row = 0.29 if columns <= _ROOM else 0.13
+    return 3.5 if rows == columns else min(max(1.7, 0.7 + per_row * rows), 3.5)
 
 
 def _scale(
@@ -265,9 +271,22 @@ def _scale(
 
 def _name_cells(axes: Axes, table: DataFrame) -> None:
     """Up to a dozen names of rows and columns along the axes."""
-    for axis, names, most in ((axes.xaxis, table.columns, 9), (axes.yaxis, table.index, 12)):
-        step = -(-len(names) // most)
-        axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]])
+    for axis, names, most in ((axes.xaxis, table.columns, 9), (axes.yaxis, table.index, _ROOM)):
+        axis.set_ticks(*_ticks(names.tolist(), most))
+
+
+def _ticks(names: list[Any], most: int) -> tuple[list[float], list[str]]:
+    """Where to put which names: all that have room; of rising numbers, round ones."""
+    from matplotlib.ticker import MaxNLocator
+
+    if len(names) > most and all(isinstance(n, int) for n in names) and names == sorted(names):
+        values = MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]).tick_values(
+            names[0], names[-1]
+        )
+        shown = [int(v) for v in values if names[0] <= v <= names[-1]]
+        return [float(bisect(names, v) - 1) for v in shown], [str(v) for v in shown]
+    step = -(-len(names) // most)
+    return [float(at) for at in range(0, len(names), step)], [str(n) for n in names[::step]]
 
 
 def _number_cells(axes: Axes, scale: ScalarMappable, values: Any, spec: str, theme: Theme) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Format = str | Callable[[Any], str]
 """A format spec (``.1%``), or a function from value to text."""
+_WIDTH = 96
 NOTHING = "–"
 """Shown for None and NaN."""
 
@@ -77,7 +79,7 @@ class Table:
             return "  ".join(padded).rstrip()
 
         below = [f"({left_out} rows left out)"] if left_out > 0 else []
-        below += [self.note] if self.note else []
+        below += textwrap.wrap(self.note, _WIDTH)
         return "\n".join([self.caption, line(self.heads), *map(line, rows), *below])
 
     def markdown(self) -> str:

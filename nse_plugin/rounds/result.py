@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.files import read_lines
 from nse_plugin.rounds.checkpoint import RunDirectory, comparable
 
 
@@ -26,12 +26,11 @@ class RunResult:
         """What was measured of each round, in order."""
         path = self.run_dir / "rounds.jsonl"
         if path.exists():  # a stream may have ended before its first request
-            with path.open(encoding="utf-8") as file:
-                yield from map(json.loads, file)
+            yield from read_lines(path)
 
     def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
         """By round tested: the score by round edited."""
-        points = [line["checkpoint"] for line in self.lines() if line["checkpoint"]]
+        points = [point for line in self.lines() if (point := line.get("checkpoint"))]
         points.append(self.final.get("checkpoint") or {})
         return {
             point["tested"]: {row["edited"]: row[score] for row in point["retention"]}

@@ -42,10 +42,7 @@ def test_bootstrap_against_every_resample():
     base = [[0.0, 1.0, 1.0], [0.5, 0.5]]
     own = [[1.0, 0.0, 0.25], [1.0, 0.0]]
     gaps = [[a - b for a, b in zip(x, y)] for x, y in zip(own, base)]
-    means = [
-        [sum(g[i] for i in drawn) / len(g) for drawn in itertools.product(range(len(g)), repeat=len(g))]
-        for g in gaps
-    ]  # fmt: skip
+    means = [[sum(drawn) / len(g) for drawn in itertools.product(g, repeat=len(g))] for g in gaps]
     every = [(a + b) / 2 for a in means[0] for b in means[1]]
     cells = [cell("A", s, v) for s, v in enumerate(base)]
     cells += [cell("B", s, v) for s, v in enumerate(own)]

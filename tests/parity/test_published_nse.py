@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nse_plugin.methods.nse as nse
+import nse_plugin.methods.spread as spread
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.locate.values import Values
@@ -42,7 +43,9 @@ def three_rounds(monkeypatch):
         monkeypatch.setattr(session, "contexts", lambda _hparams: contexts())
         monkeypatch.setattr(session, "covariances", lambda _hparams: covariances)
         monkeypatch.setattr(
-            nse, "compute_values", lambda _l, _t, asked, *_rest: stored_values(inputs["z"], asked)
+            spread,
+            "compute_values",
+            lambda _l, _t, asked, *_rest, **_named: stored_values(inputs["z"], asked),
         )
         hparams = NSEHparams(
             alg_name="NSE",

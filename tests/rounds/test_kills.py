@@ -67,7 +67,7 @@ class Killer:
 
     def install(self) -> None:
         """Count file operations before, amid and after, and the steps of an edit."""
-        from nse_plugin.methods import nse
+        from nse_plugin.methods import spread
 
         def around(owner, name):
             real = getattr(owner, name)
@@ -81,8 +81,8 @@ class Killer:
             setattr(owner, name, counted)
 
         for owner, name in (
-            (os, "replace"), (os, "fsync"), (nse._Writer, "_write_layer"), (nse, "compute_values"),
-            (lines.JsonLines, "append"), (checkpoint, "write_json"),
+            (os, "replace"), (os, "fsync"), (spread._Writer, "_write_layer"),
+            (spread, "compute_values"), (lines.JsonLines, "append"), (checkpoint, "write_json"),
         ):  # fmt: skip
             around(owner, name)
         self._amid_writes()

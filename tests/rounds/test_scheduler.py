@@ -180,16 +180,16 @@ def test_retention_and_relative_perplexity(tmp_path):
 @pytest.mark.parametrize(("action", "status"), [("undo", "collapsed"), ("stop", "stopped"),
                                                 ("continue", "complete")])  # fmt: skip
 def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
-    from nse_plugin.methods import nse
+    from nse_plugin.methods import spread
 
-    real = nse.compute_values
+    real = spread.compute_values
 
-    def broken(layout, tokenizer, asked, *rest):
+    def broken(layout, tokenizer, asked, *rest, **named):
         if asked[0].case_id == 2:
             raise NotFiniteError("case 2")
-        return real(layout, tokenizer, asked, *rest)
+        return real(layout, tokenizer, asked, *rest, **named)
 
-    monkeypatch.setattr(nse, "compute_values", broken)
+    monkeypatch.setattr(spread, "compute_values", broken)
     rules = StopRules(on_collapse=action)
     made = scheduler(tmp_path, stop_rules=rules)
     result = made.run()

@@ -1,0 +1,90 @@
+"""Look at a run directory: tables, figures and a page, without the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from nse_plugin.errors import DataError
+from nse_plugin.files import write_bytes
+from nse_plugin.ledger.queries import import_pandas
+from nse_plugin.report import run_tables as tables
+from nse_plugin.report.figures import import_matplotlib, to_png
+from nse_plugin.report.page import load_template
+from nse_plugin.report.run import Run, read_run
+from nse_plugin.report.run_figures import run_pictures
+from nse_plugin.report.run_page import run_page, run_tables
+from nse_plugin.report.table import Table
+from nse_plugin.report.theme import LIGHT
+
+
+def inspect(
+    folder: Path,
+    show: Callable[[str], None],
+    *,
+    layer: int | None = None,
+    neuron: int | None = None,
+    request: str | None = None,
+    plot: Path | None = None,
+    html: Path | None = None,
+) -> None:
+    """Show a run's tables, or those of a layer, a neuron or a request; write figures and a page.
+
+    Args:
+        plot: folder for PNG files, one for each figure.
+        html: file for a page with everything.
+
+    Raises:
+        DataError: ``folder`` is no run directory with a finished round, what was asked for is not
+            in it, or ``plot`` or ``html`` cannot be written.
+        HostError: matplotlib or jinja2 is missing.
+    """
+    import_pandas()
+    _check_outputs(plot, html)
+    run = read_run(folder)
+    for table in _asked(run, layer, neuron, request):
+        show(table.text() + "\n")
+    if plot is not None:
+        for path in _write_figures(run, plot):
+            show(f"written: {path}")
+    if html is not None:
+        run_page(run).write(html)
+        show(f"written: {html}")
+
+
+def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None) -> list[Table]:
+    """The tables for these options; without any, those about the whole run."""
+    if neuron is not None and layer is None:
+        raise DataError(
+            f"--neuron {neuron} is a number within a layer; give --layer too, one of "
+            f"{', '.join(map(str, run.layers)) or 'none: no round stands'}"
+        )
+    found: list[Table] = []
+    if layer is not None and neuron is None:
+        found.append(tables.neurons_table(run, layer))
+    if layer is not None and neuron is not None:
+        found.append(tables.neuron_table(run, layer, neuron))
+    if request is not None:
+        found += tables.request_tables(run, request)
+    return found or run_tables(run)
+
+
+def _check_outputs(plot: Path | None, html: Path | None) -> None:
+    """See that everything needed is there before anything is read or written."""
+    if plot is not None or html is not None:
+        import_matplotlib()
+    if plot is not None and plot.exists() and not plot.is_dir():
+        raise DataError(f"{plot} is a file; give a folder for the figures")
+    if html is not None:
+        load_template()
+        if html.is_dir():
+            raise DataError(f"{html} is a folder; give a file for the page, as {html / 'run.html'}")
+
+
+def _write_figures(run: Run, folder: Path) -> list[Path]:
+    written = []
+    for picture in run_pictures(run):
+        path = folder / f"{picture.name}.png"
+        write_bytes(path, to_png(picture.draw(LIGHT)))
+        written.append(path)
+    return written

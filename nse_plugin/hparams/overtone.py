@@ -1,0 +1,159 @@
+"""Hyperparameters of OVERTONE: those of the editor it is put around, and a few of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import yaml
+
+from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.hparams.base import Hparams, bounded, find_yaml
+
+
+class Setting(NamedTuple):
+    """What OVERTONE is run with around some editor."""
+
+    lambda_: float
+    epsilon: float
+    n_sigma: float
+
+
+SETTINGS = {
+    "FT": Setting(0.1, 0.01, 0.5),
+    "LoRA": Setting(0.1, 0.05, 0.5),
+    "MELO": Setting(0.1, 0.05, 1.0),
+    "WISE": Setting(0.1, 0.05, 1.0),
+}
+"""Published settings by base editor (arXiv 2502.00602); the defaults."""
+OTHERWISE = Setting(0.1, 0.05, 0.5)
+"""The default around editors for which nothing was published."""
+
+_YAML_NAMES = {"lambda": "lambda_"}  # the YAML's word is reserved in Python
+
+
+@dataclass(kw_only=True)
+class OvertoneHparams(Hparams):
+    """Hyperparameters of a base editor with its loss replaced by OVERTONE's.
+
+    In a YAML, ``base`` is the name or path of the base editor's YAML, or its keys written out.
+    What all methods share (``model_name``, ``device``, ``batch_size``, ``seed`` ...) is the
+    base's unless the YAML says otherwise.  ``lambda`` is ``lambda_`` in Python.
+
+    Everything that only the base has is read through: ``hparams.layers`` is ``base.layers``.
+
+    Raises:
+        HparamsError: a value is out of range, or ``base`` is no method's hyperparameters.
+    """
+
+    method: ClassVar[str] = "OVERTONE"
+
+    base: Any
+    """Hyperparameters of the base editor."""
+    lambda_: float = bounded(OTHERWISE.lambda_, low=0, high=1)
+    """Share of the one-hot target; the rest is the model's own filtered distribution."""
+    epsilon: float = bounded(OTHERWISE.epsilon, low=0)
+    """A token whose loss is at most this is not taught any further."""
+    n_sigma: float = bounded(OTHERWISE.n_sigma, low=0)
+    """Tokens this many standard deviations below the largest logit are not mixed in."""
+    clip: bool = True
+    """Stop teaching a token at epsilon."""
+    filter: bool = True
+    """Mix in the likely tokens only."""
+    argmax_check: bool = True
+    """Teach the one-hot target where the mixture prefers another token."""
+    frozen_reference: bool = False
+    """Mix in what the model said before the edit, not what it says now."""
+    mixing: bool = True
+    """Mix the model's distribution into the target."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.base, Hparams) or isinstance(self.base, OvertoneHparams):
+            raise HparamsError(
+                f"base is {self.base!r}; it must be the hyperparameters of another method: build "
+                "with OvertoneHparams.wrap(base), from_hparams or from_dict"
+            )
+        self.__dict__["attaches"] = self.base.attaches  # of every method's class; here by base
+
+    @classmethod
+    def wrap(cls, base: Hparams, **values: Any) -> OvertoneHparams:
+        """OVERTONE around a base editor, by default with the published setting for it.
+
+        Args:
+            base: the base editor's hyperparameters; what all methods share is taken from them.
+            **values: fields that shall be otherwise.
+        """
+        shared = {f.name: getattr(base, f.name) for f in dataclasses.fields(Hparams)}
+        setting = SETTINGS.get(base.method, OTHERWISE)._asdict()
+        return cls(**{**shared, "alg_name": cls.method, **setting, **values, "base": base})
+
+    @classmethod
+    def from_dict(cls, config: dict[str, Any]) -> OvertoneHparams:
+        """Build from a YAML's keys; see the class."""
+        known = {f.name for f in dataclasses.fields(cls)} - set(_YAML_NAMES.values())
+        for key in config:
+            if key not in known | set(_YAML_NAMES):
+                near = did_you_mean(key, [*known, *_YAML_NAMES])
+                raise HparamsError(
+                    f"unknown key {key!r}{near}; keys of the base editor go under base"
+                )
+        missing = [key for key in ("alg_name", "base") if key not in config]
+        if missing:
+            raise HparamsError(f"missing key(s) {', '.join(map(repr, missing))}")
+        shared = {f.name for f in dataclasses.fields(Hparams)} - {"alg_name"}
+        base = _read_base(config["base"], {k: v for k, v in config.items() if k in shared})
+        own = {_YAML_NAMES.get(k, k): v for k, v in config.items() if k != "base"}
+        return cls.wrap(base, **own)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of a YAML that gives the same; the base's are written out."""
+        names = {python: key for key, python in _YAML_NAMES.items()}
+        values = {names.get(k, k): v for k, v in super().to_dict().items()}
+        return {**values, "base": self.base.to_dict()}
+
+    def for_base(self) -> Any:
+        """The base's hyperparameters, with what all methods share as it stands here now."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Hparams)}
+        return dataclasses.replace(self.base, **{**shared, "alg_name": self.base.alg_name})
+
+    def __getattr__(self, name: str) -> Any:
+        """What is not OVERTONE's own is the base's."""
+        base = self.__dict__.get("base")  # not there yet while a copy is being made
+        if base is None or name.startswith("__"):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}")
+        return getattr(base, name)
+
+
+def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
+    """Hyperparameters from a YAML's name, its keys, or as they are, with shared ones replaced."""
+    if isinstance(base, Hparams):
+        return dataclasses.replace(base, **shared)
+    where = "base"
+    if isinstance(base, str):
+        where = f"base {base}"
+        base = yaml.safe_load(find_yaml(base).read_text(encoding="utf-8"))
+    if not isinstance(base, Mapping) or "alg_name" not in base:
+        raise HparamsError(
+            f"{where} has no alg_name; give the name or path of a method's YAML, such as "
+            "NSE/gpt2-xl, or its keys"
+        )
+    kinds = {kind.method: kind for kind in _subclasses(Hparams) if kind is not OvertoneHparams}
+    name = str(base["alg_name"]).removesuffix("-plugin")
+    if name not in kinds:
+        raise HparamsError(
+            f"{where}: alg_name {name!r} is not a method that OVERTONE can be put around "
+            f"({', '.join(sorted(kinds))}){did_you_mean(name, kinds)}"
+        )
+    try:
+        return kinds[name].from_dict({**base, **shared})
+    except HparamsError as error:
+        raise HparamsError(f"{where}: {error}") from None
+
+
+def _subclasses(kind: type[Hparams]) -> list[type[Hparams]]:
+    """All classes below this one that are for a method."""
+    below = [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
+    return [child for child in below if child.method]

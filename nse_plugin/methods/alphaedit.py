@@ -1,0 +1,61 @@
+"""AlphaEdit: null-space constrained editing (arXiv 2410.02355, ICLR 2025).
+
+As in :mod:`nse_plugin.methods.spread`, with values optimised in the model as it is now, one pass,
+all neurons.  The change is kept out of the directions that general text uses: P projects onto the
+eigenvectors of the covariance C whose eigenvalue is below a threshold.  With the keys K_p of all
+earlier rounds and a weight L2 (equation 14),
+
+    Delta = R K^T P (K_p K_p^T P + K K^T P + L2 I)^-1
+
+Whatever K is projected to, Delta stays in the range of P, so this is the solve of the other methods
+with PK for the keys, P K_p K_p^T P for the previous ones, and L2 I in the place of lambda C.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nse_plugin.hparams import AlphaEditHparams
+from nse_plugin.ledger.records import RoundRecord
+from nse_plugin.locate.null_space import busy_directions, into_null_space
+from nse_plugin.locate.update import all_neurons, solve_right
+from nse_plugin.methods.spread import Factors, Solve, spread_round
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: AlphaEditHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
+    return spread_round(session, requests, hparams, objective, trace, solver=_solver, rewind=False)
+
+
+def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
+    busy = session.of_covariances(hparams, busy_directions, hparams.nullspace_threshold)
+
+    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
+        neurons = all_neurons(keys)
+        spared = busy[layer].to(keys.device)
+        previous = session.previous_keys.matrix(layer, neurons)
+        if previous is not None:
+            previous = into_null_space(spared, into_null_space(spared, previous).T)
+        right = solve_right(
+            into_null_space(spared, keys.double()),
+            covariance=torch.eye(len(neurons), dtype=torch.float64, device=keys.device),
+            weight=hparams.L2,
+            previous=previous,
+            layer=layer,
+        )
+        return Factors(neurons, residual, right)
+
+    return solve

@@ -1,0 +1,74 @@
+"""What every method that writes weights notes of a round: fates, and what it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nse_plugin.errors import ModelError
+from nse_plugin.hparams import LocateHparams
+from nse_plugin.ledger.records import Outcome, Status
+from nse_plugin.locate.values import Values
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the requests of a round have come; each [n], on the CPU."""
+
+    before: torch.Tensor
+    """||z - h|| before the first write."""
+    after: torch.Tensor
+    """||z - h|| after the last one."""
+    passes: torch.Tensor
+    """Write passes taken part in."""
+    status: tuple[Status, ...]
+
+
+def outcomes(
+    requests: Sequence[EditRequest], values: Values, progress: Progress
+) -> tuple[Outcome, ...]:
+    """The fate of every request."""
+    z, shift = values.z, values.z - values.base
+    return tuple(
+        Outcome(
+            case_id=request.case_id,
+            digest=request.digest(),
+            status=progress.status[i],
+            passes=int(progress.passes[i]),
+            residual_before=float(progress.before[i]),
+            residual_after=float(progress.after[i]),
+            z_norm=float(z[i].norm()),
+            z_shift=float(shift[i].norm()),
+            z_loss=float(values.loss[i]),
+            z_steps=int(values.steps[i]),
+        )
+        for i, request in enumerate(requests)
+    )
+
+
+def check_templates(session: EditSession, hparams: LocateHparams) -> None:
+    """Raise :class:`ModelError` where a module template names something else than the model has."""
+    expected = session.layout.templates()
+    if hparams.v_loss_layer is not None:
+        session.layout.check_layers([hparams.v_loss_layer])
+    for name, value in expected.items():
+        given = getattr(hparams, name)
+        tied_head = name == "lm_head_module" and given is not None and _same_weight(session, given)
+        if given is not None and given != value and not tied_head:
+            raise ModelError(
+                f"{name} is {given!r}, but a {session.layout.model_type} model has {value!r}; "
+                "mend it or leave it out"
+            )
+
+
+def _same_weight(session: EditSession, path: str) -> bool:
+    """EasyEdit's GPT-2 files name the tied embedding as the head."""
+    try:
+        module = session.model.get_submodule(path)
+    except AttributeError:
+        return False
+    return getattr(module, "weight", None) is session.model.get_output_embeddings().weight

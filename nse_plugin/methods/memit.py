@@ -1,0 +1,51 @@
+"""MEMIT: mass-editing memory in a transformer (arXiv 2210.07229, ICLR 2023).
+
+As in :mod:`nse_plugin.methods.spread`, with values optimised in the model as it is now, one pass,
+all neurons, and no memory of earlier rounds:
+
+    Delta = R K^T (lambda C + K K^T)^-1        (equation 14)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nse_plugin.hparams import MEMITHparams
+from nse_plugin.ledger.records import RoundRecord
+from nse_plugin.locate.update import all_neurons, solve_right, submatrix
+from nse_plugin.methods.spread import Factors, Solve, spread_round
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: MEMITHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
+    return spread_round(session, requests, hparams, objective, trace, solver=_solver, rewind=False)
+
+
+def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
+    covariances = session.covariances(hparams) if hparams.mom2_adjustment else {}
+
+    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
+        neurons = all_neurons(keys)
+        right = solve_right(
+            keys,
+            covariance=submatrix(covariances.get(layer), neurons),
+            weight=hparams.mom2_update_weight,
+            previous=None,
+            layer=layer,
+        )
+        return Factors(neurons, residual, right)
+
+    return solve

@@ -1,0 +1,70 @@
+"""OVERTONE (arXiv 2502.00602, ICML 2025): a base editor with its token loss replaced.
+
+The editor stays as it is: what it edits, its other losses, its steps, its rule for stopping.  Only
+the cross entropy of the target's tokens gives way to OVERTONE's loss
+(:mod:`nse_plugin.objectives.overtone`); the rule for stopping sees it without its clip.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.overtone import OvertoneHparams
+from nse_plugin.ledger.records import RoundRecord
+from nse_plugin.objectives.overtone import Overtone
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: OvertoneHparams,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Write one round with the base editor and OVERTONE's loss; the rest is the base's.
+
+    The record is the base's too, its ``method`` included.
+
+    Raises:
+        HparamsError: the base's loss cannot be replaced.
+    """
+    base_round = replaceable(hparams)
+    return base_round(
+        session, requests, hparams.for_base(), objective=objective_of(hparams), trace=trace
+    )
+
+
+def objective_of(hparams: OvertoneHparams) -> Overtone:
+    """The objective of these hyperparameters."""
+    return Overtone(
+        lambda_=hparams.lambda_,
+        epsilon=hparams.epsilon,
+        n_sigma=hparams.n_sigma,
+        clip=hparams.clip,
+        filter=hparams.filter,
+        argmax_check=hparams.argmax_check,
+        frozen_reference=hparams.frozen_reference,
+        mixing=hparams.mixing,
+    )
+
+
+def replaceable(hparams: OvertoneHparams) -> Callable[..., Any]:
+    """The base's ``edit_round``, which must take the loss from outside.
+
+    Raises:
+        HparamsError: it does not, so OVERTONE would be without effect.
+    """
+    from nse_plugin.methods.registry import find_method  # which lists this method as well
+
+    method = find_method(hparams.base.alg_name)
+    if "objective" not in inspect.signature(method.edit_round).parameters:
+        raise HparamsError(
+            f"base is {method.name}, which takes no objective, so OVERTONE would be without "
+            "effect; run it without OVERTONE, or choose another base"
+        )
+    return method.edit_round

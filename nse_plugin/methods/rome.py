@@ -1,0 +1,176 @@
+"""ROME: rank-one model editing (arXiv 2202.05262, NeurIPS 2022).
+
+One fact at a time, into the MLP of one layer.  The value is optimised at the MLP's output, in the
+model as it is now, and written by a change of rank one which makes the key of the bare prompt give
+that value exactly (section 3.1, equation 2):
+
+    W' = W + (v - W k) u^T / (u . k),    u = C^-1 k_mean
+
+k is the key of the bare prompt, k_mean the mean over the bare prompt and the prompt behind each
+context.  The requests of a round follow each other, each on the weights that the one before left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from nse_plugin.hparams import ROMEHparams
+from nse_plugin.ledger.records import RoundRecord, Write
+from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
+from nse_plugin.locate.values import Values, compute_values
+from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes
+from nse_plugin.methods.clock import Clock
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.session import EditSession
+
+REACHED = 0.01
+"""A request has converged where so much of its residual is left at most, after the whole round."""
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: ROMEHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Write one request after the other and enter them into the session's ledger as one round.
+
+    Where anything goes wrong half-way, model and ledger are as before.
+
+    Raises:
+        RequestError: the requests cannot be written together, or a prompt is too long.
+        ModelError: layer or module templates do not fit the model, or weights are not finite.
+        StatisticsError: the covariance cannot be had, is singular, or belongs to another model.
+        SessionError: somebody else changed the edited weights since the last round.
+    """
+    check_round(requests)
+    check_templates(session, hparams)
+    with session.round(hparams.layers):
+        layer = hparams.layers[0]
+        lookups = Lookups.of(
+            session.layout,
+            session.tokenizer,
+            requests,
+            session.contexts(hparams),
+            hparams.token_budget,
+        )
+        factor = (
+            session.of_covariances(hparams, covariance_factor)[layer]
+            if hparams.mom2_adjustment
+            else None
+        )
+        writer = _Writer(session, requests, hparams, lookups.evenly(), factor)
+        for number in range(len(requests)):
+            writer.write(number, objective, trace)
+        with writer.clock("keys"):
+            keys = {layer: writer.lookups.keys([layer])[layer].cpu()}
+        record = RoundRecord(
+            number=session.ledger.next_number(),
+            method=hparams.method,
+            outcomes=outcomes(requests, Values.cat(writer.values), writer.progress()),
+            writes=tuple(writer.writes),
+            keys=keys,
+            seconds=writer.clock.seconds,
+        )
+        session.commit(record)
+    return record
+
+
+@dataclass
+class _Writer:
+    """The requests of a round, one after the other."""
+
+    session: EditSession
+    requests: Sequence[EditRequest]
+    hparams: ROMEHparams
+    lookups: Lookups
+    factor: torch.Tensor | None  # of the covariance
+    clock: Clock = field(default_factory=Clock)
+    values: list[Values] = field(default_factory=list)
+    writes: list[Write] = field(default_factory=list)
+    before: list[torch.Tensor] = field(default_factory=list)  # residual norms [1]
+
+    @property
+    def layer(self) -> int:
+        return self.hparams.layers[0]
+
+    def write(self, number: int, objective: TokenObjective, trace: TokenTrace | None) -> None:
+        """Optimise one request's value and write it."""
+        layout, layer = self.session.layout, self.layer
+        with self.clock("values"):
+            values = self._value(number, objective, trace)
+        with self.clock("keys"):
+            lookups = self.lookups.select(torch.tensor([number]))
+            mean_key = lookups.keys([layer])[layer]
+            outputs_of = {"mlp": layout.mlp_output(layer), "down": layout.down(layer)}
+            found, outputs = lookups.bare_only().read([layer], outputs_of)
+            residual = values.z - outputs["mlp"]  # [1, d_model]
+            self.before.append(residual.norm(dim=1).cpu())
+        with self.clock("solve"):
+            left = layout.pull_back(layer, residual, outputs["down"]).T
+            right = rank_one_right(found[layer], mean_key, self.factor)
+        write = Write(
+            layer=layer,
+            pass_number=1,
+            neurons=all_neurons(mean_key).cpu(),
+            left=left.cpu(),
+            right=right.cpu(),
+            case_ids=(self.requests[number].case_id,),
+            key_mass=1.0,
+        )
+        with self.clock("write"):
+            self.session.write(layer, write.change(layout.d_ff, mean_key.device))
+        self.values.append(values)
+        self.writes.append(write)
+
+    def progress(self) -> Progress:
+        """Where every request has come to, after the last write."""
+        with self.clock("keys"):
+            mlp = {"mlp": self.session.layout.mlp_output(self.layer)}
+            now = self.lookups.bare_only().read([], mlp)[1]["mlp"]
+            after = (Values.cat(self.values).z - now).norm(dim=1).cpu()
+        before = torch.cat(self.before)
+        reached = (after <= REACHED * before).tolist()
+        return Progress(
+            before,
+            after,
+            torch.ones(len(self.requests), dtype=torch.long),
+            tuple("converged" if yes else "residual_left" for yes in reached),
+        )
+
+    def _value(self, number: int, objective: TokenObjective, trace: TokenTrace | None) -> Values:
+        return compute_values(
+            self.session.layout,
+            self.session.tokenizer,
+            [self.requests[number]],
+            self.session.contexts(self.hparams),
+            replace(self.hparams, v_loss_layer=None),
+            objective,
+            trace=None if trace is None else _OneRequest(trace, number),
+        )
+
+
+@dataclass(frozen=True)
+class _OneRequest:
+    """A round's trace, told of one request that is optimised by itself."""
+
+    trace: TokenTrace
+    number: int
+
+    def record(
+        self,
+        step: int,
+        owner: torch.Tensor,
+        place: torch.Tensor,
+        logits: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> None:
+        self.trace.record(step, owner + self.number, place, logits, targets)

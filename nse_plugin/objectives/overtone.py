@@ -1,0 +1,204 @@
+"""OVERTONE: targets smoothed per token (arXiv 2502.00602, ICML 2025, section 4).
+
+Teaching a one-hot target pushes the tokens that the model already knows as hard as those it does
+not: they are overfitted by the time the last one is learnt.  With s the logits, pi = softmax(s)
+and y the target token, OVERTONE teaches instead, decided anew per token and step,
+
+    pi_flt    = softmax over the tokens with s > max(s) - n_sigma * std(s)
+    candidate = lambda * onehot(y) + (1 - lambda) * pi_flt
+    target    = candidate where y is its argmax, else onehot(y)
+    loss      = max(KL(target || pi), epsilon)
+
+and no gradient flows through the target.  What the one-line formula leaves open is decided so:
+
+- std is the unbiased one, over the tokens whose logits are finite: a masked vocabulary (-inf)
+  counts as a smaller vocabulary.
+- The largest logit always survives the filter, also where std is 0 or there is one token.
+- Where y shares the argmax with another token, y has it.
+- An editor's rule for stopping sees KL(target || pi) without the clip: a clipped loss never falls
+  below epsilon, and an editor that waits for less would never stop.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.objectives import TokenLoss
+
+
+@dataclass(frozen=True)
+class Overtone:
+    """The objective; its five switches are those of the paper's ablation."""
+
+    lambda_: float = 0.1
+    """Share of the one-hot target; 1 is plain cross entropy, clipped."""
+    epsilon: float = 0.05
+    """A token whose loss is at most this is not taught any further."""
+    n_sigma: float = 0.5
+    """Tokens further than this many standard deviations below the largest logit are filtered."""
+    clip: bool = True
+    """Stop teaching a token at epsilon; without, epsilon is 0."""
+    filter: bool = True
+    """Filter the model's distribution; without, all of it is mixed in."""
+    argmax_check: bool = True
+    """Teach the one-hot target where the mixture prefers another token."""
+    frozen_reference: bool = False
+    """Mix in what the model said before the edit's first step, not what it says now."""
+    mixing: bool = True
+    """Mix the model's distribution in; without, lambda is 1."""
+
+    def __post_init__(self) -> None:
+        for name, high in (("lambda_", 1.0), ("epsilon", math.inf), ("n_sigma", math.inf)):
+            value = getattr(self, name)
+            if not 0 <= value <= high or value == math.inf:
+                upper = f" and at most {high:g}" if high < math.inf else ""
+                raise HparamsError(f"{name} is {value!r}; it must be finite, at least 0{upper}")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether a call needs the logits before the edit's first step."""
+        return self.frozen_reference and self._mixes
+
+    def __call__(
+        self, logits: Tensor, targets: Tensor, reference: Tensor | None = None
+    ) -> TokenLoss:
+        """Losses per target token; see :class:`nse_plugin.objectives.TokenObjective`.
+
+        Args:
+            logits: [tokens, vocab]; half precision is computed in float32.
+            targets: [tokens], ids.
+            reference: [tokens, vocab], read with ``frozen_reference`` only.
+        """
+        if self.needs_reference and reference is None:
+            raise HparamsError(
+                "frozen_reference is on, and no logits of the unedited model were given; give "
+                "them, or switch it off"
+            )
+        logits = _at_least_float32(logits)
+        if not self._mixes:  # KL(onehot || pi) is cross entropy, to the bit
+            kl = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            log_p = F.log_softmax(logits.detach(), dim=1)
+            source = log_p
+            if self.frozen_reference and reference is not None:
+                source = F.log_softmax(_at_least_float32(reference.detach()), dim=1)
+            kl = _Divergence.apply(logits, log_p, *self._target(source, targets))
+        return TokenLoss(self._clipped(kl), kl.detach())
+
+    @property
+    def _mixes(self) -> bool:
+        return self.mixing and self.lambda_ < 1
+
+    def _clipped(self, kl: Tensor) -> Tensor:
+        """max(kl, epsilon), with no gradient at or below epsilon; NaN stays what it is."""
+        if not self.clip or self.epsilon == 0:
+            return kl
+        return torch.where(kl <= self.epsilon, self.epsilon, kl)
+
+    def _target(self, source: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The targets of all tokens as entries that may be above zero.
+
+        A filtered distribution has few tokens left, so the entries are listed: the whole
+        vocabulary is gone through once to find them, and never again.
+
+        Args:
+            source: [tokens, vocab], log probabilities of the distribution to mix in.
+            targets: [tokens].
+
+        Returns:
+            Three times [entries]: token, vocabulary item, probability.
+        """
+        token = torch.arange(len(targets), device=targets.device)
+        keep = self._survivors(source)
+        target_kept = keep[token, targets]
+        keep[token, targets] = True  # an entry, whether or not it survived
+        rows, items = keep.nonzero(as_tuple=True)
+        is_target = items == targets[rows]
+        probability = source[rows, items].exp()
+        probability = probability.masked_fill(is_target & ~target_kept[rows], 0.0)
+        mass = source.new_zeros(len(targets)).index_add(0, rows, probability)
+        filtered = probability / mass[rows]
+        onehot = is_target.to(filtered.dtype)
+        candidate = self.lambda_ * onehot + (1 - self.lambda_) * filtered
+        if self.argmax_check:
+            top = torch.zeros_like(mass).scatter_reduce(0, rows, candidate, "amax")
+            agrees = candidate[is_target] >= top  # one entry per token, in the tokens' order
+            candidate = torch.where(agrees[rows], candidate, onehot)
+        return rows, items, candidate
+
+    def _survivors(self, source: Tensor) -> Tensor:
+        """[tokens, vocab] bool, the top-n-sigma filter on log probabilities (or logits)."""
+        if not self.filter:
+            return source > -math.inf
+        top = source.amax(dim=1)
+        threshold = top - self.n_sigma * _std(source)
+        just_below_top = torch.nextafter(top, torch.full_like(top, -math.inf))
+        return source > torch.minimum(threshold, just_below_top)[:, None]
+
+
+def overtone_loss(
+    logits: Tensor, targets: Tensor, *, lambda_: float, epsilon: float, n_sigma: float
+) -> Tensor:
+    """The mean of OVERTONE's loss over target tokens, to put in place of a cross entropy.
+
+    Args:
+        logits: [n, vocab], what predicts the target tokens.
+        targets: [n], ids.
+        lambda_: share of the one-hot target, 0 to 1.
+        epsilon: where a token's loss is clipped.
+        n_sigma: width of the filter in standard deviations.
+
+    Raises:
+        HparamsError: a setting is out of range.
+    """
+    return Overtone(lambda_, epsilon, n_sigma)(logits, targets).train.mean()
+
+
+class _Divergence(torch.autograd.Function):
+    """KL(target || softmax(logits)) per token; its gradient is softmax(logits) - target."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, log_p: Tensor, rows: Tensor, items: Tensor, target: Tensor
+    ) -> Tensor:
+        """[tokens]; log_p: [tokens, vocab], log softmax of the logits; the rest: [entries]."""
+        ctx.save_for_backward(log_p, rows, items, target)
+        # xlogy(0, 0) and 0 * -inf are both to be 0: what is not taught costs nothing
+        cross = torch.where(target == 0, 0.0, target * log_p[rows, items])
+        each = torch.special.xlogy(target, target) - cross
+        return log_p.new_zeros(len(log_p)).index_add(0, rows, each)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        """gradient: [tokens]; a token with gradient 0 passes exactly 0 on."""
+        log_p, rows, items, target = ctx.saved_tensors
+        out = log_p.exp().mul_(gradient[:, None])
+        out.index_put_((rows, items), -target * gradient[rows], accumulate=True)
+        return out, None, None, None, None
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _std(values: Tensor) -> Tensor:
+    """[rows], unbiased standard deviation over the finite ones of values [rows, vocab]."""
+    n = values.new_full((len(values),), values.shape[1])
+    centred = values - values.mean(dim=1, keepdim=True)
+    masked = values.amin(dim=1).isneginf()
+    if masked.any():
+        some = values[masked]
+        finite = some.isfinite()
+        n[masked] = finite.sum(dim=1).to(n.dtype)
+        mean = some.masked_fill(~finite, 0.0).sum(dim=1) / n[masked]
+        centred[masked] = (some - mean[:, None]).masked_fill(~finite, 0.0)
+    # the norm over a row is several times faster than Tensor.std on a CPU
+    return torch.linalg.vector_norm(centred, dim=1) / (n - 1).clamp(min=1).sqrt()

@@ -1,0 +1,163 @@
+"""The figures about a run, each with words for those who do not see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from nse_plugin.ledger import queries
+from nse_plugin.report.figures import binned, heat_map, heat_maps, lines
+from nse_plugin.report.page import Picture
+from nse_plugin.report.run import PERPLEXITY, Run
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_STRETCHES = 192
+_OFTEN = 0.995
+"""Share of the cells of the ledger that the colours tell apart."""
+
+
+def run_pictures(run: Run) -> list[Picture]:
+    """Every figure that the run has something for."""
+    pictures = list(_of_scores(run))
+    if run.ledger:
+        pictures += [ledger(run), writes(run), overlap(run), norms(run), capacity(run)]
+    return pictures
+
+
+def ledger(run: Run) -> Picture:
+    """Round x neuron, a panel per layer: how much a round changed a neuron."""
+    tables = {f"layer {n}": binned(table, _STRETCHES) for n, table in run.columns.items()}
+    norms = queries.import_pandas().concat(table.stack() for table in tables.values())
+    high = float(norms.quantile(_OFTEN)) if len(norms) else None  # few columns change a lot
+    return Picture(
+        "ledger",
+        "How much each round changed each neuron; grey: not written."
+        + _stretches(run, _STRETCHES),
+        f"Heat maps of rounds by neurons for layers {_named(run.layers)}; the colour is the norm "
+        f"of the change, which is up to {norms.max():.3g} and on average {norms.mean():.3g}.",
+        lambda theme: heat_maps(
+            tables, x="neuron", y="round", value="norm of the change", limits=(0.0, high),
+            theme=theme,
+        ),
+    )  # fmt: skip
+
+
+def writes(run: Run) -> Picture:
+    """Layer x neuron: in how many of the rounds a neuron was written."""
+    table = binned(run.frequency)
+    means = _each(
+        f"layer {layer} {share:.0%}" for layer, share in run.frequency.mean(axis=1).items()
+    )
+    return Picture(
+        "writes",
+        "Share of the rounds that wrote a neuron." + _stretches(run),
+        f"Heat map of layers by neurons. A round writes on average of the neurons: {means}.",
+        lambda theme: heat_map(
+            table, x="neuron", y="layer", value="share of rounds", percent=True,
+            limits=(0.0, 1.0), theme=theme,
+        ),
+    )  # fmt: skip
+
+
+def overlap(run: Run) -> Picture:
+    """Round x round: Jaccard index of the neurons written."""
+    table = run.overlap
+    n = len(table)
+    mean = f"{(table.to_numpy().sum() - n) / (n * (n - 1)):.2f}" if n > 1 else "not defined"
+    return Picture(
+        "overlap",
+        "Overlap of the neurons that two rounds wrote, all layers together (Jaccard index).",
+        f"Heat map of {n} by {n} rounds. The mean overlap of two different rounds is {mean}.",
+        lambda theme: heat_map(
+            table, x="round", y="round", value="Jaccard index", limits=(0.0, 1.0), theme=theme
+        ),
+    )
+
+
+def norms(run: Run) -> Picture:
+    """Norm of the accumulated change per layer over rounds."""
+    table = _by_layer(run.growth)
+    return Picture(
+        "norm",
+        "Norm of the sum of all changes, layer by layer.",
+        f"Line chart over rounds. {_ends(table, '.4g')}",
+        lambda theme: lines(table, x="round", y="norm of the change", theme=theme),
+    )
+
+
+def capacity(run: Run) -> Picture:
+    """Share of the key space in use per layer over rounds."""
+    table = _by_layer(run.capacity)
+    return Picture(
+        "capacity",
+        "Key space that previous keys use: effective dimensions as a share of the neurons.",
+        f"Line chart over rounds. {_ends(table, '.1%')}",
+        lambda theme: lines(table, x="round", y="key space in use", percent=True, theme=theme),
+    )
+
+
+def _of_scores(run: Run) -> Iterator[Picture]:
+    named = (
+        ("scores", run.scores, "Scores of each round's own edits, right after it."),
+        ("standing", run.standing_scores.drop(columns=PERPLEXITY, errors="ignore"),
+         "Scores of all edits so far."),
+    )  # fmt: skip
+    for name, table, caption in named:
+        if not table.empty:
+            yield _scores(name, table, caption)
+    if not run.retention.empty:
+        yield retention(run)
+
+
+def _scores(name: str, table: DataFrame, caption: str) -> Picture:
+    return Picture(
+        name,
+        caption,
+        f"Line chart over rounds. {_ends(table, '.1%')}",
+        lambda theme: lines(
+            table, x="round", y="score", percent=True, limits=(0.0, 1.02), theme=theme
+        ),
+    )
+
+
+def retention(run: Run) -> Picture:
+    """Round edited x round tested: how many edits are still there."""
+    table = run.retention
+    last = table.iloc[:, -1].dropna()
+    return Picture(
+        "retention",
+        "Efficacy of the edits of a round (row) after a later round (column), in percent.",
+        f"Heat map of rounds edited by rounds tested. After round {table.columns[-1]}, efficacy is "
+        f"lowest for round {last.idxmin()} with {last.min():.0%} and highest for round "
+        f"{last.idxmax()} with {last.max():.0%}.",
+        lambda theme: heat_map(
+            table, x="tested after round", y="edited in round", value="efficacy", percent=True,
+            limits=(0.0, 1.0), theme=theme,
+        ),
+    )  # fmt: skip
+
+
+def _stretches(run: Run, bins: int = 128) -> str:
+    width = -(-run.frequency.shape[1] // bins)
+    return f" Means over {width} neurons side by side." if width > 1 else ""
+
+
+def _by_layer(table: DataFrame) -> DataFrame:
+    return table.rename(columns=lambda layer: f"layer {layer}")
+
+
+def _ends(table: DataFrame, spec: str) -> str:
+    """Where each line begins and ends."""
+    found = ((name, table[name].dropna()) for name in table.columns)
+    texts = (f"{n} from {v.iloc[0]:{spec}} to {v.iloc[-1]:{spec}}" for n, v in found if len(v))
+    return f"{_each(texts)}.".capitalize()
+
+
+def _each(texts: Iterator[str]) -> str:
+    return ", ".join(texts)
+
+
+def _named(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))

@@ -1,0 +1,75 @@
+"""The page about a run."""
+
+from __future__ import annotations
+
+from nse_plugin.report import run_tables as tables
+from nse_plugin.report.page import Page, Picture
+from nse_plugin.report.run import Run
+from nse_plugin.report.run_figures import run_pictures
+from nse_plugin.report.table import Table
+
+_NEURONS = 10
+"""Rows of the table of a layer's neurons."""
+
+
+def run_tables(run: Run) -> list[Table]:
+    """The tables that tell of a run in short, without those that would be empty."""
+    found = [tables.overview(run)]
+    if run.ledger:
+        found.append(tables.rounds_table(run))
+    if not run.scores.empty:
+        found.append(tables.scores_table(run))
+    if not run.standing_scores.empty:
+        found.append(tables.standing_table(run))
+    if run.ledger:
+        found += [tables.layers_table(run), tables.worst_requests(run)]
+    return found
+
+
+def run_page(run: Run) -> Page:
+    """Everything about a run on one page."""
+    edits = sum(int(line.get("edits", 0)) for line in run.lines)
+    page = Page(
+        f"Run {run.folder.resolve().name}",
+        f"{run.manifest.method} on {run.manifest.model_name or 'an unnamed model'}: {edits} edits "
+        f"in {len(run.lines)} rounds, {run.status}",
+    )
+    pictures = {picture.name: picture for picture in run_pictures(run)}
+    _add(page, "Scores", "How well edits hold, and what they cost.", _scores(run, pictures))
+    if run.ledger:
+        _add(page, "Rounds", "What became of the edits of each round.", [
+            tables.rounds_table(run), pictures["norm"], pictures["capacity"],
+        ])  # fmt: skip
+        _add(page, "Neurons", "Which neurons the rounds wrote, and how far they share them.", [
+            pictures["ledger"], pictures["overlap"], pictures["writes"],
+            tables.layers_table(run),
+            *(tables.neurons_table(run, layer, _NEURONS) for layer in run.layers),
+        ])  # fmt: skip
+        _add(page, "Requests", "Those to look at first.", [tables.worst_requests(run)])
+    _add(page, "Settings", "", [tables.overview(run), _settings(run)])
+    return page
+
+
+def _scores(run: Run, pictures: dict[str, Picture]) -> list[Table | Picture]:
+    found: list[Table | Picture] = [
+        pictures[name] for name in ("scores", "standing", "retention") if name in pictures
+    ]
+    if not run.scores.empty:
+        found.append(tables.scores_table(run))
+    if not run.standing_scores.empty:
+        found.append(tables.standing_table(run))
+    if not run.retention.empty:
+        found.append(tables.retention_table(run))
+    return found
+
+
+def _settings(run: Run) -> Table:
+    given = {name: value for name, value in run.manifest.hparams.items() if value is not None}
+    rows = tuple((name, str(value)) for name, value in given.items())
+    return Table("Hyperparameters", ("name", "value"), rows)
+
+
+def _add(page: Page, title: str, intro: str, items: list[Table | Picture]) -> None:
+    """A section, where there is something for it."""
+    if items:
+        page.section(title, intro).add(*items)

@@ -1,0 +1,204 @@
+"""The tables about a run that are shown, on the terminal and on a page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nse_plugin.errors import DataError, did_you_mean
+from nse_plugin.ledger import queries
+from nse_plugin.report.run import PERPLEXITY, Run
+from nse_plugin.report.table import NOTHING, Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_SEVERITY = {"out_of_bounds": 0, "residual_left": 1, "converged": 2}
+_FATES = {name: name.replace("_", " ") for name in _SEVERITY}
+_MOST = 10
+_OUTCOME = {
+    "case_id": "request",
+    "residual_before": "residual before",
+    "residual_after": "after",
+    "z_norm": "z norm",
+    "z_shift": "z shift",
+    "z_loss": "loss",
+    "z_steps": "steps",
+}
+
+
+def overview(run: Run) -> Table:
+    """What run it is and how it ended."""
+    edits = sum(int(line.get("edits", 0)) for line in run.lines)
+    of = f" of {run.planned}" if run.planned not in (None, edits) else ""
+    rows = [
+        ("status", run.status),
+        ("model", run.manifest.model_name or "unknown"),
+        ("method", run.manifest.method or "unknown"),
+        ("edits", f"{edits}{of} in {len(run.lines)} rounds"),
+    ]
+    if run.ledger.undone:
+        numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
+        rows.append(("undone", f"rounds {numbers}; scores were measured with them"))
+    if not run.ledger:
+        rows.append(("ledger", "none: no round stands, or the host's method keeps none"))
+    return Table(f"Run {run.folder}", ("what", "value"), tuple(rows))
+
+
+def rounds_table(run: Run) -> Table:
+    """Per round: edits, their fates, neurons written and the norm of the change per layer."""
+    frame = run.rounds
+    counts = [f"neurons_{layer}" for layer in run.layers]
+    norms = {f"norm_{layer}": f"norm, layer {layer}" for layer in run.layers}
+    shown = frame[["edits", *_FATES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
+    shown = shown.join(frame[[*norms, "seconds"]])
+    note = "neurons: written in all layers together; norm: of what the round changed"
+    formats = {"seconds": ".2f", **dict.fromkeys(norms, ".4g")}
+    return Table.of(shown, "Rounds", heads=_FATES | norms, formats=formats, note=note)
+
+
+def scores_table(run: Run) -> Table:
+    """Scores of each round's own edits, right after it."""
+    frame = run.scores
+    return Table.of(
+        frame, "Scores of each round's own edits", formats=dict.fromkeys(frame.columns, ".1%")
+    )
+
+
+def standing_table(run: Run) -> Table:
+    """Scores of all edits so far, where they were measured."""
+    frame = run.standing_scores
+    formats = {**dict.fromkeys(frame.columns, ".1%"), PERPLEXITY: ".3f"}
+    return Table.of(frame, "Scores of all edits so far", formats=formats)
+
+
+def layers_table(run: Run) -> Table:
+    """Per layer: how much was written, how far rounds overlap, how much of the keys is used."""
+    rows = []
+    for layer in run.layers:
+        written = run.columns[layer].notna().sum()
+        overlap = queries.overlap(run.ledger, layer)
+        rows.append(
+            {
+                "layer": layer,
+                "neurons": len(written),
+                "written": int((written > 0).sum()),
+                "more than once": int((written > 1).sum()),
+                "mean overlap": _mean_apart(overlap),
+                "highest overlap": _highest(overlap),
+                "norm": float(run.growth[layer].iloc[-1]),
+                "capacity used": float(run.capacity[layer].iloc[-1]),
+            }
+        )
+    frame = queries.import_pandas().DataFrame(rows)
+    note = (
+        "overlap: Jaccard index of the neurons of two rounds; norm: of the sum of all changes; "
+        "capacity used: effective dimensions of all keys, as a share of the neurons"
+    )
+    formats = {"mean overlap": ".2f", "norm": ".4g", "capacity used": ".1%"}
+    return Table.of(frame, "Layers", index=False, formats=formats, note=note)
+
+
+def worst_requests(run: Run, most: int = _MOST) -> Table:
+    """The requests that ended worst: out of bounds first, then by the residual left."""
+    frame = run.requests.assign(severity=run.requests["status"].map(_SEVERITY))
+    frame = frame.sort_values(["severity", "residual_after"], ascending=[True, False])
+    shown = f"{most} of {len(frame)} " if len(frame) > most else ""
+    return _outcomes(frame.head(most), f"Worst requests ({shown}by fate, then residual)")
+
+
+def retention_table(run: Run) -> Table:
+    """Efficacy of each round's edits after later rounds."""
+    frame = run.retention
+    heads = {"edited": "round edited", **{n: f"after {n}" for n in frame.columns}}
+    formats = dict.fromkeys(frame.columns, ".0%")
+    return Table.of(frame, "Retention: efficacy of a round's edits", heads=heads, formats=formats)
+
+
+def neurons_table(run: Run, layer: int, most: int = 2 * _MOST) -> Table:
+    """The neurons of a layer that were changed most.
+
+    Raises:
+        DataError: no round edited the layer.
+    """
+    frame = queries.neurons(run.ledger, layer)
+    written = frame[frame["times_written"] > 0].sort_values("norm", ascending=False)
+    return Table.of(
+        written.head(most),
+        f"Layer {layer}: {min(most, len(written))} of {len(written)} neurons written "
+        f"({len(frame)} in all), by norm",
+        heads={"times_written": "writes", "key_mass": "key mass"},
+        formats={"norm": ".4g", "key_mass": ".3%", "rounds": _numbers},
+    )
+
+
+def neuron_table(run: Run, layer: int, neuron: int) -> Table:
+    """Who wrote a neuron.
+
+    Raises:
+        DataError: no round edited the layer, or there is no such neuron.
+    """
+    frame = queries.who_wrote(run.ledger, layer, neuron)
+    return Table.of(
+        frame,
+        f"Neuron {neuron} of layer {layer}: who wrote it",
+        index=False,
+        heads={"case_id": "request", "round_norm": "norm of the round"},
+        formats={"norm": ".4g", "round_norm": ".4g"},
+        note="" if len(frame) else "No round that stands wrote it.",
+    )
+
+
+def request_tables(run: Run, case_id: int | str) -> list[Table]:
+    """What became of a request, and what it wrote.
+
+    Raises:
+        DataError: no round that stands has the request.
+    """
+    frame = run.requests
+    names = frame["case_id"].astype(str)
+    found = frame[names == str(case_id)]
+    if found.empty:
+        near = did_you_mean(str(case_id), names.tolist())
+        raise DataError(f"no round that stands in {run.folder} has a request {case_id!r}{near}")
+    writes = Table.of(
+        queries.request_writes(run.ledger, case_id),
+        f"Request {case_id}: what it wrote",
+        index=False,
+        heads={"pass_number": "pass", "neurons": "neurons changed most"},
+        formats={"norm": ".4g", "share": ".1%", "neurons": _numbers},
+        note="share: of the norms of all requests in the write",
+    )
+    return [_outcomes(found, f"Request {case_id}: what became of it"), writes]
+
+
+def _outcomes(frame: DataFrame, caption: str) -> Table:
+    columns = ["case_id", "round", "status", "passes", *list(_OUTCOME)[1:]]
+    return Table.of(
+        frame[columns],
+        caption,
+        index=False,
+        heads=_OUTCOME,
+        formats={"status": lambda name: _FATES.get(name, str(name))},
+        note="residual: distance from the value aimed at; z shift: of the value from the "
+        "untouched model's",
+    )
+
+
+def _numbers(values: tuple[int, ...]) -> str:
+    return ", ".join(map(str, values)) or NOTHING
+
+
+def _mean_apart(overlap: DataFrame) -> float | None:
+    """Mean over pairs of different rounds."""
+    n = len(overlap)
+    return float((overlap.to_numpy().sum() - n) / (n * (n - 1))) if n > 1 else None
+
+
+def _highest(overlap: DataFrame) -> str:
+    """The pair of different rounds that overlap most, the earliest of equals."""
+    numbers = list(overlap.index)
+    pairs = [(a, b) for at, a in enumerate(numbers) for b in numbers[at + 1 :]]
+    if not pairs:
+        return NOTHING
+    a, b = max(pairs, key=lambda pair: overlap.loc[pair])
+    return f"{overlap.loc[a, b]:.2f} (rounds {a}, {b})"

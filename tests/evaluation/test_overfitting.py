@@ -1,0 +1,124 @@
+"""Single edits watched token by token, and the command that shows them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.cli import main
+from nse_plugin.commands.overfit import overfit
+from nse_plugin.errors import HparamsError, SessionError
+from nse_plugin.evaluation.overfitting import single_edits
+from nse_plugin.hparams import OvertoneHparams
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.session import EditSession
+from tests.tiny import some_requests, tiny_hparams, tiny_model
+
+QUICK = """
+alg_name: NSE
+model_name: atlas:gpt2
+layers: [1, 2]
+v_lr: 0.3
+v_num_grad_steps: 8
+mom2_dataset: atlas
+mom2_n_samples: 100
+n_contexts: 1
+"""
+
+
+@pytest.fixture
+def yaml_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "quick.yaml"
+    path.write_text(QUICK + f"stats_dir: {tmp_path}/stats\n")
+    return str(path)
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return tiny_hparams(stats_dir=str(tmp_path))
+
+
+def test_each_edit_stands_alone_and_is_taken_back(tokenizer, hparams):
+    model, requests = tiny_model("gpt2"), some_requests(3)
+    session = EditSession.of(model, tokenizer)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    watched = []
+    for edit in single_edits(session, requests, hparams):
+        assert len(session.ledger) == 1  # it stands while it is looked at
+        watched.append(edit)
+    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    alone = list(single_edits(session, requests[2:], hparams))
+    assert [edit.request for edit in watched] == requests and watched[2] == alone[0]
+
+
+def test_the_numbers_of_an_edit(tokenizer, hparams):
+    model = tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    (edit,) = single_edits(session, some_requests(1), hparams)
+    assert edit.losses == [course.losses[-1] for course in edit.courses]
+    assert edit.steps == len(edit.courses[0].losses)
+    assert edit.spread.range == max(edit.losses) - min(edit.losses)
+
+
+def test_only_from_the_untouched_model(tokenizer, hparams):
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(1), hparams)
+    with pytest.raises(SessionError, match="1 rounds"):
+        next(single_edits(session, some_requests(1), hparams))
+
+
+def test_the_command_prints_and_plots(yaml_file, tmp_path, capsys):
+    plot = tmp_path / "tokens.png"
+    arguments = ["overfit", "--hparams", yaml_file, "--data", "atlas:2", "--shown", "1"]
+    assert main([*arguments, "--plot", str(plot)]) == 0
+    printed = capsys.readouterr().out
+    for what in ("NSE: ", "OVERTONE NSE: ", "step 0", "mean over 2 edits", "spread"):
+        assert what in printed
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_other_side_follows_from_the_hparams(yaml_file, tmp_path):
+    wrapped = tmp_path / "wrapped.yaml"
+    wrapped.write_text(f"alg_name: OVERTONE\nbase: {yaml_file}\nepsilon: 0.3\n")
+    both = overfit(yaml_file, str, data="atlas:2")
+    turned = overfit(str(wrapped), str, data="atlas:2")
+    assert [side.name for side in turned] == [side.name for side in both] == ["NSE", "OVERTONE NSE"]
+    assert both[0] == turned[0]  # the base is the same
+    assert both[1] != turned[1]  # epsilon is not
+    again = overfit(yaml_file, str, against=str(wrapped), data="atlas:2")
+    assert again == turned
+
+
+def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, capsys):
+    other = tmp_path / "other.yaml"
+    other.write_text(QUICK.replace("gpt2", "llama"))
+    with pytest.raises(HparamsError, match="'atlas:gpt2' and 'atlas:llama'"):
+        overfit(yaml_file, str, against=str(other))
+    assert main(["overfit", "--hparams", yaml_file, "--plot", "tokens.jpg"]) == 1
+    assert "ends in .png" in capsys.readouterr().err
+
+
+def test_a_method_without_token_losses_is_refused(tokenizer, hparams, monkeypatch):
+    from nse_plugin.methods import registry
+
+    def deaf(session, requests, hparams):
+        raise AssertionError("must not run")
+
+    monkeypatch.setitem(registry.METHODS, "NSE", registry.Method("NSE", deaf, type(hparams)))
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tokenizer)
+    with pytest.raises(HparamsError, match="NSE trains no loss over target tokens"):
+        next(single_edits(session, some_requests(1), hparams))
+
+
+def test_below_epsilon_nothing_is_learnt(tokenizer, hparams):
+    """All tokens are below this epsilon from the start, and no other term pulls on the value."""
+    hparams.v_stop_loss = hparams.kl_factor = hparams.v_weight_decay = 0.0
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tokenizer)
+    clipped = OvertoneHparams.wrap(hparams, epsilon=1000.0)
+    for edit in single_edits(session, some_requests(3), clipped):
+        assert edit.steps == hparams.v_num_grad_steps
+        assert all(len(set(course.losses)) == 1 for course in edit.courses)

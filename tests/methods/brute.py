@@ -1,0 +1,100 @@
+"""Helpers of the tests that hold a method's weights against a plain float64 computation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nse_plugin.locate.keys import Lookups
+from nse_plugin.requests import EditRequest
+from nse_plugin.session import EditSession
+from tests.tiny import some_requests, tiny_hparams
+
+
+def hparams_of(kind: type, **changes: Any) -> Any:
+    """Hyperparameters of any method that edit a tiny model in little time."""
+    shared = tiny_hparams().to_dict()
+    for name in ("neuron_threshold", "selection_rule", "alpha", "upper_bound", "max_iterations"):
+        shared.pop(name)
+    fields = {name: shared[name] for name in shared if hasattr(kind, name) or name == "layers"}
+    return kind(**{**fields, "model_name": "tiny", "alg_name": kind.method, **changes})
+
+
+def down_weights(model: Any, layers: Sequence[int]) -> list[torch.Tensor]:
+    """Copies of the down-projections, each as [d_model, d_ff]."""
+    layout = EditSession.of(model).layout
+    return [layout.to_weight(layout.down(layer).weight.detach()).clone() for layer in layers]
+
+
+@dataclass
+class Brute:
+    """A copy of a model that is patched in place, without ledger, rewinding or factors."""
+
+    model: Any
+    session: EditSession
+    hparams: Any
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, hparams: Any) -> Brute:
+        model = copy.deepcopy(model)
+        return cls(model, EditSession.of(model, tokenizer), hparams)
+
+    def lookups(self, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Lookups:
+        return Lookups.of(self.session.layout, self.session.tokenizer, requests, contexts, 100_000)
+
+    def spread(
+        self,
+        requests: Sequence[EditRequest],
+        z: torch.Tensor,
+        contexts: Sequence[str],
+        solve: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor],
+    ) -> dict[int, torch.Tensor]:
+        """One pass over all layers; gives the keys after it, float64 [d_ff, n] by layer."""
+        layers = self.hparams.layers
+        lookups = self.lookups(requests, contexts)
+        for i, layer in enumerate(layers):
+            K = lookups.keys([layer])[layer].double()
+            R = (z - lookups.activations(layers[-1])).double().T / (len(layers) - i)
+            self.patch(layer, solve(layer, K, R))
+        return {layer: k.double() for layer, k in lookups.keys(layers).items()}
+
+    def patch(self, layer: int, delta: torch.Tensor) -> None:
+        layout = self.session.layout
+        with torch.no_grad():
+            layout.down(layer).weight += layout.to_weight(delta).float()
+
+
+def three_rounds() -> list[list[EditRequest]]:
+    return [some_requests(6)[i : i + 2] for i in (0, 2, 4)]
+
+
+def check_equal(original: Any, got: Any, expected: Any, layers: Sequence[int]) -> None:
+    """Weights moved, and to where they should."""
+    for w0, w, want in zip(*(down_weights(model, layers) for model in (original, got, expected))):
+        assert (w - w0).norm() > 0.01 * w0.norm()
+        assert (w - want).norm() < 1e-3 * (want - w0).norm()
+
+
+def check_undo(model: Any, tokenizer: Any, edit_round: Any, hparams: Any) -> None:
+    """Three rounds, one taken back, all taken back: each time the bits of that time."""
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    session = EditSession.of(model, tokenizer)
+    after = []
+    for requests in three_rounds():
+        record = edit_round(session, requests, hparams)
+        assert record.method == hparams.method
+        assert all(torch.isfinite(p).all() for p in model.parameters())
+        left = sum(o.residual_after for o in record.outcomes)
+        assert left < sum(o.residual_before for o in record.outcomes)
+        after.append({name: p.clone() for name, p in model.named_parameters()})
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed == {session.layout.down_name(layer) for layer in hparams.layers}
+    assert {p.dtype for p in model.parameters()} == {next(iter(before.values())).dtype}
+    session.undo_last()
+    assert all(torch.equal(p, after[1][n]) for n, p in model.named_parameters())
+    session.undo_all()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

@@ -1,0 +1,114 @@
+"""AlphaEdit rounds against the formula of its paper, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nse_plugin.errors import StatisticsError
+from nse_plugin.hparams import AlphaEditHparams
+from nse_plugin.locate.null_space import busy_directions, into_null_space
+from nse_plugin.locate.values import compute_values
+from nse_plugin.methods.alphaedit import edit_round
+from nse_plugin.objectives.nll import nll
+from nse_plugin.session import EditSession
+from tests.methods.brute import (
+    Brute,
+    check_equal,
+    check_undo,
+    down_weights,
+    hparams_of,
+    three_rounds,
+)
+from tests.tiny import some_requests, tiny_model
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return hparams_of(AlphaEditHparams, stats_dir=str(tmp_path), nullspace_threshold=0.5, L2=0.3)
+
+
+def projection(covariance, threshold):
+    """P by a singular value decomposition, as the paper has it."""
+    U, S, _ = torch.linalg.svd(covariance.double())
+    U = U[:, threshold > S]
+    return U @ U.T
+
+
+def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
+    original = copy.deepcopy(model)
+    session = EditSession.of(model, tokenizer)
+    brute = Brute.of(model, tokenizer, hparams)
+    contexts, covariances = session.contexts(hparams), session.covariances(hparams)
+    P = {k: projection(C, hparams.nullspace_threshold) for k, C in covariances.items()}
+    previous = {layer: torch.zeros_like(P[layer]) for layer in hparams.layers}
+
+    def solve(layer, K, R):
+        A = (previous[layer] + K @ K.T) @ P[layer] + hparams.L2 * torch.eye(len(K))
+        return R @ K.T @ P[layer] @ torch.linalg.inv(A)
+
+    for requests in three_rounds():
+        z = compute_values(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
+        edit_round(session, requests, hparams)
+        for layer, K in brute.spread(requests, z, contexts, solve).items():
+            previous[layer] += K @ K.T
+    EditSession.of(original, tokenizer)
+    check_equal(original, model, brute.model, hparams.layers)
+
+
+def test_busy_directions_are_left_as_they_are(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    edit = copy.deepcopy(model)
+    EditSession.of(edit, tokenizer)
+    before = down_weights(edit, hparams.layers)
+    edit_round(session, some_requests(3), hparams)
+    covariances = session.covariances(hparams)
+    for layer, w0, w in zip(hparams.layers, before, down_weights(model, hparams.layers)):
+        U = busy_directions(covariances[layer], hparams.nullspace_threshold)
+        assert 0 < U.shape[1] < session.layout.d_ff
+        change = (w - w0).double()
+        assert (change @ U).norm() < 1e-4 * change.norm()
+
+
+def test_the_projection():
+    torch.manual_seed(0)
+    x = torch.randn(12, 8, dtype=torch.float64)
+    C = x @ x.T / 8  # rank 8 of 12
+    U = busy_directions(C.float(), 1e-3)
+    assert U.shape == (12, 8)
+    P = into_null_space(U, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(P, projection(C, 1e-3), atol=1e-5, rtol=0)
+    assert (P @ x).norm() < 1e-4
+
+
+def test_nothing_left_to_write_in_is_an_error(model, tokenizer, hparams):
+    hparams.nullspace_threshold = 1e-12
+    session = EditSession.of(model, tokenizer)
+    covariance = torch.eye(session.layout.d_ff)
+    with pytest.raises(StatisticsError, match="nullspace_threshold is 1e-12.*median"):
+        busy_directions(covariance, hparams.nullspace_threshold)
+
+
+def test_the_projection_is_computed_once(model, tokenizer, hparams, monkeypatch):
+    import nse_plugin.methods.alphaedit as alphaedit
+
+    seen = []
+
+    def spy(covariance, threshold):
+        seen.append(threshold)
+        return busy_directions(covariance, threshold)
+
+    monkeypatch.setattr(alphaedit, "busy_directions", spy)
+    session = EditSession.of(model, tokenizer)
+    for requests in three_rounds():
+        edit_round(session, requests, hparams)
+    assert seen == [0.5, 0.5]  # one per layer
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_undo_restores_every_bit(tokenizer, hparams, family, dtype):
+    hparams.nullspace_threshold = 1e3  # of the tiny models' keys, most directions are busy
+    check_undo(tiny_model(family, dtype=dtype), tokenizer, edit_round, hparams)

@@ -1,0 +1,61 @@
+"""MEMIT rounds against equation 14 of its paper, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from nse_plugin.hparams import MEMITHparams
+from nse_plugin.locate.values import compute_values
+from nse_plugin.methods.memit import edit_round
+from nse_plugin.objectives.nll import nll
+from nse_plugin.session import EditSession
+from tests.methods.brute import Brute, check_equal, check_undo, hparams_of, three_rounds
+from tests.tiny import some_requests, tiny_model
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return hparams_of(MEMITHparams, stats_dir=str(tmp_path))
+
+
+def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
+    original = copy.deepcopy(model)
+    session = EditSession.of(model, tokenizer)
+    brute = Brute.of(model, tokenizer, hparams)
+    contexts, covariances = session.contexts(hparams), session.covariances(hparams)
+
+    def solve(layer, K, R):
+        A = hparams.mom2_update_weight * covariances[layer].double() + K @ K.T
+        return R @ K.T @ torch.linalg.inv(A)
+
+    for requests in three_rounds():
+        # no rewinding: z of every round is that of the model as it is then
+        z = compute_values(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
+        edit_round(session, requests, hparams)
+        brute.spread(requests, z, contexts, solve)
+    EditSession.of(original, tokenizer)
+    check_equal(original, model, brute.model, hparams.layers)
+
+
+def test_one_pass_whose_keys_are_remembered(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    record = edit_round(session, some_requests(3), hparams)
+    assert [(w.layer, w.pass_number) for w in record.writes] == [(1, 1), (2, 1)]
+    assert all(w.neurons.tolist() == list(range(session.layout.d_ff)) for w in record.writes)
+    assert [o.passes for o in record.outcomes] == [1, 1, 1]
+    assert {k.shape for k in record.keys.values()} == {(session.layout.d_ff, 3)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_undo_restores_every_bit(tokenizer, hparams, family, dtype):
+    check_undo(tiny_model(family, dtype=dtype), tokenizer, edit_round, hparams)
+
+
+def test_without_the_covariance_values_are_reached(model, tokenizer, hparams):
+    hparams.mom2_adjustment = False
+    record = edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+    assert all(o.residual_after < 0.3 * o.residual_before for o in record.outcomes)

@@ -1,0 +1,138 @@
+"""ROME rounds against equation 2 of its paper, in float64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams import ROMEHparams
+from nse_plugin.locate.values import compute_values
+from nse_plugin.methods.rome import _OneRequest, edit_round
+from nse_plugin.objectives.nll import nll
+from nse_plugin.session import EditSession
+from tests.methods.brute import (
+    Brute,
+    check_equal,
+    check_undo,
+    down_weights,
+    hparams_of,
+    three_rounds,
+)
+from tests.tiny import some_requests, tiny_model
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return hparams_of(ROMEHparams, stats_dir=str(tmp_path), layers=[2])
+
+
+def mean_key(brute, request, contexts):
+    """Over the bare prompt and the prompt behind each context, all alike; float64 [d_ff]."""
+    layer = brute.hparams.layers[0]
+    every = ["", *contexts]
+    bare = [replace(request, prompt=text + request.prompt) for text in every]
+    return brute.lookups(bare, []).keys([layer])[layer].double().mean(dim=1)
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_three_rounds_equal_the_formula(model, tokenizer, hparams, adjusted):
+    hparams.mom2_adjustment = adjusted
+    layer = hparams.layers[0]
+    original = copy.deepcopy(model)
+    session = EditSession.of(model, tokenizer)
+    brute = Brute.of(model, tokenizer, hparams)
+    contexts = session.contexts(hparams)
+    C = session.covariances(hparams)[layer].double()
+    for requests in three_rounds():
+        edit_round(session, requests, hparams)
+        for request in requests:
+            layout = brute.session.layout
+            v = compute_values(layout, tokenizer, [request], contexts, hparams, nll).z[0].double()
+            bare = brute.lookups([request], [])
+            k = bare.keys([layer])[layer].double()[:, 0]
+            out = bare.read([], {"out": layout.down(layer)})[1]["out"].double()[0]
+            u = mean_key(brute, request, contexts)
+            if adjusted:
+                u = torch.linalg.inv(C) @ u
+            brute.patch(layer, torch.outer(v - out, u) / (u @ k))
+    EditSession.of(original, tokenizer)
+    check_equal(original, model, brute.model, hparams.layers)
+
+
+def test_the_value_is_the_mlps_output_plus_a_bounded_shift(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    requests = some_requests(4)
+    values = compute_values(
+        session.layout, tokenizer, requests, session.contexts(hparams), hparams, nll
+    )
+    lookups = Brute(model, session, hparams).lookups(requests, [])
+    now = lookups.read([], {"out": session.layout.down(2)})[1]["out"]
+    torch.testing.assert_close(values.base, now)
+    shift = (values.z - values.base).norm(dim=1)
+    assert (shift <= 1.0001 * hparams.clamp_norm_factor * now.norm(dim=1)).all()
+    assert (shift > 0).all()
+
+
+def test_the_key_gives_the_value_exactly(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(4):
+        (outcome,) = edit_round(session, [request], hparams).outcomes
+        assert outcome.status == "converged" and outcome.passes == 1
+        assert outcome.residual_after < 1e-3 * outcome.residual_before
+
+
+def test_a_round_is_its_requests_in_turn(model, tokenizer, hparams):
+    other = copy.deepcopy(model)
+    record = edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+    for request in some_requests(3):
+        edit_round(EditSession.of(other, tokenizer), [request], hparams)
+    for a, b in zip(down_weights(model, [2]), down_weights(other, [2])):
+        torch.testing.assert_close(a, b)
+    assert [w.case_ids for w in record.writes] == [(0,), (1,), (2,)]
+    assert {(w.left.shape[1], w.right.shape[0]) for w in record.writes} == {(1, 1)}
+    assert record.keys[2].shape[1] == 3
+
+
+def test_the_loss_is_read_off_the_logits_whatever_v_loss_layer_says(model, tokenizer, hparams):
+    other = copy.deepcopy(model)
+    edit_round(EditSession.of(model, tokenizer), some_requests(2), hparams)
+    hparams.v_loss_layer = 2
+    edit_round(EditSession.of(other, tokenizer), some_requests(2), hparams)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters()))
+
+
+def test_a_trace_hears_each_request_under_its_place():
+    owners = []
+
+    class Trace:
+        def record(self, step, owner, place, logits, targets):
+            owners.extend(owner.tolist())
+
+    shifted = _OneRequest(Trace(), 2)
+    shifted.record(0, torch.tensor([0, 0]), torch.tensor([0, 1]), torch.zeros(2, 3), torch.ones(2))
+    assert owners == [2, 2]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+def test_undo_restores_every_bit(tokenizer, hparams, family, dtype):
+    check_undo(tiny_model(family, dtype=dtype), tokenizer, edit_round, hparams)
+
+
+def test_context_lengths_of_easyedits_key(model, tokenizer, hparams):
+    listed = replace(hparams, context_template_length_params=[[3, 6], [5, 2]])
+    assert listed.context_lengths() == [3] * 6 + [5] * 2 and listed.n_contexts == 8
+    assert ROMEHparams.from_dict(listed.to_dict()) == listed
+    texts = EditSession.of(model, tokenizer).contexts(listed)
+    assert len(texts) == 8 and texts[0].startswith("The") and texts[5].startswith("The")
+    with pytest.raises(HparamsError, match=r"context_template_length_params is \[\[3\]\]"):
+        replace(hparams, context_template_length_params=[[3]])
+
+
+def test_one_layer_only(hparams):
+    with pytest.raises(HparamsError, match=r"layers is \[1, 2\]; ROME writes one layer"):
+        replace(hparams, layers=[1, 2])
