@@ -93,7 +93,7 @@ class Processes:
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._context = multiprocessing.get_context("spawn")
+        self._context: Any = _context()
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
         """Results as they come.  Leaving ends the processes that are at work."""
@@ -143,6 +143,15 @@ def _work(cell: Cell, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     result = run_cell(cell, Bench(), own_process=True)
     connection.send_bytes(json.dumps(result).encode())
+
+
+def _context() -> Any:
+    """How processes are begun: forked from a clean one that has imported torch, else anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nse_plugin.compare.cells"])  # seconds, once and not per cell
+    return context
 
 
 def _ended(running: Iterable[Connection]) -> list[Connection]:

@@ -79,11 +79,11 @@ def base_of(hparams: Any) -> Any:
 
 def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
     """The same with an absolute folder of statistics: a cell may run elsewhere."""
-    inner = base_of(hparams)
-    if not isinstance(inner, LocateHparams):
+    if isinstance(hparams, OvertoneHparams):
+        return dataclasses.replace(hparams, base=_with_statistics(hparams.base, folder))
+    if not isinstance(hparams, LocateHparams):
         return hparams
-    inner = dataclasses.replace(inner, stats_dir=os.path.abspath(folder or inner.stats_dir))
-    return dataclasses.replace(hparams, base=inner) if inner.method != hparams.method else inner
+    return dataclasses.replace(hparams, stats_dir=os.path.abspath(folder or hparams.stats_dir))
 
 
 def subject(made: Recipe, model: Any, tokenizer: Any) -> Any:

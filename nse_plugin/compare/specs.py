@@ -24,6 +24,7 @@ UNTOUCHED = "untouched"
 """The name of the row that no method has edited."""
 OVERTONE = "OVERTONE"
 _SUFFIX = "-plugin"
+_OF_THE_MODEL = ("model_name", "device", "dtype", "fp16")
 _OVERTONE_KEYS = {
     field.name.rstrip("_")
     for field in dataclasses.fields(OvertoneHparams)
@@ -117,10 +118,7 @@ class MethodSpec:
         its_own = {key: value for key, value in self.changes.items() if key in _OVERTONE_KEYS}
         rest = {key: value for key, value in self.changes.items() if key not in _OVERTONE_KEYS}
         base = {**_read(path), **rest, "model_name": model_name}
-        shared = {
-            "model_name": model_name,
-            **({"device": base["device"]} if "device" in base else {}),
-        }
+        shared = {key: base[key] for key in _OF_THE_MODEL if key in base}
         return {**outer, **its_own, "base": base, **shared}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from nse_plugin.commands.compare import Comparison, read_comparison
+from nse_plugin.hparams import find_yaml
 from tests.rounds.runs import requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -23,8 +24,10 @@ def make_world(folder: Path) -> Path:
     model = tiny_model("gpt2")
     model.save_pretrained(folder / "model")
     tiny_tokenizer().save_pretrained(folder / "model")
-    (folder / "hparams" / "NSE").mkdir(parents=True)
-    (folder / "hparams" / "NSE" / "tiny.yaml").write_text(yaml.safe_dump(NSE), encoding="utf-8")
+    for name, values in {"NSE": NSE, **_others()}.items():
+        path = folder / "hparams" / name / "tiny.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
     records = []
     for request in requests(6):
         record = request.to_dict()
@@ -33,6 +36,15 @@ def make_world(folder: Path) -> Path:
     (folder / "facts.json").write_text(json.dumps(records), encoding="utf-8")
     (folder / "text.txt").write_text("Anna is a painter.\nThe river of Garn.\n", encoding="utf-8")
     return folder
+
+
+def _others() -> dict[str, dict]:
+    """The shipped settings of other methods, with few steps."""
+    found = {}
+    for name in ("FT", "LoRA", "GRACE"):
+        values = yaml.safe_load(find_yaml(f"{name}/atlas-gpt2").read_text(encoding="utf-8"))
+        found[name] = {**values, ("n_iter" if name == "GRACE" else "num_steps"): 2}
+    return found
 
 
 def options(world: Path, out: Path, **changes) -> dict:

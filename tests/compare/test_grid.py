@@ -18,6 +18,7 @@ from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.methods import nse
+from nse_plugin.rounds.engines import SessionEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.session import EditSession
 from tests.compare.grids import comparison, options, quiet
@@ -143,7 +144,7 @@ def test_schema(whole, tmp_path):
 def test_done_cells_are_not_run_again(world, whole, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     shutil.copytree(whole[0], folder)
-    monkeypatch.setattr(nse, "compute_values", None)  # any edit would fail
+    monkeypatch.setattr(SessionEngine, "edit", None)  # any edit would fail
     again = comparison(world, folder).run(quiet)
     assert without_machine(again["cells"]) == without_machine(whole[1]["cells"])
 
@@ -162,24 +163,23 @@ def test_methods_and_seeds_may_be_added_and_settings_may_not_change(world, whole
 
 
 def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):
-    real, calls = nse.compute_values, []
+    real, calls = SessionEngine.edit, []
 
-    def interrupted(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 5:  # in the second round of the second cell that edits
+    def interrupted(self, requests, number):
+        calls.append(number)
+        if len(calls) == 5:  # the second round of the second cell that edits
             raise KeyboardInterrupt
-        return real(*args, **kwargs)
+        return real(self, requests, number)
 
-    monkeypatch.setattr(nse, "compute_values", interrupted)
+    monkeypatch.setattr(SessionEngine, "edit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         comparison(world, tmp_path / "out").run(quiet)
     done = sorted(p.parent.name for p in (tmp_path / "out" / "results").rglob("*.json"))
     assert done == ["NSE", "untouched", "untouched"]
     assert len((tmp_path / "out/cells/tiny/NSE/1/rounds.jsonl").read_text().splitlines()) == 1
-    calls.clear()
-    monkeypatch.setattr(nse, "compute_values", lambda *a, **k: (calls.append(1), real(*a, **k))[1])
+    calls[:] = [0] * 10
     result = comparison(world, tmp_path / "out").run(quiet)
-    assert len(calls) == 2 + 3 + 3  # of that cell two rounds, of the others all
+    assert calls[10:] == [2, 3, 1, 2, 3, 1, 2, 3]  # of that cell two rounds, of the others all
     assert without_machine(result["cells"]) == without_machine(whole[1]["cells"])
     assert result["differences"] == whole[1]["differences"]
 
@@ -212,8 +212,6 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
 
 
 def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):
-    from nse_plugin.rounds.engines import SessionEngine
-
     monkeypatch.setattr(SessionEngine, "problem", lambda self: "weights")
     result = comparison(world, tmp_path / "out", methods="NSE", seeds="0").run(quiet)
     info = by_place(result)[("NSE", 0)]["run_info"]
@@ -245,7 +243,7 @@ def test_errors_before_anything_is_written(world, tmp_path, changes, said):
 
 
 def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path):
-    made = comparison(world, tmp_path / "out", methods="NSE,FT:num_steps=2,GRACE,LoRA", seeds="0")
+    made = comparison(world, tmp_path / "out", methods="NSE,FT,GRACE,LoRA,NSE+OVERTONE", seeds="0")
     engine = Serial()
     for _cell, result in engine.run(made.cells()):
         assert result["run_info"]["status"] == "complete", result["run_info"]["error"]

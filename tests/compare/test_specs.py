@@ -8,7 +8,7 @@ from nse_plugin.compare.plan import ModelSpec
 from nse_plugin.compare.specs import VARIANTS, parse_method, parse_methods
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.methods.registry import METHODS
+from nse_plugin.methods.registry import METHODS, find_method
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,15 @@ def test_plugin_and_overtone():
     spec = parse_method("NSE-plugin:p=0.6+OVERTONE")
     assert (spec.method, spec.ours, spec.overtone) == ("NSE", True, True)
     assert spec.changes == {"neuron_threshold": 0.6}
+
+
+def test_overtone_goes_around_the_method_s_yaml():
+    spec = parse_method("NSE:p=0.6;epsilon=0.2;lambda=0.3+OVERTONE")
+    values = spec.values("atlas-gpt2", "atlas:gpt2")
+    hparams = find_method(values["alg_name"]).hparams.from_dict(values)
+    assert (hparams.epsilon, hparams.lambda_, hparams.device) == (0.2, 0.3, "cpu")
+    assert (hparams.base.neuron_threshold, hparams.base.v_lr) == (0.6, 0.3)
+    assert hparams.base.model_name == "atlas:gpt2"
 
 
 def test_commas_in_brackets_do_not_part_methods():
