@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -28,6 +28,8 @@ from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _ATTRIBUTE = "_nse_plugin_session"
 _PUT_BACK = "weights were put back"
@@ -53,7 +55,7 @@ class EditSession:
         self.previous_keys = PreviousKeys(self.ledger)
         self._contexts: dict[tuple[int, int, int], tuple[str, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
-        self._derived: dict[tuple[Any, ...], torch.Tensor] = {}  # what was made of covariances
+        self._derived: dict[tuple[Any, ...], Any] = {}  # what was made of covariances, originals
         self._layers: dict[str, int] = {}  # layer of each parameter looked after
         self._elsewhere: Watch | None = None  # the other parameters, from the first round on
         self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
@@ -303,14 +305,35 @@ class EditSession:
             )
 
     def of_covariances(
-        self, hparams: LocateHparams, function: Callable[..., torch.Tensor], *settings: Any
-    ) -> dict[int, torch.Tensor]:
+        self, hparams: LocateHparams, function: Callable[..., T], *settings: Any
+    ) -> dict[int, T]:
         """``function(C, *settings)`` by layer, computed once and kept."""
+        return self._derive(self.covariances(hparams), function, settings, _source(hparams))
+
+    def of_originals(
+        self, layers: Sequence[int], function: Callable[..., T], *settings: Any
+    ) -> dict[int, T]:
+        """``function(W, *settings)`` by layer for the original matrices W [d_model, d_ff] of a
+        round's layers, computed once and kept."""
+        layout = self.layout
+        originals = {
+            layer: layout.to_weight(self.weights.original(layout.down_name(layer)))
+            for layer in layers
+        }
+        return self._derive(originals, function, settings)
+
+    def _derive(
+        self,
+        matrices: Mapping[int, torch.Tensor],
+        function: Callable[..., T],
+        settings: tuple[Any, ...],
+        of: tuple[Any, ...] = (),
+    ) -> dict[int, T]:
         found = {}
-        for layer, covariance in self.covariances(hparams).items():
-            key = (function, settings, layer, *_source(hparams))
+        for layer, matrix in matrices.items():
+            key = (layer, function, settings, of)
             if key not in self._derived:
-                self._derived[key] = function(covariance, *settings)
+                self._derived[key] = function(matrix, *settings)
             found[layer] = self._derived[key]
         return found
 

@@ -88,7 +88,8 @@ class LocateHparams(Hparams):
 class NSEHparams(LocateHparams):
     """Hyperparameters of neuron-level sequential editing (arXiv 2410.04045, sections 3-4).
 
-    Defaults are the settings that the paper's models have in common.
+    Defaults are the settings that the paper's models have in common.  From `rewind` on they switch
+    parts of the method off, or later work on; the defaults are the method.
     """
 
     method: ClassVar[str] = "NSE"
@@ -104,8 +105,26 @@ class NSEHparams(LocateHparams):
     max_iterations: int = bounded(2, low=1)
     """Write passes over all layers (the published code's 3 gives 2 of them)."""
 
+    rewind: bool = True
+    """Optimise values with the original weights; false, with the weights as they are then."""
+    use_previous_keys: bool = True
+    """Spare the keys of earlier rounds in the solve; they are noted in any case."""
+    selection_by: Literal["key_mass", "update"] = "key_mass"
+    """What neurons are ranked by: their keys, or the norm of their column of the update that all
+    neurons together would get."""
+    value_norm_anchor: bool = False
+    """Rescale each value to ||h|| of the original model before it is written (arXiv 2602.02543)."""
+    protect_top_directions: int | float = bounded(0, low=0)
+    """Keep the change out of dominant singular directions of the original matrix (REVIVE, arXiv
+    2601.11042): how many; or, below 1, those with this share of the squared singular values."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.protect_top_directions > 1 and self.protect_top_directions % 1:
+            raise HparamsError(
+                f"protect_top_directions is {self.protect_top_directions}; give a whole number of "
+                "directions, or a share below 1"
+            )
         if self.upper_bound is not None and self.upper_bound <= self.alpha:
             raise HparamsError(
                 f"upper_bound is {self.upper_bound} and alpha is {self.alpha}: no residual lies "

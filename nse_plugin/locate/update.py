@@ -16,7 +16,7 @@ from nse_plugin.errors import NotFiniteError, StatisticsError
 
 
 def all_neurons(keys: torch.Tensor) -> torch.Tensor:
-    """Indices [d_ff] of every neuron, for keys [d_ff, n]."""
+    """Indices [d_ff] of every neuron, for keys [d_ff, n] or scores [d_ff]."""
     return torch.arange(keys.shape[0], device=keys.device)
 
 
@@ -35,6 +35,21 @@ def select_neurons(
 
     Args:
         keys: [d_ff, n], of the active requests.
+        threshold: as for :func:`select_by`.
+        rule: likewise.
+
+    Returns:
+        Indices [|I|], rising.
+    """
+    return select_by(keys.double().abs().sum(dim=1), threshold, rule)
+
+
+def select_by(
+    score: torch.Tensor, threshold: float, rule: Literal["cover", "within"]
+) -> torch.Tensor:
+    """Neurons in falling order of a score [d_ff] until they hold a share of its total.
+
+    Args:
         threshold: p, the share; 1 selects every neuron.
         rule: ``cover`` is the paper's smallest set with at least p of the total, ``within`` its
             published code's largest set with at most p (never fewer than one neuron here).
@@ -43,8 +58,8 @@ def select_neurons(
         Indices [|I|], rising.
     """
     if threshold >= 1.0:
-        return all_neurons(keys)
-    mass, order = keys.double().abs().sum(dim=1).sort(descending=True, stable=True)
+        return all_neurons(score)
+    mass, order = score.sort(descending=True, stable=True)
     covered = mass.cumsum(dim=0)
     bound = threshold * covered[-1]
     if rule == "cover":

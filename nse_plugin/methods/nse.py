@@ -18,7 +18,16 @@ import torch
 
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.ledger.records import RoundRecord
-from nse_plugin.locate.update import select_neurons, solve_right, submatrix
+from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.stabilise import anchored, keep_out, top_directions
+from nse_plugin.locate.update import (
+    all_neurons,
+    select_by,
+    select_neurons,
+    solve_right,
+    submatrix,
+)
+from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import Factors, Passes, Solve, spread_round
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
@@ -42,23 +51,43 @@ def edit_round(
         objective,
         trace,
         solver=_solver,
-        rewind=True,
+        rewind=hparams.rewind,
         passes=Passes(hparams.max_iterations, hparams.alpha, hparams.upper_bound),
+        adjust=_anchor if hparams.value_norm_anchor else None,
     )
+
+
+def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int) -> Values:
+    with session.weights.rewound():
+        return anchored(values, lookups.activations(z_layer))
 
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
     covariances = session.covariances(hparams) if hparams.mom2_adjustment else {}
+    amount, previous_keys = hparams.protect_top_directions, session.previous_keys
+    protected = session.of_originals(hparams.layers, top_directions, amount) if amount else {}
 
-    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
-        neurons = select_neurons(keys, hparams.neuron_threshold, hparams.selection_rule)
-        right = solve_right(
+    def right_factor(layer: int, keys: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        return solve_right(
             keys[neurons],
             covariance=submatrix(covariances.get(layer), neurons),
             weight=hparams.mom2_update_weight,
-            previous=session.previous_keys.matrix(layer, neurons),
+            previous=previous_keys.matrix(layer, neurons) if hparams.use_previous_keys else None,
             layer=layer,
         )
+
+    def select(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        share, rule = hparams.neuron_threshold, hparams.selection_rule
+        if hparams.selection_by == "key_mass" or share >= 1.0:
+            return select_neurons(keys, share, rule)
+        update = residual.double() @ right_factor(layer, keys, all_neurons(keys)).double()
+        return select_by(update.norm(dim=0), share, rule)
+
+    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
+        neurons = select(layer, keys, residual)
+        right = right_factor(layer, keys, neurons)
+        if layer in protected:
+            return Factors(neurons, *keep_out(protected[layer], neurons, residual, right))
         return Factors(neurons, residual, right)
 
     return solve

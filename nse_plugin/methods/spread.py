@@ -82,7 +82,7 @@ def spread_round(
     solver: Callable[[EditSession, H], Solve],
     rewind: bool,
     passes: Passes = ONE_PASS,
-    adjust: Callable[[Values, EditSession, Lookups], Values] | None = None,
+    adjust: Callable[[Values, EditSession, Lookups, int], Values] | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
@@ -91,7 +91,7 @@ def spread_round(
     Args:
         solver: reads the statistics that the method needs, and gives its closed form.
         rewind: optimise values with the original weights, not with those of now.
-        adjust: what is done to the values before they are written.
+        adjust: what is done to the values, of the z-layer, before they are written.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -112,7 +112,7 @@ def spread_round(
             )
         lookups = Lookups.of(layout, tokenizer, requests, contexts, hparams.token_budget)
         if adjust is not None:
-            values = adjust(values, session, lookups)
+            values = adjust(values, session, lookups, hparams.layers[-1])
         writer = _Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
         writer.run()
         with clock("keys"):

@@ -322,7 +322,7 @@ def test_register_again_changes_nothing(table):
     first = toolkit.register()
     held, gate_held = dict(table), gate_in_class()
     assert toolkit.register() is first and toolkit.register(["NSE"]) is first
-    assert toolkit.register(override=True) is first
+    assert toolkit.register(["NSE"], override=True) is first
     assert table == held and gate_in_class() is gate_held
 
 
@@ -449,3 +449,11 @@ def test_ours_is_run_in_full_under_its_other_name(easyedit, saved):
     finally:
         toolkit.unregister()
         del table["NSE"]
+
+
+@pytest.mark.parametrize("name", ["ROME", "MEMIT", "AlphaEdit"])
+def test_ours_stand_beside_those_that_easyedit_has(table, name):
+    table[name] = theirs = lambda: None
+    done = toolkit.register()
+    assert table[name] is theirs and f"{name}-plugin" in done.names and name not in done.names
+    assert gate().is_batchable_method(f"{name}-plugin")

@@ -107,8 +107,10 @@ def test_the_projection_is_computed_once(model, tokenizer, hparams, monkeypatch)
     assert seen == [0.5, 0.5]  # one per layer
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("gpt2", torch.float32), ("llama", torch.bfloat16), ("gemma2", torch.float32)],
+)
 def test_undo_restores_every_bit(tokenizer, hparams, family, dtype):
     hparams.nullspace_threshold = 1e3  # of the tiny models' keys, most directions are busy
     check_undo(tiny_model(family, dtype=dtype), tokenizer, edit_round, hparams)

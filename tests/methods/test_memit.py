@@ -49,8 +49,10 @@ def test_one_pass_whose_keys_are_remembered(model, tokenizer, hparams):
     assert {k.shape for k in record.keys.values()} == {(session.layout.d_ff, 3)}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "dtype"),
+    [("gpt2", torch.float32), ("llama", torch.bfloat16), ("gemma2", torch.float32)],
+)
 def test_undo_restores_every_bit(tokenizer, hparams, family, dtype):
     check_undo(tiny_model(family, dtype=dtype), tokenizer, edit_round, hparams)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.errors import HparamsError, ModelError, RequestError
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.locate.values import compute_values
@@ -243,3 +244,131 @@ def test_nan_elsewhere_in_the_model_is_refused(model, tokenizer, hparams):
         edit_round(session, some_requests(2), hparams)
     for w0, w in zip(before, down_weights(model, hparams.layers)):
         assert torch.equal(w0, w)
+
+
+# --- variants and stabilisers -------------------------------------------------------------------
+
+VARIANTS = dict(
+    rewind=True,
+    use_previous_keys=True,
+    selection_by="key_mass",
+    value_norm_anchor=False,
+    protect_top_directions=0,
+)
+
+
+def brute_variant(model, tokenizer, rounds, hparams):
+    """Rounds of one pass, each variant written out in float64; gives the edited copy."""
+    original, edited = copy.deepcopy(model), copy.deepcopy(model)
+    clean, brute = EditSession.of(original, tokenizer), EditSession.of(edited, tokenizer)
+    layout, z_layer = brute.layout, hparams.layers[-1]
+    contexts, covariances = clean.contexts(hparams), clean.covariances(hparams)
+    P = {layer: torch.zeros(layout.d_ff, layout.d_ff).double() for layer in hparams.layers}
+    for requests in rounds:
+        source = clean if hparams.rewind else brute
+        z = compute_values(source.layout, tokenizer, requests, contexts, hparams, nll).z
+        lookups = Lookups.of(layout, tokenizer, requests, contexts, 100_000)
+        if hparams.value_norm_anchor:
+            h = Lookups.of(clean.layout, tokenizer, requests, contexts, 100_000)
+            z = z / z.norm(dim=1, keepdim=True)
+            z = z * h.activations(z_layer).norm(dim=1, keepdim=True)
+        for i, layer in enumerate(hparams.layers):
+            K = lookups.keys([layer])[layer].double()
+            R = (z - lookups.activations(z_layer)).double().T / (len(hparams.layers) - i)
+            A = hparams.mom2_update_weight * covariances[layer].double() + K @ K.T
+            A += P[layer] if hparams.use_previous_keys else 0
+            score = K.abs().sum(dim=1)
+            if hparams.selection_by == "update":
+                score = (R @ K.T @ torch.linalg.inv(A)).norm(dim=0)
+            I = smallest_cover(score, hparams.neuron_threshold)
+            delta = torch.zeros(layout.d_model, layout.d_ff, dtype=torch.float64)
+            delta[:, I] = R @ K[I].T @ torch.linalg.inv(A[I][:, I])
+            if k := hparams.protect_top_directions:
+                weight = layout.to_weight(clean.layout.down(layer).weight.detach()).double()
+                U, _, Vh = torch.linalg.svd(weight)
+                V_I = Vh[:k, I].T
+                delta -= U[:, :k] @ U[:, :k].T @ delta
+                delta[:, I] -= delta[:, I] @ V_I @ torch.linalg.pinv(V_I)
+            with torch.no_grad():
+                layout.down(layer).weight += layout.to_weight(delta).float()
+        for layer, K in lookups.keys(hparams.layers).items():
+            P[layer] += K.double() @ K.double().T
+    return original, edited
+
+
+def smallest_cover(score, p):
+    """Rising indices of the fewest neurons with a share of at least p; one by one."""
+    chosen: list[int] = []
+    for neuron in score.argsort(descending=True).tolist():
+        if float(score[chosen].sum()) >= p * float(score.sum()) - 1e-12:
+            break
+        chosen.append(neuron)
+    return torch.tensor(sorted(chosen))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rewind": False},
+        {"use_previous_keys": False},
+        {"selection_by": "update", "neuron_threshold": 0.6},
+        {"value_norm_anchor": True},
+        {"value_norm_anchor": True, "rewind": False},
+        {"protect_top_directions": 5},
+        {"protect_top_directions": 5, "neuron_threshold": 0.7},
+    ],
+    ids=str,
+)
+def test_variants_equal_the_formula_and_differ_from_the_method(model, tokenizer, hparams, change):
+    hparams = replace(hparams, max_iterations=1, alpha=0.0, **change)
+    plain = replace(hparams, **{name: VARIANTS[name] for name in change if name in VARIANTS})
+    rounds = [some_requests(6)[i : i + 2] for i in (0, 2)]
+    original, expected = brute_variant(model, tokenizer, rounds, hparams)
+    method = copy.deepcopy(model)
+    for requests in rounds:
+        edit_round(EditSession.of(model, tokenizer), requests, hparams)
+        edit_round(EditSession.of(method, tokenizer), requests, plain)
+    weights = [down_weights(m, hparams.layers) for m in (original, model, expected, method)]
+    for w0, w, want, other in zip(*weights):
+        assert (w - want).norm() < 1e-3 * (want - w0).norm()
+        assert (w - other).norm() > 1e-2 * (other - w0).norm()
+    session = EditSession.of(model)
+    session.undo_all()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters()))
+
+
+def test_switched_off_by_default():
+    hparams = tiny_hparams()
+    assert {name: getattr(hparams, name) for name in VARIANTS} == VARIANTS
+
+
+def test_protected_directions_are_untouched(model, tokenizer, hparams):
+    hparams.protect_top_directions = 0.5  # of the squared singular values
+    session = EditSession.of(model, tokenizer)
+    before = down_weights(model, hparams.layers)
+    edit_round(session, some_requests(3), hparams)
+    for w0, w in zip(before, down_weights(model, hparams.layers)):
+        U, S, Vh = torch.linalg.svd(w0.double())
+        share = S.square().cumsum(dim=0) / S.square().sum()
+        k = int((share < 0.5).sum()) + 1
+        change = (w - w0).double()
+        assert 1 < k < len(S) and change.norm() > 0
+        assert (U[:, :k].T @ change).norm() < 1e-5 * change.norm()
+        assert (change @ Vh[:k].T).norm() < 1e-5 * change.norm()
+        assert change.norm() > 0
+
+
+def test_anchored_values_have_the_original_norm(model, tokenizer, hparams):
+    hparams.value_norm_anchor = True
+    session = EditSession.of(model, tokenizer)
+    for requests in (some_requests(2), some_requests(4)[2:]):
+        with session.weights.rewound():
+            lookups = Lookups.of(session.layout, tokenizer, requests, [], 4096)
+            norms = lookups.activations(2).norm(dim=1).tolist()
+        record = edit_round(session, requests, hparams)
+        assert [o.z_norm for o in record.outcomes] == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_broken_number_of_directions_is_refused(hparams):
+    with pytest.raises(HparamsError, match="protect_top_directions is 2.5"):
+        replace(hparams, protect_top_directions=2.5)

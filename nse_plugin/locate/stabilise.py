@@ -1,0 +1,74 @@
+"""Two stabilisers of later work, for sequences of many edits; options of NSE, off by default.
+
+- norm anchor (arXiv 2602.02543): a value is rescaled to the norm that the original model has there,
+  so that values and weights cannot drive each other's norms up from round to round;
+- spectral filter (REVIVE, arXiv 2601.11042): a change is kept out of the dominant singular
+  directions of the original matrix, on both sides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from nse_plugin.locate.values import Values
+
+
+def anchored(values: Values, reference: torch.Tensor) -> Values:
+    """Values with z := z ||h|| / ||z||, for h [n, d_model] of the original model.
+
+    The direction of z stays; its reported loss is that of z before.
+    """
+    scale = reference.norm(dim=1, keepdim=True) / values.z.norm(dim=1, keepdim=True)
+    return replace(values, z=values.z * scale)
+
+
+class TopDirections(NamedTuple):
+    """Singular vectors of the largest singular values of a matrix [d_model, d_ff]; float64."""
+
+    left: torch.Tensor
+    """U [d_model, k]."""
+    right: torch.Tensor
+    """V [d_ff, k]."""
+
+
+def top_directions(weight: torch.Tensor, amount: float) -> TopDirections:
+    """The dominant directions of W [d_model, d_ff].
+
+    Args:
+        amount: from 1 on, how many; below 1, the fewest that hold this share of the sum of the
+            squared singular values.
+    """
+    U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    if amount >= 1:
+        count = min(int(amount), len(S))
+    else:
+        energy = S.square().cumsum(dim=0)
+        count = int((energy < amount * energy[-1]).sum()) + 1
+    return TopDirections(U[:, :count].contiguous(), Vh[:count].T.contiguous())
+
+
+def keep_out(
+    top: TopDirections, neurons: torch.Tensor, left: torch.Tensor, right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of the change D without what touches U or V: U^T D = 0 and D V = 0.
+
+    With all neurons this is (I - U U^T) D (I - V V^T).  With some, D stays on these: its rows are
+    projected off the columns of V[I], so D V = D[:, I] V[I] is zero as well.
+
+    Args:
+        neurons: I [|I|].
+        left: [d_model, n].
+        right: [n, |I|].
+
+    Returns:
+        left and right, float32.
+    """
+    U = top.left.to(left.device)
+    V, _ = torch.linalg.qr(top.right.to(right.device)[neurons])  # of V[I], orthonormal
+    new_left, new_right = left.double(), right.double()
+    new_left = new_left - U @ (U.T @ new_left)
+    new_right = new_right - (new_right @ V) @ V.T
+    return new_left.float(), new_right.float().contiguous()
