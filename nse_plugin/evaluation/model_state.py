@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -108,8 +110,11 @@ def run_harness(
 ) -> Mapping[str, Any]:
     """Results of tasks of EleutherAI's lm-evaluation-harness, by task, as it gives them.
 
+    Args:
+        tasks: names that it knows, or paths of YAML files that define a task.
+
     Raises:
-        HparamsError: the package is not installed.
+        HparamsError: the package is not installed, or does not know a task.
     """
     try:
         import lm_eval
@@ -120,7 +125,16 @@ def run_harness(
             "pip install lm-eval, or leave harness_tasks out"
         ) from error
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer)
-    found = lm_eval.simple_evaluate(model=wrapped, tasks=list(tasks), limit=limit)
+    try:
+        with _random_numbers_kept():  # it seeds all generators of the process
+            found = lm_eval.simple_evaluate(
+                model=wrapped, tasks=list(tasks), limit=limit, log_samples=False
+            )
+    except KeyError as error:
+        raise HparamsError(
+            f"harness_tasks is {list(tasks)}, which lm_eval does not know ({error.args[0]}); "
+            "`lm-eval ls tasks` lists its tasks"
+        ) from error
     return {
         task: {
             name: finite(float(value)) if isinstance(value, (int, float)) else str(value)
@@ -128,3 +142,17 @@ def run_harness(
         }
         for task, scores in found["results"].items()
     }
+
+
+@contextmanager
+def _random_numbers_kept() -> Iterator[None]:
+    """Python's, numpy's and torch's random numbers go on as if nothing had been drawn inside."""
+    import numpy as np
+
+    python, arrays = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)

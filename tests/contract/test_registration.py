@@ -457,3 +457,22 @@ def test_ours_stand_beside_those_that_easyedit_has(table, name):
     done = toolkit.register()
     assert table[name] is theirs and f"{name}-plugin" in done.names and name not in done.names
     assert gate().is_batchable_method(f"{name}-plugin")
+
+
+@pytest.mark.parametrize("name", ["LoRA", "GRACE"])
+def test_methods_that_attach_modules_stay_out(table, name):
+    """EasyEdit's editors take back changed weights, and nothing else."""
+    from nse_plugin.hparams import GRACEHparams, LoRAHparams
+
+    theirs = table.get(name)
+    done = toolkit.register()
+    assert "FT-plugin" in done.names and table.get(name) is theirs
+    assert not any(entry.startswith(name) for entry in done.names)
+    with pytest.raises(HostError, match=f"{name} of nse_plugin attaches modules.*embedded"):
+        toolkit.register([name])
+    hparams = {
+        "LoRA": LoRAHparams(alg_name="LoRA", model_name="m", target_modules=["c_attn"]),
+        "GRACE": GRACEHparams(alg_name="GRACE", model_name="m", inner_params=["h[0].mlp.weight"]),
+    }[name]
+    with pytest.raises(HostError, match=f"{name} of nse_plugin attaches modules"):
+        plugin._for_host(hparams)

@@ -267,7 +267,8 @@ def test_harness_stub_and_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
     found = run_harness("model", "tok", ["mmlu"], 5)
     assert found == {"mmlu": {"acc,none": 0.5, "alias": "mmlu", "err": None}}
-    assert seen == {"model": ("model", "tok"), "tasks": ["mmlu"], "limit": 5}
+    arguments = {"tasks": ["mmlu"], "limit": 5, "log_samples": False}
+    assert seen == {"model": ("model", "tok"), **arguments}
 
 
 def test_bad_protocols():

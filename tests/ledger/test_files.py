@@ -69,3 +69,20 @@ def test_damage_is_named(session, tmp_path):
     round_path(tmp_path, 1).unlink()
     with pytest.raises(DataError, match="lacks round-0001.safetensors"):
         load_ledger(tmp_path)
+
+
+def test_a_loaded_ledger_reads_its_files_when_asked(session, tmp_path):
+    for record in session.ledger:
+        path = save_round(tmp_path, record)
+    ledger = load_ledger(tmp_path)
+    for limit in (1, 3, 9):
+        expected = session.ledger.some_keys([1, 2], limit)
+        for layer, keys in ledger.some_keys([1, 2], limit).items():
+            every = session.ledger.keys(layer)
+            picked = torch.linspace(0, every.shape[1] - 1, limit).round().long()
+            assert torch.equal(keys, every[:, picked] if limit < every.shape[1] else every)
+            assert torch.equal(keys, expected[layer])
+    path.unlink()
+    assert ledger.numbers() == [1, 2] and ledger[0].number == 1
+    with pytest.raises(DataError, match="round-0002"):
+        ledger[1]

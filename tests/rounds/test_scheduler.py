@@ -16,6 +16,7 @@ from nse_plugin import cli
 from nse_plugin.commands.run import RunSettings
 from nse_plugin.errors import HostError, HparamsError, NotFiniteError, RequestError
 from nse_plugin.ledger.files import load_ledger
+from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds import listeners
 from nse_plugin.rounds.engines import engine_of
@@ -406,3 +407,20 @@ def test_options_go_before_the_file(small):
     assert (settings.out, settings.round_size, settings.seed) == ("x", 3, 0)
     assert settings.protocol["every"] == 7 and settings.protocol["generation"] == 2
     assert len(HELD_OUT) == 2
+
+
+@pytest.mark.parametrize("name", ["FT", "LoRA", "GRACE"])
+def test_the_bounds_hold_for_methods_that_train(name, tmp_path):
+    settings = {
+        "FT": dict(layers=[0, 1], num_steps=2),
+        "LoRA": dict(target_modules=["c_attn", "c_proj"], num_steps=2),
+        "GRACE": dict(inner_params=["transformer.h[1].mlp.c_fc.weight"], n_iter=2),
+    }[name]
+    trained = METHODS[name].hparams(alg_name=name, model_name="tiny", **settings)
+    made = scheduler(tmp_path, hparams=trained)
+    made.run()
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("round-*"))]
+    budget = json.loads((tmp_path / "manifest.json").read_text())["budget"]
+    assert len(sizes) == budget["rounds"] == 3
+    assert 0.05 * budget["disk_per_round"] < sizes[-1] <= budget["disk_per_round"]
+    assert sum(sizes) <= budget["disk"]
