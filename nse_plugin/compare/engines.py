@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -127,7 +126,9 @@ class Processes:
 
     def _start(self, cell: Cell) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work, args=(cell, theirs), daemon=True)
+        from nse_plugin.compare.worker import work
+
+        process = self._context.Process(target=work, args=(cell, theirs), daemon=True)
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return process, ours
@@ -138,19 +139,12 @@ def lost(how: str) -> str:
     return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"
 
 
-def _work(cell: Cell, connection: Connection) -> None:
-    """What a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    result = run_cell(cell, Bench(), own_process=True)
-    connection.send_bytes(json.dumps(result).encode())
-
-
 def _context() -> Any:
     """How processes are begun: forked from a clean one that has imported torch, else anew."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nse_plugin.compare.cells"])  # seconds, once and not per cell
+    context.set_forkserver_preload(["nse_plugin.compare.worker"])  # seconds, once and not per cell
     return context
 
 
