@@ -92,7 +92,7 @@ def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
         else:
-            edited = subject(made, model, tokenizer)
+            edited, made = subject(made, model, tokenizer)
             _share_frozen(cell)
         prepare = _prepare(edited, made)
         try:

@@ -65,7 +65,7 @@ def test_what_is_attached_is_measured(tmp_path):
     made = engine(attach(calls))
     result = scheduled(tmp_path, made).run()
     assert result.status == "complete" and calls == [2, 2, 2]
-    assert float(made.model.transformer.h[1].mlp.c_fc.shift) == 1.5
+    assert made.model.transformer.h[1].mlp.c_fc.shift.item() == 1.5
     assert result.final["checkpoint"]["all"]["locality"] < 1
 
 
