@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.compare.engines import make_engine
+from nse_plugin.compare.engines import check_engine, make_engine
 from nse_plugin.compare.hosts import is_hosts_own, recipe
 from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
 from nse_plugin.compare.report import page
@@ -40,6 +40,7 @@ class Comparison:
     """Name of the method that differences are taken to; default the first."""
 
     def __post_init__(self) -> None:
+        check_engine(self.engine, self.jobs)
         names = [spec.name for spec in self.methods]
         if self.reference is not None and self.reference not in names:
             raise HparamsError(
@@ -52,7 +53,7 @@ class Comparison:
         return grid(self.methods, self.models, self.seeds, self.settings)
 
     def run(self, show: Callable[[str], None]) -> ComparisonResult:
-        """Run the cells that are not done, then write everything.
+        """Run the cells that are not done, then write ``results.json``.
 
         Raises:
             NSEPluginError: methods, models, data or folder are wrong; no cell was begun.
@@ -69,7 +70,7 @@ class Comparison:
             found[cell.place] = result
             show(f"[{len(found)}/{len(cells)}] {_line(cell, result)}")
         whole = self._whole([found[cell.place] for cell in cells])
-        write_all(folder.path, whole)
+        write_json(folder.path / "results.json", whole)
         return whole
 
     def _missing(self, cells: list[Cell]) -> Iterator[tuple[Cell, CellResult]]:
@@ -167,13 +168,12 @@ def shown_tables(result: ComparisonResult) -> str:
     return "\n\n".join(table.text() for table in all_tables(result))
 
 
-def write_all(folder: Path, result: ComparisonResult) -> None:
-    """``results.json``, ``table.md`` and ``report.html``.
+def write_report(folder: Path, result: ComparisonResult) -> None:
+    """``table.md`` and ``report.html``.
 
     Raises:
-        HostError: the packages of the extra ``report`` are missing; the rest is written.
+        HostError: the packages of the extra ``report`` are missing; the table is written.
     """
-    write_json(folder / "results.json", result)
     tables = all_tables(result)
     text = "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables)
     write_text(folder / "table.md", text + "\n")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 from nse_plugin.compare.bench import Bench
-from nse_plugin.compare.hosts import Recipe, recipe, subject
+from nse_plugin.compare.hosts import Recipe, base_of, recipe, subject
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.results import (
@@ -24,11 +25,12 @@ from nse_plugin.compare.results import (
     Seconds,
 )
 from nse_plugin.compare.untouched import NoEdits
-from nse_plugin.errors import NSEPluginError
+from nse_plugin.errors import NotResumableError, NSEPluginError
 from nse_plugin.evaluation.metrics import SCORES
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_text
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.requests import EditRequest
 from nse_plugin.rounds.identity import digest, hashed, plain
 from nse_plugin.rounds.result import RunResult
 from nse_plugin.rounds.scheduler import SequentialScheduler
@@ -90,26 +92,44 @@ def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
         else:
-            edited = subject(made, model, tokenizer)
+            edited, made = subject(made, model, tokenizer)
             _share_frozen(cell)
         prepare = _prepare(edited, made)
-        result = SequentialScheduler(
-            edited,
-            requests,
-            -(-len(requests) // settings.rounds),
-            Protocol.from_dict({"seed": cell.seed, **settings.protocol}),
-            cell.run_dir,
-            hparams=made.hparams,
-            order=settings.order,
-            seed=cell.seed,
-            held_out=texts,
-        ).run()
+        try:
+            result = _schedule(cell, edited, made.hparams, requests, texts)
+        except NotResumableError as error:
+            log.info("%s; begun anew", error)
+            shutil.rmtree(cell.run_dir)
+            _share_frozen(cell)
+            result = _schedule(cell, edited, made.hparams, requests, texts)
         memory = meter.read()
     found = _collect(cell, None if cell.untouched else made, result)
     found["memory"] = memory
     found["seconds"] = _seconds(result, prepare, time.perf_counter() - start)
     found["run_info"]["stream"] = hashed([digest(request) for request in requests])
     return found
+
+
+def _schedule(
+    cell: Cell,
+    edited: Any,
+    hparams: Any,
+    requests: Sequence[EditRequest],
+    texts: Sequence[str],
+) -> RunResult:
+    """Run the cell's stream, or go on with it."""
+    settings = cell.settings
+    return SequentialScheduler(
+        edited,
+        requests,
+        -(-len(requests) // settings.rounds),
+        Protocol.from_dict({"seed": cell.seed, **settings.protocol}),
+        cell.run_dir,
+        hparams=hparams,
+        order=settings.order,
+        seed=cell.seed,
+        held_out=texts,
+    ).run()
 
 
 @contextmanager
@@ -141,7 +161,7 @@ def _share_frozen(cell: Cell) -> None:
 def _prepare(edited: Any, made: Recipe) -> float:
     """Seconds for the statistics, which belong to the model and not to a round."""
     start = time.perf_counter()
-    hparams = made.hparams
+    hparams = base_of(made.hparams)
     if (
         isinstance(edited, EditSession)
         and isinstance(hparams, LocateHparams)

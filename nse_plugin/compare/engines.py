@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
-import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -41,25 +40,36 @@ class Engine(Protocol):
         """Give back what is held."""
 
 
+def check_engine(name: str, jobs: int) -> None:
+    """Raise :class:`HparamsError` where there is no such engine, or not so many jobs."""
+    if name not in ENGINES:
+        raise HparamsError(
+            f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
+        )
+    if jobs < 1 or (jobs > 1 and name == "serial"):
+        raise HparamsError(
+            f"jobs is {jobs}; give a number above 0, and --engine processes or ray for more than 1"
+        )
+    if name == "ray":
+        from nse_plugin.compare.ray_engine import import_ray
+
+        import_ray()
+
+
 def make_engine(name: str, jobs: int) -> Engine:
     """The engine of this name.
 
     Raises:
-        HparamsError: there is none, its package is not installed, or ``jobs`` is out of range.
+        HparamsError: as :func:`check_engine`.
     """
-    if jobs < 1:
-        raise HparamsError(f"jobs is {jobs}; give a number above 0")
+    check_engine(name, jobs)
     if name == "serial":
         return Serial()
     if name == "processes":
         return Processes(jobs)
-    if name == "ray":
-        from nse_plugin.compare.ray_engine import RayTasks
+    from nse_plugin.compare.ray_engine import RayTasks
 
-        return RayTasks(jobs)
-    raise HparamsError(
-        f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
-    )
+    return RayTasks(jobs)
 
 
 class Serial:
@@ -82,7 +92,7 @@ class Processes:
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
-        self._context = multiprocessing.get_context("spawn")
+        self._context: Any = _context()
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
         """Results as they come.  Leaving ends the processes that are at work."""
@@ -116,7 +126,9 @@ class Processes:
 
     def _start(self, cell: Cell) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work, args=(cell, theirs), daemon=True)
+        from nse_plugin.compare.worker import work
+
+        process = self._context.Process(target=work, args=(cell, theirs), daemon=True)
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return process, ours
@@ -127,11 +139,13 @@ def lost(how: str) -> str:
     return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"
 
 
-def _work(cell: Cell, connection: Connection) -> None:
-    """What a process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
-    result = run_cell(cell, Bench(), own_process=True)
-    connection.send_bytes(json.dumps(result).encode())
+def _context() -> Any:
+    """How processes are begun: forked from a clean one that has imported torch, else anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["nse_plugin.compare.worker"])  # seconds, once and not per cell
+    return context
 
 
 def _ended(running: Iterable[Connection]) -> list[Connection]:

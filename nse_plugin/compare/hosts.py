@@ -7,7 +7,6 @@ With EasyEdit as the host, a method that EasyEdit has is EasyEdit's own, unless 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,10 @@ from nse_plugin import toolkit
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.specs import MethodSpec
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import Hparams, LocateHparams
+from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
+from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.session import EditSession
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -51,35 +49,57 @@ def recipe(cell: Cell) -> Recipe:
     """
     spec, settings = cell.spec, cell.settings
     values = cell.values()
-    if is_hosts_own(spec):
-        from nse_plugin.toolkit.host_hparams import host_hparams, host_hparams_class
-
-        known = [f.name for f in dataclasses.fields(host_hparams_class(values["alg_name"]))]
-        unknown = sorted(set(values) - set(known))
-        changed = sorted(set(spec.changes) & set(unknown))
-        if changed:
-            raise HparamsError(
-                f"method {spec.name!r}: EasyEdit's {spec.method} has no {', '.join(changed)}; "
-                f"ask for ours as {spec.method}-plugin"
-            )
-        log.info("%s: EasyEdit does not know %s", spec.name, ", ".join(unknown))
-        kept = {key: value for key, value in values.items() if key in known}
-        return Recipe(host_hparams(kept), "EasyEdit", tuple(unknown))
     try:
         hparams = find_method(values["alg_name"]).hparams.from_dict(values)
     except HparamsError as error:
         raise HparamsError(f"method {spec.name!r} on {cell.model.key}: {error}") from None
-    if isinstance(hparams, LocateHparams):
-        where = os.path.abspath(settings.stats_dir or hparams.stats_dir)  # also elsewhere
-        hparams = dataclasses.replace(hparams, stats_dir=where)
-    return Recipe(hparams, "nse_plugin")
+    hparams = _with_statistics(hparams, settings.stats_dir)
+    return Recipe(hparams, "EasyEdit" if is_hosts_own(spec) else "nse_plugin")
 
 
-def subject(made: Recipe, model: Any, tokenizer: Any) -> Any:
-    """What the scheduler edits: a session of ours, or the host's editor around this model."""
-    if isinstance(made.hparams, Hparams):
-        return EditSession.of(model, tokenizer)
+def base_of(hparams: Any) -> Any:
+    """The hyperparameters of the method itself, where OVERTONE is around it."""
+    return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
+
+
+def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
+    """The same with an absolute folder of statistics: a cell may run elsewhere."""
+    if isinstance(hparams, OvertoneHparams):
+        return dataclasses.replace(hparams, base=_with_statistics(hparams.base, folder))
+    if not isinstance(hparams, LocateHparams):
+        return hparams
+    return dataclasses.replace(hparams, stats_dir=os.path.abspath(folder or hparams.stats_dir))
+
+
+def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
+    """What the scheduler edits, and the recipe as it is run.
+
+    That is a session of ours, or the host's editor around this model, with the host's own
+    hyperparameters: what ours and the host's have in common, and what only the host asks for.
+
+    Raises:
+        HostError: the host's method needs something that is not known.
+    """
+    if made.implementation != "EasyEdit":
+        return EditSession.of(model, tokenizer), made
     from nse_plugin.toolkit.easyedit import ReadyModel
+    from nse_plugin.toolkit.host_hparams import host_hparams, host_hparams_class
 
-    made.hparams.model_name = ReadyModel(model, tokenizer)
-    return toolkit.BaseEditor.from_hparams(made.hparams)
+    values = _host_values(made.hparams, model)
+    known = {field.name for field in dataclasses.fields(host_hparams_class(made.hparams.method))}
+    ignored = tuple(sorted(set(values) - set(known)))
+    hparams = host_hparams({key: value for key, value in values.items() if key in known})
+    hparams.model_name = ReadyModel(model, tokenizer)
+    editor = toolkit.BaseEditor.from_hparams(hparams)
+    return editor, dataclasses.replace(made, hparams=hparams, ignored=ignored)
+
+
+def _host_values(hparams: Hparams, model: Any) -> dict[str, Any]:
+    """Keys as EasyEdit's YAMLs have them, those that ours can do without included."""
+    layout = DecoderLayout(model)
+    needed = {**layout.templates(), "v_loss_layer": layout.n_layers - 1}
+    if isinstance(hparams, LocateHparams):
+        needed["context_template_length_params"] = [[hparams.context_length, hparams.n_contexts]]
+    given = hparams.to_dict()
+    open_ones = {key: value for key, value in needed.items() if given.get(key) is None}
+    return {**given, **open_ones, "alg_name": hparams.method}

@@ -24,6 +24,18 @@ from nse_plugin.errors import HparamsError
 log = logging.getLogger(__name__)
 
 
+def import_ray() -> Any:
+    """Ray, or a :class:`HparamsError` that says how to get it."""
+    try:
+        import ray
+    except ImportError as error:
+        raise HparamsError(
+            f"engine is 'ray', which cannot be imported ({error}); "
+            'pip install "nse-plugin[ray]", or take --engine processes'
+        ) from error
+    return ray
+
+
 class RayTasks:
     """One task per cell.
 
@@ -35,14 +47,7 @@ class RayTasks:
     """
 
     def __init__(self, jobs: int) -> None:
-        try:
-            import ray
-        except ImportError as error:
-            raise HparamsError(
-                f"engine is 'ray', which cannot be imported ({error}); "
-                'pip install "nse-plugin[ray]", or take --engine processes'
-            ) from error
-        self._ray = ray
+        self._ray = ray = import_ray()
         self._started = not ray.is_initialized()
         if self._started:
             cpus = None if os.environ.get("RAY_ADDRESS") else jobs

@@ -7,6 +7,7 @@ method of that name ``ROME-plugin``.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +17,19 @@ from typing import Any
 import yaml
 
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import find_yaml
+from nse_plugin.hparams import Hparams, OvertoneHparams, find_yaml, yaml_dir
 from nse_plugin.methods.registry import METHODS
 
 UNTOUCHED = "untouched"
 """The name of the row that no method has edited."""
 OVERTONE = "OVERTONE"
 _SUFFIX = "-plugin"
+_OF_THE_MODEL = ("model_name", "device", "dtype", "fp16")
+_OVERTONE_KEYS = {
+    field.name.rstrip("_")
+    for field in dataclasses.fields(OvertoneHparams)
+    if field.name not in {shared.name for shared in dataclasses.fields(Hparams)}
+}
 _FORM = re.compile(r"(.*?)(?:\+([A-Za-z]\w*))?", re.DOTALL)
 
 
@@ -90,36 +97,47 @@ class MethodSpec:
         named = [variants[item].about for item in items if item in variants]
         return "; ".join(named) or ", ".join(f"{k} = {v}" for k, v in self.changes.items())
 
-    def yaml(self, model_key: str, folder: Path | None = None) -> Path:
-        """The YAML for a model; one of the same name in ``folder`` goes before a shipped one.
-
-        Raises:
-            HparamsError: there is none.
-        """
-        name = f"{self.method}/{model_key}"
-        if self.overtone:
-            name = f"{OVERTONE}/{name}"
-        own = None if folder is None else folder / f"{name}.yaml"
-        try:
-            return own if own is not None and own.is_file() else find_yaml(name)
-        except HparamsError as error:
-            where = "" if folder is None else f" (nor {own})"
-            raise HparamsError(f"{self.name} on {model_key}: {error}{where}") from None
-
     def values(self, model_key: str, model_name: Any, folder: Path | None = None) -> dict[str, Any]:
-        """The keys of the YAML with the changes made, for a model under this name.
+        """The keys of the method's YAML for a model, with the changes made.
+
+        A YAML ``<folder>/METHOD/MODEL.yaml`` goes before a shipped one.  With OVERTONE these are
+        the keys under ``base``; its own settings are those of ``OVERTONE/METHOD/MODEL``, or the
+        published ones where there is no such YAML.
 
         Raises:
             HparamsError: there is no such YAML, or it is damaged.
         """
-        path = self.yaml(model_key, folder)
-        try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, OSError) as error:
-            raise HparamsError(f"cannot read {path}: {error}") from error
-        if not isinstance(found, dict) or not isinstance(found.get("alg_name"), str):
-            raise HparamsError(f"{path} has no alg_name; give a method's YAML")
-        return {**found, **self.changes, "model_name": model_name}
+        path = _find(f"{self.method}/{model_key}", folder)
+        if path is None:
+            find_yaml(f"{self.method}/{model_key}")  # says what there is
+            raise HparamsError(f"{self.name}: no YAML for {model_key}")
+        if not self.overtone:
+            return {**_read(path), **self.changes, "model_name": model_name}
+        own_path = _find(f"{OVERTONE}/{self.method}/{model_key}", folder)
+        outer = {"alg_name": OVERTONE} if own_path is None else _read(own_path)
+        its_own = {key: value for key, value in self.changes.items() if key in _OVERTONE_KEYS}
+        rest = {key: value for key, value in self.changes.items() if key not in _OVERTONE_KEYS}
+        base = {**_read(path), **rest, "model_name": model_name}
+        shared = {key: base[key] for key in _OF_THE_MODEL if key in base}
+        return {**outer, **its_own, "base": base, **shared}
+
+
+def _find(name: str, folder: Path | None) -> Path | None:
+    """The YAML of this name in the folder, or the shipped one, or None."""
+    for root in (folder, yaml_dir()):
+        if root is not None and (path := root / f"{name}.yaml").is_file():
+            return path
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError) as error:
+        raise HparamsError(f"cannot read {path}: {error}") from error
+    if not isinstance(found, dict) or not isinstance(found.get("alg_name"), str):
+        raise HparamsError(f"{path} has no alg_name; give a method's YAML")
+    return found
 
 
 def parse_methods(text: str) -> list[MethodSpec]:

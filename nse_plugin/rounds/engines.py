@@ -6,6 +6,7 @@ Both write rounds, keep them on disk, put them back and take the last one back.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,11 +14,17 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
-from nse_plugin.errors import DataError, HostError, HparamsError, SessionError
+from nse_plugin.errors import (
+    DataError,
+    HostError,
+    HparamsError,
+    NotResumableError,
+    SessionError,
+)
 from nse_plugin.files import write_whole
 from nse_plugin.ledger.files import RoundFile, load_rounds, round_path, save_round
 from nse_plugin.ledger.records import RoundRecord
@@ -92,7 +99,8 @@ def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Eng
     name = str(getattr(hparams, "alg_name", "")).removesuffix("-plugin")
     if name in METHODS and isinstance(hparams, METHODS[name].hparams):
         return SessionEngine(EditSession.of(editor.model, editor.tok), hparams)
-    return HostEngine(editor.model, editor.tok, editor.apply_algo, hparams, seed)
+    rounds = _takes_rounds(str(getattr(hparams, "alg_name", "")))
+    return HostEngine(editor.model, editor.tok, editor.apply_algo, hparams, seed, rounds)
 
 
 class SessionEngine:
@@ -169,12 +177,26 @@ class SessionEngine:
 class HostEngine:
     """A method of the host that changes weights in place and returns what they held before.
 
-    Its rounds are kept as whole matrices.  Random numbers are seeded round by round, so that a
+    Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
+    and LoRA) returns another object, in which the model lies.  What it attached is kept in memory
+    only: such a run is measured like any other, and can neither be undone nor gone on with.
+
+    Args:
+        whole_rounds: the function takes all requests of a round at once; otherwise it is called
+            for one after the other.
+
+    Random numbers are seeded round by round, so that a
     resumed run draws what an uninterrupted one would.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, apply: Callable[..., Any], hparams: Any, seed: int
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        apply: Callable[..., Any],
+        hparams: Any,
+        seed: int,
+        whole_rounds: bool = True,
     ) -> None:
         self.model, self.tokenizer, self.hparams = model, tokenizer, hparams
         self.method = str(getattr(hparams, "alg_name", getattr(apply, "__name__", "host")))
@@ -182,38 +204,30 @@ class HostEngine:
         self._originals: dict[str, torch.Tensor] = {}
         self._before: dict[str, torch.Tensor] = {}  # of the last round
         self._watch = Watch(model)
+        self._whole_rounds = whole_rounds
+        self._attached = False
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
         """Nothing is shared."""
         return []
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
-        """Call the host's function once for the whole round.
+        """Call the host's function for the round.
 
         Raises:
             HostError: it returned another model, or changed weights that it does not name.
         """
+        records = [request.to_dict() for request in requests]
+        self._before = {}
         with seeded(self._seed, number):
-            model, before = self._apply(
-                self.model,
-                self.tokenizer,
-                [request.to_dict() for request in requests],
-                self.hparams,
-                copy=False,
-                return_orig_weights=True,
-                keep_original_weight=False,
-            )
-        if model is not self.model:
-            raise HostError(
-                f"{self.method} returned another model object; only methods that change weights "
-                "in place can be scheduled, undone and resumed"
-            )
-        self._before = {name: t.detach().clone() for name, t in dict(before or {}).items()}
+            for part in [records] if self._whole_rounds else [[record] for record in records]:
+                for name, tensor in self._called(part).items():
+                    self._before.setdefault(name, tensor)
         for name, tensor in self._before.items():
             self._originals.setdefault(name, tensor)
         self._watch.leave_out(self._originals)
         foreign = self._watch.changed(self.model)
-        if foreign or not self._before:
+        if foreign or not (self._before or self._attached):
             what = f"changed {', '.join(foreign[:3])}" if foreign else "named no weights"
             raise HostError(
                 f"{self.method} {what} beyond the originals it returned, so its rounds cannot be "
@@ -225,9 +239,30 @@ class HostEngine:
         }
         return {"method": self.method, "edits": len(requests), "weights": norms}
 
+    def _called(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One call of the host's function; what the weights that it names held before."""
+        model, before = self._apply(
+            self.model,
+            self.tokenizer,
+            records,
+            self.hparams,
+            copy=False,
+            return_orig_weights=True,
+            keep_original_weight=False,
+        )
+        if model is not self.model:
+            if not any(part is self.model for part in getattr(model, "modules", list)()):
+                raise HostError(
+                    f"{self.method} returned another model object, which does not hold the one "
+                    "given; only methods that change weights in place or attach modules can be scheduled"
+                )
+            self._attached = True
+        held = before if isinstance(before, Mapping) else {}
+        return {name: tensor.detach().clone() for name, tensor in held.items()}
+
     def problem(self) -> str | None:
-        """A changed weight that is not finite."""
-        return _not_finite(self.changed())
+        """A weight that is not finite, of those changed or attached."""
+        return _not_finite(list(self.model.parameters()) if self._attached else self.changed())
 
     def save(self, folder: Path, number: int) -> Path:
         """The matrices that the last round changed, whole."""
@@ -235,17 +270,20 @@ class HostEngine:
             name: self._parameter(name).detach().cpu().contiguous().clone() for name in self._before
         }
         path = round_path(folder, number)
-        header = {"host": json.dumps({"method": self.method, "number": number})}
+        about = {"method": self.method, "number": number, "in_memory": self._attached}
+        header = {"host": json.dumps(about)}
         write_whole(path, lambda temporary: save_file(tensors, temporary, header))
         return path
 
     def load(self, paths: Sequence[Path]) -> None:
         """Matrices from their files, in order."""
         for path in paths:
-            try:
-                tensors = load_file(path)
-            except (SafetensorError, OSError, ValueError) as error:
-                raise DataError(f"{path} is not a whole round file ({error})") from error
+            tensors, about = _read_host_file(path)
+            if about.get("in_memory"):
+                raise NotResumableError(
+                    f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
+                    "run that was cut off cannot be gone on with; remove its folder and begin anew"
+                )
             for name, tensor in tensors.items():
                 parameter = self._parameter(name)
                 self._originals.setdefault(name, parameter.detach().clone())
@@ -253,14 +291,24 @@ class HostEngine:
         self._watch.leave_out(self._originals)
 
     def undo(self) -> None:
-        """Put back what the last round replaced."""
+        """Put back what the last round replaced.
+
+        Raises:
+            HostError: it attached modules.
+        """
+        self._refuse_attached("undone")
         for name, tensor in self._before.items():
             self._parameter(name).data.copy_(tensor)
         self._before = {}
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """The untouched model, inside."""
+        """The untouched model, inside.
+
+        Raises:
+            HostError: modules are attached to it.
+        """
+        self._refuse_attached("put aside")
         held = {name: self._parameter(name).data for name in self._originals}
         try:
             for name, tensor in self._originals.items():
@@ -282,6 +330,13 @@ class HostEngine:
         """Changed matrices as they are."""
         return [self._parameter(name) for name in self._originals]
 
+    def _refuse_attached(self, what: str) -> None:
+        if self._attached:
+            raise HostError(
+                f"{self.method} attached modules to the model, which cannot be {what} here; "
+                f"use {self.method}-plugin, where it can"
+            )
+
     def _parameter(self, name: str) -> nn.Parameter:
         try:
             return self.model.get_parameter(name)
@@ -289,6 +344,22 @@ class HostEngine:
             raise HostError(
                 f"{self.method} names a weight {name!r} that the model does not have"
             ) from error
+
+
+def _read_host_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Matrices of a round and what is said of it."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("host", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a whole round file ({error})") from error
+
+
+def _takes_rounds(name: str) -> bool:
+    """Whether EasyEdit, where it is loaded, calls a method for many requests at once."""
+    gate = sys.modules.get("easyeditor.editors.batch_editor")
+    return gate is None or bool(gate.BatchEditor.is_batchable_method(name))
 
 
 def _not_finite(parameters: Sequence[torch.Tensor]) -> str | None:

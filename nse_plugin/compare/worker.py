@@ -1,0 +1,26 @@
+"""What a process of its own does for one cell; imported there before anything else."""
+
+from __future__ import annotations
+
+import json
+import signal
+from typing import TYPE_CHECKING
+
+from nse_plugin.toolkit.seams import make_torchvision_importable
+
+make_torchvision_importable()  # before the modules below import transformers
+
+from nse_plugin.compare.bench import Bench  # noqa: E402
+from nse_plugin.compare.cells import run_cell  # noqa: E402
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from nse_plugin.compare.plan import Cell
+
+
+def work(cell: Cell, connection: Connection) -> None:
+    """Run a cell and send its result."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    result = run_cell(cell, Bench(), own_process=True)
+    connection.send_bytes(json.dumps(result).encode())

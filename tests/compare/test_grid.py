@@ -1,0 +1,318 @@
+"""A whole comparison: what it writes, that it goes on, what becomes of failures."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from nse_plugin import cli
+from nse_plugin.commands.compare import exit_code
+from nse_plugin.compare import cells as cells_module
+from nse_plugin.compare.bench import Bench
+from nse_plugin.compare.engines import Serial
+from nse_plugin.compare.results import CellResult, read_comparison, without_machine
+from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.methods import nse
+from nse_plugin.rounds.engines import SessionEngine
+from nse_plugin.rounds.scheduler import SequentialScheduler
+from nse_plugin.session import EditSession
+from tests.compare.grids import comparison, options, quiet
+from tests.rounds.runs import requests
+
+
+def by_place(result):
+    return {tuple(c["run_info"][k] for k in ("method", "seed")): c for c in result["cells"]}
+
+
+def test_cells(whole):
+    _, result = whole
+    found = by_place(result)
+    assert list(found) == [
+        ("untouched", 0), ("untouched", 1), ("NSE", 0), ("NSE", 1),
+        ("NSE:one-pass", 0), ("NSE:one-pass", 1),
+    ]  # fmt: skip
+    assert exit_code(result) == 0
+    for seed in (0, 1):
+        streams = {found[(m, seed)]["run_info"]["stream"] for m in ("untouched", "NSE")}
+        assert len(streams) == 1
+        orders = [
+            [entry["case_id"] for entry in found[(m, seed)]["each"]] for m in ("untouched", "NSE")
+        ]
+        assert orders[0] == orders[1] and len(orders[0]) == 6
+    first = [[e["case_id"] for e in found[("NSE", seed)]["each"]] for seed in (0, 1)]
+    assert first[0] != first[1]  # a file is shuffled by the seed
+    edited, untouched = (found[(m, 0)]["scores"] for m in ("NSE", "untouched"))
+    assert edited["efficacy_nll"] < untouched["efficacy_nll"] and untouched["locality"] == 1
+    assert found[("NSE", 0)]["method_info"]["hparams"]["max_iterations"] == 2
+    assert found[("NSE:one-pass", 0)]["method_info"]["hparams"]["max_iterations"] == 1
+
+
+def test_a_score_is_the_mean_of_its_edits(whole):
+    for cell in whole[1]["cells"]:
+        for name in ("efficacy", "efficacy_tokens", "locality", "paraphrase_nll"):
+            values = [e[name] for e in cell["each"] if e[name] is not None]
+            assert cell["scores"][name] == pytest.approx(sum(values) / len(values))
+
+
+def test_a_cell_is_a_plain_run_of_the_scheduler(world, whole, tmp_path):
+    """Model loaded anew, no comparison around it: the same scores to the bit."""
+    from nse_plugin.compare.hosts import recipe
+    from nse_plugin.evaluation.protocol import Protocol
+    from nse_plugin.toolkit.loading import load_model
+    from nse_plugin.toolkit.streams import held_out_texts, read_data
+
+    made = comparison(world, tmp_path / "out")
+    cell = next(c for c in made.cells() if c.method == "NSE:one-pass" and c.seed == 1)
+    hparams = recipe(cell).hparams
+    model, tokenizer, _ = load_model(hparams)
+    result = SequentialScheduler(
+        EditSession.of(model, tokenizer), read_data(made.settings.data, None, 1), 2,
+        Protocol.from_dict({"seed": 1, **made.settings.protocol}), tmp_path / "run",
+        hparams=hparams, order="shuffled", seed=1,
+        held_out=held_out_texts(made.settings.held_out, "", []),
+    ).run()  # fmt: skip
+    expected = by_place(whole[1])[("NSE:one-pass", 1)]
+    point = result.final["checkpoint"]
+    assert {k: expected["scores"][k] for k in point["all"] if k != "n"} == {
+        k: v for k, v in point["all"].items() if k != "n"
+    }
+    assert expected["scores"]["perplexity"] == point["perplexity"]
+    assert expected["each"] == point["each"]
+
+
+def check(value, schema, where=""):
+    """A value has just the keys and kinds of its TypedDict."""
+    import types
+    import typing
+
+    if typing.is_typeddict(schema):
+        hints = typing.get_type_hints(schema)
+        assert set(value) == set(hints), where
+        for key, hint in hints.items():
+            check(value[key], hint, f"{where}.{key}")
+        return
+    origin, parts = typing.get_origin(schema), typing.get_args(schema)
+    if origin is list:
+        for item in value:
+            check(item, parts[0], f"{where}[]")
+    elif origin is dict:
+        for key, item in value.items():
+            assert isinstance(key, str), where
+            check(item, parts[1], f"{where}.{key}")
+    elif origin is typing.Literal:
+        assert value in parts, where
+    elif origin in (types.UnionType, typing.Union):
+        fitting = [p for p in parts if p is not type(None)]
+        if value is not None:
+            check(value, fitting[0], where)
+        else:
+            assert type(None) in parts, where
+    elif schema is float:
+        assert isinstance(value, (int, float)), where
+    elif schema is not typing.Any:
+        assert isinstance(value, schema), where
+
+
+def test_schema(whole, tmp_path):
+    from nse_plugin.compare.results import ComparisonResult
+
+    folder, result = whole
+    kept = read_comparison(folder / "results.json")
+    assert kept == json.loads(json.dumps(result))
+    check(kept, ComparisonResult)
+    broken = copy.deepcopy(kept)
+    del broken["cells"][0]["run_info"]["seed"]
+    with pytest.raises(AssertionError):
+        check(broken, ComparisonResult)
+    one = json.loads((folder / "results/tiny/NSE/0.json").read_text())
+    check(one, CellResult)
+    assert one["schema"] == 1 and one in kept["cells"]
+    assert one["meta_info"]["versions"]["torch"] == torch.__version__
+    assert one["memory"]["peak"] >= one["memory"]["before"] > 0
+    seconds = one["seconds"]
+    assert seconds["edit"] == pytest.approx(sum(seconds["parts"].values()) + seconds["other"])
+    (tmp_path / "results.json").write_text(json.dumps({**kept, "schema": 99}))
+    with pytest.raises(DataError, match="schema 99"):
+        read_comparison(tmp_path / "results.json")
+
+
+def test_done_cells_are_not_run_again(world, whole, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    shutil.copytree(whole[0], folder)
+    monkeypatch.setattr(SessionEngine, "edit", None)  # any edit would fail
+    again = comparison(world, folder).run(quiet)
+    assert without_machine(again["cells"]) == without_machine(whole[1]["cells"])
+
+
+def test_methods_and_seeds_may_be_added_and_settings_may_not_change(world, whole, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(whole[0], folder)
+    more = comparison(world, folder, methods="NSE,NSE:p=0.6", seeds="0").run(quiet)
+    assert [c["run_info"]["method"] for c in more["cells"]] == ["untouched", "NSE", "NSE:p=0.6"]
+    with pytest.raises(DataError, match="rounds was 3, is 2"):
+        comparison(world, folder, rounds=2).run(quiet)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
+    with pytest.raises(DataError, match="holds something else"):
+        comparison(world, tmp_path / "other").run(quiet)
+
+
+def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):
+    real, calls = SessionEngine.edit, []
+
+    def interrupted(self, requests, number):
+        calls.append(number)
+        if len(calls) == 5:  # the second round of the second cell that edits
+            raise KeyboardInterrupt
+        return real(self, requests, number)
+
+    monkeypatch.setattr(SessionEngine, "edit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        comparison(world, tmp_path / "out").run(quiet)
+    done = sorted(p.parent.name for p in (tmp_path / "out" / "results").rglob("*.json"))
+    assert done == ["NSE", "untouched", "untouched"]
+    assert len((tmp_path / "out/cells/tiny/NSE/1/rounds.jsonl").read_text().splitlines()) == 1
+    calls[:] = [0] * 10
+    result = comparison(world, tmp_path / "out").run(quiet)
+    assert calls[10:] == [2, 3, 1, 2, 3, 1, 2, 3]  # of that cell two rounds, of the others all
+    assert without_machine(result["cells"]) == without_machine(whole[1]["cells"])
+    assert result["differences"] == whole[1]["differences"]
+
+
+def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monkeypatch, capsys):
+    real = cells_module.subject
+
+    def failing(made, model, tokenizer):
+        if made.hparams.max_iterations == 1:
+            raise RuntimeError("out of luck")
+        return real(made, model, tokenizer)
+
+    monkeypatch.setattr(cells_module, "subject", failing)
+    arguments = [
+        part
+        for name, value in options(world, tmp_path / "out").items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    assert cli.main(["compare", *arguments]) == 3
+    shown = capsys.readouterr().out
+    assert "RuntimeError: out of luck" in shown
+    assert "0 of 2 (seed 0 failed, seed 1 failed)" in shown
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "out of luck" in page
+    monkeypatch.setattr(cells_module, "subject", real)
+    assert cli.main(["compare", *arguments]) == 0
+    kept = read_comparison(tmp_path / "out" / "results.json")
+    assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])
+
+
+def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(SessionEngine, "problem", lambda self: "weights")
+    result = comparison(world, tmp_path / "out", methods="NSE", seeds="0").run(quiet)
+    info = by_place(result)[("NSE", 0)]["run_info"]
+    assert (info["status"], info["error"]) == ("collapsed", "non_finite: weights")
+    assert exit_code(result) == 3
+    assert not [d for d in result["differences"] if d["method"] == "NSE"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"methods": "NSE:v_lrr=1"}, "method 'NSE:v_lrr=1' on tiny: .*did you mean 'v_lr'"),
+        ({"methods": "NSE:p=7"}, "at most 1"),
+        ({"models": "atlas:gpt3"}, "no hparams file"),
+        ({"seeds": "0,0"}, "give each once"),
+        ({"seeds": "x"}, "seeds is 'x'"),
+        ({"engine": "proceses"}, "did you mean 'processes'"),
+        ({"jobs": 0}, "jobs is 0"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"threads": 0}, "threads is 0"),
+        ({"reference": "NSEE"}, "did you mean 'NSE'"),
+        ({"methods": "NSE,NSE:dtype=bfloat16"}, "same model"),
+    ],
+)
+def test_errors_before_anything_is_written(world, tmp_path, changes, said):
+    with pytest.raises(HparamsError, match=said):
+        comparison(world, tmp_path / "out", **changes).run(quiet)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path):
+    made = comparison(world, tmp_path / "out", methods="NSE,FT,GRACE,LoRA,NSE+OVERTONE", seeds="0")
+    engine = Serial()
+    for _cell, result in engine.run(made.cells()):
+        assert result["run_info"]["status"] == "complete", result["run_info"]["error"]
+    assert engine._bench.loads == 1
+
+
+@pytest.mark.parametrize("harm", ["weight", "module", "hook"])
+def test_a_model_that_does_not_come_back_is_loaded_anew(world, harm):
+    from types import SimpleNamespace
+
+    bench, what = Bench(), SimpleNamespace(model_name=str(world / "model"), device="cpu")
+    with bench.lend(what) as (model, _):
+        expected = model(torch.tensor([[5, 6, 7]])).logits.detach()
+    with bench.lend(what) as (model, _):
+        if harm == "weight":
+            model.transformer.h[0].ln_1.bias.data[0] += 1
+        elif harm == "module":
+            model.transformer.h[1].mlp = torch.nn.Sequential(model.transformer.h[1].mlp)
+        else:
+            model.transformer.h[1].register_forward_hook(lambda m, i, o: o)
+    assert bench.loads == 1
+    with bench.lend(what) as (model, _):
+        assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
+    assert bench.loads == 2
+    with bench.lend(what) as (model, tokenizer):
+        nse.edit_round(EditSession.of(model, tokenizer), requests(2), hparams())
+        assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
+    with bench.lend(what) as (model, _):
+        assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
+    assert bench.loads == 2
+
+
+def hparams():
+    from tests.compare.grids import NSE
+    from tests.tiny import tiny_hparams
+
+    return tiny_hparams(**{k: v for k, v in NSE.items() if k != "alg_name"})
+
+
+class Tables(HTMLParser):
+    def __init__(self, html):
+        super().__init__()
+        self.cells, self._open = [], False
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self._open = tag in ("td", "th")
+
+    def handle_data(self, data):
+        if self._open and data.strip():
+            self.cells.append(data.strip())
+
+
+def test_markdown_and_page_show_the_numbers(whole):
+    folder, result = whole
+    nse_rows = [c for c in result["cells"] if c["run_info"]["method"] == "NSE"]
+    tokens = [100 * c["scores"]["efficacy_tokens"] for c in nse_rows]
+    mean = sum(tokens) / 2
+    spread = (sum((t - mean) ** 2 for t in tokens) / 1) ** 0.5
+    wanted = f"{mean:.1f} ± {spread:.1f}"
+    lines = (folder / "table.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith("| NSE |"))
+    assert row.split("|")[3].strip() == wanted
+    assert wanted in Tables((folder / "report.html").read_text(encoding="utf-8")).cells
+
+
+def test_the_page_in_a_browser(whole, open_page):
+    shown = open_page(whole[0] / "report.html", width=400)
+    assert shown.outside() == [] and shown.complaints == []
+    assert shown.evaluate("document.querySelectorAll('img').length") >= 8
+    assert shown.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
+    assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
