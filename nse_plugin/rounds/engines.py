@@ -254,7 +254,8 @@ class HostEngine:
             if not any(part is self.model for part in getattr(model, "modules", list)()):
                 raise HostError(
                     f"{self.method} returned another model object, which does not hold the one "
-                    "given; only methods that change weights in place or attach modules can be scheduled"
+                    "given; only methods that change weights in place or attach modules can be "
+                    "scheduled"
                 )
             self._attached = True
         held = before if isinstance(before, Mapping) else {}

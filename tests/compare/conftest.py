@@ -6,7 +6,6 @@ import pytest
 
 from nse_plugin.commands.compare import write_report
 from tests.compare.grids import comparison, make_world, quiet
-from tests.report.conftest import chromium, open_page  # noqa: F401
 
 
 @pytest.fixture(scope="session")
