@@ -255,7 +255,7 @@ class HostEngine:
         if model is not self.model:
             if not any(part is self.model for part in getattr(model, "modules", list)()):
                 raise HostError(
-                    f"{self.method} returned another model object, which does not hold the one given; "
+                    f"{self.method} returned another model object, without the given one in it; "
                     "only methods that change weights in place or attach modules can be scheduled"
                 )
             self._attached = True
