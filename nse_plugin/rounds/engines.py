@@ -253,9 +253,8 @@ class HostEngine:
         if model is not self.model:
             if not any(part is self.model for part in getattr(model, "modules", list)()):
                 raise HostError(
-                    f"{self.method} returned another model object, which does not hold the one "
-                    "given; only methods that change weights in place or attach modules can be "
-                    "scheduled"
+                    f"{self.method} returned another model object, without the given one in it; "
+                    "only methods that change weights in place or attach modules can be scheduled"
                 )
             self._attached = True
         held = before if isinstance(before, Mapping) else {}
