@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nse_plugin import toolkit
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.hparams import Hparams, find_yaml
+from nse_plugin.hparams import Hparams, read_method_yaml, read_yaml
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.rounds.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.rounds.result import RunResult
@@ -77,13 +75,7 @@ class RunSettings:
         """
         values: dict[str, Any] = {}
         if config is not None:
-            path = Path(config)
-            try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-            except (OSError, yaml.YAMLError) as error:
-                raise HparamsError(f"cannot read {path}: {error}; give a YAML file") from error
-            if not isinstance(values, dict):
-                raise HparamsError(f"{path} holds {type(values).__name__}, not keys with values")
+            values = read_yaml(Path(config))
         known = [f.name for f in dataclasses.fields(cls)]
         for key in values:
             if key not in known:
@@ -141,18 +133,19 @@ def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
     return make_scheduler(settings, show).run()
 
 
-def read_hparams(name: str, model: str | None) -> Any:
-    """Hyperparameters of the method that the YAML names: ours, or EasyEdit's where it is there."""
-    try:
-        values = yaml.safe_load(find_yaml(name).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise HparamsError(f"{name} is not YAML: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("alg_name"), str):
-        raise HparamsError(f"{name} has no alg_name; give a method's YAML")
+def read_hparams(name: str, model: str | None = None) -> Any:
+    """Hyperparameters of the method that the YAML names.
+
+    Where EasyEdit is the host and has a method of that name they are EasyEdit's own, as in its
+    editor; ``alg_name: NAME-plugin`` asks for ours.
+    """
+    values = read_method_yaml(name)
     if model is not None:
         values["model_name"] = model
-    if values["alg_name"].removesuffix("-plugin") not in METHODS and toolkit.host() == "easyedit":
+    if toolkit.host() == "easyedit":
+        from nse_plugin.toolkit.easyedit import has_own
         from nse_plugin.toolkit.host_hparams import host_hparams
 
-        return host_hparams(values)
+        if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
+            return host_hparams(values)
     return find_method(values["alg_name"]).hparams.from_dict(values)

@@ -7,18 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.covariance import SecondMoment, second_moments, write_npz
+from nse_plugin.methods.registry import load_hparams
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.toolkit.loading import load_model
 
 
 def make_statistics(
-    hparams: LocateHparams, *, npz: bool = False, recompute: bool = False, **changes: Any
+    name: str, *, npz: bool = False, recompute: bool = False, **changes: Any
 ) -> Iterator[tuple[int, SecondMoment, Path | None]]:
     """Read or compute the second moments of all layers of some hyperparameters.
 
     Args:
+        name: a YAML's name or path.
         npz: also write EasyEdit's files.
         recompute: leave files that are there unread.
         **changes: hyperparameters to replace; None leaves them as they are.
@@ -32,6 +35,12 @@ def make_statistics(
         StatisticsError: the text cannot be had, or a file is damaged.
     """
     given = {name: value for name, value in changes.items() if value is not None}
+    hparams = load_hparams(name)
+    if not isinstance(hparams, LocateHparams):
+        raise HparamsError(
+            f"{name} is for {hparams.alg_name}, which uses no covariance; give the YAML of NSE, "
+            "MEMIT, ROME or AlphaEdit"
+        )
     hparams = dataclasses.replace(hparams, **given)
     model, tokenizer, _ = load_model(hparams)
     layout = DecoderLayout(model)

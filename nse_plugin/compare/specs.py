@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import Hparams, OvertoneHparams, find_yaml, yaml_dir
+from nse_plugin.hparams import Hparams, OvertoneHparams, find_yaml, read_method_yaml, yaml_dir
 from nse_plugin.methods.registry import METHODS
 
 UNTOUCHED = "untouched"
@@ -112,12 +112,12 @@ class MethodSpec:
             find_yaml(f"{self.method}/{model_key}")  # says what there is
             raise HparamsError(f"{self.name}: no YAML for {model_key}")
         if not self.overtone:
-            return {**_read(path), **self.changes, "model_name": model_name}
+            return {**read_method_yaml(path), **self.changes, "model_name": model_name}
         own_path = _find(f"{OVERTONE}/{self.method}/{model_key}", folder)
-        outer = {"alg_name": OVERTONE} if own_path is None else _read(own_path)
+        outer = {"alg_name": OVERTONE} if own_path is None else read_method_yaml(own_path)
         its_own = {key: value for key, value in self.changes.items() if key in _OVERTONE_KEYS}
         rest = {key: value for key, value in self.changes.items() if key not in _OVERTONE_KEYS}
-        base = {**_read(path), **rest, "model_name": model_name}
+        base = {**read_method_yaml(path), **rest, "model_name": model_name}
         shared = {key: base[key] for key in _OF_THE_MODEL if key in base}
         return {**outer, **its_own, "base": base, **shared}
 
@@ -128,16 +128,6 @@ def _find(name: str, folder: Path | None) -> Path | None:
         if root is not None and (path := root / f"{name}.yaml").is_file():
             return path
     return None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError) as error:
-        raise HparamsError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict) or not isinstance(found.get("alg_name"), str):
-        raise HparamsError(f"{path} has no alg_name; give a method's YAML")
-    return found
 
 
 def parse_methods(text: str) -> list[MethodSpec]:

@@ -7,7 +7,7 @@ keep their names and meaning.
 
 from __future__ import annotations
 
-from nse_plugin.hparams.base import Hparams, find_yaml, yaml_dir
+from nse_plugin.hparams.base import Hparams, find_yaml, read_method_yaml, read_yaml, yaml_dir
 from nse_plugin.hparams.host_editors import MELOHparams, WISEHparams
 from nse_plugin.hparams.locate import (
     AlphaEditHparams,
@@ -38,5 +38,7 @@ __all__ = [
     "TrainingHparams",
     "WISEHparams",
     "find_yaml",
+    "read_method_yaml",
+    "read_yaml",
     "yaml_dir",
 ]

@@ -76,12 +76,7 @@ class Hparams:
             HparamsError: there is no such file, or what it holds is not right.
         """
         path = find_yaml(str(name_or_path))
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise HparamsError(f"{path} is not YAML: {error}") from error
-        if not isinstance(config, dict):
-            raise HparamsError(f"{path} holds {type(config).__name__}, not keys with values")
+        config = read_yaml(path)
         try:
             return cls.from_dict(config)
         except HparamsError as error:
@@ -150,6 +145,36 @@ def find_yaml(name_or_path: str) -> Path:
         f"no hparams file {name_or_path!r}{did_you_mean(name_or_path, shipped)}; "
         f"shipped are {', '.join(shipped)}"
     )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        HparamsError: it cannot be read, or holds something else.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HparamsError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise HparamsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise HparamsError(f"{path} holds {type(config).__name__}, not keys with values")
+    return config
+
+
+def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
+    """The keys of a method's YAML, by path or shipped name; ``alg_name`` is among them.
+
+    Raises:
+        HparamsError: there is no such file, or it is no method's.
+    """
+    path = find_yaml(str(name_or_path))
+    config = read_yaml(path)
+    if not isinstance(config.get("alg_name"), str):
+        raise HparamsError(f"{path} has no alg_name; give a method's YAML, such as NSE/gpt2-xl")
+    return config
 
 
 def _coerce(key: str, value: Any, hint: Any) -> Any:

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
-import yaml
-
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams.base import Hparams, bounded, find_yaml
+from nse_plugin.hparams.base import Hparams, bounded, read_method_yaml
 
 
 class Setting(NamedTuple):
@@ -134,7 +132,7 @@ def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
     where = "base"
     if isinstance(base, str):
         where = f"base {base}"
-        base = yaml.safe_load(find_yaml(base).read_text(encoding="utf-8"))
+        base = read_method_yaml(base)
     if not isinstance(base, Mapping) or "alg_name" not in base:
         raise HparamsError(
             f"{where} has no alg_name; give the name or path of a method's YAML, such as "

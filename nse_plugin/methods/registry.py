@@ -6,6 +6,7 @@ import copy as copying
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from nse_plugin.hparams import (
     NSEHparams,
     OvertoneHparams,
     ROMEHparams,
+    read_method_yaml,
 )
 from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, overtone, rome
@@ -65,6 +67,16 @@ def find_method(name: str) -> Method:
             f"{did_you_mean(name, METHODS)}"
         )
     return METHODS[name]
+
+
+def load_hparams(name_or_path: str | Path) -> Hparams:
+    """Hyperparameters of whichever of our methods a YAML is for.
+
+    Raises:
+        HparamsError: there is no such file, no such method, or a key or value is wrong.
+    """
+    config = read_method_yaml(name_or_path)
+    return find_method(config["alg_name"]).hparams.from_dict(config)
 
 
 Held = dict[str, torch.Tensor] | Callable[[], None]

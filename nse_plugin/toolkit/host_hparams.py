@@ -32,7 +32,10 @@ def host_hparams(values: dict[str, Any]) -> Any:
         except KeyError as error:
             raise HostError(f"EasyEdit's {kind.__name__}: missing key {error}") from error
         except (TypeError, AssertionError) as error:
-            raise HostError(f"EasyEdit's {kind.__name__}: {error}; mend the YAML") from error
+            raise HostError(
+                f"EasyEdit's {kind.__name__}: {error}; mend the YAML, or write alg_name: "
+                f"{values.get('alg_name')}-plugin for the method of nse_plugin, where it has one"
+            ) from error
     if name is not None:
         hparams.model_name = name
     return hparams

@@ -1,4 +1,4 @@
-"""The subcommand ``nse compare``: parses, calls, prints; no logic of its own."""
+"""``nse compare``: methods side by side."""
 
 from __future__ import annotations
 
