@@ -103,8 +103,7 @@ class TermLoss:
         counts = kept.sum(dim=1)
         if not counts.all():
             raise HostError(
-                f"EasyEdit's {self._method} cut a request off before its target; "
-                "shorten its prompt, or raise max_length"
+                f"EasyEdit's {self._method} cut a request off before its target; shorten its prompt"
             )
         each = self._per_token(logits[kept], targets[kept])
         owner = kept.nonzero()[:, 0]
