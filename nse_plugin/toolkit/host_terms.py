@@ -103,8 +103,7 @@ class TermLoss:
         counts = kept.sum(dim=1)
         if not counts.all():
             raise HostError(
-                f"EasyEdit's {self._method} cut a request off before its target; "
-                "shorten its prompt, or raise max_length"
+                f"EasyEdit's {self._method} cut a request off before its target; shorten its prompt"
             )
         each = self._per_token(logits[kept], targets[kept])
         owner = kept.nonzero()[:, 0]
@@ -243,18 +242,19 @@ class ModelTerm(Term):
                 inner.loss_function = before
 
 
-_ONLY = "easyeditor.models."
+_MODELS = "easyeditor.models."
 TERMS: dict[str, Term] = {
     term.method: term
     for term in (
-        NamedTerm("FT", f"{_ONLY}ft.ft_main:apply_ft_to_model", f"{_ONLY}ft.ft_main:execute_ft",
+        NamedTerm("FT", f"{_MODELS}ft.ft_main:apply_ft_to_model", f"{_MODELS}ft.ft_main:execute_ft",
                   {"objective_optimization": "target_new"}, needs=("rewrite_module_tmp",)),
-        ModelTerm("LoRA", f"{_ONLY}lora.lora_main:apply_lora_to_model",
-                  f"{_ONLY}lora.lora_main:execute_lora", {}),
-        ModelTerm("MELO", f"{_ONLY}melo.melo_main:apply_melo_to_model",
-                  f"{_ONLY}melo.melo:LORA.edit", {"task": "hall"}, copying="keep_original_weight"),
-        NamedTerm("WISE", f"{_ONLY}wise.wise_main:apply_wise_to_model",
-                  f"{_ONLY}wise.WISE:WISE._cal_ft_loss",
+        ModelTerm("LoRA", f"{_MODELS}lora.lora_main:apply_lora_to_model",
+                  f"{_MODELS}lora.lora_main:execute_lora", {}),
+        ModelTerm("MELO", f"{_MODELS}melo.melo_main:apply_melo_to_model",
+                  f"{_MODELS}melo.melo:LORA.edit", {"task": "hall"},
+                  copying="keep_original_weight"),
+        NamedTerm("WISE", f"{_MODELS}wise.wise_main:apply_wise_to_model",
+                  f"{_MODELS}wise.WISE:WISE._cal_ft_loss",
                   {"objective_optimization": "only_label"}),
     )
 }  # fmt: skip
