@@ -8,7 +8,7 @@ of zero gives the original bits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -142,6 +142,11 @@ class EditedWeights:
                 )
         edited.parameter.data.copy_(value)
         edited.change = change
+
+
+def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
+    """``"weights"`` where one of them holds NaN or infinity, else None."""
+    return next(("weights" for t in tensors if not bool(torch.isfinite(t).all())), None)
 
 
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}

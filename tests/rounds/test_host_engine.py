@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from nse_plugin.errors import HostError, NotResumableError
-from nse_plugin.rounds.engines import HostEngine
+from nse_plugin.rounds.host_engine import HostEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from tests.rounds.runs import HELD_OUT, protocol, requests
 from tests.tiny import tiny_model, tiny_tokenizer
