@@ -5,6 +5,7 @@ Both write rounds, keep them on disk, put them back and take the last one back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -129,7 +130,7 @@ class SessionEngine:
     def problem(self) -> str | None:
         """A loss or a weight of the last round that is not finite."""
         losses = [outcome.z_loss for outcome in self.session.ledger[-1].outcomes]
-        if not all(_is_finite(loss) for loss in losses if loss is not None):
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
             return "loss"
         return not_finite([*self.changed(), *self.session.attached.tensors().values()])
 
@@ -164,7 +165,3 @@ class SessionEngine:
     def changed(self) -> list[nn.Parameter]:
         """Edited matrices as they are."""
         return [self.model.get_parameter(name) for name in self.session.weights.names()]
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and abs(value) != float("inf")
