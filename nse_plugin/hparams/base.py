@@ -119,6 +119,30 @@ class Hparams:
                 _check_range(f.name, value, **f.metadata)
 
 
+@dataclass(kw_only=True)
+class LayersHparams(Hparams):
+    """What the methods share that write MLP down-projections."""
+
+    layers: list[int]
+    """Blocks whose MLP down-projection is edited, rising."""
+
+    rewrite_module_tmp: str | None = None
+    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
+    layer_module_tmp: str | None = None
+    mlp_module_tmp: str | None = None
+    attn_module_tmp: str | None = None
+    ln_f_module: str | None = None
+    lm_head_module: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
+            raise HparamsError(
+                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
+                "each once, e.g. [13, 14, 15]"
+            )
+
+
 def yaml_dir() -> Path:
     """The folder of the YAMLs that ship with the package, also in a checkout."""
     package = Path(__file__).parent.parent

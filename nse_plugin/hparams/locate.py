@@ -6,18 +6,19 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams.base import Hparams, bounded
+from nse_plugin.hparams.base import LayersHparams, bounded
 
 
 @dataclass(kw_only=True)
-class LocateHparams(Hparams):
-    """What locate-then-edit methods share: the value's optimisation, the statistics, the layers."""
+class LocateHparams(LayersHparams):
+    """What locate-then-edit methods share: the value's optimisation and the statistics.
+
+    The last of `layers` is the z-layer.
+    """
 
     value_of: ClassVar[Literal["block", "mlp"]] = "block"
     """What a value is the output of, in the z-layer: the whole block, or its MLP."""
 
-    layers: list[int]
-    """Blocks whose MLP down-projection is edited; the last one is the z-layer."""
     fact_token: Literal["subject_last"] = "subject_last"
     """The token whose representation is edited."""
     layer_selection: Literal["all"] = "all"
@@ -58,21 +59,8 @@ class LocateHparams(Hparams):
     token_budget: int = bounded(8192, low=64)
     """Padded tokens in one forward pass; lower it when memory is short."""
 
-    rewrite_module_tmp: str | None = None
-    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
-    layer_module_tmp: str | None = None
-    mlp_module_tmp: str | None = None
-    attn_module_tmp: str | None = None
-    ln_f_module: str | None = None
-    lm_head_module: str | None = None
-
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
-            raise HparamsError(
-                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
-                "each once, e.g. [13, 14, 15]"
-            )
         if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             raise HparamsError(
                 f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "

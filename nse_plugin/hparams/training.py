@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams.base import Hparams, bounded
+from nse_plugin.hparams.base import Hparams, LayersHparams, bounded
 
 
 @dataclass(kw_only=True)
@@ -82,34 +82,16 @@ class _EpochHparams(TrainingHparams):
 
 
 @dataclass(kw_only=True)
-class FTHparams(_EpochHparams):
+class FTHparams(_EpochHparams, LayersHparams):
     """Fine-tuning of MLP down-projections: FT-M (target_new) and FT-L (prompt_last)."""
 
     method: ClassVar[str] = "FT"
 
-    layers: list[int]
-    """Blocks whose MLP down-projection is trained."""
     objective_optimization: Literal["prompt_last", "target_new"] = "target_new"
     """target_new: each target token from the one before it; prompt_last: all of them from the
     prompt's last token."""
     stop_loss: float = bounded(1e-2, low=0)
     """A batch below it makes no step, and a pass below it is the last; EasyEdit's is 0.01."""
-
-    rewrite_module_tmp: str | None = None
-    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
-    layer_module_tmp: str | None = None
-    mlp_module_tmp: str | None = None
-    attn_module_tmp: str | None = None
-    ln_f_module: str | None = None
-    lm_head_module: str | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
-            raise HparamsError(
-                f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
-                "each once, e.g. [21]"
-            )
 
 
 @dataclass(kw_only=True)
