@@ -23,15 +23,10 @@ from torch.nn import functional as F
 
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.locate.rows import Reading, Rows
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet, read_rows
-from nse_plugin.model.prompts import (
-    EncodedPrompt,
-    TokenBatch,
-    encode_prompt,
-    encode_request,
-    micro_batches,
-)
+from nse_plugin.model.prompts import TokenBatch, micro_batches
 from nse_plugin.model.replay import Continuation
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
@@ -84,7 +79,7 @@ def compute_values(
         RequestError: a prompt is longer than the model's context.
         NotFiniteError: a value is not.
     """
-    rows = [_Rows.encode(layout, tokenizer, request, contexts) for request in requests]
+    rows = [Rows.encode(layout, tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
     widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in order]
     with quiet(layout.model):
@@ -103,94 +98,9 @@ def compute_values(
     return values
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """The rows of tokens of one request."""
-
-    rewriting: tuple[EncodedPrompt, ...]
-    """The bare prompt, then the prompt behind each context, with their targets."""
-    essence: EncodedPrompt
-    """The text "{subject} is a", where the model should stay as it is."""
-
-    @property
-    def width(self) -> int:
-        return max(len(prompt.ids) for prompt in self.rewriting)
-
-    @property
-    def tail(self) -> int:
-        """Tokens that are computed at every step, in the longest row."""
-        return max(len(prompt.ids) - prompt.subject_last for prompt in self.rewriting)
-
-    @classmethod
-    def encode(
-        cls, layout: DecoderLayout, tokenizer: object, request: EditRequest, contexts: Sequence[str]
-    ) -> _Rows:
-        longest = layout.max_positions
-        rewriting = tuple(
-            encode_request(tokenizer, request, context, with_target=True, max_positions=longest)
-            for context in ("", *contexts)
-        )
-        essence = encode_prompt(
-            tokenizer, f"{request.subject} is a", subject_end=len(request.subject)
-        )
-        return cls(rewriting, essence)
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """Where the loss of a batch reads its logits, and to which request each token belongs."""
-
-    owner: torch.Tensor  # [rows], request of each row
-    row: torch.Tensor  # [tokens], row of each target token
-    step: torch.Tensor  # [tokens], its place in the row's tail
-    place: torch.Tensor  # [tokens], its place in the target
-    target: torch.Tensor  # [tokens], its id
-    weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
-    reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
-
-    @classmethod
-    def of(cls, rows: Sequence[_Rows], device: torch.device) -> _Reading:
-        owner: list[int] = []
-        tokens: list[tuple[int, int, int, int, float]] = []
-        for request, item in enumerate(rows):
-            for prompt in item.rewriting:
-                first = prompt.n_prompt - 1 - prompt.subject_last
-                weight = 1.0 / (prompt.n_target * len(item.rewriting))
-                tokens += [
-                    (len(owner), first + j, j, token, weight)
-                    for j, token in enumerate(prompt.target_ids)
-                ]
-                owner.append(request)
-        columns = (owner, *zip(*tokens))
-        return cls(*(torch.tensor(column, device=device) for column in columns))
-
-    def tokens(self, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Request by name, of names [requests], and place of each token, [tokens] both."""
-        return names[self.owner[self.row]], self.place
-
-    def select(self, requests: torch.Tensor) -> tuple[_Reading, torch.Tensor]:
-        """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
-        place = torch.full((int(self.owner.max()) + 1,), -1, device=requests.device)
-        place[requests] = torch.arange(len(requests), device=requests.device)
-        rows = (place[self.owner] >= 0).nonzero()[:, 0]
-        row_place = torch.full((len(self.owner),), -1, device=requests.device)
-        row_place[rows] = torch.arange(len(rows), device=requests.device)
-        kept = row_place[self.row] >= 0
-        reading = _Reading(
-            place[self.owner[rows]],
-            row_place[self.row[kept]],
-            self.step[kept],
-            self.place[kept],
-            self.target[kept],
-            self.weight[kept],
-            None if self.reference is None else self.reference[kept.to(self.reference.device)],
-        )
-        return reading, rows
-
-
 def _optimise(
     layout: DecoderLayout,
-    rows: Sequence[_Rows],
+    rows: Sequence[Rows],
     batch: Sequence[int],
     hparams: LocateHparams,
     objective: TokenObjective,
@@ -242,16 +152,14 @@ class _Problem:
 
     layout: DecoderLayout
     rewriting: Continuation
-    reading: _Reading
+    reading: Reading
     essence: Continuation  # one row per request, one token wide
     base: torch.Tensor  # [n, d_model] float32
     log_p_original: torch.Tensor  # [n, vocab], at "{subject} is a"
 
     @classmethod
     @torch.no_grad()
-    def build(
-        cls, layout: DecoderLayout, rows: Sequence[_Rows], hparams: LocateHparams
-    ) -> _Problem:
+    def build(cls, layout: DecoderLayout, rows: Sequence[Rows], hparams: LocateHparams) -> _Problem:
         prompts = [prompt for item in rows for prompt in item.rewriting]
         n_rewriting = len(prompts)
         prompts += [item.essence for item in rows]
@@ -269,7 +177,7 @@ class _Problem:
         return cls(
             layout,
             rewriting,
-            _Reading.of(rows, both.hidden.device),
+            Reading.of(rows, both.hidden.device),
             essence,
             _mlp_outputs(layout, rows, z_layer)
             if hparams.value_of == "mlp"
@@ -332,7 +240,7 @@ class _Problem:
         return tails.run(torch.cat([start[:, None], tails.hidden[:, 1:]], dim=1))
 
 
-def _mlp_outputs(layout: DecoderLayout, rows: Sequence[_Rows], layer: int) -> torch.Tensor:
+def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> torch.Tensor:
     """[n, d_model] float32, what a block's MLP adds to the residual stream on the bare prompts."""
     ids = [item.rewriting[0].ids[: item.rewriting[0].subject_last + 1] for item in rows]
     batch = TokenBatch.of(ids, layout.input_device)
