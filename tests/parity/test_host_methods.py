@@ -67,7 +67,7 @@ def test_weights_after_each_round(host, family, case, tmp_path, monkeypatch):
     ours, theirs = fixture.model(), fixture.model()
     session = EditSession.of(ours, fixture.tokenizer())
     write_statistics(session, fixture, tmp_path)
-    monkeypatch.setattr(session, "contexts", lambda _hparams: contexts())
+    monkeypatch.setattr(session.untouched, "contexts", lambda _hparams: contexts())
     apply = host_method(kind.method, monkeypatch)
     host_settings = SimpleNamespace(
         **settings,

@@ -40,8 +40,8 @@ def three_rounds(monkeypatch):
         model = fixture.model()
         session = EditSession.of(model, fixture.tokenizer())
         covariances = {layer: inputs[f"covariance.{layer}"] for layer in LAYERS}
-        monkeypatch.setattr(session, "contexts", lambda _hparams: contexts())
-        monkeypatch.setattr(session, "covariances", lambda _hparams: covariances)
+        monkeypatch.setattr(session.untouched, "contexts", lambda _hparams: contexts())
+        monkeypatch.setattr(session.untouched, "covariances", lambda _hparams: covariances)
         monkeypatch.setattr(
             spread,
             "compute_values",
