@@ -1,0 +1,66 @@
+"""What a comparison comes to: the README's table, and the files of docs/results.
+
+    nse compare --methods ... --out compared     # docs/results/README.md has the whole command
+    python benchmarks/headline.py compared
+
+Copies tables and page, writes the summaries without the scores of every single edit (which make
+up most of results.json), and prints the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+SCORES = {
+    "efficacy": "efficacy",
+    "paraphrase": "paraphrase",
+    "locality": "locality",
+    "retention_first": "first round",
+}
+KEPT = ("schema", "settings", "summaries", "differences")
+
+
+def main() -> None:
+    """Read the folder of a comparison, write docs/results, print the README's table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("compared", type=Path, help="folder of nse compare")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    options = parser.parse_args()
+    result = json.loads((options.compared / "results.json").read_text(encoding="utf-8"))
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in ("table.md", "report.html"):
+        shutil.copyfile(options.compared / name, options.out / name)
+    kept = {key: result[key] for key in KEPT if key in result}
+    kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("out", "stats_dir")}
+    text = json.dumps(kept, indent=1, ensure_ascii=False)
+    (options.out / "summaries.json").write_text(text + "\n", encoding="utf-8")
+    print("\n".join(table(result)))
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Markdown: methods down; per model, scores in percent across."""
+    means = {(s["model"], s["method"], s["score"]): s for s in result["summaries"]}
+    models = list(dict.fromkeys(s["model"] for s in result["summaries"]))
+    methods = list(dict.fromkeys(s["method"] for s in result["summaries"]))
+    heads = [f"{model}: {head}" for model in models for head in SCORES.values()]
+    rows = [["", *heads], ["---", *["---:"] * len(heads)]]
+    for method in methods:
+        cells = [share(means.get((model, method, name))) for model in models for name in SCORES]
+        rows.append([method, *cells])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def share(summary: dict[str, Any] | None) -> str:
+    """Mean in percent over the seeds, with the standard deviation."""
+    if summary is None or summary["mean"] is None:
+        return "-"
+    spread = "" if summary["sd"] is None else f" ± {100 * summary['sd']:.1f}"
+    return f"{100 * summary['mean']:.1f}{spread}"
+
+
+if __name__ == "__main__":
+    main()
