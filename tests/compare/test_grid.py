@@ -162,6 +162,25 @@ def test_methods_and_seeds_may_be_added_and_settings_may_not_change(world, whole
         comparison(world, tmp_path / "other").run(quiet)
 
 
+def test_a_done_cell_of_other_settings_is_refused(world, whole, tmp_path):
+    """A YAML that changed, and a result of another implementation; nothing is run or lost."""
+    folder, yamls = tmp_path / "out", tmp_path / "hparams"
+    shutil.copytree(whole[0], folder)
+    shutil.copytree(world / "hparams", yamls)
+    path = yamls / "NSE" / "tiny.yaml"
+    path.write_text(path.read_text().replace("v_lr: 0.1", "v_lr: 0.2"))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match=r"NSE seed 0 was .*: v_lr was 0\.1, is 0\.2\. .*remove"):
+        comparison(world, folder, hparams_dir=str(yamls)).run(quiet)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    comparison(world, folder, hparams_dir=str(yamls), methods="NSE:v_lr=0.1", seeds="0").run(quiet)
+    result = json.loads((folder / "results/tiny/NSE/0.json").read_text())
+    result["method_info"]["implementation"] = "EasyEdit"
+    (folder / "results/tiny/NSE/0.json").write_text(json.dumps(result))
+    with pytest.raises(DataError, match="implementation was 'EasyEdit', is 'nse_plugin'"):
+        comparison(world, folder).run(quiet)
+
+
 def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):
     real, calls = SessionEngine.edit, []
 
