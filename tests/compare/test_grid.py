@@ -21,7 +21,7 @@ from nse_plugin.methods import nse
 from nse_plugin.rounds.engines import SessionEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.session import EditSession
-from tests.compare.grids import comparison, options, quiet
+from tests.compare.grids import arguments, comparison, quiet
 from tests.rounds.runs import requests
 
 
@@ -212,20 +212,15 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
         return real(made, model, tokenizer)
 
     monkeypatch.setattr(cells_module, "subject", failing)
-    arguments = [
-        part
-        for name, value in options(world, tmp_path / "out").items()
-        if value is not None
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    assert cli.main(["compare", *arguments]) == 3
+    given = arguments(world, tmp_path / "out")
+    assert cli.main(["compare", *given]) == 3
     shown = capsys.readouterr().out
     assert "RuntimeError: out of luck" in shown
     assert "0 of 2 (seed 0 failed, seed 1 failed)" in shown
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "out of luck" in page
     monkeypatch.setattr(cells_module, "subject", real)
-    assert cli.main(["compare", *arguments]) == 0
+    assert cli.main(["compare", *given]) == 0
     kept = read_comparison(tmp_path / "out" / "results.json")
     assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])
 
