@@ -123,7 +123,8 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
 
     values = _host_values(made.hparams, model)
     known = {field.name for field in dataclasses.fields(host_hparams_class(made.hparams.method))}
-    ignored = tuple(sorted(set(values) - set(known)))
+    given = {key for key, value in made.hparams.to_dict().items() if value is not None}
+    ignored = tuple(sorted(given - known))
     hparams = host_hparams({key: value for key, value in values.items() if key in known})
     hparams.model_name = ReadyModel(model, tokenizer)
     editor = toolkit.BaseEditor.from_hparams(hparams)
