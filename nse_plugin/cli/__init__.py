@@ -29,8 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     # read when transformers is first imported, which the commands do: its bars are not ours
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from nse_plugin.toolkit.seams import make_torchvision_importable
+
     call: Callable[[argparse.Namespace], int] = options.call
     try:
+        make_torchvision_importable()  # EasyEdit may be the host; before transformers is imported
         return call(options)
     except NSEPluginError as error:
         print(f"nse: {error}", file=sys.stderr)

@@ -42,9 +42,6 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from nse_plugin.toolkit.seams import make_torchvision_importable
-
-    make_torchvision_importable()  # EasyEdit may be the host; before transformers is imported
     from nse_plugin.commands.compare import (
         exit_code,
         read_comparison,

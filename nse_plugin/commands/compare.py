@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from nse_plugin.compare.engines import check_engine, make_engine
-from nse_plugin.compare.hosts import is_hosts_own, recipe
+from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.statistics import differences, summarise
 from nse_plugin.compare.tables import all_tables
-from nse_plugin.errors import HostError, HparamsError, did_you_mean
+from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.files import write_json, write_text
 from nse_plugin.toolkit.streams import read_data
 
@@ -103,10 +103,21 @@ class Comparison:
                 )
 
     def _kept(self, folder: Folder, cell: Cell) -> CellResult | None:
-        """A result that stands: one that did not fail, with the same hyperparameters."""
+        """A result that stands: one that did not fail.
+
+        Raises:
+            DataError: it is of other hyperparameters, or of another implementation.
+        """
         kept = folder.result(cell)
         if kept is None or kept["run_info"]["status"] == "failed":
             return None
+        found = changed_since(cell, kept["method_info"])
+        if found:
+            raise DataError(
+                f"{cell} was run with other settings: {'; '.join(found[:4])}. Put them back, give "
+                f"another folder, or remove {folder.result_path(cell)} and {cell.run_dir} to run "
+                "it anew"
+            )
         return kept
 
     def _whole(self, results: list[CellResult]) -> ComparisonResult:

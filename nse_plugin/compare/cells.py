@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +28,7 @@ from nse_plugin.compare.results import (
     Seconds,
 )
 from nse_plugin.compare.untouched import NoEdits
-from nse_plugin.errors import NotResumableError, NSEPluginError
+from nse_plugin.errors import NSEPluginError
 from nse_plugin.evaluation.metrics import SCORES
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_text
@@ -35,6 +38,7 @@ from nse_plugin.rounds.identity import digest, hashed, plain
 from nse_plugin.rounds.result import RunResult
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.session import EditSession
+from nse_plugin.toolkit.seams import ROOT_VARIABLE
 from nse_plugin.toolkit.streams import held_out_texts, read_data
 
 log = logging.getLogger(__name__)
@@ -42,7 +46,7 @@ log = logging.getLogger(__name__)
 _RETAINED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
 _METHOD_ERRORS = (
     NSEPluginError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
-    MemoryError, OSError, RuntimeError, TypeError, ValueError,
+    MemoryError, NameError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 """What a method, of the host perhaps, may raise; a comparison goes on with the other cells."""
 
@@ -87,21 +91,18 @@ def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
     made = recipe(cell)
     requests = read_data(settings.data, settings.limit, cell.seed)
     texts = held_out_texts(settings.held_out, cell.model.source, requests)
-    with bench.lend(made.hparams) as (model, tokenizer):
+    with bench.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
         else:
             edited, made = subject(made, model, tokenizer)
+            if made.hosts_own and cell.run_dir.exists():
+                log.info("%s was cut off, and the host's method has lost its state", cell)
+                shutil.rmtree(cell.run_dir)
             _share_frozen(cell)
         prepare = _prepare(edited, made)
-        try:
-            result = _schedule(cell, edited, made.hparams, requests, texts)
-        except NotResumableError as error:
-            log.info("%s; begun anew", error)
-            shutil.rmtree(cell.run_dir)
-            _share_frozen(cell)
-            result = _schedule(cell, edited, made.hparams, requests, texts)
+        result = _schedule(cell, edited, made.hparams, requests, texts)
         memory = meter.read()
     found = _collect(cell, None if cell.untouched else made, result)
     found["memory"] = memory
@@ -148,6 +149,27 @@ def _quiet_surroundings(cell: Cell) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         random.setstate(state)
+
+
+@contextmanager
+def _own_folder(made: Recipe) -> Iterator[None]:
+    """An empty working folder for a method of the host; all paths of a cell are absolute.
+
+    EasyEdit's AlphaEdit writes its projection to the working folder and reads it there, whatever
+    model it is of.
+    """
+    if not made.hosts_own:
+        yield
+        return
+    if root := os.environ.get(ROOT_VARIABLE):
+        os.environ[ROOT_VARIABLE] = str(Path(root).expanduser().absolute())
+    before = Path.cwd()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
 
 
 def _share_frozen(cell: Cell) -> None:

@@ -13,12 +13,21 @@ from typing import Any
 
 from nse_plugin import toolkit
 from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.results import MethodInfo
 from nse_plugin.compare.specs import MethodSpec
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.rounds.checkpoint import differences
+from nse_plugin.rounds.identity import plain
 from nse_plugin.session import EditSession
+
+_FROM_THE_MODEL = ("model_name", "lm_head_module")
+"""What the host's hyperparameters hold otherwise than the YAML."""
+_NULL_SPACE = "null_space_project.pt"
+"""EasyEdit's AlphaEdit writes its projection there, whatever ``P_loc`` is, and makes it anew in
+each round where ``P_loc`` is another file that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,11 @@ class Recipe:
     implementation: str
     ignored: tuple[str, ...] = ()
     """Keys of the YAML that the host's method does not have."""
+
+    @property
+    def hosts_own(self) -> bool:
+        """The host's own implementation is run."""
+        return self.implementation == "EasyEdit"
 
 
 def is_hosts_own(spec: MethodSpec) -> bool:
@@ -57,6 +71,28 @@ def recipe(cell: Cell) -> Recipe:
     return Recipe(hparams, "EasyEdit" if is_hosts_own(spec) else "nse_plugin")
 
 
+def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
+    """What differs between how a cell was run and how it would be run now, in words.
+
+    Raises:
+        HparamsError: as :func:`recipe`.
+    """
+    if cell.untouched:
+        return []
+    made = recipe(cell)
+    if made.implementation != kept["implementation"]:
+        return differences(kept["implementation"], made.implementation, "implementation")
+    before, now = kept["hparams"], plain(made.hparams)
+    if made.hosts_own:  # another class, which lacks some keys, and had others filled in
+        now = {
+            key: value
+            for key, value in now.items()
+            if key in before and value is not None and key not in _FROM_THE_MODEL
+        }
+        before = {key: before[key] for key in now}
+    return differences(before, now)
+
+
 def base_of(hparams: Any) -> Any:
     """The hyperparameters of the method itself, where OVERTONE is around it."""
     return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
@@ -80,14 +116,15 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     Raises:
         HostError: the host's method needs something that is not known.
     """
-    if made.implementation != "EasyEdit":
+    if not made.hosts_own:
         return EditSession.of(model, tokenizer), made
     from nse_plugin.toolkit.easyedit import ReadyModel
     from nse_plugin.toolkit.host_hparams import host_hparams, host_hparams_class
 
     values = _host_values(made.hparams, model)
     known = {field.name for field in dataclasses.fields(host_hparams_class(made.hparams.method))}
-    ignored = tuple(sorted(set(values) - set(known)))
+    given = {key for key, value in made.hparams.to_dict().items() if value is not None}
+    ignored = tuple(sorted(given - known))
     hparams = host_hparams({key: value for key, value in values.items() if key in known})
     hparams.model_name = ReadyModel(model, tokenizer)
     editor = toolkit.BaseEditor.from_hparams(hparams)
@@ -97,9 +134,23 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
 def _host_values(hparams: Hparams, model: Any) -> dict[str, Any]:
     """Keys as EasyEdit's YAMLs have them, those that ours can do without included."""
     layout = DecoderLayout(model)
-    needed = {**layout.templates(), "v_loss_layer": layout.n_layers - 1}
+    needed = {
+        **layout.templates(),
+        "v_loss_layer": layout.n_layers - 1,
+        "P_loc": _NULL_SPACE,
+    }
     if isinstance(hparams, LocateHparams):
         needed["context_template_length_params"] = [[hparams.context_length, hparams.n_contexts]]
     given = hparams.to_dict()
     open_ones = {key: value for key, value in needed.items() if given.get(key) is None}
-    return {**given, **open_ones, "alg_name": hparams.method}
+    head = _holder(model, model.get_output_embeddings())
+    return {**given, **open_ones, "lm_head_module": head, "alg_name": hparams.method}
+
+
+def _holder(model: Any, head: Any) -> str:
+    """The module whose parameter the head's weight is listed as: the embedding where it is tied.
+
+    EasyEdit looks it up in ``named_parameters``, which names a shared parameter once.
+    """
+    names = (name for name, parameter in model.named_parameters() if parameter is head.weight)
+    return next(names).removesuffix(".weight")

@@ -190,13 +190,14 @@ class Folder:
 
     def result(self, cell: Cell) -> CellResult | None:
         """What is known of a cell."""
-        return read_cell(self._result_path(cell))
+        return read_cell(self.result_path(cell))
 
     def write(self, cell: Cell, result: CellResult) -> None:
         """Keep a cell's result."""
-        write_json(self._result_path(cell), result)
+        write_json(self.result_path(cell), result)
 
-    def _result_path(self, cell: Cell) -> Path:
+    def result_path(self, cell: Cell) -> Path:
+        """Where a cell's result is kept."""
         place = self.path / "results" / cell.place
         return place.with_name(f"{place.name}.json")
 

@@ -130,8 +130,10 @@ class RoundRecord:
         """By layer: Frobenius norm of what the round changed."""
         norms = {}
         for layer, keys in self.keys.items():
-            total = sum(w.change(keys.shape[0]) for w in self.writes if w.layer == layer)
-            norms[layer] = float(torch.as_tensor(total).norm())
+            changes = [w.change(keys.shape[0]) for w in self.writes if w.layer == layer]
+            norms[layer] = float(
+                sum(changes, torch.zeros(())).norm()
+            )  # none where all had converged
         return norms
 
     def summary(self) -> dict[str, Any]:

@@ -60,6 +60,16 @@ def options(world: Path, out: Path, **changes) -> dict:
     return {**found, **changes}
 
 
+def arguments(world: Path, out: Path, **changes) -> list[str]:
+    """The same as they are written after the command."""
+    return [
+        part
+        for name, value in options(world, out, **changes).items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
 def comparison(world: Path, out: Path, **changes) -> Comparison:
     return read_comparison(options(world, out, **changes))
 

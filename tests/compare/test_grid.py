@@ -21,7 +21,7 @@ from nse_plugin.methods import nse
 from nse_plugin.rounds.engines import SessionEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.session import EditSession
-from tests.compare.grids import comparison, options, quiet
+from tests.compare.grids import arguments, comparison, quiet
 from tests.rounds.runs import requests
 
 
@@ -162,6 +162,25 @@ def test_methods_and_seeds_may_be_added_and_settings_may_not_change(world, whole
         comparison(world, tmp_path / "other").run(quiet)
 
 
+def test_a_done_cell_of_other_settings_is_refused(world, whole, tmp_path):
+    """A YAML that changed, and a result of another implementation; nothing is run or lost."""
+    folder, yamls = tmp_path / "out", tmp_path / "hparams"
+    shutil.copytree(whole[0], folder)
+    shutil.copytree(world / "hparams", yamls)
+    path = yamls / "NSE" / "tiny.yaml"
+    path.write_text(path.read_text().replace("v_lr: 0.1", "v_lr: 0.2"))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    with pytest.raises(DataError, match=r"NSE seed 0 was .*: v_lr was 0\.1, is 0\.2\. .*remove"):
+        comparison(world, folder, hparams_dir=str(yamls)).run(quiet)
+    assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before
+    comparison(world, folder, hparams_dir=str(yamls), methods="NSE:v_lr=0.1", seeds="0").run(quiet)
+    result = json.loads((folder / "results/tiny/NSE/0.json").read_text())
+    result["method_info"]["implementation"] = "EasyEdit"
+    (folder / "results/tiny/NSE/0.json").write_text(json.dumps(result))
+    with pytest.raises(DataError, match="implementation was 'EasyEdit', is 'nse_plugin'"):
+        comparison(world, folder).run(quiet)
+
+
 def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):
     real, calls = SessionEngine.edit, []
 
@@ -193,20 +212,15 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
         return real(made, model, tokenizer)
 
     monkeypatch.setattr(cells_module, "subject", failing)
-    arguments = [
-        part
-        for name, value in options(world, tmp_path / "out").items()
-        if value is not None
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
-    assert cli.main(["compare", *arguments]) == 3
+    given = arguments(world, tmp_path / "out")
+    assert cli.main(["compare", *given]) == 3
     shown = capsys.readouterr().out
     assert "RuntimeError: out of luck" in shown
     assert "0 of 2 (seed 0 failed, seed 1 failed)" in shown
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "out of luck" in page
     monkeypatch.setattr(cells_module, "subject", real)
-    assert cli.main(["compare", *arguments]) == 0
+    assert cli.main(["compare", *given]) == 0
     kept = read_comparison(tmp_path / "out" / "results.json")
     assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])
 

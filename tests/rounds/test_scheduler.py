@@ -43,6 +43,18 @@ def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
     assert equal(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
 
 
+def test_rounds_in_which_nothing_is_written(tmp_path):
+    """Every residual counts as converged: the model stays as it is, and the run can go on."""
+    settings = hparams(tmp_path, alpha=1e9)
+    assert scheduler(tmp_path / "a", hparams=settings, max_rounds=1).run().status == "paused"
+    rest = scheduler(tmp_path / "a", hparams=settings)
+    untouched = {name: tensor.clone() for name, tensor in weights(rest).items()}
+    lines = list(rest.run().lines())
+    assert [line["edit"]["status"]["converged"] for line in lines] == [2, 2, 2]
+    assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
+    assert equal(weights(rest), untouched)
+
+
 def test_an_iterator_goes_on_where_it_was(tmp_path):
     whole = scheduler(tmp_path / "a", iter(requests()))
     whole.run()

@@ -1,0 +1,130 @@
+"""What is left between EasyEdit's methods and ours when the causes of difference are taken away.
+
+    EASYEDIT_ROOT=... python benchmarks/easyedit_differences.py MEMIT \
+        --model gpt2-xl/atlas-gpt2 --stats-dir statistics
+
+ROME, MEMIT, AlphaEdit: both write the same rounds with *our* context texts; printed are scores and
+the distance of the weights, relative to what was written.  GRACE: EasyEdit's codebook is asked as
+the last edit left it, and at each prompt's own last token.  One method per process: EasyEdit keeps
+state in its modules.  See docs/results/easyedit.md for folder and statistics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nse_plugin.toolkit.seams import make_torchvision_importable
+
+make_torchvision_importable()  # before the modules below import transformers
+
+from nse_plugin.compare.bench import Bench  # noqa: E402
+from nse_plugin.compare.hosts import recipe, subject  # noqa: E402
+from nse_plugin.compare.plan import Cell, ModelSpec, Settings  # noqa: E402
+from nse_plugin.compare.specs import parse_method  # noqa: E402
+from nse_plugin.evaluation.answers import score_answers  # noqa: E402
+from nse_plugin.rounds.engines import Engine, engine_of  # noqa: E402
+from nse_plugin.session import EditSession  # noqa: E402
+from nse_plugin.toolkit.streams import read_data  # noqa: E402
+
+MODULES = {
+    "ROME": "easyeditor.models.rome.rome_main",
+    "MEMIT": "easyeditor.models.memit.memit_main",
+    "AlphaEdit": "easyeditor.models.alphaedit.AlphaEdit_main",
+}
+
+
+def cell_of(entry: str, options: argparse.Namespace) -> Cell:
+    """The cell that a comparison would have."""
+    stats = None if options.stats_dir is None else os.path.abspath(options.stats_dir)
+    settings = Settings(f"atlas:{options.edits}", options.rounds, os.getcwd(), stats_dir=stats)
+    return Cell(parse_method(entry), ModelSpec.parse(options.model), 0, settings)
+
+
+def edit(engine: Engine, requests: list[Any], rounds: int) -> dict[str, torch.Tensor]:
+    """Write all rounds; the weights that changed."""
+    size = -(-len(requests) // rounds)
+    for number, first in enumerate(range(0, len(requests), size), start=1):
+        engine.edit(requests[first : first + size], number)
+    return {name: engine.model.get_parameter(name).detach().clone() for name in engine.originals()}
+
+
+def scores(engine: Engine, requests: list[Any]) -> str:
+    """Efficacy and paraphrase, as words."""
+
+    def share(pairs: list[tuple[str, str]]) -> str:
+        exact = score_answers(engine.model, engine.tokenizer, *zip(*pairs)).exact
+        return f"{sum(exact) / len(exact):.1%}"
+
+    asked = [(r.text, r.target_new) for r in requests]
+    said = [(text, r.target_new) for r in requests for text in r.rephrase_prompts[:2]]
+    return f"efficacy {share(asked)}, paraphrase {share(said)}"
+
+
+def same_contexts(options: argparse.Namespace, requests: list[Any]) -> None:
+    """Ours and EasyEdit's with our contexts."""
+    ours, theirs = (cell_of(options.method + end, options) for end in ("-plugin", ""))
+    bench = Bench()
+    with bench.lend(recipe(ours).hparams) as (model, tokenizer):
+        hparams = recipe(ours).hparams
+        engine = engine_of(EditSession.of(model, tokenizer), hparams)
+        contexts = [f"{text}{{}}" for text in engine.prepare(None)]
+        got = edit(engine, requests, options.rounds)
+        originals = {name: t.clone() for name, t in engine.originals().items()}
+        print(f"{options.method}-plugin: {scores(engine, requests)}")
+    with bench.lend(recipe(theirs).hparams) as (model, tokenizer):
+        editor, _ = subject(recipe(theirs), model, tokenizer)
+        templates = ["{}", *contexts] if options.method == "ROME" else [["{}"], contexts]
+        importlib.import_module(MODULES[options.method]).CONTEXT_TEMPLATES_CACHE = templates
+        engine = engine_of(editor)
+        expected = edit(engine, requests, options.rounds)
+        print(f"{options.method}: {scores(engine, requests)}")
+    for name, tensor in expected.items():
+        written = (tensor - originals[name]).norm()
+        print(f"{name}: difference {float((got[name] - tensor).norm() / written):.1e} of the write")
+
+
+def asked_at_its_own_token(options: argparse.Namespace, requests: list[Any]) -> None:
+    """EasyEdit's GRACE, where it looks for a key."""
+    cell = cell_of("GRACE", options)
+    with Bench().lend(recipe(cell).hparams) as (model, tokenizer):
+        editor, _ = subject(recipe(cell), model, tokenizer)
+        engine = engine_of(editor)
+        edit(engine, requests, options.rounds)
+        print(f"GRACE, as the last edit left it: {scores(engine, requests)}")
+        adapter = next(m for m in model.modules() if type(m).__name__ == "GRACEAdapter")
+        found = []
+        for request in requests:
+            adapter.key_id = len(tokenizer(request.text)["input_ids"]) - 1
+            found += score_answers(model, tokenizer, [request.text], [request.target_new]).exact
+        print(f"GRACE, at each prompt's last token: efficacy {sum(found) / len(found):.1%}")
+
+
+def main() -> None:
+    """Read the options and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("method", choices=[*MODULES, "GRACE"])
+    parser.add_argument("--model", default="atlas:gpt2")
+    parser.add_argument("--stats-dir")
+    parser.add_argument("--edits", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    if Path(options.model).is_dir():
+        options.model = os.path.abspath(options.model)
+    options.stats_dir = None if options.stats_dir is None else os.path.abspath(options.stats_dir)
+    requests = read_data(f"atlas:{options.edits}", None, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)  # EasyEdit writes there
+        compared = asked_at_its_own_token if options.method == "GRACE" else same_contexts
+        compared(options, requests)
+        os.chdir("/")
+
+
+if __name__ == "__main__":
+    main()

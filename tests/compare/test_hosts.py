@@ -1,0 +1,49 @@
+"""What a method of the host is given, and that its cell leaves no trace."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from nse_plugin.compare.bench import Bench
+from nse_plugin.compare.cells import run_cell
+from nse_plugin.compare.hosts import _host_values, changed_since
+from nse_plugin.compare.results import without_machine
+from nse_plugin.hparams import MEMITHparams
+from tests.compare.grids import comparison
+from tests.tiny import tiny_model
+
+
+@pytest.mark.parametrize(("family", "head"), [("gpt2", "transformer.wte"), ("llama", "lm_head")])
+def test_the_head_is_named_as_its_weight_is_listed(family, head):
+    """EasyEdit looks it up there; a YAML of ours may say lm_head where it is tied."""
+    given = MEMITHparams(
+        alg_name="MEMIT", model_name="tiny", layers=[1, 2], lm_head_module="lm_head"
+    )
+    model = tiny_model(family)
+    values = _host_values(given, model)
+    assert values["lm_head_module"] == head
+    assert f"{head}.weight" in dict(model.named_parameters())
+
+
+def test_a_cell_of_the_hosts_own_method(easyedit, world, tmp_path, monkeypatch):
+    """It leaves nothing in the working folder, begins anew after a cut, and knows its settings."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    cell, other = (
+        comparison(world, tmp_path / "out", methods=methods, seeds="0").cells()[-1]
+        for methods in ("FT", "FT:lr=1e-2")
+    )
+    first = run_cell(cell, Bench())
+    assert first["run_info"]["status"] == "complete", first["run_info"]["error"]
+    assert first["method_info"]["implementation"] == "EasyEdit"
+    assert first["method_info"]["ignored"] and "P_loc" not in first["method_info"]["ignored"]
+    (cell.run_dir / "final.json").unlink()
+    (cell.run_dir / "rounds.jsonl").write_text("")
+    again = run_cell(cell, Bench())
+    assert without_machine(again) == without_machine(first)
+    assert Path.cwd() == here and not list(here.iterdir())
+    assert changed_since(cell, first["method_info"]) == []
+    assert changed_since(other, first["method_info"]) == ["lr was 0.0005, is 0.01"]
