@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from nse_plugin.compare.engines import check_engine, make_engine
-from nse_plugin.compare.hosts import is_hosts_own, recipe
+from nse_plugin.compare.hosts import OURS, Recipe, is_hosts_own, recipe
 from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
 from nse_plugin.compare.report import page
-from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
+from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult, MethodInfo
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.statistics import differences, summarise
 from nse_plugin.compare.tables import all_tables
-from nse_plugin.errors import HostError, HparamsError, did_you_mean
+from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.files import write_json, write_text
+from nse_plugin.rounds.checkpoint import differences as differences_of
+from nse_plugin.rounds.identity import plain, shareable
 from nse_plugin.toolkit.streams import read_data
 
 
@@ -103,10 +105,21 @@ class Comparison:
                 )
 
     def _kept(self, folder: Folder, cell: Cell) -> CellResult | None:
-        """A result that stands: one that did not fail, with the same hyperparameters."""
+        """A result that stands: one that did not fail.
+
+        Raises:
+            DataError: it was made with other hyperparameters, or by another implementation.
+        """
         kept = folder.result(cell)
         if kept is None or kept["run_info"]["status"] == "failed":
             return None
+        if not cell.untouched:
+            found = differences_of(_made(kept["method_info"]), _given(recipe(cell)))
+            if found:
+                raise DataError(
+                    f"{cell}: its result in {folder.path} was made otherwise: "
+                    f"{'; '.join(found[:4])}. Give another folder, or the same settings to go on"
+                )
         return kept
 
     def _whole(self, results: list[CellResult]) -> ComparisonResult:
@@ -183,6 +196,19 @@ def write_report(folder: Path, result: ComparisonResult) -> None:
 def exit_code(result: ComparisonResult) -> int:
     """0 where every cell is complete, else 3."""
     return 0 if all(c["run_info"]["status"] == "complete" for c in result["cells"]) else 3
+
+
+def _made(info: MethodInfo) -> dict[str, Any]:
+    """What a cell was run with; of the host's own methods, whose settings are made with the model,
+    only that it was one of them."""
+    known = {"hparams": shareable(info["hparams"])} if info["implementation"] == OURS else {}
+    return {"implementation": info["implementation"], **known}
+
+
+def _given(made: Recipe) -> dict[str, Any]:
+    """The same of what it would be run with now."""
+    known = {"hparams": plain(made.hparams)} if made.implementation == OURS else {}
+    return {"implementation": made.implementation, **known}
 
 
 def _seeds(text: str) -> list[int]:

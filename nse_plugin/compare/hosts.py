@@ -1,7 +1,8 @@
 """Whose implementation of a method is run, and with which hyperparameters.
 
 With EasyEdit as the host, a method that EasyEdit has is EasyEdit's own, unless it is asked for as
-``NAME-plugin``; variants and OVERTONE are always ours, and so is every method without EasyEdit.
+``NAME-plugin``; with OVERTONE it is always ours, and so is every method without EasyEdit.  A change
+(``NAME:key=value``) of a key that EasyEdit's method does not have is refused.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.session import EditSession
+
+OURS, THEIRS = "nse_plugin", "EasyEdit"
+"""The implementations."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,26 @@ def recipe(cell: Cell) -> Recipe:
     except HparamsError as error:
         raise HparamsError(f"method {spec.name!r} on {cell.model.key}: {error}") from None
     hparams = _with_statistics(hparams, settings.stats_dir)
-    return Recipe(hparams, "EasyEdit" if is_hosts_own(spec) else "nse_plugin")
+    if not is_hosts_own(spec):
+        return Recipe(hparams, OURS)
+    _check_changes(spec)
+    return Recipe(hparams, THEIRS)
+
+
+def _check_changes(spec: MethodSpec) -> None:
+    """Raise :class:`HparamsError` where a change would be without effect on the host's method."""
+    lost = sorted(set(spec.changes) - _host_keys(spec.method))
+    if lost:
+        raise HparamsError(
+            f"method {spec.name!r}: EasyEdit's {spec.method} has no {', '.join(lost)}; leave it "
+            f"out, or change ours: {spec.method}-plugin"
+        )
+
+
+def _host_keys(method: str) -> set[str]:
+    from nse_plugin.toolkit.host_hparams import host_hparams_class
+
+    return {field.name for field in dataclasses.fields(host_hparams_class(method))}
 
 
 def base_of(hparams: Any) -> Any:
@@ -80,14 +103,14 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     Raises:
         HostError: the host's method needs something that is not known.
     """
-    if made.implementation != "EasyEdit":
+    if made.implementation == OURS:
         return EditSession.of(model, tokenizer), made
     from nse_plugin.toolkit.easyedit import ReadyModel
-    from nse_plugin.toolkit.host_hparams import host_hparams, host_hparams_class
+    from nse_plugin.toolkit.host_hparams import host_hparams
 
     values = _host_values(made.hparams, model)
-    known = {field.name for field in dataclasses.fields(host_hparams_class(made.hparams.method))}
-    ignored = tuple(sorted(set(values) - set(known)))
+    known = _host_keys(made.hparams.method)
+    ignored = tuple(sorted(set(values) - known))
     hparams = host_hparams({key: value for key, value in values.items() if key in known})
     hparams.model_name = ReadyModel(model, tokenizer)
     editor = toolkit.BaseEditor.from_hparams(hparams)

@@ -13,8 +13,10 @@ import torch
 from nse_plugin import cli
 from nse_plugin.commands.compare import exit_code
 from nse_plugin.compare import cells as cells_module
+from nse_plugin.compare import hosts
 from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.engines import Serial
+from nse_plugin.compare.plan import Folder
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.methods import nse
@@ -160,6 +162,32 @@ def test_methods_and_seeds_may_be_added_and_settings_may_not_change(world, whole
     (tmp_path / "other" / "file").write_text("x")
     with pytest.raises(DataError, match="holds something else"):
         comparison(world, tmp_path / "other").run(quiet)
+
+
+def test_a_done_cell_does_not_stand_for_other_settings(world, whole, tmp_path, monkeypatch):
+    folder, yamls = tmp_path / "out", tmp_path / "hparams"
+    shutil.copytree(whole[0], folder)
+    shutil.copytree(world / "hparams", yamls)
+    path = yamls / "NSE" / "tiny.yaml"
+    path.write_text(path.read_text().replace("v_lr: 0.1", "v_lr: 0.2"))
+    with pytest.raises(DataError, match=r"NSE seed 0: .* made otherwise: hparams.v_lr was 0.1"):
+        comparison(world, folder, hparams_dir=str(yamls)).run(quiet)
+    monkeypatch.setattr(hosts, "is_hosts_own", lambda spec: spec.method == "NSE")
+    monkeypatch.setattr(hosts, "_host_keys", lambda _method: {"max_iterations"})
+    cells = comparison(world, folder).cells()
+    kept = next(cell for cell in cells if cell.method == "NSE:one-pass")
+    with pytest.raises(DataError, match="implementation was 'nse_plugin', is 'EasyEdit'"):
+        comparison(world, folder)._kept(Folder(folder), kept)
+
+
+def test_a_change_that_the_host_s_method_would_not_see_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "is_hosts_own", lambda spec: True)
+    monkeypatch.setattr(hosts, "_host_keys", lambda _method: {"v_lr"})
+    made = comparison(world, tmp_path / "out", methods="NSE:v_lr=0.2,NSE:no-rewinding")
+    told = {cell.method: cell for cell in made.cells() if not cell.untouched}
+    assert hosts.recipe(told["NSE:v_lr=0.2"]).implementation == "EasyEdit"
+    with pytest.raises(HparamsError, match="has no rewind; leave it out, or .* NSE-plugin"):
+        hosts.recipe(told["NSE:no-rewinding"])
 
 
 def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):
