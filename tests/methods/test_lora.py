@@ -147,3 +147,23 @@ def test_what_does_not_fit_is_refused(model, tokenizer):
     other = copy.deepcopy(model)
     with pytest.raises(ModelError, match="PEFT adapters already"):
         edit_round(EditSession.of(other, tokenizer), some_requests(1), hparams(model))
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, KeyboardInterrupt])
+def test_what_goes_wrong_half_way_through_attaching_leaves_nothing(
+    model, tokenizer, monkeypatch, error
+):
+    inject, names = peft.inject_adapter_in_model, [name for name, _ in model.named_modules()]
+
+    def broken(*args: Any) -> None:
+        inject(*args)
+        raise error("half-way")
+
+    monkeypatch.setattr(peft, "inject_adapter_in_model", broken)
+    session = EditSession.of(model, tokenizer)
+    with pytest.raises(error, match="half-way"):
+        edit_round(session, some_requests(1), hparams(model))
+    assert [name for name, _ in model.named_modules()] == names
+    assert not hasattr(model, "peft_config")
+    monkeypatch.undo()
+    edit_round(session, some_requests(1), hparams(model))
