@@ -66,6 +66,8 @@ class Adapters:
             if id(parameter) not in own
         }
         """The adapters' parameters by name; nothing else of the model is trained."""
+        for parameter in self.parameters.values():  # half precision loses Adam's small steps
+            parameter.data = parameter.data.float()
         for dropout in self._dropouts():
             dropout.eval()
 
