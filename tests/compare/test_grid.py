@@ -20,6 +20,8 @@ from nse_plugin.compare.plan import Folder
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.methods import nse
+from nse_plugin.report.run import read_run
+from nse_plugin.report.run_page import run_tables
 from nse_plugin.rounds.engines import SessionEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.session import EditSession
@@ -52,6 +54,14 @@ def test_cells(whole):
     assert edited["efficacy_nll"] < untouched["efficacy_nll"] and untouched["locality"] == 1
     assert found[("NSE", 0)]["method_info"]["hparams"]["max_iterations"] == 2
     assert found[("NSE:one-pass", 0)]["method_info"]["hparams"]["max_iterations"] == 1
+
+
+@pytest.mark.parametrize("name", ["untouched", "NSE"])
+def test_every_cell_is_a_run_that_can_be_looked_at(whole, name):
+    run = read_run(whole[0] / "cells" / "tiny" / name / "0")
+    assert run.status == "complete" and len(run.scores) == 3
+    assert len(run.ledger) == (0 if name == "untouched" else 3)
+    assert all(table.text() for table in run_tables(run))
 
 
 def test_a_score_is_the_mean_of_its_edits(whole):
