@@ -16,6 +16,7 @@ import torch
 from nse_plugin.errors import SessionError
 from nse_plugin.ledger.records import AttachedState
 from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.seeding import seeded
 from nse_plugin.model.weights import fingerprint
 
 
@@ -110,7 +111,9 @@ class Attached:
     def set(self, state: AttachedState | None) -> None:
         """Have exactly this attached; None is nothing."""
         if state is not None:
-            self.ensure(state.kind, state.config).load(state.tensors)
+            with seeded(0):  # adapters begin at random, which is replaced here
+                attachment = self.ensure(state.kind, state.config)
+            attachment.load(state.tensors)
         elif self._current is not None:
             self._current.remove()
             self._current = None

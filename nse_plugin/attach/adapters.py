@@ -49,8 +49,10 @@ class Adapters:
         flags = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
         try:
             self._inject(layout)
-        except ValueError as error:
+        except BaseException as error:  # of PEFT's, some come when a part is wrapped already
             self.remove()
+            if not isinstance(error, ValueError):
+                raise
             raise ModelError(
                 f"target_modules {config['target_modules']} in layers {config['layers'] or 'all'} "
                 f"do not fit this model: {error}"
@@ -64,6 +66,8 @@ class Adapters:
             if id(parameter) not in own
         }
         """The adapters' parameters by name; nothing else of the model is trained."""
+        for parameter in self.parameters.values():  # half precision loses Adam's small steps
+            parameter.data = parameter.data.float()
         for dropout in self._dropouts():
             dropout.eval()
 

@@ -87,7 +87,7 @@ class Codebook:
             self.labels[index] = label
             self.values[index] = start.float()
             return index
-        self.radii[index] = distance / 2 - _APART
+        self.radii[index] = distance / 2 - min(_APART, distance / 4)  # never below zero
         return self._add(query, label, start, distance / 2)
 
     @contextmanager

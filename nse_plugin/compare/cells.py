@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import shutil
 import tempfile
 import time
@@ -33,6 +32,7 @@ from nse_plugin.evaluation.metrics import SCORES
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_text
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.rounds.identity import digest, hashed, plain
 from nse_plugin.rounds.result import RunResult
@@ -139,16 +139,13 @@ def _quiet_surroundings(cell: Cell) -> Iterator[None]:
 
     A cell's bits then depend neither on the cells before it nor on the engine.
     """
-    threads, state = torch.get_num_threads(), random.getstate()
+    threads = torch.get_num_threads()
     torch.set_num_threads(cell.settings.threads)
-    random.seed(cell.seed)
     try:
-        with torch.random.fork_rng():
-            torch.manual_seed(cell.seed)
+        with seeded(cell.seed):
             yield
     finally:
         torch.set_num_threads(threads)
-        random.setstate(state)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Whose implementation of a method is run, and with which hyperparameters.
 
 With EasyEdit as the host, a method that EasyEdit has is EasyEdit's own, unless it is asked for as
-``NAME-plugin``; variants and OVERTONE are always ours, and so is every method without EasyEdit.
+``NAME-plugin``; with OVERTONE it is always ours, and so is every method without EasyEdit.  A change
+(``NAME:key=value``) of a key that EasyEdit's method does not have is refused.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _FROM_THE_MODEL = ("model_name", "lm_head_module")
 _NULL_SPACE = "null_space_project.pt"
 """EasyEdit's AlphaEdit writes its projection there, whatever ``P_loc`` is, and makes it anew in
 each round where ``P_loc`` is another file that does not exist."""
+OURS, THEIRS = "nse_plugin", "EasyEdit"
+"""The implementations."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Recipe:
     @property
     def hosts_own(self) -> bool:
         """The host's own implementation is run."""
-        return self.implementation == "EasyEdit"
+        return self.implementation == THEIRS
 
 
 def is_hosts_own(spec: MethodSpec) -> bool:
@@ -68,7 +71,26 @@ def recipe(cell: Cell) -> Recipe:
     except HparamsError as error:
         raise HparamsError(f"method {spec.name!r} on {cell.model.key}: {error}") from None
     hparams = _with_statistics(hparams, settings.stats_dir)
-    return Recipe(hparams, "EasyEdit" if is_hosts_own(spec) else "nse_plugin")
+    if not is_hosts_own(spec):
+        return Recipe(hparams, OURS)
+    _check_changes(spec)
+    return Recipe(hparams, THEIRS)
+
+
+def _check_changes(spec: MethodSpec) -> None:
+    """Raise :class:`HparamsError` where a change would be without effect on the host's method."""
+    lost = sorted(set(spec.changes) - _host_keys(spec.method))
+    if lost:
+        raise HparamsError(
+            f"method {spec.name!r}: EasyEdit's {spec.method} has no {', '.join(lost)}; leave it "
+            f"out, or change ours: {spec.method}-plugin"
+        )
+
+
+def _host_keys(method: str) -> set[str]:
+    from nse_plugin.toolkit.host_hparams import host_hparams_class
+
+    return {field.name for field in dataclasses.fields(host_hparams_class(method))}
 
 
 def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
@@ -119,10 +141,10 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     if not made.hosts_own:
         return EditSession.of(model, tokenizer), made
     from nse_plugin.toolkit.easyedit import ReadyModel
-    from nse_plugin.toolkit.host_hparams import host_hparams, host_hparams_class
+    from nse_plugin.toolkit.host_hparams import host_hparams
 
     values = _host_values(made.hparams, model)
-    known = {field.name for field in dataclasses.fields(host_hparams_class(made.hparams.method))}
+    known = _host_keys(made.hparams.method)
     given = {key for key, value in made.hparams.to_dict().items() if value is not None}
     ignored = tuple(sorted(given - known))
     hparams = host_hparams({key: value for key, value in values.items() if key in known})

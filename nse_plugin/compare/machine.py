@@ -52,7 +52,7 @@ class MemoryMeter:
         self._own = own_process
         self._reset = _write("/proc/self/clear_refs", "5")
         self._before = _status("VmRSS")
-        for index in range(torch.cuda.device_count()):
+        for index in _gpus_in_use():
             torch.cuda.reset_peak_memory_stats(index)
 
     def read(self) -> Memory:
@@ -61,13 +61,18 @@ class MemoryMeter:
         if peak is None and resource is not None and self._own:
             unit = 1 if sys.platform == "darwin" else 1024
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        gpus = range(torch.cuda.device_count())
+        gpus = _gpus_in_use()
         return {
             "before": self._before,
             "peak": peak,
             "own_process": self._own,
             "cuda_peak": sum(map(torch.cuda.max_memory_allocated, gpus)) if gpus else None,
         }
+
+
+def _gpus_in_use() -> range:
+    """All GPUs once torch has begun to use one: before that it has no counts to set back."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
 def _hardware() -> dict[str, Any]:

@@ -103,7 +103,10 @@ class _Draws:
         self.edits = [_key(entry) for entry in cell["each"]]
         n = len(self.edits)
         generator = np.random.default_rng([seed, stream])
-        self.counts = generator.multinomial(n, np.full(n, 1 / max(n, 1)), size=resamples)
+        share = np.full(n, 1 / max(n, 1))
+        self.counts = (
+            generator.multinomial(n, share, size=resamples) if n else np.zeros((resamples, 0))
+        )
 
 
 def _difference(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -40,9 +41,10 @@ class NoEdits:
         return None
 
     def save(self, folder: Path, number: int) -> Path:
-        """A file without tensors: the scheduler counts files."""
+        """A file without tensors, not of a ledger: the scheduler counts files."""
         path = round_path(folder, number)
-        write_whole(path, lambda temporary: save_file({}, temporary))
+        header = {"host": json.dumps({"method": self.method, "number": number})}
+        write_whole(path, lambda temporary: save_file({}, temporary, header))
         return path
 
     def load(self, paths: Sequence[Path]) -> None:

@@ -58,7 +58,7 @@ class Hparams:
     api_key: str | None = None
     """Key of EasyEdit's LLM judge; never written to a file."""
     seed: int = bounded(0, low=0)
-    """Seed of the generated context texts."""
+    """Seed of what a method draws: context texts, dropout, the start of adapters and of values."""
 
     def __post_init__(self) -> None:
         if self.alg_name not in (self.method, f"{self.method}-plugin"):

@@ -82,7 +82,8 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
         share, rule = hparams.neuron_threshold, hparams.selection_rule
         if hparams.selection_by == "key_mass" or share >= 1.0:
             return select_neurons(keys, share, rule)
-        update = residual.double() @ right_factor(layer, keys, all_neurons(keys)).double()
+        right = right_factor(layer, keys, all_neurons(keys)).double()
+        update = residual.to(right.device).double() @ right  # layers may lie on other devices
         return select_by(update.norm(dim=0), share, rule)
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:

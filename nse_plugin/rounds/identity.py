@@ -53,11 +53,15 @@ def plain(hparams: Any) -> dict[str, Any]:
     """Hyperparameters as JSON values; no secrets, nothing that is only a place on a disk."""
     # not the host's own to_dict, which copies a ready model along
     values = hparams.to_dict() if isinstance(hparams, Hparams) else dict(vars(hparams))
-    return {
-        key: json.loads(json.dumps(value, default=lambda item: type(item).__name__))
-        for key, value in values.items()
-        if key not in ("api_key", "stats_dir")
-    }
+    return shareable(json.loads(json.dumps(values, default=lambda v: type(v).__name__)))
+
+
+def shareable(values: Any) -> Any:
+    """The same without keys that do not belong there, also in groups of keys (OVERTONE's base)."""
+    if not isinstance(values, dict):
+        return values
+    kept = {key: value for key, value in values.items() if key not in ("api_key", "stats_dir")}
+    return {key: shareable(value) for key, value in kept.items()}
 
 
 def hashed(value: Any) -> str:

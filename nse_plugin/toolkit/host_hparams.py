@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -62,8 +63,9 @@ def host_hparams_class(name: str) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``5e-1`` as a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    """YAML 1.1 reads ``5e-1`` as a text; every other text is meant as one (``device: "0"``)."""
+    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    return float(value) if is_number else value
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

@@ -95,9 +95,10 @@ def test_another_session_adopts_the_files(model, tokenizer, name, tmp_path):
         save_round(tmp_path, record)
     with pytest.raises(DataError, match="round 1 cannot be undone alone"):
         mark_undone(tmp_path, 1)
-    other = tiny_model("gpt2")
+    other, drawn = tiny_model("gpt2"), torch.get_rng_state()
     adopted = EditSession.of(other, tokenizer)
     adopted.adopt(load_ledger(tmp_path))
+    assert torch.equal(drawn, torch.get_rng_state())  # adapters begin at random
     assert same(state(adopted), states[3])
     with torch.no_grad():
         assert torch.equal(other(**INPUTS).logits, model(**INPUTS).logits)

@@ -13,11 +13,14 @@ import torch
 from nse_plugin import cli
 from nse_plugin.commands.compare import exit_code
 from nse_plugin.compare import cells as cells_module
+from nse_plugin.compare import hosts
 from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.methods import nse
+from nse_plugin.report.run import read_run
+from nse_plugin.report.run_page import run_tables
 from nse_plugin.rounds.engines import SessionEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from nse_plugin.session import EditSession
@@ -50,6 +53,14 @@ def test_cells(whole):
     assert edited["efficacy_nll"] < untouched["efficacy_nll"] and untouched["locality"] == 1
     assert found[("NSE", 0)]["method_info"]["hparams"]["max_iterations"] == 2
     assert found[("NSE:one-pass", 0)]["method_info"]["hparams"]["max_iterations"] == 1
+
+
+@pytest.mark.parametrize("name", ["untouched", "NSE"])
+def test_every_cell_is_a_run_that_can_be_looked_at(whole, name):
+    run = read_run(whole[0] / "cells" / "tiny" / name / "0")
+    assert run.status == "complete" and len(run.scores) == 3
+    assert len(run.ledger) == (0 if name == "untouched" else 3)
+    assert all(table.text() for table in run_tables(run))
 
 
 def test_a_score_is_the_mean_of_its_edits(whole):
@@ -179,6 +190,16 @@ def test_a_done_cell_of_other_settings_is_refused(world, whole, tmp_path):
     (folder / "results/tiny/NSE/0.json").write_text(json.dumps(result))
     with pytest.raises(DataError, match="implementation was 'EasyEdit', is 'nse_plugin'"):
         comparison(world, folder).run(quiet)
+
+
+def test_a_change_that_the_host_s_method_would_not_see_is_refused(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(hosts, "is_hosts_own", lambda spec: True)
+    monkeypatch.setattr(hosts, "_host_keys", lambda _method: {"v_lr"})
+    made = comparison(world, tmp_path / "out", methods="NSE:v_lr=0.2,NSE:no-rewinding")
+    told = {cell.method: cell for cell in made.cells() if not cell.untouched}
+    assert hosts.recipe(told["NSE:v_lr=0.2"]).implementation == "EasyEdit"
+    with pytest.raises(HparamsError, match="has no rewind; leave it out, or .* NSE-plugin"):
+        hosts.recipe(told["NSE:no-rewinding"])
 
 
 def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):

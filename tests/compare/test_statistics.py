@@ -121,3 +121,11 @@ def test_the_interval_over_seeds_covers_as_often_as_it_says():
         found = one(differences(cells, "A", resamples=2), "perplexity")
         hits += found["t_low"] <= 0.3 <= found["t_high"]
     assert 0.92 <= hits / 400 <= 0.98
+
+
+def test_without_scores_of_single_edits_there_is_the_interval_over_seeds():
+    """``protocol: each: false`` keeps none."""
+    cells = [cell("A", s, [], perplexity=2.0) for s in range(2)]
+    cells += [cell("B", s, [], perplexity=3.0 + s) for s in range(2)]
+    found = one(differences(cells, "A"), "perplexity")
+    assert found["mean"] == 1.5 and found["low"] is None and found["t_low"] is not None

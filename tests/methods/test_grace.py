@@ -119,6 +119,17 @@ def test_decisions_and_answers(edits, queries, eps):
     assert kept.labels == codebook.labels and torch.equal(kept.radii, codebook.radii)
 
 
+def test_keys_very_near_each_other_still_answer_for_themselves():
+    layout = Layout()
+    codebook = Codebook(layout, {"module": "layer", "eps": 0.01})
+    points = [torch.zeros(2), torch.tensor([0.0, 1e-5])]
+    for label, point in enumerate(points):
+        codebook.place(point, (label,), torch.full((3,), float(label)))
+    assert len(codebook) == 2 and bool((codebook.radii > 0).all())
+    with torch.no_grad():
+        assert layout.model.layer(torch.stack(points)).tolist() == [[0.0] * 3, [1.0] * 3]
+
+
 def test_all_decisions_were_made():
     assert {"add", "expand", "split", "replace"} == SEEN
 

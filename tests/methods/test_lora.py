@@ -15,7 +15,7 @@ from nse_plugin.hparams import LoRAHparams
 from nse_plugin.methods.lora import edit_round
 from nse_plugin.model.seeding import seeded
 from nse_plugin.session import EditSession
-from tests.tiny import some_requests, tiny_model
+from tests.tiny import some_requests, tiny_model, tiny_tokenizer
 
 MODULES = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 
@@ -147,3 +147,34 @@ def test_what_does_not_fit_is_refused(model, tokenizer):
     other = copy.deepcopy(model)
     with pytest.raises(ModelError, match="PEFT adapters already"):
         edit_round(EditSession.of(other, tokenizer), some_requests(1), hparams(model))
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, KeyboardInterrupt])
+def test_what_goes_wrong_half_way_through_attaching_leaves_nothing(
+    model, tokenizer, monkeypatch, error
+):
+    inject, names = peft.inject_adapter_in_model, [name for name, _ in model.named_modules()]
+
+    def broken(*args: Any) -> None:
+        inject(*args)
+        raise error("half-way")
+
+    monkeypatch.setattr(peft, "inject_adapter_in_model", broken)
+    session = EditSession.of(model, tokenizer)
+    with pytest.raises(error, match="half-way"):
+        edit_round(session, some_requests(1), hparams(model))
+    assert [name for name, _ in model.named_modules()] == names
+    assert not hasattr(model, "peft_config")
+    monkeypatch.undo()
+    edit_round(session, some_requests(1), hparams(model))
+
+
+@pytest.mark.parametrize("lora_type", ["lora", "adalora"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_adapters_of_a_model_in_half_precision_are_trained_in_float32(model, dtype, lora_type):
+    """In float16 Adam's epsilon is 0, and adapters that have not moved yet would become NaN."""
+    session = EditSession.of(model.to(dtype), tiny_tokenizer())
+    record = edit_round(session, some_requests(2), hparams(model, lora_type=lora_type))
+    assert {t.dtype for t in record.state.tensors.values()} == {torch.float32}
+    assert all(outcome.z_loss < 20 for outcome in record.outcomes)
+    assert model(torch.tensor([[1, 2, 3]])).logits.dtype == dtype
