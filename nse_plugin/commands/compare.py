@@ -194,3 +194,27 @@ def write_report(folder: Path, result: ComparisonResult) -> None:
 def exit_code(result: ComparisonResult) -> int:
     """0 where every cell is complete, else 3."""
     return 0 if all(c["run_info"]["status"] == "complete" for c in result["cells"]) else 3
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise HparamsError(f"seeds is {text!r}; give whole numbers, e.g. 0,1,2") from None
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else os.path.abspath(path)
+
+
+def _line(cell: Cell, result: CellResult) -> str:
+    info, scores = result["run_info"], result["scores"]
+    if info["status"] != "complete":
+        return f"{cell}: {info['status']}: {info['error']}"
+    shown = ", ".join(
+        f"{name} {value:.1%}"
+        for name in ("efficacy", "paraphrase", "locality")
+        if (value := scores.get(name)) is not None
+    )
+    seconds = result["seconds"]
+    return f"{cell}: {shown}" + (f" ({seconds['wall']:.1f} s)" if seconds else "")
