@@ -84,12 +84,19 @@ def edit_round(
 def _read(
     session: EditSession, codebook: Codebook, requests: Sequence[EditRequest]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """[n, d_in] and [n, d_out]: the layer's own input and output at the prompts' last tokens."""
-    prompts = [encode_request(session.tokenizer, request) for request in requests]
-    batch = TokenBatch.of([prompt.ids for prompt in prompts], session.layout.input_device)
-    layer = {"layer": codebook.module}
-    positions = batch.lengths - 1
-    with codebook.off():
-        inputs = read_rows(session.layout, batch, positions, inputs_of=layer)
-        outputs = read_rows(session.layout, batch, positions, outputs_of=layer)
-    return inputs["layer"], outputs["layer"]
+    """[n, d_in] and [n, d_out]: the layer's own input and output at the prompts' last tokens.
+
+    Each prompt is read by itself: beside others its key would be rounded otherwise, which in half
+    precision is enough for a prompt that is edited again to count as another one.
+    """
+    layer, found = {"layer": codebook.module}, []
+    for request in requests:
+        ids = encode_request(session.tokenizer, request).ids
+        batch = TokenBatch.of([ids], session.layout.input_device)
+        last = batch.lengths - 1
+        with codebook.off():
+            inputs = read_rows(session.layout, batch, last, inputs_of=layer)
+            outputs = read_rows(session.layout, batch, last, outputs_of=layer)
+        found.append((inputs["layer"], outputs["layer"]))
+    queries, values = zip(*found)
+    return torch.cat(queries), torch.cat(values)

@@ -198,6 +198,20 @@ def test_the_same_prompt_takes_over_the_new_target(tokenizer):
     assert record.state.tensors["labels"][0, : len(target)].tolist() == target
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_a_prompt_is_known_again_whatever_it_was_edited_beside(
+    tokenizer, family, dtype
+):
+    model, requests = tiny_model(family).to(dtype), some_requests(4)
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, requests, hparams(model, n_iter=1))
+    for old in requests:
+        newer = type(old)(old.case_id, old.prompt, old.subject, "river")
+        record = edit_round(session, [newer], hparams(model, n_iter=1))
+        assert len(record.state.tensors["keys"]) == 4
+
+
 def test_what_does_not_fit_is_refused(model, tokenizer):
     layout = DecoderLayout(model)
     with pytest.raises(ModelError, match="which the model does not have"):
