@@ -42,10 +42,10 @@ def main() -> None:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """Markdown: methods down; per model, scores in percent across."""
+    """Markdown: methods without variants down; per model, scores in percent across."""
     means = {(s["model"], s["method"], s["score"]): s for s in result["summaries"]}
     models = list(dict.fromkeys(s["model"] for s in result["summaries"]))
-    methods = list(dict.fromkeys(s["method"] for s in result["summaries"]))
+    methods = dict.fromkeys(s["method"] for s in result["summaries"] if ":" not in s["method"])
     heads = [f"{model}: {head}" for model in models for head in SCORES.values()]
     rows = [["", *heads], ["---", *["---:"] * len(heads)]]
     for method in methods:
