@@ -12,7 +12,7 @@ from nse_plugin import toolkit
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, read_method_yaml, read_yaml
-from nse_plugin.methods.registry import METHODS, find_method
+from nse_plugin.methods.registry import METHODS, hparams_from
 from nse_plugin.rounds.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.rounds.result import RunResult
 from nse_plugin.rounds.scheduler import SequentialScheduler
@@ -148,4 +148,4 @@ def read_hparams(name: str, model: str | None = None) -> Any:
 
         if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
             return host_hparams(values)
-    return find_method(values["alg_name"]).hparams.from_dict(values)
+    return hparams_from(name, values)

@@ -75,8 +75,20 @@ def load_hparams(name_or_path: str | Path) -> Hparams:
     Raises:
         HparamsError: there is no such file, no such method, or a key or value is wrong.
     """
-    config = read_method_yaml(name_or_path)
-    return find_method(config["alg_name"]).hparams.from_dict(config)
+    return hparams_from(name_or_path, read_method_yaml(name_or_path))
+
+
+def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
+    """Hyperparameters from the keys of a YAML, which an error names.
+
+    Raises:
+        HparamsError: no such method, or a key or value is wrong.
+    """
+    kind = find_method(config["alg_name"]).hparams
+    try:
+        return kind.from_dict(config)
+    except HparamsError as error:
+        raise HparamsError(f"{name_or_path}: {error}") from None
 
 
 Held = dict[str, torch.Tensor] | Callable[[], None]

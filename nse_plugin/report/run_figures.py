@@ -21,7 +21,7 @@ _OFTEN = 0.995
 def run_pictures(run: Run) -> list[Picture]:
     """Every figure that the run has something for."""
     pictures = list(_of_scores(run))
-    if run.ledger:
+    if run.layers:  # methods that attach modules write to none
         pictures += [ledger(run), writes(run), overlap(run), norms(run), capacity(run)]
     return pictures
 

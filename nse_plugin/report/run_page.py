@@ -37,14 +37,16 @@ def run_page(run: Run) -> Page:
     pictures = {picture.name: picture for picture in run_pictures(run)}
     _add(page, "Scores", "How well edits hold, and what they cost.", _scores(run, pictures))
     if run.ledger:
-        _add(page, "Rounds", "What became of the edits of each round.", [
-            tables.rounds_table(run), pictures["norm"], pictures["capacity"],
-        ])  # fmt: skip
+        drawn = [pictures[name] for name in ("norm", "capacity") if name in pictures]
+        rounds: list[Table | Picture] = [tables.rounds_table(run), *drawn]
+        _add(page, "Rounds", "What became of the edits of each round.", rounds)
+    if run.layers:
         _add(page, "Neurons", "Which neurons the rounds wrote, and how far they share them.", [
             pictures["ledger"], pictures["overlap"], pictures["writes"],
             tables.layers_table(run),
             *(tables.neurons_table(run, layer, _NEURONS) for layer in run.layers),
         ])  # fmt: skip
+    if run.ledger:
         _add(page, "Requests", "Those to look at first.", [tables.worst_requests(run)])
     _add(page, "Settings", "", [tables.overview(run), _settings(run)])
     return page

@@ -167,6 +167,17 @@ def test_a_run_that_collapsed(folder):
     assert "collapsed" in text and "min_retention was 0.1, bound 0.5" in text
 
 
+@pytest.mark.parametrize("name", ["LoRA", "GRACE"])
+def test_methods_that_write_no_neurons(tmp_path, name):
+    run_dir, page = tmp_path / "run", tmp_path / "page.html"
+    common = ["--data", "atlas:4", "--round-size", "2", "--out", str(run_dir)]
+    assert cli.main(["run", "--hparams", f"{name}/atlas-gpt2", *common]) == 0
+    plots = ["--plot", str(tmp_path / "plots"), "--html", str(page)]
+    assert cli.main(["inspect", str(run_dir), *plots]) == 0
+    assert "Requests" in page.read_text() and "Neurons" not in page.read_text()
+    assert (tmp_path / "plots" / "scores.png").exists()
+
+
 def test_a_demo(tmp_path, folder):
     """The lines of nse demo differ; its rounds are the same kind of file."""
     (folder / "final.json").unlink()
