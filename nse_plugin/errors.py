@@ -42,10 +42,6 @@ class DataError(NSEPluginError, ValueError):
     """A data file cannot be read or does not hold what it should."""
 
 
-class NotResumableError(DataError):
-    """A run that was cut off and that keeps on no disk what it would need to go on."""
-
-
 class HostError(NSEPluginError, RuntimeError):
     """The host toolkit lacks a part that is needed here."""
 

@@ -76,6 +76,7 @@ def solve_right(
     weight: float,
     previous: torch.Tensor | None,
     layer: int,
+    weight_name: str = "mom2_update_weight",
 ) -> torch.Tensor:
     """K^T (lambda C + P + K K^T)^-1, the right factor of the write, solved in float64.
 
@@ -86,6 +87,7 @@ def solve_right(
         weight: lambda.
         previous: P [|I|, |I|], or None where there are no earlier rounds.
         layer: for the message.
+        weight_name: the hyperparameter that lambda is, for the message.
 
     Returns:
         float32 [n, |I|].
@@ -115,7 +117,7 @@ def solve_right(
     if bool(failed) or not bool(torch.isfinite(solved).all()):
         raise StatisticsError(
             f"the system of layer {layer} is singular ({keys.shape[0]} neurons); raise "
-            "mom2_n_samples so that the covariance has full rank, or mom2_update_weight"
+            f"mom2_n_samples so that the covariance has full rank, or {weight_name}"
         )
     return solved.T.float().contiguous()
 

@@ -55,6 +55,7 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
             weight=hparams.L2,
             previous=previous,
             layer=layer,
+            weight_name="L2",
         )
         return Factors(neurons, residual, right)
 

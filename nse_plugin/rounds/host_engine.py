@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from nse_plugin.errors import DataError, HostError, NotResumableError
+from nse_plugin.errors import DataError, HostError
 from nse_plugin.files import write_whole
 from nse_plugin.ledger.files import round_path
 from nse_plugin.model.seeding import seeded
@@ -129,7 +129,7 @@ class HostEngine:
         for path in paths:
             tensors, about = _read_host_file(path)
             if about.get("in_memory"):
-                raise NotResumableError(
+                raise DataError(
                     f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
                     "run that was cut off cannot be gone on with; remove its folder and begin anew"
                 )

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nse_plugin.errors import HostError, did_you_mean
-from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, load, missing, part, probe
+from nse_plugin.toolkit.seams import HOW_TO_GET_IT, Host, Seam, find, missing, part, probe, require
 
 __all__ = [
     "Host",
@@ -262,10 +262,7 @@ def has_own(name: str) -> bool:
     Raises:
         HostError: there is no EasyEdit.
     """
-    host = find()
-    if host is None:
-        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    load(host)
+    require()
     found = part(f"{_TABLE}:ALG_DICT").get(name)
     done = registration()
     return found is not None and (done is None or found is not done.functions.get(name))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from nse_plugin.errors import HostError, did_you_mean
-from nse_plugin.toolkit.seams import HOW_TO_GET_IT, find, load, part
+from nse_plugin.toolkit.seams import part, require
 
 
 def host_hparams(values: dict[str, Any]) -> Any:
@@ -48,10 +48,7 @@ def host_hparams_class(name: str) -> Any:
     Raises:
         HostError: there is no EasyEdit, or it has no such method.
     """
-    host = find()
-    if host is None:
-        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    load(host)
+    require()
     package = sys.modules["easyeditor"]
     short = name.replace("-", "").replace("_", "").lower()
     classes = {key.lower().replace("_", ""): value for key, value in vars(package).items()}

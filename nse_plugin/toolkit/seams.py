@@ -131,6 +131,19 @@ def commit_of(checkout: Path) -> str | None:
 # --- load ---------------------------------------------------------------------------------------
 
 
+def require() -> Host:
+    """The EasyEdit of this machine, imported.
+
+    Raises:
+        HostError: there is none, or it cannot be imported.
+    """
+    host = find()
+    if host is None:
+        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
+    load(host)
+    return host
+
+
 def load(host: Host) -> ModuleType:
     """Import EasyEdit.
 

@@ -209,7 +209,7 @@ def test_rome_before_the_first_edit_counts_as_original(with_rome, make_editor):
 def test_easyedits_own_methods_run_beside_ours(easyedit, make_editor, editor_class, host):
     """With a ready model, which EasyEdit's evaluator does not take; and taken back, unnoticed."""
     if host == "embedded":
-        pytest.skip("the embedded host has the methods of nse_plugin only")
+        pytest.skip("the embedded host has no methods of its own beside those of nse_plugin")
     editor = make_editor(layers=[1, 2])
     edit(editor, 0, sequential=True)
     held = state(editor.model)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nse_plugin.errors import HostError, NotResumableError
+from nse_plugin.errors import DataError, HostError
 from nse_plugin.rounds.host_engine import HostEngine
 from nse_plugin.rounds.scheduler import SequentialScheduler
 from tests.rounds.runs import HELD_OUT, protocol, requests
@@ -78,7 +78,7 @@ def test_one_request_at_a_time(tmp_path):
 def test_it_can_neither_go_on_nor_be_undone(tmp_path):
     first = engine(attach([]))
     assert scheduled(tmp_path, first, max_rounds=1).run().status == "paused"
-    with pytest.raises(NotResumableError, match="begin anew"):
+    with pytest.raises(DataError, match="begin anew"):
         scheduled(tmp_path, engine(attach([]))).run()
     with pytest.raises(HostError, match="use SHIFT-plugin"):
         first.undo()
