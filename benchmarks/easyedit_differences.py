@@ -20,18 +20,18 @@ from typing import Any
 
 import torch
 
-from nse_plugin.toolkit.seams import make_torchvision_importable
+from nse_plugin.easyedit.checkout import make_torchvision_importable
 
 make_torchvision_importable()  # before the modules below import transformers
 
-from nse_plugin.compare.bench import Bench  # noqa: E402
 from nse_plugin.compare.hosts import recipe, subject  # noqa: E402
 from nse_plugin.compare.plan import Cell, ModelSpec, Settings  # noqa: E402
+from nse_plugin.compare.pool import Bench  # noqa: E402
 from nse_plugin.compare.specs import parse_method  # noqa: E402
-from nse_plugin.evaluation.answers import score_answers  # noqa: E402
-from nse_plugin.rounds.engines import Engine, engine_of  # noqa: E402
-from nse_plugin.session import EditSession  # noqa: E402
-from nse_plugin.toolkit.streams import read_data  # noqa: E402
+from nse_plugin.data.streams import read_data  # noqa: E402
+from nse_plugin.model.answers import score_answers  # noqa: E402
+from nse_plugin.runs.engines import Engine, engine_of  # noqa: E402
+from nse_plugin.session.session import EditSession  # noqa: E402
 
 MODULES = {
     "ROME": "easyeditor.models.rome.rome_main",

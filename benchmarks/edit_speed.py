@@ -17,13 +17,14 @@ from pathlib import Path
 
 import torch
 
-from nse_plugin import NSEHparams, atlas
+from nse_plugin import NSEHparams
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.model.arch import first_tensor
 from nse_plugin.model.hooks import quiet
+from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.prompts import TokenBatch, encode_prompt, encode_request
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.session.session import EditSession
 
 
 def plain_value(session, request, contexts, hparams):

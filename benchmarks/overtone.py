@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.evaluation.metrics import Bounds, ask, summarise
 from nse_plugin.evaluation.overfitting import single_edits
 from nse_plugin.files import write_json, write_text
@@ -33,8 +34,7 @@ from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.objectives.token_table import TokenTable
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
 
 MODELS = ("gpt2", "llama")

@@ -18,7 +18,7 @@ import torch
 
 from nse_plugin.commands.run import RunSettings, run
 from nse_plugin.files import write_text
-from nse_plugin.rounds.result import RunResult
+from nse_plugin.runs.result import RunResult
 from nse_plugin.version import __version__
 
 N_SHOWN = 10

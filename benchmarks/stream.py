@@ -18,8 +18,8 @@ import torch
 
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.requests import EditRequest
-from nse_plugin.rounds.scheduler import SequentialScheduler
-from nse_plugin.session import EditSession
+from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.session.session import EditSession
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.tiny import tiny_hparams, tiny_model, tiny_tokenizer

@@ -15,12 +15,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nse_plugin import NSEHparams, atlas
-from nse_plugin.evaluation.answers import score_answers
+from nse_plugin import NSEHparams
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.model.answers import score_answers
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.session.session import EditSession
 
 N_UNTOUCHED = 200
 

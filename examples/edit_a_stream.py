@@ -16,11 +16,12 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 
-from nse_plugin import BaseEditor, EditRequest, EditSession, NSEHparams, atlas
+from nse_plugin import BaseEditor, EditRequest, EditSession, NSEHparams
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import NSEPluginError, RequestError
-from nse_plugin.evaluation.answers import Answers, score_answers
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.model.answers import Answers, score_answers
 
 N_OTHERS = 100
 """How many facts are watched that the stream has not touched."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import sys
 
-from nse_plugin import BaseEditor, NSEHparams, atlas
+from nse_plugin import BaseEditor, NSEHparams
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import NSEPluginError
-from nse_plugin.evaluation.answers import score_answers
-from nse_plugin.evaluation.generation import greedy_text
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.model.answers import score_answers
+from nse_plugin.model.generation import greedy_text
 
 
 def main(hparams_name: str = "NSE/atlas-gpt2") -> None:

@@ -23,12 +23,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nse_plugin import BaseEditor, EditRequest, NSEHparams, __version__, atlas
+from nse_plugin import BaseEditor, EditRequest, NSEHparams, __version__
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, NSEPluginError
-from nse_plugin.evaluation.answers import Answers, score_answers
 from nse_plugin.files import write_json
-from nse_plugin.toolkit import host, read_records
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.host import host, read_records
+from nse_plugin.model.answers import Answers, score_answers
 
 Score = tuple[float, float]
 """Of one question: token accuracy, and 1.0 where the whole answer is right."""

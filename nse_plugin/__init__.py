@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nse_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from nse_plugin.host import BaseEditor, register, unregister
     from nse_plugin.hparams import (
         AlphaEditHparams,
         FTHparams,
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
         ROMEHparams,
     )
     from nse_plugin.requests import EditRequest
-    from nse_plugin.session import EditSession
-    from nse_plugin.toolkit import BaseEditor, register, unregister
+    from nse_plugin.session.session import EditSession
 
 __all__ = [
     "AlphaEditHparams",
@@ -48,9 +48,9 @@ __all__ = [
 
 _HOME = {
     "AlphaEditHparams": "hparams",
-    "BaseEditor": "toolkit",
+    "BaseEditor": "host",
     "EditRequest": "requests",
-    "EditSession": "session",
+    "EditSession": "session.session",
     "FTHparams": "hparams",
     "GRACEHparams": "hparams",
     "LoRAHparams": "hparams",
@@ -59,8 +59,8 @@ _HOME = {
     "NSEHyperParams": "hparams",
     "OvertoneHparams": "hparams",
     "ROMEHparams": "hparams",
-    "register": "toolkit",
-    "unregister": "toolkit",
+    "register": "host",
+    "unregister": "host",
 }
 
 

@@ -10,10 +10,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 
+from nse_plugin.easyedit import checkout
 from nse_plugin.errors import HostError
-from nse_plugin.toolkit import seams
 
-seams.make_torchvision_importable()  # where EasyEdit's requirements lie beside a torch without CUDA
+checkout.make_torchvision_importable()  # beside a torch without CUDA it fails to import
 
 from tests.browser import chromium, open_page  # noqa: F401  fixtures
 from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
@@ -40,13 +40,13 @@ def model(request):
 
 
 @pytest.fixture(scope="session")
-def easyedit() -> seams.Host:
+def easyedit() -> checkout.Host:
     """The EasyEdit of this machine, imported; skips with the reason where it cannot be had."""
-    host = seams.find()
+    host = checkout.find()
     if host is None:
-        pytest.skip(f"no EasyEdit on this machine: {seams.HOW_TO_GET_IT}")
+        pytest.skip(f"no EasyEdit on this machine: {checkout.HOW_TO_GET_IT}")
     try:
-        seams.load(host)
+        checkout.load(host)
     except HostError as error:
         pytest.skip(str(error))
     return host

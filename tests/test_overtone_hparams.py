@@ -8,10 +8,10 @@ import dataclasses
 import pytest
 import yaml
 
+from nse_plugin.data.models import load_model
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import NSEHparams, OvertoneHparams, yaml_dir
 from nse_plugin.hparams.overtone import OTHERWISE, SETTINGS
-from nse_plugin.toolkit.loading import load_model
 from tests.tiny import tiny_hparams, tiny_model, tiny_tokenizer
 
 INLINE = {"alg_name": "NSE", "model_name": "m", "layers": [1, 2], "batch_size": 7, "seed": 3}

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     # read when transformers is first imported, which the commands do: its bars are not ours
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from nse_plugin.toolkit.seams import make_torchvision_importable
+    from nse_plugin.easyedit.checkout import make_torchvision_importable
 
     call: Callable[[argparse.Namespace], int] = options.call
     try:

@@ -11,15 +11,15 @@ from typing import Any
 
 from nse_plugin.compare.engines import check_engine, make_engine
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
+from nse_plugin.compare.intervals import differences, summarise
 from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.specs import MethodSpec, parse_methods
-from nse_plugin.compare.statistics import differences, summarise
 from nse_plugin.compare.tables import all_tables
+from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.files import write_json, write_text
-from nse_plugin.toolkit.streams import read_data
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, RequestError
-from nse_plugin.evaluation.answers import score_answers
-from nse_plugin.evaluation.generation import greedy_text
 from nse_plugin.files import write_json, write_text
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.ledger.files import save_round
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.model.answers import score_answers
+from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.session.ledger_files import save_round
+from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
 
 log = logging.getLogger(__name__)

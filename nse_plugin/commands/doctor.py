@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
+from nse_plugin.easyedit.checkout import find
 from nse_plugin.errors import NSEPluginError
-from nse_plugin.model.arch import FAMILIES
-from nse_plugin.toolkit import host
-from nse_plugin.toolkit.seams import find
+from nse_plugin.host import host
+from nse_plugin.model.layout import FAMILIES
 from nse_plugin.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft",

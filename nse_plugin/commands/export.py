@@ -7,14 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError
 from nse_plugin.export import to_delta, to_full, to_peft
-from nse_plugin.ledger.files import load_ledger
-from nse_plugin.locate.statistics_files import model_fingerprint, same_model
 from nse_plugin.methods.registry import METHODS
-from nse_plugin.rounds.manifest import read_manifest
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.loading import load_model
+from nse_plugin.runs.manifest import read_manifest
+from nse_plugin.session.ledger_files import load_ledger
+from nse_plugin.session.session import EditSession
+from nse_plugin.statistics.files import model_fingerprint, same_model
 
 KINDS = ("peft", "delta", "full")
 

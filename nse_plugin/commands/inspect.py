@@ -7,7 +7,6 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import write_bytes
-from nse_plugin.ledger.queries import import_pandas
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.figures import import_matplotlib, to_png
 from nse_plugin.report.page import load_template
@@ -16,6 +15,7 @@ from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.table import Table
 from nse_plugin.report.theme import LIGHT
+from nse_plugin.session.queries import import_pandas
 
 
 def inspect(

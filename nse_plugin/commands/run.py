@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nse_plugin import toolkit
+from nse_plugin import host as hosting
+from nse_plugin.data.models import load_model
+from nse_plugin.data.streams import held_out_texts, read_data
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, read_method_yaml, read_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
-from nse_plugin.rounds.listeners import Listener, TensorBoard, WandB, progress
-from nse_plugin.rounds.result import RunResult
-from nse_plugin.rounds.scheduler import SequentialScheduler
-from nse_plugin.rounds.stopping import StopRules
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.loading import load_model
-from nse_plugin.toolkit.streams import held_out_texts, read_data
+from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
+from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.runs.stopping import StopRules
+from nse_plugin.session.session import EditSession
 
 
 @dataclass
@@ -110,7 +110,7 @@ def make_scheduler(settings: RunSettings, show: Callable[[str], None]) -> Sequen
         model, tokenizer, name = load_model(hparams)
         subject = EditSession.of(model, tokenizer)
     else:
-        subject = toolkit.BaseEditor.from_hparams(hparams)
+        subject = hosting.BaseEditor.from_hparams(hparams)
         model, name = subject.model, str(subject.model_name)
     scheduler = SequentialScheduler(
         subject,
@@ -142,9 +142,9 @@ def read_hparams(name: str, model: str | None = None) -> Any:
     values = read_method_yaml(name)
     if model is not None:
         values["model_name"] = model
-    if toolkit.host() == "easyedit":
-        from nse_plugin.toolkit.easyedit import has_own
-        from nse_plugin.toolkit.host_hparams import host_hparams
+    if hosting.host() == "easyedit":
+        from nse_plugin.easyedit.hparams import host_hparams
+        from nse_plugin.easyedit.register import has_own
 
         if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
             return host_hparams(values)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.data.models import load_model
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.locate.covariance import SecondMoment, second_moments, write_npz
 from nse_plugin.methods.registry import load_hparams
-from nse_plugin.model.arch import DecoderLayout
-from nse_plugin.toolkit.loading import load_model
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.statistics.covariance import SecondMoment, second_moments, write_npz
 
 
 def make_statistics(

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from nse_plugin.errors import DataError
-from nse_plugin.ledger.files import load_undone, mark_undone
-from nse_plugin.rounds.checkpoint import MADE_BY, RunDirectory
+from nse_plugin.runs.directory import MADE_BY, RunDirectory
+from nse_plugin.session.ledger_files import load_undone, mark_undone
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:

@@ -5,7 +5,7 @@
 - :mod:`~nse_plugin.compare.cells`: one cell, in whichever process;
 - :mod:`~nse_plugin.compare.engines`: the cells in order, in processes, or on Ray;
 - :mod:`~nse_plugin.compare.results`: the schema of what is written;
-- :mod:`~nse_plugin.compare.statistics`: spread over seeds, paired differences;
+- :mod:`~nse_plugin.compare.intervals`: spread over seeds, paired differences;
 - :mod:`~nse_plugin.compare.tables`, :mod:`~nse_plugin.compare.pictures`,
   :mod:`~nse_plugin.compare.report`: how it is shown.
 """

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.hosts import Recipe, base_of, recipe, subject
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.pool import Bench
 from nse_plugin.compare.results import (
     SCHEMA,
     CellResult,
@@ -27,6 +27,8 @@ from nse_plugin.compare.results import (
     Seconds,
 )
 from nse_plugin.compare.untouched import NoEdits
+from nse_plugin.data.streams import held_out_texts, read_data
+from nse_plugin.easyedit.checkout import ROOT_VARIABLE
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.evaluation.metrics import SCORES
 from nse_plugin.evaluation.protocol import Protocol
@@ -34,12 +36,10 @@ from nse_plugin.files import write_text
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
-from nse_plugin.rounds.identity import digest, hashed, plain
-from nse_plugin.rounds.result import RunResult
-from nse_plugin.rounds.scheduler import SequentialScheduler
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.seams import ROOT_VARIABLE
-from nse_plugin.toolkit.streams import held_out_texts, read_data
+from nse_plugin.runs.identity import digest, hashed, plain
+from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.session.session import EditSession
 
 log = logging.getLogger(__name__)
 

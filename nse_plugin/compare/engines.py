@@ -15,9 +15,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.cells import failed, run_cell
 from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.pool import Bench
 from nse_plugin.compare.results import CellResult
 from nse_plugin.errors import HparamsError, did_you_mean
 

@@ -12,17 +12,17 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from nse_plugin import toolkit
+from nse_plugin import host as hosting
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.results import MethodInfo
 from nse_plugin.compare.specs import MethodSpec
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
-from nse_plugin.model.arch import DecoderLayout
-from nse_plugin.rounds.checkpoint import differences
-from nse_plugin.rounds.identity import plain
-from nse_plugin.session import EditSession
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.runs.directory import differences
+from nse_plugin.runs.identity import plain
+from nse_plugin.session.session import EditSession
 
 _FROM_THE_MODEL = ("model_name", "lm_head_module")
 """What the host's hyperparameters hold otherwise than the YAML."""
@@ -50,9 +50,9 @@ class Recipe:
 
 def is_hosts_own(spec: MethodSpec) -> bool:
     """Whether the host's own implementation is run."""
-    if spec.ours or spec.overtone or toolkit.host() != "easyedit":
+    if spec.ours or spec.overtone or hosting.host() != "easyedit":
         return False
-    from nse_plugin.toolkit.easyedit import has_own
+    from nse_plugin.easyedit.register import has_own
 
     return has_own(spec.method)
 
@@ -88,7 +88,7 @@ def _check_changes(spec: MethodSpec) -> None:
 
 
 def _host_keys(method: str) -> set[str]:
-    from nse_plugin.toolkit.host_hparams import host_hparams_class
+    from nse_plugin.easyedit.hparams import host_hparams_class
 
     return {field.name for field in dataclasses.fields(host_hparams_class(method))}
 
@@ -140,8 +140,8 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     """
     if not made.hosts_own:
         return EditSession.of(model, tokenizer), made
-    from nse_plugin.toolkit.easyedit import ReadyModel
-    from nse_plugin.toolkit.host_hparams import host_hparams
+    from nse_plugin.easyedit.hparams import host_hparams
+    from nse_plugin.easyedit.register import ReadyModel
 
     values = _host_values(made.hparams, model)
     known = _host_keys(made.hparams.method)
@@ -149,7 +149,7 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     ignored = tuple(sorted(given - known))
     hparams = host_hparams({key: value for key, value in values.items() if key in known})
     hparams.model_name = ReadyModel(model, tokenizer)
-    editor = toolkit.BaseEditor.from_hparams(hparams)
+    editor = hosting.BaseEditor.from_hparams(hparams)
     return editor, dataclasses.replace(made, hparams=hparams, ignored=ignored)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from nse_plugin import toolkit
+from nse_plugin import host as hosting
 from nse_plugin.compare.results import Memory, MetaInfo
-from nse_plugin.rounds.identity import versions
-from nse_plugin.toolkit.seams import find
+from nse_plugin.easyedit.checkout import find
+from nse_plugin.runs.identity import versions
 
 try:
     import resource
@@ -27,7 +27,7 @@ except ImportError:  # Windows
 
 def meta_info(threads: int) -> MetaInfo:
     """What may matter to whoever repeats it."""
-    host = toolkit.host()
+    host = hosting.host()
     found = find() if host == "easyedit" else None
     return {
         "versions": {**versions(), **_installed("numpy", "peft", "tokenizers")},

@@ -14,7 +14,7 @@ from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_json
-from nse_plugin.rounds.checkpoint import differences
+from nse_plugin.runs.directory import differences
 
 PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
                             "weights": False, "each": True}  # fmt: skip

@@ -15,10 +15,10 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.cells import failed, run_cell
 from nse_plugin.compare.engines import RETRIES, Found, lost
 from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.pool import Bench
 from nse_plugin.errors import HparamsError
 
 log = logging.getLogger(__name__)

@@ -15,12 +15,12 @@ from torch import nn
 
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.files import write_whole
-from nse_plugin.ledger.files import round_path
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.ledger_files import round_path
 
 
 class NoEdits:
-    """An engine of :mod:`nse_plugin.rounds.engines` whose rounds change nothing."""
+    """An engine of :mod:`nse_plugin.runs.engines` whose rounds change nothing."""
 
     method = UNTOUCHED
 

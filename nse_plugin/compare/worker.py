@@ -6,12 +6,12 @@ import json
 import signal
 from typing import TYPE_CHECKING
 
-from nse_plugin.toolkit.seams import make_torchvision_importable
+from nse_plugin.easyedit.checkout import make_torchvision_importable
 
 make_torchvision_importable()  # before the modules below import transformers
 
-from nse_plugin.compare.bench import Bench  # noqa: E402
 from nse_plugin.compare.cells import run_cell  # noqa: E402
+from nse_plugin.compare.pool import Bench  # noqa: E402
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

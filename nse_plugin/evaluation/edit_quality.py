@@ -27,10 +27,10 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
-from nse_plugin.evaluation.answers import Answers, score_encoded
 from nse_plugin.evaluation.fluency import ngram_entropy, plain
-from nse_plugin.evaluation.generation import sampled_text
-from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.answers import Answers, score_encoded
+from nse_plugin.model.generation import sampled_text
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt
 
 EVAL_METRICS = ("token_em", "exact match", "ppl")
@@ -338,5 +338,5 @@ def _check_options(hparams: Any, eval_metric: str) -> None:
     if evaluation_type in ("LLM-judge", "generate-text"):
         raise HparamsError(
             f"evaluation_type {evaluation_type!r} is not offered here; leave it out to score by "
-            "teacher forcing, or generate with nse_plugin.evaluation.generation.greedy_text"
+            "teacher forcing, or generate with nse_plugin.model.generation.greedy_text"
         )

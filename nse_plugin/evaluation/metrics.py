@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import nn
 
-from nse_plugin.evaluation.answers import score_answers
+from nse_plugin.model.answers import score_answers
 from nse_plugin.requests import EditRequest, Probe
 
 GROUPS = ("rewrite", "paraphrase", "portability", "locality")

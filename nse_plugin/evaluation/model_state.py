@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.evaluation.answers import score_encoded
 from nse_plugin.evaluation.fluency import ngram_entropy
-from nse_plugin.evaluation.generation import greedy_text, sampled_text
 from nse_plugin.evaluation.metrics import finite, mean
-from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.answers import score_encoded
+from nse_plugin.model.generation import greedy_text, sampled_text
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
 from nse_plugin.requests import EditRequest
 

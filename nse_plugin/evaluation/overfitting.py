@@ -11,7 +11,7 @@ from nse_plugin.hparams import Hparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.objectives.token_table import Spread, TokenCourse, TokenTable
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from nse_plugin.evaluation.model_state import (
     relative_change,
     run_harness,
 )
-from nse_plugin.ledger.capacity import key_share
 from nse_plugin.requests import EditRequest, mark
+from nse_plugin.session.capacity import key_share
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
-from nse_plugin.attach.adapters import Adapters, import_peft
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.export.entry import enter
 from nse_plugin.export.factors import Fit, factorise
@@ -30,7 +29,8 @@ from nse_plugin.export.folder import (
     read_tensors,
     write_manifest,
 )  # fmt: skip
-from nse_plugin.session import EditSession
+from nse_plugin.session.adapters import Adapters, import_peft
+from nse_plugin.session.session import EditSession
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

@@ -27,7 +27,7 @@ from nse_plugin.export.folder import (
     write_manifest,
 )  # fmt: skip
 from nse_plugin.model.weights import fingerprint
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 
 WEIGHTS, CHANGE = "weights.safetensors", "change.safetensors"
 

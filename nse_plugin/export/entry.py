@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from nse_plugin.ledger.records import RoundRecord, Write
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.session import EditSession
 
 METHOD = "import"
 """Method of a round that was imported."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from nse_plugin.export.folder import total_change
-from nse_plugin.ledger.records import Ledger
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import Ledger
+from nse_plugin.session.session import EditSession
 
 _ZERO = 1e-9
 """Singular values below this share of the largest one are left out of an exact factorisation."""

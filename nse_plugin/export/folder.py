@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from nse_plugin.errors import DataError, ModelError, SessionError
 from nse_plugin.files import checksum, write_json
-from nse_plugin.locate.statistics_files import model_fingerprint, same_model
 from nse_plugin.model.weights import fingerprint
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
+from nse_plugin.statistics.files import model_fingerprint, same_model
 from nse_plugin.version import __version__
 
 MANIFEST = "nse_export.json"

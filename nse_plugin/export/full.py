@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nse_plugin.export.folder import edited_layers, new_folder, write_manifest
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 
 
 def to_full(session: EditSession, folder: str | Path) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet, read_rows
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, encode_request, micro_batches
 from nse_plugin.requests import EditRequest
 

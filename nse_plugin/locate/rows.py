@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_request
 from nse_plugin.requests import EditRequest
 

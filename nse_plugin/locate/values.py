@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.rows import Reading, Rows
-from nse_plugin.model.arch import DecoderLayout
 from nse_plugin.model.hooks import quiet, read_rows
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, micro_batches
 from nse_plugin.model.replay import Continuation
 from nse_plugin.objectives import TokenObjective

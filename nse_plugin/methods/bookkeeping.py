@@ -9,10 +9,10 @@ import torch
 
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.ledger.records import Outcome, Status
 from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import Outcome, Status
+from nse_plugin.session.session import EditSession
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from torch.func import functional_call
 
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams.training import FTHparams
-from nse_plugin.ledger.records import RoundRecord, Write
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
@@ -27,7 +26,8 @@ from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.session import EditSession
 
 
 def edit_round(

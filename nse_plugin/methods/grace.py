@@ -16,9 +16,7 @@ from typing import cast
 
 import torch
 
-from nse_plugin.attach.codebook import Codebook
 from nse_plugin.hparams.training import GRACEHparams
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet, read_rows
@@ -28,7 +26,9 @@ from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
-from nse_plugin.session import EditSession
+from nse_plugin.session.codebook import Codebook
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 
 KIND = "grace"
 

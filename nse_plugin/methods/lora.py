@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from nse_plugin.attach.adapters import Adapters
 from nse_plugin.hparams.training import LoRAHparams
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
@@ -20,7 +18,9 @@ from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
-from nse_plugin.session import EditSession
+from nse_plugin.session.adapters import Adapters
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 
 KIND = "lora"
 _CONFIG = ("lora_type", "rank", "lora_alpha", "lora_dropout", "target_modules", "layers")

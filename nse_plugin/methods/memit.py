@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 
 from nse_plugin.hparams import MEMITHparams
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.locate.update import all_neurons, solve_right, submatrix
 from nse_plugin.methods.spread import Factors, Solve, spread_round
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 
 
 def edit_round(

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 import torch
 
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.stabilise import anchored, keep_out, top_directions
 from nse_plugin.locate.update import (
@@ -33,7 +32,8 @@ from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 
 
 def edit_round(

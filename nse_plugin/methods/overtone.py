@@ -14,11 +14,11 @@ from typing import Any
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.host_editors import HostEditorHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 
 
 def edit_round(

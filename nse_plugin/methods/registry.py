@@ -25,10 +25,10 @@ from nse_plugin.hparams import (
     ROMEHparams,
     read_method_yaml,
 )
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, overtone, rome
 from nse_plugin.requests import EditRequest, as_requests
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from nse_plugin.hparams import ROMEHparams
-from nse_plugin.ledger.records import RoundRecord, Write
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
 from nse_plugin.locate.values import Values, compute_values
@@ -28,7 +27,8 @@ from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.session import EditSession
 
 REACHED = 0.01
 """A request has converged where so much of its residual is left at most, after the whole round."""

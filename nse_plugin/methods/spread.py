@@ -20,7 +20,6 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.ledger.records import RoundRecord, Status, Write
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes
@@ -28,7 +27,8 @@ from nse_plugin.methods.clock import Clock
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord, Status, Write
+from nse_plugin.session.session import EditSession
 
 H = TypeVar("H", bound=LocateHparams)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
 
 

@@ -19,7 +19,7 @@ import torch
 from transformers import DynamicCache
 
 from nse_plugin.errors import ModelError
-from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")

@@ -14,8 +14,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import ModelError
-from nse_plugin.model.arch import device_of
 from nse_plugin.model.hooks import quiet
+from nse_plugin.model.layout import device_of
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """How context texts begin, as in the published code of MEMIT and NSE."""

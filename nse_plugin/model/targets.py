@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt, TokenBatch
 
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import read_lines
-from nse_plugin.ledger import queries
-from nse_plugin.ledger.files import host_method, load_ledger
-from nse_plugin.ledger.records import Ledger
-from nse_plugin.rounds.manifest import Manifest, read_manifest
-from nse_plugin.rounds.result import RunResult
+from nse_plugin.runs.manifest import Manifest, read_manifest
+from nse_plugin.runs.result import RunResult
+from nse_plugin.session import queries
+from nse_plugin.session.ledger_files import host_method, load_ledger
+from nse_plugin.session.records import Ledger
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -64,17 +64,17 @@ class Run:
 
     @cached_property
     def rounds(self) -> DataFrame:
-        """:func:`nse_plugin.ledger.queries.rounds`."""
+        """:func:`nse_plugin.session.queries.rounds`."""
         return queries.rounds(self.ledger)
 
     @cached_property
     def requests(self) -> DataFrame:
-        """:func:`nse_plugin.ledger.queries.requests`."""
+        """:func:`nse_plugin.session.queries.requests`."""
         return queries.requests(self.ledger)
 
     @cached_property
     def columns(self) -> dict[int, DataFrame]:
-        """By layer: :func:`nse_plugin.ledger.queries.column_norms`."""
+        """By layer: :func:`nse_plugin.session.queries.column_norms`."""
         return {layer: queries.column_norms(self.ledger, layer) for layer in self.layers}
 
     @cached_property
@@ -86,17 +86,17 @@ class Run:
 
     @cached_property
     def overlap(self) -> DataFrame:
-        """:func:`nse_plugin.ledger.queries.overlap` over all layers."""
+        """:func:`nse_plugin.session.queries.overlap` over all layers."""
         return queries.overlap(self.ledger)
 
     @cached_property
     def growth(self) -> DataFrame:
-        """:func:`nse_plugin.ledger.queries.norm_growth`."""
+        """:func:`nse_plugin.session.queries.norm_growth`."""
         return queries.norm_growth(self.ledger)
 
     @cached_property
     def capacity(self) -> DataFrame:
-        """:func:`nse_plugin.ledger.queries.capacity`; of a long run at even distances."""
+        """:func:`nse_plugin.session.queries.capacity`; of a long run at even distances."""
         numbers = self.ledger.numbers()
         step = -(-len(numbers) // _POINTS) or 1
         return queries.capacity(self.ledger, after=numbers[::-1][::step])

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nse_plugin.ledger import queries
 from nse_plugin.report.figures import binned, heat_map, heat_maps, lines
 from nse_plugin.report.page import Picture
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
+from nse_plugin.session import queries
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nse_plugin.errors import DataError, did_you_mean
-from nse_plugin.ledger import queries
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
+from nse_plugin.session import queries
 
 if TYPE_CHECKING:
     from pandas import DataFrame

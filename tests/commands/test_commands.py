@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nse_plugin import atlas, cli
+from nse_plugin import cli
 from nse_plugin.commands import demo as demo_module
 from nse_plugin.commands.doctor import report
-from nse_plugin.ledger.files import load_ledger
+from nse_plugin.data import atlas
+from nse_plugin.session.ledger_files import load_ledger
 
 SUMMARY_KEYS = [
     "method", "model", "seed", "edits", "rounds", "efficacy", "paraphrase", "untouched",

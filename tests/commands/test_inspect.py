@@ -11,7 +11,7 @@ import pytest
 
 from nse_plugin import cli
 from nse_plugin.report.theme import THEMES
-from tests.rounds.runs import hparams, scheduler
+from tests.runs.runs import hparams, scheduler
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -102,7 +102,7 @@ def test_no_model_is_loaded(run):
 import sys
 from nse_plugin import cli
 code = cli.main(["inspect", {str(run)!r}])
-sys.exit(code or " ".join({{"transformers", "nse_plugin.session"}} & set(sys.modules)) or 0)
+sys.exit(code or " ".join({{"transformers", "nse_plugin.session.session"}} & set(sys.modules)) or 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, "")

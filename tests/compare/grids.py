@@ -9,7 +9,7 @@ import yaml
 
 from nse_plugin.commands.compare import Comparison, read_comparison
 from nse_plugin.hparams import find_yaml
-from tests.rounds.runs import requests
+from tests.runs.runs import requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NSE = dict(

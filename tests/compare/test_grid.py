@@ -14,18 +14,18 @@ from nse_plugin import cli
 from nse_plugin.commands.compare import exit_code
 from nse_plugin.compare import cells as cells_module
 from nse_plugin.compare import hosts
-from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.engines import Serial
+from nse_plugin.compare.pool import Bench
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.methods import nse
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_page import run_tables
-from nse_plugin.rounds.engines import SessionEngine
-from nse_plugin.rounds.scheduler import SequentialScheduler
-from nse_plugin.session import EditSession
+from nse_plugin.runs.engines import SessionEngine
+from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.session.session import EditSession
 from tests.compare.grids import arguments, comparison, quiet
-from tests.rounds.runs import requests
+from tests.runs.runs import requests
 
 
 def by_place(result):
@@ -73,9 +73,9 @@ def test_a_score_is_the_mean_of_its_edits(whole):
 def test_a_cell_is_a_plain_run_of_the_scheduler(world, whole, tmp_path):
     """Model loaded anew, no comparison around it: the same scores to the bit."""
     from nse_plugin.compare.hosts import recipe
+    from nse_plugin.data.models import load_model
+    from nse_plugin.data.streams import held_out_texts, read_data
     from nse_plugin.evaluation.protocol import Protocol
-    from nse_plugin.toolkit.loading import load_model
-    from nse_plugin.toolkit.streams import held_out_texts, read_data
 
     made = comparison(world, tmp_path / "out")
     cell = next(c for c in made.cells() if c.method == "NSE:one-pass" and c.seed == 1)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nse_plugin.compare.bench import Bench
 from nse_plugin.compare.cells import run_cell
 from nse_plugin.compare.hosts import _host_values, changed_since
+from nse_plugin.compare.pool import Bench
 from nse_plugin.compare.results import without_machine
 from nse_plugin.hparams import MEMITHparams
 from tests.compare.grids import comparison

@@ -8,12 +8,13 @@ from dataclasses import fields, replace
 import pytest
 import yaml
 
-from nse_plugin import atlas, cli
+from nse_plugin import cli
 from nse_plugin.commands.compare import exit_code
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import read_records
 from nse_plugin.hparams import find_yaml
-from nse_plugin.ledger.files import load_rounds
 from nse_plugin.methods.registry import find_method
-from nse_plugin.toolkit.datasets import read_records
+from nse_plugin.session.ledger_files import load_rounds
 from tests.compare.grids import arguments, comparison, quiet
 from tests.contract.records import shared
 from tests.tiny import tiny_model, tiny_tokenizer

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
+from nse_plugin.easyedit import checkout
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.toolkit import seams
 from tests.contract.records import BENCHMARKS, Benchmark, shared, write
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
@@ -66,17 +66,17 @@ def editor_class(host):
 
 def editor_class_of(host: str) -> type:
     if host == "embedded":
-        from nse_plugin.toolkit.embedded import BaseEditor
+        from nse_plugin.editor import BaseEditor
 
         return BaseEditor
-    from nse_plugin.toolkit.easyedit import base_editor
+    from nse_plugin.easyedit.register import base_editor
 
     if host == "easyedit":
         return base_editor()
-    from nse_plugin.toolkit import register
+    from nse_plugin.host import register
 
     register()
-    return seams.part("easyeditor:BaseEditor")
+    return checkout.part("easyeditor:BaseEditor")
 
 
 @pytest.fixture

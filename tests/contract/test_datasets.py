@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
-from nse_plugin import toolkit
+from nse_plugin import host as hosting
+from nse_plugin.data import readers
+from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit import datasets as host_datasets
+from nse_plugin.easyedit.datasets import read_with_host
 from nse_plugin.errors import DataError, HostError
-from nse_plugin.toolkit import datasets, host_datasets, seams
-from nse_plugin.toolkit.host_datasets import read_with_host
 from tests.contract.records import (
     BENCHMARKS,
     BLANKS,
@@ -37,14 +39,14 @@ from tests.contract.records import (
 
 def test_requests_are_the_same_through_the_hosts_class(easyedit, benchmark, path):
     read = read_with_host(path, benchmark.kind)
-    assert read == datasets.read_records(path, benchmark.kind)
+    assert read == readers.read_records(path, benchmark.kind)
     assert len(read) == len(json.loads(path.read_text(encoding="utf-8")))
 
 
 def test_what_the_hosts_class_gives_is_in_our_requests(easyedit, benchmark, path, tmp_path):
     file, _ = taken(benchmark, path, tmp_path)
-    items = list(seams.part(benchmark.where)(str(file)))
-    requests = datasets.read_records(file, benchmark.kind)
+    items = list(checkout.part(benchmark.where)(str(file)))
+    requests = readers.read_records(file, benchmark.kind)
     assert len(items) == len(requests)
     left_out = benchmark.left_out
     if "case_id" not in items[0]:  # ours then counts
@@ -58,7 +60,7 @@ def test_what_the_hosts_class_gives_is_in_our_requests(easyedit, benchmark, path
 def test_new_answers_lose_the_blanks_around_them(easyedit, name, tmp_path):
     benchmark = BENCHMARKS[name]
     file, _ = taken(benchmark, shared(benchmark.shared), tmp_path)
-    items = list(seams.part(benchmark.where)(str(file)))
+    items = list(checkout.part(benchmark.where)(str(file)))
     requests = read_with_host(file, benchmark.kind)
     targets = [(item["target_new"], request.target_new) for item, request in zip(items, requests)]
     differ = {place: theirs for place, (theirs, ours) in enumerate(targets) if theirs != ours}
@@ -69,7 +71,7 @@ def test_new_answers_lose_the_blanks_around_them(easyedit, name, tmp_path):
 def test_the_subject_that_zsre_drops_is_in_its_question(easyedit, tmp_path):
     """So a request can be made of each item, once it is put back."""
     file, raw = taken(BENCHMARKS["ZsRE"], shared("zsre_200.json"), tmp_path)
-    items = list(seams.part(BENCHMARKS["ZsRE"].where)(str(file)))
+    items = list(checkout.part(BENCHMARKS["ZsRE"].where)(str(file)))
     assert not any("subject" in item or "portability" in item for item in items)
     requests = read_with_host(file)
     assert [request.text for request in requests] == [item["prompt"] for item in items]
@@ -82,7 +84,7 @@ def test_wiki_recents_random_probe_is_one_of_ours(easyedit, source, tmp_path):
     benchmark = BENCHMARKS["WikiRecent"]
     path = shared(benchmark.shared) if source == "shared" else write(tmp_path, WIKI_RECENT)
     file, raw = taken(benchmark, path, tmp_path)
-    items = list(seams.part(benchmark.where)(str(file)))
+    items = list(checkout.part(benchmark.where)(str(file)))
     for item, request, record in zip(items, read_with_host(file, "wiki_recent"), raw):
         probes = request.locality["Relation_Specificity"]
         assert item["locality_prompt"] in {probe.prompt for probe in probes}
@@ -97,11 +99,11 @@ def test_wiki_recents_random_probe_is_one_of_ours(easyedit, source, tmp_path):
 @pytest.mark.parametrize("name", ["counterfact_200.json", "mquake_50.json"])
 def test_layouts_without_a_class_are_read_by_ours(easyedit, name):
     path = shared(name)
-    assert read_with_host(path) == datasets.read_records(path)
+    assert read_with_host(path) == readers.read_records(path)
 
 
 def test_layouts_are_recognised_and_limited_as_by_ours(easyedit, benchmark, path):
-    assert read_with_host(path, limit=1) == datasets.read_records(path, limit=1)
+    assert read_with_host(path, limit=1) == readers.read_records(path, limit=1)
 
 
 def test_json_lines_and_a_byte_order_mark_are_read(easyedit, benchmark, tmp_path):
@@ -150,9 +152,9 @@ def test_a_record_refused_by_the_class_is_read_by_ours(easyedit, what, tmp_path,
     path = write(tmp_path, [*good, odd, *good])
     (benchmark,) = [b for b in BENCHMARKS.values() if b.kind == kind and b.records is good]
     with pytest.raises(Exception, match=reason.partition(": ")[2].strip("'")):
-        seams.part(benchmark.where)(str(path))
+        checkout.part(benchmark.where)(str(path))
     with caplog.at_level(logging.WARNING):
-        assert read_with_host(path, kind) == datasets.read_records(path, kind)
+        assert read_with_host(path, kind) == readers.read_records(path, kind)
     (message,) = [text for text in caplog.messages if "refuses" in text]
     assert f"refuses 1 of 5 records; they were read without it: record 2: {reason}" in message
 
@@ -161,7 +163,7 @@ def test_real_records_refused_by_the_class_are_counted(easyedit, caplog):
     benchmark = BENCHMARKS["WikiRecent"]
     path = shared(benchmark.shared)
     with pytest.raises((KeyError, IndexError)):
-        seams.part(benchmark.where)(str(path))
+        checkout.part(benchmark.where)(str(path))
     read_with_host(path, benchmark.kind)
     assert any(f"refuses {n} of 100 records" in text for text in caplog.messages for n in REFUSED)
 
@@ -194,7 +196,7 @@ def test_an_answer_without_an_alias_is_no_answer(easyedit):
 def test_bad_records_raise_or_are_skipped_as_by_ours(easyedit, kind, good, bad, tmp_path, caplog):
     path = write(tmp_path, [good[0], bad, good[1]])
     messages = []
-    for read in (read_with_host, datasets.read_records):
+    for read in (read_with_host, readers.read_records):
         with pytest.raises(DataError, match="record 1 of records.json") as error:
             read(path, kind)
         messages.append(str(error.value))
@@ -213,7 +215,7 @@ def test_bad_records_raise_or_are_skipped_as_by_ours(easyedit, kind, good, bad, 
 def test_files_and_arguments_are_judged_as_by_ours(easyedit, content, arguments, tmp_path):
     path = write(tmp_path, content)
     results = []
-    for read in (read_with_host, datasets.read_records):
+    for read in (read_with_host, readers.read_records):
         try:
             results.append(read(path, **arguments))
         except DataError as error:
@@ -232,15 +234,15 @@ def test_without_a_host_it_says_so(monkeypatch, tmp_path):
 
 def test_the_toolkit_reads_with_the_host_that_is_there(host, monkeypatch):
     monkeypatch.setenv("NSE_PLUGIN_HOST", "embedded" if host == "embedded" else "easyedit")
-    wanted = datasets.read_records if host == "embedded" else read_with_host
-    assert toolkit.read_records is wanted
+    wanted = readers.read_records if host == "embedded" else read_with_host
+    assert hosting.read_records is wanted
 
 
 def test_a_class_that_is_gone_is_done_without(easyedit, benchmark, path, monkeypatch):
     module, _, name = benchmark.where.partition(":")
     monkeypatch.delattr(f"{module}.{name}")
     read = read_with_host(path, benchmark.kind)
-    assert read == datasets.read_records(path, benchmark.kind)
+    assert read == readers.read_records(path, benchmark.kind)
 
 
 def test_a_class_that_gives_other_fields_is_named(easyedit, monkeypatch, tmp_path):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from nse_plugin.data.readers import parse_records
+from nse_plugin.easyedit.register import ReadyModel
 from nse_plugin.errors import HparamsError, ModelError, RequestError
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
-from nse_plugin.toolkit.easyedit import ReadyModel
+from nse_plugin.session.session import EditSession
 from tests.contract.conftest import atlas_hparams, fact, facts, probes, quick
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -217,7 +217,7 @@ def test_two_editors_may_share_a_ready_model(editor_class, host):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_embedded_models_are_there_by_name_and_learn(host, editor_class, family):
-    from nse_plugin import atlas
+    from nse_plugin.data import atlas
 
     hparams = atlas_hparams(family)
     if "own" in host:
@@ -305,8 +305,8 @@ def test_generation_is_scored_where_asked_for(host, request, editor_class, call_
 def test_missing_fluency_data_are_named_before_any_work(easyedit, saved, monkeypatch, call_name):
     import nltk
 
+    from nse_plugin.easyedit.register import base_editor
     from nse_plugin.errors import HostError
-    from nse_plugin.toolkit.easyedit import base_editor
 
     monkeypatch.setattr(nltk.data, "path", [])
     nltk.tokenize._get_punkt_tokenizer.cache_clear()

@@ -17,14 +17,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit.hparams import host_hparams
+from nse_plugin.easyedit.losses import TERMS, with_objective
+from nse_plugin.easyedit.overtone import host_base
+from nse_plugin.easyedit.register import base_editor
 from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.hparams import OvertoneHparams
-from nse_plugin.rounds.identity import plain as plain_values
-from nse_plugin.toolkit import seams
-from nse_plugin.toolkit.easyedit import base_editor
-from nse_plugin.toolkit.host_hparams import host_hparams
-from nse_plugin.toolkit.host_overtone import host_base
-from nse_plugin.toolkit.host_terms import TERMS, with_objective
+from nse_plugin.runs.identity import plain as plain_values
 from tests.contract.conftest import fact
 
 pytestmark = pytest.mark.usefixtures("easyedit")
@@ -98,7 +98,7 @@ def plain(keys):
     def make(name: str, **changes: Any) -> Any:
         values = keys(name, **changes)
         needed = DEFAULTS[name]
-        return seams.part("easyeditor:BaseEditor").from_hparams(host_hparams(needed | values))
+        return checkout.part("easyeditor:BaseEditor").from_hparams(host_hparams(needed | values))
 
     return make
 
@@ -278,7 +278,7 @@ def test_melos_first_loss_is_overtones(around, monkeypatch):
     editor = around("MELO")
     _, value, _ = loss_of(editor, PROMPT, TARGET)
     losses = []
-    melo = seams.part("easyeditor.models.melo.melo:LORA")
+    melo = checkout.part("easyeditor.models.melo.melo:LORA")
     whole = melo.edit
     monkeypatch.setattr(melo, "edit", _then(whole, lambda self: losses.extend(self.losses)))
     edit(editor, 2)
@@ -357,7 +357,7 @@ PLACES = {"FT": ("easyeditor.models.ft.ft_main", "execute_ft"),
 
 def place_of(name):
     where, attribute = PLACES[name]
-    return (seams.part(where) if ":" in where else importlib.import_module(where)), attribute
+    return (checkout.part(where) if ":" in where else importlib.import_module(where)), attribute
 
 
 @each
@@ -391,7 +391,7 @@ def test_a_model_with_a_loss_of_its_own_is_an_error(around, monkeypatch, name):
 
 def test_another_method_in_the_table_is_an_error(around, monkeypatch):
     editor = around("FT")
-    monkeypatch.setitem(seams.part("easyeditor.util.alg_dict:ALG_DICT"), "FT", other)
+    monkeypatch.setitem(checkout.part("easyeditor.util.alg_dict:ALG_DICT"), "FT", other)
     with pytest.raises(HostError, match="method table has another FT"):
         edit(editor)
 
@@ -507,6 +507,6 @@ def test_a_frozen_reference_is_refused(around):
 def test_editors_that_are_not_ours_cannot_tell_how_to_take_it_back(keys):
     hparams = OvertoneHparams.from_dict({"alg_name": "OVERTONE", "base": keys("LoRA")})
     base_editor()
-    editor = seams.part("easyeditor:BaseEditor").from_hparams(hparams)
+    editor = checkout.part("easyeditor:BaseEditor").from_hparams(hparams)
     with pytest.raises(HostError, match="LoRA needs.*nse_plugin.BaseEditor"):
         edit(editor)

@@ -1,4 +1,4 @@
-"""Finding, probing and registering: against EasyEdit, and against a stand-in with its seams.
+"""Finding, probing and registering: against EasyEdit, and against a stand-in with its checkout.
 
 The stand-in is what our code looks at in EasyEdit and nothing more, so that the machine without
 EasyEdit tests registration too.
@@ -14,10 +14,10 @@ import sys
 
 import pytest
 
-from nse_plugin import toolkit
+from nse_plugin import host as hosting
+from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit import register as plugin
 from nse_plugin.errors import HostError, HparamsError
-from nse_plugin.toolkit import easyedit as plugin
-from nse_plugin.toolkit import seams
 from tests.contract.conftest import fact, quick
 
 STAND_IN = {
@@ -57,12 +57,12 @@ class BaseEditor:
 
 
 def ours(name):
-    return name.partition(".")[0] == seams.PACKAGE
+    return name.partition(".")[0] == checkout.PACKAGE
 
 
 def build(folder, files):
     for name, text in files.items():
-        path = folder / seams.PACKAGE / name
+        path = folder / checkout.PACKAGE / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return folder
@@ -74,10 +74,10 @@ def no_host(monkeypatch):
     held = {name: module for name, module in sys.modules.items() if ours(name)}
     for name in held:
         del sys.modules[name]
-    monkeypatch.delenv(seams.ROOT_VARIABLE, raising=False)
-    monkeypatch.delenv(toolkit.HOST_VARIABLE, raising=False)
+    monkeypatch.delenv(checkout.ROOT_VARIABLE, raising=False)
+    monkeypatch.delenv(hosting.HOST_VARIABLE, raising=False)
     monkeypatch.setattr(
-        sys, "path", [p for p in sys.path if not (seams.Path(p) / seams.PACKAGE).is_dir()]
+        sys, "path", [p for p in sys.path if not (checkout.Path(p) / checkout.PACKAGE).is_dir()]
     )
     yield
     for name in [name for name in sys.modules if ours(name)]:
@@ -95,7 +95,7 @@ def first_on_path(folder):
 def stand_in(no_host, tmp_path, monkeypatch):
     """A checkout with all seams and nothing behind them."""
     folder = build(tmp_path / "checkout", STAND_IN)
-    monkeypatch.setenv(seams.ROOT_VARIABLE, str(folder))
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, str(folder))
     return folder
 
 
@@ -103,19 +103,19 @@ def stand_in(no_host, tmp_path, monkeypatch):
 def table(request):
     """The method table of a host in which nothing is registered."""
     request.getfixturevalue("stand_in" if request.param == "stand-in" else "easyedit")
-    host = seams.find()
-    seams.load(host)
-    toolkit.unregister()
-    table = seams.part("easyeditor.util.alg_dict:ALG_DICT")
+    host = checkout.find()
+    checkout.load(host)
+    hosting.unregister()
+    table = checkout.part("easyeditor.util.alg_dict:ALG_DICT")
     before = dict(table)
     yield table
-    toolkit.unregister()
+    hosting.unregister()
     table.clear()
     table.update(before)
 
 
 def gate():
-    return seams.part("easyeditor.editors.batch_editor:BatchEditor")
+    return checkout.part("easyeditor.editors.batch_editor:BatchEditor")
 
 
 def gate_in_class():
@@ -137,12 +137,12 @@ def run(code, **environment):
 
 
 def test_importing_the_plugin_imports_no_host_and_changes_nothing(stand_in):
-    heavy = ("torch", "transformers", "numpy", seams.PACKAGE)
+    heavy = ("torch", "transformers", "numpy", checkout.PACKAGE)
     code = f"""
 import sys
 path = list(sys.path)
-import nse_plugin, nse_plugin.toolkit, nse_plugin.toolkit.easyedit
-assert nse_plugin.toolkit.host() == "easyedit"
+import nse_plugin, nse_plugin.host, nse_plugin.easyedit.register
+assert nse_plugin.host.host() == "easyedit"
 assert sys.path == path
 print([name for name in {heavy} if name in sys.modules])
 """
@@ -150,51 +150,51 @@ print([name for name in {heavy} if name in sys.modules])
 
 
 def test_no_host_is_the_embedded_one(no_host):
+    from nse_plugin.editor import BaseEditor
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
-    from nse_plugin.toolkit.embedded import BaseEditor
 
-    assert seams.find() is None and toolkit.host() == "embedded"
-    assert toolkit.BaseEditor is BaseEditor
-    assert toolkit.compute_edit_quality is compute_edit_quality
+    assert checkout.find() is None and hosting.host() == "embedded"
+    assert hosting.BaseEditor is BaseEditor
+    assert hosting.compute_edit_quality is compute_edit_quality
     with pytest.raises(HostError, match=r"clone .*EASYEDIT_ROOT"):
-        toolkit.register()
-    toolkit.unregister()
+        hosting.register()
+    hosting.unregister()
     assert not any(map(ours, sys.modules))
 
 
 def test_a_folder_of_that_name_is_no_host(no_host, tmp_path):
-    (tmp_path / seams.PACKAGE).mkdir()
+    (tmp_path / checkout.PACKAGE).mkdir()
     first_on_path(tmp_path)
-    assert seams.find() is None
+    assert checkout.find() is None
 
 
 def test_a_wrong_root_is_named(no_host, monkeypatch):
-    monkeypatch.setenv(seams.ROOT_VARIABLE, "/nowhere/EasyEdit")
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, "/nowhere/EasyEdit")
     with pytest.raises(HostError, match="'/nowhere/EasyEdit'"):
-        toolkit.host()
+        hosting.host()
 
 
 def test_a_root_beside_another_import_is_named(stand_in, tmp_path, monkeypatch):
-    seams.load(seams.find())
+    checkout.load(checkout.find())
     other = build(tmp_path / "other", STAND_IN)
-    monkeypatch.setenv(seams.ROOT_VARIABLE, str(other))
+    monkeypatch.setenv(checkout.ROOT_VARIABLE, str(other))
     with pytest.raises(HostError, match=r"other.*already imported from .*checkout"):
-        seams.find()
+        checkout.find()
 
 
 def test_the_root_goes_before_what_is_importable(stand_in, tmp_path):
     first_on_path(build(tmp_path / "other", STAND_IN))
-    host = seams.find()
+    host = checkout.find()
     assert host.path == stand_in and host.source == "EASYEDIT_ROOT"
-    assert seams.load(host).__file__ == str(stand_in / seams.PACKAGE / "__init__.py")
+    assert checkout.load(host).__file__ == str(stand_in / checkout.PACKAGE / "__init__.py")
 
 
 def test_an_importable_host_is_found(stand_in, monkeypatch):
-    monkeypatch.delenv(seams.ROOT_VARIABLE)
+    monkeypatch.delenv(checkout.ROOT_VARIABLE)
     first_on_path(stand_in)
-    assert (seams.find().path, seams.find().source) == (stand_in, "import path")
-    seams.load(seams.find())
-    assert (seams.find().path, seams.find().source) == (stand_in, "already imported")
+    assert (checkout.find().path, checkout.find().source) == (stand_in, "import path")
+    checkout.load(checkout.find())
+    assert (checkout.find().path, checkout.find().source) == (stand_in, "already imported")
 
 
 COMMIT = "14cea8245f06715684592ab55184939b99d70784"
@@ -218,48 +218,48 @@ def test_the_commit_is_read_without_git(stand_in, files):
         path = stand_in / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    assert seams.find().commit == COMMIT
+    assert checkout.find().commit == COMMIT
 
 
 def test_a_host_without_git_has_no_commit(stand_in):
-    assert seams.find().commit is None
+    assert checkout.find().commit is None
     (stand_in / ".git").mkdir()
     (stand_in / ".git/HEAD").write_text("ref: refs/heads/gone")
-    assert seams.find().commit is None and "unknown commit" in str(seams.find())
+    assert checkout.find().commit is None and "unknown commit" in str(checkout.find())
 
 
 @pytest.mark.parametrize("name", ["embedded", "easyedit"])
 def test_the_host_may_be_chosen(stand_in, monkeypatch, name):
-    monkeypatch.setenv(toolkit.HOST_VARIABLE, name)
-    assert toolkit.host() == name
-    assert ("embedded" in toolkit.BaseEditor.__module__) == (name == "embedded")
+    monkeypatch.setenv(hosting.HOST_VARIABLE, name)
+    assert hosting.host() == name
+    assert ("embedded" in hosting.BaseEditor.__module__) == (name == "embedded")
 
 
 def test_a_wrong_choice_of_host_is_named(no_host, monkeypatch):
-    monkeypatch.setenv(toolkit.HOST_VARIABLE, "embeded")
+    monkeypatch.setenv(hosting.HOST_VARIABLE, "embeded")
     with pytest.raises(HostError, match="'embeded'; did you mean 'embedded'"):
-        toolkit.host()
-    monkeypatch.setenv(toolkit.HOST_VARIABLE, "easyedit")
+        hosting.host()
+    monkeypatch.setenv(hosting.HOST_VARIABLE, "easyedit")
     with pytest.raises(HostError, match="there is none"):
-        toolkit.host()
+        hosting.host()
 
 
 # --- loading and probing --------------------------------------------------------------------------
 
 
 def test_the_real_easyedit_has_every_seam(easyedit):
-    found = seams.probe(easyedit)
-    assert seams.missing(found) == "" and len(found) == 12
-    assert toolkit.compute_edit_quality is seams.part("easyeditor:compute_edit_quality")
+    found = checkout.probe(easyedit)
+    assert checkout.missing(found) == "" and len(found) == 12
+    assert hosting.compute_edit_quality is checkout.part("easyeditor:compute_edit_quality")
 
 
 def test_what_easyedit_imports_and_is_missing_is_named(stand_in):
     build(stand_in, {"__init__.py": "import a_package_that_is_not_there"})
     with pytest.raises(HostError, match=r"a_package_that_is_not_there.*nse-plugin\[easyedit\]"):
-        toolkit.register()
+        hosting.register()
     build(stand_in, {"__init__.py": "raise RuntimeError('no such operator')"})
     with pytest.raises(HostError, match=r"RuntimeError: no such operator.*embedded"):
-        toolkit.register()
+        hosting.register()
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_what_easyedit_imports_and_is_missing_is_named(stand_in):
 def test_a_host_without_the_two_hooks_is_left_alone(stand_in, file, text, seam):
     build(stand_in, {file: text})
     with pytest.raises(HostError, match=f"{seam} .*; "):
-        toolkit.register()
+        hosting.register()
     assert plugin.registration() is None
 
 
@@ -286,9 +286,9 @@ def test_a_host_without_the_two_hooks_is_left_alone(stand_in, file, text, seam):
 )
 def test_a_lesser_part_that_is_missing_is_told(stand_in, caplog, file, text, seam):
     build(stand_in, {file: text})
-    (lost,) = [each for each in seams.probe(seams.find()) if not each.present]
+    (lost,) = [each for each in checkout.probe(checkout.find()) if not each.present]
     assert lost.name == seam and lost.why and lost.without_it
-    toolkit.register()
+    hosting.register()
     assert seam in caplog.text and lost.without_it in caplog.text
 
 
@@ -296,7 +296,7 @@ def test_a_missing_evaluator_is_replaced_by_ours(stand_in):
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
 
     build(stand_in, {"evaluate/evaluate.py": ""})
-    assert toolkit.compute_edit_quality is compute_edit_quality
+    assert hosting.compute_edit_quality is compute_edit_quality
 
 
 # --- registering ----------------------------------------------------------------------------------
@@ -304,91 +304,91 @@ def test_a_missing_evaluator_is_replaced_by_ours(stand_in):
 
 def test_register_and_unregister(table):
     before, gate_before = dict(table), gate_in_class()
-    done = toolkit.register()
+    done = hosting.register()
     assert done is plugin.registration() and {"NSE", "NSE-plugin"} <= set(done.names)
     assert {name: table[name] for name in before} == before
     assert table["NSE"] is table["NSE-plugin"]
     assert all(gate().is_batchable_method(name) for name in ("NSE", "NSE-plugin", "MEMIT"))
     assert not gate().is_batchable_method("ROME")
-    toolkit.unregister()
+    hosting.unregister()
     assert table == before and list(table) == list(before)
     assert gate_in_class() is gate_before and plugin.registration() is None
     assert not gate().is_batchable_method("NSE")
-    toolkit.unregister()
+    hosting.unregister()
     assert table == before
 
 
 def test_register_again_changes_nothing(table):
-    first = toolkit.register()
+    first = hosting.register()
     held, gate_held = dict(table), gate_in_class()
-    assert toolkit.register() is first and toolkit.register(["NSE"]) is first
-    assert toolkit.register(["NSE"], override=True) is first
+    assert hosting.register() is first and hosting.register(["NSE"]) is first
+    assert hosting.register(["NSE"], override=True) is first
     assert table == held and gate_in_class() is gate_held
 
 
 def test_register_after_unregister(table):
-    toolkit.register()
-    toolkit.unregister()
-    toolkit.register()
+    hosting.register()
+    hosting.unregister()
+    hosting.register()
     assert "NSE" in table and gate().is_batchable_method("NSE")
 
 
 def test_a_method_we_do_not_have_is_named(table):
     with pytest.raises(HparamsError, match=r"'NSA'.*did you mean 'NSE'"):
-        toolkit.register(["NSA"])
+        hosting.register(["NSA"])
 
 
 def test_a_name_that_easyedit_has_is_left_to_it(table):
     table["NSE"] = theirs = lambda: None
     with pytest.raises(HostError, match="NSE-plugin"):
-        toolkit.register(["NSE"])
+        hosting.register(["NSE"])
     assert plugin.registration() is None and "NSE-plugin" not in table
-    toolkit.register()
+    hosting.register()
     assert table["NSE"] is theirs
     assert table["NSE-plugin"] is not theirs and gate().is_batchable_method("NSE-plugin")
     assert not gate().is_batchable_method("NSE")
-    toolkit.unregister()
+    hosting.unregister()
     assert table["NSE"] is theirs and "NSE-plugin" not in table
 
 
 def test_override_takes_a_name_over_and_gives_it_back(table):
     table["NSE"] = theirs = lambda: None
-    toolkit.register(["NSE"], override=True)
+    hosting.register(["NSE"], override=True)
     assert table["NSE"] is table["NSE-plugin"] is not theirs
     assert gate().is_batchable_method("NSE")
-    toolkit.unregister()
+    hosting.unregister()
     assert table["NSE"] is theirs and "NSE-plugin" not in table
 
 
 def test_our_name_taken_by_somebody_else_is_named(table):
     table["NSE-plugin"] = lambda: None
     with pytest.raises(HostError, match="'NSE-plugin'"):
-        toolkit.register()
+        hosting.register()
 
 
 def test_what_somebody_put_in_our_place_is_not_taken_out(table, caplog):
-    toolkit.register()
+    hosting.register()
     table["NSE"] = theirs = lambda: None
     assert not gate().is_batchable_method("NSE")
-    toolkit.unregister()
+    hosting.unregister()
     assert table["NSE"] is theirs and "NSE-plugin" not in table
     assert "'NSE'" in caplog.text
 
 
 def test_a_gate_that_was_wrapped_after_us_stays_wrapped(table, caplog):
-    toolkit.register()
+    hosting.register()
     mine = gate_in_class()
     inner = gate().is_batchable_method
     wrapped = staticmethod(functools.wraps(inner)(lambda name: name == "other" or inner(name)))
     gate().is_batchable_method = wrapped
     try:
-        toolkit.unregister()
+        hosting.unregister()
         assert gate_in_class() is wrapped and "wrapped again" in caplog.text
         answers = {n: gate().is_batchable_method(n) for n in ("other", "MEMIT", "NSE")}
         assert answers == {"other": True, "MEMIT": True, "NSE": False}
-        toolkit.register()
+        hosting.register()
         assert gate().is_batchable_method("NSE") and gate().is_batchable_method("other")
-        toolkit.unregister()
+        hosting.unregister()
         assert gate_in_class() is wrapped
     finally:
         gate().is_batchable_method = mine.__func__.__wrapped__
@@ -401,23 +401,23 @@ def test_the_editor_is_easyedits(table):
     import nse_plugin
 
     editor = nse_plugin.BaseEditor
-    assert issubclass(editor, seams.part("easyeditor.editors.editor:BaseEditor"))
-    assert editor is nse_plugin.BaseEditor and editor is toolkit.BaseEditor
+    assert issubclass(editor, checkout.part("easyeditor.editors.editor:BaseEditor"))
+    assert editor is nse_plugin.BaseEditor and editor is hosting.BaseEditor
     assert plugin.registration() is not None
 
 
 def test_hparams_pass_through_where_easyedit_understands_them(stand_in):
     hparams = quick(model_name="somewhere/gpt2")
-    assert toolkit.BaseEditor(hparams).hparams is hparams
+    assert hosting.BaseEditor(hparams).hparams is hparams
     named = quick(model_name="atlas:gpt2")
-    editor = toolkit.BaseEditor.from_hparams(named)
+    editor = hosting.BaseEditor.from_hparams(named)
     assert editor.hparams.model_name.endswith("atlas-gpt2") and named.model_name == "atlas:gpt2"
 
 
 def test_our_editor_runs_our_method_where_easyedit_has_one_of_that_name(stand_in):
-    seams.load(seams.find())
-    seams.part("easyeditor.util.alg_dict:ALG_DICT")["NSE"] = print
-    editor = toolkit.BaseEditor(quick(model_name="gpt2"))
+    checkout.load(checkout.find())
+    checkout.part("easyeditor.util.alg_dict:ALG_DICT")["NSE"] = print
+    editor = hosting.BaseEditor(quick(model_name="gpt2"))
     assert editor.hparams.alg_name == "NSE-plugin" and editor.hparams.layers == [1, 2]
 
 
@@ -426,28 +426,28 @@ def test_the_editor_names_what_is_not_there(stand_in):
 
     from nse_plugin.errors import ModelError
 
-    editor = toolkit.BaseEditor
+    editor = hosting.BaseEditor
     with pytest.raises(HostError, match="'ROMA'; did you mean 'ROME'"):
         editor(SimpleNamespace(alg_name="ROMA", model_name="gpt2"))
     with pytest.raises(ModelError, match="atlas:bert"):
         editor(quick(model_name="atlas:bert"))
-    toolkit.unregister()
+    hosting.unregister()
     with pytest.raises(HostError, match=r"register\(\)"):
         editor(quick(model_name="gpt2"))
 
 
 def test_ours_is_run_in_full_under_its_other_name(easyedit, saved):
     """As in a later EasyEdit that ships an NSE of its own."""
-    toolkit.unregister()
-    table = seams.part("easyeditor.util.alg_dict:ALG_DICT")
+    hosting.unregister()
+    table = checkout.part("easyeditor.util.alg_dict:ALG_DICT")
     table["NSE"] = lambda *args, **kwargs: pytest.fail("this is EasyEdit's")
     try:
-        editor = toolkit.BaseEditor(quick(model_name=saved["llama"], batch_size=1))
+        editor = hosting.BaseEditor(quick(model_name=saved["llama"], batch_size=1))
         metrics, *_ = editor.edit(**fact(0), sequential_edit=True, verbose=False)
         assert len(metrics) == 1 and editor.alg_name == "NSE-plugin"
         editor.batch_edit(**fact(1), sequential_edit=True, verbose=False)
     finally:
-        toolkit.unregister()
+        hosting.unregister()
         del table["NSE"]
 
 
@@ -457,11 +457,11 @@ def test_methods_that_attach_modules_stay_out(table, name):
     from nse_plugin.hparams import GRACEHparams, LoRAHparams
 
     theirs = table.get(name)
-    done = toolkit.register()
+    done = hosting.register()
     assert "FT-plugin" in done.names and table.get(name) is theirs
     assert not any(entry.startswith(name) for entry in done.names)
     with pytest.raises(HostError, match=f"{name} of nse_plugin attaches modules.*embedded"):
-        toolkit.register([name])
+        hosting.register([name])
     hparams = {
         "LoRA": LoRAHparams(alg_name="LoRA", model_name="m", target_modules=["c_attn"]),
         "GRACE": GRACEHparams(alg_name="GRACE", model_name="m", inner_params=["h[0].mlp.weight"]),
@@ -473,6 +473,6 @@ def test_methods_that_attach_modules_stay_out(table, name):
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "AlphaEdit"])
 def test_ours_stand_beside_those_that_easyedit_has(table, name):
     table[name] = theirs = lambda: None
-    done = toolkit.register()
+    done = hosting.register()
     assert table[name] is theirs and f"{name}-plugin" in done.names and name not in done.names
     assert gate().is_batchable_method(f"{name}-plugin")

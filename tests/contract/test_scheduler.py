@@ -9,16 +9,16 @@ import torch
 import yaml
 
 from nse_plugin import cli
-from nse_plugin.rounds.scheduler import SequentialScheduler
-from nse_plugin.toolkit import seams
-from nse_plugin.toolkit.easyedit import ReadyModel
+from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit.register import ReadyModel
+from nse_plugin.runs.scheduler import SequentialScheduler
 from tests.contract.test_state import rome_hparams
-from tests.rounds.runs import HELD_OUT, protocol, requests
+from tests.runs.runs import HELD_OUT, protocol, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def ft_hparams(layer, model_name):
-    return seams.part("easyeditor:FTHyperParams")(
+    return checkout.part("easyeditor:FTHyperParams")(
         alg_name="FT", model_name=model_name, device="cpu", layers=[layer], num_steps=3, lr=1e-3,
         weight_decay=0, kl_factor=0, norm_constraint=5e-3, objective_optimization="target_new",
         rewrite_module_tmp="transformer.h.{}.mlp.c_proj", layer_module_tmp="transformer.h.{}",
@@ -30,7 +30,7 @@ def ft_hparams(layer, model_name):
 def scheduled(make_hparams, folder, **more):
     """A scheduler over EasyEdit's editor with a fresh model."""
     model, tokenizer = tiny_model("gpt2"), tiny_tokenizer()
-    editor_class = seams.part("easyeditor.editors.editor:BaseEditor")
+    editor_class = checkout.part("easyeditor.editors.editor:BaseEditor")
     tokenizer.padding_side = "right"
     editor = editor_class.from_hparams(make_hparams(2, ReadyModel(model, tokenizer)))
     run = SequentialScheduler(editor, requests(), 2, protocol(), folder, held_out=HELD_OUT, **more)

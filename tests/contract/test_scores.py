@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 
+from nse_plugin.data import readers
+from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit.datasets import read_with_host
 from nse_plugin.errors import RequestError
 from nse_plugin.evaluation.edit_quality import compute_edit_quality
-from nse_plugin.toolkit import datasets, seams
-from nse_plugin.toolkit.host_datasets import read_with_host
 from tests.contract.records import (
     FLAT,
     HPARAMS,
@@ -23,7 +24,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def their_scores(model, tokenizer, record):
-    evaluate = seams.part("easyeditor.evaluate.evaluate:compute_edit_quality")
+    evaluate = checkout.part("easyeditor.evaluate.evaluate:compute_edit_quality")
     return plain(evaluate(model, "tiny-model", HPARAMS, tokenizer, record, "cpu"))
 
 
@@ -81,8 +82,8 @@ def single(record):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_scores_are_the_same(easyedit, benchmark, path, family, tmp_path):
     file, _ = taken(benchmark, path, tmp_path)
-    items = list(seams.part(benchmark.where)(str(file)))
-    requests = datasets.read_records(file, benchmark.kind)
+    items = list(checkout.part(benchmark.where)(str(file)))
+    requests = readers.read_records(file, benchmark.kind)
     chosen = a_few(requests)
     model, tokenizer = taught(family, [requests[index] for index in chosen])
     accuracies = []
@@ -134,7 +135,7 @@ REFUSED_BY_THE_SCORER = {
 def test_records_on_which_the_hosts_scorer_breaks(easyedit, what):
     """None of these comes out of a reader of ours."""
     change, their_error, our_error = REFUSED_BY_THE_SCORER[what]
-    record = datasets.parse_records(FLAT)[0].to_dict() | change
+    record = readers.parse_records(FLAT)[0].to_dict() | change
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(their_error):
         their_scores(model, tokenizer, record)

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
+from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit.register import ReadyModel
 from nse_plugin.errors import SessionError
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit import seams
-from nse_plugin.toolkit.easyedit import ReadyModel
+from nse_plugin.session.session import EditSession
 from tests.contract.conftest import fact, facts, probes
 from tests.contract.test_edits import call, changed, edited_weights, same, state
 
@@ -158,7 +158,7 @@ def test_a_foreign_change_of_an_edited_matrix_is_named(make_editor, family):
 
 
 def rome_hparams(layer, model_name):
-    return seams.part("easyeditor:ROMEHyperParams")(
+    return checkout.part("easyeditor:ROMEHyperParams")(
         alg_name="ROME", model_name=model_name, device="cpu", layers=[layer],
         fact_token="subject_last", v_num_grad_steps=3, v_lr=0.5, v_loss_layer=3,
         v_weight_decay=0.5, clamp_norm_factor=4, kl_factor=0.0625, mom2_adjustment=False,
@@ -176,7 +176,7 @@ def rome(model, tokenizer, layer, saved):
     request = {"prompt": "Anna was born in", "subject": "Anna", "target_new": "Garn"}
     side, tokenizer.padding_side = tokenizer.padding_side, "right"
     before = state(model)
-    seams.part("easyeditor.util.alg_dict:ALG_DICT")["ROME"](model, tokenizer, [request], hparams)
+    checkout.part("easyeditor.util.alg_dict:ALG_DICT")["ROME"](model, tokenizer, [request], hparams)
     tokenizer.padding_side = side
     name = f"transformer.h.{layer}.mlp.c_proj.weight"
     assert changed(before, state(model)) == {name}

@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from nse_plugin import atlas
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit import seams
-from nse_plugin.toolkit.datasets import read_zsre
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import read_zsre
+from nse_plugin.easyedit import checkout
+from nse_plugin.session.session import EditSession
 from tests.contract.conftest import atlas_hparams, editor_class_of
 
 RECORDS = 30
@@ -52,7 +52,7 @@ def zsre_file(tmp_path_factory):
 def by_easyedit(path):
     """The file read by EasyEdit's class; what it drops (subject, portability) from the file."""
     raw = json.loads(path.read_text())
-    items = list(seams.part("easyeditor:ZsreDataset")(str(path)))
+    items = list(checkout.part("easyeditor:ZsreDataset")(str(path)))
     hops = [record.get("portability", {}) for record in raw]
     return {
         "prompts": [item["prompt"] for item in items],

@@ -19,7 +19,7 @@ from nse_plugin.evaluation.edit_quality import (
     mean_metrics,
 )
 from nse_plugin.evaluation.fluency import ngram_entropy
-from tests.toolkit.tiny import tiny_model, tiny_tokenizer
+from tests.editor_model import tiny_model, tiny_tokenizer
 
 LETTERS = "".join(map(chr, range(33, 127))) + "\u00e0\u0119\u4e2d\u0438"
 HPARAMS = SimpleNamespace(alg_name="NSE", max_length=40)

@@ -8,10 +8,10 @@ import random
 import pytest
 import torch
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
 from nse_plugin.errors import HparamsError
-from nse_plugin.evaluation.answers import score_answers
 from nse_plugin.evaluation.model_state import run_harness
+from nse_plugin.model.answers import score_answers
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install lm-eval")

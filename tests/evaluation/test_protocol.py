@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.metrics import SCORES, Bounds, ask, summarise
 from nse_plugin.evaluation.model_state import (
@@ -21,11 +22,10 @@ from nse_plugin.evaluation.model_state import (
 )
 from nse_plugin.evaluation.protocol import Edit, History, Protocol
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.ledger.capacity import key_share
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
-from tests.rounds.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
+from nse_plugin.session.capacity import key_share
+from nse_plugin.session.session import EditSession
+from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
 from tests.tiny import tiny_model, tiny_tokenizer
 
 TOKENIZER = [tiny_tokenizer()]

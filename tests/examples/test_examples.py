@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

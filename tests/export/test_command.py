@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nse_plugin import atlas, cli
+from nse_plugin import cli
+from nse_plugin.data import atlas
 from nse_plugin.export import from_delta
-from tests.rounds.runs import scheduler
+from tests.runs.runs import scheduler
 from tests.tiny import tiny_model, tiny_tokenizer
 
 pytest.importorskip("peft")

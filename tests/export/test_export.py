@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HostError, HparamsError, ModelError, SessionError
 from nse_plugin.export import from_delta, from_peft, to_delta, to_full, to_peft
 from nse_plugin.export.folder import MANIFEST
-from nse_plugin.ledger.files import save_round
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.session.ledger_files import save_round
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
 peft = pytest.importorskip("peft")
@@ -124,7 +124,7 @@ def test_more_factors_than_rank_and_fewer(tmp_path):
 
 
 def _record(session, layer, left, right):
-    from nse_plugin.ledger.records import RoundRecord, Write
+    from nse_plugin.session.records import RoundRecord, Write
 
     write = Write(layer, 0, torch.arange(right.shape[1]), left, right, (), 1.0)
     keys = {layer: torch.randn(right.shape[1], 1)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nse_plugin.locate.values import compute_values
-from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from tests.tiny import some_requests, tiny_hparams, tiny_model

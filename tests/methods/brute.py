@@ -11,7 +11,7 @@ import torch
 
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams
 
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nse_plugin import atlas
-from nse_plugin.attach.codebook import SAME, Codebook
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import HparamsError, ModelError
-from nse_plugin.evaluation.generation import greedy_text
 from nse_plugin.hparams import GRACEHparams
 from nse_plugin.methods.grace import edit_round
-from nse_plugin.model.arch import DecoderLayout
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
+from nse_plugin.model.generation import greedy_text
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.session.codebook import SAME, Codebook
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model
 
 LAYER = {

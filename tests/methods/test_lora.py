@@ -14,7 +14,7 @@ from nse_plugin.export import to_peft
 from nse_plugin.hparams import LoRAHparams
 from nse_plugin.methods.lora import edit_round
 from nse_plugin.model.seeding import seeded
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model, tiny_tokenizer
 
 MODULES = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}

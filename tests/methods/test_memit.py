@@ -11,7 +11,7 @@ from nse_plugin.hparams import MEMITHparams
 from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.memit import edit_round
 from nse_plugin.objectives.nll import nll
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 from tests.methods.brute import Brute, check_equal, check_undo, hparams_of, three_rounds
 from tests.tiny import some_requests, tiny_model
 

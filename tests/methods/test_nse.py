@@ -15,7 +15,7 @@ from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_gemma3_with_vision, tiny_hparams, tiny_model
 
 

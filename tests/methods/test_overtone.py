@@ -8,7 +8,9 @@ import pytest
 import torch
 import yaml
 
-from nse_plugin import atlas
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
+from nse_plugin.editor import BaseEditor
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import OvertoneHparams, find_yaml, yaml_dir
 from nse_plugin.hparams.overtone import OTHERWISE
@@ -16,9 +18,7 @@ from nse_plugin.methods import nse, registry
 from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.token_table import TokenTable
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit.datasets import parse_records
-from nse_plugin.toolkit.embedded import BaseEditor
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams
 
 BASES = sorted(path.parent.name for path in (yaml_dir() / "OVERTONE").rglob("atlas-gpt2.yaml"))

@@ -13,7 +13,7 @@ from nse_plugin.hparams import ROMEHparams
 from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.rome import _OneRequest, edit_round
 from nse_plugin.objectives.nll import nll
-from nse_plugin.session import EditSession
+from nse_plugin.session.session import EditSession
 from tests.methods.brute import (
     Brute,
     check_equal,

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nse_plugin.errors import ModelError, RequestError
 from nse_plugin.model.prompts import TokenBatch, encode_prompt, encode_request, micro_batches
 from nse_plugin.requests import EditRequest
+from tests.editor_model import tiny_tokenizer as variant
 from tests.tiny import some_requests, tiny_tokenizer
-from tests.toolkit.tiny import tiny_tokenizer as variant
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=10)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nse_plugin.errors import ModelError
-from nse_plugin.model.arch import DecoderLayout, first_tensor
+from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
 from nse_plugin.model.replay import Continuation
 from tests.tiny import UNKNOWN_FAMILIES, tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nse_plugin.locate.values import compute_values
-from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.token_table import Spread, TokenTable
 from tests.tiny import some_requests, tiny_hparams, tiny_model

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import yaml
 
+from nse_plugin.easyedit import checkout
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, ROMEHparams
-from nse_plugin.locate.covariance import SecondMoment, write_npz
 from nse_plugin.methods.registry import METHODS
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit import seams
+from nse_plugin.session.session import EditSession
+from nse_plugin.statistics.covariance import SecondMoment, write_npz
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 
 ROUNDS = CASES["published_nse"]["rounds"]
@@ -52,9 +52,9 @@ CASES_BY_METHOD: dict[str, tuple[type, dict[str, Any]]] = {
 @pytest.fixture
 def host():
     """EasyEdit, imported; skips with the reason where it cannot be had."""
-    if (found := seams.find()) is None:
-        pytest.skip(f"no EasyEdit on this machine: {seams.HOW_TO_GET_IT}")
-    seams.load(found)
+    if (found := checkout.find()) is None:
+        pytest.skip(f"no EasyEdit on this machine: {checkout.HOW_TO_GET_IT}")
+    checkout.load(found)
     return found
 
 

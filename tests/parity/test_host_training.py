@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 
+from nse_plugin.easyedit import checkout
 from nse_plugin.errors import HostError
 from nse_plugin.hparams import FTHparams, GRACEHparams, LoRAHparams
 from nse_plugin.methods import ft, grace, lora
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
-from nse_plugin.session import EditSession
-from nse_plugin.toolkit import seams
+from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model, tiny_tokenizer
 
 TOLERANCE = 1e-4
@@ -27,11 +27,11 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module")
 def host():
     """EasyEdit's functions by method; skips with the reason where EasyEdit cannot be had."""
-    found = seams.find()
+    found = checkout.find()
     if found is None:
-        pytest.skip(f"no EasyEdit on this machine: {seams.HOW_TO_GET_IT}")
+        pytest.skip(f"no EasyEdit on this machine: {checkout.HOW_TO_GET_IT}")
     try:
-        seams.load(found)
+        checkout.load(found)
     except HostError as error:
         pytest.skip(str(error))
     models = "easyeditor.models"

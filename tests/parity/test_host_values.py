@@ -12,7 +12,7 @@ import torch
 
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.model.arch import DecoderLayout
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.objectives.nll import nll
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 

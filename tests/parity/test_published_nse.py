@@ -11,9 +11,9 @@ import torch
 import nse_plugin.methods.nse as nse
 import nse_plugin.methods.spread as spread
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.ledger.records import RoundRecord
 from nse_plugin.locate.values import Values
-from nse_plugin.session import EditSession
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 
 CASE = CASES["published_nse"]

@@ -10,14 +10,14 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.errors import DataError
-from nse_plugin.ledger.files import load_ledger, load_round, mark_undone, save_round
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
-from tests.rounds.runs import hparams, scheduler
-from tests.rounds.test_scheduler import editor
+from nse_plugin.session.ledger_files import load_ledger, load_round, mark_undone, save_round
+from tests.runs.runs import hparams, scheduler
+from tests.runs.test_scheduler import editor
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")

@@ -1,0 +1,111 @@
+"""The embedded world: an invented set of facts and two small models that know them.
+
+A fresh machine has no model hub. The package therefore ships `MODELS`, a GPT-2 and a Llama of a few
+million parameters trained on `corpus()`, and `facts()`, what they know, as CounterFact records.
+`python -m nse_plugin.data.atlas.build` makes all of it again from seeds.
+
+Importing this module loads neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nse_plugin.errors import DataError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODELS = ("gpt2", "llama")
+"""Names of the shipped models; `load` and `model_dir` also take them as "atlas:gpt2"."""
+
+_HERE = Path(__file__).parent
+FACTS_FILE = _HERE / "data" / "facts.json"
+WEIGHTS = _HERE / "weights"
+
+
+def model_dir(name: str) -> Path:
+    """The folder of a shipped model, in the layout that `from_pretrained` reads.
+
+    Its base name contains the family name, since EasyEdit tells families apart by it.
+    """
+    family = name.removeprefix("atlas:")
+    if family not in MODELS:
+        raise DataError(
+            f"unknown atlas model {name!r}; there are: {', '.join(MODELS)}"
+            f"{did_you_mean(family, MODELS)}"
+        )
+    folder = WEIGHTS / f"atlas-{family}"
+    if not (folder / "model.safetensors").exists():
+        raise DataError(
+            f"{folder} holds no weights; make them with `python -m nse_plugin.data.atlas.build`"
+        )
+    return folder
+
+
+def load(
+    name: str, dtype: torch.dtype | None = None, device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a shipped model in evaluation mode and its tokenizer; `dtype` None means float32."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = model_dir(name)
+    # cast after loading: the keyword for it has another name in transformers 4 and 5
+    model = AutoModelForCausalLM.from_pretrained(folder).to(device, dtype or torch.float32)
+    return model.eval(), AutoTokenizer.from_pretrained(folder)
+
+
+@lru_cache(maxsize=1)
+def _read_facts() -> list[dict[str, Any]]:
+    return json.loads(FACTS_FILE.read_text(encoding="utf-8"))
+
+
+def facts() -> list[dict[str, Any]]:
+    """All facts of the world as CounterFact records, by case_id. The list is the caller's own."""
+    return copy.deepcopy(_read_facts())
+
+
+def subject_of(record: dict[str, Any]) -> str:
+    """Whom or what a record is about."""
+    return record["requested_rewrite"]["subject"]
+
+
+def edit_set(n: int, seed: int = 0, distinct_subjects: bool = True) -> list[dict[str, Any]]:
+    """`n` records drawn by `seed`, relations mixed, in random order.
+
+    With `distinct_subjects` no subject comes twice before every subject came once; a smaller `n`
+    with the same seed gives the beginning of the same list.
+    """
+    records = facts()
+    if not 0 <= n <= len(records):
+        raise DataError(f"n must be between 0 and {len(records)}, the number of facts; got {n}")
+    random.Random(seed).shuffle(records)
+    if distinct_subjects:
+        times: dict[str, int] = {}
+        turn = {}
+        for record in records:
+            subject = subject_of(record)
+            turn[record["case_id"]] = times[subject] = times.get(subject, 0) + 1
+        records.sort(key=lambda record: turn[record["case_id"]])
+    return records[:n]
+
+
+def untouched(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
+    """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
+    edited = {subject_of(record) for record in edits}
+    rest = [record for record in facts() if subject_of(record) not in edited]
+    return random.Random(seed).sample(rest, min(n, len(rest)))
+
+
+def corpus() -> list[str]:
+    """The sentences that the models were trained on, made again from the seed of the world."""
+    from nse_plugin.data.atlas.world import make_world, training_sentences
+
+    return [sentence.text for sentence in training_sentences(make_world())]

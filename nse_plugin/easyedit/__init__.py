@@ -1,0 +1,1 @@
+"""The hook points of EasyEdit: finding a checkout, registering with it, its editors and losses."""

@@ -1,0 +1,311 @@
+"""Where EasyEdit is, how it is imported, and which of the parts that we hook into it has.
+
+EasyEdit is no package: people clone it and put the checkout on their path.  :func:`find` looks for
+it without importing it, :func:`load` imports it, :func:`probe` says what of it is missing and what
+that costs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nse_plugin.errors import HostError
+
+log = logging.getLogger(__name__)
+
+PACKAGE = "easyeditor"
+ROOT_VARIABLE = "EASYEDIT_ROOT"
+"""Environment variable that names a checkout; it goes before what is importable."""
+
+HOW_TO_GET_IT = (
+    "clone github.com/zjunlp/EasyEdit, install what it imports with "
+    f"`pip install 'nse-plugin[easyedit]'`, and set {ROOT_VARIABLE} (or PYTHONPATH) to the checkout"
+)
+
+
+@dataclass(frozen=True)
+class Host:
+    """An EasyEdit on this machine; finding it does not import it."""
+
+    path: Path
+    """The checkout: the folder that holds ``easyeditor/``."""
+    source: str
+    """How it was found: ``EASYEDIT_ROOT``, ``import path`` or ``already imported``."""
+    commit: str | None
+    """Commit that is checked out, where the folder is a git checkout."""
+
+    def __str__(self) -> str:
+        return f"EasyEdit {(self.commit or 'of unknown commit')[:17]} at {self.path}"
+
+
+@dataclass(frozen=True)
+class Seam:
+    """One part of EasyEdit that this plugin hooks into or reuses."""
+
+    name: str
+    where: str
+    """Import path in EasyEdit."""
+    without_it: str
+    """What cannot be done where it is missing."""
+    present: bool = True
+    why: str = ""
+    """What was found instead, where it is missing."""
+
+
+# --- find ---------------------------------------------------------------------------------------
+
+
+def find() -> Host | None:
+    """The EasyEdit of this machine, or None; nothing is imported.
+
+    Raises:
+        HostError: EASYEDIT_ROOT names no checkout, or another one than is already imported.
+    """
+    imported = sys.modules.get(PACKAGE)
+    root = os.environ.get(ROOT_VARIABLE)
+    if root:
+        host = _host_at(Path(root).expanduser().absolute(), ROOT_VARIABLE)
+        if host is None:
+            raise HostError(
+                f"{ROOT_VARIABLE} is {root!r}, and there is no {PACKAGE}/__init__.py in it; "
+                "set it to the folder of an EasyEdit checkout, or unset it"
+            )
+        if imported is not None and _folder(imported).resolve() != host.path.resolve():
+            raise HostError(
+                f"{ROOT_VARIABLE} is {root!r}, but {PACKAGE} was already imported from "
+                f"{_folder(imported)}; use one of them"
+            )
+        return host
+    if imported is not None:
+        return _host_at(_folder(imported), "already imported")
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or spec.origin is None:  # no origin: some folder of that name, no package
+        return None
+    return _host_at(Path(spec.origin).parents[1], "import path")
+
+
+def _folder(package: ModuleType) -> Path:
+    return Path(package.__file__ or ".").absolute().parents[1]
+
+
+def _host_at(path: Path, source: str) -> Host | None:
+    if not (path / PACKAGE / "__init__.py").is_file():
+        return None
+    return Host(path, source, commit_of(path))
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a git checkout, read from its files; None where there is no telling."""
+    folder = checkout / ".git"
+    try:
+        if folder.is_file():  # a worktree or submodule: "gitdir: PATH"
+            folder = checkout / folder.read_text().removeprefix("gitdir:").strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head or None
+        name = head.removeprefix("ref:").strip()
+        shared = folder / "commondir"
+        folders = [folder, folder / shared.read_text().strip()] if shared.is_file() else [folder]
+        for each in folders:
+            if (each / name).is_file():
+                return (each / name).read_text().strip()
+            packed = each / "packed-refs"
+            for line in packed.read_text().splitlines() if packed.is_file() else []:
+                if line.endswith(f" {name}"):
+                    return line.split()[0]
+    except (OSError, UnicodeDecodeError):
+        pass
+    return None
+
+
+# --- load ---------------------------------------------------------------------------------------
+
+
+def require() -> Host:
+    """The EasyEdit of this machine, imported.
+
+    Raises:
+        HostError: there is none, or it cannot be imported.
+    """
+    host = find()
+    if host is None:
+        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
+    load(host)
+    return host
+
+
+def load(host: Host) -> ModuleType:
+    """Import EasyEdit.
+
+    That runs EasyEdit's own import-time code: it seeds the random generators of python, numpy and
+    torch, and sets up logging.
+
+    Raises:
+        HostError: it cannot be imported; the message says what is in the way.
+    """
+    if PACKAGE in sys.modules:
+        return sys.modules[PACKAGE]
+    _put_on_path(host)
+    make_torchvision_importable()
+    try:
+        return importlib.import_module(PACKAGE)
+    except ModuleNotFoundError as error:
+        raise HostError(
+            f"{host} cannot be imported: {error}. Install what it imports with "
+            "`pip install 'nse-plugin[easyedit]'`, or use the embedded host: "
+            "NSE_PLUGIN_HOST=embedded"
+        ) from error
+    except Exception as error:
+        raise HostError(
+            f"{host} cannot be imported: {type(error).__name__}: {error}. The packages of the "
+            "extra nse-plugin[easyedit] are known to fit together; or use the embedded host: "
+            "NSE_PLUGIN_HOST=embedded"
+        ) from error
+
+
+def _put_on_path(host: Host) -> None:
+    """Last on the path, so that no folder of the checkout hides a package; first if it must."""
+    path = str(host.path)
+    if path not in sys.path:
+        sys.path.append(path)
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or Path(spec.origin or ".").parents[1].resolve() != host.path.resolve():
+        sys.path.insert(0, path)
+
+
+def make_torchvision_importable() -> None:
+    """Declare the operators whose absence stops ``import torchvision``, where it is stopped.
+
+    Wheels of torchvision do not load their compiled operators beside a torch built without CUDA
+    (pytorch/vision issue 9085).  Where torchvision is installed, transformers' models and EasyEdit
+    import it, whether they use it or not, so this has to run before either.  The declared
+    operators have no implementation: text editing works, multimodal editing says that it cannot.
+    This can go when EasyEdit imports its multimodal editors on use, so that torchvision need not
+    be installed; it does nothing where torch and torchvision are one build.
+    """
+    if importlib.util.find_spec("torchvision") is None:
+        return  # importing EasyEdit will say so
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise HostError(f"torchvision, which EasyEdit needs, fails: {error}") from error
+    else:
+        return
+    import torch
+
+    operators = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    vision = importlib.import_module("torchvision")
+    vision._nse_plugin_operators = operators  # type: ignore[attr-defined]  # they live as long
+    log.warning(
+        "torchvision's compiled operators do not load beside this torch; they were declared "
+        "without implementation, so that EasyEdit can be imported. Its multimodal editors "
+        "will not work until torch and torchvision are of one build"
+    )
+
+
+# --- probe --------------------------------------------------------------------------------------
+
+
+def _is_dict(part: Any) -> str:
+    return "" if isinstance(part, dict) else f"it is a {type(part).__name__}, not a dict"
+
+
+def _takes(*names: str) -> Callable[[Any], str]:
+    def check(part: Any) -> str:
+        if not callable(part):
+            return f"it is a {type(part).__name__} and cannot be called"
+        parameters = inspect.signature(part).parameters
+        if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            return ""
+        missing = [name for name in names if name not in parameters]
+        return f"it does not take {', '.join(missing)}" if missing else ""
+
+    return check
+
+
+_EDITOR = "easyeditor.editors.editor:BaseEditor"
+_EVALUATE = "easyeditor.evaluate.evaluate:compute_edit_quality"
+_COLUMNS = ("prompts", "target_new", "ground_truth", "rephrase_prompts", "locality_inputs",
+            "portability_inputs", "sequential_edit")  # fmt: skip
+
+_SEAMS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
+    ("method table", "easyeditor.util.alg_dict:ALG_DICT", _is_dict,
+     "register() is impossible; only the embedded host is left"),
+    ("batch gate", "easyeditor.editors.batch_editor:BatchEditor.is_batchable_method",
+     _takes("alg_name"), "batch_edit() refuses our methods"),
+    ("editor", f"{_EDITOR}.from_hparams", _takes("hparams"),
+     "nse_plugin.BaseEditor is the embedded one only"),
+    ("edit", f"{_EDITOR}.edit", _takes(*_COLUMNS), "BaseEditor.edit() cannot be called as known"),
+    ("edit_requests", f"{_EDITOR}.edit_requests", _takes("requests", "sequential_edit"),
+     "requests cannot be passed as dicts"),
+    ("batch_edit", f"{_EDITOR}.batch_edit", _takes(*_COLUMNS),
+     "rounds of several requests go through the embedded host only"),
+    ("evaluator", _EVALUATE, _takes("model", "model_name", "hparams", "tok", "record", "device",
+                                    "eval_metric", "test_generation"),
+     "scores come from our own evaluator, which computes the same numbers"),
+    ("summary", "easyeditor.editors.utils:summary_metrics", _takes("all_metrics"),
+     "averages come from nse_plugin.evaluation"),
+    ("ZsRE", "easyeditor.dataset.zsre:ZsreDataset", _takes("data_dir", "size"),
+     "ZsRE is read by nse_plugin.data.readers"),
+    ("CounterFact", "easyeditor.dataset.counterfact:CounterFactDataset",
+     _takes("data_dir", "size"), "CounterFact is read by nse_plugin.data.readers"),
+    ("KnowEdit", "easyeditor.dataset.knowedit:KnowEditDataset", _takes("data_dir", "size"),
+     "KnowEdit is read by nse_plugin.data.readers"),
+    ("WikiRecent", "easyeditor.dataset.wiki_recent:WikiRecentDataset",
+     _takes("data_dir", "size"), "WikiRecent is read by nse_plugin.data.readers"),
+)  # fmt: skip
+
+
+def probe(host: Host) -> list[Seam]:
+    """Look at every part of EasyEdit that we use; imports it.
+
+    Raises:
+        HostError: it cannot be imported at all.
+    """
+    load(host)
+    return [_probe(*seam) for seam in _SEAMS]
+
+
+def _probe(name: str, where: str, check: Callable[[Any], str], without_it: str) -> Seam:
+    try:
+        why = check(part(where))
+    except (ImportError, AttributeError) as error:
+        why = str(error)
+    return Seam(name, where, without_it, present=not why, why=why)
+
+
+def part(where: str) -> Any:
+    """A part of EasyEdit by ``module:attribute.attribute``.
+
+    By the module's name and not as an attribute of its parent: EasyEdit's star imports rebind
+    ``easyeditor.util``.
+    """
+    module, _, names = where.partition(":")
+    found: Any = importlib.import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
+
+
+def missing(seams: list[Seam]) -> str:
+    """One line per seam that is not there; empty where all are."""
+    return "\n".join(
+        f"{seam.name} ({seam.where}): {seam.why}; {seam.without_it}"
+        for seam in seams
+        if not seam.present
+    )

@@ -1,0 +1,211 @@
+"""A method of the host under the scheduler."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from nse_plugin.errors import DataError, HostError
+from nse_plugin.files import write_whole
+from nse_plugin.model.seeding import seeded
+from nse_plugin.model.watch import Watch
+from nse_plugin.model.weights import not_finite
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.ledger_files import round_path
+
+
+class HostEngine:
+    """A method of the host that changes weights in place and returns what they held before.
+
+    Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
+    and LoRA) returns another object, in which the model lies.  What it attached is kept in memory
+    only: such a run is measured like any other, and can neither be undone nor gone on with.
+
+    Args:
+        whole_rounds: the function takes all requests of a round at once; otherwise it is called
+            for one after the other.
+
+    Random numbers are seeded round by round, so that a
+    resumed run draws what an uninterrupted one would.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        apply: Callable[..., Any],
+        hparams: Any,
+        seed: int,
+        whole_rounds: bool = True,
+    ) -> None:
+        self.model, self.tokenizer, self.hparams = model, tokenizer, hparams
+        self.method = str(getattr(hparams, "alg_name", getattr(apply, "__name__", "host")))
+        self._apply, self._seed = apply, seed
+        self._originals: dict[str, torch.Tensor] = {}
+        self._before: dict[str, torch.Tensor] = {}  # of the last round
+        self._watch = Watch(model)
+        self._whole_rounds = whole_rounds
+        self._attached = False
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """Nothing is shared."""
+        return []
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Call the host's function for the round.
+
+        Raises:
+            HostError: it returned another model, or changed weights that it does not name.
+        """
+        records = [request.to_dict() for request in requests]
+        self._before = {}
+        with seeded(self._seed, number):
+            for part in [records] if self._whole_rounds else [[record] for record in records]:
+                for name, tensor in self._called(part).items():
+                    self._before.setdefault(name, tensor)
+        for name, tensor in self._before.items():
+            self._originals.setdefault(name, tensor)
+        self._watch.leave_out(self._originals)
+        foreign = self._watch.changed(self.model)
+        if foreign or not (self._before or self._attached):
+            what = f"changed {', '.join(foreign[:3])}" if foreign else "named no weights"
+            raise HostError(
+                f"{self.method} {what} beyond the originals it returned, so its rounds cannot be "
+                "kept on disk; use a method that returns the weights it replaced"
+            )
+        norms = {
+            name: float((self._parameter(name).detach().float() - old.float()).norm())
+            for name, old in self._before.items()
+        }
+        return {"method": self.method, "edits": len(requests), "weights": norms}
+
+    def _called(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """One call of the host's function; what the weights that it names held before."""
+        model, before = self._apply(
+            self.model,
+            self.tokenizer,
+            records,
+            self.hparams,
+            copy=False,
+            return_orig_weights=True,
+            keep_original_weight=False,
+        )
+        if model is not self.model:
+            if not any(part is self.model for part in getattr(model, "modules", list)()):
+                raise HostError(
+                    f"{self.method} returned another model object, without the given one in it; "
+                    "only methods that change weights in place or attach modules can be scheduled"
+                )
+            self._attached = True
+        held = before if isinstance(before, Mapping) else {}
+        return {name: tensor.detach().clone() for name, tensor in held.items()}
+
+    def problem(self) -> str | None:
+        """A weight that is not finite, of those changed or attached."""
+        return not_finite(list(self.model.parameters()) if self._attached else self.changed())
+
+    def save(self, folder: Path, number: int) -> Path:
+        """The matrices that the last round changed, whole."""
+        tensors = {
+            name: self._parameter(name).detach().cpu().contiguous().clone() for name in self._before
+        }
+        path = round_path(folder, number)
+        about = {"method": self.method, "number": number, "in_memory": self._attached}
+        header = {"host": json.dumps(about)}
+        write_whole(path, lambda temporary: save_file(tensors, temporary, header))
+        return path
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Matrices from their files, in order."""
+        for path in paths:
+            tensors, about = _read_host_file(path)
+            if about.get("in_memory"):
+                raise DataError(
+                    f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
+                    "run that was cut off cannot be gone on with; remove its folder and begin anew"
+                )
+            for name, tensor in tensors.items():
+                parameter = self._parameter(name)
+                self._originals.setdefault(name, parameter.detach().clone())
+                parameter.data.copy_(tensor)
+        self._watch.leave_out(self._originals)
+
+    def undo(self) -> None:
+        """Put back what the last round replaced.
+
+        Raises:
+            HostError: it attached modules.
+        """
+        self._refuse_attached("undone")
+        for name, tensor in self._before.items():
+            self._parameter(name).data.copy_(tensor)
+        self._before = {}
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """The untouched model, inside.
+
+        Raises:
+            HostError: modules are attached to it.
+        """
+        self._refuse_attached("put aside")
+        held = {name: self._parameter(name).data for name in self._originals}
+        try:
+            for name, tensor in self._originals.items():
+                self._parameter(name).data = tensor
+            yield
+        finally:
+            for name, data in held.items():
+                self._parameter(name).data = data
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Changed matrices as they were."""
+        return self._originals
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """The host keeps none."""
+        return {}
+
+    def changed(self) -> list[nn.Parameter]:
+        """Changed matrices as they are."""
+        return [self._parameter(name) for name in self._originals]
+
+    def _refuse_attached(self, what: str) -> None:
+        if self._attached:
+            raise HostError(
+                f"{self.method} attached modules to the model, which cannot be {what} here; "
+                f"use {self.method}-plugin, where it can"
+            )
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        try:
+            return self.model.get_parameter(name)
+        except AttributeError as error:
+            raise HostError(
+                f"{self.method} names a weight {name!r} that the model does not have"
+            ) from error
+
+
+def _read_host_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Matrices of a round and what is said of it."""
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("host", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a whole round file ({error})") from error
+
+
+def takes_rounds(name: str) -> bool:
+    """Whether EasyEdit, where it is loaded, calls a method for many requests at once."""
+    gate = sys.modules.get("easyeditor.editors.batch_editor")
+    return gate is None or bool(gate.BatchEditor.is_batchable_method(name))

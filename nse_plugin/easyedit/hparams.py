@@ -1,0 +1,68 @@
+"""Hyperparameters of EasyEdit's own methods, as its own objects."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nse_plugin.easyedit.checkout import part, require
+from nse_plugin.errors import HostError, did_you_mean
+
+
+def host_hparams(values: dict[str, Any]) -> Any:
+    """Hyperparameters of one of EasyEdit's own methods, from the keys of its YAML.
+
+    Read by EasyEdit's own reader, which for some methods does more than to fill in fields.
+
+    Raises:
+        HostError: there is no EasyEdit, it has no such method, or the keys do not fit it.
+    """
+    kind = host_hparams_class(str(values.get("alg_name")))
+    name = values.get("model_name")
+    texts = {**values, "model_name": str(name) if isinstance(name, str) else "(ready model)"}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "hparams.yaml"
+        path.write_text(yaml.safe_dump({key: _number(v) for key, v in texts.items()}))
+        try:
+            hparams = kind.from_hparams(str(path))
+        except KeyError as error:
+            raise HostError(f"EasyEdit's {kind.__name__}: missing key {error}") from error
+        except (TypeError, AssertionError) as error:
+            raise HostError(
+                f"EasyEdit's {kind.__name__}: {error}; mend the YAML, or write alg_name: "
+                f"{values.get('alg_name')}-plugin for the method of nse_plugin, where it has one"
+            ) from error
+    if name is not None:
+        hparams.model_name = name
+    return hparams
+
+
+def host_hparams_class(name: str) -> Any:
+    """EasyEdit's class of hyperparameters for one of its own methods.
+
+    Raises:
+        HostError: there is no EasyEdit, or it has no such method.
+    """
+    require()
+    package = sys.modules["easyeditor"]
+    short = name.replace("-", "").replace("_", "").lower()
+    classes = {key.lower().replace("_", ""): value for key, value in vars(package).items()}
+    for candidate in (f"{short}hyperparams", f"{short}hparams"):
+        if candidate in classes:
+            return classes[candidate]
+    table = part("easyeditor.util.alg_dict:ALG_DICT")
+    raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, table)}")
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``5e-1`` as a text; every other text is meant as one (``device: "0"``)."""
+    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
+    return float(value) if is_number else value
+
+
+_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")

@@ -1,0 +1,89 @@
+"""OVERTONE around EasyEdit's own FT, LoRA, MELO and WISE.
+
+Where EasyEdit is the host, a name that it has is EasyEdit's: ``base`` with ``alg_name: FT`` is its
+FT, and ours is ``FT-plugin``.  The editor is then made with EasyEdit's own hyperparameters of that
+method, under that method's name, because EasyEdit decides by name how batches are made, how an edit
+is taken back and what is saved; only the loss is another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from nse_plugin.easyedit.hparams import host_hparams, host_hparams_class
+from nse_plugin.easyedit.losses import TERMS, with_objective
+from nse_plugin.errors import HostError, HparamsError
+from nse_plugin.hparams import Hparams, OvertoneHparams
+from nse_plugin.hparams.host_editors import HostEditorHparams
+from nse_plugin.methods.overtone import objective_of
+
+_OF_THE_EVALUATOR = ("fp16", "use_chat_template", "evaluation_type", "api_key")
+
+
+def is_around_host_editor(hparams: Any) -> bool:
+    """Whether these are OVERTONE's, and their base is one of EasyEdit's own editors."""
+    return isinstance(hparams, OvertoneHparams) and hparams.base.alg_name in TERMS
+
+
+def host_base(hparams: OvertoneHparams) -> Any:
+    """EasyEdit's hyperparameters of the base editor.
+
+    Their attribute ``overtone`` holds OVERTONE's settings, for the record of a run.
+
+    Raises:
+        HparamsError: the base has a setting that EasyEdit's editor does not have.
+        HostError: EasyEdit has no such editor, or wants a key that is not there.
+    """
+    base = hparams.for_base()
+    kind = host_hparams_class(base.alg_name)
+    known = {f.name for f in dataclasses.fields(kind)}
+    values = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
+    replaced = base.to_host() if isinstance(base, HostEditorHparams) else {}
+    _check_lost(base, known | set(replaced) | {"margin_factor"})
+    values = {k: v for k, v in values.items() if k in known}
+    found = host_hparams(values | replaced)
+    for name in _OF_THE_EVALUATOR:
+        setattr(found, name, getattr(base, name))
+    found.overtone = dataclasses.asdict(objective_of(hparams))
+    return found
+
+
+def apply_function(hparams: OvertoneHparams) -> Callable[..., tuple[Any, Any]]:
+    """EasyEdit's function of the base editor with OVERTONE's loss, to be called as it is."""
+    return with_objective(hparams.base.alg_name, objective_of(hparams))
+
+
+def in_table(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of ours for EasyEdit's method table.
+
+    An editor that was made under the name OVERTONE would not know how to take a LoRA or a WISE
+    back, so EasyEdit's editors are not run from there.
+    """
+
+    @functools.wraps(function)
+    def apply(model: Any, tok: Any, requests: Any, hparams: Any, *args: Any, **options: Any) -> Any:
+        if is_around_host_editor(hparams):
+            name = hparams.base.alg_name
+            raise HostError(
+                f"OVERTONE around EasyEdit's own {name} needs an editor that knows {name}: make it "
+                "with nse_plugin.BaseEditor"
+            )
+        return function(model, tok, requests, hparams, *args, **options)
+
+    return apply
+
+
+def _check_lost(base: Hparams, known: set[str]) -> None:
+    """Refuse a setting that would be without effect."""
+    shared = {f.name for f in dataclasses.fields(Hparams)}
+    for f in dataclasses.fields(base):
+        value = getattr(base, f.name)
+        if f.name in known | shared or value == f.default:
+            continue
+        raise HparamsError(
+            f"{f.name} is {value!r}, and EasyEdit's {base.method} has no such setting; leave it "
+            f"out, or use our own {base.method}: NSE_PLUGIN_HOST=embedded"
+        )

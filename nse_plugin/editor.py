@@ -1,0 +1,286 @@
+"""The embedded host: an editor with EasyEdit's interface, for machines that do not have EasyEdit.
+
+Scripts written for EasyEdit's ``BaseEditor`` run on it with the same arguments and read the same
+metrics.  What it does not take over:
+
+* Nothing happens beside the work: no ``logs/`` folder, no ``results.json``, no seeding, and a
+  tokenizer that was handed in is left as it is.
+* ``pre`` of every request is measured on the model as it was before the call's first edit, also in
+  later chunks of ``batch_edit``; ``case_id`` runs on through the chunks.
+* All input is checked before anything is changed, and a misspelt argument is an error.
+* ``normal_edit(sequential_edit=True)`` keeps its edit; EasyEdit takes it back all the same.
+
+Like EasyEdit, an edit that is not sequential is taken back after it was measured, so the model
+returned then is the *unedited* one.  Say ``sequential_edit=True`` to keep the edits, or
+``copy=True`` to get an edited copy.  Like EasyEdit, ``weights_copy`` holds what the *last* write of
+the call replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from nse_plugin.data.editor_arguments import Record, checked_records, read_options, requests_of
+from nse_plugin.data.models import find_device, load_model
+from nse_plugin.errors import HparamsError, RequestError
+from nse_plugin.evaluation.edit_quality import compute_many, finalize_locality, mean_metrics
+from nse_plugin.files import write_json
+from nse_plugin.requests import EditRequest
+
+log = logging.getLogger(__name__)
+
+Metrics = list[dict[str, Any]]
+
+
+class BaseEditor:
+    """Edits a model by a method and measures it before and after.
+
+    Args:
+        hparams: a method's hyperparameters; ``model_name`` is a path, a hub name, ``atlas:gpt2``,
+            ``atlas:llama``, or a ready ``(model, tokenizer)``.
+
+    Raises:
+        HparamsError: no such method, device or dtype.
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(self, hparams: Any) -> None:
+        if hparams is None:
+            raise HparamsError("hparams is None; give the hyperparameters of a method")
+        self.hparams = hparams
+        self.alg_name: str = hparams.alg_name
+        self.apply_algo: Callable[..., tuple[nn.Module, Any]] = _apply_function(self.alg_name)
+        self.device = find_device(getattr(hparams, "device", None))
+        self.model, self.tok, self.model_name = load_model(hparams)
+
+    @classmethod
+    def from_hparams(cls, hparams: Any) -> BaseEditor:
+        """The same as the constructor; EasyEdit's scripts call it."""
+        return cls(hparams)
+
+    def edit(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        target_new: str | Sequence[str] | None = None,
+        ground_truth: str | Sequence[str] | None = None,
+        target_neg: str | Sequence[str] | None = None,
+        rephrase_prompts: str | Sequence[Any] | None = None,
+        locality_inputs: Mapping[str, Any] | None = None,
+        portability_inputs: Mapping[str, Any] | None = None,
+        sequential_edit: bool = False,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Metrics, nn.Module, Any]:
+        """Write requests one at a time, measuring each before and after.
+
+        Args:
+            prompts: texts that hold their subject, or hold ``{}`` in its place.
+            locality_inputs: ``{kind: {"prompt": one entry per request, "ground_truth": the
+                same}}``; an entry is a text, a list of texts, or None.
+            sequential_edit: keep each edit; otherwise it is taken back once it is measured.
+            **kwargs: ``subject`` (needed), ``test_generation``, ``eval_metric``, ``pre_edit``,
+                ``pre_file``, ``loc_prompts``, ``copy`` (edit a copy, leave ``self.model``), or
+                ``requests`` in place of all that describes them.
+
+        Returns:
+            Metrics (per request: case_id, requested_rewrite, pre, post), the model, and what the
+            last write replaced, by parameter name.
+
+        Raises:
+            RequestError: the input does not fit together or names no subject.  Nothing is changed.
+        """
+        columns = {
+            "ground_truth": ground_truth,
+            "target_neg": target_neg,
+            "rephrase_prompts": rephrase_prompts,
+            "locality_inputs": locality_inputs,
+            "portability_inputs": portability_inputs,
+        }
+        options = read_options(kwargs)
+        self._check_single()
+        records = requests_of(prompts, target_new, options, columns)
+        return self._run(records, 1, sequential_edit, verbose, options)
+
+    def edit_requests(
+        self,
+        requests: Sequence[EditRequest | Mapping[str, Any]],
+        sequential_edit: bool = False,
+        verbose: bool = True,
+        test_generation: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Metrics, nn.Module, Any]:
+        """Like :meth:`edit`, from request dicts or :class:`EditRequest`s.
+
+        Raises:
+            HparamsError: ``batch_size`` in the hparams is not 1, as EasyEdit demands.
+        """
+        options = read_options({"test_generation": test_generation, **kwargs})
+        self._check_single()
+        return self._run(requests, 1, sequential_edit, verbose, options)
+
+    def batch_edit(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        target_new: str | Sequence[str] | None = None,
+        ground_truth: str | Sequence[str] | None = None,
+        target_neg: str | Sequence[str] | None = None,
+        rephrase_prompts: str | Sequence[Any] | None = None,
+        locality_inputs: Mapping[str, Any] | None = None,
+        portability_inputs: Mapping[str, Any] | None = None,
+        sequential_edit: bool = False,
+        verbose: bool = True,
+        **kwargs: Any,
+    ) -> tuple[Metrics, nn.Module, Any]:
+        """Write requests in chunks of ``hparams.batch_size``; otherwise as :meth:`edit`.
+
+        Returns:
+            As :meth:`edit`; each metric also has ``time``, the seconds its chunk's edit took.
+
+        Raises:
+            HparamsError: the hparams have no ``batch_size``.
+            RequestError: as :meth:`edit`, or a chunk contradicts itself.
+        """
+        size = getattr(self.hparams, "batch_size", None)
+        if not isinstance(size, int) or size < 1:
+            raise HparamsError(
+                f"batch_edit() needs batch_size in the hparams, a number from 1; it is {size!r}"
+            )
+        columns = {
+            "ground_truth": ground_truth,
+            "target_neg": target_neg,
+            "rephrase_prompts": rephrase_prompts,
+            "locality_inputs": locality_inputs,
+            "portability_inputs": portability_inputs,
+        }
+        options = read_options(kwargs)
+        records = requests_of(prompts, target_new, options, columns)
+        return self._run(records, size, sequential_edit, verbose, options, timed=True)
+
+    def normal_edit(
+        self,
+        prompts: str | Sequence[str] | None = None,
+        target_new: str | Sequence[str] | None = None,
+        sequential_edit: bool = False,
+        **kwargs: Any,
+    ) -> tuple[None, nn.Module, Any]:
+        """Write all requests in one go and measure nothing; ``subject`` is needed here too."""
+        options = read_options(kwargs)
+        records = requests_of(prompts, target_new, options, {})
+        records = checked_records(records, len(records))
+        edited, originals = self._apply(self.model, records, options["copy"])
+        if sequential_edit and not options["copy"]:
+            self.model = edited
+        elif not options["copy"]:
+            self._put_back(originals)
+        return None, edited, originals
+
+    def _check_single(self) -> None:
+        size = getattr(self.hparams, "batch_size", 1)
+        if size != 1:
+            raise HparamsError(
+                f"edit() writes one request at a time and batch_size is {size}; "
+                "set it to 1, or call batch_edit()"
+            )
+
+    # --- the work -----------------------------------------------------------------------------
+
+    def _run(
+        self,
+        requests: Sequence[EditRequest | Mapping[str, Any]],
+        size: int,
+        sequential: bool,
+        verbose: bool,
+        options: Mapping[str, Any],
+        timed: bool = False,
+    ) -> tuple[Metrics, nn.Module, Any]:
+        records = checked_records(requests, size)
+        metrics = self._before(records, options)
+        model, edited, originals = self.model, self.model, None
+        copying = options["copy"]
+        starts = range(0, len(records), size)
+        for start in tqdm(starts, desc=self.alg_name, disable=None if verbose else True):
+            chunk = records[start : start + size]
+            began = perf_counter()
+            edited, originals = self._apply(model, chunk, copying)
+            seconds = perf_counter() - began
+            try:
+                posts = self._measure(edited, chunk, options)
+            finally:
+                if not sequential and not copying:
+                    self._put_back(originals)
+            if sequential:
+                model, copying = edited, False
+            for index, (record, post) in enumerate(zip(chunk, posts), start=start):
+                metrics[index].update(case_id=index, requested_rewrite=record, post=post)
+                if timed:
+                    metrics[index]["time"] = seconds
+                finalize_locality(metrics[index])
+                if verbose:
+                    log.info("%d: %s -> %s", index, record["prompt"], record["target_new"])
+        if sequential and not options["copy"]:
+            self.model = edited
+        if verbose:
+            log.info("means: %s", mean_metrics(metrics))
+        return metrics, edited, originals
+
+    def _apply(self, model: nn.Module, chunk: list[Record], copy: bool) -> tuple[nn.Module, Any]:
+        return self.apply_algo(
+            model,
+            self.tok,
+            chunk,
+            self.hparams,
+            copy=copy,
+            return_orig_weights=True,
+            keep_original_weight=False,
+        )
+
+    @torch.no_grad()
+    def _put_back(self, originals: Any) -> None:
+        """Undo a write by what it returned: tensors by parameter name, or a function."""
+        if callable(originals):
+            originals()
+            return
+        for name, original in (originals or {}).items():
+            parameter = self.model.get_parameter(name)
+            parameter.copy_(original.to(parameter.device, parameter.dtype))
+
+    def _before(self, records: list[Record], options: Mapping[str, Any]) -> Metrics:
+        known = options["pre_edit"]
+        if known is None:
+            posts = self._measure(self.model, records, options)
+            metrics: Metrics = [{"pre": entry} for entry in posts]
+            if options["pre_file"] is not None:
+                write_json(Path(options["pre_file"]), metrics)
+            return metrics
+        if len(known) != len(records):
+            raise RequestError(
+                f"pre_edit has {len(known)} entries for {len(records)} requests; "
+                "give the list that an earlier call wrote for the same requests"
+            )
+        return [{"pre": entry["pre"]} for entry in known]
+
+    def _measure(
+        self, model: nn.Module, records: list[Record], options: Mapping[str, Any]
+    ) -> list[dict[str, Any]]:
+        return compute_many(
+            model,
+            self.hparams,
+            self.tok,
+            records,
+            eval_metric=options["eval_metric"],
+            test_generation=options["test_generation"],
+        )
+
+
+def _apply_function(alg_name: str) -> Callable[..., tuple[nn.Module, Any]]:
+    from nse_plugin.methods.registry import apply_function
+
+    return apply_function(alg_name)

@@ -1,0 +1,189 @@
+"""Check answers: the one place where prompts are scored.
+
+Many (prompt, answer) pairs go through the model in a few batches.  Rows are padded here, with masks
+and positions that make padding invisible; the tokenizer is only asked for tokens, so neither
+its ``padding_side`` nor its pad token plays a part.
+
+Three notions of "the model gives this answer" are kept apart:
+
+* *exact*: greedy decoding writes the whole answer, token for token;
+* *token accuracy*: the share of answer tokens that are the model's first choice when all tokens
+  before them are given (teacher forcing).  This is EasyEdit's ``rewrite_acc``;
+* *nll*: how unlikely the answer is, which moves before the first choice does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.prompts import EncodedPrompt, TokenBatch, encode_prompt, micro_batches
+
+_LOGITS_BUDGET = 2**28  # float32 numbers of logits held at once: 1 GiB
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a model takes to answers, one entry per (prompt, answer) pair, in the order given."""
+
+    exact: list[bool]
+    """Greedy decoding writes the whole answer."""
+    token_accuracy: list[float]
+    """Share of answer tokens that are the first choice under teacher forcing; NaN of no tokens."""
+    predicted: list[list[int]]
+    """First choice at each answer token, under teacher forcing."""
+    nll: list[float]
+    """Mean over the answer's tokens of -log p(token | all before it); NaN of no tokens."""
+    n_tokens: list[int]
+    """Number of answer tokens."""
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+
+def score_answers(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    token_budget: int = 16384,
+) -> Answers:
+    """Check how the model continues each prompt, against the answer one space behind it.
+
+    Args:
+        token_budget: tokens per batch, padding included.
+
+    Raises:
+        RequestError: there are more prompts than answers or the reverse, or a pair is longer than
+            the model's context.
+        ModelError: the tokenizer is not a fast one, or the model has no output head.
+    """
+    if len(prompts) != len(answers):
+        raise RequestError(
+            f"{len(prompts)} prompts and {len(answers)} answers; give one answer per prompt"
+        )
+    pairs = [encode_prompt(tokenizer, p, target=a) for p, a in zip(prompts, answers)]
+    return score_encoded(model, pairs, token_budget=token_budget)
+
+
+def score_encoded(
+    model: nn.Module, pairs: Sequence[EncodedPrompt], *, token_budget: int = 16384
+) -> Answers:
+    """Check answers that are tokens already: the last ``n_target`` of each row.
+
+    ``exact`` needs no generation.  Greedy decoding picks, at each step, the first choice given
+    what it has written so far.  If the first choices under teacher forcing are the answer's tokens
+    throughout, then the first step writes the answer's first token, so the second step sees just
+    what teacher forcing showed it, and so on to the end.  If they are not, then at the first
+    deviation greedy decoding has seen the same tokens and deviates too.
+
+    Raises:
+        RequestError: a row is longer than the model's context, or has no token before its answer.
+        ModelError: the model has no output head.
+    """
+    check_length(model, [len(pair.ids) for pair in pairs], "shorten the prompt or its answer")
+    for number, pair in enumerate(pairs):
+        if pair.n_target and not pair.n_prompt:
+            raise RequestError(f"prompt {number} has no tokens; give a text to answer")
+    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index].ids))
+    n_vocab = DecoderLayout(model).text_config.vocab_size
+    widths = [_width(pairs[index], n_vocab, token_budget) for index in order]
+    predicted: list[list[int]] = [[] for _ in pairs]
+    losses: list[list[float]] = [[] for _ in pairs]
+    with quiet(model), torch.no_grad():
+        for run in micro_batches(widths, token_budget):
+            rows = [index for index in order[run] if pairs[index].n_target]
+            if not rows:
+                continue
+            choices, nll = _first_choices(model, [pairs[index] for index in rows])
+            start = 0
+            for index in rows:
+                stop = start + pairs[index].n_target
+                predicted[index], losses[index] = choices[start:stop], nll[start:stop]
+                start = stop
+    hits = [
+        [choice == token for choice, token in zip(choices, pair.target_ids)]
+        for choices, pair in zip(predicted, pairs)
+    ]
+    return Answers(
+        exact=[bool(row) and all(row) for row in hits],
+        token_accuracy=[_mean(row) for row in hits],
+        predicted=predicted,
+        nll=[_mean(row) for row in losses],
+        n_tokens=[pair.n_target for pair in pairs],
+    )
+
+
+def _first_choices(
+    model: nn.Module, pairs: Sequence[EncodedPrompt]
+) -> tuple[list[int], list[float]]:
+    """First choice and -log p(token) at every answer token of the rows, one after the other.
+
+    The output head is given only the hidden states that predict an answer token, as one row;
+    whatever the model does behind its head (scaling, soft-capping) is done as ever.
+    """
+    batch = TokenBatch.of([pair.ids for pair in pairs], input_device(model))
+    where = [
+        (row, position - 1)
+        for row, pair in enumerate(pairs)
+        for position in range(pair.n_prompt, len(pair.ids))
+    ]
+    row, position = torch.tensor(where).T
+
+    def pick(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]  # [rows, width, d_model]
+        picked = hidden[row.to(hidden.device), position.to(hidden.device)]
+        return (picked[None], *args[1:])
+
+    handle = _head(model).register_forward_pre_hook(pick)
+    try:
+        logits = model(**batch.model_inputs(), use_cache=False).logits[0]  # [answer tokens, vocab]
+    finally:
+        handle.remove()
+    targets = torch.tensor([token for pair in pairs for token in pair.target_ids])
+    nll = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+    return logits.argmax(dim=-1).tolist(), nll.tolist()
+
+
+def _width(pair: EncodedPrompt, n_vocab: int, token_budget: int) -> int:
+    """What a row costs of the token budget: its tokens, or its share of the logits' budget."""
+    logits = pair.n_target * n_vocab
+    return max(len(pair.ids), math.ceil(logits / _LOGITS_BUDGET * token_budget))
+
+
+def check_length(model: nn.Module, lengths: Sequence[int], way_out: str) -> None:
+    """Raise :class:`RequestError` where a row is longer than the model's context."""
+    limit = DecoderLayout(model).max_positions
+    if limit is not None and lengths and max(lengths) > limit:
+        number = max(range(len(lengths)), key=lengths.__getitem__)
+        raise RequestError(
+            f"text {number} has {lengths[number]} tokens and the model's context is {limit}; "
+            f"{way_out}"
+        )
+
+
+def _head(model: Any) -> nn.Module:
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(
+            f"{type(model).__name__} has no output head; load it with AutoModelForCausalLM"
+        )
+    return head
+
+
+def input_device(model: Any) -> torch.device:
+    """Where token ids go in."""
+    return model.get_input_embeddings().weight.device
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,0 +1,218 @@
+"""Let a model continue prompts freely: greedily, or by seeded sampling.
+
+Rows are padded on the left here, with masks and positions that make padding invisible; nothing of
+the tokenizer or of torch's global random state is used or changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.errors import RequestError
+from nse_plugin.model.answers import check_length, input_device
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.prompts import encode_prompt, micro_batches
+
+
+def greedy_text(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    stop: Sequence[str] = (),
+    token_budget: int = 16384,
+) -> list[str]:
+    """Let the model continue each prompt freely, taking its first choice at each step.
+
+    The model's own generation settings (temperature, repetition penalty ...) play no part.
+
+    Args:
+        stop: a row ends before the first of these texts, e.g. ``("\\n", ".")``.  It also ends at
+            the end-of-sequence token.
+
+    Returns:
+        The new text of each row, without special tokens.
+
+    Raises:
+        RequestError: prompt and continuation are longer than the model's context.
+    """
+    rows = _encode_all(tokenizer, prompts)
+
+    def finish(ids: list[int]) -> str:
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        cuts = [text.find(mark) for mark in stop if mark and mark in text]
+        return text[: min(cuts)] if cuts else text
+
+    def ended(ids: list[int]) -> bool:
+        if not stop:
+            return False
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        return any(mark and mark in text for mark in stop)
+
+    new = _continue(
+        model,
+        rows,
+        [max_new_tokens] * len(rows),
+        lambda logits, _rows: logits.argmax(dim=-1),
+        end_ids=_end_ids(model, tokenizer),
+        ended=ended,
+        token_budget=token_budget,
+    )
+    return [finish(ids) for ids in new]
+
+
+def sampled_text(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_tokens: int,
+    *,
+    top_k: int = 5,
+    seed: int = 0,
+    token_budget: int = 16384,
+) -> list[str]:
+    """Let the model continue each prompt by top-k sampling up to a total length.
+
+    Each row draws from a generator of its own, so a row's text does not depend on the rows beside
+    it, and torch's global random state is left alone.
+
+    Args:
+        max_tokens: tokens per row, those of the prompt included.
+
+    Returns:
+        Prompt and continuation of each row, without special tokens.
+    """
+    rows = _encode_all(tokenizer, prompts)
+    draws = [torch.Generator().manual_seed(seed) for _ in rows]
+
+    def choose(logits: torch.Tensor, which: list[int]) -> torch.Tensor:
+        top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
+        levels = top.values.softmax(dim=-1).cumsum(dim=-1)  # [rows, top_k]
+        drawn = torch.stack([torch.rand((), generator=draws[row]) for row in which])
+        place = (levels < drawn.to(levels.device)[:, None]).sum(dim=-1, keepdim=True)
+        place = place.clamp(max=levels.shape[-1] - 1)
+        return top.indices.gather(-1, place)[:, 0]
+
+    room = [max(max_tokens - len(row), 0) for row in rows]
+    new = _continue(model, rows, room, choose, token_budget=token_budget)
+    return [tokenizer.decode(row + ids, skip_special_tokens=True) for row, ids in zip(rows, new)]
+
+
+def _continue(
+    model: nn.Module,
+    rows: Sequence[list[int]],
+    room: Sequence[int],
+    choose: Callable[[torch.Tensor, list[int]], torch.Tensor],
+    *,
+    end_ids: frozenset[int] = frozenset(),
+    ended: Callable[[list[int]], bool] = lambda ids: False,
+    token_budget: int,
+) -> list[list[int]]:
+    """New tokens of each row.
+
+    Args:
+        room: how many new tokens each row may get.
+        choose: from logits [rows, vocab] and the rows' numbers to token ids [rows].
+        end_ids: tokens that end a row; they are not part of it.
+        ended: whether a row with these new tokens is done.
+    """
+    check_length(
+        model,
+        [len(row) + new for row, new in zip(rows, room)],
+        "shorten the prompt or ask for fewer new tokens",
+    )
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    new: list[list[int]] = [[] for _ in rows]
+    with quiet(model), torch.no_grad():
+        for group in _groups(model, rows, order, room, token_budget):
+            _continue_group(model, rows, group, room, choose, end_ids, ended, new)
+    return new
+
+
+def _groups(
+    model: nn.Module,
+    rows: Sequence[list[int]],
+    order: Sequence[int],
+    room: Sequence[int],
+    token_budget: int,
+) -> list[list[int]]:
+    """Numbers of the rows that go together; a model that takes no positions gets equal lengths."""
+    runs = micro_batches([len(rows[index]) + room[index] for index in order], token_budget)
+    groups = [list(order[run]) for run in runs]
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        return groups
+    equal: list[list[int]] = []
+    for group in groups:
+        by_length: dict[int, list[int]] = {}
+        for index in group:
+            by_length.setdefault(len(rows[index]), []).append(index)
+        equal.extend(by_length.values())
+    return equal
+
+
+def _continue_group(
+    model: nn.Module,
+    rows: Sequence[list[int]],
+    group: list[int],
+    room: Sequence[int],
+    choose: Callable[[torch.Tensor, list[int]], torch.Tensor],
+    end_ids: frozenset[int],
+    ended: Callable[[list[int]], bool],
+    new: list[list[int]],
+) -> None:
+    """Write the new tokens of one group of rows, padded on the left, into ``new``."""
+    width = max(len(rows[index]) for index in group)
+    device = input_device(model)
+    padding = [width - len(rows[index]) for index in group]
+    ids = torch.tensor([[0] * pad + rows[i] for pad, i in zip(padding, group)], device=device)
+    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
+    positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    limit = DecoderLayout(model).max_positions
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    open_rows = {index for index in group if room[index] > 0}
+    cache = None
+    while open_rows:
+        extra = {"position_ids": positions} if takes_positions else {}
+        output = model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
+        )
+        cache = output.past_key_values
+        choice = choose(output.logits[:, -1].float(), group)  # [rows]
+        for index, token in zip(group, choice.tolist()):
+            if index not in open_rows:
+                continue
+            if token in end_ids:
+                open_rows.remove(index)
+                continue
+            new[index].append(token)
+            if len(new[index]) >= room[index] or ended(new[index]):
+                open_rows.remove(index)
+        ids = choice.to(device)[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(group), 1)], dim=-1)
+        # rows that are done run along unread; they must not run out of positions
+        positions = positions[:, -1:] + 1
+        if limit is not None:
+            positions = positions.clamp(max=limit - 1)
+
+
+def _encode_all(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    rows = [list(encode_prompt(tokenizer, prompt).ids) for prompt in prompts]
+    for prompt, row in zip(prompts, rows):
+        if not row:
+            raise RequestError(f"prompt {prompt!r} has no tokens; give a text to continue")
+    return rows
+
+
+def _end_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    found: set[int] = set()
+    for source in (getattr(model, "generation_config", None), tokenizer):
+        value: Any = getattr(source, "eos_token_id", None)
+        found.update(value if isinstance(value, (list, tuple)) else [value])
+    return frozenset(token for token in found if token is not None)

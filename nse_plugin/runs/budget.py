@@ -1,0 +1,199 @@
+"""Bounds of what a run takes on disk and in main memory, worked out before it starts.
+
+Of a round of n edits with a method of ours, per layer and in float32: keys [d_ff, n], and for each
+write pass left [d_model, n], right [n, d_ff] and d_ff neuron numbers of 8 bytes.  That is on disk,
+and the ledger reads it from there when it is needed.  Memory takes each edited matrix's original
+and its float32 change (three times while one is written), each layer's covariance [d_ff, d_ff] in
+float32, and P [d_ff, d_ff] in float64 where it is kept (d_ff up to 4096, or more edits than d_ff;
+else the keys of all edits, twice while some are added), and a solve takes four such matrices in
+float64.
+
+FT keeps the matrices that a round changed, and what is attached to the model (LoRA, GRACE) is kept
+whole after each round, so a codebook is counted at its last size.  With a method of the host, a
+round is as large as the matrices it changes, which is known after the first one only; until then
+one down-projection per layer is assumed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.errors import DataError, ModelError
+from nse_plugin.model.layout import DecoderLayout
+
+_LINE = 2500  # bytes of log, request and frozen answers per request, about
+_SPARE = 1 << 20
+_RECORD = 1000  # bytes of a request in its round's file
+_TARGET = 64  # tokens of a target, at most
+_HELD = 4 + 3 * 4  # bytes per number of an edited matrix: original and change
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Upper bounds in bytes."""
+
+    rounds: int
+    """Rounds that are known of; a stream counts as one, and disk is looked at before each."""
+    disk_per_round: int
+    disk: int
+    """Of all rounds, log and frozen answers included."""
+    memory_ledger: int
+    """Factors and previous keys of all rounds; they stay on disk, so not counted in ``memory``."""
+    memory_originals: int
+    """Originals and changes of the edited matrices."""
+    memory_solve: int
+    """Covariances, previous keys and the solve."""
+
+    @property
+    def memory(self) -> int:
+        """Beside model and activations."""
+        return self.memory_originals + self.memory_solve
+
+    def to_dict(self) -> dict[str, int]:
+        """For the manifest."""
+        return asdict(self)
+
+    def text(self) -> str:
+        """One line for people."""
+        return (
+            f"at most {_size(self.disk)} on disk ({_size(self.disk_per_round)} a round), "
+            f"{_size(self.memory)} of memory beside the model (originals and changes "
+            f"{_size(self.memory_originals)}, solve {_size(self.memory_solve)}; "
+            f"ledger {_size(self.memory_ledger)}, read from disk)"
+        )
+
+    def check(self, folder: Path) -> None:
+        """Raise :class:`DataError` where disk or memory is less than the bounds."""
+        check_disk(folder, self.disk)
+        free = free_memory()
+        if free is not None and self.memory > free:
+            raise DataError(
+                f"the run needs up to {_size(self.memory)} of memory beside the model and "
+                f"{_size(free)} are free; edit fewer layers or requests, or use a larger machine. "
+                f"It takes {self.text()}"
+            )
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What a method takes, in bytes."""
+
+    per_round: int
+    ledger: int
+    originals: int
+    solve: int
+
+
+def estimate(
+    model: Any, hparams: Any, round_size: int, n_requests: int | None, ours: bool
+) -> Budget:
+    """Bounds for a model and a method.
+
+    Args:
+        n_requests: None where the stream is not known in advance.
+    """
+    n_all = n_requests if n_requests is not None else round_size
+    n = min(round_size, n_all)
+    rounds = max(1, -(-n_all // round_size))
+    if ours and hparams.attaches:
+        sizes = _attached(model, hparams, n, n_all, rounds)
+    elif ours and hasattr(hparams, "objective_optimization"):
+        sizes = _trained(*_shape(model), hparams, n, rounds)
+    elif ours:
+        sizes = _located(*_shape(model), hparams, n, n_requests, n_all, rounds)
+    else:
+        d_model, d_ff = _shape(model)
+        matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
+        sizes = _Sizes(4 * matrices + 4096, 0, matrices * _HELD, 0)
+    return Budget(
+        rounds=rounds,
+        disk_per_round=sizes.per_round + n * _LINE,
+        disk=rounds * sizes.per_round + n_all * _LINE,
+        memory_ledger=sizes.ledger,
+        memory_originals=sizes.originals,
+        memory_solve=sizes.solve,
+    )
+
+
+def _located(
+    d_model: int, d_ff: int, hparams: Any, n: int, n_requests: int | None, n_all: int, rounds: int
+) -> _Sizes:
+    layers, passes = len(hparams.layers), int(getattr(hparams, "max_iterations", 1))
+    per_edit = 4 * layers * (d_ff + passes * (d_model + d_ff))
+    covariances = 4 * layers if getattr(hparams, "mom2_adjustment", False) else 0
+    few = d_ff > 4096 and n_requests is not None  # a stream may become long
+    previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)
+    return _Sizes(
+        per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
+        ledger=per_edit * n_all + rounds * layers * passes * d_ff * 8,
+        originals=layers * d_model * d_ff * _HELD,
+        solve=d_ff * d_ff * (4 * 8 + covariances) + previous,
+    )
+
+
+def _trained(d_model: int, d_ff: int, hparams: Any, n: int, rounds: int) -> _Sizes:
+    layers = len(hparams.layers)
+    factors = layers * (4 * d_model * d_ff + 4 * min(d_model, d_ff) ** 2 + 8 * d_ff)
+    return _Sizes(
+        per_round=factors + n * _RECORD + 4096,
+        ledger=rounds * factors,
+        originals=layers * d_model * d_ff * _HELD,
+        solve=layers * d_model * d_ff * 4 * 5,  # start, copy, gradient and Adam's two
+    )
+
+
+def _attached(model: Any, hparams: Any, n: int, n_all: int, rounds: int) -> _Sizes:
+    if hasattr(hparams, "inner_params"):  # key, value, radius and target of every edit so far
+        name = hparams.inner_params[0].replace("[", ".").replace("]", "").removesuffix(".weight")
+        chosen = [m for path, m in model.named_modules() if path == name]
+        state = sum(n_all * (4 * sum(m.weight.shape) + 4 + 8 * _TARGET) for m in chosen)
+    else:
+        ends = tuple(hparams.target_modules)
+        chosen = [m for path, m in model.named_modules() if path.endswith(ends)]
+        weights = [m.weight for m in chosen if getattr(m, "weight", None) is not None]
+        state = sum(4 * hparams.rank * (sum(weight.shape) + 2) for weight in weights)
+    per_round = state + n * _RECORD + 16384  # which has the names of all tensors
+    return _Sizes(per_round, rounds * state, originals=2 * state, solve=4 * state)
+
+
+def _shape(model: Any) -> tuple[int, int]:
+    """d_model and d_ff; the longest side of any matrix where the model's parts are not known."""
+    try:
+        layout = DecoderLayout(model)
+        return layout.d_model, layout.d_ff
+    except ModelError:
+        longest = max(max(p.shape) for p in model.parameters() if p.dim() == 2)
+        return longest, longest
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raise :class:`DataError` where fewer bytes are free."""
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE > free:
+        raise DataError(
+            f"{folder} has {_size(free)} free and the run needs up to {_size(needed)} more; free "
+            "space or give a folder elsewhere. The same command goes on from the last whole round"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that are free, or None where the system does not say."""
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:.1f} TiB"

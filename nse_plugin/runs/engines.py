@@ -1,0 +1,167 @@
+"""What a scheduler needs of a method: ours over a session, or the host's ``apply_algo``.
+
+Both write rounds, keep them on disk, put them back and take the last one back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from nse_plugin.easyedit.engine import HostEngine, takes_rounds
+from nse_plugin.errors import (
+    HostError,
+    HparamsError,
+    SessionError,
+)
+from nse_plugin.methods.registry import METHODS, find_method
+from nse_plugin.model.weights import not_finite
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.ledger_files import RoundFile, load_rounds, save_round
+from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.session import EditSession
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A method at work on one model."""
+
+    method: str
+    model: nn.Module
+    tokenizer: Any
+    hparams: Any
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """Make, or put back, what the run's rounds share; returns it for the manifest."""
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Write a round; returns what is said of it in the log, times under ``seconds``."""
+
+    def problem(self) -> str | None:
+        """What is not finite after the last round, or None."""
+
+    def save(self, folder: Path, number: int) -> Path:
+        """Write the last round's file, all of it or nothing."""
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Put the rounds of these files into the untouched model."""
+
+    def undo(self) -> None:
+        """Take the last round back."""
+
+    def rewound(self) -> Any:
+        """A context in which the model is the untouched one."""
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Edited parameters as they were."""
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """By layer, at most so many of the previous keys, at even distances: [d_ff, n]."""
+
+    def changed(self) -> list[nn.Parameter]:
+        """Edited parameters as they are."""
+
+
+def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Engine:
+    """The engine for a session with hparams, or for an editor of either host; an engine is its own.
+
+    Raises:
+        HparamsError: there are no hparams.
+        HostError: it is neither a session nor an editor.
+    """
+    if isinstance(editor_or_session, EditSession):
+        if hparams is None:
+            raise HparamsError("hparams is None; a session needs the hyperparameters of a method")
+        return SessionEngine(editor_or_session, hparams)
+    if isinstance(editor_or_session, Engine):
+        return editor_or_session
+    editor = editor_or_session
+    missing = [n for n in ("model", "tok", "apply_algo") if not hasattr(editor, n)]
+    if missing:
+        raise HostError(
+            f"a {type(editor).__name__} has no {', '.join(missing)}; give an EditSession or an "
+            "editor of EasyEdit"
+        )
+    hparams = hparams if hparams is not None else editor.hparams
+    name = str(getattr(hparams, "alg_name", "")).removesuffix("-plugin")
+    if name in METHODS and isinstance(hparams, METHODS[name].hparams):
+        return SessionEngine(EditSession.of(editor.model, editor.tok), hparams)
+    rounds = takes_rounds(str(getattr(hparams, "alg_name", "")))
+    return HostEngine(editor.model, editor.tok, editor.apply_algo, hparams, seed, rounds)
+
+
+class SessionEngine:
+    """A method of ours.
+
+    Raises:
+        SessionError: the session has rounds, so its model is not the untouched one.
+    """
+
+    def __init__(self, session: EditSession, hparams: Any) -> None:
+        if len(session.ledger):
+            raise SessionError(
+                f"the session has {len(session.ledger)} rounds already, and a run starts from the "
+                "untouched model; call session.undo_all(), or load the model anew"
+            )
+        self._edit_round = find_method(hparams.alg_name).edit_round
+        self.method = find_method(hparams.alg_name).name
+        self.session, self.hparams = session, hparams
+        self.model, self.tokenizer = session.model, session.tokenizer
+
+    def prepare(self, kept: Sequence[str] | None) -> list[str]:
+        """The context texts."""
+        if not hasattr(self.hparams, "n_contexts"):
+            return []
+        if kept is not None:
+            self.session.untouched.use_contexts(self.hparams, kept)
+        return list(self.session.untouched.contexts(self.hparams))
+
+    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+        """Write a round into model and ledger."""
+        record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
+        return record.summary()
+
+    def problem(self) -> str | None:
+        """A loss or a weight of the last round that is not finite."""
+        losses = [outcome.z_loss for outcome in self.session.ledger[-1].outcomes]
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
+            return "loss"
+        return not_finite([*self.changed(), *self.session.attached.tensors().values()])
+
+    def save(self, folder: Path, number: int) -> Path:
+        """Factors and keys of the last round; the ledger reads them from the file from now on."""
+        self.session.previous_keys.catch_up()  # while the round is in memory
+        record = replace(self.session.ledger[-1], number=number)
+        path = save_round(folder, record)
+        self.session.ledger.replace_last(RoundFile.of(path, record))
+        return path
+
+    def load(self, paths: Sequence[Path]) -> None:
+        """Rounds from their files, in order."""
+        self.session.adopt(load_rounds(paths))
+
+    def undo(self) -> None:
+        """Take the last round back."""
+        self.session.undo_last()
+
+    def rewound(self) -> Any:
+        """The untouched model, inside."""
+        return self.session.rewound()
+
+    def originals(self) -> Mapping[str, torch.Tensor]:
+        """Edited matrices as they were."""
+        return {name: self.session.weights.original(name) for name in self.session.weights.names()}
+
+    def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
+        """Previous keys of the edited layers."""
+        return self.session.ledger.some_keys(getattr(self.hparams, "layers", []), limit)
+
+    def changed(self) -> list[nn.Parameter]:
+        """Edited matrices as they are."""
+        return [self.model.get_parameter(name) for name in self.session.weights.names()]

@@ -1,0 +1,70 @@
+"""What makes a run this run: model, method, settings and stream, as values for its manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from typing import Any
+
+import torch
+import transformers
+
+from nse_plugin.errors import ModelError
+from nse_plugin.hparams import Hparams
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.weights import fingerprint
+from nse_plugin.requests import EditRequest
+from nse_plugin.statistics.files import model_fingerprint
+from nse_plugin.version import __version__
+
+
+def versions() -> dict[str, str]:
+    """What may change the bits of a result."""
+    return {
+        "version": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def digest(request: EditRequest) -> str:
+    """A short hash of everything in a request, probes included."""
+    return hashed([request.to_dict(), request.prompt])[:16]
+
+
+def model_identity(model: Any) -> dict[str, Any]:
+    """Fingerprints of a model's parts and of all its matrices."""
+    weights = {
+        name: fingerprint(parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2 and not parameter.is_meta and parameter.element_size() > 1
+    }
+    try:
+        parts = model_fingerprint(DecoderLayout(model))
+    except ModelError:
+        parts = "?"
+    dtype = str(next(model.parameters()).dtype)
+    return {"fingerprint": parts, "weights": hashed(weights), "dtype": dtype}
+
+
+def plain(hparams: Any) -> dict[str, Any]:
+    """Hyperparameters as JSON values; no secrets, nothing that is only a place on a disk."""
+    # not the host's own to_dict, which copies a ready model along
+    values = hparams.to_dict() if isinstance(hparams, Hparams) else dict(vars(hparams))
+    return shareable(json.loads(json.dumps(values, default=lambda v: type(v).__name__)))
+
+
+def shareable(values: Any) -> Any:
+    """The same without keys that do not belong there, also in groups of keys (OVERTONE's base)."""
+    if not isinstance(values, dict):
+        return values
+    kept = {key: value for key, value in values.items() if key not in ("api_key", "stats_dir")}
+    return {key: shareable(value) for key, value in kept.items()}
+
+
+def hashed(value: Any) -> str:
+    """SHA-256 of a value as JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()

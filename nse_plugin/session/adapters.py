@@ -1,0 +1,196 @@
+"""LoRA and AdaLoRA of PEFT, put into a model without changing the model object.
+
+The adapters are PEFT's own (arXiv 2106.09685, 2303.10512).  They answer with zero change until
+they are trained, and lie in float32 beside the frozen modules that they wrap.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from nse_plugin.errors import HostError, ModelError
+from nse_plugin.model.layout import DecoderLayout
+
+_NAME = "default"  # PEFT's name for the one adapter of a model
+
+
+class Adapters:
+    """PEFT's adapters in the modules that a config chooses.
+
+    Args:
+        config: ``lora_type`` (lora or adalora), ``rank``, ``lora_alpha``, ``lora_dropout``,
+            ``target_modules`` (ends of module names) and ``layers`` (empty for all).
+
+    Raises:
+        HostError: peft is not installed.
+        ModelError: no module of the model is chosen, or it has adapters already.
+    """
+
+    def __init__(self, layout: DecoderLayout, config: Mapping[str, Any]) -> None:
+        self._peft = import_peft()
+        self._model = layout.model
+        if hasattr(self._model, "peft_config"):
+            raise ModelError(
+                "the model has PEFT adapters already, which this session did not make; merge or "
+                "unload them first, or load the model anew"
+            )
+        self._config = dict(config)
+        own = {id(parameter) for parameter in self._model.parameters()}
+        flags = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
+        try:
+            self._inject(layout)
+        except BaseException as error:  # of PEFT's, some come when a part is wrapped already
+            self.remove()
+            if not isinstance(error, ValueError):
+                raise
+            raise ModelError(
+                f"target_modules {config['target_modules']} in layers {config['layers'] or 'all'} "
+                f"do not fit this model: {error}"
+            ) from error
+        finally:
+            for parameter, flag in flags:  # PEFT freezes all of them
+                parameter.requires_grad_(flag)
+        self.parameters = {
+            name.replace(f".{_NAME}", ""): parameter.requires_grad_(False)
+            for name, parameter in self._model.named_parameters()
+            if id(parameter) not in own
+        }
+        """The adapters' parameters by name; nothing else of the model is trained."""
+        for parameter in self.parameters.values():  # half precision loses Adam's small steps
+            parameter.data = parameter.data.float()
+        for dropout in self._dropouts():
+            dropout.eval()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The adapters' parameters."""
+        return {name: parameter.detach() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Copy parameters in."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(state[name])
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """PEFT's layers pass their input on to the modules they wrap, and do nothing else."""
+        layers = self._layers()
+        for layer in layers:
+            layer._disable_adapters = True  # enable_adapters() would set requires_grad too
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer._disable_adapters = False
+
+    def remove(self) -> None:
+        """Put the wrapped modules back into their places."""
+        wrapped = {
+            name: module
+            for name, module in self._model.named_modules()
+            if isinstance(module, self._layer_type())
+        }
+        for name, module in wrapped.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), child, module.base_layer)
+        if hasattr(self._model, "peft_config"):
+            del self._model.peft_config
+
+    @contextmanager
+    def training(self) -> Iterator[list[torch.Tensor]]:
+        """The parameters that are trained, with gradients inside."""
+        trained = [p for name, p in self.parameters.items() if "ranknum" not in name]
+        try:
+            for parameter in trained:
+                parameter.requires_grad_(True)
+            yield trained
+        finally:
+            for parameter in trained:
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    @contextmanager
+    def dropout(self) -> Iterator[None]:
+        """The adapters' dropout is on inside."""
+        dropouts = self._dropouts()
+        try:
+            for dropout in dropouts:
+                dropout.train()
+            yield
+        finally:
+            for dropout in dropouts:
+                dropout.eval()
+
+    def penalty(self) -> torch.Tensor:
+        """AdaLoRA's orthogonality term (arXiv 2303.10512, eq. 4): mean of ||P P^T - I||."""
+        terms = []
+        for name, parameter in self.parameters.items():
+            if name.endswith(("lora_A", "lora_B")):
+                p = parameter if name.endswith("lora_A") else parameter.T  # [rank, features]
+                terms.append((p @ p.T - torch.eye(len(p), device=p.device)).norm())
+        return self._peft_config.orth_reg_weight * torch.stack(terms).mean()
+
+    def save(self, folder: Path) -> None:
+        """Write PEFT's own files, which ``PeftModel.from_pretrained`` loads."""
+        state = self._peft.get_peft_model_state_dict(self._model)
+        # with the names that modules have in PEFT's wrapper around a model
+        tensors = {f"base_model.model.{name}": t.cpu().contiguous() for name, t in state.items()}
+        save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
+        config = copy.copy(self._peft_config)
+        config.inference_mode = True
+        config.base_model_name_or_path = getattr(self._model.config, "_name_or_path", "") or None
+        config.save_pretrained(str(folder))
+
+    def _inject(self, layout: DecoderLayout) -> None:
+        config = self._config
+        common = dict(
+            task_type="CAUSAL_LM",
+            inference_mode=False,
+            lora_alpha=config["lora_alpha"],
+            lora_dropout=config["lora_dropout"],
+            target_modules=list(config["target_modules"]),
+            layers_to_transform=list(config["layers"]) or None,
+            fan_in_fan_out=layout.family.conv1d,
+        )
+        if config["lora_type"] == "adalora":  # the rank stays: no budget is ever re-allocated
+            rank = dict(init_r=config["rank"], target_r=config["rank"], total_step=1)
+            self._peft_config = self._peft.AdaLoraConfig(**common, **rank)
+        else:
+            self._peft_config = self._peft.LoraConfig(**common, r=config["rank"])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            self._peft.inject_adapter_in_model(self._peft_config, self._model, _NAME)
+
+    def _layers(self) -> list[Any]:
+        kind = self._layer_type()
+        return [module for module in self._model.modules() if isinstance(module, kind)]
+
+    def _dropouts(self) -> list[nn.Module]:
+        return [module for layer in self._layers() for module in layer.lora_dropout.modules()]
+
+    def _layer_type(self) -> Any:
+        from peft.tuners.lora import LoraLayer
+
+        return LoraLayer
+
+
+def import_peft() -> ModuleType:
+    """peft, or a :class:`HostError` that says where to get it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise HostError(
+            f"peft cannot be imported ({error}), and LoRA adapters are its own; "
+            "pip install 'nse-plugin[export]'"
+        ) from error
+    return peft

@@ -1,0 +1,89 @@
+"""Which rounds' changes move the model's answer to a prompt most."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from nse_plugin.errors import RequestError, SessionError
+from nse_plugin.model.answers import check_length, input_device
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.prompts import TokenBatch, encode_prompt
+from nse_plugin.session.queries import import_pandas
+from nse_plugin.session.records import RoundRecord, later_trained
+from nse_plugin.session.session import EditSession
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+def blame(session: EditSession, prompt: str) -> DataFrame:
+    """Take each standing round away in turn, and see how the next token's chances change.
+
+    Afterwards the model holds exactly what it held, come what may.
+
+    Returns:
+        a row per round, the most effective first: ``round``, ``kl`` (divergence in nats of the
+        next token's distribution without the round from that of the model as it is), ``top`` (the
+        most likely next token now), ``top_change`` (what the round adds to its log-probability)
+        and ``top_without`` (the most likely one without the round).
+
+    Raises:
+        SessionError: somebody else changed the weights, or rounds trained one attachment, of
+            which none can be taken away alone.
+        RequestError: the prompt has no tokens, or is longer than the model's context.
+        DataError: pandas is missing.
+    """
+    pd = import_pandas()
+    session.check()
+    if session.attached.kind is not None:
+        raise SessionError(
+            f"rounds cannot be taken away one by one: {later_trained(session.ledger.numbers()[-1])}"
+        )
+    ids = encode_prompt(session.tokenizer, prompt).ids
+    if not ids:
+        raise RequestError(f"prompt is {prompt!r} and has no tokens; give a text to go on from")
+    check_length(session.model, [len(ids)], "shorten the prompt")
+    now = _next_token(session, ids)
+    top = int(now.argmax())
+    rows = []
+    before = session.weights.snapshot()
+    try:
+        for record in session.ledger:
+            _take_away(session, record)
+            without = _next_token(session, ids)
+            session.weights.restore(before)
+            rows.append(
+                {
+                    "round": record.number,
+                    "kl": float((now.exp() * (now - without)).sum()),
+                    "top": session.tokenizer.decode([top]),
+                    "top_change": float(now[top] - without[top]),
+                    "top_without": session.tokenizer.decode([int(without.argmax())]),
+                }
+            )
+    finally:
+        session.weights.restore(before)
+    rows.sort(key=lambda row: -row["kl"])
+    return pd.DataFrame(rows, columns=["round", "kl", "top", "top_change", "top_without"])
+
+
+def _take_away(session: EditSession, record: RoundRecord) -> None:
+    layout, weights = session.layout, session.weights
+    for layer in record.layers():
+        name = layout.down_name(layer)
+        rest = weights.change(name)
+        for write in record.writes:
+            if write.layer == layer and rest is not None:
+                rest = rest - layout.to_weight(write.change(layout.d_ff, rest.device))
+        weights.set(name, rest)
+
+
+@torch.no_grad()
+def _next_token(session: EditSession, ids: tuple[int, ...]) -> torch.Tensor:
+    """log p of every next token, float64 [vocab]."""
+    batch = TokenBatch.of([ids], input_device(session.model))
+    with quiet(session.model):
+        logits = session.model(**batch.model_inputs(), use_cache=False).logits[0, -1]
+    return logits.cpu().double().log_softmax(dim=-1)

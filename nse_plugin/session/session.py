@@ -1,0 +1,334 @@
+"""The edit session: the memory of one model that is edited again and again.
+
+It owns the original weights, the accumulated change, what is attached to the model, what is known
+of the untouched model, and the ledger, from which the previous keys follow.  It lives with the
+model: ``EditSession.of(model)`` finds it again, and it goes when the model goes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import PreTrainedModel
+
+from nse_plugin.errors import SessionError
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.watch import Watch
+from nse_plugin.model.weights import EditedWeights
+from nse_plugin.session.attached import Attached
+from nse_plugin.session.previous_keys import PreviousKeys
+from nse_plugin.session.records import Ledger, StandingRound, Undone, later_trained
+from nse_plugin.session.untouched import Untouched
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from nse_plugin.export import Fit
+
+log = logging.getLogger(__name__)
+
+_ATTRIBUTE = "_nse_plugin_session"
+_PUT_BACK = "weights were put back"
+
+
+class EditSession:
+    """The memory of one model under editing.
+
+    Args:
+        model: a causal language model of transformers.
+        tokenizer: its fast tokenizer; nothing of it is changed.
+
+    Raises:
+        ModelError: the model's family is unknown and could not be probed.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
+        self.layout = DecoderLayout(model)
+        self.tokenizer = tokenizer
+        self.weights = EditedWeights()
+        self.attached = Attached(self.layout)
+        self.ledger = Ledger()
+        self.previous_keys = PreviousKeys(self.ledger)
+        self.untouched = Untouched(self.layout, tokenizer, self.weights, self.rewound)
+        self._layers: dict[str, int] = {}  # layer of each parameter looked after
+        self._elsewhere: Watch | None = None  # the other parameters, from the first round on
+        self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: Any = None) -> EditSession:
+        """The session of this model; a new one where there is none yet.
+
+        Raises:
+            SessionError: the model has no session and no tokenizer was given to start one.
+        """
+        kept = getattr(model, _ATTRIBUTE, None)
+        if isinstance(kept, _Kept) and kept.session is not None:
+            return kept.session
+        if tokenizer is None:
+            raise SessionError(
+                "this model has no edit session yet; give its tokenizer to start one: "
+                "EditSession.of(model, tokenizer)"
+            )
+        session = cls(model, tokenizer)
+        setattr(model, _ATTRIBUTE, _Kept(session))
+        return session
+
+    @staticmethod
+    def forget(model: PreTrainedModel) -> None:
+        """Drop the session of this model; its weights stay as they are and count as original."""
+        if hasattr(model, _ATTRIBUTE):
+            delattr(model, _ATTRIBUTE)
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model under editing."""
+        return self.layout.model
+
+    @contextmanager
+    def round(self, layers: list[int], attaches: str | None = None) -> Iterator[None]:
+        """One round of editing these layers, or what is attached: all of it or nothing.
+
+        Checks the model first (:meth:`check`).  Where an exception leaves the block, the model
+        holds what it held before.
+
+        Args:
+            attaches: the kind of attachment that the round trains, which then no other method may
+                edit beside; None for a round that writes weights.
+
+        Raises:
+            SessionError: the model was changed, or holds rounds of another kind.
+        """
+        self.check()
+        self._refuse_mixture(attaches)
+        self.layout.check_layers(layers)
+        for layer in layers:
+            name = self.layout.down_name(layer)
+            self.weights.track(name, self.layout.down(layer).weight)
+            self._layers[name] = layer
+        self._elsewhere = self._elsewhere or Watch(self.model)
+        self._elsewhere.leave_out(self.weights.names())
+        before, length, state = self.weights.snapshot(), len(self.ledger), self.attached.state()
+        try:
+            yield
+        except BaseException:
+            self.weights.restore(before)
+            self.attached.set(state)
+            self._truncate(length)
+            raise
+
+    @contextmanager
+    def rewound(self) -> Iterator[None]:
+        """Inside, the model is the untouched one; afterwards what it was, come what may."""
+        with self.weights.rewound(), self.attached.off():
+            yield
+
+    def write(self, layer: int, change: torch.Tensor) -> None:
+        """Add a change [d_model, d_ff] to a layer's down-projection."""
+        self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
+
+    def commit(self, record: StandingRound) -> None:
+        """Enter a finished round into the ledger."""
+        self.ledger.append(record)
+        self._states.append(self._fingerprint())
+
+    def adopt(self, ledger: Ledger) -> None:
+        """Take over the rounds of a ledger, as read from a run directory, and what was undone.
+
+        The changes are made in the order written, so on the device of the first run the weights
+        get the bits that they had then.
+
+        Raises:
+            SessionError: this session has rounds of its own.
+            ModelError: layers do not fit the model.  The model is as before.
+        """
+        if len(self.ledger):
+            raise SessionError(
+                f"this session has {len(self.ledger)} rounds already; undo_all() them first, or "
+                "adopt the ledger with a model that is loaded anew"
+            )
+        try:
+            for record in ledger.standing():
+                state = record.read().state
+                with self.round(sorted(record.key_counts), None if state is None else state.kind):
+                    self._replay(record)
+        except BaseException:
+            self._go_back_to(0)
+            raise
+        self.ledger.undone = list(ledger.undone)
+
+    def undo(self, number: int, reason: str = "") -> None:
+        """Take back the round of this number (:attr:`RoundRecord.number`), whichever it is.
+
+        The weights become original + the sum of the other rounds, added in their order: the bits
+        that a new session has which adopts those rounds.  Its keys leave the previous keys, and
+        the ledger notes the undo.  Where anything goes wrong, all is as before.
+
+        Raises:
+            SessionError: the round was undone already, or there is none; it is not the last one
+                and trained what is attached; or somebody else changed the model.
+        """
+        self.check()
+        index = self.ledger.index(number)
+        if self.attached.kind is not None and index < len(self.ledger) - 1:
+            last = self.ledger.numbers()[-1]
+            raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
+        records, states = self.ledger.standing(), self._states[:]
+        before, state = self.weights.snapshot(), self.attached.state()
+        try:
+            self._go_back_to(index)
+            for record in records[index + 1 :]:
+                self._replay(record)
+        except BaseException:
+            self._truncate(index)
+            for record in records[index:]:
+                self.ledger.append(record)
+            self._states = states
+            self.weights.restore(before)
+            self.attached.set(state)
+            raise
+        self.ledger.undone.append(Undone.now(number, reason))
+
+    def put_back(self, number: int) -> None:
+        """Undo a round for a host that takes its edits back; without rounds it starts over."""
+        self.undo(number, _PUT_BACK)
+        if not len(self.ledger):  # as after undo_all
+            self.ledger.undone.clear()
+
+    def undo_last(self, rounds: int = 1) -> None:
+        """Take back the last rounds: their changes and their keys; the ledger notes it.
+
+        Raises:
+            SessionError: fewer rounds than that stand.
+        """
+        if not 0 <= rounds <= len(self.ledger):
+            raise SessionError(
+                f"cannot take back {rounds} rounds: {len(self.ledger)} stand in the ledger"
+            )
+        self.check()
+        numbers = self.ledger.numbers()[len(self.ledger) - rounds :]
+        self._go_back_to(len(self.ledger) - rounds)
+        self.ledger.undone += [Undone.now(number) for number in reversed(numbers)]
+
+    def undo_all(self) -> None:
+        """Give the model its original weights, bit for bit, and start over with round 1."""
+        self.undo_last(len(self.ledger))
+        self.ledger.undone.clear()
+
+    def check(self) -> None:
+        """Compare the weights in the model with what this session left there.
+
+        Where somebody put the weights of an earlier round back (EasyEdit does so after an edit
+        that is not sequential), the rounds since then are dropped.
+
+        Raises:
+            SessionError: the edited weights are neither what this session wrote nor an earlier
+                state, or other weights changed.
+        """
+        elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
+        if elsewhere:
+            raise _foreign(elsewhere, "the first round")
+        now = self._fingerprint()
+        for length in range(len(self._states), -1, -1):
+            if now == self._state_after(length):
+                if length < len(self._states):
+                    log.info("weights of round %d were put back; later rounds dropped", length)
+                    dropped = self.ledger.numbers()[length:]
+                    self._go_back_to(length)
+                    self.ledger.undone += [Undone.now(n, _PUT_BACK) for n in reversed(dropped)]
+                    if not length:  # as after undo_all
+                        self.ledger.undone.clear()
+                return
+        expected = self._state_after(len(self._states))
+        changed = [name for name in now if now[name] != expected.get(name)]
+        raise _foreign(changed, f"round {len(self._states)}")
+
+    # What stands above the session, by name where people look for it.
+
+    def blame(self, prompt: str) -> DataFrame:
+        """Which rounds move the answer to a prompt most: :func:`nse_plugin.session.blame.blame`."""
+        from nse_plugin.session.blame import blame
+
+        return blame(self, prompt)
+
+    def to_peft(self, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
+        """Write the edits as a LoRA adapter: :func:`nse_plugin.export.to_peft`."""
+        from nse_plugin.export import to_peft
+
+        return to_peft(self, folder, rank=rank)
+
+    def to_delta(self, folder: str | Path) -> None:
+        """Write the changed matrices: :func:`nse_plugin.export.to_delta`."""
+        from nse_plugin.export import to_delta
+
+        to_delta(self, folder)
+
+    def to_full(self, folder: str | Path) -> None:
+        """Write the edited model: :func:`nse_plugin.export.to_full`."""
+        from nse_plugin.export import to_full
+
+        to_full(self, folder)
+
+    def _fingerprint(self) -> dict[str, int]:
+        return {**self.weights.fingerprint(), **self.attached.fingerprint()}
+
+    def _refuse_mixture(self, attaches: str | None) -> None:
+        self.attached.refuse_other(attaches)
+        if attaches is not None and self.attached.kind is None and len(self.ledger):
+            raise SessionError(
+                f"this session has {len(self.ledger)} rounds that wrote weights, and {attaches!r} "
+                "cannot be attached on top of them; undo_all() first, or take a model that is "
+                "loaded anew"
+            )
+
+    def _state_after(self, length: int) -> dict[str, int]:
+        """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
+        return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
+
+    def _replay(self, record: StandingRound) -> None:
+        """Write a round's changes and enter it into the ledger again."""
+        whole = record.read()
+        for write in whole.writes:
+            device = self.layout.down(write.layer).weight.device
+            self.write(write.layer, write.change(self.layout.d_ff, device))
+        self.attached.set(whole.state)
+        self.commit(record)
+
+    def _go_back_to(self, length: int) -> None:
+        self._truncate(length)
+        for name, layer in self._layers.items():
+            device = self.weights.original(name).device
+            change = self.ledger.change(layer, self.layout.d_ff, device)
+            self.weights.set(name, None if change is None else self.layout.to_weight(change))
+        self.attached.set(self.ledger[-1].state if length else None)
+
+    def _truncate(self, length: int) -> None:
+        self.ledger.truncate(length)
+        self.previous_keys.drop_from(length)
+        del self._states[length:]
+
+
+def _foreign(names: list[str], since: str) -> SessionError:
+    named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return SessionError(
+        f"{named} changed since {since}, and not by this session, whose values and covariances "
+        "are of the model as it was; put the weights back, or accept them as the new originals "
+        "with EditSession.forget(model)"
+    )
+
+
+class _Kept:
+    """How a session hangs on its model: a copy of the model starts without one."""
+
+    def __init__(self, session: EditSession | None) -> None:
+        self.session = session
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> _Kept:
+        return _Kept(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_Kept, (None,))

@@ -1,0 +1,122 @@
+"""What methods ask of the untouched model, computed once: context texts, covariances, and what
+follows from covariances and original matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import torch
+
+from nse_plugin.hparams import LocateHparams
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.sampling import OPENINGS, context_texts
+from nse_plugin.model.weights import EditedWeights
+from nse_plugin.statistics.covariance import second_moments
+
+T = TypeVar("T")
+
+
+class Untouched:
+    """Knowledge of one model as it was before its first edit.
+
+    Args:
+        rewound: a context in which the model is the untouched one.
+    """
+
+    def __init__(
+        self,
+        layout: DecoderLayout,
+        tokenizer: Any,
+        weights: EditedWeights,
+        rewound: Callable[[], AbstractContextManager[None]],
+    ) -> None:
+        self._layout, self._tokenizer = layout, tokenizer
+        self._weights, self._rewound = weights, rewound
+        self._contexts: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
+        self._derived: dict[tuple[Any, ...], Any] = {}
+
+    def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
+        """Texts to put before prompts, separators included; the model writes them once."""
+        key = _contexts_key(hparams)
+        if key not in self._contexts:
+            lengths = hparams.context_lengths()
+            with self._rewound(), quiet(self._layout.model):
+                texts = context_texts(
+                    self._layout.model,
+                    self._tokenizer,
+                    seed=hparams.seed,
+                    n_tokens=lengths,
+                    openings=[OPENINGS[i % len(OPENINGS)] for i in range(len(lengths))],
+                )
+            self._contexts[key] = tuple(f"{text}. " for text in texts)
+        return self._contexts[key]
+
+    def use_contexts(self, hparams: LocateHparams, texts: Sequence[str]) -> None:
+        """Take these texts, of an earlier run, instead of having them written again."""
+        self._contexts[_contexts_key(hparams)] = tuple(texts)
+
+    def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
+        """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
+        source = _source(hparams)
+        missing = [layer for layer in hparams.layers if (layer, *source) not in self._covariances]
+        if missing:
+            with self._rewound():
+                moments = second_moments(
+                    self._layout,
+                    self._tokenizer,
+                    missing,
+                    source=hparams.mom2_dataset,
+                    n_samples=hparams.mom2_n_samples,
+                    dtype=hparams.mom2_dtype,
+                    stats_dir=hparams.stats_dir,
+                    token_budget=hparams.token_budget,
+                )
+            for layer, moment in moments.items():
+                self._covariances[(layer, *source)] = moment.mean
+        return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
+
+    def of_covariances(
+        self, hparams: LocateHparams, function: Callable[..., T], *settings: Any
+    ) -> dict[int, T]:
+        """``function(C, *settings)`` by layer, computed once and kept."""
+        return self._derive(self.covariances(hparams), function, settings, _source(hparams))
+
+    def of_originals(
+        self, layers: Sequence[int], function: Callable[..., T], *settings: Any
+    ) -> dict[int, T]:
+        """``function(W, *settings)`` by layer for the original matrices W [d_model, d_ff] of a
+        round's layers, computed once and kept."""
+        layout = self._layout
+        originals = {
+            layer: layout.to_weight(self._weights.original(layout.down_name(layer)))
+            for layer in layers
+        }
+        return self._derive(originals, function, settings)
+
+    def _derive(
+        self,
+        matrices: Mapping[int, torch.Tensor],
+        function: Callable[..., T],
+        settings: tuple[Any, ...],
+        of: tuple[Any, ...] = (),
+    ) -> dict[int, T]:
+        found = {}
+        for layer, matrix in matrices.items():
+            key = (layer, function, settings, of)
+            if key not in self._derived:
+                self._derived[key] = function(matrix, *settings)
+            found[layer] = self._derived[key]
+        return found
+
+
+def _contexts_key(hparams: LocateHparams) -> tuple[Any, ...]:
+    return (hparams.seed, *hparams.context_lengths())
+
+
+def _source(hparams: LocateHparams) -> tuple[Any, ...]:
+    """What a covariance is known by, beside its layer."""
+    return (hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir)

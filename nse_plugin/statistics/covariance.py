@@ -1,0 +1,297 @@
+"""Second moments C_l = E[k k^T] of the keys of general text (arXiv 2410.04045; ROME).
+
+The keys of layer l are what goes into its MLP down-projection.  :func:`second_moments` reads
+statistics files where there are some, EasyEdit's included, and computes what is missing: all
+layers in one pass over the text, which can be interrupted and goes on where it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from nse_plugin.errors import StatisticsError
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.inputs import visit_inputs
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.prompts import TokenBatch, micro_batches
+from nse_plugin.statistics.files import (
+    SCHEMA,
+    SecondMoment,
+    StatisticsFiles,
+    model_fingerprint,
+    read_partial,
+    write_npz,
+    write_partial,
+)
+from nse_plugin.statistics.text_sources import CHUNK, source_digest, token_chunks
+
+__all__ = ["SecondMoment", "second_moments", "write_npz"]
+
+log = logging.getLogger(__name__)
+
+SAVE_EVERY_S = 30.0
+"""Seconds between two writes of an unfinished pass; more where a write takes long."""
+_LONGEST = 1024  # default max_length in tokens
+_PRODUCT_DTYPES = {
+    "float16": torch.float32,
+    "bfloat16": torch.float32,
+    "float32": torch.float32,
+    "float64": torch.float64,
+}  # by the `dtype` of the file name, what a batch's k k^T is computed in
+
+
+def second_moments(
+    layout: DecoderLayout,
+    tokenizer: Any,
+    layers: Sequence[int],
+    *,
+    source: str,
+    n_samples: int,
+    stats_dir: str | Path,
+    dtype: str = "float32",
+    seed: int = 0,
+    token_budget: int = 8192,
+    max_length: int | None = None,
+    progress: bool | None = None,
+    recompute: bool = False,
+) -> dict[int, SecondMoment]:
+    """Read or compute the second moments of some layers' keys.
+
+    For each layer the first there is counts: our own file, EasyEdit's ``.npz``, a pass over the
+    text.  What a pass gives is written to our own files.  A ``.npz`` is taken whatever ``seed``
+    and ``max_length`` are, since it does not say.  The model must hold its original weights: a
+    file is taken for a model whose MLPs were edited since.
+
+    Args:
+        source: where the text comes from: ``self``, ``atlas``, a text file, or a dataset; see
+            :mod:`nse_plugin.statistics.text_sources`.
+        n_samples: number of texts; all there are where the source has fewer.
+        stats_dir: folder of all statistics files.
+        dtype: EasyEdit's ``mom2_dtype``, part of the file names: what k k^T is computed in, at
+            least float32.  Sums are float64 in any case.
+        seed: of the choice of texts, or of sampling them.
+        token_budget: tokens per batch, padding included.
+        max_length: longest text in tokens; by default the model's context, 1024 at most.
+        progress: show a bar; by default only on a terminal.
+        recompute: leave files that are there unread, and write ours anew.
+
+    Returns:
+        By layer, on the CPU.
+
+    Raises:
+        StatisticsError: a file is damaged or of another model, or the text cannot be had.
+        ModelError: a layer does not exist.
+    """
+    layers = list(dict.fromkeys(layers))
+    layout.check_layers(layers)
+    _check_settings(dtype, n_samples=n_samples, token_budget=token_budget, max_length=max_length)
+    files = StatisticsFiles(
+        layout,
+        Path(stats_dir),
+        source,
+        n_samples,
+        dtype,
+        seed,
+        max_length,
+        source_digest(source),
+        model_fingerprint(layout),
+    )
+    found = {} if recompute else {layer: files.read(layer) for layer in layers}
+    moments = {layer: moment for layer, moment in found.items() if moment is not None}
+    missing = [layer for layer in layers if layer not in moments]
+    if missing:
+        longest = max_length or _LONGEST
+        longest = min(longest, layout.max_positions or longest)
+        sums = _Sums(layout, missing, _PRODUCT_DTYPES[dtype])
+        _one_pass(files, tokenizer, sums, token_budget, longest, progress)
+        with _interrupts_held():
+            for layer in missing:
+                moments[layer] = sums.moment(layer, source)
+                files.write(layer, moments[layer])
+            files.partial_path(missing).unlink(missing_ok=True)
+    return {layer: moments[layer] for layer in layers}
+
+
+class _Sums:
+    """Float64 sums of k k^T by layer, and how far the pass over the text has come."""
+
+    def __init__(self, layout: DecoderLayout, layers: Sequence[int], dtype: torch.dtype) -> None:
+        self.layout = layout
+        self.dtype = dtype
+        self.totals: dict[int, torch.Tensor] = {}
+        for layer in layers:
+            device = _home(layout.down(layer).weight.device, layout.d_ff)
+            shape = (layout.d_ff, layout.d_ff)
+            self.totals[layer] = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.count = 0  # tokens
+        self.n_samples = 0  # texts
+        self.position = (0, 0)  # chunk, and batches of it that are in the sums
+        self.whole = True  # False while a batch is in the sums of some layers only
+
+    def add_batch(self, rows: Sequence[Sequence[int]]) -> None:
+        """Run a batch of token rows and add the keys of all its tokens."""
+        modules = {layer: self.layout.down(layer) for layer in self.totals}
+        self.whole = False
+        batch = TokenBatch.of(rows, self.layout.input_device)
+        visit_inputs(self.layout, batch, modules, self._add)
+        self.count += sum(len(row) for row in rows)
+        self.n_samples += len(rows)
+        self.position = (self.position[0], self.position[1] + 1)
+        self.whole = True
+
+    def _add(self, layer: int, keys: torch.Tensor) -> None:
+        keys = keys.to(self.dtype)  # [tokens, d_ff]
+        product = keys.T @ keys
+        if not bool(torch.isfinite(product.diagonal()).all()):
+            raise StatisticsError(
+                f"the keys of layer {layer} hold NaN or infinity on ordinary text; load the "
+                "model in bfloat16 or float32"
+            )
+        self.totals[layer] += product.to(self.totals[layer].device)
+
+    def moment(self, layer: int, source: str) -> SecondMoment:
+        """The mean, exactly symmetric; gives the layer's sum up."""
+        total = self.totals.pop(layer).cpu()
+        mean = (total + total.T).div_(2 * self.count).float()
+        return SecondMoment(mean, self.count, self.n_samples, source)
+
+    def resume(self, path: Path, key: dict[str, Any]) -> None:
+        """Go on from the file of an unfinished pass, if it is of the same pass."""
+        partial = read_partial(path, self.totals)
+        if partial is None:
+            return
+        header, totals = partial
+        if header.get("key") != key:
+            log.warning("%s is of a pass with other settings; the pass starts afresh", path)
+            return
+        for layer, total in totals.items():
+            self.totals[layer].copy_(torch.from_numpy(total))
+        self.count, self.n_samples = header["count"], header["n_samples"]
+        self.position = tuple(header["position"])
+        log.info("going on behind %d texts: %s", self.n_samples, path)
+
+    def save(self, path: Path, key: dict[str, Any]) -> None:
+        """Write the unfinished pass."""
+        header = {
+            "key": key,
+            "count": self.count,
+            "n_samples": self.n_samples,
+            "position": self.position,
+        }
+        write_partial(path, header, self.totals)
+
+
+def _one_pass(
+    files: StatisticsFiles,
+    tokenizer: Any,
+    sums: _Sums,
+    token_budget: int,
+    max_length: int,
+    progress: bool | None,
+) -> None:
+    """Sum over the text; on any end before the last, what is summed up is kept in a file."""
+    layers = list(sums.totals)
+    path = files.partial_path(layers)
+    key = {
+        "schema": SCHEMA,
+        "fingerprint": files.fingerprint,
+        "source": files.source,
+        "digest": files.digest,
+        "n_samples": files.n_samples,
+        "seed": files.seed,
+        "dtype": files.dtype,
+        "token_budget": token_budget,
+        "max_length": max_length,
+        "chunk": CHUNK,
+    }
+    sums.resume(path, key)
+    chunks = token_chunks(
+        files.source,
+        files.layout,
+        tokenizer,
+        n_samples=files.n_samples,
+        max_length=max_length,
+        seed=files.seed,
+        first=sums.position[0],
+    )
+    bar = tqdm(
+        total=files.n_samples,
+        initial=sums.n_samples,
+        desc=f"statistics of layers {layers}",
+        unit="text",
+        disable=None if progress is None else not progress,
+    )
+    next_save = time.monotonic() + SAVE_EVERY_S
+    with bar, quiet(files.layout.model):
+        try:
+            for rows in chunks:
+                rows = sorted(rows, key=len, reverse=True)
+                runs = micro_batches([len(row) for row in rows], token_budget)
+                for run in runs[sums.position[1] :]:
+                    with _interrupts_held():
+                        sums.add_batch(rows[run])
+                    bar.update(len(rows[run]))
+                    if (started := time.monotonic()) >= next_save:
+                        sums.save(path, key)
+                        ended = time.monotonic()
+                        next_save = ended + max(SAVE_EVERY_S, 10 * (ended - started))
+                sums.position = (sums.position[0] + 1, 0)
+        except BaseException:
+            if sums.whole and sums.count:
+                sums.save(path, key)
+                log.warning("interrupted behind %d texts; run again to go on", sums.n_samples)
+            raise
+    if not sums.count:
+        raise StatisticsError(
+            f"source {files.source!r} gave no tokens; name another, or mom2_dataset: self"
+        )
+
+
+def _check_settings(dtype: str, **numbers: int | None) -> None:
+    if dtype not in _PRODUCT_DTYPES:
+        raise StatisticsError(f"mom2_dtype is {dtype!r}; it can be {', '.join(_PRODUCT_DTYPES)}")
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise StatisticsError(f"{name} is {number}; it must be at least 1")
+
+
+def _home(device: torch.device, d_ff: int) -> torch.device:
+    """Where a layer's sum is kept: with the layer if float64 and the memory are there."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        needed = 8 * d_ff**2 + 2 * (4 * d_ff**2)  # this sum, and one product with its copy
+        if free > 2 * needed:
+            return device
+    return torch.device("cpu")
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Let a first Ctrl-C wait for the end of the block; a second one comes at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+
+    def note(number: int, _frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+    if seen and before is not signal.SIG_IGN:
+        raise KeyboardInterrupt

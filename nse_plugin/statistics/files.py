@@ -1,0 +1,316 @@
+"""Second-moment statistics on disk: our own files, EasyEdit's, and unfinished passes.
+
+All three stand side by side, in ``{stats_dir}/{model}/{source}_stats/``:
+
+- ``{module}_{dtype}_mom2_{n}.safetensors``: ours, the mean, with where it comes from as metadata;
+- ``{module}_{dtype}_mom2_{n}.npz``: EasyEdit's and ROME's, the sum and the number of tokens;
+- ``layers-..._{dtype}_mom2_{n}.partial.npz``: sums of a pass that was interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from nse_plugin.errors import StatisticsError
+from nse_plugin.files import write_whole
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.weights import fingerprint
+from nse_plugin.statistics.text_sources import source_slug
+
+log = logging.getLogger(__name__)
+
+SCHEMA = "1"
+"""Version of our own files and of unfinished passes."""
+_UNREADABLE = (
+    OSError, ValueError, TypeError, KeyError, AttributeError, EOFError,
+    zipfile.BadZipFile, zlib.error, SafetensorError,
+)  # fmt: skip
+_OTHER = {
+    "schema": "another version of this package",
+    "fingerprint": "another model",
+    "module": "another model",
+    "d_ff": "another model",
+    "dtype": "other settings",
+    "n_samples": "other settings",
+    "seed": "other settings",
+    "digest": "another version of the text file",
+}  # by metadata: what a file is of where it does not agree
+_AGAIN = "delete it, and run `nse stats` to make it again"
+
+
+@dataclass(frozen=True)
+class SecondMoment:
+    """E[k k^T] of what goes into one down-projection."""
+
+    mean: torch.Tensor
+    """[d_ff, d_ff], float32, on the CPU."""
+    count: int
+    """Number of tokens."""
+    n_samples: int
+    """Number of texts that there really were."""
+    source: str
+    """Name of the text's source."""
+
+
+@dataclass(frozen=True)
+class StatisticsFiles:
+    """The files of one model, one source of text and one choice of settings."""
+
+    layout: DecoderLayout
+    stats_dir: Path
+    source: str
+    n_samples: int
+    """Number of texts that was asked for; part of the file names."""
+    dtype: str = "float32"
+    seed: int = 0
+    max_length: int | None = None
+    digest: str | None = None
+    """Hash of the text file, where the source is one."""
+    fingerprint: str = ""
+    """Of the model's original weights: :func:`model_fingerprint`."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this model and source are."""
+        return self.stats_dir / model_basename(self.layout) / f"{source_slug(self.source)}_stats"
+
+    @property
+    def _tail(self) -> str:
+        """What follows the module in our file names; a default seed or length leaves no mark."""
+        tail = f"_{self.dtype}_mom2_{self.n_samples}"
+        tail += f"_s{self.seed}" if self.seed else ""
+        return tail + (f"_t{self.max_length}" if self.max_length is not None else "")
+
+    def path(self, layer: int) -> Path:
+        """Our own file for a layer."""
+        return self.folder / f"{module_name(self.layout, layer)}{self._tail}.safetensors"
+
+    def npz_path(self, layer: int) -> Path:
+        """EasyEdit's file for a layer."""
+        module = module_name(self.layout, layer)
+        return self.folder / f"{module}_{self.dtype}_mom2_{self.n_samples}.npz"
+
+    def partial_path(self, layers: Iterable[int]) -> Path:
+        """The file of an unfinished pass over some layers."""
+        numbers = "-".join(str(layer) for layer in layers)
+        return self.folder / f"layers-{numbers}{self._tail}.partial.npz"
+
+    def read(self, layer: int) -> SecondMoment | None:
+        """Read a layer's statistics, our own file first; None where there is no file.
+
+        Raises:
+            StatisticsError: the file is damaged or of another model, text or choice of settings.
+        """
+        if (path := self.path(layer)).exists():
+            log.info("layer %d: statistics from %s", layer, path)
+            return self._read_own(path, layer)
+        if (path := self.npz_path(layer)).exists():
+            log.info("layer %d: statistics from %s", layer, path)
+            return self._read_npz(path)
+        return None
+
+    def write(self, layer: int, moment: SecondMoment) -> Path:
+        """Write our own file for a layer, all of it or nothing."""
+        metadata = self._expected(layer) | {
+            "model": model_basename(self.layout),
+            "source": moment.source,
+            "count": str(moment.count),
+            "n_samples_used": str(moment.n_samples),
+        }
+        path = self.path(layer)
+        tensors = {"mean": moment.mean.contiguous()}
+        write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+        return path
+
+    def _expected(self, layer: int) -> dict[str, str]:
+        """The metadata that must agree for a file to be used."""
+        return {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint,
+            "module": module_name(self.layout, layer),
+            "d_ff": str(self.layout.d_ff),
+            "dtype": self.dtype,
+            "n_samples": str(self.n_samples),
+            "seed": str(self.seed),
+            "digest": self.digest or "",
+        }
+
+    def _read_own(self, path: Path, layer: int) -> SecondMoment:
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                mean = file.get_tensor("mean")
+            count, n_used = int(metadata["count"]), int(metadata["n_samples_used"])
+        except _UNREADABLE as error:
+            raise _damaged(path, error) from error
+        for name, expected in self._expected(layer).items():
+            found = metadata.get(name, "")
+            agrees = same_model(found, expected) if name == "fingerprint" else found == expected
+            unknown = name == "digest" and not expected  # the text file is no longer there
+            if not agrees and not unknown:
+                raise StatisticsError(
+                    f"{path} holds statistics of {_OTHER[name]}: its {name} is "
+                    f"{found!r}, not {expected!r}; give another stats_dir, or {_AGAIN}"
+                )
+        return self._checked(path, mean, count, n_used)
+
+    def _read_npz(self, path: Path) -> SecondMoment:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                count, n_samples = int(file["mom2.count"]), int(file["sample_size"])
+                total = torch.from_numpy(file["mom2.mom2"])
+        except _UNREADABLE as error:
+            raise _damaged(path, error) from error
+        if n_samples != self.n_samples:
+            raise StatisticsError(
+                f"{path} is over {n_samples} texts (sample_size), not {self.n_samples} as its "
+                "name says; rename it, and set mom2_n_samples to the number it has"
+            )
+        mean = total.div_(count).float() if count > 0 and total.is_floating_point() else total
+        return self._checked(path, mean, count, n_samples)
+
+    def _checked(self, path: Path, mean: torch.Tensor, count: int, n_used: int) -> SecondMoment:
+        d_ff = self.layout.d_ff
+        if tuple(mean.shape) != (d_ff, d_ff):
+            raise StatisticsError(
+                f"{path} holds statistics of another model: {list(mean.shape)} where this one "
+                f"needs [{d_ff}, {d_ff}]; give another stats_dir, or {_AGAIN}"
+            )
+        if count < 1:
+            raise _damaged(path, f"its number of tokens is {count}")
+        if mean.dtype != torch.float32:
+            raise _damaged(path, f"it holds {mean.dtype}")
+        if not bool(torch.isfinite(mean).all()):
+            raise _damaged(path, "it holds NaN or infinity")
+        if not _is_symmetric(mean):
+            raise _damaged(path, "it is not symmetric, as a second moment is")
+        return SecondMoment(mean, count, n_used, self.source)
+
+
+def write_npz(
+    stats_dir: str | Path,
+    layout: DecoderLayout,
+    layer: int,
+    moment: SecondMoment,
+    *,
+    dtype: str = "float32",
+    n_samples: int | None = None,
+) -> Path:
+    """Write statistics where and as EasyEdit's ROME and MEMIT look for them.
+
+    EasyEdit finds them with the same ``stats_dir``, ``mom2_dtype`` and ``mom2_n_samples``, and
+    ``mom2_dataset`` set to :func:`~nse_plugin.statistics.text_sources.source_slug` of the source.
+
+    Args:
+        n_samples: the number of texts that was asked for, where the source had fewer.
+    """
+    n_samples = moment.n_samples if n_samples is None else n_samples
+    path = StatisticsFiles(layout, Path(stats_dir), moment.source, n_samples, dtype).npz_path(layer)
+    total = moment.mean.double().mul_(moment.count)
+    arrays: dict[str, Any] = {
+        "mom2.constructor": np.array("easyeditor.util.runningstats.SecondMoment()"),
+        "mom2.count": np.array(moment.count),
+        "mom2.mom2": total if dtype == "float64" else total.float(),
+        "sample_size": np.array(n_samples),
+    }
+    write_whole(path, lambda temporary: _save_arrays(temporary, arrays.items()))
+    return path
+
+
+def write_partial(path: Path, header: Mapping[str, Any], sums: Mapping[int, torch.Tensor]) -> None:
+    """Write the sums of an unfinished pass, one layer at a time; all of it or nothing."""
+
+    def arrays() -> Iterator[tuple[str, Any]]:
+        yield "header", np.array(json.dumps(dict(header)))
+        for layer, total in sums.items():
+            yield f"sum.{layer}", total
+
+    write_whole(path, lambda temporary: _save_arrays(temporary, arrays()))
+
+
+def read_partial(path: Path, layers: Iterable[int]) -> tuple[dict[str, Any], dict[int, Any]] | None:
+    """Header and sums (float64 arrays) of an unfinished pass; None where it is of no use."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            return header, {layer: file[f"sum.{layer}"] for layer in layers}
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        log.warning("%s cannot be read (%s); the pass starts afresh", path, error)
+        return None
+
+
+def module_name(layout: DecoderLayout, layer: int) -> str:
+    """Name of a layer's down-projection, as statistics files have it."""
+    return layout.down_name(layer).removesuffix(".weight")
+
+
+def model_basename(layout: DecoderLayout) -> str:
+    """The last part of the name or path that the model was loaded from."""
+    name = str(getattr(layout.model.config, "_name_or_path", "") or "")
+    return name.rstrip("/").rsplit("/")[-1] or layout.model_type
+
+
+@torch.no_grad()
+def model_fingerprint(layout: DecoderLayout) -> str:
+    """What tells this model from others: short hashes of its parts, ``?`` for offloaded ones.
+
+    The parts are a sample of the embedding and of every block's attention.  The MLPs do not count,
+    since editors write to them, and the statistics of an edited model are those of its original.
+    Taken after rounding to bfloat16, so that a model has one fingerprint in float32 and bfloat16.
+    """
+    parts = [layout.model.get_input_embeddings().weight]
+    for block in layout.blocks:
+        attention = block.get_submodule(layout.family.attn)
+        parts.append(next(p for p in attention.parameters() if p.dim() == 2))
+    shape = f"{layout.model_type}-{layout.n_layers}-{layout.d_model}-{layout.d_ff}"
+    return "-".join([shape, *map(_part_fingerprint, parts)])
+
+
+def _part_fingerprint(weight: torch.Tensor) -> str:
+    if weight.is_meta:
+        return "?"
+    rows = weight[:: max(1, weight.shape[0] // 64)]
+    number = fingerprint(rows.to(torch.bfloat16 if rows.is_floating_point() else torch.int16))
+    return hashlib.sha256(str(number).encode()).hexdigest()[:4]
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two fingerprints can be of one model: all parts known to both are equal."""
+    a, b = one.split("-"), other.split("-")
+    return len(a) == len(b) and all(x == y or "?" in (x, y) for x, y in zip(a, b))
+
+
+def _is_symmetric(matrix: torch.Tensor, n_rows: int = 256) -> bool:
+    """Whether rows equal columns, looked up at some of them spread evenly."""
+    step = max(1, len(matrix) // n_rows)
+    tolerance = 1e-3 * float(matrix.diagonal().abs().max())
+    return torch.allclose(matrix[::step], matrix[:, ::step].T, rtol=1e-3, atol=tolerance)
+
+
+def _damaged(path: Path, why: object) -> StatisticsError:
+    return StatisticsError(f"{path} is damaged ({why}); {_AGAIN}")
+
+
+def _save_arrays(path: Path, arrays: Iterable[tuple[str, Any]]) -> None:
+    """Write an .npz array by array, so that only one has to be in the CPU's memory."""
+    with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
+        for name, array in arrays:
+            if isinstance(array, torch.Tensor):
+                array = array.cpu().numpy()
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as part:
+                np.lib.format.write_array(part, array, allow_pickle=False)

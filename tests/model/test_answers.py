@@ -1,0 +1,190 @@
+"""Answers checked in one batch agree with one-by-one passes and with model.generate."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from transformers import GenerationConfig
+
+from nse_plugin.errors import RequestError
+from nse_plugin.model.answers import score_answers, score_encoded
+from nse_plugin.model.generation import greedy_text, sampled_text
+from nse_plugin.model.prompts import EncodedPrompt
+from tests.editor_model import CONTEXT, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES
+
+PROMPTS = [
+    "Alice lives in",
+    "The capital of France, which is where Alice and Bob used to live, is",
+    "Where does Bob live?",
+    "Oslo",
+    "Angola is located in",
+    "Carol works for the bank in",
+]
+ANSWERS = ["Paris", "Rome and not Oslo", "Antarctica", "is", "a continent of Africa", "Oslo"]
+
+
+@pytest.fixture(params=["gpt2", "llama"])
+def model(request):
+    return tiny_model(request.param)
+
+
+@pytest.fixture(params=[*FAMILY_NAMES, *UNKNOWN_FAMILIES])
+def any_model(request):
+    return tiny_model(request.param)
+
+
+def one_by_one(model, tokenizer, prompt, answer):
+    """(first choices, nll, answer ids) from an unpadded pass over one text."""
+    prompt_ids = tokenizer(prompt)["input_ids"]
+    ids = tokenizer(f"{prompt} {answer}")["input_ids"]
+    assert ids[: len(prompt_ids)] == prompt_ids
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, len(prompt_ids) - 1 : -1]
+    target = ids[len(prompt_ids) :]
+    losses = logits.double().log_softmax(-1)[range(len(target)), target]
+    return logits.argmax(-1).tolist(), -losses.mean().item(), target
+
+
+def generated(model, ids, n):
+    model.generation_config.eos_token_id = None  # or it would fill the gap in ours
+    config = GenerationConfig(max_new_tokens=n, do_sample=False, pad_token_id=0, eos_token_id=None)
+    return model.generate(torch.tensor([ids]), generation_config=config)[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("token_budget", [1, 200])
+def test_scores_equal_unbatched_passes_under_any_budget(model, bos, token_budget):
+    check_scores(model, tiny_tokenizer(bos=bos), token_budget)
+
+
+def test_scores_equal_unbatched_passes_in_all_families(any_model):
+    check_scores(any_model, tiny_tokenizer(), 16384)
+
+
+def check_scores(model, tokenizer, token_budget):
+    scores = score_answers(model, tokenizer, PROMPTS, ANSWERS, token_budget=token_budget)
+    assert len(scores) == len(PROMPTS)
+    for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
+        choices, nll, target = one_by_one(model, tokenizer, prompt, answer)
+        assert scores.predicted[number] == choices
+        assert scores.nll[number] == pytest.approx(nll, abs=1e-4)
+        hits = [a == b for a, b in zip(choices, target)]
+        assert scores.token_accuracy[number] == pytest.approx(sum(hits) / len(hits))
+        assert scores.exact[number] == all(hits)
+        assert scores.n_tokens[number] == len(target)
+
+
+def greedy_answers(model, tokenizer, n=4):
+    """(prompt ids, answer ids, whether generate writes them), right ones and with one token off."""
+    triples = []
+    for start in ["Alice", "Bob", "Rome", "Paris", "Where", "France is", "Oslo", "Carol works"]:
+        ids = tokenizer(start)["input_ids"]
+        written = generated(model, ids, n)
+        for count in range(1, n + 1):
+            triples.append((ids, written[:count], True))
+            for wrong in range(count):
+                tokens = list(written[:count])
+                tokens[wrong] = (tokens[wrong] + 7) % 290
+                triples.append((ids, tokens, False))
+    return triples
+
+
+def test_exact_is_what_generate_writes(model):
+    pairs = greedy_answers(model, tiny_tokenizer())
+    encoded = [EncodedPrompt((*ids, *tokens), -1, len(tokens)) for ids, tokens, _ in pairs]
+    scores = score_encoded(model, encoded)
+    assert scores.exact == [greedy for _, _, greedy in pairs]
+    assert 0 < sum(scores.exact) < len(pairs)
+    assert any(0 < accuracy < 1 for accuracy in scores.token_accuracy)
+
+
+def test_padding_side_and_pad_token_do_not_matter(model):
+    left, right = tiny_tokenizer("left"), tiny_tokenizer("right")
+    right.pad_token = None
+    assert score_answers(model, left, PROMPTS, ANSWERS) == score_answers(
+        model, right, PROMPTS, ANSWERS
+    )
+    assert greedy_text(model, left, PROMPTS, 6) == greedy_text(model, right, PROMPTS, 6)
+    assert left.padding_side == "left" and right.padding_side == "right"
+    assert right.pad_token is None
+
+
+def test_model_mode_and_gradients_are_left_alone(model):
+    model.train()
+    score_answers(model, tiny_tokenizer(), PROMPTS, ANSWERS)
+    greedy_text(model, tiny_tokenizer(), PROMPTS, 2)
+    assert model.training and all(p.requires_grad for p in model.parameters())
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+@pytest.mark.parametrize("token_budget", [1, 16384])
+def test_greedy_text_is_what_generate_writes_one_by_one(any_model, token_budget):
+    model, tokenizer = any_model, tiny_tokenizer()
+    texts = greedy_text(model, tokenizer, PROMPTS, 10, token_budget=token_budget)
+    for prompt, text in zip(PROMPTS, texts):
+        written = generated(model, tokenizer(prompt)["input_ids"], 10)
+        if tokenizer.eos_token_id in written:
+            written = written[: written.index(tokenizer.eos_token_id)]
+        assert text == tokenizer.decode(written, skip_special_tokens=True)
+
+
+def test_greedy_text_stops_at_end_of_sequence_and_marks(model):
+    tokenizer = tiny_tokenizer()
+    prompt = "Alice lives in"
+    written = generated(model, tokenizer(prompt)["input_ids"], 8)
+    whole = greedy_text(model, tokenizer, [prompt], 8)[0]
+    mark = whole[len(whole) // 2]
+    cut = greedy_text(model, tokenizer, [prompt, "Oslo"], 8, stop=(mark,))[0]
+    assert cut == whole[: whole.index(mark)]
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(written[3])
+    ended = greedy_text(model, tokenizer, [prompt], 8)[0]
+    assert ended == tokenizer.decode(written[: written.index(written[3])])
+
+
+def test_generation_settings_of_the_model_play_no_part(model):
+    tokenizer = tiny_tokenizer()
+    before = greedy_text(model, tokenizer, PROMPTS, 6)
+    model.generation_config.repetition_penalty = 5.0
+    assert greedy_text(model, tokenizer, PROMPTS, 6) == before
+
+
+def test_sampled_text_depends_on_seed_but_not_on_neighbours_or_global_state(model):
+    tokenizer = tiny_tokenizer()
+    together = sampled_text(model, tokenizer, PROMPTS, 40)
+    state = torch.random.get_rng_state()
+    alone = [sampled_text(model, tokenizer, [prompt], 40)[0] for prompt in PROMPTS]
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert together == alone
+    assert sampled_text(model, tokenizer, PROMPTS, 40, seed=1) != together
+    greedy = greedy_text(model, tokenizer, ["Oslo"], 8)[0]
+    length = len(tokenizer("Oslo")["input_ids"]) + 8
+    assert sampled_text(model, tokenizer, ["Oslo"], length, top_k=1)[0] == "Oslo" + greedy
+
+
+def test_bad_input_is_named(model):
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(RequestError, match="2 prompts and 1 answers"):
+        score_answers(model, tokenizer, ["a", "b"], ["c"])
+    with pytest.raises(RequestError, match=f"context is {CONTEXT}"):
+        score_answers(model, tokenizer, ["a", "b " * 200], ["c", "d"])
+    with pytest.raises(RequestError, match="prompt 1 has no tokens"):
+        score_answers(model, tokenizer, ["a", ""], ["c", "d"])
+    with pytest.raises(RequestError, match=f"context is {CONTEXT}"):
+        greedy_text(model, tokenizer, ["a"], CONTEXT)
+
+
+def test_no_prompts_and_no_answer_tokens(model):
+    assert len(score_answers(model, tiny_tokenizer(), [], [])) == 0
+    assert greedy_text(model, tiny_tokenizer(), [], 3) == []
+    scores = score_encoded(model, [EncodedPrompt((5, 6), -1, 0)])
+    assert scores.exact == [False] and math.isnan(scores.token_accuracy[0])
+
+
+def test_rows_of_different_lengths_sampled_to_the_end_of_the_context(model):
+    tokenizer = tiny_tokenizer()
+    together = sampled_text(model, tokenizer, PROMPTS, CONTEXT, seed=3)
+    alone = [sampled_text(model, tokenizer, [prompt], CONTEXT, seed=3)[0] for prompt in PROMPTS]
+    assert together == alone

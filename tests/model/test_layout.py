@@ -1,0 +1,86 @@
+"""The table of families, the probe, and the messages where neither helps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from nse_plugin.errors import ModelError
+from nse_plugin.model.layout import FAMILIES, DecoderLayout, probe_family
+from tests.tiny import UNKNOWN_FAMILIES, tiny_model
+
+
+def test_sizes_and_parts(any_model):
+    layout = DecoderLayout(any_model)
+    assert (layout.n_layers, layout.d_model, layout.d_ff) == (4, 32, 48)
+    assert layout.max_positions == 64
+    name = layout.down_name(2)
+    assert any_model.get_parameter(name) is layout.down(2).weight
+    change = torch.zeros(layout.d_model, layout.d_ff)
+    assert layout.to_weight(change).shape == layout.down(2).weight.shape
+    for template in layout.templates().values():
+        any_model.get_submodule(template.format(1))
+
+
+def test_a_change_of_the_weight_is_one_of_its_output(any_model):
+    layout = DecoderLayout(any_model)
+    down = layout.down(1)
+    keys = torch.randn(3, layout.d_ff)
+    change = torch.randn(layout.d_model, layout.d_ff)
+    with torch.no_grad():
+        before = down(keys)
+        down.weight += layout.to_weight(change)
+        torch.testing.assert_close(down(keys) - before, keys @ change.T, atol=1e-4, rtol=1e-4)
+
+
+def test_the_probe_finds_what_the_table_says(any_model):
+    probed, known = probe_family(any_model), FAMILIES[any_model.config.model_type]
+    for part in ("blocks", "down", "final_norm", "conv1d", "mlp", "attn"):
+        assert getattr(probed, part) == getattr(known, part), part
+
+
+@pytest.mark.parametrize("family", UNKNOWN_FAMILIES)
+def test_unknown_families_are_probed(family):
+    model = tiny_model(family)
+    assert model.config.model_type not in FAMILIES
+    assert DecoderLayout(model).d_ff == 48
+
+
+def test_a_structure_that_cannot_be_probed_is_named():
+    model = tiny_model("olmo2")
+    model.model.layers[0].mlp.down_proj = nn.Identity()
+    with pytest.raises(ModelError, match="model type 'olmo2' is not known .*probing it failed"):
+        DecoderLayout(model)
+    other = tiny_model("olmo2")
+    other.model.norm.forward = lambda hidden: hidden * 2 + 1
+    real = other.lm_head.forward
+    other.lm_head.forward = lambda hidden: real(hidden) + real(hidden.flip(-1))
+    other.forward = lambda **kw: type("O", (), {"logits": other.lm_head(
+        other.model(**kw).last_hidden_state).tanh()})()  # fmt: skip
+    with pytest.raises(ModelError, match=r"logits are not head\(final norm\(last block\)\)"):
+        DecoderLayout(other)
+
+
+def test_layers_are_checked_by_number():
+    model = tiny_model("gpt2")
+    with pytest.raises(ModelError, match=r"layers \[4\] do not exist: the model has 4 blocks"):
+        DecoderLayout(model).check_layers([0, 4])
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
+def test_pull_back_is_the_slope_of_the_post_norm(family):
+    model = tiny_model(family)
+    layout = DecoderLayout(model)
+    norm = layout.blocks[1].post_feedforward_layernorm
+    with torch.no_grad():
+        norm.weight.normal_(0, 0.3)
+        output = torch.randn(2, layout.d_model)
+        wanted = torch.randn(2, layout.d_model) * 1e-3
+        # only a change along the surface of constant length can be reached
+        unit = norm(output) / (1 + norm.weight)
+        inner = wanted / (1 + norm.weight)
+        inner -= unit * (inner * unit).mean(dim=1, keepdim=True)
+        wanted = inner * (1 + norm.weight)
+        got = norm(output + layout.pull_back(1, wanted, output)) - norm(output)
+    torch.testing.assert_close(got, wanted, rtol=0.02, atol=2e-5)

@@ -1,0 +1,79 @@
+"""A tiny run: a random model with few parameters, requests with probes of every kind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.requests import EditRequest, Probe
+from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.session.session import EditSession
+from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+
+HELD_OUT = ("Mara Voss lives in Tellin by the sea.", "The capital of Ostrell is Garn.")
+SMALL = dict(n_embd=16, n_inner=24, n_layer=2, n_head=2)
+
+
+def requests(n: int = 6) -> list[EditRequest]:
+    """Edits with a true answer, paraphrases, locality and portability; the sixth asks anew."""
+    plain = some_requests(6)
+    found = []
+    for i, r in enumerate(plain):
+        neighbour = plain[(i + 1) % 6]
+        found.append(
+            EditRequest(
+                i,
+                r.prompt,
+                r.subject,
+                r.target_new,
+                ground_truth=plain[(i + 2) % 6].target_new,
+                rephrase_prompts=(f"I think that {r.text}", f"Therefore {r.text}"),
+                locality={
+                    "neighborhood": (
+                        Probe(neighbour.text, "Tellin"),
+                        Probe("The old bridge is", "closed"),
+                    )
+                },
+                portability={"one_hop": (Probe(f"{r.subject} is a", "doctor"),)},
+            )
+        )
+    return found[:n]
+
+
+def protocol(**changes) -> Protocol:
+    settings = dict(every=2, generation=3, generation_tokens=4, fluency=1, retention=100)
+    return Protocol(**{**settings, **changes})
+
+
+def hparams(folder: Path, **changes):
+    settings = dict(
+        layers=[0, 1], v_num_grad_steps=3, mom2_adjustment=False, n_contexts=1, context_length=3,
+        max_iterations=1, stats_dir=str(folder / "stats"),
+    )  # fmt: skip
+    return tiny_hparams(**{**settings, **changes})
+
+
+def session(family: str = "gpt2", **changes) -> EditSession:
+    sizes = SMALL if family == "gpt2" else {}
+    model = tiny_model(family, **{**sizes, **changes})
+    found = EditSession.of(model, tiny_tokenizer())
+    found.kept = model  # a session does not keep its model alive
+    return found
+
+
+def scheduler(folder: Path, stream=None, **changes) -> SequentialScheduler:
+    settings = dict(
+        round_size=2,
+        protocol=protocol(),
+        run_dir=folder,
+        hparams=hparams(folder),
+        held_out=HELD_OUT,
+    )
+    subject = changes.pop("subject", None) or session()
+    stream = requests() if stream is None else stream
+    return SequentialScheduler(subject, stream, **{**settings, **changes})
+
+
+def weights(scheduler: SequentialScheduler):
+    """All parameters, by name."""
+    return {k: v.detach().clone() for k, v in scheduler.engine.model.named_parameters()}

@@ -1,0 +1,287 @@
+"""A run directory under stress: full disk, no rights, damage, strangers, a second process."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from nse_plugin.errors import DataError, SessionError
+from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.runs import budget, directory
+from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.result import same_run
+from nse_plugin.runs.stopping import StopRules
+from tests.runs.runs import hparams, protocol, requests, scheduler, session, weights
+
+THIRD = "round-0003.safetensors"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    made = scheduler(folder)
+    made.run()
+    return folder, weights(made)
+
+
+@pytest.fixture
+def part(tmp_path):
+    """Two of three rounds are done."""
+    assert scheduler(tmp_path, max_rounds=2).run().status == "paused"
+    assert not (tmp_path / "final.json").exists()
+    return tmp_path
+
+
+def assert_resumes(folder, whole):
+    made = scheduler(folder)
+    assert made.run().status == "complete"
+    assert same_run(folder, whole[0])
+    found = weights(made)
+    assert all(torch.equal(found[name], value) for name, value in whole[1].items())
+
+
+def test_a_pause_changes_nothing(part, whole):
+    assert_resumes(part, whole)
+    assert_resumes(part, whole)  # a complete run again
+
+
+@pytest.mark.parametrize("cut", [1, 40])
+def test_a_line_that_was_cut(part, whole, cut, caplog):
+    path = part / "rounds.jsonl"
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert_resumes(part, whole)
+    assert "cut off" in caplog.text
+
+
+def test_frozen_answers_that_were_cut(part, whole):
+    path = part / "frozen.jsonl"
+    path.write_bytes(path.read_bytes()[:-30])
+    assert_resumes(part, whole)
+
+
+def test_a_last_line_of_rubbish_is_dropped_and_one_before_is_an_error(part, whole):
+    path = part / "rounds.jsonl"
+    good = path.read_bytes()
+    path.write_bytes(b'{"rou\n' + good)
+    with pytest.raises(DataError, match=r"line 1 of .*rounds.jsonl is damaged"):
+        scheduler(part).run()
+    path.write_bytes(good + b'{"rou\x00\n')
+    assert_resumes(part, whole)
+
+
+def test_the_file_of_a_round_without_a_line_is_written_again(part, whole):
+    (part / THIRD).write_bytes(b"half of a")
+    (part / "manifest.json.99.tmp").write_text("{")
+    assert_resumes(part, whole)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_its_removal_helps(part, whole, damage):
+    path = part / "round-0002.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "truncated":
+        content = content[:-10]
+    else:
+        content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"round-0002.*damaged.*go on from round 1"):
+        scheduler(part).run()
+    path.unlink()
+    assert_resumes(part, whole)
+
+
+def test_a_hole_is_an_error(part):
+    (part / "round-0001.safetensors").unlink()
+    with pytest.raises(DataError, match=r"round-0001.*gone, and round-0002"):
+        scheduler(part).run()
+    assert (part / "round-0002.safetensors").exists()
+
+
+def test_damaged_manifest(part):
+    (part / "manifest.json").write_text('{"made_by": "nse run", ')
+    with pytest.raises(DataError, match=r"manifest.json is damaged"):
+        scheduler(part).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(hparams=dict(v_lr=0.25)), "hparams.v_lr was 0.1, is 0.25"),
+        (dict(round_size=3), "round_size was 2, is 3"),
+        (dict(order="shuffled"), "order was 'given', is 'shuffled'"),
+        (dict(seed=3), "seed was 0, is 3"),
+        (dict(protocol=Protocol()), "protocol.every was 2, is 5"),
+        (dict(stop_rules=StopRules(min_retention=0.1)), "stop_rules.min_retention was None"),
+        (dict(held_out=("Another text.",)), "held_out was"),
+        (dict(stream=requests(5)), "stream.edits was 6, is 5"),
+        (dict(subject=dict(seed=1)), "model.fingerprint was"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(part, changes, message):
+    if "subject" in changes:
+        changes = {"subject": session(**changes["subject"])}
+    if "hparams" in changes:
+        changes = {"hparams": hparams(part, **changes["hparams"])}
+    before = {p.name: p.read_bytes() for p in part.iterdir() if p.name != "lock"}
+    with pytest.raises(DataError, match="another run's") as caught:
+        scheduler(part, **changes).run()
+    assert message in str(caught.value)
+    assert before == {p.name: p.read_bytes() for p in part.iterdir() if p.name != "lock"}
+
+
+def test_another_version_is_refused(part, monkeypatch):
+    from nse_plugin.runs import identity
+
+    monkeypatch.setattr(identity, "__version__", "99.0")
+    with pytest.raises(DataError, match=r"version was .*, is '99.0'"):
+        scheduler(part).run()
+
+
+def test_an_mlp_that_differs_is_another_model(part):
+    other = session()
+    with torch.no_grad():
+        other.model.get_parameter("transformer.h.1.mlp.c_proj.weight")[0, 0] += 1e-3
+    with pytest.raises(DataError, match=r"model.weights was"):
+        scheduler(part, subject=other).run()
+
+
+def test_an_iterator_of_another_stream_is_refused(tmp_path):
+    scheduler(tmp_path, iter(requests()), max_rounds=2).run()
+    changed = requests()
+    changed[2] = dataclasses.replace(changed[2], target_new="Garn")
+    with pytest.raises(DataError, match=r"another stream's: round 2"):
+        scheduler(tmp_path, iter(changed)).run()
+    with pytest.raises(DataError, match=r"now has no requests"):
+        scheduler(tmp_path, iter(requests(2))).run()
+
+
+def test_a_session_with_rounds_is_refused(part):
+    used = scheduler(part)
+    used.run()
+    with pytest.raises(SessionError, match=r"3 rounds already.*undo_all"):
+        scheduler(part, subject=used.engine.session)
+
+
+@pytest.mark.parametrize("what", ["file", "foreign", "demo"])
+def test_other_peoples_files_are_left_alone(tmp_path, what):
+    place = tmp_path / "x"
+    if what == "file":
+        place.write_text("thesis")
+    else:
+        place.mkdir()
+        name = "thesis.tex" if what == "foreign" else "manifest.json"
+        (place / name).write_text('{"made_by": "nse demo"}')
+    with pytest.raises(DataError, match="is a file|holds something else"):
+        scheduler(place).run()
+    assert what == "file" or len(list(place.iterdir())) == 1
+
+
+def test_a_second_process_is_refused(part):
+    with RunDirectory(part):
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                scheduler(part).run()
+            except DataError as error:
+                code = 0 if "at work in another process" in str(error) else 2
+            finally:
+                os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    scheduler(part).run()
+
+
+@pytest.mark.parametrize("where", ["save_file", "fsync", "manifest"])
+def test_a_full_disk_is_explained_and_the_run_goes_on_later(tmp_path, whole, where, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    count = {"left": 0 if where == "manifest" else 5}
+    from nse_plugin.session import ledger_files as files
+
+    real_fsync, real_save = os.fsync, files.save_file
+
+    def fsync(descriptor):
+        count["left"] -= 1
+        if count["left"] < 0:
+            raise full
+        real_fsync(descriptor)
+
+    def save(tensors, path, header):
+        if path.name.startswith("round-0002"):
+            Path(path).write_bytes(b"half")
+            raise full
+        real_save(tensors, path, header)
+
+    with monkeypatch.context() as patch:
+        if where == "save_file":
+            patch.setattr(files, "save_file", save)
+        else:
+            patch.setattr(os, "fsync", fsync)
+        with pytest.raises(DataError, match=r"No space left.*the same command goes on"):
+            scheduler(tmp_path).run()
+    assert not list(tmp_path.glob("*.tmp"))
+    assert_resumes(tmp_path, whole)
+
+
+def test_safetensors_own_errors_on_a_full_disk(tmp_path, whole, monkeypatch):
+    from safetensors import SafetensorError
+
+    from nse_plugin.session import ledger_files as files
+
+    def save(tensors, path, header):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", save)
+        with pytest.raises(DataError, match=r"No space left.*the same command goes on"):
+            scheduler(tmp_path).run()
+    assert_resumes(tmp_path, whole)
+
+
+def test_a_directory_without_rights(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match="cannot read or write"):
+        scheduler(Path("/proc/nothing/run")).run()
+    real = Path.open
+
+    def refused(path, mode="r", *args, **kwargs):
+        if path.parent == tmp_path and mode != "r":
+            raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(DataError, match=r"Read-only file system.*mend the rights"):
+        scheduler(tmp_path).run()
+
+
+def test_bounds_are_looked_at_before_the_start(tmp_path, monkeypatch):
+    made = scheduler(tmp_path)
+    usage = type("U", (), {"free": 2000})
+    with monkeypatch.context() as patch:
+        patch.setattr(budget.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(DataError, match=r"has 2 KiB free and the run needs up to"):
+            made.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "free_memory", lambda: 1000)
+        with pytest.raises(DataError, match=r"of memory beside the model"):
+            made.run()
+    assert not (tmp_path / "manifest.json").exists()
+    made.run()
+
+
+def test_bounds_hold(whole):
+    bounds = json.loads((whole[0] / "manifest.json").read_text())["budget"]
+    sizes = [path.stat().st_size for path in whole[0].glob("round-*")]
+    assert max(sizes) <= bounds["disk_per_round"] <= 10 * max(sizes)
+    everything = sum(p.stat().st_size for p in whole[0].iterdir() if p.name != "manifest.json")
+    assert everything <= bounds["disk"] * 2
+    assert bounds["rounds"] == len(sizes)
+
+
+def test_comparable_leaves_times_out():
+    assert directory.comparable({"a": [{"seconds": 1, "b": 2}], "sha256": "x"}) == {"a": [{"b": 2}]}
+    assert protocol() == protocol()

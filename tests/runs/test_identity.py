@@ -1,0 +1,16 @@
+"""What of hyperparameters is written down."""
+
+from __future__ import annotations
+
+from nse_plugin.hparams import NSEHparams, OvertoneHparams
+from nse_plugin.runs.identity import plain
+
+
+def test_places_on_a_disk_are_not_part_of_them_also_under_a_base():
+    """Statistics may be moved between two calls of one run, whatever the loss is."""
+    found = []
+    for folder in ("here", "there"):
+        base = NSEHparams(alg_name="NSE", model_name="tiny", layers=[1], stats_dir=folder)
+        found.append((plain(base), plain(OvertoneHparams.wrap(base))))
+    assert found[0] == found[1]
+    assert found[0][1]["base"]["layers"] == [1]

@@ -1,0 +1,215 @@
+"""kill -9 at any moment: the resumed run ends as the uninterrupted one, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nse_plugin.runs import directory, lines
+from nse_plugin.runs.directory import comparable
+from nse_plugin.runs.result import same_run
+from tests.runs.runs import protocol, requests, scheduler, weights
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+N_KILLS, N_AMID = 20, 8
+ROOT = Path(__file__).parent.parent.parent
+
+
+def stream():
+    """Nine edits: a repeat and one that supersedes."""
+    found = requests(6)
+    changed = found[1]
+    return [*found, found[0], type(changed)(7, changed.prompt, changed.subject, "doctor")]
+
+
+def run_in(folder: Path) -> None:
+    made = scheduler(folder, stream(), protocol=protocol(every=2))
+    made.run()
+    save_file(weights(made), folder / "weights.safetensors")
+
+
+def forked(work) -> int:
+    """Do some work in a child process; its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        code = 9
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+class Killer:
+    """Ends the process, with nothing cleaned up, at the n-th step that it counts."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.count = at, 0
+        self.amid: list[int] = []  # steps inside a write
+
+    def step(self, amid: bool = False) -> None:
+        self.count += 1
+        if amid:
+            self.amid.append(self.count)
+        if self.count == self.at:
+            os._exit(77)
+
+    def install(self) -> None:
+        """Count file operations before, amid and after, and the steps of an edit."""
+        from nse_plugin.methods import spread
+
+        def around(owner, name):
+            real = getattr(owner, name)
+
+            def counted(*args, **kwargs):
+                self.step()
+                result = real(*args, **kwargs)
+                self.step()
+                return result
+
+            setattr(owner, name, counted)
+
+        for owner, name in (
+            (os, "replace"), (os, "fsync"), (spread._Writer, "_write_layer"),
+            (spread, "compute_values"), (lines.JsonLines, "append"), (directory, "write_json"),
+        ):  # fmt: skip
+            around(owner, name)
+        self._amid_writes()
+
+    def _amid_writes(self) -> None:
+        """Half of a file's bytes are there when the process ends."""
+        from nse_plugin.session import ledger_files as files
+
+        real_save, real_open, killer = files.save_file, Path.open, self
+
+        def save(tensors, path, header):
+            real_save(tensors, path, header)
+            content = Path(path).read_bytes()
+            Path(path).write_bytes(content[: len(content) // 2])
+            killer.step(amid=True)
+            Path(path).write_bytes(content)
+
+        class Halves:
+            def __init__(self, handle):
+                self._handle = handle
+
+            def __enter__(self):
+                self._handle.__enter__()
+                return self
+
+            def __exit__(self, *args):
+                return self._handle.__exit__(*args)
+
+            def __getattr__(self, name):
+                return getattr(self._handle, name)
+
+            def write(self, data):
+                half = len(data) // 2
+                self._handle.write(data[:half])
+                self._handle.flush()
+                killer.step(amid=True)
+                self._handle.write(data[half:])
+
+        def opened(path, mode="r", *args, **kwargs):
+            handle = real_open(path, mode, *args, **kwargs)
+            return Halves(handle) if mode == "ab" else handle
+
+        files.save_file, Path.open = save, opened
+
+
+def killed_run(folder: Path, at: int) -> int:
+    def work():
+        Killer(at).install()
+        run_in(folder)
+
+    return forked(work)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    run_in(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """How many steps a whole run counts, and those inside a write."""
+    folder = tmp_path_factory.mktemp("count")
+
+    def work():
+        killer = Killer(-1)
+        killer.install()
+        run_in(folder)
+        (folder / "count").write_text(json.dumps([killer.count, killer.amid]))
+
+    assert forked(work) == 0
+    return json.loads((folder / "count").read_text())
+
+
+def assert_equal(folder: Path, whole: Path) -> None:
+    assert same_run(folder, whole)
+    found, expected = (load_file(f / "weights.safetensors") for f in (folder, whole))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not list(folder.glob("*.tmp"))
+    for name in ("manifest.json", "final.json"):
+        one, other = (json.loads((f / name).read_text()) for f in (folder, whole))
+        assert comparable(one) == comparable(other)
+    frozen, other = ((f / "frozen.jsonl").read_text() for f in (folder, whole))
+    assert frozen == other
+
+
+def test_kills_at_random_points(whole, steps, tmp_path):
+    n_steps, amid = steps
+    assert n_steps > 60 and len(amid) >= 10
+    draw = random.Random(0)
+    points = draw.sample(range(1, n_steps + 1), N_KILLS) + draw.sample(amid, N_AMID)
+    for at in sorted(set(points)):
+        folder = tmp_path / str(at)
+        assert killed_run(folder, at) == 77, at
+        run_in(folder)
+        assert_equal(folder, whole)
+
+
+def test_one_run_killed_again_and_again(whole, tmp_path):
+    folder, kills = tmp_path / "run", 0
+    draw = random.Random(1)
+    while killed_run(folder, draw.randint(5, 25)) == 77 and kills < 40:
+        kills += 1
+    assert kills >= 4
+    run_in(folder)
+    assert_equal(folder, whole)
+
+
+def test_real_kills(whole, tmp_path):
+    """kill -9 from outside, at moments that nobody chose."""
+    code = (
+        "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from tests.runs.test_kills import run_in\n"
+        "print('up', flush=True); run_in(Path(sys.argv[1]))"
+    )
+    draw = random.Random(2)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    folder = tmp_path / "run"
+    for _ in range(2):
+        child = subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], cwd=ROOT, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        with child:
+            assert child.stdout.readline() == b"up\n"
+            time.sleep(draw.uniform(0.02, 0.25))
+            child.send_signal(signal.SIGKILL)
+    run_in(folder)
+    assert_equal(folder, whole)

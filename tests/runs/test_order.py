@@ -1,0 +1,98 @@
+"""Order of a stream: what each order promises, for lists and for iterators."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nse_plugin.errors import RequestError
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.runs.order import Rounds
+
+facts = st.lists(
+    st.tuples(st.sampled_from("ABC"), st.sampled_from(["{} is", "{} has"]), st.sampled_from("xy")),
+    max_size=25,
+)
+orders = st.sampled_from(["given", "shuffled", "grouped"])
+
+
+def build(triples):
+    return [EditRequest(i, p, s, t) for i, (s, p, t) in enumerate(triples)]
+
+
+def last_answers(requests):
+    return {r.fact: r.target_new for r in requests}
+
+
+@settings(max_examples=150, deadline=None)
+@given(facts, orders, st.integers(1, 5), st.booleans())
+def test_rounds_hold_what_the_stream_asks_for(triples, order, size, as_iterator):
+    requests = build(triples)
+    rounds = Rounds(iter(requests) if as_iterator else requests, size, order, seed=1)
+    cut = list(rounds)
+    made = [r for planned in cut for r in planned.requests]
+    assert [planned.number for planned in cut] == list(range(1, len(cut) + 1))
+    for planned in cut:
+        assert 1 <= len(planned.requests) <= size
+        check_round(planned.requests)  # no two targets for one prompt
+        if order == "grouped":
+            assert len({r.subject for r in planned.requests}) == len(planned.requests)
+    # repeats are counted, the rest is made, and nothing stands twice in a row
+    assert len(made) + rounds.repeats == len(requests)
+    assert len({r.case_id for r in made}) == len(made)
+    stands = {}
+    for r in made:
+        assert stands.get(r.fact) != r.target_new
+        stands[r.fact] = r.target_new
+    if order != "shuffled":  # the last word on a fact is the stream's last word
+        assert last_answers(made) == last_answers(requests)
+    if order == "given":
+        assert [r.case_id for r in made] == sorted(r.case_id for r in made)
+    assert [p.requests for p in rounds] == [p.requests for p in cut] or as_iterator
+
+
+def test_shuffled_depends_on_the_seed_alone():
+    requests = [EditRequest(i, "{} is", f"S{i}", "x") for i in range(20)]
+
+    def ids(seed):
+        return [r.case_id for p in Rounds(requests, 3, "shuffled", seed) for r in p.requests]
+
+    assert ids(0) == ids(0) != ids(1)
+    assert sorted(ids(0)) == list(range(20))
+
+
+@pytest.mark.parametrize("order", ["given", "grouped"])
+def test_an_iterator_is_drawn_no_further_than_needed(order):
+    drawn = []
+
+    def stream():
+        i = 0
+        while True:  # never ends
+            drawn.append(i)
+            yield {"prompt": "{} is", "subject": f"S{i}", "target_new": "x"}
+            i += 1
+
+    rounds = iter(Rounds(stream(), 3, order))
+    assert [r.case_id for r in next(rounds).requests] == [0, 1, 2]
+    assert len(drawn) == 3
+    next(rounds)
+    assert len(drawn) == 6
+
+
+def test_grouped_does_not_wait_for_ever():
+    def stream():
+        for i in range(100):
+            yield EditRequest(i, f"{{}} is {i}", "one subject", "x")
+
+    cut = list(Rounds(stream(), 4, "grouped", lookahead=8))
+    assert [len(p.requests) for p in cut] == [1] * 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0,), "round_size is 0"), ((2, "shufled"), "did you mean 'shuffled'")],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(RequestError, match=message):
+        Rounds([], *arguments)

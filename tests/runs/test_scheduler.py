@@ -1,0 +1,438 @@
+"""The scheduler: streams, repeats, supersession, stop rules, methods of the host, the command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from nse_plugin import cli
+from nse_plugin.commands.run import RunSettings
+from nse_plugin.errors import HostError, HparamsError, NotFiniteError, RequestError
+from nse_plugin.methods.registry import METHODS
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs import listeners
+from nse_plugin.runs.engines import engine_of
+from nse_plugin.runs.result import same_run
+from nse_plugin.runs.stopping import StopRules
+from nse_plugin.session.ledger_files import load_ledger
+from nse_plugin.session.session import EditSession
+from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session, weights
+from tests.tiny import tiny_model, tiny_tokenizer
+
+DOWN = "transformer.h.1.mlp.c_proj.weight"
+
+
+def equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in other)
+
+
+def answers_again(request: EditRequest, target: str) -> EditRequest:
+    return dataclasses.replace(request, target_new=target)
+
+
+def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
+    a, b = scheduler(tmp_path / "a"), scheduler(tmp_path / "b", iter(requests()))
+    a.run(), b.run()
+    assert equal(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_rounds_in_which_nothing_is_written(tmp_path):
+    """Every residual counts as converged: the model stays as it is, and the run can go on."""
+    settings = hparams(tmp_path, alpha=1e9)
+    assert scheduler(tmp_path / "a", hparams=settings, max_rounds=1).run().status == "paused"
+    rest = scheduler(tmp_path / "a", hparams=settings)
+    untouched = {name: tensor.clone() for name, tensor in weights(rest).items()}
+    lines = list(rest.run().lines())
+    assert [line["edit"]["status"]["converged"] for line in lines] == [2, 2, 2]
+    assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
+    assert equal(weights(rest), untouched)
+
+
+def test_an_iterator_goes_on_where_it_was(tmp_path):
+    whole = scheduler(tmp_path / "a", iter(requests()))
+    whole.run()
+    assert scheduler(tmp_path / "b", iter(requests()), max_rounds=1).run().status == "paused"
+    rest = scheduler(tmp_path / "b", iter(requests()))
+    rest.run()
+    assert equal(weights(whole), weights(rest)) and same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_stream_may_go_on_differently_after_a_cut(tmp_path):
+    """Frozen but not yet edited when the process ended: that round may be of other requests."""
+    scheduler(tmp_path / "a", iter(requests(4))).run()
+    frozen = (tmp_path / "a/frozen.jsonl").read_text().splitlines(keepends=True)
+    scheduler(tmp_path / "b", iter(requests()), max_rounds=1).run()
+    (tmp_path / "b/frozen.jsonl").write_text("".join(frozen))
+    stream = [*requests(2), *requests(6)[4:]]
+    made = scheduler(tmp_path / "b", iter(stream))
+    made.run()
+    whole = scheduler(tmp_path / "c", iter(stream))
+    whole.run()
+    assert equal(weights(made), weights(whole)) and same_run(tmp_path / "b", tmp_path / "c")
+
+
+def test_empty_streams(tmp_path):
+    with pytest.raises(RequestError, match="list of requests is empty"):
+        scheduler(tmp_path / "a", []).run()
+    result = scheduler(tmp_path / "b", iter([])).run()
+    assert result.status == "complete" and not list(result.lines())
+
+
+def test_answers_are_frozen_before_anything_is_edited(tmp_path):
+    seen = []
+
+    def watch(event, facts):
+        if event == "phase" and facts["name"] == "edit" and not seen:
+            seen.append(len((tmp_path / "frozen.jsonl").read_text().splitlines()))
+
+    made = scheduler(tmp_path, listeners=[watch])
+    made.run()
+    assert seen == [3]
+    first = json.loads((tmp_path / "frozen.jsonl").read_text().splitlines()[2])
+    # an iterator's are frozen as they come, of the same untouched model
+    scheduler(tmp_path / "b", iter(requests())).run()
+    late = json.loads((tmp_path / "b/frozen.jsonl").read_text().splitlines()[2])
+    assert late == first
+
+
+def test_repeats_are_counted_and_superseded_answers_no_longer_expected(tmp_path):
+    base = requests(4)
+    asked_anew = answers_again(base[1], "doctor")
+    stream = [*base, base[0], asked_anew, base[1], base[1]]  # what stood before is no repeat
+    result = scheduler(tmp_path, stream, protocol=protocol(every=1)).run()
+    lines = list(result.lines())
+    assert [line["case_ids"] for line in lines] == [[0, 1], [2, 3], [1], [1]]
+    assert [line["superseded"] for line in lines] == [0, 0, 1, 1]
+    assert [line["repeats"] for line in lines] == [0, 0, 1, 1]
+    assert result.final["repeats"] == 2 and result.final["standing"] == 4
+    asked = [{row["edited"]: row["n"] for row in line["checkpoint"]["retention"]} for line in lines]
+    assert asked == [{1: 2}, {1: 2, 2: 2}, {1: 1, 2: 2, 3: 1}, {1: 1, 2: 2, 4: 1}]
+
+
+def test_samples_bound_what_is_asked(tmp_path):
+    result = scheduler(tmp_path, protocol=protocol(every=1, retention=2, generation=1)).run()
+    point = result.final["checkpoint"]
+    assert point["all"]["n"] == 2 and point["generation"]["n"] == 1
+    assert sum(row["n"] for row in point["retention"]) == 2
+    off = protocol(every=0, retention=0, generation=0, fluency=0, weights=False, key_space=0)
+    point = scheduler(tmp_path / "off", protocol=off, held_out=()).run().final["checkpoint"]
+    assert point == {"tested": 3, "standing": 6}
+
+
+def test_what_is_said_of_the_weights(tmp_path):
+    made = scheduler(tmp_path)
+    result = made.run()
+    point, model = result.final["checkpoint"], made.engine.model
+    original = session().model.get_parameter(DOWN)
+    norm = (model.get_parameter(DOWN) - original).detach().norm() / original.detach().norm()
+    assert point["relative_change"][DOWN] == pytest.approx(float(norm), rel=1e-5)
+    assert 0 < point["key_share"]["1"] <= 6 / 24
+    keys = made.engine.session.ledger.keys(1)
+    assert torch.equal(made.engine.keys(6)[1], keys)
+    assert torch.equal(made.engine.keys(3)[1], keys[:, [0, 2, 5]])
+    assert len(load_ledger(tmp_path)) == 3
+
+
+# --- stop rules ----------------------------------------------------------------------------------
+
+
+def third_round_collapses(action, **changes):
+    """A bound that only a checkpoint of the second round and later ones can break."""
+    return dict(
+        protocol=protocol(every=2),
+        stop_rules=StopRules(max_perplexity=1e-3, on_collapse=action),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_undo_keeps_the_state_before(tmp_path, as_list):
+    stream = requests() if as_list else iter(requests())
+    made = scheduler(tmp_path / "a", stream, **third_round_collapses("undo"))
+    result = made.run()
+    assert result.status == "collapsed"
+    assert result.final["stop"]["rule"] == "max_perplexity" and result.final["rounds"] == 2
+    one = scheduler(tmp_path / "b", requests(2))
+    one.run()
+    assert equal(weights(made), weights(one))
+    assert len(load_ledger(tmp_path / "a")) == 1
+    assert [row["edited"] for row in result.final["checkpoint"]["retention"]] == [1]
+    stream = requests() if as_list else iter(requests())
+    again = scheduler(tmp_path / "a", stream, **third_round_collapses("undo"))
+    assert again.run().final == result.final and equal(weights(again), weights(one))
+
+
+@pytest.mark.parametrize(("action", "status", "rounds"), [("stop", "stopped", 2),
+                                                          ("continue", "complete", 3)])  # fmt: skip
+def test_stop_keeps_the_round_and_continue_goes_on(tmp_path, action, status, rounds):
+    made = scheduler(tmp_path, **third_round_collapses(action))
+    result = made.run()
+    assert (result.status, result.final["rounds"]) == (status, rounds)
+    assert len(load_ledger(tmp_path)) == rounds
+    again = scheduler(tmp_path, **third_round_collapses(action))
+    assert again.run().final == result.final and equal(weights(again), weights(made))
+
+
+def test_retention_and_relative_perplexity(tmp_path):
+    rules = StopRules(min_retention=1.0)
+    result = scheduler(tmp_path / "a", stop_rules=rules).run()
+    assert result.final["stop"]["rule"] == "min_retention"
+    rules = StopRules(max_perplexity_ratio=0.01)
+    result = scheduler(tmp_path / "b", stop_rules=rules).run()
+    base = json.loads((tmp_path / "b/manifest.json").read_text())["base"]["perplexity"]
+    assert result.final["stop"]["bound"] == pytest.approx(base / 100)
+
+
+@pytest.mark.parametrize(("action", "status"), [("undo", "collapsed"), ("stop", "stopped"),
+                                                ("continue", "complete")])  # fmt: skip
+def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
+    from nse_plugin.methods import spread
+
+    real = spread.compute_values
+
+    def broken(layout, tokenizer, asked, *rest, **named):
+        if asked[0].case_id == 2:
+            raise NotFiniteError("case 2")
+        return real(layout, tokenizer, asked, *rest, **named)
+
+    monkeypatch.setattr(spread, "compute_values", broken)
+    rules = StopRules(on_collapse=action)
+    made = scheduler(tmp_path, stop_rules=rules)
+    result = made.run()
+    assert result.status == status
+    line = list(result.lines())[1]
+    assert line["stop"]["rule"] == "non_finite" and line["file"] is None
+    assert len(load_ledger(tmp_path)) == (2 if action == "continue" else 1)
+    again = scheduler(tmp_path, stop_rules=rules)
+    assert again.run().final == result.final and equal(weights(again), weights(made))
+
+
+def test_no_perplexity_is_past_every_bound():
+    broken = StopRules(max_perplexity=5).check({"perplexity": None}, {"perplexity": 2.0}, None)
+    assert broken == {"rule": "max_perplexity", "value": None, "bound": 5}
+    assert StopRules(max_perplexity=5).check({"perplexity": 4.0}, {}, None) is None
+    assert StopRules(non_finite=False).check(None, {}, "weights") is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(on_collapse="unde"), "did you mean 'undo'"),
+        (dict(max_perplexity=0), "max_perplexity is 0"),
+        (dict(min_retention=2), "min_retention is 2"),
+    ],
+)
+def test_bad_rules(values, message):
+    with pytest.raises(HparamsError, match=message):
+        StopRules(**values)
+
+
+def test_a_rule_without_its_measurement_is_an_error(tmp_path):
+    with pytest.raises(HparamsError, match="bounds perplexity, which is not measured"):
+        scheduler(tmp_path, held_out=(), stop_rules=StopRules(max_perplexity=9))
+
+
+# --- methods of the host -------------------------------------------------------------------------
+
+
+def stub_apply(model, tok, records, hparams, copy, return_orig_weights, keep_original_weight):
+    """A method of the host: random, and different with each request."""
+    weight = model.get_parameter(hparams.name)
+    before = {hparams.name: weight.detach().clone()}
+    for record in records:
+        assert record["prompt"] and record["target_new"]
+        weight.data.add_(torch.randn(weight.shape) * hparams.size)
+    return model, before
+
+
+def editor(apply=stub_apply, **settings):
+    values = {"alg_name": "STUB", "name": DOWN, "size": 0.01, "layers": [1], **settings}
+    model = tiny_model("gpt2", n_embd=16, n_inner=24, n_layer=2, n_head=2)
+    return SimpleNamespace(
+        model=model, tok=tiny_tokenizer(), apply_algo=apply, hparams=SimpleNamespace(**values)
+    )
+
+
+def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
+    whole = scheduler(tmp_path / "a", subject=editor(), hparams=None)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    result = whole.run()
+    assert torch.equal(state, torch.get_rng_state())
+    assert result.status == "complete" and list(result.retention_matrix()) == [2, 3]
+    assert result.final["checkpoint"]["relative_change"][DOWN] > 0
+    for part in (1, 2):
+        place = tmp_path / f"b{part}"
+        scheduler(place, subject=editor(), hparams=None, max_rounds=part).run()
+        rest = scheduler(place, subject=editor(), hparams=None)
+        rest.run()
+        assert equal(weights(rest), weights(whole)) and same_run(place, tmp_path / "a")
+
+
+def test_a_host_round_is_undone(tmp_path):
+    made = scheduler(
+        tmp_path, iter(requests()), subject=editor(size=float("nan")), hparams=None,
+    )  # fmt: skip
+    assert made.run().status == "collapsed"
+    assert equal(weights(made), dict(editor().model.named_parameters()))
+    rules = third_round_collapses("undo")
+    made = scheduler(tmp_path / "b", subject=editor(), hparams=None, **rules)
+    assert made.run().status == "collapsed"
+    one = scheduler(tmp_path / "c", requests(2), subject=editor(), hparams=None)
+    one.run()
+    assert equal(weights(made), weights(one))
+
+
+def test_host_methods_that_cannot_be_kept(tmp_path):
+    def other(model, *rest, **kw):
+        return torch.nn.Linear(1, 1), {}
+
+    def silent(model, *rest, **kw):
+        model.get_parameter(DOWN).data = model.get_parameter(DOWN).data + 1
+        return model, {"transformer.wte.weight": model.get_parameter("transformer.wte.weight")}
+
+    def unnamed(model, *rest, **kw):
+        return model, {"no.such": torch.zeros(1)}
+
+    for number, (apply, message) in enumerate(
+        [(other, "another model object"), (silent, f"changed {DOWN}"), (unnamed, "'no.such'")]
+    ):
+        with pytest.raises(HostError, match=message):
+            scheduler(tmp_path / str(number), subject=editor(apply), hparams=None).run()
+    with pytest.raises(HostError, match="has no model, tok, apply_algo"):
+        engine_of(SimpleNamespace(), hparams(tmp_path))
+
+
+def test_an_editor_with_our_method_uses_its_session(tmp_path):
+    ours = editor()
+    ours.hparams = hparams(tmp_path)
+    made = scheduler(tmp_path, subject=ours, hparams=None)
+    made.run()
+    assert len(EditSession.of(ours.model).ledger) == 3
+
+
+# --- listeners and the command -------------------------------------------------------------------
+
+
+def test_listeners_are_told(tmp_path, monkeypatch, capsys):
+    shown, written = [], {}
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(HparamsError, match="pip install wandb"):
+        listeners.WandB("p", "n")
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(HparamsError, match="pip install tensorboard"):
+        listeners.TensorBoard(tmp_path)
+    stub = types.ModuleType("torch.utils.tensorboard")
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written["folder"] = folder
+
+        def add_scalar(self, name, value, step):
+            written[name, step] = value
+
+        def close(self):
+            written["closed"] = True
+
+    stub.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", stub)
+    run = types.SimpleNamespace(
+        log=lambda values, step: written.update({("wandb", step): values}), finish=lambda: None
+    )
+    wandb = types.ModuleType("wandb")
+    wandb.init = lambda **_: run
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    told = [
+        listeners.Lines(shown.append), listeners.TensorBoard(tmp_path / "tb"), listeners.Bars(),
+        listeners.WandB("p", "n"),
+    ]  # fmt: skip
+    lines = list(scheduler(tmp_path / "run", listeners=told).run().lines())
+    assert len(shown) == 3 and shown[1].startswith("round 2: 2 edits, efficacy ")
+    assert "perplexity" in shown[1] and "perplexity" not in shown[0]
+    assert written["scores/locality", 2] == lines[1]["scores"]["locality"]
+    assert written["checkpoint/all/efficacy", 2] == lines[1]["checkpoint"]["all"]["efficacy"]
+    assert written["closed"] and ("wandb", 3) in written
+    assert "locality=" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A YAML of the whole run, on the embedded GPT-2."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h.yaml").write_text(
+        "alg_name: NSE\nmodel_name: atlas:gpt2\nlayers: [1, 2]\nmom2_adjustment: false\n"
+        "v_num_grad_steps: 4\nn_contexts: 1\n"
+    )
+    (tmp_path / "run.yaml").write_text(
+        "hparams: h.yaml\ndata: atlas:6\nround_size: 3\nout: r\n"
+        "protocol: {every: 1, generation: 2, fluency: 0, perplexity: 5}\n"
+        "stop:\n  on_collapse: stop\n"
+    )
+    return tmp_path
+
+
+def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
+    assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("round ") == 2 and "complete: 6 edits in 2 rounds" in shown
+    manifest = json.loads(Path("r/manifest.json").read_text())
+    assert manifest["run"]["protocol"]["every"] == 1 and manifest["run"]["order"] == "grouped"
+    assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
+    assert "going on after round 2" in capsys.readouterr().out
+    assert cli.main(["run", "--config", "run.yaml"]) == 1
+    assert "order was 'grouped', is 'given'" in capsys.readouterr().err
+    arguments = ["--out", "s", "--max-perplexity", "1", "--data", "atlas", "--limit", "4"]
+    assert cli.main(["run", "--config", "run.yaml", *arguments]) == 3
+    assert "stopped: 3 edits in 1 rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "atlas"], "hparams is missing; give --hparams"),
+        (["--hparams", "NSE/atlas-gpt2", "--data", "gone.json"], "there is no file 'gone.json'"),
+        (["--hparams", "NSE/atlas-gpt2", "--data", "atlas:x"], "data is 'atlas:x'"),
+        (["--hparams", "NSE/nothing", "--data", "atlas"], "no hparams file 'NSE/nothing'"),
+        (["--config", "gone.yaml"], "cannot read gone.yaml"),
+        (["--config", "bad.yaml"], "unknown key 'roundsize'; did you mean 'round_size'"),
+        (["--config", "run.yaml", "--round-size", "0"], "round_size is 0"),
+        (["--config", "run.yaml", "--on-collapse", "x"], "on_collapse is 'x'"),
+        (["--config", "run.yaml", "--limit", "0"], "limit is 0"),
+        (["--config", "run.yaml", "--held-out", "gone"], "held-out text 'gone'"),
+    ],
+)
+def test_bad_arguments_of_the_command(small, arguments, message, capsys):
+    Path("bad.yaml").write_text("roundsize: 2\n")
+    assert cli.main(["run", *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_options_go_before_the_file(small):
+    settings = RunSettings.read("run.yaml", {"out": "x", "protocol": {"every": 7}, "seed": None})
+    assert (settings.out, settings.round_size, settings.seed) == ("x", 3, 0)
+    assert settings.protocol["every"] == 7 and settings.protocol["generation"] == 2
+    assert len(HELD_OUT) == 2
+
+
+@pytest.mark.parametrize("name", ["FT", "LoRA", "GRACE"])
+def test_the_bounds_hold_for_methods_that_train(name, tmp_path):
+    settings = {
+        "FT": dict(layers=[0, 1], num_steps=2),
+        "LoRA": dict(target_modules=["c_attn", "c_proj"], num_steps=2),
+        "GRACE": dict(inner_params=["transformer.h[1].mlp.c_fc.weight"], n_iter=2),
+    }[name]
+    trained = METHODS[name].hparams(alg_name=name, model_name="tiny", **settings)
+    made = scheduler(tmp_path, hparams=trained)
+    made.run()
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("round-*"))]
+    budget = json.loads((tmp_path / "manifest.json").read_text())["budget"]
+    assert len(sizes) == budget["rounds"] == 3
+    assert 0.05 * budget["disk_per_round"] < sizes[-1] <= budget["disk_per_round"]
+    assert sum(sizes) <= budget["disk"]

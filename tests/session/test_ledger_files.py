@@ -1,0 +1,104 @@
+"""Round files: what is read is what was written; damage is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from nse_plugin.errors import DataError
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.session.ledger_files import load_ledger, load_round, round_path, save_round
+from nse_plugin.session.session import EditSession
+from tests.tiny import some_requests, tiny_hparams
+
+
+@pytest.fixture
+def session(model, tokenizer, tmp_path):
+    session = EditSession.of(model, tokenizer)
+    for i in (0, 2):
+        edit_round(
+            session,
+            some_requests(4)[i : i + 2],
+            tiny_hparams(neuron_threshold=0.6, stats_dir=str(tmp_path / "stats")),
+        )
+    return session
+
+
+def test_round_trip_and_rebuilding_the_weights(session, tmp_path):
+    for record in session.ledger:
+        save_round(tmp_path, record)
+    ledger = load_ledger(tmp_path)
+    assert len(ledger) == 2
+    for layer in (1, 2):
+        name = session.layout.down_name(layer)
+        change = session.layout.to_weight(ledger.change(layer, session.layout.d_ff))
+        assert torch.equal(change, session.weights.change(name))
+        assert torch.equal(
+            session.weights.original(name) + change, session.model.get_parameter(name)
+        )
+        assert torch.equal(ledger.keys(layer), session.ledger.keys(layer))
+    for read, kept in zip(ledger, session.ledger):
+        assert read.outcomes == kept.outcomes and read.summary() == kept.summary()
+
+
+def test_what_a_record_says_of_its_writes(session):
+    record = session.ledger[0]
+    d_ff = session.layout.d_ff
+    for layer in record.layers():
+        total = sum(w.change(d_ff).double() for w in record.writes if w.layer == layer)
+        assert record.norms()[layer] == pytest.approx(float(total.norm()), rel=1e-5)
+    for write in record.writes:
+        change = write.change(d_ff)
+        assert torch.allclose(write.column_norms(), change.norm(dim=0)[write.neurons], atol=1e-6)
+        assert 0.6 <= write.key_mass < 1.0 and write.case_ids == (0, 1)
+
+
+def test_damage_is_named(session, tmp_path):
+    with pytest.raises(DataError, match=r"holds no round-\*\.safetensors"):
+        load_ledger(tmp_path)
+    for record in session.ledger:
+        path = save_round(tmp_path, record)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="round-0002.safetensors is not a whole round file"):
+        load_ledger(tmp_path)
+    path.write_bytes(whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
+    with pytest.raises(DataError, match="has schema 9, and this version reads 2"):
+        load_round(path)
+    path.write_bytes(whole)
+    round_path(tmp_path, 1).unlink()
+    with pytest.raises(DataError, match="lacks round-0001.safetensors"):
+        load_ledger(tmp_path)
+
+
+def test_every_field_of_a_file_is_documented(session, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text(encoding="utf-8")
+    with safe_open(save_round(tmp_path, session.ledger[0]), framework="pt") as file:
+        record = json.loads(file.metadata()["record"])
+        tensors = {name.split(".")[-1] for name in file.keys() if name.startswith("write")}  # noqa: SIM118
+    assert f"of schema {record['schema']}:" in page and "`keys.L`" in page
+    for name in tensors:
+        assert f"`write.I.{name}`" in page
+    for name in [*record, *record["outcomes"][0], *record["writes"][0]]:
+        assert f"`{name}`" in page
+
+
+def test_a_loaded_ledger_reads_its_files_when_asked(session, tmp_path):
+    for record in session.ledger:
+        path = save_round(tmp_path, record)
+    ledger = load_ledger(tmp_path)
+    for limit in (1, 3, 9):
+        expected = session.ledger.some_keys([1, 2], limit)
+        for layer, keys in ledger.some_keys([1, 2], limit).items():
+            every = session.ledger.keys(layer)
+            picked = torch.linspace(0, every.shape[1] - 1, limit).round().long()
+            assert torch.equal(keys, every[:, picked] if limit < every.shape[1] else every)
+            assert torch.equal(keys, expected[layer])
+    path.unlink()
+    assert ledger.numbers() == [1, 2] and ledger[0].number == 1
+    with pytest.raises(DataError, match="round-0002"):
+        ledger[1]

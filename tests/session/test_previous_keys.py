@@ -1,0 +1,55 @@
+"""P against a sum over all keys, whatever was added and taken back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nse_plugin.session import previous_keys as previous_module
+from nse_plugin.session.previous_keys import PreviousKeys
+from nse_plugin.session.records import Ledger, RoundRecord
+
+D_FF = 6
+
+
+def record(number, n, layers=(1, 2)):
+    generator = torch.Generator().manual_seed(number)
+    keys = {layer: torch.randn(D_FF, n, generator=generator) for layer in layers}
+    return RoundRecord(number, "NSE", (), (), keys)
+
+
+def brute_force(ledger, layer, neurons):
+    total = torch.zeros(D_FF, D_FF, dtype=torch.float64)
+    for entry in ledger:
+        for key in entry.keys.get(layer, torch.empty(D_FF, 0)).T.double():
+            total += torch.outer(key, key)
+    return total[neurons][:, neurons]
+
+
+STEPS = st.lists(st.tuples(st.booleans(), st.integers(1, 4)), min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("small", [0, 4096], ids=["from keys first", "kept from the start"])
+def test_against_a_sum_over_all_keys(small, monkeypatch):
+    monkeypatch.setattr(previous_module, "_SMALL", small)
+
+    @settings(max_examples=40, deadline=None)
+    @given(STEPS, st.sets(st.integers(0, D_FF - 1), min_size=1))
+    def check(steps, chosen):
+        ledger = Ledger()
+        previous, neurons = PreviousKeys(ledger), torch.tensor(sorted(chosen))
+        assert previous.matrix(1, neurons) is None
+        for number, (undo, n) in enumerate(steps):
+            if undo and len(ledger):
+                ledger.truncate(len(ledger) - 1)
+                previous.drop_from(len(ledger))
+            ledger.append(record(number, n, layers=(1,) if n == 3 else (1, 2)))
+            expected = brute_force(ledger, 1, neurons)
+            torch.testing.assert_close(previous.matrix(1, neurons), expected)
+        torch.testing.assert_close(
+            PreviousKeys(ledger).matrix(1, neurons), previous.matrix(1, neurons)
+        )
+
+    check()

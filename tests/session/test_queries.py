@@ -1,0 +1,223 @@
+"""The tables of a ledger against the matrices they are about."""
+
+from __future__ import annotations
+
+import builtins
+import math
+
+import pytest
+import torch
+
+from nse_plugin.errors import DataError
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.session import queries
+from nse_plugin.session.records import Ledger, RoundRecord, Write
+from nse_plugin.session.session import EditSession
+from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+
+pytest.importorskip("pandas")
+
+
+@pytest.fixture(scope="module")
+def ledger(tmp_path_factory):
+    """Three rounds on layers 1 and 2, a fourth on layer 0, some neurons only; round 2 undone."""
+    model, stats = tiny_model("gpt2"), str(tmp_path_factory.mktemp("stats"))
+    session = EditSession.of(model, tiny_tokenizer())
+    requests = some_requests(6)
+    for layers, some in (([1, 2], requests[:2]), ([1, 2], requests[2:3]), ([1, 2], requests[3:5])):
+        edit_round(
+            session, some, tiny_hparams(layers=layers, neuron_threshold=0.6, stats_dir=stats)
+        )
+    session.undo(2)
+    hparams = tiny_hparams(layers=[0], neuron_threshold=0.6, stats_dir=stats)
+    edit_round(session, requests[5:], hparams)
+    assert session.ledger.numbers() == [1, 3, 4]
+    return session.ledger
+
+
+def writes(record, layer):
+    return [write for write in record.writes if write.layer == layer]
+
+
+def test_neurons(ledger):
+    table = ledger.neurons(1)
+    change = ledger.change(1, 48)
+    mass = torch.cat([r.keys[1] for r in ledger if 1 in r.keys], dim=1).abs().sum(dim=1)
+    assert len(table) == 48 and table.index.name == "neuron"
+    for neuron, row in table.iterrows():
+        times = sum(neuron in w.neurons.tolist() for r in ledger for w in writes(r, 1))
+        numbers = tuple(r.number for r in ledger if neuron in r.neurons(1).tolist())
+        assert (row["times_written"], row["rounds"]) == (times, numbers)
+        assert row["norm"] == pytest.approx(float(change[:, neuron].norm()), abs=1e-6)
+        assert row["key_mass"] == pytest.approx(float(mass[neuron] / mass.sum()), rel=1e-5)
+    assert table["key_mass"].sum() == pytest.approx(1.0)
+    assert 0 < (table["times_written"] == 0).sum() < 48
+
+
+def test_rounds(ledger):
+    table = ledger.rounds()
+    assert list(table.index) == [1, 3, 4] and list(table["edits"]) == [2, 2, 1]
+    assert math.isnan(table.loc[4, "norm_1"]) and math.isnan(table.loc[1, "neurons_0"])
+    for record in ledger:
+        for layer, norm in record.norms().items():
+            assert table.loc[record.number, f"norm_{layer}"] == pytest.approx(norm)
+            assert table.loc[record.number, f"neurons_{layer}"] == len(record.neurons(layer))
+    statuses = table[["converged", "residual_left", "out_of_bounds"]].sum(axis=1)
+    assert list(statuses) == list(table["edits"])
+
+
+def test_requests(ledger):
+    table = ledger.requests()
+    assert list(table["round"]) == [1, 1, 3, 3, 4] and list(table["case_id"]) == [0, 1, 3, 4, 5]
+    outcomes = [outcome for record in ledger for outcome in record.outcomes]
+    for name in ("status", "passes", "residual_before", "residual_after", "z_norm", "z_loss"):
+        assert list(table[name]) == [getattr(outcome, name) for outcome in outcomes]
+
+
+def test_overlap(ledger):
+    chosen = {r.number: set(r.neurons(1).tolist()) for r in ledger}
+    table = ledger.overlap(1)
+    for a, first in chosen.items():
+        for b, second in chosen.items():
+            either = first | second
+            expected = 1.0 if a == b else len(first & second) / len(either) if either else 0.0
+            assert table.loc[a, b] == pytest.approx(expected)
+    assert 0 < table.loc[1, 3] < 1 and table.loc[1, 4] == 0 and table.loc[4, 4] == 1
+    whole = {
+        r.number: {(layer, n) for layer in (0, 1, 2) for n in r.neurons(layer).tolist()}
+        for r in ledger
+    }
+    both = len(whole[1] & whole[3]) / len(whole[1] | whole[3])
+    assert ledger.overlap().loc[1, 3] == pytest.approx(both)
+
+
+def test_capacity_against_a_direct_computation(ledger):
+    table = ledger.capacity()
+    assert list(table.index) == [1, 3, 4] and list(table.columns) == [0, 1, 2]
+    assert table[0].isna().tolist() == [True, True, False]
+    for layer in (0, 1, 2):
+        for at, number in enumerate(table.index):
+            keys = [r.keys[layer] for r in list(ledger)[: at + 1] if layer in r.keys]
+            if keys:
+                singular = torch.linalg.svdvals(torch.cat(keys, dim=1).double())
+                p = singular**2 / (singular**2).sum()
+                expected = float(torch.exp(-(p * p.log()).sum())) / 48
+                assert table.loc[number, layer] == pytest.approx(expected, rel=1e-6)
+
+
+def test_capacity_of_keys_with_known_dimensions():
+    """n orthogonal keys of one length use n dimensions; the same keys again add none."""
+    ledger = Ledger()
+    axes = torch.eye(8)
+    for number, keys in enumerate((axes[:, :2], axes[:, 2:4], axes[:, :4], axes), start=1):
+        ledger.append(RoundRecord(number, "NSE", (), (), {0: keys * 3}))
+    assert ledger.capacity()[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
+
+
+def test_capacity_after_some_rounds(ledger):
+    some = queries.capacity(ledger, after=[4, 1])
+    assert some.equals(ledger.capacity().loc[[1, 4]])
+
+
+def test_column_norms(ledger):
+    for layer in (0, 1, 2):
+        table = queries.column_norms(ledger, layer)
+        assert table.shape == (3, 48) and list(table.index) == [1, 3, 4]
+        for record in ledger:
+            change = sum(
+                (w.change(48).double() for w in writes(record, layer)), torch.zeros(32, 48)
+            )
+            written = {n for w in writes(record, layer) for n in w.neurons.tolist()}
+            for neuron, norm in table.loc[record.number].items():
+                assert math.isnan(norm) == (neuron not in written)
+                if neuron in written:
+                    assert norm == pytest.approx(float(change[:, neuron].norm()), rel=1e-5)
+
+
+def test_norm_growth(ledger):
+    table = queries.norm_growth(ledger)
+    assert list(table.columns) == [0, 1, 2]
+    for layer in table.columns:
+        total = torch.zeros(32, 48, dtype=torch.float64)
+        for record in ledger:
+            for write in writes(record, layer):
+                total += write.change(48).double()
+            assert table.loc[record.number, layer] == pytest.approx(float(total.norm()), rel=1e-5)
+    assert table.loc[3, 0] == 0 < table.loc[4, 0]
+
+
+def test_request_writes(ledger):
+    table = queries.request_writes(ledger, "3", most=2)
+    assert set(table["round"]) == {3} and set(table["layer"]) == {1, 2}
+    for _, row in table.iterrows():
+        (write,) = (
+            w for w in writes(ledger[1], row["layer"]) if w.pass_number == row["pass_number"]
+        )
+        norms = [float(torch.outer(a, b).norm()) for a, b in zip(write.left.T, write.right)]
+        at = write.case_ids.index(3)
+        assert row["norm"] == pytest.approx(norms[at], rel=1e-5)
+        assert row["share"] == pytest.approx(norms[at] / sum(norms), rel=1e-5)
+        change = torch.outer(write.left[:, at], write.right[at]).norm(dim=0)
+        strongest = change.topk(2).indices
+        assert row["neurons"] == tuple(write.neurons[strongest].tolist())
+    assert queries.request_writes(ledger, "nobody").empty
+
+
+def test_who_wrote(ledger):
+    neuron = int(ledger[0].writes[0].neurons[0])
+    layer = ledger[0].writes[0].layer
+    table = ledger.who_wrote(layer, neuron)
+    for record in ledger:
+        rows = table[table["round"] == record.number]
+        column = sum((w.change(48)[:, neuron] for w in writes(record, layer)), torch.zeros(32))
+        if neuron not in record.neurons(layer).tolist():
+            assert rows.empty
+            continue
+        assert list(rows["round_norm"]) == pytest.approx([float(column.norm())] * len(rows))
+        assert set(rows["case_id"]) <= {outcome.case_id for outcome in record.outcomes}
+        for _, row in rows.iterrows():
+            share = torch.zeros(32)
+            for w in writes(record, layer):
+                if neuron in w.neurons.tolist() and row["case_id"] in w.case_ids:
+                    n, i = w.case_ids.index(row["case_id"]), w.neurons.tolist().index(neuron)
+                    share += w.left[:, n] * w.right[n, i]
+            assert row["norm"] == pytest.approx(float(share.norm()), rel=1e-5)
+    assert set(ledger.neurons(layer).loc[neuron, "rounds"]) == set(table["round"])
+    left = ledger.neurons(1).query("times_written == 0").index[0]
+    assert ledger.who_wrote(1, left).empty
+
+
+def test_who_wrote_names_the_request_that_did():
+    left, right = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0], [0.0]])
+    ledger = Ledger()
+    write = Write(0, 1, torch.tensor([4]), left, right, ("a", "b"), 1.0)
+    ledger.append(RoundRecord(1, "NSE", (), (write,), {0: torch.ones(6, 2)}))
+    table = ledger.who_wrote(0, 4)
+    assert table.to_dict("list") == {
+        "round": [1, 1], "case_id": ["a", "b"], "norm": [3.0, 0.0], "round_norm": [3.0, 3.0],
+    }  # fmt: skip
+
+
+def test_wrong_arguments_and_empty_ledgers(ledger):
+    with pytest.raises(DataError, match="layer is 3, and no round edited it; .* 0, 1, 2"):
+        ledger.neurons(3)
+    with pytest.raises(DataError, match="neuron is 48; layer 1 has 0 to 47"):
+        ledger.who_wrote(1, 48)
+    empty = Ledger()
+    for table in (empty.rounds(), empty.requests(), empty.overlap(), empty.capacity()):
+        assert table.empty
+    with pytest.raises(DataError, match="no round stands"):
+        empty.neurons(1)
+
+
+def test_without_pandas(ledger, monkeypatch):
+    real = builtins.__import__
+
+    def missing(name, *args, **kwargs):
+        if name == "pandas":
+            raise ImportError("No module named 'pandas'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(DataError, match=r'pip install "nse-plugin\[report\]"'):
+        ledger.rounds()

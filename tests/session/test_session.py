@@ -1,0 +1,187 @@
+"""A session finds itself again, notices foreign hands, and belongs to one model."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import accelerate
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nse_plugin.errors import SessionError
+from nse_plugin.export import from_delta
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.methods.registry import apply_function
+from nse_plugin.session.blame import blame
+from nse_plugin.session.session import EditSession
+from tests.tiny import some_requests, tiny_hparams, tiny_model
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return tiny_hparams(stats_dir=str(tmp_path))
+
+
+def test_one_session_per_model(model, tokenizer):
+    with pytest.raises(SessionError, match="give its tokenizer"):
+        EditSession.of(model)
+    session = EditSession.of(model, tokenizer)
+    assert EditSession.of(model) is session
+    other = copy.deepcopy(model)
+    assert EditSession.of(other, tokenizer) is not session
+    EditSession.forget(model)
+    assert EditSession.of(model, tokenizer) is not session
+
+
+def test_the_session_goes_with_its_model(tokenizer):
+    model = tiny_model("gpt2")
+    session, gone = weakref.ref(EditSession.of(model, tokenizer)), weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None and session() is None
+
+
+def test_weights_that_the_host_put_back(model, tokenizer, hparams):
+    apply = apply_function("NSE")
+    clean = copy.deepcopy(model)
+    _, originals = apply(model, tokenizer, [r.to_dict() for r in some_requests(2)], hparams)
+    session = EditSession.of(model)
+    assert len(session.ledger) == 1
+    with torch.no_grad():  # as EasyEdit does after an edit that is not sequential
+        for name, original in originals.items():
+            model.get_parameter(name)[...] = original
+    second = some_requests(4)[2:]
+    edit_round(session, second, hparams)
+    assert len(session.ledger) == 1 and session.ledger[0].outcomes[0].case_id == 2
+    edit_round(EditSession.of(clean, tokenizer), second, hparams)
+    for a, b in zip(model.parameters(), clean.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_going_back_to_an_earlier_round_drops_the_later_ones(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    states = []
+    for request in some_requests(3):
+        edit_round(session, [request], hparams)
+        states.append({n: model.get_parameter(n).detach().clone() for n in session.weights.names()})
+    with torch.no_grad():
+        for name, value in states[0].items():
+            model.get_parameter(name).copy_(value)
+    session.check()
+    assert len(session.ledger) == 1
+    assert session.ledger.keys(1).shape == (session.layout.d_ff, 1)
+    for name, value in states[0].items():
+        assert torch.equal(model.get_parameter(name), value)
+
+
+def test_a_foreign_change_is_named_and_can_be_accepted(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(1), hparams)
+    name = session.layout.down_name(2)
+    with torch.no_grad():
+        model.get_parameter(name)[0, 0] += 1e-6
+    held = {n: p.clone() for n, p in model.named_parameters()}
+    with pytest.raises(SessionError, match=rf"^{name} changed since round 1"):
+        edit_round(session, some_requests(2)[1:], hparams)
+    with pytest.raises(SessionError, match="changed since round 1"):
+        session.undo_all()
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    EditSession.forget(model)
+    fresh = EditSession.of(model, tokenizer)
+    edit_round(fresh, some_requests(2)[1:], hparams)
+    fresh.undo_all()
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+
+
+def test_two_models_do_not_touch_each_other(tokenizer, hparams):
+    a, b = tiny_model("gpt2", seed=1), tiny_model("gpt2", seed=1)
+    alone = tiny_model("gpt2", seed=1)
+    edit_round(EditSession.of(a, tokenizer), some_requests(2), hparams)
+    edit_round(EditSession.of(b, tokenizer), some_requests(4)[2:], hparams)
+    edit_round(EditSession.of(a, tokenizer), some_requests(6)[4:], hparams)
+    edit_round(EditSession.of(alone, tokenizer), some_requests(4)[2:], hparams)
+    assert all(torch.equal(p, q) for p, q in zip(b.parameters(), alone.parameters()))
+
+
+def test_undoing_more_than_there_is(model, tokenizer):
+    with pytest.raises(SessionError, match="cannot take back 2 rounds: 0 stand"):
+        EditSession.of(model, tokenizer).undo_last(2)
+
+
+def test_other_layers_in_a_later_round(model, tokenizer, hparams):
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(1), hparams)
+    edit_round(session, some_requests(2)[1:], tiny_hparams(layers=[0], stats_dir=hparams.stats_dir))
+    assert session.ledger.keys(0).shape[1] == 1 and session.ledger.keys(1).shape[1] == 1
+    session.undo_last()
+    session.undo_last()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_contexts_are_written_once_by_the_original_model(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    state = torch.get_rng_state()
+    contexts = session.untouched.contexts(hparams)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(contexts) == 5 and all(text.endswith(". ") for text in contexts)
+    assert [text.startswith(o) for text, o in zip(contexts, ("The", "Therefore", "Because"))]
+    twin = copy.deepcopy(model)
+    assert EditSession.of(twin, tokenizer).untouched.contexts(hparams) == contexts
+    edit_round(session, some_requests(4), hparams)
+    session.untouched._contexts.clear()
+    assert session.untouched.contexts(hparams) == contexts
+
+
+def test_device_map_of_accelerate(tokenizer, hparams):
+    model, plain = tiny_model("llama"), tiny_model("llama")
+    names = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    places = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "cpu" for i in range(4)}
+    model = accelerate.dispatch_model(model, places, force_hooks=True)
+    edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+    edit_round(EditSession.of(plain, tokenizer), some_requests(3), hparams)
+    for name, p in plain.named_parameters():
+        assert torch.equal(p, model.get_parameter(name)), name
+
+
+def test_offloaded_layers(tokenizer, hparams, tmp_path):
+    """Layers on disk: those that are read work, those that are edited are refused by name."""
+    plain = tiny_model("llama")
+    names = ["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"]
+    places = dict.fromkeys(names, "cpu") | {f"model.layers.{i}": "cpu" for i in range(4)}
+    model = accelerate.dispatch_model(
+        tiny_model("llama"),
+        {**places, "model.layers.3": "disk"},
+        main_device="cpu",
+        offload_dir=tmp_path / "offload",
+    )
+    edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+    edit_round(EditSession.of(plain, tokenizer), some_requests(3), hparams)
+    for layer in hparams.layers:
+        name = EditSession.of(plain).layout.down_name(layer)
+        torch.testing.assert_close(model.get_parameter(name), plain.get_parameter(name))
+    with pytest.raises(Exception, match=r"layers\.3\.mlp\.down_proj\.weight is offloaded"):
+        edit_round(
+            EditSession.of(model), some_requests(3), tiny_hparams(layers=[3], mom2_adjustment=False)
+        )
+
+
+def test_a_session_exports_and_blames(tokenizer, hparams, tmp_path):
+    pytest.importorskip("peft")
+    pytest.importorskip("pandas")
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(2), hparams)
+    assert session.blame("Mara Voss lives in").equals(blame(session, "Mara Voss lives in"))
+    fits = session.to_peft(tmp_path / "adapter", rank=1)
+    assert {fit.rank for fit in fits.values()} == {1}
+    session.to_delta(tmp_path / "delta")
+    session.to_full(tmp_path / "full")
+    other = tiny_model("gpt2")
+    from_delta(other, tokenizer, tmp_path / "delta")
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
+    for a, b, c in zip(model.parameters(), other.parameters(), full.parameters()):
+        assert torch.equal(a, b) and torch.equal(a, c)

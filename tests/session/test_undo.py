@@ -1,0 +1,368 @@
+"""Any round can be undone: weights, previous keys, ledger, fingerprints and run directories."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nse_plugin.cli import main
+from nse_plugin.data import atlas
+from nse_plugin.data.readers import parse_records
+from nse_plugin.errors import DataError, SessionError
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.session.blame import blame
+from nse_plugin.session.ledger_files import load_ledger, load_undone, mark_undone, save_round
+from nse_plugin.session.previous_keys import PreviousKeys
+from nse_plugin.session.records import Ledger
+from nse_plugin.session.session import EditSession
+from tests.runs import runs
+from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+
+N = 10
+
+
+def hparams():
+    return tiny_hparams(
+        layers=[1, 2], v_num_grad_steps=3, mom2_adjustment=False, n_contexts=1, context_length=3,
+        max_iterations=2, neuron_threshold=0.7,
+    )  # fmt: skip
+
+
+def ten_rounds(family: str):
+    """A model with ten rounds of one request, its session, and the weights before them."""
+    model = tiny_model(family)
+    originals = {n: p.detach().clone() for n, p in model.named_parameters()}
+    session = EditSession.of(model, tiny_tokenizer())
+    for number in range(N):
+        edit_round(session, [some_requests(6)[number % 6]], hparams())
+    return model, session, originals
+
+
+@functools.cache
+def ten_records(family: str):
+    return tuple(ten_rounds(family)[1].ledger)
+
+
+def adopted(family: str, records):
+    """A fresh model with these rounds."""
+    ledger = Ledger()
+    for record in records:
+        ledger.append(record)
+    model = tiny_model(family)
+    session = EditSession.of(model, tiny_tokenizer())
+    session.adopt(ledger)
+    return model, session
+
+
+def changes_of(records, session, layer):
+    """Brute force in float64: left x right of every write, put on its columns one by one."""
+    total = torch.zeros(32, 48, dtype=torch.float64)
+    for record in records:
+        for write in record.writes:
+            if write.layer == layer:
+                total[:, write.neurons] += write.left.double() @ write.right.double()
+    return session.layout.to_weight(total)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@settings(max_examples=8, deadline=None)
+@given(order=st.permutations(range(1, N + 1)))
+def test_ten_rounds_in_any_order(family, order):
+    records = ten_records(family)
+    model, session = adopted(family, records)
+    originals = {n: p.detach().clone() for n, p in tiny_model(family).named_parameters()}
+    every = torch.arange(48)
+    for layer in (1, 2):  # P is summed up, so that it has to be taken apart again
+        session.previous_keys.matrix(layer, every)
+    standing = list(records)
+    for number in order:
+        session.undo(number, "test")
+        standing = [record for record in standing if record.number != number]
+        assert session.ledger.numbers() == [record.number for record in standing]
+        session.check()
+        for layer in (1, 2):
+            name = session.layout.down_name(layer)
+            expected = originals[name].double() + changes_of(standing, session, layer)
+            torch.testing.assert_close(
+                model.get_parameter(name).double(), expected, rtol=1e-5, atol=1e-5
+            )
+            kept = session.previous_keys.matrix(layer, every)
+            if not standing:
+                assert kept is None
+                continue
+            keys = torch.cat([record.keys[layer] for record in standing], dim=1).double()
+            torch.testing.assert_close(kept, keys @ keys.T)
+    assert all(torch.equal(p, originals[n]) for n, p in model.named_parameters())
+    assert [undone.number for undone in session.ledger.undone] == list(order)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_as_a_session_that_never_had_the_round(dtype):
+    records = ten_records("gpt2")
+    models, sessions = [], []
+    for some in (records, [r for r in records if r.number not in (3, 7)]):
+        ledger = Ledger()
+        for record in some:
+            ledger.append(record)
+        models.append(tiny_model("gpt2", dtype=dtype))
+        sessions.append(EditSession.of(models[-1], tiny_tokenizer()))
+        sessions[-1].adopt(ledger)
+    every = torch.arange(48)
+    sessions[0].previous_keys.matrix(1, every)
+    sessions[0].undo(7)
+    sessions[0].undo(3)
+    for layer in (1, 2):
+        ours, theirs = (s.previous_keys.matrix(layer, every) for s in sessions)
+        assert torch.equal(ours, theirs)
+    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+    assert sessions[0]._states == sessions[1]._states
+    new = [edit_round(s, some_requests(1), hparams()) for s in sessions]
+    assert [record.number for record in new] == [11, 11]
+    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+
+
+def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, tokenizer):
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(3):
+        edit_round(session, [request], hparams())
+    session.undo(3)
+    session.undo(1, "wrong source")
+    assert edit_round(session, some_requests(4)[3:], hparams()).number == 4
+    assert session.ledger.numbers() == [2, 4]
+    session.undo_last()
+    assert session.ledger.numbers() == [2]
+    found = [(undone.number, undone.reason) for undone in session.ledger.undone]
+    assert found == [(3, ""), (1, "wrong source"), (4, "")]
+    session.undo_all()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert edit_round(session, some_requests(1), hparams()).number == 1
+
+
+def test_weights_put_back_after_an_undo(model, tokenizer):
+    """The states of the rounds that stand are known again, the one with the undone round is not."""
+    session = EditSession.of(model, tokenizer)
+    names = [session.layout.down_name(layer) for layer in (1, 2)]
+    held = []
+    for request in some_requests(4):
+        edit_round(session, [request], hparams())
+        held.append({n: model.get_parameter(n).detach().clone() for n in names})
+    session.undo(2)
+    now = {n: model.get_parameter(n).detach().clone() for n in names}
+
+    def put(state):
+        with torch.no_grad():
+            for name, value in state.items():
+                model.get_parameter(name).copy_(value)
+
+    put(held[2])
+    with pytest.raises(SessionError, match="not by this session"):
+        session.check()
+    put(now)
+    session.undo(4)
+    put(held[0])
+    session.check()
+    assert session.ledger.numbers() == [1]
+    assert [undone.number for undone in session.ledger.undone] == [2, 4, 3]
+
+
+def test_unknown_and_undone_rounds_are_named(model, tokenizer):
+    session = EditSession.of(model, tokenizer)
+    with pytest.raises(SessionError, match="no round 1; none stands"):
+        session.undo(1)
+    for request in some_requests(3):
+        edit_round(session, [request], hparams())
+    session.undo(2)
+    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(SessionError, match=r"round 2 was undone already, at 20.*stand: 1, 3$"):
+        session.undo(2)
+    with pytest.raises(SessionError, match=r"there is no round 7; rounds that stand: 1, 3$"):
+        session.undo(7)
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("fails_at", [1, 2])
+def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fails_at):
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(4):
+        edit_round(session, [request], hparams())
+    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    real, calls = session._replay, []
+
+    def fail(record):
+        calls.append(record)
+        if len(calls) == fails_at:
+            raise KeyboardInterrupt
+        real(record)
+
+    monkeypatch.setattr(session, "_replay", fail)
+    with pytest.raises(KeyboardInterrupt):
+        session.undo(2)
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert session.ledger.numbers() == [1, 2, 3, 4] and not session.ledger.undone
+    session.check()
+    monkeypatch.undo()
+    session.undo(2)
+    every = torch.arange(48)
+    fresh = PreviousKeys(session.ledger).matrix(1, every)
+    assert torch.equal(session.previous_keys.matrix(1, every), fresh)
+
+
+# --- run directories ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for record in ten_records("gpt2")[:4]:
+        save_round(tmp_path, record)
+    return tmp_path
+
+
+def test_the_command_on_a_directory(folder, capsys):
+    assert main(["undo", str(folder), "--round", "2", "--reason", "wrong source"]) == 0
+    assert "round 2 of" in (said := capsys.readouterr().out) and "stand: 1, 3, 4" in said
+    ledger = load_ledger(folder)
+    assert ledger.numbers() == [1, 3, 4] and ledger.next_number() == 5
+    assert [(u.number, u.reason) for u in ledger.undone] == [(2, "wrong source")]
+    assert (folder / "round-0002.safetensors").exists()
+    model, session = tiny_model("gpt2"), None
+    session = EditSession.of(model, tiny_tokenizer())
+    session.adopt(ledger)
+    assert session.ledger.undone == ledger.undone
+    records = [ten_records("gpt2")[i] for i in (0, 2, 3)]
+    twin, _ = adopted("gpt2", records)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
+    for number, text in ((2, "round 2 was undone already"), (7, "there is no round 7")):
+        assert main(["undo", str(folder), "--round", str(number)]) == 1
+        said = capsys.readouterr().err
+        assert text in said and "stand: 1, 3, 4" in said
+    for number in (4, 1, 3):
+        main(["undo", str(folder), "--round", str(number)])
+    assert "no round stands" in capsys.readouterr().out and len(load_ledger(folder)) == 0
+
+
+def test_damage_and_other_files(folder, tmp_path_factory):
+    with pytest.raises(DataError, match="holds no round"):
+        mark_undone(tmp_path_factory.mktemp("empty"), 1)
+    assert main(["undo", str(folder / "not-there"), "--round", "1"]) == 1
+    mark_undone(folder, 2)
+    kept = (folder / "undone.json").read_text()
+    (folder / "undone.json").write_text(kept[:-9])
+    with pytest.raises(DataError, match="is damaged"):
+        load_ledger(folder)
+    (folder / "undone.json").write_text(kept.replace('"schema": 2', '"schema": 9'))
+    with pytest.raises(DataError, match="schema 9, and this version reads 2"):
+        load_ledger(folder)
+    (folder / "undone.json").write_text(kept)
+    (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
+    assert load_ledger(folder).numbers() == [1, 3, 4]
+    (folder / "round-0003.safetensors").unlink()
+    with pytest.raises(DataError, match="lacks round-0003"):
+        load_ledger(folder)
+
+
+def test_entries_of_an_earlier_run_in_the_folder_do_not_count(folder):
+    """`nse demo` replaces the rounds of an earlier demo, and knows nothing of undone.json."""
+    mark_undone(folder, 2)
+    other = ten_records("llama")[1]
+    save_round(folder, other)
+    assert load_ledger(folder).numbers() == [1, 2, 3, 4] and load_undone(folder) == []
+    mark_undone(folder, 3)
+    assert [u.number for u in load_undone(folder)] == [3]
+    assert len(json.loads((folder / "undone.json").read_text())["undone"]) == 1
+
+
+def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
+    def scheduler(session, **changes):
+        return SequentialScheduler(
+            session, runs.requests(6), 2, runs.protocol(), tmp_path / "run",
+            hparams=runs.hparams(tmp_path), **changes,
+        )  # fmt: skip
+
+    session = runs.session()
+    assert scheduler(session, max_rounds=2).run().status == "paused"
+    run = tmp_path / "run"
+    with RunDirectory(run):
+        assert main(["undo", str(run), "--round", "1"]) == 1
+    assert "is at work in another process" in capsys.readouterr().err
+    assert main(["undo", str(run), "--round", "1"]) == 0
+    assert load_ledger(run).numbers() == [2]
+    with pytest.raises(DataError, match=r"undone rounds \(1\); a run goes on only from all of its"):
+        scheduler(runs.session()).run()
+    (run / "undone.json").unlink()
+    assert scheduler(runs.session()).run().status == "complete"
+
+
+# --- blame ----------------------------------------------------------------------------------------
+
+
+def test_blame_finds_the_round_that_wrote_a_planted_fact(tmp_path):
+    pytest.importorskip("pandas")
+    model, tokenizer = atlas.load("atlas:gpt2")
+    session = EditSession.of(model, tokenizer)
+    settings = NSEHparams.from_hparams("NSE/atlas-gpt2").to_dict()
+    hparams = NSEHparams(**{**settings, "mom2_n_samples": 300, "stats_dir": str(tmp_path)})
+    planted = parse_records(atlas.edit_set(20, seed=1))
+    for start in range(0, 20, 2):
+        edit_round(session, planted[start : start + 2], hparams)
+    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    found = 0
+    for number in range(1, 11):
+        table = blame(session, planted[2 * (number - 1)].text)
+        assert sorted(table["round"]) == list(range(1, 11))
+        assert table["kl"].is_monotonic_decreasing and table["kl"].min() >= -1e-9
+        found += int(table.loc[0, "round"] == number)
+    assert found >= 9
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    session.check()
+
+
+def test_blame_against_models_without_the_round(tokenizer):
+    pytest.importorskip("pandas")
+    records = ten_records("llama")[:3]
+    model, session = adopted("llama", records)
+    text = "Mara Voss lives in"
+    table = blame(session, text).set_index("round")
+    ids = torch.tensor([tokenizer(text)["input_ids"]])
+
+    @torch.no_grad()
+    def chances(some):
+        return some(ids).logits[0, -1].double().log_softmax(-1)
+
+    now = chances(model)
+    for gone in records:
+        other, _ = adopted("llama", [r for r in records if r is not gone])
+        without = chances(other)
+        expected = float((now.exp() * (now - without)).sum())
+        assert table.loc[gone.number, "kl"] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        change = float((now - without)[now.argmax()])
+        assert table.loc[gone.number, "top_change"] == pytest.approx(change, rel=1e-3, abs=1e-5)
+
+
+def test_blame_puts_the_weights_back_on_errors(tokenizer, monkeypatch):
+    pytest.importorskip("pandas")
+    model, session = adopted("gpt2", ten_records("gpt2")[:3])
+    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    real, calls = model.forward, []
+
+    def fail(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", fail)
+    with pytest.raises(KeyboardInterrupt):
+        blame(session, "Mara Voss lives in")
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    session.check()
+    with pytest.raises(Exception, match="has no tokens"):
+        blame(session, "")
