@@ -475,7 +475,7 @@ def test_atlas_source(layout, monkeypatch):
     atlas = types.ModuleType("nse_plugin.data.atlas")
     atlas.corpus = lambda: ["Garn is old.", "Mara Voss is a baker.", " "]
     monkeypatch.setitem(sys.modules, "nse_plugin.data.atlas", atlas)
-    monkeypatch.setattr(sys.modules["nse_plugin"], "atlas", atlas, raising=False)
+    monkeypatch.setattr("nse_plugin.data.atlas", atlas, raising=False)
     assert len(rows_of("atlas", layout)) == 2
 
 
