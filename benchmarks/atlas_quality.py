@@ -13,10 +13,10 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from nse_plugin.commands.demo import Demo
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.model.answers import score_answers
+from nse_plugin.runs.demo import Demo
 
 
 def recall(name: str) -> list[tuple[str, str]]:

@@ -14,12 +14,12 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from nse_plugin.commands.demo import Demo
-from nse_plugin.commands.export import open_run
 from nse_plugin.data import atlas
 from nse_plugin.export import to_peft
 from nse_plugin.files import write_text
 from nse_plugin.model.answers import score_answers
+from nse_plugin.runs.demo import Demo
+from nse_plugin.runs.reopen import open_run
 from nse_plugin.version import __version__
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"

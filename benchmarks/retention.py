@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from nse_plugin.commands.run import RunSettings, run
 from nse_plugin.files import write_text
 from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.settings import RunSettings
+from nse_plugin.runs.start import run
 from nse_plugin.version import __version__
 
 N_SHOWN = 10

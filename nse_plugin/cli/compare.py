@@ -42,7 +42,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.compare import (
+    from nse_plugin.compare.comparison import (
         exit_code,
         read_comparison,
         shown_tables,

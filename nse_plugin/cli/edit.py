@@ -24,7 +24,7 @@ def add_demo(commands: argparse._SubParsersAction) -> None:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.demo import Demo
+    from nse_plugin.runs.demo import Demo
 
     demo = Demo(options.model, options.edits, options.rounds, options.seed, options.out, print)
     summary = demo.run()
@@ -69,7 +69,8 @@ def add_run(commands: argparse._SubParsersAction) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.run import RunSettings, run
+    from nse_plugin.runs.settings import RunSettings
+    from nse_plugin.runs.start import run
 
     plain = ("hparams", "data", "round_size", "out", "model", "order", "seed", "limit",
              "held_out", "tensorboard", "wandb")  # fmt: skip

@@ -20,7 +20,7 @@ def add_undo(commands: argparse._SubParsersAction) -> None:
 
 
 def _undo(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.undo import undo_round, undone_text
+    from nse_plugin.runs.undo import undo_round, undone_text
 
     print(undone_text(options.run, undo_round(options.run, options.round, options.reason)))
     return 0
@@ -42,7 +42,9 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.export import export
+    from nse_plugin.export.of_run import export_run
 
-    export(options.run, options.to, options.out, print, rank=options.rank, device=options.device)
+    export_run(
+        options.run, options.to, options.out, print, rank=options.rank, device=options.device
+    )
     return 0

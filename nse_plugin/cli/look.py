@@ -26,7 +26,7 @@ def add_inspect(commands: argparse._SubParsersAction) -> None:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.inspect import inspect
+    from nse_plugin.report.inspection import inspect
 
     inspect(
         options.run,
@@ -62,7 +62,7 @@ def add_overfit(commands: argparse._SubParsersAction) -> None:
 
 
 def _overfit(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.overfit import overfit
+    from nse_plugin.report.overfit import overfit
 
     overfit(
         options.hparams,

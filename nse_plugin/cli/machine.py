@@ -28,7 +28,7 @@ def add_stats(commands: argparse._SubParsersAction) -> None:
 
 
 def _stats(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.stats import make_statistics
+    from nse_plugin.cli.stats import make_statistics
 
     moments = make_statistics(
         options.hparams,
@@ -54,7 +54,7 @@ def add_doctor(commands: argparse._SubParsersAction) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from nse_plugin.commands.doctor import report
+    from nse_plugin.cli.doctor import report
 
     rows = report(options.stats_dir)
     width = max(len(name) for name, _ in rows)

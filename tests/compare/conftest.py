@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nse_plugin.commands.compare import write_report
+from nse_plugin.compare.comparison import write_report
 from tests.compare.grids import comparison, make_world, quiet
 
 

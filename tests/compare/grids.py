@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from nse_plugin.commands.compare import Comparison, read_comparison
+from nse_plugin.compare.comparison import Comparison, read_comparison
 from nse_plugin.hparams import find_yaml
 from tests.runs.runs import requests
 from tests.tiny import tiny_model, tiny_tokenizer

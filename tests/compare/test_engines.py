@@ -64,7 +64,7 @@ def test_a_process_lost_again_and_again_is_a_failed_row(world, tmp_path, monkeyp
 def test_ctrl_c_ends_all_processes_and_leaves_what_can_go_on(world, whole, tmp_path):
     code = (
         "import sys, json, torch; torch.set_num_threads(1)\n"
-        "from nse_plugin.commands.compare import read_comparison\n"
+        "from nse_plugin.compare.comparison import read_comparison\n"
         "if __name__ == '__main__':\n"
         "    def show(line): print(line, flush=True)\n"
         "    try: read_comparison(json.load(open(sys.argv[1]))).run(show)\n"

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from nse_plugin import cli
-from nse_plugin.commands.compare import exit_code
 from nse_plugin.compare import cells as cells_module
 from nse_plugin.compare import hosts
+from nse_plugin.compare.comparison import exit_code
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.pool import Bench
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine

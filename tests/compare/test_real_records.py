@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nse_plugin import cli
-from nse_plugin.commands.compare import exit_code
+from nse_plugin.compare.comparison import exit_code
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import read_records
 from nse_plugin.hparams import find_yaml

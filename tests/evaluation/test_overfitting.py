@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from nse_plugin.cli import main
-from nse_plugin.commands.overfit import overfit
 from nse_plugin.errors import HparamsError, SessionError
 from nse_plugin.evaluation.overfitting import single_edits
 from nse_plugin.hparams import OvertoneHparams
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.report.overfit import overfit
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from nse_plugin import cli
-from nse_plugin.commands.run import RunSettings
 from nse_plugin.errors import HostError, HparamsError, NotFiniteError, RequestError
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
 from nse_plugin.runs.engines import engine_of
 from nse_plugin.runs.result import same_run
+from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.ledger_files import load_ledger
 from nse_plugin.session.session import EditSession

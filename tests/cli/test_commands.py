@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from nse_plugin import cli
-from nse_plugin.commands import demo as demo_module
-from nse_plugin.commands.doctor import report
+from nse_plugin.cli.doctor import report
 from nse_plugin.data import atlas
+from nse_plugin.runs import demo as demo_module
 from nse_plugin.session.ledger_files import load_ledger
 
 SUMMARY_KEYS = [

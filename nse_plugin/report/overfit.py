@@ -8,14 +8,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from nse_plugin.commands.run import read_data, read_hparams
 from nse_plugin.data.models import load_model
+from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.overfitting import Watched, single_edits
 from nse_plugin.files import write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.report.table import Table
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
 
 _STEPS_SHOWN = 6
