@@ -46,6 +46,10 @@ class HostError(NSEPluginError, RuntimeError):
     """The host toolkit lacks a part that is needed here."""
 
 
+class MissingPackageError(NSEPluginError, ImportError):
+    """An optional package that is needed here cannot be imported."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -1,57 +1,45 @@
-"""Files that are either there in full or not at all."""
+"""Files: written in full or not at all, JSON and JSON lines, checksums, locks, packages."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib
 import json
+import logging
 import os
-from collections.abc import Callable
+import stat
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from nse_plugin.errors import DataError
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from nse_plugin.errors import DataError, MissingPackageError
+
+log = logging.getLogger(__name__)
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file, flush it, then give it its name."""
+    """Let ``write`` fill a temporary file, flush it, then give it its name.
+
+    The file gets the permissions of any new file, whatever ``write`` gives it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         write(temporary)
+        temporary.chmod(mode)  # safetensors writes files that only their owner may read
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def checksum(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The values of a JSONL file; a last line that is not whole is left out.
-
-    Raises:
-        DataError: a line before the last is damaged.
-    """
-    found = []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        try:
-            found.append(json.loads(line))
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise DataError(
-                f"line {number} of {path} is damaged ({error}); restore the file"
-            ) from error
-    return found
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -71,3 +59,194 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
     write_whole(path, write)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def read_json(path: Path, way_out: str = "restore the file") -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        DataError: the file cannot be read or holds something else; the message ends in
+            ``way_out``.
+    """
+    with explained(path, way_out):
+        content = path.read_bytes()
+    return _json_object(content, str(path), way_out)
+
+
+class JsonLines:
+    """The objects of a JSON lines file, of which only the places stay in memory.
+
+    A line is read from disk whenever it is asked for, so a file of many lines costs 8 bytes for
+    each.  A last line without its end, which a killed process leaves, does not count.
+
+    Args:
+        writable: for appending; a last line without its end is cut off the file.
+        way_out: what to do about a damaged file, for the message of the error.
+
+    Raises:
+        DataError: a line is damaged, or the file cannot be read.
+    """
+
+    def __init__(
+        self, path: Path, *, writable: bool = False, way_out: str = "restore the file"
+    ) -> None:
+        self.path = path
+        self._writable, self._way_out = writable, way_out
+        self._ends = array("q", [0])  # where each line ends, in bytes; the first starts at 0
+        if path.exists():
+            self._find_lines()
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        index = range(len(self))[index]
+        start, end = self._ends[index], self._ends[index + 1]
+        with explained(self.path, self._way_out), self.path.open("rb") as file:
+            file.seek(start)
+            return self._parsed(file.read(end - start), index + 1)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[index] for index in range(len(self)))
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """Add a line and flush it to the disk."""
+        line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
+        with explained(self.path, self._way_out), self.path.open("ab") as file:
+            try:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.truncate(self.path, self._ends[-1])
+                raise
+        self._ends.append(self._ends[-1] + len(line))
+
+    def keep(self, count: int) -> None:
+        """Drop the lines after the first ``count``."""
+        del self._ends[count + 1 :]
+        with explained(self.path, self._way_out):
+            os.truncate(self.path, self._ends[-1])
+
+    def _find_lines(self) -> None:
+        with explained(self.path, self._way_out), self.path.open("rb") as file:
+            for piece in file:
+                if not piece.endswith(b"\n"):
+                    break
+                self._parsed(piece, len(self) + 1)
+                self._ends.append(self._ends[-1] + len(piece))
+        if self._writable and self._ends[-1] < self.path.stat().st_size:
+            log.warning("%s: an incomplete last line was dropped", self.path)
+            self.keep(len(self))
+
+    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
+        return _json_object(line, f"line {number} of {self.path}", self._way_out)
+
+
+def _json_object(content: bytes, what: str, way_out: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+        if isinstance(found, dict):
+            return found
+        problem = f"{str(found)[:40]!r} is not a JSON object"
+    except (ValueError, RecursionError) as error:
+        problem = str(error)
+    raise DataError(f"{what} is damaged ({problem}); {way_out}")
+
+
+@contextlib.contextmanager
+def explained(path: Path, way_out: str) -> Iterator[None]:
+    """Raise errors of the system as :class:`DataError`, with a way out."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read or write {path}: {error}; {way_out}") from error
+
+
+class Lock:
+    """A lock file that one process holds until it releases it or ends; on Windows too."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = FileLock(path, timeout=0)
+
+    def acquire(self, busy: str) -> None:
+        """Take the lock, and write this process's number into the file.
+
+        Raises:
+            DataError: another process holds it; the message is ``busy`` with that one's number.
+        """
+        try:
+            self._lock.acquire()
+        except Timeout as error:
+            raise DataError(busy.format(process=self._holder())) from error
+        self.path.write_text(f"{os.getpid()}\n")
+
+    def release(self, remove: bool = False) -> None:
+        """Give the lock up, and remove the file where it guards nothing that anybody made."""
+        if remove:
+            with contextlib.suppress(OSError):  # Windows keeps it while it is held
+                self.path.unlink()
+        self._lock.release()
+
+    def _holder(self) -> str:
+        try:
+            return self.path.read_text(encoding="utf-8").strip() or "?"
+        except (OSError, ValueError):  # Windows does not let others read it
+            return "?"
+
+
+def require(module: str, purpose: str, *, package: str = "", otherwise: str = "") -> ModuleType:
+    """Import a module of an optional package.
+
+    Args:
+        purpose: what needs it, as the beginning of a sentence: ``figures``.
+        package: what pip calls it, where that is not the module's name.
+        otherwise: what else the user can do: ``or leave tensorboard out``.
+
+    Raises:
+        MissingPackageError: it cannot be imported; the message says how to install it.
+    """
+    package = package or module
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        way_out = f"pip install {package}" + (f", {otherwise}" if otherwise else "")
+        raise MissingPackageError(
+            f"{purpose}: the package {package} is needed and cannot be imported ({error}); "
+            f"{way_out}"
+        ) from error
+
+
+def git_commit(checkout: Path) -> str | None:
+    """The commit of a git checkout, read from its files; None where there is no telling."""
+    folder = checkout / ".git"
+    try:
+        if folder.is_file():  # a worktree or submodule: "gitdir: PATH"
+            folder = checkout / folder.read_text().removeprefix("gitdir:").strip()
+        head = (folder / "HEAD").read_text().strip()
+        if not head.startswith("ref:"):
+            return head or None
+        name = head.removeprefix("ref:").strip()
+        shared = folder / "commondir"
+        folders = [folder, folder / shared.read_text().strip()] if shared.is_file() else [folder]
+        for each in folders:
+            if (each / name).is_file():
+                return (each / name).read_text().strip()
+            packed = each / "packed-refs"
+            for line in packed.read_text().splitlines() if packed.is_file() else []:
+                if line.endswith(f" {name}"):
+                    return line.split()[0]
+    except (OSError, UnicodeDecodeError):
+        pass
+    return None

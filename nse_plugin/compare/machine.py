@@ -6,7 +6,6 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from nse_plugin import host as hosting
 from nse_plugin.compare.results import Memory, MetaInfo
 from nse_plugin.easyedit.checkout import find
+from nse_plugin.files import git_commit
 from nse_plugin.runs.identity import versions
 
 try:
@@ -32,7 +32,7 @@ def meta_info(threads: int) -> MetaInfo:
     return {
         "versions": {**versions(), **_installed("numpy", "peft", "tokenizers")},
         "commits": {
-            "nse_plugin": _commit(Path(__file__).parent),
+            "nse_plugin": git_commit(Path(__file__).parents[2]),
             "EasyEdit": None if found is None else found.commit,
         },
         "hardware": _hardware(),
@@ -104,18 +104,6 @@ def _installed(*packages: str) -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
-
-
-def _commit(folder: Path) -> str | None:
-    """The commit of a checkout, or None where it is none or git is not there."""
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _write(path: str, text: str) -> bool:

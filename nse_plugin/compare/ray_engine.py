@@ -19,21 +19,18 @@ from nse_plugin.compare.cells import failed, run_cell
 from nse_plugin.compare.engines import RETRIES, Found, lost
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import Bench
-from nse_plugin.errors import HparamsError
+from nse_plugin.files import require
 
 log = logging.getLogger(__name__)
 
 
 def import_ray() -> Any:
-    """Ray, or a :class:`HparamsError` that says how to get it."""
-    try:
-        import ray
-    except ImportError as error:
-        raise HparamsError(
-            f"engine is 'ray', which cannot be imported ({error}); "
-            'pip install "nse-plugin[ray]", or take --engine processes'
-        ) from error
-    return ray
+    """Ray.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
+    return require("ray", "engine 'ray'", otherwise="or take --engine processes")
 
 
 class RayTasks:
@@ -43,7 +40,7 @@ class RayTasks:
         jobs: processes of a cluster that is started here.
 
     Raises:
-        HparamsError: Ray is not installed.
+        MissingPackageError: Ray is not installed.
     """
 
     def __init__(self, jobs: int) -> None:

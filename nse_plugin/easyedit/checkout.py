@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from nse_plugin.errors import HostError
+from nse_plugin.files import git_commit
 
 log = logging.getLogger(__name__)
 
@@ -101,31 +102,7 @@ def _folder(package: ModuleType) -> Path:
 def _host_at(path: Path, source: str) -> Host | None:
     if not (path / PACKAGE / "__init__.py").is_file():
         return None
-    return Host(path, source, commit_of(path))
-
-
-def commit_of(checkout: Path) -> str | None:
-    """The commit of a git checkout, read from its files; None where there is no telling."""
-    folder = checkout / ".git"
-    try:
-        if folder.is_file():  # a worktree or submodule: "gitdir: PATH"
-            folder = checkout / folder.read_text().removeprefix("gitdir:").strip()
-        head = (folder / "HEAD").read_text().strip()
-        if not head.startswith("ref:"):
-            return head or None
-        name = head.removeprefix("ref:").strip()
-        shared = folder / "commondir"
-        folders = [folder, folder / shared.read_text().strip()] if shared.is_file() else [folder]
-        for each in folders:
-            if (each / name).is_file():
-                return (each / name).read_text().strip()
-            packed = each / "packed-refs"
-            for line in packed.read_text().splitlines() if packed.is_file() else []:
-                if line.endswith(f" {name}"):
-                    return line.split()[0]
-    except (OSError, UnicodeDecodeError):
-        pass
-    return None
+    return Host(path, source, git_commit(path))
 
 
 # --- load ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from torch import nn
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.fluency import ngram_entropy
 from nse_plugin.evaluation.metrics import finite, mean
+from nse_plugin.files import require
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text
 from nse_plugin.model.layout import DecoderLayout
@@ -114,17 +115,13 @@ def run_harness(
         tasks: names that it knows, or paths of YAML files that define a task.
 
     Raises:
-        HparamsError: the package is not installed, or does not know a task.
+        MissingPackageError: the package is not installed.
+        HparamsError: it does not know a task.
     """
-    try:
-        import lm_eval
-        from lm_eval.models.huggingface import HFLM
-    except ImportError as error:
-        raise HparamsError(
-            f"harness_tasks is {list(tasks)} and lm_eval cannot be imported ({error}); "
-            "pip install lm-eval, or leave harness_tasks out"
-        ) from error
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer)
+    wanted = dict(package="lm-eval", otherwise="or leave harness_tasks out")
+    lm_eval = require("lm_eval", f"harness_tasks {list(tasks)}", **wanted)
+    models = require("lm_eval.models.huggingface", f"harness_tasks {list(tasks)}", **wanted)
+    wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer)
     try:
         with _random_numbers_kept():  # it seeds all generators of the process
             found = lm_eval.simple_evaluate(

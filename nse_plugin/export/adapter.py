@@ -29,7 +29,8 @@ from nse_plugin.export.folder import (
     read_tensors,
     write_manifest,
 )  # fmt: skip
-from nse_plugin.session.adapters import Adapters, import_peft
+from nse_plugin.files import require
+from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.session import EditSession
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,12 +52,12 @@ def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None
         were trained.
 
     Raises:
-        HostError: peft is not installed.
+        MissingPackageError: peft is not installed.
         HparamsError: the rank is below 1.
         SessionError: there is nothing to export, or the weights are not the session's.
         DataError: the folder holds something or cannot be written.
     """
-    peft = import_peft()
+    peft = require("peft", "LoRA adapters")
     if rank is not None and rank < 1:
         raise HparamsError(f"rank is {rank}; give a number from 1, or none for all of the change")
     if session.attached.kind == "lora":
@@ -105,12 +106,12 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
         The model's session; ``undo_last()`` takes the adapter out again.
 
     Raises:
-        HostError: peft is not installed.
+        MissingPackageError: peft is not installed.
         DataError: the folder holds no adapter, or a damaged one.
         ModelError: it was made from another model, or adapts what a session does not edit.
     """
     folder = Path(folder)
-    config = _read_config(import_peft(), folder)
+    config = _read_config(require("peft", "LoRA adapters"), folder)
     session = EditSession.of(model, tokenizer)
     if (folder / MANIFEST).exists():
         check_model(folder, read_manifest(folder, "peft"), session)

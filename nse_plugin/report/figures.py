@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nse_plugin.errors import HostError
+from nse_plugin.files import require
 from nse_plugin.report.theme import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -31,15 +31,12 @@ _ROOM = 12
 
 
 def import_matplotlib() -> ModuleType:
-    """matplotlib, or a :class:`HostError` that says where to get it."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise HostError(
-            f"figures need matplotlib, which cannot be imported ({error}); "
-            'pip install "nse-plugin[report]"'
-        ) from error
-    return matplotlib
+    """matplotlib, which draws the figures.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
+    return require("matplotlib", "figures")
 
 
 def lines(

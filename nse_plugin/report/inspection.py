@@ -37,7 +37,7 @@ def inspect(
     Raises:
         DataError: ``folder`` is no run directory with a finished round, what was asked for is not
             in it, or ``plot`` or ``html`` cannot be written.
-        HostError: matplotlib or jinja2 is missing.
+        MissingPackageError: pandas, matplotlib or jinja2 is missing.
     """
     import_pandas()
     _check_outputs(plot, html)

@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nse_plugin.errors import HostError
-from nse_plugin.files import write_text
+from nse_plugin.files import require, write_text
 from nse_plugin.report.figures import to_svg
 from nse_plugin.report.table import Table
 from nse_plugin.report.theme import DARK, LIGHT, Theme
@@ -80,7 +79,7 @@ class Page:
         """The whole page.
 
         Raises:
-            HostError: jinja2 or matplotlib is missing.
+            MissingPackageError: jinja2 or matplotlib is missing.
         """
         return load_template().render(page=self, light=LIGHT, dark=DARK)
 
@@ -90,18 +89,16 @@ class Page:
 
 
 def load_template() -> Template:
-    """The template of a page, or a :class:`HostError` that says how to get jinja2."""
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ImportError as error:
-        raise HostError(
-            f"the HTML page needs jinja2, which cannot be imported ({error}); "
-            'pip install "nse-plugin[report]"'
-        ) from error
-    environment = Environment(
-        loader=PackageLoader("nse_plugin.report"),
+    """The template of a page.
+
+    Raises:
+        MissingPackageError: jinja2 is missing.
+    """
+    jinja2 = require("jinja2", "the HTML page")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("nse_plugin.report"),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import read_lines
+from nse_plugin.files import JsonLines
 from nse_plugin.runs.manifest import Manifest, read_manifest
 from nse_plugin.runs.result import RunResult
 from nse_plugin.session import queries
@@ -143,7 +143,7 @@ def read_run(folder: Path) -> Run:
         raise DataError(f"{folder} is not a folder; give a run directory")
     manifest = read_manifest(folder)
     path = folder / "rounds.jsonl"
-    lines = tuple(read_lines(path)) if path.exists() else ()
+    lines = tuple(JsonLines(path))
     if not lines:
         raise DataError(
             f"{folder} has no finished round yet; look again after the first, or begin it anew "

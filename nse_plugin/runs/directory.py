@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import checksum, write_json
-from nse_plugin.runs.lines import JsonLines, explained
+from nse_plugin.files import JsonLines, checksum, explained, write_json
 from nse_plugin.session.ledger_files import UNDONE, load_undone, round_path
 
 try:
@@ -30,6 +29,10 @@ log = logging.getLogger(__name__)
 
 SCHEMA = 2
 MADE_BY = "nse run"
+WAY_OUT = (
+    "free space or mend the rights. The rounds on disk are whole: the same command goes on from "
+    "the last one"
+)
 _MAY_PRECEDE = ("lock", "stats", "tensorboard", "frozen.jsonl")  # runs may share their answers
 _OURS = ("manifest.json", "rounds.jsonl", "final.json", UNDONE, *_MAY_PRECEDE)
 
@@ -51,7 +54,7 @@ class RunDirectory:
         self._lock: IO[str] | None = None
 
     def __enter__(self) -> RunDirectory:
-        with explained(self.path):
+        with explained(self.path, WAY_OUT):
             if self.path.exists() and not self.path.is_dir():
                 raise DataError(f"{self.path} is a file; give a folder for the run")
             self.path.mkdir(parents=True, exist_ok=True)
@@ -62,7 +65,7 @@ class RunDirectory:
             if self._going_on:
                 self._refuse_undone()
             for left in self.path.glob("*.tmp"):  # of a process that was killed
-                with explained(left):
+                with explained(left, WAY_OUT):
                     left.unlink(missing_ok=True)
         except BaseException:
             handle.close()
@@ -93,7 +96,7 @@ class RunDirectory:
 
     def lines(self, name: str) -> JsonLines:
         """The lines of a file, to read and to go on with."""
-        return JsonLines(self.path / name)
+        return JsonLines(self.path / name, writable=self._lock is not None, way_out=WAY_OUT)
 
     def round_files(self, lines: JsonLines) -> list[Path]:
         """Files of the rounds that these lines keep, looked at for damage; others are removed.
@@ -121,7 +124,7 @@ class RunDirectory:
                 log.warning("%s is gone; the run goes on from the round before", path)
                 lines.keep(index)
                 break
-            with explained(path):
+            with explained(path, WAY_OUT):
                 same = checksum(path) == line["sha256"]
             if not same:
                 raise DataError(
@@ -130,13 +133,13 @@ class RunDirectory:
                 )
             files.append(path)
         for path in present - set(files):  # written, but the process ended before the line was
-            with explained(path):
+            with explained(path, WAY_OUT):
                 path.unlink()
         return files
 
     def _read(self, name: str) -> dict[str, Any] | None:
         path = self.path / name
-        with explained(path):
+        with explained(path, WAY_OUT):
             if not path.exists():
                 return None
             try:
@@ -153,7 +156,7 @@ class RunDirectory:
         return found
 
     def _write(self, name: str, value: Mapping[str, Any]) -> None:
-        with explained(self.path / name):
+        with explained(self.path / name, WAY_OUT):
             write_json(self.path / name, value)
 
     def _take(self, handle: IO[str]) -> None:
@@ -168,7 +171,7 @@ class RunDirectory:
                 f"{self.path} is at work in another process (pid {handle.read().strip() or '?'}); "
                 "wait for it, or give another folder"
             ) from error
-        with explained(self.path / "lock"):
+        with explained(self.path / "lock", WAY_OUT):
             handle.truncate(0)
             handle.write(f"{os.getpid()}\n")
             handle.flush()

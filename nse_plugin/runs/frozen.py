@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import Answered
+from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import digest
-from nse_plugin.runs.lines import JsonLines
 
 
 class FrozenAnswers:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nse_plugin.errors import HparamsError
+from nse_plugin.files import require
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Told ``(event, facts)``: ``start``, ``phase`` (name), ``round`` (its line), ``end``."""
@@ -88,18 +88,17 @@ class TensorBoard:
     """Scalars for TensorBoard.
 
     Raises:
-        HparamsError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise HparamsError(
-                f"tensorboard was asked for and cannot be imported ({error}); "
-                "pip install tensorboard, or leave it out"
-            ) from error
-        self._writer = SummaryWriter(str(folder))
+        found = require(
+            "torch.utils.tensorboard",
+            "tensorboard: true",
+            package="tensorboard",
+            otherwise="or leave tensorboard out",
+        )
+        self._writer = found.SummaryWriter(str(folder))
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Hear of an event."""
@@ -114,17 +113,11 @@ class WandB:
     """Scalars for Weights & Biases.
 
     Raises:
-        HparamsError: the package is not installed.
+        MissingPackageError: the package is not installed.
     """
 
     def __init__(self, project: str, name: str) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise HparamsError(
-                f"wandb was asked for and cannot be imported ({error}); "
-                "pip install wandb, or leave it out"
-            ) from error
+        wandb = require("wandb", f"wandb: {project}", otherwise="or leave wandb out")
         self._run = wandb.init(project=project, name=name, resume="allow")
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.files import read_lines
+from nse_plugin.files import JsonLines
 from nse_plugin.runs.directory import RunDirectory, comparable
 
 
@@ -26,7 +26,7 @@ class RunResult:
         """What was measured of each round, in order."""
         path = self.run_dir / "rounds.jsonl"
         if path.exists():  # a stream may have ended before its first request
-            yield from read_lines(path)
+            yield from JsonLines(path)
 
     def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
         """By round tested: the score by round edited."""

@@ -22,14 +22,13 @@ from nse_plugin.evaluation.protocol import (
     measure_checkpoint,
     measure_round,
 )
-from nse_plugin.files import checksum
+from nse_plugin.files import checksum, explained
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.budget import check_disk, estimate
-from nse_plugin.runs.directory import RunDirectory, differences
+from nse_plugin.runs.directory import WAY_OUT, RunDirectory, differences
 from nse_plugin.runs.engines import SessionEngine, engine_of
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import digest, hashed, model_identity, plain, versions
-from nse_plugin.runs.lines import explained
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.result import RunResult
@@ -255,7 +254,7 @@ class SequentialScheduler:
         }
         with self._phase("write", clock):
             if kept:
-                with explained(self.run_dir):
+                with explained(self.run_dir, WAY_OUT):
                     path = self.engine.save(self.run_dir, self._n_files + 1)
                     line["sha256"] = checksum(path)
                     self._per_round = max(self._per_round, path.stat().st_size)

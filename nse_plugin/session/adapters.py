@@ -11,14 +11,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from nse_plugin.errors import HostError, ModelError
+from nse_plugin.errors import ModelError
+from nse_plugin.files import require
 from nse_plugin.model.layout import DecoderLayout
 
 _NAME = "default"  # PEFT's name for the one adapter of a model
@@ -32,12 +32,12 @@ class Adapters:
             ``target_modules`` (ends of module names) and ``layers`` (empty for all).
 
     Raises:
-        HostError: peft is not installed.
+        MissingPackageError: peft is not installed.
         ModelError: no module of the model is chosen, or it has adapters already.
     """
 
     def __init__(self, layout: DecoderLayout, config: Mapping[str, Any]) -> None:
-        self._peft = import_peft()
+        self._peft = require("peft", "LoRA adapters")
         self._model = layout.model
         if hasattr(self._model, "peft_config"):
             raise ModelError(
@@ -182,15 +182,3 @@ class Adapters:
         from peft.tuners.lora import LoraLayer
 
         return LoraLayer
-
-
-def import_peft() -> ModuleType:
-    """peft, or a :class:`HostError` that says where to get it."""
-    try:
-        import peft
-    except ImportError as error:
-        raise HostError(
-            f"peft cannot be imported ({error}), and LoRA adapters are its own; "
-            "pip install 'nse-plugin[export]'"
-        ) from error
-    return peft

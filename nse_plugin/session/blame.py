@@ -33,7 +33,7 @@ def blame(session: EditSession, prompt: str) -> DataFrame:
         SessionError: somebody else changed the weights, or rounds trained one attachment, of
             which none can be taken away alone.
         RequestError: the prompt has no tokens, or is longer than the model's context.
-        DataError: pandas is missing.
+        MissingPackageError: pandas is missing.
     """
     pd = import_pandas()
     session.check()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nse_plugin.errors import DataError
+from nse_plugin.files import require
 from nse_plugin.session.capacity import key_share
 from nse_plugin.session.records import Ledger, RoundRecord, Write
 
@@ -30,7 +31,7 @@ def neurons(ledger: Ledger, layer: int) -> DataFrame:
     all rounds), ``rounds`` (tuple of the numbers of the rounds that wrote it).
 
     Raises:
-        DataError: no round knows the layer, or pandas is missing.
+        DataError: no round knows the layer.
     """
     pd, d_ff = import_pandas(), _d_ff(ledger, layer)
     times = torch.zeros(d_ff, dtype=torch.long)
@@ -89,7 +90,7 @@ def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
         layer: of this layer; None is over all layers together.
 
     Raises:
-        DataError: no round knows the layer, or pandas is missing.
+        DataError: no round knows the layer.
     """
     pd = import_pandas()
     if layer is not None:
@@ -142,7 +143,7 @@ def column_norms(ledger: Ledger, layer: int) -> DataFrame:
     where the round did not write it.
 
     Raises:
-        DataError: no round knows the layer, or pandas is missing.
+        DataError: no round knows the layer.
     """
     pd, d_ff = import_pandas(), _d_ff(ledger, layer)
     norms = torch.full((len(ledger), d_ff), float("nan"))
@@ -215,7 +216,7 @@ def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
     by round, then by ``norm``, largest first.
 
     Raises:
-        DataError: no round knows the layer, there is no such neuron, or pandas is missing.
+        DataError: no round knows the layer, or there is no such neuron.
     """
     d_ff = _d_ff(ledger, layer)
     if not 0 <= neuron < d_ff:
@@ -296,12 +297,9 @@ def _d_ff(ledger: Ledger, layer: int) -> int:
 
 
 def import_pandas() -> ModuleType:
-    """pandas, or a :class:`DataError` that says where to get it."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise DataError(
-            f"tables need pandas, which cannot be imported ({error}); "
-            'pip install "nse-plugin[report]"'
-        ) from error
-    return pandas
+    """pandas, which makes the tables.
+
+    Raises:
+        MissingPackageError: it cannot be imported.
+    """
+    return require("pandas", "tables of a ledger")

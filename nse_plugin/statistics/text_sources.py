@@ -14,7 +14,6 @@ was interrupted.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import logging
 import random
@@ -26,6 +25,7 @@ from typing import Any
 import torch
 
 from nse_plugin.errors import StatisticsError
+from nse_plugin.files import checksum, require
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.sampling import sample_ids
 
@@ -58,11 +58,7 @@ def source_digest(source: str) -> str | None:
     path = text_file(source)
     if path is None or not path.is_file():
         return None
-    digest = hashlib.sha256()
-    with path.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+    return checksum(path)[:16]
 
 
 def text_file(source: str) -> Path | None:
@@ -156,16 +152,10 @@ def _streamed(source: str, n_samples: int, seed: int) -> Iterator[str]:
         "put statistics files that you have into stats_dir, or use text that is here: "
         "mom2_dataset: file:PATH (one document per line) or mom2_dataset: self"
     )
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise StatisticsError(
-            f"source {source!r} needs the package `datasets`, which is not installed; "
-            f"pip install datasets, or {ways_out}"
-        ) from error
+    datasets = require("datasets", f"mom2_dataset {source!r}", otherwise=f"or {ways_out}")
     n_read = 0
     try:
-        dataset = load_dataset(name, config, split="train", streaming=True)
+        dataset = datasets.load_dataset(name, config, split="train", streaming=True)
         dataset = dataset.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
         for text in itertools.islice(_texts(dataset, source), n_samples):
             n_read += 1

@@ -13,7 +13,7 @@ import torch
 
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
-from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.errors import DataError, HparamsError, MissingPackageError
 from nse_plugin.evaluation.metrics import SCORES, Bounds, ask, summarise
 from nse_plugin.evaluation.model_state import (
     free_generation,
@@ -251,7 +251,7 @@ def test_history_takes_a_round_back():
 
 def test_harness_stub_and_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(HparamsError, match="pip install lm-eval"):
+    with pytest.raises(MissingPackageError, match="pip install lm-eval"):
         run_harness(None, None, ["mmlu"], 5)
     seen = {}
     stub, models, huggingface = (types.ModuleType(n) for n in ("lm_eval", "m", "h"))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import re
+import sys
 
 import pytest
 
-from nse_plugin.errors import HostError
+from nse_plugin.errors import MissingPackageError
 from nse_plugin.report import figures
 from nse_plugin.report.theme import DARK, LIGHT, THEMES
 
@@ -119,13 +119,6 @@ def test_the_background_is_the_theme_s():
 
 
 def test_without_matplotlib(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name.partition(".")[0] == "matplotlib":
-            raise ImportError("No module named 'matplotlib'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(HostError, match=r'pip install "nse-plugin\[report\]"'):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingPackageError, match="pip install matplotlib"):
         figures.lines(rounds(a=[1, 2, 3]), x="x", y="y")

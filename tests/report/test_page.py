@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import re
+import sys
 from html.parser import HTMLParser
 
 import pytest
 
-from nse_plugin.errors import HostError
+from nse_plugin.errors import MissingPackageError
 from nse_plugin.report import figures
 from nse_plugin.report.page import Page, Picture
 from nse_plugin.report.table import Table
@@ -133,13 +133,6 @@ def test_the_browser_would_notice(tmp_path, open_page):
 
 
 def test_without_jinja(monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name == "jinja2":
-            raise ImportError("No module named 'jinja2'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(HostError, match=r'jinja2.*pip install "nse-plugin\[report\]"'):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingPackageError, match="pip install jinja2"):
         Page("x").html()

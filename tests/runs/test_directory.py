@@ -56,7 +56,7 @@ def test_a_line_that_was_cut(part, whole, cut, caplog):
     path = part / "rounds.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     assert_resumes(part, whole)
-    assert "cut off" in caplog.text
+    assert "incomplete last line" in caplog.text
 
 
 def test_frozen_answers_that_were_cut(part, whole):
@@ -65,13 +65,15 @@ def test_frozen_answers_that_were_cut(part, whole):
     assert_resumes(part, whole)
 
 
-def test_a_last_line_of_rubbish_is_dropped_and_one_before_is_an_error(part, whole):
+@pytest.mark.parametrize("number", [1, 3])
+@pytest.mark.parametrize("rubbish", [b'{"rou', b"5", b"[" * 100_000, b"\x00\xff"])
+def test_a_damaged_line_is_an_error_wherever_it_is(part, whole, rubbish, number):
     path = part / "rounds.jsonl"
     good = path.read_bytes()
-    path.write_bytes(b'{"rou\n' + good)
-    with pytest.raises(DataError, match=r"line 1 of .*rounds.jsonl is damaged"):
+    path.write_bytes(rubbish + b"\n" + good if number == 1 else good + rubbish + b"\n")
+    with pytest.raises(DataError, match=rf"line {number} of .*rounds.jsonl is damaged"):
         scheduler(part).run()
-    path.write_bytes(good + b'{"rou\x00\n')
+    path.write_bytes(good)
     assert_resumes(part, whole)
 
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nse_plugin.runs import directory, lines
+from nse_plugin.files import JsonLines
+from nse_plugin.runs import directory
 from nse_plugin.runs.directory import comparable
 from nse_plugin.runs.result import same_run
 from tests.runs.runs import protocol, requests, scheduler, weights
@@ -82,7 +83,7 @@ class Killer:
 
         for owner, name in (
             (os, "replace"), (os, "fsync"), (spread._Writer, "_write_layer"),
-            (spread, "compute_values"), (lines.JsonLines, "append"), (directory, "write_json"),
+            (spread, "compute_values"), (JsonLines, "append"), (directory, "write_json"),
         ):  # fmt: skip
             around(owner, name)
         self._amid_writes()

@@ -13,7 +13,13 @@ import pytest
 import torch
 
 from nse_plugin import cli
-from nse_plugin.errors import HostError, HparamsError, NotFiniteError, RequestError
+from nse_plugin.errors import (
+    HostError,
+    HparamsError,
+    MissingPackageError,
+    NotFiniteError,
+    RequestError,
+)
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
@@ -324,10 +330,10 @@ def test_an_editor_with_our_method_uses_its_session(tmp_path):
 def test_listeners_are_told(tmp_path, monkeypatch, capsys):
     shown, written = [], {}
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(HparamsError, match="pip install wandb"):
+    with pytest.raises(MissingPackageError, match="pip install wandb"):
         listeners.WandB("p", "n")
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(HparamsError, match="pip install tensorboard"):
+    with pytest.raises(MissingPackageError, match="pip install tensorboard"):
         listeners.TensorBoard(tmp_path)
     stub = types.ModuleType("torch.utils.tensorboard")
 

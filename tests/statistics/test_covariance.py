@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import processors
 
-from nse_plugin.errors import ModelError, StatisticsError
+from nse_plugin.errors import MissingPackageError, ModelError, StatisticsError
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.statistics import covariance, text_sources
 from nse_plugin.statistics.covariance import SecondMoment, second_moments, write_npz
@@ -517,7 +517,7 @@ def test_datasets_library_missing_or_unreachable(layout, tmp_path, monkeypatch):
     with pytest.raises(StatisticsError, match="no route to host.*statistics files.*self"):
         compute(layout, "wikipedia", tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(StatisticsError, match="pip install datasets.*file:PATH.*self"):
+    with pytest.raises(MissingPackageError, match="pip install datasets.*file:PATH.*self"):
         compute(layout, "wikipedia", tmp_path)
 
 
