@@ -28,6 +28,8 @@ from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt, TokenBatch, encode_prompt, micro_batches
 
 _LOGITS_BUDGET = 2**28  # float32 numbers of logits held at once: 1 GiB
+MAX_PADDING = 1.2
+"""Padded over needed tokens, at most, in a batch of answers."""
 
 
 @dataclass(frozen=True)
@@ -94,22 +96,14 @@ def score_encoded(
     for number, pair in enumerate(pairs):
         if pair.n_target and not pair.n_prompt:
             raise RequestError(f"prompt {number} has no tokens; give a text to answer")
-    order = sorted(range(len(pairs)), key=lambda index: len(pairs[index].ids))
+    rows = sorted(_rows(pairs), key=lambda row: len(row.ids))
     n_vocab = DecoderLayout(model).text_config.vocab_size
-    widths = [_width(pairs[index], n_vocab, token_budget) for index in order]
+    widths = [_width(row, pairs, n_vocab, token_budget) for row in rows]
     predicted: list[list[int]] = [[] for _ in pairs]
     losses: list[list[float]] = [[] for _ in pairs]
     with quiet(model), torch.no_grad():
-        for run in micro_batches(widths, token_budget):
-            rows = [index for index in order[run] if pairs[index].n_target]
-            if not rows:
-                continue
-            choices, nll = _first_choices(model, [pairs[index] for index in rows])
-            start = 0
-            for index in rows:
-                stop = start + pairs[index].n_target
-                predicted[index], losses[index] = choices[start:stop], nll[start:stop]
-                start = stop
+        for run in micro_batches(widths, token_budget, max_padding=MAX_PADDING):
+            _read_answers(model, rows[run], pairs, predicted, losses)
     hits = [
         [choice == token for choice, token in zip(choices, pair.target_ids)]
         for choices, pair in zip(predicted, pairs)
@@ -123,41 +117,83 @@ def score_encoded(
     )
 
 
-def _first_choices(
-    model: nn.Module, pairs: Sequence[EncodedPrompt]
-) -> tuple[list[int], list[float]]:
-    """First choice and -log p(token) at every answer token of the rows, one after the other.
+@dataclass(frozen=True)
+class _Row:
+    """Tokens that are run once, and the pairs whose answers are read from them."""
 
-    The output head is given only the hidden states that predict an answer token, as one row;
-    whatever the model does behind its head (scaling, soft-capping) is done as ever.
+    ids: tuple[int, ...]
+    members: list[int]
+
+
+def _rows(pairs: Sequence[EncodedPrompt]) -> list[_Row]:
+    """As few rows as answer all pairs.
+
+    An answer's last token is predicted, never fed in.  In a causal model a row that begins another
+    one gives nothing that the longer one does not, so the true and the new answer of a prompt
+    share a row where both have one token.  In lexicographic order a row that begins any other
+    begins its successor.
     """
-    batch = TokenBatch.of([pair.ids for pair in pairs], input_device(model))
-    where = [
-        (row, position - 1)
-        for row, pair in enumerate(pairs)
-        for position in range(pair.n_prompt, len(pair.ids))
-    ]
-    row, position = torch.tensor(where).T
+    order = sorted(
+        (index for index, pair in enumerate(pairs) if pair.n_target),
+        key=lambda index: pairs[index].ids[:-1],
+        reverse=True,
+    )
+    rows: list[_Row] = []
+    before: tuple[int, ...] = ()  # the successor's tokens; its row is the last one
+    for index in order:
+        ids = pairs[index].ids[:-1]
+        if rows and before[: len(ids)] == ids:
+            rows[-1].members.append(index)
+        else:
+            rows.append(_Row(ids, [index]))
+        before = ids
+    return rows
+
+
+def _read_answers(
+    model: nn.Module,
+    rows: Sequence[_Row],
+    pairs: Sequence[EncodedPrompt],
+    predicted: list[list[int]],
+    losses: list[list[float]],
+) -> None:
+    """Run some rows; write first choice and -log p(token) at each answer token of their pairs.
+
+    The output head is given only the hidden states that predict an answer token, each once;
+    whatever the model does after its head (scaling, soft-capping) is done as ever.
+    """
+    batch = TokenBatch.of([row.ids for row in rows], input_device(model))
+    reads: dict[tuple[int, int], int] = {}  # (row, position): which of the logits
+    wanted: list[tuple[int, int, int]] = []  # (pair, which of the logits, answer token)
+    for number, row in enumerate(rows):
+        for index in row.members:
+            for position in range(pairs[index].n_prompt, len(pairs[index].ids)):
+                which = reads.setdefault((number, position - 1), len(reads))
+                wanted.append((index, which, pairs[index].ids[position]))
+    at_row, at_position = torch.tensor(list(reads)).T
 
     def pick(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         hidden = args[0]  # [rows, width, d_model]
-        picked = hidden[row.to(hidden.device), position.to(hidden.device)]
+        picked = hidden[at_row.to(hidden.device), at_position.to(hidden.device)]
         return (picked[None], *args[1:])
 
     handle = _head(model).register_forward_pre_hook(pick)
     try:
-        logits = model(**batch.model_inputs(), use_cache=False).logits[0]  # [answer tokens, vocab]
+        logits = model(**batch.model_inputs(), use_cache=False).logits[0].float()  # [reads, vocab]
     finally:
         handle.remove()
-    targets = torch.tensor([token for pair in pairs for token in pair.target_ids])
-    nll = nn.functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
-    return logits.argmax(dim=-1).tolist(), nll.tolist()
+    at, tokens = torch.tensor([entry[1:] for entry in wanted], device=logits.device).T
+    nll = logits.logsumexp(dim=-1)[at] - logits[at, tokens]
+    choices = logits.argmax(dim=-1)[at]
+    for (index, *_), choice, loss in zip(wanted, choices.tolist(), nll.tolist()):
+        predicted[index].append(choice)
+        losses[index].append(loss)
 
 
-def _width(pair: EncodedPrompt, n_vocab: int, token_budget: int) -> int:
+def _width(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget: int) -> int:
     """What a row costs of the token budget: its tokens, or its share of the logits' budget."""
-    logits = pair.n_target * n_vocab
-    return max(len(pair.ids), math.ceil(logits / _LOGITS_BUDGET * token_budget))
+    logits = sum(pairs[index].n_target for index in row.members) * n_vocab
+    return max(len(row.ids), math.ceil(logits / _LOGITS_BUDGET * token_budget))
 
 
 def check_length(model: nn.Module, lengths: Sequence[int], way_out: str) -> None:

@@ -6,6 +6,7 @@ tokenizer's ``padding_side`` nor its pad token plays a part, and neither is chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -127,17 +128,24 @@ class TokenBatch:
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
 
-def micro_batches(widths: Sequence[int], token_budget: int) -> list[slice]:
+def micro_batches(
+    widths: Sequence[int], token_budget: int, *, max_padding: float = math.inf
+) -> list[slice]:
     """Cut rows into runs whose padded size stays within a budget of tokens.
 
     A row wider than the budget gets a run of its own.
+
+    Args:
+        widths: of the rows; sorted ones give the least padding.
+        max_padding: bound on padded over needed tokens within a run.
     """
-    runs, start, widest = [], 0, 0
+    runs, start, widest, needed = [], 0, 0, 0
     for index, width in enumerate(widths):
-        widest = max(widest, width)
-        if index > start and widest * (index + 1 - start) > token_budget:
+        widest, needed = max(widest, width), needed + width
+        padded = widest * (index + 1 - start)
+        if index > start and (padded > token_budget or padded > max_padding * needed):
             runs.append(slice(start, index))
-            start, widest = index, width
+            start, widest, needed = index, width, width
     if len(widths) > start:
         runs.append(slice(start, len(widths)))
     return runs

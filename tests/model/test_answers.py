@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import GenerationConfig
 
 from nse_plugin.errors import RequestError
-from nse_plugin.model.answers import score_answers, score_encoded
+from nse_plugin.model.answers import MAX_PADDING, _rows, score_answers, score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text
-from nse_plugin.model.prompts import EncodedPrompt
+from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
 from tests.editor_model import CONTEXT, tiny_model, tiny_tokenizer
 from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES
 
@@ -99,6 +102,38 @@ def test_exact_is_what_generate_writes(model):
     assert scores.exact == [greedy for _, _, greedy in pairs]
     assert 0 < sum(scores.exact) < len(pairs)
     assert any(0 < accuracy < 1 for accuracy in scores.token_accuracy)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.lists(st.integers(1, 2), max_size=4)), max_size=12))
+def test_rows_hold_every_answer_once_and_no_row_begins_another(answers):
+    pairs = [
+        EncodedPrompt((*[7] * n_prompt, *answer), -1, len(answer)) for n_prompt, answer in answers
+    ]
+    rows = _rows(pairs)
+    members = sorted(index for row in rows for index in row.members)
+    assert members == [index for index, pair in enumerate(pairs) if pair.n_target]
+    for row in rows:
+        assert all(row.ids[: len(pairs[i].ids) - 1] == pairs[i].ids[:-1] for i in row.members)
+    for row, other in itertools.permutations(rows, 2):
+        assert other.ids[: len(row.ids)] != row.ids
+
+
+def test_two_answers_of_one_prompt_run_it_once_with_little_padding(model, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    prompts = ["Rome is", "Alice lives in the town of " * 3, "Bob works for", "a"] * 4
+    lengths, sizes = [], []
+    forward = model.forward
+
+    def counted(*args, **kwargs):
+        lengths.append(int(kwargs["attention_mask"].sum()))
+        sizes.append(kwargs["input_ids"].numel())
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    score_answers(model, tokenizer, prompts * 2, ["x"] * 16 + ["y"] * 16)
+    rows = [encode_prompt(tokenizer, prompt, target="x").ids[:-1] for prompt in set(prompts)]
+    assert sum(lengths) == sum(map(len, rows))
+    assert sum(sizes) <= MAX_PADDING * sum(lengths)
 
 
 def test_padding_side_and_pad_token_do_not_matter(model):
