@@ -2,46 +2,109 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nse_plugin.cli.app import EDIT, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
+
+_GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 
 
-def add_compare(commands: argparse._SubParsersAction) -> None:
-    """Add ``compare`` to the subcommands."""
-    compare = commands.add_parser(
-        "compare",
-        help="methods side by side on the same streams; the same command goes on",
-        epilog="example: nse compare --methods NSE,NSE:one-pass,MEMIT --models atlas:gpt2 "
-        "--data atlas:200 --rounds 10 --seeds 0,1,2 --engine processes --jobs 2 --out compared",
-    )
-    compare.add_argument(
-        "--methods",
-        required=True,
-        help="NSE,ROME,...; NSE:no-rewinding, NSE:p=0.6, METHOD:key=value;key=value, "
-        "NSE+OVERTONE; METHOD-plugin for ours inside EasyEdit",
-    )
-    compare.add_argument(
-        "--models", default="atlas:gpt2", help="atlas:gpt2,atlas:llama, folders, or name=folder"
-    )
-    compare.add_argument("--data", default="atlas:200", help="a JSON file, or atlas:200 (default)")
-    compare.add_argument("--rounds", type=int, default=10, help="in how many (default 10)")
-    compare.add_argument("--seeds", default="0,1,2", help="of draw and order (default 0,1,2)")
-    compare.add_argument("--out", default="compared", help="folder (default compared)")
-    compare.add_argument("--limit", type=int, help="the first so many records")
-    compare.add_argument("--order", help="given, shuffled or grouped; a file's default is shuffled")
-    compare.add_argument("--every", type=int, help="measure all earlier edits every so many rounds")
-    compare.add_argument("--held-out", help="text file for the perplexity, atlas or none")
-    compare.add_argument("--reference", help="differences are taken to it (default the first)")
-    compare.add_argument("--hparams-dir", help="METHOD/MODEL.yaml here go before shipped ones")
-    compare.add_argument("--device", help="cpu, or the number of a GPU, instead of the YAMLs'")
-    compare.add_argument("--stats-dir", help="folder of the statistics, instead of the YAMLs'")
-    compare.add_argument("--engine", default="serial", help="serial (default), processes or ray")
-    compare.add_argument("--jobs", type=int, default=1, help="cells at a time (default 1)")
-    compare.add_argument("--threads", type=int, default=1, help="of torch in a cell (default 1)")
-    compare.set_defaults(call=_compare)
+@command(
+    EDIT,
+    examples(
+        "nse compare --methods NSE,MEMIT --data atlas:100 --rounds 5 --seeds 0,1 --out compared",
+        "nse compare --methods 'NSE,NSE:one-pass,NSE+OVERTONE' --engine processes --jobs 2",
+    ),
+)
+def compare(
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="NSE,ROME,...; variants as NSE:no-rewinding, NSE:p=0.6 or METHOD:key=value;"
+            "key=value; NSE+OVERTONE; METHOD-plugin for this package's method inside EasyEdit.",
+            rich_help_panel=_GRID,
+        ),
+    ],
+    models: Annotated[
+        str,
+        typer.Option(
+            help="atlas:gpt2,atlas:llama, model folders, or name=folder.", rich_help_panel=_GRID
+        ),
+    ] = "atlas:gpt2",
+    data: Annotated[
+        str, typer.Option(help="A JSON file, or atlas:N.", rich_help_panel=_GRID)
+    ] = "atlas:200",
+    rounds: Annotated[int, typer.Option(help="Number of rounds.", rich_help_panel=_GRID)] = 10,
+    seeds: Annotated[
+        str, typer.Option(help="Seeds of the draw and the order.", rich_help_panel=_GRID)
+    ] = "0,1,2",
+    limit: Annotated[
+        int | None, typer.Option(help="Read at most N records.", rich_help_panel=_GRID)
+    ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="given, shuffled or grouped; records of a file are shuffled by default.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Re-test all earlier edits every N rounds.", rich_help_panel=_MEASURED),
+    ] = None,
+    held_out: Annotated[
+        str | None,
+        typer.Option(
+            help="Text file for the perplexity, atlas or none.", rich_help_panel=_MEASURED
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="Method that the others are compared with; the first one by default.",
+            rich_help_panel=_MEASURED,
+        ),
+    ] = None,
+    hparams_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder with METHOD/MODEL.yaml, which override the shipped ones.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="cpu, or the number of a GPU, instead of the YAMLs' device.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    stats_dir: Annotated[
+        str | None,
+        typer.Option(help="Folder of the statistics, instead of the YAMLs'.", rich_help_panel=_HOW),
+    ] = None,
+    engine: Annotated[
+        str, typer.Option(help="serial, processes or ray.", rich_help_panel=_HOW)
+    ] = "serial",
+    jobs: Annotated[int, typer.Option(help="Number of cells at a time.", rich_help_panel=_HOW)] = 1,
+    threads: Annotated[
+        int, typer.Option(help="Number of torch's threads in each cell.", rich_help_panel=_HOW)
+    ] = 1,
+    out: Annotated[
+        str, typer.Option(help="Folder of the comparison.", rich_help_panel=_HOW)
+    ] = "compared",
+) -> int:
+    """Compare methods side by side on the same streams of edits.
 
-
-def _compare(options: argparse.Namespace) -> int:
+    The same command resumes a comparison that was interrupted; methods, models and seeds may be
+    added to it.
+    """
+    options = dict(locals())
     from nse_plugin.compare.comparison import (
         exit_code,
         read_comparison,
@@ -49,8 +112,8 @@ def _compare(options: argparse.Namespace) -> int:
         write_report,
     )
 
-    result = read_comparison(vars(options)).run(print)
-    print("\n" + shown_tables(result))
-    write_report(Path(options.out), result)
-    print(f"written to {options.out}: report.html, table.md, results.json, results/, cells/")
+    result = read_comparison(options).run(show)
+    show("\n" + shown_tables(result))
+    write_report(Path(out), result)
+    show(f"written to {out}: report.html, table.md, results.json, results/, cells/")
     return exit_code(result)

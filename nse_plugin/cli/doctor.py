@@ -1,4 +1,4 @@
-"""What was found on this machine: versions, devices, host, models and disk."""
+"""``nse doctor``: what was found on this machine."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import importlib.metadata
 import platform
 import shutil
 from pathlib import Path
+from typing import Annotated
 
-import torch
+import typer
 
-from nse_plugin.data import atlas
-from nse_plugin.easyedit.checkout import find
+from nse_plugin.cli.app import MACHINE, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
 from nse_plugin.errors import NSEPluginError
-from nse_plugin.host import host
-from nse_plugin.model.layout import FAMILIES
 from nse_plugin.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft",
              "datasets")  # fmt: skip
+
+
+@command(MACHINE, examples("nse doctor"))
+def doctor(
+    stats_dir: Annotated[str, typer.Option(help="Folder of the statistics.")] = "./data/stats",
+) -> int:
+    """Show versions, devices, the host, the embedded models and the free disk space."""
+    rows = report(stats_dir)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        show(f"{name:{width}s}  {value}")
+    return 0
 
 
 def report(stats_dir: str | Path) -> list[tuple[str, str]]:
@@ -26,6 +38,11 @@ def report(stats_dir: str | Path) -> list[tuple[str, str]]:
     Args:
         stats_dir: where statistics would be written.
     """
+    import torch
+
+    from nse_plugin.data import atlas
+    from nse_plugin.model.layout import FAMILIES
+
     rows = [("nse_plugin", __version__), ("python", platform.python_version())]
     rows += [(name, _version(name)) for name in _PACKAGES]
     rows += [("devices", ", ".join(_devices())), ("threads", str(torch.get_num_threads()))]
@@ -51,11 +68,16 @@ def _version(package: str) -> str:
 
 
 def _devices() -> list[str]:
+    import torch
+
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return ["cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(cuda))]
 
 
 def _host() -> str:
+    from nse_plugin.easyedit.checkout import find
+    from nse_plugin.host import host
+
     try:
         found = find()
         return f"{host()} (EasyEdit: {found or 'not found'})"
@@ -64,6 +86,8 @@ def _host() -> str:
 
 
 def _atlas(name: str) -> str:
+    from nse_plugin.data import atlas
+
     try:
         folder = atlas.model_dir(name)
     except (NSEPluginError, OSError) as error:

@@ -1,18 +1,61 @@
-"""Make the covariance statistics that hyperparameters ask for."""
+"""``nse stats``: the covariance statistics that a method's hyperparameters ask for."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from nse_plugin.data.models import load_model
+import typer
+
+from nse_plugin.cli.app import MACHINE, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.methods.registry import load_hparams
-from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.statistics.covariance import SecondMoment, second_moments, write_npz
+
+if TYPE_CHECKING:
+    from nse_plugin.statistics.covariance import SecondMoment
+
+
+@command(MACHINE, examples("nse stats --hparams NSE/gpt2-xl --source self --samples 10000 --npz"))
+def stats(
+    hparams: Annotated[
+        str, typer.Option(help="Name or path of the YAML of a method that uses statistics.")
+    ],
+    model: Annotated[
+        str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the YAML's device.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="self (texts sampled from the model), atlas, a file or a datasets name."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Number of texts.")] = None,
+    stats_dir: Annotated[str | None, typer.Option(help="Folder of the statistics.")] = None,
+    npz: Annotated[bool, typer.Option("--npz", help="Also write EasyEdit's .npz files.")] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Compute them even if they are on disk.")
+    ] = False,
+) -> int:
+    """Compute the covariance statistics that a method's hyperparameters ask for."""
+    moments = make_statistics(
+        hparams,
+        npz=npz,
+        recompute=recompute,
+        model_name=model,
+        device=device,
+        mom2_dataset=source,
+        mom2_n_samples=samples,
+        stats_dir=stats_dir,
+    )
+    for layer, moment, path in moments:
+        where = f", written to {path}" if path else ""
+        show(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
+    return 0
 
 
 def make_statistics(
@@ -34,6 +77,11 @@ def make_statistics(
         ModelError: the model cannot be loaded, or has no such layer.
         StatisticsError: the text cannot be had, or a file is damaged.
     """
+    from nse_plugin.data.models import load_model
+    from nse_plugin.methods.registry import load_hparams
+    from nse_plugin.model.layout import DecoderLayout
+    from nse_plugin.statistics.covariance import second_moments, write_npz
+
     given = {name: value for name, value in changes.items() if value is not None}
     hparams = load_hparams(name)
     if not isinstance(hparams, LocateHparams):

@@ -14,6 +14,7 @@ from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.overfitting import Watched, single_edits
 from nse_plugin.files import write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
+from nse_plugin.printable import printable
 from nse_plugin.report.table import Table
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.start import read_hparams
@@ -132,7 +133,7 @@ def _one_request(
     request: EditRequest, edits: Sequence[Watched], sides: Sequence[Side], tokenizer: Any
 ) -> str:
     """The tokens of one target over the steps, one block per side."""
-    blocks = [f"{request.text} -> {request.target_new}"]
+    blocks = [printable(f"{request.text} -> {request.target_new}", one_line=True)]
     for side, edit in zip(sides, edits):
         steps = _evenly(edit.steps)
         rows = tuple(

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nse_plugin.printable import printable
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -71,6 +73,7 @@ class Table:
         if left_out > 0:
             half = max_rows // 2
             rows[half : half + left_out] = [["…"] * len(self.heads)]
+        rows = [[printable(cell, one_line=True) for cell in row] for row in rows]
         widths = [max(len(line[i]) for line in (self.heads, *rows)) for i in range(len(self.heads))]
         right = self.numeric or (False,) * len(self.heads)
 
@@ -80,7 +83,7 @@ class Table:
 
         below = [f"({left_out} rows left out)"] if left_out > 0 else []
         below += textwrap.wrap(self.note, _WIDTH)
-        return "\n".join([self.caption, line(self.heads), *map(line, rows), *below])
+        return "\n".join([printable(self.caption), line(self.heads), *map(line, rows), *below])
 
     def markdown(self) -> str:
         """The table in Markdown, without its caption."""

@@ -136,9 +136,3 @@ def test_doctor_says_what_was_found(capsys):
         assert what in shown
     rows = dict(report("not/yet/there"))
     assert "GiB free" in rows["disk at not/yet/there"] and not Path("not").exists()
-
-
-def test_no_command_is_an_error(capsys):
-    with pytest.raises(SystemExit) as caught:
-        cli.main([])
-    assert caught.value.code == 2

@@ -1,0 +1,98 @@
+"""The command ``nse`` and how its subcommands are added, called and ended."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from nse_plugin.cli.output import complain, exit_code, set_up_logging, show
+from nse_plugin.cli.signals import signals_interrupt
+from nse_plugin.version import __version__
+
+EDIT, LOOK, KEEP, MACHINE = "Edit", "Look", "Keep or undo", "Prepare"
+"""Groups of commands in the help."""
+
+_COMMANDS = ("demo", "run", "compare", "inspect", "overfit", "undo", "export", "stats", "doctor")
+"""Modules of this folder, in the order of the help."""
+
+# typer.BadParameter is a UsageError, and that a ClickException, wherever typer keeps them
+
+_ClickException: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode="rich")
+
+
+def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Add a function to the subcommands, under its own name.
+
+    It returns its exit code; the errors it raises become one line and an exit code.
+    """
+
+    def added(function: Callable[..., int]) -> Callable[..., int]:
+        paragraphs = [" ".join(text.split()) for text in (function.__doc__ or "").split("\n\n")]
+
+        @app.command(help="\n\n".join(paragraphs), epilog=epilog, rich_help_panel=group)
+        @functools.wraps(function)
+        def guarded(**options: Any) -> int:
+            return exit_code(lambda: _call(function, options))
+
+        return function
+
+    return added
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code (see :func:`nse_plugin.cli.output.exit_code`).
+
+    2 is a command line that cannot be understood.
+    """
+    for name in _COMMANDS:
+        importlib.import_module(f"nse_plugin.cli.{name}")
+    group = typer.main.get_command(app)
+    with signals_interrupt():
+        try:
+            return group.main(arguments, prog_name="nse", standalone_mode=False) or 0
+        except _ClickException as error:
+            return _usage(error)
+
+
+def _call(function: Callable[..., int], options: dict[str, Any]) -> int:
+    # read when transformers is first imported, which the commands do: its bars are not ours
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from nse_plugin.easyedit.checkout import make_torchvision_importable
+
+    make_torchvision_importable()  # EasyEdit may be the host; before transformers is imported
+    return function(**options)
+
+
+def _usage(error: Any) -> int:
+    """Say in one line what is wrong with a command line."""
+    where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "nse"
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    if message:  # there is none where no command was given, and the help is shown already
+        complain(f"{message}; see {where} --help")
+    return int(error.exit_code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        show(f"nse_plugin {__version__}")
+        raise typer.Exit
+
+
+@app.callback(no_args_is_help=True)
+def _nse(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Log what is being done.")
+    ] = False,
+) -> None:
+    """Edit facts in language models again and again without wrecking the models."""
+    set_up_logging(verbose)

@@ -1,0 +1,39 @@
+"""``nse export``: take the edits of a run elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from nse_plugin.cli.app import KEEP, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
+
+
+@command(
+    KEEP,
+    examples(
+        "nse export run1 --to peft --out adapter1 --rank 32", "nse export run1 --to full --out m1"
+    ),
+)
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    to: Annotated[
+        Literal["peft", "delta", "full"],
+        typer.Option(help="A LoRA adapter, the changed matrices only, or a whole model."),
+    ],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    rank: Annotated[
+        int | None, typer.Option(help="Largest rank of the adapter; exact without it.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's device.")
+    ] = None,
+) -> int:
+    """Write a run's edits as a LoRA adapter, as changed matrices or as a model."""
+    from nse_plugin.export.of_run import export_run
+
+    export_run(run, to, out, show, rank=rank, device=device)
+    return 0

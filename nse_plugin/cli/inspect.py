@@ -1,0 +1,48 @@
+"""``nse inspect``: look at a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nse_plugin.cli.app import LOOK, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
+
+
+@command(
+    LOOK,
+    examples(
+        "nse inspect run1 --html run1.html",
+        "nse inspect run1 --layer 2",
+        "nse inspect run1 --layer 2 --neuron 42",
+        "nse inspect run1 --request 1050",
+    ),
+)
+def inspect(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    layer: Annotated[
+        int | None, typer.Option(help="Show the neurons of this layer that changed most.")
+    ] = None,
+    neuron: Annotated[
+        int | None, typer.Option(help="With --layer: show which edits wrote this neuron.")
+    ] = None,
+    request: Annotated[
+        str | None,
+        typer.Option(metavar="CASE_ID", help="Show what became of this edit and what it wrote."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the figures as PNG files.")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write one page with everything; it works offline."),
+    ] = None,
+) -> int:
+    """Show the tables and figures of a run; no model is loaded."""
+    from nse_plugin.report.inspection import inspect as inspect_run
+
+    inspect_run(run, show, layer=layer, neuron=neuron, request=request, plot=plot, html=html)
+    return 0

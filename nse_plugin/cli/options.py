@@ -1,0 +1,92 @@
+"""Options of a command from the fields of its settings: type, default and help are typed once."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from typing import Annotated, Any, NamedTuple, Optional, get_type_hints
+
+import typer
+
+
+class Group(NamedTuple):
+    """Fields that the help shows together."""
+
+    title: str
+    settings: type
+    """A dataclass with a docstring under each field."""
+    names: Sequence[str]
+
+
+def with_fields(*groups: Group) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command an option for each of these fields.
+
+    The command takes those that were given on the command line as its first argument, a dict by
+    name; what was not given is left to the settings themselves.
+    """
+
+    def decorated(command: Callable[..., int]) -> Callable[..., int]:
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        made = [_parameter(group, name) for group in groups for name in group.names]
+        names = [parameter.name for parameter in made]
+
+        @functools.wraps(command)
+        def called(**options: Any) -> int:
+            given = {n: v for n in names if (v := options.pop(n)) is not None}
+            return command(given, **options)
+
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *made)]
+        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        called.__annotations__ = {p.name: p.annotation for p in parameters}
+        return called
+
+    return decorated
+
+
+def examples(*lines: str) -> str:
+    """The epilogue of a command's help."""
+    return escaped("\n\n".join(("Examples:", *(f"  {line}" for line in lines))))
+
+
+def escaped(text: str) -> str:
+    """Text whose brackets rich shows as they are."""
+    return text.replace("[", r"\[")
+
+
+@functools.cache
+def field_docs(settings: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass, as plain text in one line."""
+    found: dict[str, str] = {}
+    for base in reversed(settings.__mro__[:-1]):
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(body, ast.ClassDef)
+        for field, doc in zip(body.body, body.body[1:]):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(field.target, ast.Name)
+                and isinstance(doc, ast.Expr)
+                and isinstance(doc.value, ast.Constant)
+                and isinstance(doc.value.value, str)
+            ):
+                text = " ".join(doc.value.value.split())
+                found[field.target.id] = text.replace("``", "")
+    return found
+
+
+def _parameter(group: Group, name: str) -> inspect.Parameter:
+    field = next(field for field in fields(group.settings) if field.name == name)
+    text = field_docs(group.settings)[name]
+    if field.default not in (MISSING, None, "", False):
+        text += f" [default: {field.default}]"
+    option = typer.Option(help=escaped(text), show_default=False, rich_help_panel=group.title)
+    annotation: Any = Optional[get_type_hints(group.settings)[name]]  # noqa: UP045  a value
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[annotation, option],
+    )

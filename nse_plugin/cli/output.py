@@ -1,0 +1,100 @@
+"""What the commands print, and how they end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+from nse_plugin.cli.signals import exit_code_of
+from nse_plugin.errors import NSEPluginError
+from nse_plugin.printable import printable
+
+BROKEN_PIPE = 141
+"""Exit code where the reader of our output is gone, as the shell reports it of other commands."""
+
+
+def show(text: str = "") -> None:
+    """Print for people; control characters in it are spelled out."""
+    print(printable(text), flush=True)
+
+
+def complain(text: str) -> None:
+    """Print an error in one line on standard error."""
+    with suppress(BrokenPipeError):
+        print(f"nse: {printable(text)}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def interrupt_says(text: Callable[[], str]) -> Iterator[None]:
+    """Let an interrupt of what is inside say this, e.g. what is on disk."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        interrupt.args = (text(),)
+        raise
+
+
+def exit_code(call: Callable[[], int]) -> int:
+    """Call a command; errors of the user, the machine and the network become one line.
+
+    0 is success, 1 an error that was explained, 3 a run that ended early, 128 and the number of
+    the signal an interrupt, 141 a reader of the output that is gone.
+    """
+    try:
+        return call()
+    except NSEPluginError as error:
+        complain(str(error))
+    except BrokenPipeError:
+        _discard_output()
+        return BROKEN_PIPE
+    except OSError as error:
+        complain(_of_system(error))
+    except MemoryError:
+        complain(_OUT_OF_MEMORY)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        complain(_OUT_OF_MEMORY)
+    except KeyboardInterrupt as interrupt:
+        what = "; ".join(map(str, interrupt.args))
+        complain(f"interrupted; {what}" if what else "interrupted")
+        return exit_code_of(interrupt)
+    return 1
+
+
+_OUT_OF_MEMORY = (
+    "out of memory; edit fewer requests per round or fewer layers, or use a larger machine"
+)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Logs to standard error, control characters spelled out."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    if not verbose:  # it reports every retry without a network; the error that follows is enough
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _of_system(error: OSError) -> str:
+    if error.filename is None:
+        return f"{type(error).__name__}: {error}"
+    return (
+        f"cannot read or write {error.filename}: {error.strerror}; mend it, or give another place"
+    )
+
+
+def _discard_output() -> None:
+    """Let what is still buffered for a closed pipe go nowhere, instead of failing at exit."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)

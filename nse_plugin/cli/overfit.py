@@ -1,0 +1,50 @@
+"""``nse overfit``: how evenly edits learn the tokens of their targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nse_plugin.cli.app import LOOK, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
+
+
+@command(
+    LOOK,
+    examples(
+        "nse overfit --hparams NSE/atlas-gpt2",
+        "nse overfit --hparams OVERTONE/NSE/atlas-gpt2 --data atlas:30 --plot tokens.png",
+    ),
+)
+def overfit(
+    hparams: Annotated[str, typer.Option(help="Name or path of a method's YAML.")],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or path of the YAML to compare with; by default OVERTONE around the "
+            "method, or OVERTONE's base method."
+        ),
+    ] = None,
+    data: Annotated[str, typer.Option(help="A JSON file, or atlas:N.")] = "atlas:10",
+    limit: Annotated[int | None, typer.Option(help="Read at most N records.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed that chooses the facts of atlas:N.")] = 0,
+    model: Annotated[
+        str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
+    ] = None,
+    shown: Annotated[int, typer.Option(help="Number of edits shown token by token.")] = 3,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a PNG of the first edit's tokens."),
+    ] = None,
+) -> int:
+    """Show how evenly an edit learns its target's tokens, with and without OVERTONE."""
+    from nse_plugin.report.overfit import overfit as compare_tokens
+
+    compare_tokens(
+        hparams, show, against=against, data=data, limit=limit, seed=seed, model=model,
+        shown=shown, plot=plot,
+    )  # fmt: skip
+    return 0

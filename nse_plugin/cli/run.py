@@ -1,0 +1,65 @@
+"""``nse run``: a stream of edits in rounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nse_plugin.cli.app import EDIT, command
+from nse_plugin.cli.options import Group, examples, with_fields
+from nse_plugin.cli.output import show
+from nse_plugin.runs.settings import RunSettings
+from nse_plugin.runs.stopping import StopRules
+
+_STOP = ("on_collapse", "max_perplexity", "min_retention")
+_MEASURED = "What is measured"
+
+
+@command(
+    EDIT,
+    examples(
+        "nse run --hparams NSE/atlas-gpt2 --data atlas:200 --round-size 20 --out run1",
+        "nse run --config run.yaml --out run2",
+    ),
+)
+@with_fields(
+    Group("What is edited", RunSettings, ("hparams", "model", "data", "limit")),
+    Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),
+    Group(_MEASURED, RunSettings, ("held_out", "tensorboard", "wandb")),
+    Group("When the run ends early", StopRules, _STOP),
+)
+def run(
+    given: dict[str, Any],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file with any of these options; command-line values override it.",
+            rich_help_panel="What is edited",
+        ),
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Re-test all earlier edits every N rounds.", rich_help_panel=_MEASURED),
+    ] = None,
+) -> int:
+    """Edit a stream of facts in rounds.
+
+    The same command resumes a run that was interrupted.
+    """
+    from nse_plugin.runs.start import run as run_rounds
+
+    rules = {name: given.pop(name) for name in _STOP if name in given}
+    settings = RunSettings.read(config, {**given, "protocol": {"every": every}, "stop": rules})
+    result = run_rounds(settings, show)
+    final = result.final
+    scores = (final["checkpoint"] or {}).get("all") or {}
+    shown = ", ".join(
+        f"{name} {scores[name]:.1%}"
+        for name in ("efficacy", "paraphrase", "portability", "locality")
+        if scores.get(name) is not None
+    )
+    show(f"{result.status}: {final['edits']} edits in {final['rounds']} rounds; {shown}")
+    show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
+    return 0 if result.status == "complete" else 3

@@ -1,0 +1,31 @@
+"""Text of users made safe for a terminal."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all control characters but the tabulator and the line feed
+    "\u2028\u2029"  # line and paragraph separators
+    "\u202a-\u202e\u2066-\u2069"  # marks that reverse the direction of what follows
+    "\ud800-\udfff]"  # halves of characters, which cannot be encoded
+)
+_LAYOUT = re.compile("[\t\n]")
+
+
+def printable(text: str, *, one_line: bool = False) -> str:
+    r"""The text with control characters spelled out, as ``\x1b`` for an escape.
+
+    A fact or a case id may hold sequences that a terminal obeys: colours, a cleared screen, lines
+    that overwrite other lines.  Everything printed goes through here, so that they are seen
+    instead.
+
+    Args:
+        one_line: spell out tabulators and line feeds too, for a cell of a table.
+    """
+    text = _CONTROL.sub(_spelled, text)
+    return _LAYOUT.sub(_spelled, text) if one_line else text
+
+
+def _spelled(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
