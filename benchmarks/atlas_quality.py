@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from pathlib import Path
 
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.model.answers import score_answers
 from nse_plugin.runs.demo import Demo
+from nse_plugin.runs.settings import DemoSettings
 
 
 def recall(name: str) -> list[tuple[str, str]]:
@@ -53,8 +53,8 @@ def edited(name: str, edits: int, rounds: int, seeds: int) -> list[tuple[str, st
     runs = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:
-            demo = Demo(f"atlas:{name}", edits, rounds, seed, Path(folder), lambda _line: None)
-            runs.append(demo.run())
+            settings = DemoSettings(f"atlas:{name}", edits, rounds, seed, folder)
+            runs.append(Demo(settings, lambda _line: None).run()[1])
     what = f"{edits} edits in {rounds} round{'s' if rounds > 1 else ''}"
     scores = ["efficacy", "paraphrase", "untouched"] + (["retention_first"] if rounds > 1 else [])
     rows = []

@@ -20,6 +20,7 @@ from nse_plugin.files import write_text
 from nse_plugin.model.answers import score_answers
 from nse_plugin.runs.demo import Demo
 from nse_plugin.runs.reopen import open_run
+from nse_plugin.runs.settings import DemoSettings
 from nse_plugin.version import __version__
 
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
@@ -56,7 +57,7 @@ def distance(one: torch.nn.Module, other: torch.nn.Module, demo: Demo) -> float:
 
 def table(demo: Demo, edited: torch.nn.Module, ranks: list[int | None], folder: Path) -> str:
     """One row per rank, in Markdown."""
-    name, layers = demo.model_name, sorted(demo.hparams.layers)
+    name, layers = demo.settings.model, sorted(demo.hparams.layers)
     lines = [
         "| adapter | rank by layer | "
         + " | ".join(f"error, layer {layer}" for layer in layers)
@@ -90,7 +91,7 @@ def table(demo: Demo, edited: torch.nn.Module, ranks: list[int | None], folder: 
 def page_part(model: str, edits: int, rounds: int, ranks: list[int], folder: Path) -> str:
     """The table of one model, and a line on how it came about."""
     out = folder / "run"
-    demo = Demo(model, edits, rounds, 0, out, print)
+    demo = Demo(DemoSettings(model, edits, rounds, 0, str(out)), print)
     demo.run()
     edited, demo.session = open_run(out)  # also what `nse export` does
     shape = demo.session.layout

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Any
 
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.options import Group, examples, with_fields
+from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.cli.run import exit_code_of
+from nse_plugin.runs.interrupted import where_it_stands
+from nse_plugin.runs.settings import DemoSettings
 
 
 @command(EDIT, examples("nse demo", "nse demo --model atlas:llama --edits 200 --out run1"))
-def demo(
-    model: Annotated[
-        str, typer.Option(help="Embedded model: atlas:gpt2 or atlas:llama.")
-    ] = "atlas:gpt2",
-    edits: Annotated[int, typer.Option(help="Number of facts to edit.")] = 100,
-    rounds: Annotated[int, typer.Option(help="Number of rounds they are edited in.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed that chooses the facts.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("run-demo"),
-) -> int:
-    """Edit facts of an embedded world in rounds and measure after each."""
-    from nse_plugin.runs.demo import Demo
+@with_fields(Group("Options", DemoSettings, ("model", "edits", "rounds", "seed", "out")))
+def demo(given: dict[str, Any]) -> int:
+    """Edit facts of an embedded world in rounds and measure after each.
 
-    summary = Demo(model, edits, rounds, seed, out, show).run()
+    It is an nse run with its settings chosen: the same command resumes it, and nse inspect, undo
+    and export read its folder.
+    """
+    settings = DemoSettings(**given)
+    with interrupt_says(lambda: where_it_stands(Path(settings.out))):
+        from nse_plugin.runs.demo import Demo
+
+        result, summary = Demo(settings, show).run()
+    scores = {
+        "efficacy": summary.efficacy,
+        "paraphrase": summary.paraphrase,
+        "untouched facts": summary.untouched,
+        "first round": summary.retention_first,
+    }
+    shown = ", ".join(f"{name} {score:.1%}" for name, score in scores.items() if score is not None)
     show(
-        f"\nafter {summary.rounds} rounds: efficacy {summary.efficacy:.1%}, "
-        f"paraphrase {summary.paraphrase:.1%}, untouched facts {summary.untouched:.1%}, "
-        f"first round {summary.retention_first:.1%}, {summary.seconds_per_edit:.3f} s per edit"
+        f"\nafter {summary.rounds} rounds: {shown or 'no edit stands'}, "
+        f"{summary.seconds_per_edit:.3f} s per edit"
     )
-    show(f"written to {out}: summary.json, rounds.jsonl, manifest.json, round-*.safetensors")
-    return 0
+    show(f"written to {settings.out}: summary.json and the files of a run; see nse inspect")
+    return exit_code_of(result.status)

@@ -9,7 +9,8 @@ import typer
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, examples, with_fields
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 
@@ -26,6 +27,7 @@ _MEASURED = "What is measured"
 )
 @with_fields(
     Group("What is edited", RunSettings, ("hparams", "model", "data", "limit")),
+    Group("Machine", RunSettings, ("device", "stats_dir")),
     Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),
     Group(_MEASURED, RunSettings, ("held_out", "tensorboard", "wandb")),
     Group("When the run ends early", StopRules, _STOP),
@@ -48,18 +50,27 @@ def run(
 
     The same command resumes a run that was interrupted.
     """
-    from nse_plugin.runs.start import run as run_rounds
-
     rules = {name: given.pop(name) for name in _STOP if name in given}
     settings = RunSettings.read(config, {**given, "protocol": {"every": every}, "stop": rules})
-    result = run_rounds(settings, show)
+    with interrupt_says(lambda: where_it_stands(Path(settings.out))):
+        from nse_plugin.runs.start import run as run_rounds
+
+        result = run_rounds(settings, show)
     final = result.final
     scores = (final["checkpoint"] or {}).get("all") or {}
-    shown = ", ".join(
+    shown = [
         f"{name} {scores[name]:.1%}"
         for name in ("efficacy", "paraphrase", "portability", "locality")
         if scores.get(name) is not None
+    ]
+    show(
+        f"{result.status}: {final['edits']} edits in {final['rounds']} rounds"
+        + (f"; {', '.join(shown)}" if shown else "")
     )
-    show(f"{result.status}: {final['edits']} edits in {final['rounds']} rounds; {shown}")
     show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
-    return 0 if result.status == "complete" else 3
+    return exit_code_of(result.status)
+
+
+def exit_code_of(status: str) -> int:
+    """0 for a run that is complete, 3 for one that a stop rule ended or that wrote nothing."""
+    return 0 if status == "complete" else 3

@@ -71,8 +71,10 @@ def overfit(
         DataError: the data cannot be read.
         HostError: a plot is asked for and matplotlib is not there.
     """
-    first = _ours(read_hparams(hparams, model))
-    second = _counterpart(first) if against is None else _ours(read_hparams(against, model))
+    first = _ours(read_hparams(hparams, model_name=model))
+    second = (
+        _counterpart(first) if against is None else _ours(read_hparams(against, model_name=model))
+    )
     if isinstance(first, OvertoneHparams) and against is None:
         first, second = second, first
     if first.model_name != second.model_name:

@@ -24,9 +24,6 @@ _POINTS = 24
 """Rounds after which the capacity is computed, which takes a second each in large models."""
 PERPLEXITY = "perplexity"
 _SCORES = ("efficacy", "paraphrase", "portability", "locality")
-_OF_THE_DEMO = {"efficacy_all": "efficacy", "paraphrase_all": "paraphrase",
-                "retention_first": "first round", "untouched": "untouched facts"}  # fmt: skip
-"""What ``nse demo`` measures of all edits so far, and how it is shown."""
 
 
 @dataclass(frozen=True)
@@ -45,16 +42,13 @@ class Run:
     @property
     def status(self) -> str:
         """How the run ended, or that it has not."""
-        if self.manifest.made_by == "nse demo":
-            return str(self.manifest.content.get("status", "unknown"))
         return str(self.final.get("status", "unfinished"))
 
     @property
     def planned(self) -> int | None:
         """How many edits there were to be, where that was known at the start."""
-        content = self.manifest.content
-        stream = content.get("run", {}).get("stream") or {}
-        found = stream.get("edits", content.get("edits"))
+        stream = self.manifest.content["run"].get("stream") or {}
+        found = stream.get("edits")
         return found if isinstance(found, int) else None
 
     @cached_property
@@ -104,18 +98,12 @@ class Run:
     @cached_property
     def scores(self) -> DataFrame:
         """Scores of each round's own edits, right after it: a column per score measured."""
-        return self._measured([_scores(line.get("scores") or line) for line in self.lines])
+        return self._measured([_scores(line["scores"] or {}) for line in self.lines])
 
     @cached_property
     def standing_scores(self) -> DataFrame:
         """Scores of all edits so far, and of the model, after each round where that was due."""
-        rows = [
-            {shown: line.get(name) for name, shown in _OF_THE_DEMO.items()}
-            if "efficacy_all" in line
-            else _checkpoint_scores(line.get("checkpoint") or {})
-            for line in self.lines
-        ]
-        return self._measured(rows)
+        return self._measured([_checkpoint_scores(line["checkpoint"] or {}) for line in self.lines])
 
     def _measured(self, rows: list[dict[str, Any]]) -> DataFrame:
         """A row per round, without rounds and columns that hold nothing."""
@@ -134,7 +122,7 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a directory of ``nse demo`` or ``nse run``, also of one that is at work.
+    """Read the directory of a run, also of one that is at work.
 
     Raises:
         DataError: it is no run directory, no round of it is finished, or a file is damaged.
@@ -146,8 +134,8 @@ def read_run(folder: Path) -> Run:
     lines = tuple(JsonLines(path))
     if not lines:
         raise DataError(
-            f"{folder} has no finished round yet; look again after the first, or begin it anew "
-            f"with `{manifest.made_by}`"
+            f"{folder} has no finished round yet; look again after the first, or resume it with "
+            "the command that began it"
         )
     final = _read_final(folder / "final.json")
     return Run(folder, manifest, lines, final, _ledger(folder, manifest, lines))
@@ -161,7 +149,7 @@ def mean_overlap(overlap: DataFrame) -> float | None:
 
 def _ledger(folder: Path, manifest: Manifest, lines: tuple[dict[str, Any], ...]) -> Ledger:
     """The rounds that count: those with a line."""
-    written = [line.get("file", line["round"]) for line in lines]
+    written = [line["file"] for line in lines]
     last = max((number for number in written if number is not None), default=0)
     files = sorted(folder.glob("round-*.safetensors"))
     if not last or (files and host_method(files[0]) is not None):

@@ -1,45 +1,48 @@
-"""The demo: edit the embedded world in rounds, measure after each, write down what happened."""
+"""The demo: a run on the embedded world, with a table and examples that can be read at once.
+
+It is a run like any other, and is resumed, inspected and exported like any other.  A listener adds
+what only the demo has: facts of other subjects are asked after each round, and ``summary.json``.
+"""
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
-import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
-from nse_plugin.errors import DataError, RequestError
-from nse_plugin.files import write_json, write_text
-from nse_plugin.hparams import NSEHparams
-from nse_plugin.methods.nse import edit_round
+from nse_plugin.errors import RequestError
+from nse_plugin.files import write_json
 from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.ledger_files import save_round
+from nse_plugin.runs.listeners import progress
+from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.settings import DemoSettings, RunSettings
+from nse_plugin.runs.start import make_scheduler
 from nse_plugin.session.session import EditSession
-from nse_plugin.version import __version__
-
-log = logging.getLogger(__name__)
 
 N_UNTOUCHED = 200
 """How many facts about other subjects are asked after every round."""
-N_SHOWN = 3
-_MARK = "nse demo"
+_N_EXAMPLES = 3
+_PROTOCOL = {
+    "every": 1, "portability": 0, "locality": 0, "generation": 0, "fluency": 0, "perplexity": 0,
+    "key_space": 0, "retention": 2500,
+}  # fmt: skip
+"""What the table needs is measured after every round, and nothing else."""
+_HEAD = (
+    "round  edits | this round: efficacy  paraphrase | all so far: efficacy  paraphrase  "
+    "first round | untouched | s/edit"
+)
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores of a run, each from 0 to 1."""
+    """The scores after the last finished round, each from 0 to 1; None where nothing stands."""
 
     method: str
     model: str
@@ -48,217 +51,163 @@ class Summary:
     """Edits made."""
     rounds: int
     """Rounds finished."""
-    efficacy: float
-    """Share of all edits whose new answer greedy decoding gives after the last round."""
-    paraphrase: float
+    efficacy: float | None
+    """Share of all edits whose new answer greedy decoding gives."""
+    paraphrase: float | None
     """The same for other phrasings of their prompts."""
-    untouched: float
+    untouched: float | None
     """Share of the facts of other subjects, known before, that are still given."""
-    retention_first: float
-    """Share of the first round's edits that are given after the last round."""
+    retention_first: float | None
+    """Share of the first round's edits that are given."""
     seconds_per_edit: float
     """Time of editing, without evaluation and without what is made once per model."""
 
 
-@dataclass
 class Demo:
-    """One run of the demo.
+    """The run of the demo.
+
+    Args:
+        show: takes the lines meant for people.
 
     Raises:
-        RequestError: there cannot be so many edits, or so many rounds of them.
-        DataError: ``out`` holds files of something else.
+        RequestError: there cannot be so many edits.
+        DataError: there is no such embedded model.
     """
 
-    model_name: str
-    edits: int
-    rounds: int
-    seed: int
-    out: Path
-    show: Callable[[str], None]
-    """Takes the lines meant for people."""
-    progress: bool | None = None
-    """Show a bar; by default only on a terminal."""
-    done: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
+    def __init__(self, settings: DemoSettings, show: Callable[[str], None]) -> None:
         n_facts = len(atlas.facts())
-        if not 1 <= self.edits <= n_facts:
-            raise RequestError(f"edits is {self.edits}; the world has 1 to {n_facts} facts to edit")
-        if not 1 <= self.rounds <= self.edits:
-            raise RequestError(f"rounds is {self.rounds}; give 1 to {self.edits}, the edits")
-        shipped = NSEHparams.from_hparams(f"NSE/{atlas.model_dir(self.model_name).name}")
-        self.hparams = replace(shipped, stats_dir=str(self.out / "stats"))
-        self._claim_folder()
-
-    def run(self) -> Summary:
-        """Edit, measure and write.  An interrupt leaves the rounds so far, and is raised again."""
-        model, tokenizer = atlas.load(self.model_name)
-        self.session = EditSession.of(model, tokenizer)
-        records = atlas.edit_set(self.edits, seed=self.seed)
-        self.requests = parse_records(records)
-        others = atlas.untouched(records, N_UNTOUCHED, self.seed)
-        self.untouched = self._known(parse_records(others))
-        shown = self.requests[:: max(1, len(self.requests) // N_SHOWN)][:N_SHOWN]
-        before = self._continuations(shown)
-        self._write_manifest("running")
-        status = "interrupted"
-        try:
-            self.session.untouched.covariances(self.hparams)
-            self._all_rounds()
-            status = "complete"
-        finally:
-            # a second interrupt may come while this is written; what is on disk is whole anyway
-            with suppress(KeyboardInterrupt):
-                self._write_manifest(status)
-                if self.done:
-                    write_json(self.out / "summary.json", asdict(self.summary()))
-        self._show_continuations(shown, before)
-        return self.summary()
-
-    def summary(self) -> Summary:
-        """The scores after the last finished round."""
-        last = self.done[-1]
-        edits = sum(entry["edits"] for entry in self.done)
-        return Summary(
-            method=self.hparams.method,
-            model=self.model_name,
-            seed=self.seed,
-            edits=edits,
-            rounds=len(self.done),
-            efficacy=last["efficacy_all"],
-            paraphrase=last["paraphrase_all"],
-            untouched=last["untouched"],
-            retention_first=last["retention_first"],
-            seconds_per_edit=sum(entry["seconds"] for entry in self.done) / edits,
+        if settings.edits > n_facts:
+            raise RequestError(
+                f"edits is {settings.edits}; the world has 1 to {n_facts} facts to edit"
+            )
+        self.settings, self._show = settings, show
+        self._run = RunSettings(
+            hparams=f"NSE/{atlas.model_dir(settings.model).name}",
+            data=f"atlas:{settings.edits}",
+            round_size=-(-settings.edits // settings.rounds),
+            out=settings.out,
+            stats_dir=str(Path(settings.out) / "stats"),
+            seed=settings.seed,
+            held_out="none",
+            protocol=_PROTOCOL,
         )
+        records = atlas.edit_set(settings.edits, seed=settings.seed)
+        self.requests = parse_records(records)
+        self.untouched = parse_records(atlas.untouched(records, N_UNTOUCHED, settings.seed))
 
-    def _all_rounds(self) -> None:
-        self.show(f"{self.edits} edits in {self.rounds} rounds with {self.hparams.alg_name} "
-                  f"on {self.model_name}; scores in percent")  # fmt: skip
-        self.show("round  edits | this round: efficacy  paraphrase | all so far: efficacy  "
-                  "paraphrase  first round | untouched | s/edit")  # fmt: skip
-        hidden = None if self.progress is None else not self.progress
-        with tqdm(total=self.edits, unit="edit", disable=hidden) as bar:
-            for requests in _cut(self.requests, self.rounds):
-                self._one_round(requests)
-                bar.update(len(requests))
-                with bar.external_write_mode():
-                    self.show(_line(self.done[-1]))
+    def run(self) -> tuple[RunResult, Summary]:
+        """Edit, measure and write, or resume; an interrupt leaves the rounds so far.
 
-    def _one_round(self, requests: list[EditRequest]) -> None:
-        start = time.perf_counter()
-        record = edit_round(self.session, requests, self.hparams)
-        seconds = time.perf_counter() - start
-        so_far = self.requests[: sum(e["edits"] for e in self.done) + len(requests)]
-        efficacy = self._given(so_far)
-        paraphrase = self._given_paraphrased(so_far)
-        first = self.done[0]["edits"] if self.done else len(requests)
-        entry = {
-            "round": record.number,
-            "edits": len(requests),
-            "efficacy": _mean(efficacy[-len(requests) :]),
-            "paraphrase": _mean(self._given_paraphrased(requests)),
-            "efficacy_all": _mean(efficacy),
-            "paraphrase_all": _mean(paraphrase),
-            "retention_first": _mean(efficacy[:first]),
-            "untouched": _mean(self._still_true()),
-            "seconds": seconds,
-            "ledger": record.summary(),
-        }
-        self.done.append(entry)
-        save_round(self.out, record)
-        lines = "".join(json.dumps(e) + "\n" for e in self.done)
-        write_text(self.out / "rounds.jsonl", lines)
+        Raises:
+            DataError: the folder holds another run, or another process is at work in it.
+        """
+        with progress(self._show, rounds=False) as told:
+            scheduler = make_scheduler(self._run, [told, self])
+            self.session: EditSession = scheduler.engine.session  # type: ignore[attr-defined]
+            self.hparams = scheduler.engine.hparams
+            result = scheduler.run()
+        summary = self._write_summary(self._share_still_true())
+        self._show_examples()
+        return result, summary
 
-    def _given(self, requests: Sequence[EditRequest]) -> list[bool]:
-        return self._exact([r.text for r in requests], [r.target_new for r in requests])
+    def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Hear of the run's events: ask the other facts, show the table, write the summary."""
+        if event == "start":
+            # made once per model, so that no round's time holds it
+            self.session.untouched.covariances(self.hparams)
+            with self.session.rewound():
+                known = self._still_true()
+            self.untouched = [fact for fact, exact in zip(self.untouched, known) if exact]
+            self._print(
+                f"{len(self.requests)} edits in {facts['rounds']} rounds with "
+                f"{self.hparams.alg_name} on {self.settings.model}; scores in percent\n{_HEAD}"
+            )
+            for line in self._lines():  # of an interrupted run; the other facts are asked now only
+                self._print(_row(line, None))
+        elif event == "round":
+            untouched = self._share_still_true()
+            self._print(_row(facts, untouched))
+            self._write_summary(untouched)
 
-    def _given_paraphrased(self, requests: Sequence[EditRequest]) -> list[bool]:
-        pairs = [(text, r.target_new) for r in requests for text in r.rephrase_prompts]
-        return self._exact([p for p, _ in pairs], [a for _, a in pairs])
+    def _share_still_true(self) -> float | None:
+        exact = self._still_true()
+        return sum(exact) / len(exact) if exact else None
 
     def _still_true(self) -> list[bool]:
-        return self._exact(
-            [r.text for r in self.untouched], [str(r.ground_truth) for r in self.untouched]
+        """For each fact of other subjects, whether the model gives it."""
+        return score_answers(
+            self.session.model,
+            self.session.tokenizer,
+            [fact.text for fact in self.untouched],
+            [str(fact.ground_truth) for fact in self.untouched],
+        ).exact
+
+    def _write_summary(self, untouched: float | None) -> Summary:
+        """The scores after the last finished round, also as ``summary.json``."""
+        lines = self._lines()
+        edits = sum(line["edits"] for line in lines)
+        last = lines[-1]["checkpoint"] or {}
+        everything = last.get("all") or {}
+        summary = Summary(
+            method=self.hparams.method,
+            model=self.settings.model,
+            seed=self.settings.seed,
+            edits=edits,
+            rounds=len(lines),
+            efficacy=everything.get("efficacy"),
+            paraphrase=everything.get("paraphrase"),
+            untouched=untouched,
+            retention_first=_first_round(last),
+            seconds_per_edit=sum(line["seconds"]["edit"] for line in lines) / edits,
         )
+        write_json(Path(self.settings.out) / "summary.json", asdict(summary))
+        return summary
 
-    def _known(self, requests: list[EditRequest]) -> list[EditRequest]:
-        """Those whose true answer the untouched model gives."""
-        exact = self._exact([r.text for r in requests], [str(r.ground_truth) for r in requests])
-        return [request for request, known in zip(requests, exact) if known]
+    def _lines(self) -> list[dict[str, Any]]:
+        return list(RunResult("", Path(self.settings.out), {}).lines())
 
-    def _exact(self, prompts: list[str], answers: list[str]) -> list[bool]:
-        session = self.session
-        return score_answers(session.model, session.tokenizer, prompts, answers).exact
+    def _show_examples(self) -> None:
+        """What the model says to a few edited prompts, before all edits and now."""
+        requests = self.requests[:: max(1, len(self.requests) // _N_EXAMPLES)][:_N_EXAMPLES]
+        now = self._continuations(requests)
+        with self.session.rewound():
+            before = self._continuations(requests)
+        self._show("")
+        for request, old, new in zip(requests, before, now):
+            self._show(f"  {request.text} ...")
+            self._show(f"    before:{_sentence(old)}")
+            self._show(f"    after: {_sentence(new)}    (edit: {request.target_new})")
 
     def _continuations(self, requests: Sequence[EditRequest]) -> list[str]:
-        session = self.session
         prompts = [request.text for request in requests]
-        return greedy_text(session.model, session.tokenizer, prompts, 8)
+        return greedy_text(self.session.model, self.session.tokenizer, prompts, 8)
 
-    def _show_continuations(self, requests: Sequence[EditRequest], before: list[str]) -> None:
-        self.show("")
-        for request, old, new in zip(requests, before, self._continuations(requests)):
-            self.show(f"  {request.text} ...")
-            self.show(f"    before:{_sentence(old)}")
-            self.show(f"    after: {_sentence(new)}    (edit: {request.target_new})")
-
-    def _claim_folder(self) -> None:
-        """Take an empty folder, or that of an earlier demo, whose files are replaced."""
-        manifest = self.out / "manifest.json"
-        if self.out.exists() and not self.out.is_dir():
-            raise DataError(f"{self.out} is a file; give a folder with --out")
-        if self.out.is_dir() and any(self.out.iterdir()):
-            try:
-                ours = json.loads(manifest.read_text(encoding="utf-8"))["made_by"] == _MARK
-            except (OSError, ValueError, KeyError, TypeError):
-                ours = False
-            if not ours:
-                raise DataError(
-                    f"{self.out} holds files that are not of a demo; give another folder with --out"
-                )
-            for name in ("round-*.safetensors", "rounds.jsonl", "summary.json"):
-                for path in self.out.glob(name):
-                    path.unlink()
-            shutil.rmtree(self.out / "stats", ignore_errors=True)
-
-    def _write_manifest(self, status: str) -> None:
-        manifest = {
-            "made_by": _MARK,
-            "status": status,
-            "version": __version__,
-            "torch": torch.__version__,
-            "model": self.model_name,
-            "seed": self.seed,
-            "edits": self.edits,
-            "rounds": self.rounds,
-            "hparams": self.hparams.to_dict(),
-            "contexts": list(self.session.untouched.contexts(self.hparams)),
-            "requests": [request.digest() for request in self.requests],
-        }
-        write_json(self.out / "manifest.json", manifest)
+    def _print(self, text: str) -> None:
+        with tqdm.external_write_mode():  # above the bars, where there are any
+            self._show(text)
 
 
-def _cut(requests: list[EditRequest], rounds: int) -> list[list[EditRequest]]:
-    """Rounds of equal size, the first ones one larger where it does not come out even."""
-    size, more = divmod(len(requests), rounds)
-    edges = [i * size + min(i, more) for i in range(rounds + 1)]
-    return [requests[a:b] for a, b in pairwise(edges)]
-
-
-def _line(entry: dict[str, Any]) -> str:
-    percent = {name: f"{100 * value:.1f}" for name, value in entry.items() if name not in
-               ("round", "edits", "seconds", "ledger")}  # fmt: skip
-    return (
-        f"{entry['round']:5d} {entry['edits']:6d} | {percent['efficacy']:>20s} "
-        f"{percent['paraphrase']:>11s} | {percent['efficacy_all']:>20s} "
-        f"{percent['paraphrase_all']:>11s} {percent['retention_first']:>12s} | "
-        f"{percent['untouched']:>9s} | {entry['seconds'] / entry['edits']:6.3f}"
+def _row(line: Mapping[str, Any], untouched: float | None) -> str:
+    """A line of the table."""
+    scores, point = line["scores"] or {}, line["checkpoint"] or {}
+    everything = point.get("all") or {}
+    columns = (
+        f"{line['round']:5d} {line['edits']:6d} |",
+        f"{_percent(scores.get('efficacy')):>20s} {_percent(scores.get('paraphrase')):>11s} |",
+        f"{_percent(everything.get('efficacy')):>20s}",
+        f"{_percent(everything.get('paraphrase')):>11s} {_percent(_first_round(point)):>12s} |",
+        f"{_percent(untouched):>9s} | {line['seconds']['edit'] / line['edits']:6.3f}",
     )
+    return " ".join(columns)
 
 
-def _mean(hits: Sequence[bool]) -> float:
-    return sum(hits) / len(hits) if hits else float("nan")
+def _first_round(point: Mapping[str, Any]) -> float | None:
+    retention = point.get("retention") or []
+    return next((row["efficacy"] for row in retention if row["edited"] == 1), None)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
 
 
 def _sentence(text: str) -> str:

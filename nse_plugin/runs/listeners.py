@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,52 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Told ``(event, facts)``: ``start``, ``phase`` (name), ``round`` (its line), ``end``."""
 
 _SHOWN = ("efficacy", "paraphrase", "portability", "locality")
-_PHASES = ("freeze", "edit", "measure", "write")
+_DOING = {
+    "freeze": "asking the untouched model",
+    "edit": "editing",
+    "measure": "measuring",
+    "write": "writing to disk",
+}
+QUIET = 30.0
+"""Seconds after which a run that is not on a terminal says what it is doing."""
+
+
+@contextmanager
+def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Listener]:
+    """Bars where standard error is a terminal, lines of text elsewhere.
+
+    Args:
+        rounds: show the scores of each round; otherwise somebody else does.
+    """
+    if sys.stderr.isatty():
+        bars = Bars()
+        try:
+            with repeated(1.0, bars.refresh):
+                yield bars
+        finally:
+            bars.close()
+        return
+    lines = Lines(show, rounds)
+    with repeated(1.0, lines.say_what_is_done):
+        yield lines
+
+
+@contextmanager
+def repeated(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """Call a function at even intervals from a thread, as long as the context is open."""
+    closed = threading.Event()
+
+    def work() -> None:
+        while not closed.wait(seconds):
+            call()
+
+    thread = threading.Thread(target=work, daemon=True, name="progress")
+    thread.start()
+    try:
+        yield
+    finally:
+        closed.set()
+        thread.join()
 
 
 class Bars:
@@ -28,41 +76,67 @@ class Bars:
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Hear of an event."""
         if event == "start":
+            self.close()
             self._rounds = tqdm(total=facts["rounds"], initial=facts["done"], unit="round")
-            self._inside = tqdm(total=len(_PHASES), unit="step", leave=False)
-        elif event == "phase" and self._inside is not None:
-            name = facts["name"]
-            self._inside.set_description(name)
-            if name in _PHASES:
-                self._inside.n = _PHASES.index(name)
-            self._inside.refresh()
+        elif event == "phase":
+            if self._inside is None:
+                self._inside = tqdm(bar_format="{desc} ({elapsed})", leave=False)
+            self._inside.reset()
+            self._inside.set_description_str(_doing(facts["name"]))
         elif event == "round" and self._rounds is not None:
             shown = {name: f"{value:.1%}" for name, value in _scores(facts)}
             self._rounds.set_postfix(shown, refresh=False)
             self._rounds.update()
         elif event == "end":
-            for bar in (self._inside, self._rounds):
-                if bar is not None:
-                    bar.close()
+            self.close()
+
+    def refresh(self) -> None:
+        """Let the clocks go on."""
+        for bar in (self._inside, self._rounds):
+            if bar is not None:
+                bar.refresh()
+
+    def close(self) -> None:
+        """Leave the bar of the rounds as it is, and remove the other."""
+        inside, rounds, self._inside, self._rounds = self._inside, self._rounds, None, None
+        for bar in (inside, rounds):
+            if bar is not None:
+                bar.close()
 
 
 class Lines:
-    """One line for each round."""
+    """One line for each round, and one in between where nothing was said for a while."""
 
-    def __init__(self, show: Callable[[str], None]) -> None:
-        self._show = show
+    def __init__(self, show: Callable[[str], None], rounds: bool = True) -> None:
+        self._show, self._with_rounds = show, rounds
+        self._what, self._since = "", 0.0
+        self._number, self._total = 0, None
+        self._said = time.monotonic()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Hear of an event."""
-        if event == "start" and facts["done"]:
-            self._show(f"going on after round {facts['done']}")
+        if event == "start":
+            self._number, self._total = facts["done"], facts["rounds"]
+            if facts["done"]:
+                self._say(f"resumed after round {facts['done']}")
+        elif event == "phase":
+            self._what, self._since = _doing(facts["name"]), time.monotonic()
         elif event == "round":
-            self._show(round_text(facts))
+            self._number = facts["round"]
+            self._said = time.monotonic()
+            if self._with_rounds:
+                self._say(round_text(facts))
 
+    def say_what_is_done(self) -> None:
+        """Say it where nothing was said for :data:`QUIET` seconds."""
+        now = time.monotonic()
+        if self._what and now - self._said >= QUIET:
+            done = f", {self._number} of {self._total} rounds done" if self._total else ""
+            self._say(f"{self._what} ({now - self._since:.0f} s so far{done})")
 
-def progress(show: Callable[[str], None]) -> Callable[[str, Mapping[str, Any]], None]:
-    """Bars where standard error is a terminal, lines elsewhere."""
-    return Bars() if sys.stderr.isatty() else Lines(show)
+    def _say(self, line: str) -> None:
+        self._said = time.monotonic()
+        self._show(line)
 
 
 def round_text(line: Mapping[str, Any]) -> str:
@@ -140,6 +214,14 @@ def _numbers(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]
             yield from _numbers(f"{path}/{key}", value)
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{path}/{key}", float(value)
+
+
+def _doing(phase: str) -> str:
+    """A phase of the scheduler, for people."""
+    name, _, number = phase.partition(" ")
+    if name not in _DOING:
+        return phase
+    return f"{_DOING[name]}, round {number}" if number else _DOING[name]
 
 
 def _scores(line: Mapping[str, Any]) -> list[tuple[str, float]]:

@@ -1,4 +1,4 @@
-"""The manifest of a run directory, whichever command made it."""
+"""The manifest of a run directory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from nse_plugin.errors import DataError
 
-_MAKERS = ("nse demo", "nse run")
+_MAKER = "nse run"
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ def read_manifest(run: Path) -> Manifest:
     path = run / "manifest.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        identity = content.get("run", content)
         made_by = content["made_by"]
-        if made_by in _MAKERS:
+        if made_by == _MAKER:
+            identity = content["run"]
             return Manifest(made_by, identity["model"], dict(identity["hparams"]), content)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DataError(
-            f"{run} holds no manifest.json; give a run directory of `nse demo` or `nse run`"
-        ) from error
+        raise DataError(f"{run} holds no manifest.json; give the folder of a run") from error
     except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); restore it") from error
-    raise DataError(f"{run} was made by {made_by!r}, and is no run directory")
+    raise DataError(
+        f"{run} was made by {made_by!r} and is not a run directory of this version; give another"
+    )

@@ -24,7 +24,7 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
         device: instead of the one that the run used.
 
     Raises:
-        DataError: it is no run directory of ``nse demo`` or ``nse run``, or of a host's method.
+        DataError: it is not the folder of a run, or of a run with a host's method.
         ModelError: the model cannot be loaded.
     """
     manifest = read_manifest(run)

@@ -23,30 +23,34 @@ class RunSettings:
     hparams: str = ""
     """Name or path of a method's YAML."""
     data: str = ""
-    """A benchmark's JSON file, or ``atlas`` or ``atlas:200`` for the embedded world's edits."""
+    """A benchmark's JSON file, or ``atlas:N`` for N edits of the embedded world."""
     round_size: int = 100
     """Edits per round."""
     out: str = "run"
     """Folder of the run."""
     model: str | None = None
-    """Another model than that of the hparams."""
+    """Model to load instead of the hparams' model_name."""
+    device: str | None = None
+    """``cpu``, or the number of a GPU, instead of the hparams' device."""
+    stats_dir: str | None = None
+    """Folder of the statistics, instead of the hparams'."""
     order: str = "given"
-    """given, shuffled or grouped."""
+    """given, shuffled, or grouped by subject."""
     seed: int = 0
-    """Of the order, the samples and the embedded world's draw."""
+    """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` draws."""
     limit: int | None = None
-    """The first so many records."""
+    """Read at most N records."""
     held_out: str | None = None
-    """Text file for the perplexity, one text a line, or ``atlas``; that is the default where the
-    model is the embedded world's.  ``none`` measures no perplexity."""
+    """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
+    the default for its models; ``none`` for no perplexity."""
     protocol: dict[str, Any] = field(default_factory=dict)
     """Fields of the protocol, e.g. ``every: 5``."""
     stop: dict[str, Any] = field(default_factory=dict)
     """Fields of the stop rules, e.g. ``max_perplexity: 30``."""
     tensorboard: bool = False
-    """Write scalars for TensorBoard to ``<out>/tensorboard``."""
+    """Write scalars for TensorBoard to the run's folder."""
     wandb: str | None = None
-    """Project of Weights & Biases to log to."""
+    """Log to this project of Weights & Biases."""
 
     def __post_init__(self) -> None:
         for name in ("hparams", "data"):
@@ -77,3 +81,27 @@ class RunSettings:
             elif value is not None:
                 values[key] = value
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What the demo lets a user choose; the rest of its run is set."""
+
+    model: str = "atlas:gpt2"
+    """Embedded model: ``atlas:gpt2`` or ``atlas:llama``."""
+    edits: int = 100
+    """Number of facts to edit."""
+    rounds: int = 10
+    """Number of rounds to edit them in."""
+    seed: int = 0
+    """Seed that chooses the facts."""
+    out: str = "run-demo"
+    """Folder of the run."""
+
+    def __post_init__(self) -> None:
+        if self.edits < 1:
+            raise HparamsError(f"edits is {self.edits}; give a number above 0")
+        if not 1 <= self.rounds <= self.edits:
+            raise HparamsError(
+                f"rounds is {self.rounds}; give 1 to {self.edits}, the number of edits"
+            )

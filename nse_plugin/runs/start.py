@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,26 @@ from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
 
 
-def make_scheduler(settings: RunSettings, show: Callable[[str], None]) -> SequentialScheduler:
-    """Load model and data, and build the scheduler."""
-    hparams = read_hparams(settings.hparams, settings.model)
+def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
+    """Do the run, or resume it.
+
+    Args:
+        show: takes the lines meant for people.
+    """
+    with progress(show) as told:
+        return make_scheduler(settings, [told]).run()
+
+
+def make_scheduler(
+    settings: RunSettings, listeners: Sequence[Listener] = ()
+) -> SequentialScheduler:
+    """Load model and data, and build the scheduler; listeners hear of the loading already."""
+    hparams = read_hparams(
+        settings.hparams,
+        model_name=settings.model,
+        device=settings.device,
+        stats_dir=settings.stats_dir,
+    )
     requests = read_data(settings.data, settings.limit, settings.seed)
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     try:
@@ -33,11 +50,13 @@ def make_scheduler(settings: RunSettings, show: Callable[[str], None]) -> Sequen
         known = [f.name for f in dataclasses.fields(StopRules)]
         raise HparamsError(f"stop: {error}; there are: {', '.join(known)}") from error
     out = Path(settings.out)
-    listeners: list[Listener] = [progress(show)]
+    told = list(listeners)
     if settings.tensorboard:
-        listeners.append(TensorBoard(out / "tensorboard"))
+        told.append(TensorBoard(out / "tensorboard"))
     if settings.wandb:
-        listeners.append(WandB(settings.wandb, out.name))
+        told.append(WandB(settings.wandb, out.name))
+    for listener in told:
+        listener("phase", {"name": "loading the model"})
     subject: Any
     if isinstance(hparams, Hparams):
         model, tokenizer, name = load_model(hparams)
@@ -56,25 +75,24 @@ def make_scheduler(settings: RunSettings, show: Callable[[str], None]) -> Sequen
         order=settings.order,
         seed=settings.seed,
         held_out=held_out_texts(settings.held_out, name, requests),
-        listeners=listeners,
+        listeners=told,
     )
     return scheduler
 
 
-def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
-    """Do the run, or go on with it."""
-    return make_scheduler(settings, show).run()
-
-
-def read_hparams(name: str, model: str | None = None) -> Any:
+def read_hparams(name: str, **changes: Any) -> Any:
     """Hyperparameters of the method that the YAML names.
 
     Where EasyEdit is the host and has a method of that name they are EasyEdit's own, as in its
     editor; ``alg_name: NAME-plugin`` asks for ours.
+
+    Args:
+        name: of the YAML, or its path.
+        **changes: hyperparameters to replace; None leaves them as they are.
+
     """
     values = read_method_yaml(name)
-    if model is not None:
-        values["model_name"] = model
+    values.update({key: value for key, value in changes.items() if value is not None})
     if hosting.host() == "easyedit":
         from nse_plugin.easyedit.hparams import host_hparams
         from nse_plugin.easyedit.register import has_own

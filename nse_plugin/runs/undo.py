@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from nse_plugin.errors import DataError
-from nse_plugin.runs.directory import MADE_BY, RunDirectory
+from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.session.ledger_files import load_undone, mark_undone
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
-    """Mark a round of ``nse demo`` or ``nse run`` undone; returns the numbers that stand.
+    """Mark a round of a run undone; returns the numbers that stand.
 
     Its file is kept.  ``load_ledger`` passes it over from then on, and with it everything that is
     built from the ledger: weights, previous keys, tables.
@@ -21,7 +20,7 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     """
     if not run.is_dir():
         raise DataError(f"{run} is not a folder; give a run directory")
-    if _made_by(run) != MADE_BY:
+    if not (run / "manifest.json").exists():  # rounds that somebody saved, and no run's folder
         return mark_undone(run, number, reason)
     with RunDirectory(run, going_on=False):  # no round is written meanwhile
         return mark_undone(run, number, reason)
@@ -32,11 +31,3 @@ def undone_text(run: Path, standing: list[int]) -> str:
     last = load_undone(run)[-1]
     left = f"rounds that stand: {', '.join(map(str, standing))}" if standing else "no round stands"
     return f"round {last.number} of {run} is undone; {left}"
-
-
-def _made_by(run: Path) -> str | None:
-    try:
-        manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return manifest.get("made_by") if isinstance(manifest, dict) else None

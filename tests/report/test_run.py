@@ -178,22 +178,6 @@ def test_methods_that_write_no_neurons(tmp_path, name):
     assert (tmp_path / "plots" / "scores.png").exists()
 
 
-def test_a_demo(tmp_path, folder):
-    """The lines of nse demo differ; its rounds are the same kind of file."""
-    (folder / "final.json").unlink()
-    entry = {"round": 1, "edits": 2, "efficacy": 1.0, "paraphrase": 0.5, "efficacy_all": 0.75,
-             "paraphrase_all": 0.5, "retention_first": 0.25, "untouched": 0.9}  # fmt: skip
-    manifest = {"made_by": "nse demo", "status": "interrupted", "edits": 6, "model": "atlas:gpt2",
-                "hparams": {"alg_name": "NSE-plugin"}}  # fmt: skip
-    (folder / "rounds.jsonl").write_text(json.dumps(entry) + "\n")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    run = read_run(folder)
-    assert (run.status, run.planned, run.ledger.numbers()) == ("interrupted", 6, [1])
-    assert run.scores.loc[1].to_dict() == {"efficacy": 1.0, "paraphrase": 0.5}
-    assert run.standing_scores.loc[1, "first round"] == 0.25
-    assert run.retention.empty
-
-
 @pytest.mark.parametrize(
     ("file", "message"),
     [

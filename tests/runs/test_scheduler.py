@@ -391,7 +391,7 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
     manifest = json.loads(Path("r/manifest.json").read_text())
     assert manifest["run"]["protocol"]["every"] == 1 and manifest["run"]["order"] == "grouped"
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
-    assert "going on after round 2" in capsys.readouterr().out
+    assert "resumed after round 2" in capsys.readouterr().out
     assert cli.main(["run", "--config", "run.yaml"]) == 1
     assert "order was 'grouped', is 'given'" in capsys.readouterr().err
     arguments = ["--out", "s", "--max-perplexity", "1", "--data", "atlas", "--limit", "4"]
@@ -409,7 +409,6 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
         (["--config", "gone.yaml"], "cannot read gone.yaml"),
         (["--config", "bad.yaml"], "unknown key 'roundsize'; did you mean 'round_size'"),
         (["--config", "run.yaml", "--round-size", "0"], "round_size is 0"),
-        (["--config", "run.yaml", "--on-collapse", "x"], "on_collapse is 'x'"),
         (["--config", "run.yaml", "--limit", "0"], "limit is 0"),
         (["--config", "run.yaml", "--held-out", "gone"], "held-out text 'gone'"),
     ],

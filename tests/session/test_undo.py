@@ -270,7 +270,7 @@ def test_damage_and_other_files(folder, tmp_path_factory):
 
 
 def test_entries_of_an_earlier_run_in_the_folder_do_not_count(folder):
-    """`nse demo` replaces the rounds of an earlier demo, and knows nothing of undone.json."""
+    """Rounds that are saved anew know nothing of an undone.json beside them."""
     mark_undone(folder, 2)
     other = ten_records("llama")[1]
     save_round(folder, other)

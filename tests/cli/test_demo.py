@@ -1,0 +1,141 @@
+"""``nse demo``, as a user meets it: results, errors, interrupts, second runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nse_plugin import cli
+from nse_plugin.data import atlas
+from nse_plugin.runs import demo as demo_module
+from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.result import same_run
+from nse_plugin.session.ledger_files import load_ledger
+
+SUMMARY_KEYS = [
+    "method", "model", "seed", "edits", "rounds", "efficacy", "paraphrase", "untouched",
+    "retention_first", "seconds_per_edit",
+]  # fmt: skip
+ROUNDS = ["round-0001.safetensors", "round-0002.safetensors", "round-0003.safetensors"]
+
+
+@pytest.fixture(autouse=True)
+def scratch_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo_module, "N_UNTOUCHED", 20)
+    corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
+    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
+    return tmp_path
+
+
+def demo(*arguments):
+    return cli.main(["demo", "--edits", "6", "--rounds", "3", *arguments])
+
+
+def read(path):
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def rows(shown):
+    return [line for line in shown.splitlines() if line.count("|") == 4 and "round" not in line]
+
+
+@pytest.mark.parametrize("model", ["atlas:gpt2", "atlas:llama"])
+def test_demo_twice_gives_one_summary(model, capsys):
+    assert demo("--model", model, "--out", "a") == 0
+    assert demo("--model", model, "--out", "b") == 0
+    first, second = read("a/summary.json"), read("b/summary.json")
+    assert list(first) == SUMMARY_KEYS
+    assert first.pop("seconds_per_edit") > 0 and second.pop("seconds_per_edit") > 0
+    assert first == second
+    assert (first["edits"], first["rounds"], first["model"]) == (6, 3, model)
+    for score in ("efficacy", "paraphrase", "untouched", "retention_first"):
+        assert 0.8 <= first[score] <= 1
+    shown = capsys.readouterr().out
+    assert shown.count("before:") == shown.count("after: ") == 2 * 3
+    assert len(rows(shown)) == 2 * 3 and len(load_ledger(Path("a"))) == 3
+
+
+def test_it_is_a_run_like_any_other(capsys):
+    assert demo("--out", "a") == 0
+    manifest = read("a/manifest.json")
+    assert manifest["made_by"] == "nse run" and manifest["run"]["stream"]["edits"] == 6
+    assert read("a/final.json")["status"] == "complete"
+    assert cli.main(["inspect", "a"]) == 0
+    assert cli.main(["undo", "a", "--round", "2"]) == 0
+    assert "rounds that stand: 1, 3" in capsys.readouterr().out
+
+
+def test_the_same_demo_is_shown_again_and_another_is_refused(capsys):
+    assert demo("--out", "a") == 0
+    written = {name: Path("a", name).stat().st_mtime_ns for name in ROUNDS}
+    summary = read("a/summary.json")
+    capsys.readouterr()
+    assert demo("--out", "a") == 0
+    shown = capsys.readouterr().out
+    assert "resumed after round 3" in shown and len(rows(shown)) == 3
+    assert read("a/summary.json") == summary
+    assert cli.main(["demo", "--edits", "2", "--rounds", "1", "--out", "a"]) == 1
+    assert "a is another run's" in capsys.readouterr().err
+    assert written == {name: Path("a", name).stat().st_mtime_ns for name in ROUNDS}
+
+
+def test_a_second_demo_at_work_in_one_folder_is_refused(capsys):
+    with RunDirectory(Path("a")):
+        assert demo("--out", "a") == 1
+    assert "a is at work in another process" in capsys.readouterr().err
+    assert not list(Path("a").glob("round-*"))
+
+
+def test_an_interrupt_leaves_what_the_same_command_resumes(monkeypatch, capsys):
+    assert demo("--out", "whole") == 0
+    real = demo_module.Demo.__call__
+
+    def interrupted(self, event, facts):
+        real(self, event, facts)
+        if event == "round" and facts["round"] == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_module.Demo, "__call__", interrupted)
+        assert demo("--out", "a") == 130
+    said = capsys.readouterr().err
+    assert "2 finished rounds are in a; the same command resumes after round 2" in said
+    summary = read("a/summary.json")
+    assert (summary["rounds"], summary["edits"]) == (2, 4)
+    assert demo("--out", "a") == 0
+    resumed, whole = read("a/summary.json"), read("whole/summary.json")
+    assert {**resumed, "seconds_per_edit": 0} == {**whole, "seconds_per_edit": 0}
+    assert same_run("whole", "a")
+
+
+def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo_module, "make_scheduler", interrupted)
+    assert demo("--out", "a") == 130
+    assert "no run was begun yet" in capsys.readouterr().err and not Path("a").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "atlas:bert"], "atlas:bert"),
+        (["--edits", "0"], "edits is 0; give a number above 0"),
+        (["--edits", "100000"], "edits is 100000; the world has 1 to"),
+        (["--rounds", "7"], "rounds is 7; give 1 to 6"),
+        (["--out", "file"], "file is a file; give a folder"),
+        (["--out", "foreign"], "foreign holds something else (thesis.tex)"),
+    ],
+)
+def test_bad_arguments(arguments, message, capsys):
+    Path("file").write_text("x")
+    Path("foreign").mkdir()
+    Path("foreign/thesis.tex").write_text("x")
+    assert demo(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "nse: " in error and message in error
+    assert Path("foreign/thesis.tex").exists()
