@@ -19,7 +19,7 @@ import yaml
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams, yaml_dir
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.model.layout import FAMILIES
+from nse_plugin.model.families import FAMILIES
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model
 

@@ -47,7 +47,36 @@ UNKNOWN_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "olmo2": ("Olmo2Config", _SMALL),
     "starcoder2": ("Starcoder2Config", _SMALL),
     "cohere": ("CohereConfig", _SMALL),
+    "opt": ("OPTConfig", dict(_SMALL, ffn_dim=48, word_embed_proj_dim=32)),
+    "granite": ("GraniteConfig", dict(_SMALL, residual_multiplier=0.22)),
+    "glm4": ("Glm4Config", _SMALL),
+    "exaone4": ("Exaone4Config", _SMALL),
+    "stablelm": ("StableLmConfig", _SMALL),
+    "phi": ("PhiConfig", _SMALL),
+    "smollm3": ("SmolLM3Config", _SMALL),
 }
+"""Families that are not in the table and are probed."""
+
+EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("MixtralConfig", dict(_SMALL, num_local_experts=4)),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        dict(_SMALL, num_experts=4, moe_intermediate_size=16, num_experts_per_tok=2),
+    ),
+    "llama4_text": (
+        "Llama4TextConfig",
+        dict(_SMALL, num_local_experts=2, intermediate_size_mlp=48),
+    ),
+    "deepseek_v3": (
+        "DeepseekV3Config",
+        dict(
+            _SMALL, n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=16,
+            first_k_dense_replace=1, n_group=1, topk_group=1, kv_lora_rank=8, q_lora_rank=8,
+            qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8, num_key_value_heads=4,
+        ),
+    ),
+}  # fmt: skip
+"""Decoders whose MLPs are mixtures of experts, in all layers or after a dense first one."""
 FAMILY_NAMES = list(_CONFIGS)
 
 
@@ -74,7 +103,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any):
     """A random model of a family, with weights large enough that its answers differ."""
-    name, settings = (_CONFIGS | UNKNOWN_FAMILIES)[family]
+    name, settings = (_CONFIGS | UNKNOWN_FAMILIES | EXPERTS)[family]
     config = getattr(transformers, name)(
         **{**settings, **changes},
         vocab_size=len(tiny_tokenizer()),

@@ -41,7 +41,7 @@ def report(stats_dir: str | Path) -> list[tuple[str, str]]:
     import torch
 
     from nse_plugin.data import atlas
-    from nse_plugin.model.layout import FAMILIES
+    from nse_plugin.model.families import FAMILIES
 
     rows = [("nse_plugin", __version__), ("python", platform.python_version())]
     rows += [(name, _version(name)) for name in _PACKAGES]

@@ -79,7 +79,7 @@ def make_statistics(
     """
     from nse_plugin.data.models import load_model
     from nse_plugin.methods.registry import load_hparams
-    from nse_plugin.model.layout import DecoderLayout
+    from nse_plugin.model.probe import layout_of
     from nse_plugin.statistics.covariance import second_moments, write_npz
 
     given = {name: value for name, value in changes.items() if value is not None}
@@ -91,7 +91,7 @@ def make_statistics(
         )
     hparams = dataclasses.replace(hparams, **given)
     model, tokenizer, _ = load_model(hparams)
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     moments = second_moments(
         layout,
         tokenizer,

@@ -19,7 +19,7 @@ from nse_plugin.compare.specs import MethodSpec
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.runs.directory import differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.session.session import EditSession
@@ -155,7 +155,7 @@ def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
 
 def _host_values(hparams: Hparams, model: Any) -> dict[str, Any]:
     """Keys as EasyEdit's YAMLs have them, those that ours can do without included."""
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     needed = {
         **layout.templates(),
         "v_loss_layer": layout.n_layers - 1,

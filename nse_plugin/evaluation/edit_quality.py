@@ -30,7 +30,7 @@ from nse_plugin.errors import HparamsError, RequestError, did_you_mean
 from nse_plugin.evaluation.fluency import ngram_entropy, plain
 from nse_plugin.model.answers import Answers, score_encoded
 from nse_plugin.model.generation import sampled_text
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt
 
 EVAL_METRICS = ("token_em", "exact match", "ppl")
@@ -321,7 +321,7 @@ def _add_fluency(
 ) -> None:
     prompts = [[_filled(p, record) for p in _listed(record["prompt"])] for record in records]
     flat = [prompt for group in prompts for prompt in group]
-    length = min(_FLUENCY_TOKENS, DecoderLayout(model).max_positions or _FLUENCY_TOKENS)
+    length = min(_FLUENCY_TOKENS, layout_of(model).max_positions or _FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
     for group, result in zip(prompts, results):
         entropies = [ngram_entropy(plain(next(texts))) for _ in group]

@@ -18,7 +18,7 @@ from nse_plugin.evaluation.metrics import finite, mean
 from nse_plugin.files import require
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
 from nse_plugin.requests import EditRequest
 
@@ -36,7 +36,7 @@ def perplexity(
     Raises:
         DataError: no text has two tokens.
     """
-    bound = min(max_tokens, DecoderLayout(model).max_positions or max_tokens)
+    bound = min(max_tokens, layout_of(model).max_positions or max_tokens)
     rows = [encode_prompt(tokenizer, text).ids[:bound] for text in texts]
     pairs = [EncodedPrompt(tuple(ids), -1, len(ids) - 1) for ids in rows if len(ids) > 1]
     if not pairs:
@@ -84,7 +84,7 @@ def _ends(
     if end is None or not texts:
         return [False] * len(texts)
     rows = [encode_prompt(tokenizer, f"{p}{t}").ids for p, t in zip(prompts, texts)]
-    limit = DecoderLayout(model).max_positions
+    limit = layout_of(model).max_positions
     fits = [limit is None or len(ids) < limit for ids in rows]
     pairs = [EncodedPrompt((*ids, end), -1, 1) for ids, ok in zip(rows, fits) if ok]
     found = iter(score_encoded(model, pairs).exact) if pairs else iter([])
@@ -95,7 +95,7 @@ def fluency(
     model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], max_tokens: int = 100
 ) -> float | None:
     """Mean n-gram entropy of sampled texts that begin with the edits' prompts."""
-    bound = min(max_tokens, DecoderLayout(model).max_positions or max_tokens)
+    bound = min(max_tokens, layout_of(model).max_positions or max_tokens)
     texts = sampled_text(model, tokenizer, [request.text for request in requests], bound)
     return mean([ngram_entropy(text) for text in texts])
 

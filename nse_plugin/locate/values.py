@@ -24,10 +24,11 @@ from torch.nn import functional as F
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.rows import Reading, Rows
+from nse_plugin.model.continuation import Continuation, capture
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, micro_batches
-from nse_plugin.model.replay import Continuation
+from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
@@ -168,7 +169,7 @@ class _Problem:
         batch = TokenBatch.of(ids, layout.input_device)
         starts = torch.tensor([prompt.subject_last for prompt in prompts]).to(batch.lengths)
         z_layer, last = hparams.layers[-1], layout.n_layers - 1
-        both = Continuation.capture(layout, batch, starts, layer=z_layer, last=last)
+        both = capture(layout, batch, starts, layer=z_layer, last=last)
         every = torch.arange(len(prompts), device=both.hidden.device)
         rewriting, essence = both.select(every[:n_rewriting]), both.select(every[n_rewriting:])
         if hparams.v_loss_layer is not None:  # the divergence is of the whole model all the same
@@ -244,10 +245,8 @@ def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> tor
     """[n, d_model] float32, what a block's MLP adds to the residual stream on the bare prompts."""
     ids = [item.rewriting[0].ids[: item.rewriting[0].subject_last + 1] for item in rows]
     batch = TokenBatch.of(ids, layout.input_device)
-    found = read_rows(
-        layout, batch, batch.lengths - 1, outputs_of={"mlp": layout.mlp_output(layer)}
-    )
-    return found["mlp"].float()
+    found = read_rows(layout, batch, batch.lengths - 1, outputs_of={"down": layout.down(layer)})
+    return path_of(layout, layer)(found["down"].float())
 
 
 class _Adam:

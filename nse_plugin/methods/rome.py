@@ -23,6 +23,7 @@ from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_ri
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes
 from nse_plugin.methods.clock import Clock
+from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
@@ -110,12 +111,12 @@ class _Writer:
         with self.clock("keys"):
             lookups = self.lookups.select(torch.tensor([number]))
             mean_key = lookups.keys([layer])[layer]
-            outputs_of = {"mlp": layout.mlp_output(layer), "down": layout.down(layer)}
-            found, outputs = lookups.bare_only().read([layer], outputs_of)
-            residual = values.z - outputs["mlp"]  # [1, d_model]
+            path = path_of(layout, layer)
+            found, outputs = lookups.bare_only().read([layer], {"down": layout.down(layer)})
+            residual = values.z - path(outputs["down"])  # [1, d_model]
             self.before.append(residual.norm(dim=1).cpu())
         with self.clock("solve"):
-            left = layout.pull_back(layer, residual, outputs["down"]).T
+            left = path.pull_back(residual, outputs["down"]).T
             right = rank_one_right(found[layer], mean_key, self.factor)
         write = Write(
             layer=layer,
@@ -134,8 +135,10 @@ class _Writer:
     def progress(self) -> Progress:
         """Where every request has come to, after the last write."""
         with self.clock("keys"):
-            mlp = {"mlp": self.session.layout.mlp_output(self.layer)}
-            now = self.lookups.bare_only().read([], mlp)[1]["mlp"]
+            layout = self.session.layout
+            outputs_of = {"down": layout.down(self.layer)}
+            down = self.lookups.bare_only().read([], outputs_of)[1]["down"]
+            now = path_of(layout, self.layer)(down)
             after = (Values.cat(self.values).z - now).norm(dim=1).cpu()
         before = torch.cat(self.before)
         reached = (after <= REACHED * before).tolist()

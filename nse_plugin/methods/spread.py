@@ -24,6 +24,7 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes
 from nse_plugin.methods.clock import Clock
+from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
@@ -102,6 +103,8 @@ def spread_round(
     check_round(requests)
     check_templates(session, hparams)
     with session.round(hparams.layers):
+        for layer in hparams.layers:
+            path_of(session.layout, layer)  # refuses a layer before anything is computed
         clock = Clock()
         solve = solver(session, hparams)
         contexts = session.untouched.contexts(hparams)
@@ -171,11 +174,11 @@ class _Writer:
             outputs_of = {"h": layout.blocks[self.layers[-1]], "down": layout.down(layer)}
             found, outputs = lookups.read([layer], outputs_of)
             keys = found[layer]  # [d_ff, n]
-            residual = self.values.z[active.to(self.values.z.device)] - outputs["h"]
-            residual = layout.pull_back(layer, residual, outputs["down"])  # [n, d_model]
-        with self.clock("solve"):
             layers_left = len(self.layers) - self.layers.index(layer)
-            neurons, left, right = self.solve(layer, keys, residual.T / layers_left)
+            residual = self.values.z[active.to(self.values.z.device)] - outputs["h"]
+            share = path_of(layout, layer).pull_back(residual / layers_left, outputs["down"])
+        with self.clock("solve"):
+            neurons, left, right = self.solve(layer, keys, share.T)  # share: [n, d_model]
         write = Write(
             layer=layer,
             pass_number=pass_number,

@@ -24,7 +24,7 @@ from torch import nn
 
 from nse_plugin.errors import ModelError, RequestError
 from nse_plugin.model.hooks import quiet
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, TokenBatch, encode_prompt, micro_batches
 
 _LOGITS_BUDGET = 2**28  # float32 numbers of logits held at once: 1 GiB
@@ -97,7 +97,7 @@ def score_encoded(
         if pair.n_target and not pair.n_prompt:
             raise RequestError(f"prompt {number} has no tokens; give a text to answer")
     rows = sorted(_rows(pairs), key=lambda row: len(row.ids))
-    n_vocab = DecoderLayout(model).text_config.vocab_size
+    n_vocab = layout_of(model).text_config.vocab_size
     widths = [_width(row, pairs, n_vocab, token_budget) for row in rows]
     predicted: list[list[int]] = [[] for _ in pairs]
     losses: list[list[float]] = [[] for _ in pairs]
@@ -198,7 +198,7 @@ def _width(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget
 
 def check_length(model: nn.Module, lengths: Sequence[int], way_out: str) -> None:
     """Raise :class:`RequestError` where a row is longer than the model's context."""
-    limit = DecoderLayout(model).max_positions
+    limit = layout_of(model).max_positions
     if limit is not None and lengths and max(lengths) > limit:
         number = max(range(len(lengths)), key=lengths.__getitem__)
         raise RequestError(

@@ -16,7 +16,7 @@ from torch import nn
 from nse_plugin.errors import RequestError
 from nse_plugin.model.answers import check_length, input_device
 from nse_plugin.model.hooks import quiet
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import encode_prompt, micro_batches
 
 
@@ -174,7 +174,7 @@ def _continue_group(
     ids = torch.tensor([[0] * pad + rows[i] for pad, i in zip(padding, group)], device=device)
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
-    limit = DecoderLayout(model).max_positions
+    limit = layout_of(model).max_positions
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
     open_rows = {index for index in group if room[index] > 0}
     cache = None

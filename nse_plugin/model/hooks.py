@@ -34,6 +34,18 @@ def quiet(model: nn.Module) -> Iterator[None]:
             module.training = was_training[name]
 
 
+@contextmanager
+def own_modes() -> Iterator[None]:
+    """Gradients can be taken and new tensors are float32, whatever modes the caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
+
+
 @torch.no_grad()
 def read_rows(
     layout: DecoderLayout,
@@ -59,6 +71,8 @@ def read_rows(
     found: dict[Any, torch.Tensor] = {}
 
     def keep(name: Any, value: torch.Tensor) -> None:
+        if value.dim() == 2:  # OPT's blocks work on [rows * width, features]
+            value = value.view(*batch.input_ids.shape, -1)
         rows = torch.arange(value.shape[0], device=value.device)
         found[name] = value[rows, positions.to(value.device)].clone()
         if len(found) == wanted:
@@ -78,3 +92,10 @@ def read_rows(
         with suppress(StopPass):
             layout.body(**batch.model_inputs(), use_cache=False)
     return found
+
+
+def take_positions(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Positions of each row: value [rows or 1, width, ...], index [rows, tail]."""
+    index = index.to(value.device)
+    value = value.expand(index.shape[0], *value.shape[1:])
+    return value[torch.arange(index.shape[0], device=value.device)[:, None], index]

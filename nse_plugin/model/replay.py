@@ -1,10 +1,8 @@
-"""Run the blocks above a layer again and again, from one position per row on.
+"""Replay: call the blocks above a layer with what they were called with before.
 
-Optimising an activation h at (layer, position) changes nothing below the layer and, in a causal
-decoder, nothing left of the position.  So one pass over the whole model is kept: the hidden states
-that leave the layer, the arguments that the blocks above it were called with, and the attention
-keys and values left of the position.  Each further run computes only the blocks above, only from
-the position on.
+One pass over the whole model is kept: the hidden states that leave the layer, the arguments that
+the blocks above it were called with, and the attention keys and values left of the position.  Each
+run computes only the blocks above, only from the position on.
 """
 
 from __future__ import annotations
@@ -19,10 +17,11 @@ import torch
 from transformers import DynamicCache
 
 from nse_plugin.errors import ModelError
+from nse_plugin.model.hooks import take_positions
 from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
 
-_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "cache")  # by version
 _BY_POSITION = ("position_ids", "position_embeddings")
 _REPLACED = ("hidden_states", "attention_mask", "cache_position", "use_cache", *_CACHE_NAMES)
 
@@ -65,8 +64,8 @@ class _BlockCall:
 
 
 @dataclass(frozen=True)
-class Continuation:
-    """The tails of some rows of tokens, ready to be run through the blocks above a layer."""
+class Replay:
+    """Continues by calling the blocks above the layer with what they were called with before."""
 
     hidden: torch.Tensor
     """[rows, tail, d_model], output of the layer from each row's start on; padded on the right."""
@@ -88,19 +87,14 @@ class Continuation:
         *,
         layer: int,
         last: int,
-    ) -> Continuation:
-        """Run the decoder once over whole rows and keep what is needed to go on from ``starts``.
-
-        Args:
-            starts: [rows], first position that a run computes.
-            layer: block whose output is replaced in each run.
-            last: block whose output a run returns.
+    ) -> Replay:
+        """As :func:`capture`.
 
         Raises:
-            ModelError: rows reach beyond a sliding attention window, the attention takes no
-                mask per row, or the blocks take arguments that nobody knows how to cut.
+            ModelError: the attention takes no mask per row, or the blocks take arguments that
+                nobody knows how to cut.
         """
-        _check_attention(layout, batch)
+        _check_attention(layout)
         outputs: list[torch.Tensor] = []
         arguments: dict[int, dict[str, Any]] = {}
         cache = DynamicCache()
@@ -118,15 +112,14 @@ class Continuation:
         for call in arguments.values():
             if unknown := _unknown_tensors(call):
                 raise ModelError(
-                    f"the blocks of model type {layout.model_type!r} take {', '.join(unknown)}, "
-                    "which nse_plugin.model.replay does not know how to cut by position; "
-                    "add the name there"
+                    f"they take {', '.join(unknown)}, of which it is not known how it goes by "
+                    "position"
                 )
         lengths = batch.lengths - starts
         prefix, tail = int(starts.max()), int(lengths.max())
         steps = torch.arange(tail, device=starts.device)
         index = (starts[:, None] + steps).clamp(max=batch.input_ids.shape[1] - 1)
-        hidden = _take(outputs[0], index)
+        hidden = take_positions(outputs[0], index)
         calls = []
         for number, arguments_of_block in sorted(arguments.items()):
             kv = cache.layers[number]
@@ -144,15 +137,15 @@ class Continuation:
             hidden = first_tensor(call.block(hidden, **arguments))
         return hidden
 
-    def select(self, rows: torch.Tensor) -> Continuation:
+    def select(self, rows: torch.Tensor) -> Replay:
         """The same with some of the rows only, no wider than they need; rows: [kept], indices."""
         starts, lengths = _rows(self.starts, rows), _rows(self.lengths, rows)
         prefix, tail = int(starts.max()), int(lengths.max())
         mask = _tail_mask(starts, prefix, tail, self.hidden.dtype).to(self.mask.device)
         calls = tuple(call.select(rows, prefix, tail) for call in self.calls)
-        return Continuation(_rows(self.hidden, rows)[:, :tail], starts, lengths, mask, calls)
+        return Replay(_rows(self.hidden, rows)[:, :tail], starts, lengths, mask, calls)
 
-    def up_to(self, n_blocks: int) -> Continuation:
+    def up_to(self, n_blocks: int) -> Replay:
         """The same through the first blocks only."""
         return replace(self, calls=self.calls[:n_blocks])
 
@@ -187,7 +180,7 @@ def _block_call(
         if name in _CACHE_NAMES:
             cache_name = name
         elif name in _BY_POSITION and _has_tensor(value):
-            tensors[name] = _each(value, _take, index)
+            tensors[name] = _each(value, take_positions, index)
         elif name not in _REPLACED:
             constants[name] = value
     return _BlockCall(block, cache_name, prefix, tensors, constants)
@@ -206,19 +199,11 @@ def _tail_mask(starts: torch.Tensor, prefix: int, tail: int, dtype: torch.dtype)
     return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
 
 
-def _check_attention(layout: DecoderLayout, batch: TokenBatch) -> None:
+def _check_attention(layout: DecoderLayout) -> None:
     kind = getattr(layout.text_config, "_attn_implementation", None)
     if kind not in (None, "eager", "sdpa"):
         raise ModelError(
-            f"the model's attention is {kind!r}, which takes no mask per row; load it with "
-            "attn_implementation='sdpa' or call model.set_attn_implementation('sdpa')"
-        )
-    window = getattr(layout.text_config, "sliding_window", None)
-    longest = int(batch.lengths.max())
-    if window is not None and longest > window:
-        raise ModelError(
-            f"a prompt of {longest} tokens reaches beyond the model's sliding attention window "
-            f"of {window}; shorten it"
+            f"their attention is {kind!r}, which takes no mask per row, as 'sdpa' does"
         )
 
 
@@ -233,13 +218,6 @@ def _each(value: Any, function: Callable[..., torch.Tensor], index: torch.Tensor
     if isinstance(value, (tuple, list)):
         return tuple(_each(item, function, index) for item in value)
     return function(value, index) if isinstance(value, torch.Tensor) else value
-
-
-def _take(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """Positions of each row: value [rows or 1, width, ...], index [rows, tail]."""
-    index = index.to(value.device)
-    value = value.expand(index.shape[0], *value.shape[1:])
-    return value[torch.arange(index.shape[0], device=value.device)[:, None], index]
 
 
 def _rows(value: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

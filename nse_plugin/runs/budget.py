@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nse_plugin.errors import DataError, ModelError
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 
 _LINE = 2500  # bytes of log, request and frozen answers per request, about
 _SPARE = 1 << 20
@@ -163,7 +163,7 @@ def _attached(model: Any, hparams: Any, n: int, n_all: int, rounds: int) -> _Siz
 def _shape(model: Any) -> tuple[int, int]:
     """d_model and d_ff; the longest side of any matrix where the model's parts are not known."""
     try:
-        layout = DecoderLayout(model)
+        layout = layout_of(model)
         return layout.d_model, layout.d_ff
     except ModelError:
         longest = max(max(p.shape) for p in model.parameters() if p.dim() == 2)

@@ -12,7 +12,7 @@ import transformers
 
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import Hparams
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.requests import EditRequest
 from nse_plugin.statistics.files import model_fingerprint
@@ -42,7 +42,7 @@ def model_identity(model: Any) -> dict[str, Any]:
         if parameter.dim() == 2 and not parameter.is_meta and parameter.element_size() > 1
     }
     try:
-        parts = model_fingerprint(DecoderLayout(model))
+        parts = model_fingerprint(layout_of(model))
     except ModelError:
         parts = "?"
     dtype = str(next(model.parameters()).dtype)

@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import SessionError
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.hooks import own_modes
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.session.attached import Attached
@@ -48,7 +49,7 @@ class EditSession:
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
-        self.layout = DecoderLayout(model)
+        self.layout = layout_of(model)
         self.tokenizer = tokenizer
         self.weights = EditedWeights()
         self.attached = Attached(self.layout)
@@ -103,6 +104,10 @@ class EditSession:
         Raises:
             SessionError: the model was changed, or holds rounds of another kind.
         """
+        with own_modes():
+            yield from self._round(layers, attaches)
+
+    def _round(self, layers: list[int], attaches: str | None) -> Iterator[None]:
         self.check()
         self._refuse_mixture(attaches)
         self.layout.check_layers(layers)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from nse_plugin.locate.values import compute_values
-from nse_plugin.model.layout import DecoderLayout, first_tensor
+from nse_plugin.model.layout import first_tensor
+from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from tests.tiny import some_requests, tiny_hparams, tiny_model
@@ -16,7 +17,7 @@ CONTEXTS = ("The river is closed. ", "I think that you. ")
 
 def plain_value(model, tokenizer, request, hparams):
     """The published recipe, literally: nothing batched over requests, nothing reused."""
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     block = layout.blocks[hparams.layers[-1]]
     texts = [context + request.text for context in ("", *CONTEXTS)]
     ends = [len(context) + request.subject_end for context in ("", *CONTEXTS)]
@@ -81,7 +82,7 @@ def plain_value(model, tokenizer, request, hparams):
 def test_batched_equals_one_at_a_time(any_model, tokenizer):
     hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3)
     requests = some_requests(4)
-    values = compute_values(DecoderLayout(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
+    values = compute_values(layout_of(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
         z, loss, steps = plain_value(any_model, tokenizer, request, hparams)
         assert int(values.steps[i]) == steps
@@ -99,7 +100,7 @@ def test_requests_stop_at_their_own_step(tokenizer):
         ("It is {}", "Lio", "Quill"),
     ]
     requests = [EditRequest(i, *fact) for i, fact in enumerate(facts)]
-    values = compute_values(DecoderLayout(model), tokenizer, requests, CONTEXTS, hparams, nll)
+    values = compute_values(layout_of(model), tokenizer, requests, CONTEXTS, hparams, nll)
     assert len(set(values.steps.tolist())) > 1 and values.steps.min() < 20
     for i, request in enumerate(requests):
         z, _, steps = plain_value(model, tokenizer, request, hparams)
@@ -108,7 +109,7 @@ def test_requests_stop_at_their_own_step(tokenizer):
 
 
 def test_micro_batches_change_nothing(model, tokenizer):
-    layout, requests = DecoderLayout(model), some_requests(6)
+    layout, requests = layout_of(model), some_requests(6)
     whole = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
     cut = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(token_budget=64), nll)
     torch.testing.assert_close(whole.z, cut.z, rtol=1e-4, atol=1e-4)
@@ -116,7 +117,7 @@ def test_micro_batches_change_nothing(model, tokenizer):
 
 
 def test_loss_layer_below_the_last(model, tokenizer):
-    layout, requests = DecoderLayout(model), some_requests(2)
+    layout, requests = layout_of(model), some_requests(2)
     early = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(v_loss_layer=2), nll)
     last = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
     assert not torch.allclose(early.z, last.z)
@@ -127,7 +128,7 @@ def test_model_is_left_as_found(model, tokenizer):
     model.lm_head.weight.requires_grad_(False)
     before = {name: p.clone() for name, p in model.named_parameters()}
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
-    compute_values(DecoderLayout(model), tokenizer, some_requests(2), CONTEXTS, tiny_hparams(), nll)
+    compute_values(layout_of(model), tokenizer, some_requests(2), CONTEXTS, tiny_hparams(), nll)
     assert model.training
     assert wanted == {name: p.requires_grad for name, p in model.named_parameters()}
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

@@ -17,7 +17,7 @@ from nse_plugin.errors import HparamsError, ModelError
 from nse_plugin.hparams import GRACEHparams
 from nse_plugin.methods.grace import edit_round
 from nse_plugin.model.generation import greedy_text
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.session.codebook import SAME, Codebook
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model
@@ -213,7 +213,7 @@ def test_in_half_precision_a_prompt_is_known_again_whatever_it_was_edited_beside
 
 
 def test_what_does_not_fit_is_refused(model, tokenizer):
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     with pytest.raises(ModelError, match="which the model does not have"):
         Codebook(layout, {"module": "model.block[1].weight", "eps": 1.0})
     embedding = {"gpt2": "transformer.wte", "llama": "model.embed_tokens"}[layout.model_type]

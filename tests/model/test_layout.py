@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from nse_plugin.errors import ModelError
-from nse_plugin.model.layout import FAMILIES, DecoderLayout, probe_family
+from nse_plugin.model.families import FAMILIES
+from nse_plugin.model.probe import layout_of, probe_family
 from tests.tiny import UNKNOWN_FAMILIES, tiny_model
 
 
 def test_sizes_and_parts(any_model):
-    layout = DecoderLayout(any_model)
+    layout = layout_of(any_model)
     assert (layout.n_layers, layout.d_model, layout.d_ff) == (4, 32, 48)
     assert layout.max_positions == 64
     name = layout.down_name(2)
@@ -24,7 +27,7 @@ def test_sizes_and_parts(any_model):
 
 
 def test_a_change_of_the_weight_is_one_of_its_output(any_model):
-    layout = DecoderLayout(any_model)
+    layout = layout_of(any_model)
     down = layout.down(1)
     keys = torch.randn(3, layout.d_ff)
     change = torch.randn(layout.d_model, layout.d_ff)
@@ -44,14 +47,15 @@ def test_the_probe_finds_what_the_table_says(any_model):
 def test_unknown_families_are_probed(family):
     model = tiny_model(family)
     assert model.config.model_type not in FAMILIES
-    assert DecoderLayout(model).d_ff == 48
+    assert layout_of(model).d_ff == 48
 
 
 def test_a_structure_that_cannot_be_probed_is_named():
     model = tiny_model("olmo2")
-    model.model.layers[0].mlp.down_proj = nn.Identity()
+    for block in model.model.layers:
+        block.mlp.down_proj = nn.Identity()
     with pytest.raises(ModelError, match="model type 'olmo2' is not known .*probing it failed"):
-        DecoderLayout(model)
+        layout_of(model)
     other = tiny_model("olmo2")
     other.model.norm.forward = lambda hidden: hidden * 2 + 1
     real = other.lm_head.forward
@@ -59,28 +63,29 @@ def test_a_structure_that_cannot_be_probed_is_named():
     other.forward = lambda **kw: type("O", (), {"logits": other.lm_head(
         other.model(**kw).last_hidden_state).tanh()})()  # fmt: skip
     with pytest.raises(ModelError, match=r"logits are not head\(final norm\(last block\)\)"):
-        DecoderLayout(other)
+        layout_of(other)
 
 
 def test_layers_are_checked_by_number():
     model = tiny_model("gpt2")
     with pytest.raises(ModelError, match=r"layers \[4\] do not exist: the model has 4 blocks"):
-        DecoderLayout(model).check_layers([0, 4])
+        layout_of(model).check_layers([0, 4])
 
 
-@pytest.mark.parametrize("family", ["gemma2", "gemma3_text"])
-def test_pull_back_is_the_slope_of_the_post_norm(family):
-    model = tiny_model(family)
-    layout = DecoderLayout(model)
-    norm = layout.blocks[1].post_feedforward_layernorm
-    with torch.no_grad():
-        norm.weight.normal_(0, 0.3)
-        output = torch.randn(2, layout.d_model)
-        wanted = torch.randn(2, layout.d_model) * 1e-3
-        # only a change along the surface of constant length can be reached
-        unit = norm(output) / (1 + norm.weight)
-        inner = wanted / (1 + norm.weight)
-        inner -= unit * (inner * unit).mean(dim=1, keepdim=True)
-        wanted = inner * (1 + norm.weight)
-        got = norm(output + layout.pull_back(1, wanted, output)) - norm(output)
-    torch.testing.assert_close(got, wanted, rtol=0.02, atol=2e-5)
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "llama4_text"])
+def test_experts_are_refused_in_words(family):
+    with pytest.raises(ModelError, match="mixture of experts"):
+        layout_of(tiny_model(family))
+
+
+def test_a_dense_layer_before_the_experts_can_be_edited():
+    layout = layout_of(tiny_model("deepseek_v3"))
+    layout.check_layers([0])
+    with pytest.raises(ModelError, match="layer 1 of .* mixture of experts"):
+        layout.check_layers([0, 1])
+
+
+def test_a_layout_is_made_once_per_model_and_not_copied_with_it(model):
+    assert layout_of(model) is layout_of(model)
+    other = copy.deepcopy(model)
+    assert layout_of(other).model is other

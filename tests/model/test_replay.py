@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from nse_plugin.errors import ModelError
-from nse_plugin.model.layout import DecoderLayout, first_tensor
+from nse_plugin.model.continuation import capture
+from nse_plugin.model.full_pass import FullPass
+from nse_plugin.model.layout import first_tensor
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import TokenBatch
-from nse_plugin.model.replay import Continuation
-from tests.tiny import UNKNOWN_FAMILIES, tiny_model
+from nse_plugin.model.replay import Replay
+from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES, tiny_model
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23, 24]]
 STARTS = [4, 0, 2]
@@ -40,11 +43,14 @@ def test_families_that_are_probed(family):
 
 
 def check_against_full_passes(model, layer):
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     batch = TokenBatch.of(ROWS, "cpu")
-    tails = Continuation.capture(
-        layout, batch, torch.tensor(STARTS), layer=layer, last=layout.n_layers - 1
-    )
+    tails = capture(layout, batch, torch.tensor(STARTS), layer=layer, last=layout.n_layers - 1)
+    assert isinstance(tails, Replay)
+    check_tails(model, layout, tails, layer)
+
+
+def check_tails(model, layout, tails, layer):
     deltas = torch.randn(3, layout.d_model, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         hidden = tails.hidden.clone()
@@ -58,22 +64,47 @@ def check_against_full_passes(model, layer):
     torch.testing.assert_close(some, logits[chosen], atol=2e-4, rtol=2e-4)
 
 
-def test_prompt_beyond_the_sliding_window_is_refused():
+def test_rows_beyond_a_window_get_whole_passes():
     model = tiny_model("mistral", sliding_window=4)
-    batch = TokenBatch.of(ROWS, "cpu")
-    with pytest.raises(ModelError, match="7 tokens .* window of 4"):
-        Continuation.capture(DecoderLayout(model), batch, torch.tensor(STARTS), layer=1, last=3)
+    layout = layout_of(model)
+    tails = capture(layout, TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS), layer=1, last=3)
+    assert isinstance(tails, FullPass)
+    check_tails(model, layout, tails, 1)
 
 
-def test_attention_without_masks_is_refused(model):
+def test_attention_without_masks_gets_whole_passes(model, caplog):
+    layout = layout_of(model)
     model.config._attn_implementation = "flash_attention_2"
-    batch = TokenBatch.of(ROWS, "cpu")
     with pytest.raises(ModelError, match="attention is 'flash_attention_2'.*'sdpa'"):
-        Continuation.capture(DecoderLayout(model), batch, torch.tensor(STARTS), layer=1, last=3)
+        Replay.capture(layout, TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS), layer=1, last=3)
 
 
-def test_arguments_that_cannot_be_cut_are_named(model, monkeypatch):
-    block, real = DecoderLayout(model).blocks[2], DecoderLayout(model).blocks[2].forward
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, *UNKNOWN_FAMILIES])
+def test_whole_passes_give_the_same(family):
+    model = tiny_model(family)
+    layout = layout_of(model)
+    batch, starts = TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS)
+    tails = FullPass.capture(layout, batch, starts, layer=1, last=3)
+    check_tails(model, layout, tails, 1)
+    shorter = tails.up_to(1)
+    again = FullPass.capture(layout, batch, starts, layer=2, last=3)
+    torch.testing.assert_close(shorter.run(tails.hidden), again.hidden, atol=2e-4, rtol=2e-4)
+
+
+def test_gradients_reach_the_hidden_states_through_whole_passes(model):
+    layout = layout_of(model)
+    batch, starts = TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS)
+    gradients = []
+    for kind in (FullPass, Replay):
+        tails = kind.capture(layout, batch, starts, layer=1, last=3)
+        hidden = tails.hidden.clone().requires_grad_(True)
+        tails.run(hidden)[:, 0].square().sum().backward()
+        gradients.append(hidden.grad[:, 0])
+    torch.testing.assert_close(*gradients, atol=1e-3, rtol=1e-3)
+
+
+def test_arguments_that_cannot_be_cut_give_whole_passes_and_one_warning(model, monkeypatch, caplog):
+    block, real = layout_of(model).blocks[2], layout_of(model).blocks[2].forward
 
     def forward(hidden_states, *args, gate=None, **kwargs):
         return real(hidden_states, *args, **kwargs)
@@ -83,6 +114,20 @@ def test_arguments_that_cannot_be_cut_are_named(model, monkeypatch):
 
     monkeypatch.setattr(block, "forward", forward)
     block.register_forward_pre_hook(call, with_kwargs=True)
-    batch = TokenBatch.of(ROWS, "cpu")
-    with pytest.raises(ModelError, match="take .*gate, which nse_plugin"):
-        Continuation.capture(DecoderLayout(model), batch, torch.tensor(STARTS), layer=1, last=3)
+    for _ in range(2):
+        tails = capture(
+            layout_of(model), TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS), layer=1, last=3
+        )
+        assert isinstance(tails, FullPass)
+    warnings = [record for record in caplog.records if "cannot be replayed" in record.message]
+    assert len(warnings) == 1 and "gate" in warnings[0].message
+
+
+def test_a_replay_that_differs_is_not_used(model, monkeypatch, caplog):
+    real = Replay.run
+    monkeypatch.setattr(Replay, "run", lambda self, hidden: real(self, hidden) * 1.01)
+    tails = capture(
+        layout_of(model), TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS), layer=1, last=3
+    )
+    assert isinstance(tails, FullPass)
+    assert "relative difference" in caplog.text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nse_plugin.locate.values import compute_values
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.token_table import Spread, TokenTable
 from tests.tiny import some_requests, tiny_hparams, tiny_model
@@ -41,7 +41,7 @@ def test_an_edit_is_watched_from_its_first_to_its_last_step(tokenizer, token_bud
     """With micro-batches too: owners are places in the round, whatever is optimised together."""
     model, requests = tiny_model("gpt2"), some_requests(4)
     hparams = tiny_hparams(token_budget=token_budget, v_weight_decay=0.0, kl_factor=0.0)
-    layout, table = DecoderLayout(model), TokenTable()
+    layout, table = layout_of(model), TokenTable()
     arguments = (layout, tokenizer, requests, CONTEXTS, hparams, nll)
     values = compute_values(*arguments, trace=table)
     assert torch.equal(values.z, compute_values(*arguments).z)  # watching changes nothing

@@ -12,7 +12,7 @@ import torch
 
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives.nll import nll
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 
@@ -30,7 +30,7 @@ def test_stored_values(family, case):
 def test_live_values(family, case, host_compute_z):
     fixture = Fixture.of(family)
     model, tokenizer = fixture.model(), fixture.tokenizer()
-    templates = DecoderLayout(model).templates()
+    templates = layout_of(model).templates()
     if family == "gpt2":
         templates["lm_head_module"] = "transformer.wte"  # EasyEdit finds no tied head by its name
     settings = SimpleNamespace(
@@ -62,7 +62,7 @@ def ours(family: str, case: str) -> Values:
     hparams = NSEHparams(alg_name="NSE", model_name="parity", **CASE["cases"][case])
     requests = as_requests(CASE["requests"][case])
     model, tokenizer = fixture.model(), fixture.tokenizer()
-    return compute_values(DecoderLayout(model), tokenizer, requests, contexts(), hparams, nll)
+    return compute_values(layout_of(model), tokenizer, requests, contexts(), hparams, nll)
 
 
 def check(values: Values, expected: torch.Tensor) -> None:

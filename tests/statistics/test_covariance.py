@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 from nse_plugin.errors import MissingPackageError, ModelError, StatisticsError
-from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.probe import layout_of
 from nse_plugin.statistics import covariance, text_sources
 from nse_plugin.statistics.covariance import SecondMoment, second_moments, write_npz
 from nse_plugin.statistics.files import StatisticsFiles, model_fingerprint
@@ -52,7 +52,7 @@ def text(tmp_path) -> str:
 
 @pytest.fixture
 def layout(model):
-    return DecoderLayout(model)  # `model` stays alive with the test
+    return layout_of(model)  # `model` stays alive with the test
 
 
 def compute(layout, text, folder, **changes) -> dict[int, SecondMoment]:
@@ -98,7 +98,7 @@ def test_equals_a_loop_in_float64(layout, text, tmp_path):
 
 
 def test_every_family(any_model, text, tmp_path):
-    layout = DecoderLayout(any_model)
+    layout = layout_of(any_model)
     (moment,) = compute(layout, text, tmp_path, layers=[2], n_samples=2, max_length=9).values()
     assert moment.mean.shape == (layout.d_ff, layout.d_ff)
     assert moment.count <= 18 and moment.mean.diagonal().min() >= 0
@@ -108,7 +108,7 @@ def test_every_family(any_model, text, tmp_path):
 @given(budget=st.integers(1, 600), side=st.sampled_from(["left", "right"]))
 def test_neither_batches_nor_padding_side_matter(tmp_path_factory, budget, side):
     model = tiny_model("llama")
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     text = tmp_path_factory.mktemp("text") / "general.txt"
     text.write_text("\n".join(LINES), encoding="utf-8")
     tokenizer = copy.deepcopy(tiny_tokenizer())
@@ -126,7 +126,7 @@ def test_neither_batches_nor_padding_side_matter(tmp_path_factory, budget, side)
 
 def test_bfloat16_features_are_summed_in_float32(text, tmp_path):
     model = tiny_model("llama", dtype=torch.bfloat16)
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     rows = [tiny_tokenizer()(line)["input_ids"][:64] for line in LINES if line.strip()]
     moment = compute(layout, text, tmp_path, token_budget=1)[1]  # batches of one: same rounding
     mean, _ = brute_force(layout, 1, rows)
@@ -209,7 +209,7 @@ def test_resumed_equals_uninterrupted(layout, text, tmp_path, monkeypatch, how, 
 
 def test_interrupted_at_every_batch(text, tmp_path):
     model = tiny_model("gpt2")
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     whole = compute(layout, text, tmp_path / "a", token_budget=1)
     for number in range(1, 20):  # noqa: B007
         try:
@@ -283,14 +283,14 @@ def test_other_model_text_and_settings(layout, text, tmp_path):
     path = files_of(layout, text, tmp_path).path(1)
     family = layout.model_type
     other = tiny_model(family, seed=1)
-    refused(DecoderLayout(other), text, tmp_path, path, "another model", "fingerprint")
+    refused(layout_of(other), text, tmp_path, path, "another model", "fingerprint")
     wide = tiny_model(family, intermediate_size=56, n_inner=56)
-    refused(DecoderLayout(wide), text, tmp_path, path, "another model")
+    refused(layout_of(wide), text, tmp_path, path, "another model")
     edited = tiny_model(family)
     with torch.no_grad():
-        DecoderLayout(edited).down(3).weight.mul_(1.05)
+        layout_of(edited).down(3).weight.mul_(1.05)
     before = compute(layout, text, tmp_path)[1]
-    of_edited = compute(DecoderLayout(edited), text, tmp_path)[1]  # the original's statistics
+    of_edited = compute(layout_of(edited), text, tmp_path)[1]  # the original's statistics
     assert torch.equal(of_edited.mean, before.mean)
     Path(text).write_text("Other text.\n", encoding="utf-8")
     refused(layout, text, tmp_path, path, "text file")
@@ -306,7 +306,7 @@ def test_another_layers_file_under_this_name(layout, text, tmp_path):
 
 
 def test_fingerprint_is_that_of_the_model_in_bfloat16(model):
-    layout = DecoderLayout(model)
+    layout = layout_of(model)
     before = model_fingerprint(layout)
     model.bfloat16()
     assert model_fingerprint(layout) == before

@@ -1,0 +1,94 @@
+"""Run the blocks above a layer again and again, from one position per row on.
+
+Optimising an activation h at (layer, position) changes nothing below the layer and, in a causal
+decoder, nothing left of the position.  :class:`~nse_plugin.model.replay.Replay` makes use of that
+and reaches into what transformers hands from block to block, which changes between versions and
+families.  So the first replay of a model is compared with a whole pass; where they differ, or the
+blocks cannot be called like this, :class:`~nse_plugin.model.full_pass.FullPass` does the work.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from typing import Protocol
+
+import torch
+
+from nse_plugin.model.full_pass import FullPass
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.prompts import TokenBatch
+from nse_plugin.model.replay import Replay
+
+log = logging.getLogger(__name__)
+
+
+class Continuation(Protocol):
+    """The tails of some rows of tokens, ready to be run through the blocks above a layer."""
+
+    @property
+    def hidden(self) -> torch.Tensor:
+        """[rows, tail, d_model], output of the layer from each row's start on; padded right."""
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Blocks layer+1..last on hidden states [rows, tail, d_model]; differentiable."""
+
+    def select(self, rows: torch.Tensor) -> Continuation:
+        """The same with some of the rows only; rows: [kept], indices."""
+
+    def up_to(self, n_blocks: int) -> Continuation:
+        """The same through the first blocks only."""
+
+
+_CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, bool] = weakref.WeakKeyDictionary()
+"""Whether a model's blocks can be replayed, once it has been tried."""
+
+
+def capture(
+    layout: DecoderLayout, batch: TokenBatch, starts: torch.Tensor, *, layer: int, last: int
+) -> Continuation:
+    """Run the decoder once over whole rows and keep what is needed to continue from ``starts``.
+
+    Args:
+        starts: [rows], first position that a run computes.
+        layer: block whose output is replaced in each run.
+        last: block whose output a run returns.
+    """
+    known, beyond = _CAN_REPLAY.get(layout), _beyond_a_window(layout, batch)
+    if known and not beyond:
+        return Replay.capture(layout, batch, starts, layer=layer, last=last)
+    full = FullPass.capture(layout, batch, starts, layer=layer, last=last)
+    if beyond or known is False:
+        return full
+    try:
+        replay = Replay.capture(layout, batch, starts, layer=layer, last=last)
+        why = _difference(replay, full)
+    except Exception as error:  # whatever a block raises when it is called in an unknown way
+        why = f"{type(error).__name__}: {error}"
+    _CAN_REPLAY[layout] = not why
+    if why:
+        log.warning(
+            "the blocks of model type %r cannot be replayed (%s); values are optimised with whole "
+            "forward passes, which is slower and gives the same",
+            layout.model_type,
+            why,
+        )
+        return full
+    return replay
+
+
+@torch.no_grad()
+def _difference(replay: Replay, full: FullPass) -> str:
+    """How the replay of what was captured differs from a whole pass; empty where it does not."""
+    got, expected = replay.run(replay.hidden).float(), full.run(full.hidden).float()
+    real = torch.arange(got.shape[1], device=got.device) < full.lengths[:, None].to(got.device)
+    error = (got - expected)[real].norm() / expected[real].norm()
+    coarse = replay.hidden.dtype in (torch.bfloat16, torch.float16)
+    return "" if error < (3e-2 if coarse else 1e-3) else f"relative difference {float(error):.2g}"
+
+
+def _beyond_a_window(layout: DecoderLayout, batch: TokenBatch) -> bool:
+    """Whether a row is longer than a window or chunk that the model's attention may have."""
+    config, longest = layout.text_config, int(batch.lengths.max())
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return any(isinstance(window, int) and longest > window for window in windows)

@@ -1,0 +1,102 @@
+"""Continue rows of tokens by whole forward passes, in which one layer's output is replaced.
+
+The same numbers as :mod:`nse_plugin.model.replay`, slower, for any decoder whose blocks return
+hidden states.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nse_plugin.model.hooks import StopPass, take_positions
+from nse_plugin.model.layout import DecoderLayout, first_tensor
+from nse_plugin.model.prompts import TokenBatch
+
+
+@dataclass(frozen=True)
+class FullPass:
+    """Continues by whole forward passes, in which the layer's output is replaced."""
+
+    hidden: torch.Tensor
+    lengths: torch.Tensor
+    """[rows], tokens of each row's tail."""
+    _layout: DecoderLayout
+    _batch: TokenBatch
+    _starts: torch.Tensor
+    _layer: int
+    _last: int
+
+    @classmethod
+    @torch.no_grad()
+    def capture(
+        cls,
+        layout: DecoderLayout,
+        batch: TokenBatch,
+        starts: torch.Tensor,
+        *,
+        layer: int,
+        last: int,
+    ) -> FullPass:
+        """Run the decoder up to the layer; arguments as :func:`capture`."""
+        lengths = batch.lengths - starts
+        empty = cls(torch.empty(0), lengths, layout, batch, starts, layer, layer)
+        hidden = empty._forward(None)
+        return replace(empty, hidden=hidden, _last=last)
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Blocks layer+1..last on hidden states [rows, tail, d_model]; differentiable."""
+        return hidden if self._last == self._layer else self._forward(hidden)
+
+    def select(self, rows: torch.Tensor) -> FullPass:
+        """The same with some of the rows only, no wider than they need; rows: [kept], indices."""
+        batch, lengths = self._batch, self.lengths[rows.to(self.lengths.device)]
+        whole = batch.lengths[rows.to(batch.lengths.device)]
+        width, tail = int(whole.max()), int(lengths.max())
+        return replace(
+            self,
+            hidden=self.hidden[rows.to(self.hidden.device)][:, :tail],
+            lengths=lengths,
+            _batch=TokenBatch(
+                batch.input_ids[rows.to(batch.input_ids.device)][:, :width],
+                batch.attention_mask[rows.to(batch.attention_mask.device)][:, :width],
+                whole,
+            ),
+            _starts=self._starts[rows.to(self._starts.device)],
+        )
+
+    def up_to(self, n_blocks: int) -> FullPass:
+        """The same through the first blocks only."""
+        return replace(self, _last=self._layer + n_blocks)
+
+    def _forward(self, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Tails [rows, tail, d_model] of the last block's output."""
+        steps = torch.arange(int(self.lengths.max()), device=self._starts.device)
+        index = (self._starts[:, None] + steps).clamp(max=self._batch.input_ids.shape[1] - 1)
+        real = steps < self.lengths[:, None]  # [rows, tail]
+        found: list[torch.Tensor] = []
+
+        def put_in(_module: Any, _args: Any, output: Any) -> Any:
+            whole = first_tensor(output)
+            row, step = real.nonzero(as_tuple=True)
+            place = (row.to(whole.device), index[row, step].to(whole.device))
+            tails = hidden[row.to(hidden.device), step.to(hidden.device)]  # type: ignore[index,union-attr]
+            whole = whole.index_put(place, tails.to(whole.device, whole.dtype))
+            return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+        def read(_module: Any, _args: Any, output: Any) -> None:
+            found.append(take_positions(first_tensor(output), index))
+            raise StopPass
+
+        with ExitStack() as hooks:
+            if hidden is not None:
+                z_block = self._layout.blocks[self._layer]
+                hooks.callback(z_block.register_forward_hook(put_in).remove)
+            last_block = self._layout.blocks[self._last]
+            hooks.callback(last_block.register_forward_hook(read).remove)
+            with suppress(StopPass):
+                self._layout.body(**self._batch.model_inputs(), use_cache=False)
+        return found[0]

@@ -1,0 +1,208 @@
+"""How a down-projection's output reaches the residual stream, measured and not assumed.
+
+In a Llama block the output is added as it is.  Granite scales it; Gemma 2 and 3, OLMo 2 and 3,
+GLM-4 and EXAONE 4 normalise it first; a mixture of experts or a gated stream does neither.  A
+method that writes "what is missing in the residual stream" into the down-projection has to know,
+so each layer is measured before it is edited (:func:`measure_path`).
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.errors import ModelError
+from nse_plugin.model.hooks import StopPass, quiet
+from nse_plugin.model.layout import DecoderLayout, first_tensor
+
+_SMALLEST_GAIN = 1e-3
+
+
+@dataclass(frozen=True)
+class ResidualPath:
+    """What a block adds to the residual stream for an output of its down-projection.
+
+    It is ``scale * norm(output)``, or ``scale * output`` where there is no norm in between.
+    """
+
+    scale: float = 1.0
+    norm: nn.Module | None = None
+
+    @torch.no_grad()
+    def __call__(self, output: torch.Tensor) -> torch.Tensor:
+        """What is added: [n, d_model] float32, for outputs [n, d_model] of the down-projection."""
+        if self.norm is None:
+            return output if self.scale == 1 else self.scale * output
+        return self.scale * _apply(self.norm, output)
+
+    @torch.no_grad()
+    def pull_back(self, residual: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """What the down-projection has to add for the residual stream to gain a residual.
+
+        After a norm only the direction of the output counts.  The output is turned to the
+        direction that the norm maps nearest to the wanted sum, and keeps its length; what a norm
+        cannot give at any input shows as residual left.
+
+        Args:
+            residual: [n, d_model], wanted in the residual stream.
+            output: [n, d_model], what the down-projection gives now.
+        """
+        if self.norm is None:
+            return residual if self.scale == 1 else residual / self.scale
+        output = output.to(residual.device)
+        gain, bias, centres = _affine(self.norm, output[:1])
+        wanted = (self(output) + residual) / self.scale
+        unit = (wanted - bias) / gain
+        now = output
+        if centres:
+            unit = unit - unit.mean(dim=1, keepdim=True)
+            now = output - output.mean(dim=1, keepdim=True)
+        length = now.norm(dim=1, keepdim=True) / unit.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        return length * unit - now
+
+
+def _apply(norm: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    weight = next(norm.parameters(), None)
+    if weight is None:
+        return norm(rows)
+    return norm(rows.to(weight.device, weight.dtype)).to(rows.device).float()
+
+
+def _affine(norm: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
+    """Gain and bias [1, d_model] of a norm, and whether it subtracts the mean."""
+    signs = torch.ones_like(like)
+    signs[:, 1::2] = -1  # root mean square 1, mean 0
+    bias = _apply(norm, torch.zeros_like(like))
+    gain = (_apply(norm, signs) - bias) * signs
+    gain = torch.where(gain.abs() < _SMALLEST_GAIN, torch.full_like(gain, _SMALLEST_GAIN), gain)
+    shifted = _apply(norm, signs + 1)
+    centres = bool((shifted - bias - gain * signs).norm() < 0.1 * gain.norm())
+    return gain, bias, centres
+
+
+_PATHS: weakref.WeakKeyDictionary[DecoderLayout, dict[int, ResidualPath]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def path_of(layout: DecoderLayout, layer: int) -> ResidualPath:
+    """The path of a layer, measured when it is first asked for.
+
+    Raises:
+        ModelError: as :func:`measure_path`.
+    """
+    paths = _PATHS.setdefault(layout, {})
+    if layer not in paths:
+        paths[layer] = measure_path(layout, layer)
+    return paths[layer]
+
+
+@torch.no_grad()
+def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
+    """Add known changes to a layer's down-projection output and see what the block makes of them.
+
+    Raises:
+        ModelError: the block does with the output something that is neither a factor nor a norm.
+    """
+    down = layout.down(layer)
+    generator = torch.Generator().manual_seed(layer)
+    with quiet(layout.model):
+        before = _Observed.of(layout, layer, lambda output: output)
+        size = before.stream.norm() / before.stream.numel() ** 0.5
+        changes, effects = [], []
+        for _ in range(2):
+            drawn = torch.randn(before.output.shape, generator=generator)
+            change = (size * drawn.to(before.output.device)).to(before.output.dtype)
+            after = _Observed.of(layout, layer, lambda output, change=change: output + change)  # type: ignore[misc]
+            changes.append((after.output - before.output).float())
+            effects.append((after.stream - before.stream).float().view_as(changes[-1]))
+    tolerance = 2e-3 if down.weight.dtype in (torch.float32, torch.float64) else 5e-2
+    scale = _common_factor(changes, effects, tolerance)
+    if scale is not None:
+        return ResidualPath(scale)
+    for norm in before.norms:
+        now = _apply(norm, before.output.float())
+        through = [_apply(norm, before.output.float() + change) - now for change in changes]
+        scale = _common_factor(through, effects, tolerance)
+        if scale is not None:
+            return ResidualPath(scale, norm)
+    raise ModelError(
+        f"layer {layer} of model type {layout.model_type!r} does with the output of "
+        f"{layout.family.down} something that is neither a factor nor a norm, so no value can be "
+        "written there; edit other layers, or use FT, LoRA or GRACE"
+    )
+
+
+def _common_factor(
+    changes: list[torch.Tensor], effects: list[torch.Tensor], tolerance: float
+) -> float | None:
+    """c where effect = c * change for all of them, else None; 1 exactly where it is nearly 1."""
+    change, effect = torch.cat(changes).flatten(), torch.cat(effects).flatten()
+    scale = float((change @ effect) / (change @ change).clamp(min=1e-30))
+    if not scale or (effect - scale * change).norm() > tolerance * effect.norm():
+        return None
+    return 1.0 if abs(scale - 1) <= tolerance else scale
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """One pass through a block."""
+
+    output: torch.Tensor
+    """What the down-projection gave, in whatever shape the block uses."""
+    stream: torch.Tensor
+    """[1, tokens, d_model], what the block gave."""
+    norms: tuple[nn.Module, ...]
+    """Modules of the block that were given the down-projection's output."""
+
+    @classmethod
+    def of(
+        cls,
+        layout: DecoderLayout,
+        layer: int,
+        alter: Callable[[torch.Tensor], torch.Tensor],
+    ) -> _Observed:
+        block, down = layout.blocks[layer], layout.down(layer)
+        seen: dict[str, torch.Tensor] = {}
+        norms: list[nn.Module] = []
+
+        def at_down(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+            seen["output"] = alter(output)
+            return seen["output"]
+
+        def at_norm(module: nn.Module, args: tuple[Any, ...]) -> None:
+            given = args[0] if args else None
+            output = seen.get("output")
+            if (
+                isinstance(given, torch.Tensor)
+                and output is not None
+                and given.numel() == output.numel()
+                and torch.equal(given.reshape(output.shape), output)
+            ):
+                norms.append(module)
+
+        def at_end(_module: Any, _args: Any, output: Any) -> None:
+            seen["stream"] = first_tensor(output)
+            raise StopPass
+
+        with ExitStack() as hooks:
+            hooks.callback(down.register_forward_hook(at_down).remove)
+            for module in block.modules():
+                if "norm" in type(module).__name__.lower():
+                    hooks.callback(module.register_forward_pre_hook(at_norm).remove)
+            hooks.callback(block.register_forward_hook(at_end).remove)
+            ids = torch.arange(1, 7, device=layout.input_device)[None]
+            with suppress(StopPass):
+                layout.body(input_ids=ids, use_cache=False)
+        if seen.keys() != {"output", "stream"}:
+            raise ModelError(
+                f"layer {layer} of model type {layout.model_type!r} does not use "
+                f"{layout.family.down} for an ordinary token, so it cannot be edited there"
+            )
+        return cls(seen["output"], seen["stream"], tuple(norms))
