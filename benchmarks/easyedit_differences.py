@@ -30,7 +30,7 @@ from nse_plugin.compare.pool import Bench  # noqa: E402
 from nse_plugin.compare.specs import parse_method  # noqa: E402
 from nse_plugin.data.streams import read_data  # noqa: E402
 from nse_plugin.model.answers import score_answers  # noqa: E402
-from nse_plugin.runs.engines import Engine, engine_of  # noqa: E402
+from nse_plugin.runs.backends import Backend, backend_of  # noqa: E402
 from nse_plugin.session.session import EditSession  # noqa: E402
 
 MODULES = {
@@ -47,19 +47,20 @@ def cell_of(entry: str, options: argparse.Namespace) -> Cell:
     return Cell(parse_method(entry), ModelSpec.parse(options.model), 0, settings)
 
 
-def edit(engine: Engine, requests: list[Any], rounds: int) -> dict[str, torch.Tensor]:
+def edit(backend: Backend, requests: list[Any], rounds: int) -> dict[str, torch.Tensor]:
     """Write all rounds; the weights that changed."""
     size = -(-len(requests) // rounds)
     for number, first in enumerate(range(0, len(requests), size), start=1):
-        engine.edit(requests[first : first + size], number)
-    return {name: engine.model.get_parameter(name).detach().clone() for name in engine.originals()}
+        backend.edit(requests[first : first + size], number)
+    model = backend.model
+    return {name: model.get_parameter(name).detach().clone() for name in backend.originals()}
 
 
-def scores(engine: Engine, requests: list[Any]) -> str:
+def scores(backend: Backend, requests: list[Any]) -> str:
     """Efficacy and paraphrase, as words."""
 
     def share(pairs: list[tuple[str, str]]) -> str:
-        exact = score_answers(engine.model, engine.tokenizer, *zip(*pairs)).exact
+        exact = score_answers(backend.model, backend.tokenizer, *zip(*pairs)).exact
         return f"{sum(exact) / len(exact):.1%}"
 
     asked = [(r.text, r.target_new) for r in requests]
@@ -73,18 +74,18 @@ def same_contexts(options: argparse.Namespace, requests: list[Any]) -> None:
     bench = Bench()
     with bench.lend(recipe(ours).hparams) as (model, tokenizer):
         hparams = recipe(ours).hparams
-        engine = engine_of(EditSession.of(model, tokenizer), hparams)
-        contexts = [f"{text}{{}}" for text in engine.prepare(None)]
-        got = edit(engine, requests, options.rounds)
-        originals = {name: t.clone() for name, t in engine.originals().items()}
-        print(f"{options.method}-plugin: {scores(engine, requests)}")
+        backend = backend_of(EditSession.of(model, tokenizer), hparams)
+        contexts = [f"{text}{{}}" for text in backend.prepare(None)]
+        got = edit(backend, requests, options.rounds)
+        originals = {name: t.clone() for name, t in backend.originals().items()}
+        print(f"{options.method}-plugin: {scores(backend, requests)}")
     with bench.lend(recipe(theirs).hparams) as (model, tokenizer):
         editor, _ = subject(recipe(theirs), model, tokenizer)
         templates = ["{}", *contexts] if options.method == "ROME" else [["{}"], contexts]
         importlib.import_module(MODULES[options.method]).CONTEXT_TEMPLATES_CACHE = templates
-        engine = engine_of(editor)
-        expected = edit(engine, requests, options.rounds)
-        print(f"{options.method}: {scores(engine, requests)}")
+        backend = backend_of(editor)
+        expected = edit(backend, requests, options.rounds)
+        print(f"{options.method}: {scores(backend, requests)}")
     for name, tensor in expected.items():
         written = (tensor - originals[name]).norm()
         print(f"{name}: difference {float((got[name] - tensor).norm() / written):.1e} of the write")
@@ -95,9 +96,9 @@ def asked_at_its_own_token(options: argparse.Namespace, requests: list[Any]) -> 
     cell = cell_of("GRACE", options)
     with Bench().lend(recipe(cell).hparams) as (model, tokenizer):
         editor, _ = subject(recipe(cell), model, tokenizer)
-        engine = engine_of(editor)
-        edit(engine, requests, options.rounds)
-        print(f"GRACE, as the last edit left it: {scores(engine, requests)}")
+        backend = backend_of(editor)
+        edit(backend, requests, options.rounds)
+        print(f"GRACE, as the last edit left it: {scores(backend, requests)}")
         adapter = next(m for m in model.modules() if type(m).__name__ == "GRACEAdapter")
         found = []
         for request in requests:

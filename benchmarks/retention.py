@@ -49,7 +49,7 @@ def end_scores(results: dict[tuple[str, int], tuple[RunResult, float]]) -> str:
         "|---" * 13 + "|",
     ]  # fmt: skip
     for (model, rounds), (result, seconds) in results.items():
-        point = result.final["checkpoint"]
+        point = result.final["measurement"]
         scores, text = point["all"], point["generation"]
         before = read_manifest(result)["base"]["perplexity"]
         cells = [

@@ -10,10 +10,10 @@ import logging
 import os
 import stat
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -21,6 +21,8 @@ from safetensors import SafetensorError
 from nse_plugin.errors import DataError, MissingPackageError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
@@ -82,7 +84,7 @@ def read_json(path: Path, way_out: str = "restore the file") -> dict[str, Any]:
     return _json_object(content, str(path), way_out)
 
 
-class JsonLines:
+class JsonLines(Generic[T]):
     """The objects of a JSON lines file, of which only the places stay in memory.
 
     A line is read from disk whenever it is asked for, so a file of many lines costs 8 bytes for
@@ -90,17 +92,26 @@ class JsonLines:
 
     Args:
         writable: for appending; a last line without its end is cut off the file.
-        way_out: what to do about a damaged file, for the message of the error.
+        way_out: what to do where the file cannot be read or written, for the message of the error.
+        if_damaged: what to do where a line is damaged.
+        check: looks at each object read; it is given a name for it too, for its errors.
 
     Raises:
         DataError: a line is damaged, or the file cannot be read.
     """
 
     def __init__(
-        self, path: Path, *, writable: bool = False, way_out: str = "restore the file"
+        self,
+        path: Path,
+        *,
+        writable: bool = False,
+        way_out: str = "free space or mend the rights",
+        if_damaged: str = "restore the file from a copy",
+        check: Callable[[dict[str, Any], str], None] | None = None,
     ) -> None:
         self.path = path
-        self._writable, self._way_out = writable, way_out
+        self._writable, self._check = writable, check
+        self._way_out, self._if_damaged = way_out, if_damaged
         self._ends = array("q", [0])  # where each line ends, in bytes; the first starts at 0
         if path.exists():
             self._find_lines()
@@ -108,17 +119,17 @@ class JsonLines:
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> T:
         index = range(len(self))[index]
         start, end = self._ends[index], self._ends[index + 1]
         with explained(self.path, self._way_out), self.path.open("rb") as file:
             file.seek(start)
             return self._parsed(file.read(end - start), index + 1)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[T]:
         return (self[index] for index in range(len(self)))
 
-    def append(self, value: Mapping[str, Any]) -> None:
+    def append(self, value: T) -> None:
         """Add a line and flush it to the disk."""
         line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
         with explained(self.path, self._way_out), self.path.open("ab") as file:
@@ -149,8 +160,12 @@ class JsonLines:
             log.warning("%s: an incomplete last line was dropped", self.path)
             self.keep(len(self))
 
-    def _parsed(self, line: bytes, number: int) -> dict[str, Any]:
-        return _json_object(line, f"line {number} of {self.path}", self._way_out)
+    def _parsed(self, line: bytes, number: int) -> T:
+        what = f"line {number} of {self.path}"
+        found = _json_object(line, what, self._if_damaged)
+        if self._check is not None:
+            self._check(found, what)
+        return cast(T, found)
 
 
 def _json_object(content: bytes, what: str, way_out: str) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def run(
 
         result = run_rounds(settings, show)
     final = result.final
-    scores = (final["checkpoint"] or {}).get("all") or {}
+    assert final is not None  # only max_rounds pauses a run
+    scores = (final["measurement"] or {}).get("all") or {}
     shown = [
         f"{name} {scores[name]:.1%}"
         for name in ("efficacy", "paraphrase", "portability", "locality")

@@ -193,11 +193,12 @@ def _prepare(edited: Any, made: Recipe) -> float:
 def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
     """The cell's result without times, from the run's files."""
     final = result.final
-    checkpoint = final["checkpoint"] or {}
+    assert final is not None  # no cell is paused
+    measurement = final["measurement"] or {}
     stop = final["stop"]
     run_info: RunInfo = {
         **_run_info(cell),
-        "status": result.status,  # type: ignore[typeddict-item]
+        "status": "complete" if cell.untouched else result.status,  # type: ignore[typeddict-item]
         "error": None if stop is None else f"{stop['rule']}: {stop['value']}",
         "rounds": final["rounds"],
         "edits": final["edits"],
@@ -207,8 +208,8 @@ def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
         "run_info": run_info,
         "method_info": _method_info(cell, made),
         "meta_info": meta_info(cell.settings.threads),
-        "scores": _scores(checkpoint),
-        "each": checkpoint.get("each") or [],
+        "scores": _scores(measurement),
+        "each": measurement.get("each") or [],
         "points": list(_points(result)),
         "retention": {name: _retention(result, name) for name in _RETAINED},
         "seconds": None,
@@ -243,16 +244,16 @@ def _method_info(cell: Cell, made: Recipe | None) -> MethodInfo:
     }
 
 
-def _scores(checkpoint: Mapping[str, Any]) -> dict[str, float | None]:
+def _scores(measurement: Mapping[str, Any]) -> dict[str, float | None]:
     """Names and values of everything measured of the model after the last round."""
-    scores = {name: value for name, value in (checkpoint.get("all") or {}).items() if name != "n"}
-    first = next(iter(checkpoint.get("retention") or []), None)
+    scores = {name: value for name, value in (measurement.get("all") or {}).items() if name != "n"}
+    first = next(iter(measurement.get("retention") or []), None)
     scores["retention_first"] = None if first is None else first["efficacy"]
-    generation = checkpoint.get("generation") or {}
+    generation = measurement.get("generation") or {}
     for name in ("exact", "contains", "natural_stop"):
         scores[f"free_{name}"] = generation.get(name)
     for name in ("perplexity", "fluency"):
-        scores[name] = checkpoint.get(name)
+        scores[name] = measurement.get(name)
     return scores
 
 
@@ -265,7 +266,7 @@ def _points(result: RunResult) -> Iterator[RoundPoint]:
             "round": line["round"],
             "edits": edits,
             "scores": None if measured is None else {name: measured[name] for name in SCORES},
-            "all": None if line["checkpoint"] is None else _scores(line["checkpoint"]),
+            "all": None if line["measurement"] is None else _scores(line["measurement"]),
         }
 
 

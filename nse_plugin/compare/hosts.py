@@ -20,7 +20,7 @@ from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.probe import layout_of
-from nse_plugin.runs.directory import differences
+from nse_plugin.runs.differences import differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.session.session import EditSession
 

@@ -9,7 +9,7 @@ import platform
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,7 +30,10 @@ def meta_info(threads: int) -> MetaInfo:
     host = hosting.host()
     found = find() if host == "easyedit" else None
     return {
-        "versions": {**versions(), **_installed("numpy", "peft", "tokenizers")},
+        "versions": {
+            **cast("dict[str, str]", versions()),
+            **_installed("numpy", "peft", "tokenizers"),
+        },
         "commits": {
             "nse_plugin": git_commit(Path(__file__).parents[2]),
             "EasyEdit": None if found is None else found.commit,

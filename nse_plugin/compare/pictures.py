@@ -22,7 +22,7 @@ OVER_EDITS = {"efficacy": "efficacy of all edits so far", "locality": "locality 
 
 
 def over_edits(result: ComparisonResult, model: str, score: str) -> Picture | None:
-    """A line per method: a score of all edits so far, at each checkpoint."""
+    """A line per method: a score of all edits so far, each time they were measured."""
     table = over_edits_table(result, model, score)
     if table.empty:
         return None

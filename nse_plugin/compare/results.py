@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 from nse_plugin.errors import DataError
 
 SCHEMA = 1
-Status = Literal["complete", "collapsed", "stopped", "failed"]
+Status = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
 _MACHINE = ("seconds", "memory", "meta_info")
 
 
@@ -100,7 +100,7 @@ class RoundPoint(TypedDict):
     scores: dict[str, float | None] | None
     """Of this round's edits, right after it."""
     all: dict[str, float | None] | None
-    """Of all edits so far, where a checkpoint was due."""
+    """Of all edits so far, where a measurement was due."""
 
 
 class CellResult(TypedDict):

@@ -14,13 +14,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.compare.specs import UNTOUCHED
-from nse_plugin.files import write_whole
+from nse_plugin.files import checksum, write_whole
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.ledger_files import round_path
+from nse_plugin.session.ledger_files import Saved, round_path
+from nse_plugin.session.records import Written
 
 
 class NoEdits:
-    """An engine of :mod:`nse_plugin.runs.engines` whose rounds change nothing."""
+    """A backend of :mod:`nse_plugin.runs.backends` whose rounds change nothing."""
 
     method = UNTOUCHED
 
@@ -32,20 +33,20 @@ class NoEdits:
         """Nothing is shared."""
         return []
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Nothing is written."""
-        return {"method": self.method, "edits": len(requests)}
+        return Written({"method": self.method, "edits": len(requests)}, changed=False)
 
     def problem(self) -> str | None:
         """Nothing can have gone wrong."""
         return None
 
-    def save(self, folder: Path, number: int) -> Path:
+    def save(self, folder: Path, number: int) -> Saved:
         """A file without tensors, not of a ledger: the scheduler counts files."""
         path = round_path(folder, number)
         header = {"host": json.dumps({"method": self.method, "number": number})}
         write_whole(path, lambda temporary: save_file({}, temporary, header))
-        return path
+        return Saved(path, checksum(path))
 
     def load(self, paths: Sequence[Path]) -> None:
         """Nothing is in them."""

@@ -40,7 +40,7 @@ class Protocol:
     """
 
     every: int = 5
-    """A checkpoint is measured after every so many rounds, and at the end; 0: only at the end."""
+    """Measure all edits so far every N rounds and at the end; 0: only at the end."""
     paraphrases: int = 2
     """Paraphrases asked per request."""
     portability: int = 3
@@ -48,7 +48,7 @@ class Protocol:
     locality: int = 5
     """Locality probes per request and kind."""
     retention: int = 1000
-    """Earlier edits asked at a checkpoint; of more, a sample drawn by ``seed`` and round."""
+    """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
     generation: int = 50
     """Edits whose free generation is looked at."""
     generation_tokens: int = 16
@@ -58,7 +58,7 @@ class Protocol:
     perplexity: int = 100
     """Held-out texts, the first so many."""
     each: bool = False
-    """Also write down the scores of every single edit asked at a checkpoint."""
+    """Also write down the scores of every single earlier edit asked."""
     weights: bool = True
     """Norm of each edited matrix's change, relative to the original."""
     key_space: int = 2048
@@ -99,7 +99,7 @@ class Protocol:
         return Bounds(self.paraphrases, self.portability, self.locality)
 
     def is_due(self, number: int) -> bool:
-        """Whether a checkpoint is measured after this round."""
+        """Whether all edits so far are measured after this round."""
         return self.every > 0 and number % self.every == 0
 
 
@@ -165,8 +165,8 @@ class History:
                 del self._latest[fact]
             self._texts.remove(request.text, *request.rephrase_prompts)
 
-    def standing(self) -> list[int]:
-        """Edits that none superseded, in the order made."""
+    def in_effect(self) -> list[int]:
+        """Edits that no later one superseded, in the order made."""
         return [edit for edit, gone in enumerate(self._superseded) if not gone]
 
     def of_round(self, number: int) -> range:
@@ -208,7 +208,7 @@ class _Texts:
 
 
 @dataclass
-class Subject:
+class MeasuredModel:
     """The model that is measured."""
 
     model: nn.Module
@@ -228,18 +228,18 @@ def freeze(
     return ask(model, tokenizer, requests, protocol.bounds)
 
 
-def measure_base(protocol: Protocol, subject: Subject) -> dict[str, Any]:
+def measure_base(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
     """What is measured of the untouched model, to compare with."""
-    return _whole_model(protocol, subject)
+    return _whole_model(protocol, measured)
 
 
 def measure_round(
-    protocol: Protocol, subject: Subject, history: History, number: int
+    protocol: Protocol, measured: MeasuredModel, history: History, number: int
 ) -> dict[str, Any]:
     """Scores of one round's own edits, and of the same before it (``before``)."""
     edits = history.edits(history.of_round(number))
     answered = ask(
-        subject.model, subject.tokenizer, [edit.request for edit in edits], protocol.bounds
+        measured.model, measured.tokenizer, [edit.request for edit in edits], protocol.bounds
     )
     frozen = [edit.frozen for edit in edits]
     texts = history.edited_texts()
@@ -252,10 +252,10 @@ def measure_round(
     }
 
 
-def measure_checkpoint(
-    protocol: Protocol, subject: Subject, history: History, number: int
+def measure_all(
+    protocol: Protocol, measured: MeasuredModel, history: History, number: int
 ) -> dict[str, Any]:
-    """Everything that is measured every k rounds and at the end.
+    """Everything that is measured every N rounds and at the end.
 
     Returns:
         ``retention``: one row ``{edited, n, efficacy, ...}`` per round edited; ``all``: the same
@@ -263,49 +263,51 @@ def measure_checkpoint(
         ``perplexity``, ``relative_change`` by parameter, ``key_share`` by layer and ``harness``,
         where asked for.
     """
-    standing = history.standing()
-    result: dict[str, Any] = {"tested": number, "standing": len(standing)}
-    if protocol.retention and standing:
-        sample = history.edits(_sample(standing, protocol.retention, protocol.seed, number))
+    edits = history.in_effect()
+    result: dict[str, Any] = {"tested": number, "in_effect": len(edits)}
+    if protocol.retention and edits:
+        sample = history.edits(_sample(edits, protocol.retention, protocol.seed, number))
         answered = ask(
-            subject.model, subject.tokenizer, [edit.request for edit in sample], protocol.bounds
+            measured.model, measured.tokenizer, [edit.request for edit in sample], protocol.bounds
         )
         texts = history.edited_texts()
         result |= _retention(sample, answered, texts)
         if protocol.each:
             result["each"] = _each(sample, answered, texts)
     for name, size in (("generation", protocol.generation), ("fluency", protocol.fluency)):
-        if size and standing:
-            drawn = history.edits(_sample(standing, size, protocol.seed, number))
+        if size and edits:
+            drawn = history.edits(_sample(edits, size, protocol.seed, number))
             asked = [edit.request for edit in drawn]
             result[name] = (
-                free_generation(subject.model, subject.tokenizer, asked, protocol.generation_tokens)
+                free_generation(
+                    measured.model, measured.tokenizer, asked, protocol.generation_tokens
+                )
                 if name == "generation"
-                else fluency(subject.model, subject.tokenizer, asked)
+                else fluency(measured.model, measured.tokenizer, asked)
             )
-    result |= _whole_model(protocol, subject)
+    result |= _whole_model(protocol, measured)
     if protocol.weights:
-        now = dict(subject.model.named_parameters())
+        now = dict(measured.model.named_parameters())
         result["relative_change"] = {
             name: relative_change(original, now[name])
-            for name, original in subject.originals.items()
+            for name, original in measured.originals.items()
         }
     if protocol.key_space:
         result["key_share"] = {
             str(layer): key_share(keys, protocol.key_space)
-            for layer, keys in subject.keys(protocol.key_space).items()
+            for layer, keys in measured.keys(protocol.key_space).items()
         }
     return result
 
 
-def _whole_model(protocol: Protocol, subject: Subject) -> dict[str, Any]:
+def _whole_model(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
     result: dict[str, Any] = {}
-    texts = list(subject.held_out[: protocol.perplexity])
+    texts = list(measured.held_out[: protocol.perplexity])
     if texts:
-        result["perplexity"] = perplexity(subject.model, subject.tokenizer, texts)
+        result["perplexity"] = perplexity(measured.model, measured.tokenizer, texts)
     if protocol.harness_tasks:
         result["harness"] = run_harness(
-            subject.model, subject.tokenizer, protocol.harness_tasks, protocol.harness_limit
+            measured.model, measured.tokenizer, protocol.harness_tasks, protocol.harness_limit
         )
     return result
 

@@ -82,8 +82,7 @@ def from_delta(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Ed
         for name, entry in manifest["parameters"].items():
             _check_original(folder, session, name, entry)
             columns = tensors[f"{name}.columns"]
-            eye = torch.eye(len(columns))  # [d_model, d_model]: eye @ columns has the same bits
-            factors[int(entry["layer"])] = (tensors[f"{name}.neurons"], eye, columns)
+            factors[int(entry["layer"])] = (tensors[f"{name}.neurons"], None, columns)
     except (KeyError, TypeError) as error:
         raise DataError(f"{folder} is not a whole delta: {error} is missing; export again") from (
             error

@@ -15,7 +15,7 @@ METHOD = "import"
 
 def enter(
     session: EditSession,
-    factors: Mapping[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    factors: Mapping[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]],
     check: Callable[[], None] = lambda: None,
 ) -> RoundRecord:
     """Add changes to a session's model and ledger: all of them or nothing.
@@ -24,12 +24,21 @@ def enter(
     what was imported.
 
     Args:
-        factors: by layer: neurons [|I|], left [d_model, n], right [n, |I|].
+        factors: by layer: neurons [|I|], left [d_model, n], right [n, |I|]; or no left and the
+            change itself, [d_model, |I|].
         check: looks at the model before the round counts; what it raises takes the round back.
     """
     layout = session.layout
     writes = tuple(  # tensors of their own, as a round's file needs
-        Write(layer, 0, neurons.cpu().clone(), left.float().cpu(), right.float().cpu(), (), 0.0)
+        Write(
+            layer,
+            0,
+            neurons.cpu().clone(),
+            None if left is None else left.float().cpu(),
+            right.float().cpu(),
+            case_ids=(),
+            key_mass=None,
+        )
         for layer, (neurons, left, right) in sorted(factors.items())
     )
     record = RoundRecord(
@@ -38,6 +47,7 @@ def enter(
         outcomes=(),
         writes=writes,
         keys={write.layer: torch.zeros(layout.d_ff, 0) for write in writes},
+        d_ff=layout.d_ff,
     )
     with session.round(record.layers()):
         for write in writes:

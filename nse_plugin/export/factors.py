@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from nse_plugin.export.folder import total_change
-from nse_plugin.session.records import Ledger
+from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.norms import stacked
 from nse_plugin.session.session import EditSession
 
 _ZERO = 1e-9
@@ -63,14 +64,9 @@ def _stacked(ledger: Ledger, layer: int, change: torch.Tensor) -> tuple[torch.Te
     Where N is not below d_model or d_ff, they are of no use and come back empty but for N.
     """
     writes = [write for record in ledger for write in record.writes if write.layer == layer]
-    n_factors = sum(write.left.shape[1] for write in writes)
+    factors = [(write.neurons, *write.factors()) for write in writes]
+    n_factors = sum(left.shape[1] for _, left, _ in factors)
     if n_factors >= min(change.shape):
         return change.new_empty(0, n_factors), change.new_empty(n_factors, 0)
-    left = torch.cat([write.left.to(change) for write in writes], dim=1)
-    right = change.new_zeros(n_factors, change.shape[1])
-    start = 0
-    for write in writes:
-        stop = start + write.left.shape[1]
-        right[start:stop, write.neurons.to(change.device)] = write.right.to(change)
-        start = stop
-    return left, right
+    left, right = stacked(factors, change.shape[1])
+    return left.to(change), right.to(change)

@@ -70,7 +70,9 @@ def edited_layers(session: EditSession) -> list[int]:
             f"({session.attached.kind!r}), not in its weights; adapters of LoRA can be exported "
             "with to_peft(), and nothing else of the kind"
         )
-    layers = sorted({write.layer for record in session.ledger for write in record.writes})
+    known = {layer for standing in session.ledger.standing() for layer in standing.key_counts}
+    weights, layout = session.weights, session.layout
+    layers = [n for n in sorted(known) if weights.change(layout.down_name(n)) is not None]
     if not layers:
         raise SessionError(
             "there is nothing to export: no round stands in the ledger; edit first, or adopt the "
@@ -124,7 +126,7 @@ def write_manifest(
             "fingerprint": model_fingerprint(layout),
             "dtype": str(layout.model.dtype).removeprefix("torch."),
             "rounds": len(session.ledger),
-            "edits": sum(len(record.outcomes) for record in session.ledger),
+            "edits": session.ledger.edits(),
             "parameters": parameters,
             "sha256": {name: checksum(folder / name) for name in hashed},
         },

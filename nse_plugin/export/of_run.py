@@ -37,7 +37,7 @@ def export_run(
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise DataError(f"{out} holds files already; give the name of a new folder")
     model, session = open_run(run, device)
-    edits = sum(len(record.outcomes) for record in session.ledger)
+    edits = session.ledger.edits()
     if kind == "peft":
         fits = to_peft(session, out, rank=rank)
         if fits:

@@ -65,6 +65,7 @@ def edit_round(
             writes=writes,
             keys={layer: torch.zeros(session.layout.d_ff, 0) for layer in hparams.layers},
             seconds=clock.seconds,
+            d_ff=session.layout.d_ff,
         )
         session.commit(record)
     return record
@@ -112,15 +113,10 @@ def _train(
 
 
 def _write(layer: int, change: torch.Tensor) -> Write:
-    """A change [d_model, d_ff] as factors whose product has its bits: one of them is I."""
+    """A change [d_model, d_ff] as it is: training gives it no factors."""
     neurons = (change != 0).any(dim=0).nonzero()[:, 0]
     columns = change[:, neurons].cpu().contiguous()
-    d_model, n_neurons = columns.shape
-    if d_model <= n_neurons:
-        left, right = torch.eye(d_model), columns
-    else:
-        left, right = columns, torch.eye(n_neurons)
-    return Write(layer, 1, neurons.cpu(), left, right, case_ids=(), key_mass=None)
+    return Write(layer, 1, neurons.cpu(), None, columns, case_ids=(), key_mass=None)
 
 
 def _check_template(session: EditSession, hparams: FTHparams) -> None:

@@ -120,7 +120,7 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         session = EditSession.of(model, tok)
         session.check()  # a host may have put weights back since the last round
         before = session.weights.snapshot()
-        n_before = sum(len(record.outcomes) for record in session.ledger)
+        n_before = session.ledger.edits()
         record = method.edit_round(session, as_requests(requests, first=n_before), hparams)
         if record.state is not None:
             return model, functools.partial(session.put_back, record.number)

@@ -80,6 +80,7 @@ def edit_round(
             writes=tuple(writer.writes),
             keys=keys,
             seconds=writer.clock.seconds,
+            d_ff=session.layout.d_ff,
         )
         session.commit(record)
     return record

@@ -127,6 +127,7 @@ def spread_round(
             writes=tuple(writer.writes),
             keys=keys,
             seconds=clock.seconds,
+            d_ff=session.layout.d_ff,
         )
         session.commit(record)
     return record

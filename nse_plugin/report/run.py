@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import JsonLines
-from nse_plugin.runs.manifest import Manifest, read_manifest
-from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.result import retention_matrix
+from nse_plugin.runs.schema import Final, RoundLine
 from nse_plugin.session import queries
-from nse_plugin.session.ledger_files import host_method, load_ledger
-from nse_plugin.session.records import Ledger
+from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.tables import edited_layers, import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -30,70 +29,47 @@ _SCORES = ("efficacy", "paraphrase", "portability", "locality")
 class Run:
     """What a run directory holds.  The tables are made when first asked for."""
 
-    folder: Path
-    manifest: Manifest
-    lines: tuple[dict[str, Any], ...]
-    """``rounds.jsonl``, whole lines."""
-    final: Mapping[str, Any]
-    """``final.json`` of a run that ended; otherwise empty."""
+    files: RunFiles
+    lines: tuple[RoundLine, ...]
+    """The finished rounds."""
+    final: Final | None
+    """How the run ended, or None where it has not."""
     ledger: Ledger
     """The rounds that stand; empty for a host's own method, which keeps whole matrices."""
 
     @property
+    def folder(self) -> Path:
+        """The run directory."""
+        return self.files.folder
+
+    @property
     def status(self) -> str:
         """How the run ended, or that it has not."""
-        return str(self.final.get("status", "unfinished"))
+        return self.final["status"] if self.final else "unfinished"
 
     @property
     def planned(self) -> int | None:
         """How many edits there were to be, where that was known at the start."""
-        stream = self.manifest.content["run"].get("stream") or {}
-        found = stream.get("edits")
-        return found if isinstance(found, int) else None
+        stream = self.files.manifest["run"]["stream"]
+        return None if stream is None else stream["count"]
 
     @cached_property
     def layers(self) -> list[int]:
         """Layers that any round edited."""
-        return queries.edited_layers(self.ledger)
+        return edited_layers(self.ledger)
 
     @cached_property
-    def rounds(self) -> DataFrame:
-        """:func:`nse_plugin.session.queries.rounds`."""
-        return queries.rounds(self.ledger)
-
-    @cached_property
-    def requests(self) -> DataFrame:
-        """:func:`nse_plugin.session.queries.requests`."""
-        return queries.requests(self.ledger)
-
-    @cached_property
-    def columns(self) -> dict[int, DataFrame]:
-        """By layer: :func:`nse_plugin.session.queries.column_norms`."""
-        return {layer: queries.column_norms(self.ledger, layer) for layer in self.layers}
+    def survey(self) -> queries.Survey:
+        """All tables about the ledger, for which each round file is read once."""
+        numbers = self.ledger.numbers()
+        step = -(-len(numbers) // _POINTS) or 1
+        return queries.survey(self.ledger, after=numbers[::-1][::step])
 
     @cached_property
     def frequency(self) -> DataFrame:
         """Share of the rounds that wrote a neuron: a row per layer, a column per neuron."""
-        pd = queries.import_pandas()
-        shares = {layer: table.notna().mean() for layer, table in self.columns.items()}
-        return pd.DataFrame(shares).T.rename_axis("layer")
-
-    @cached_property
-    def overlap(self) -> DataFrame:
-        """:func:`nse_plugin.session.queries.overlap` over all layers."""
-        return queries.overlap(self.ledger)
-
-    @cached_property
-    def growth(self) -> DataFrame:
-        """:func:`nse_plugin.session.queries.norm_growth`."""
-        return queries.norm_growth(self.ledger)
-
-    @cached_property
-    def capacity(self) -> DataFrame:
-        """:func:`nse_plugin.session.queries.capacity`; of a long run at even distances."""
-        numbers = self.ledger.numbers()
-        step = -(-len(numbers) // _POINTS) or 1
-        return queries.capacity(self.ledger, after=numbers[::-1][::step])
+        shares = {layer: table.notna().mean() for layer, table in self.survey.columns.items()}
+        return import_pandas().DataFrame(shares).T.rename_axis("layer")
 
     @cached_property
     def scores(self) -> DataFrame:
@@ -101,13 +77,16 @@ class Run:
         return self._measured([_scores(line["scores"] or {}) for line in self.lines])
 
     @cached_property
-    def standing_scores(self) -> DataFrame:
+    def overall_scores(self) -> DataFrame:
         """Scores of all edits so far, and of the model, after each round where that was due."""
-        return self._measured([_checkpoint_scores(line["checkpoint"] or {}) for line in self.lines])
+        points = [line["measurement"] or {} for line in self.lines]
+        return self._measured(
+            [_scores(p.get("all") or {}) | {PERPLEXITY: p.get(PERPLEXITY)} for p in points]
+        )
 
     def _measured(self, rows: list[dict[str, Any]]) -> DataFrame:
         """A row per round, without rounds and columns that hold nothing."""
-        pd = queries.import_pandas()
+        pd = import_pandas()
         index = pd.Index([line["round"] for line in self.lines], name="round")
         table = pd.DataFrame(rows, index=index, dtype=float)
         return table.dropna(axis=0, how="all").dropna(axis=1, how="all")
@@ -115,30 +94,24 @@ class Run:
     @cached_property
     def retention(self) -> DataFrame:
         """Efficacy of the edits of a round (row) after a later one (column)."""
-        pd = queries.import_pandas()
-        result = RunResult(self.status, self.folder, self.final)
-        table = pd.DataFrame(result.retention_matrix(), dtype=float).sort_index()
+        matrix = retention_matrix(self.lines, self.final)
+        table = import_pandas().DataFrame(matrix, dtype=float).sort_index()
         return table.rename_axis("edited", axis=0).rename_axis("tested", axis=1)
 
 
 def read_run(folder: Path) -> Run:
-    """Read the directory of a run, also of one that is at work.
+    """Read a run directory, also of a run that is at work.
 
     Raises:
         DataError: it is no run directory, no round of it is finished, or a file is damaged.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; give a run directory")
-    manifest = read_manifest(folder)
-    path = folder / "rounds.jsonl"
-    lines = tuple(JsonLines(path))
-    if not lines:
+    files = RunFiles(folder)
+    if not files.lines:
         raise DataError(
-            f"{folder} has no finished round yet; look again after the first, or resume it with "
-            "the command that began it"
+            f"{folder} has no finished round yet; look again after the first, or resume the run "
+            "with the command that began it"
         )
-    final = _read_final(folder / "final.json")
-    return Run(folder, manifest, lines, final, _ledger(folder, manifest, lines))
+    return Run(files, files.lines, files.final(), files.ledger())
 
 
 def mean_overlap(overlap: DataFrame) -> float | None:
@@ -147,30 +120,5 @@ def mean_overlap(overlap: DataFrame) -> float | None:
     return float((overlap.to_numpy().sum() - n) / (n * (n - 1))) if n > 1 else None
 
 
-def _ledger(folder: Path, manifest: Manifest, lines: tuple[dict[str, Any], ...]) -> Ledger:
-    """The rounds that count: those with a line."""
-    written = [line["file"] for line in lines]
-    last = max((number for number in written if number is not None), default=0)
-    files = sorted(folder.glob("round-*.safetensors"))
-    if not last or (files and host_method(files[0]) is not None):
-        return Ledger()
-    ledger = load_ledger(folder)
-    ledger.truncate(sum(number <= last for number in ledger.numbers()))
-    return ledger
-
-
-def _read_final(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); restore it") from error
-
-
 def _scores(scores: Mapping[str, Any]) -> dict[str, Any]:
     return {name: scores.get(name) for name in _SCORES}
-
-
-def _checkpoint_scores(point: Mapping[str, Any]) -> dict[str, Any]:
-    return _scores(point.get("all") or {}) | {PERPLEXITY: point.get(PERPLEXITY)}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nse_plugin.report.figures import binned, heat_map, heat_maps, lines
 from nse_plugin.report.page import Picture
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
-from nse_plugin.session import queries
+from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,8 +28,8 @@ def run_pictures(run: Run) -> list[Picture]:
 
 def ledger(run: Run) -> Picture:
     """Round x neuron, a panel per layer: how much a round changed a neuron."""
-    tables = {f"layer {n}": binned(table, _STRETCHES) for n, table in run.columns.items()}
-    norms = queries.import_pandas().concat(table.stack() for table in tables.values())
+    tables = {f"layer {n}": binned(table, _STRETCHES) for n, table in run.survey.columns.items()}
+    norms = import_pandas().concat(table.stack() for table in tables.values())
     high = float(norms.quantile(_OFTEN)) if len(norms) else None  # few columns change a lot
     return Picture(
         "ledger",
@@ -63,7 +63,7 @@ def writes(run: Run) -> Picture:
 
 def overlap(run: Run) -> Picture:
     """Round x round: Jaccard index of the neurons written."""
-    table = run.overlap
+    table = run.survey.overlap()
     mean = mean_overlap(table)
     said = "" if mean is None else f" The mean overlap of two different rounds is {mean:.2f}."
     return Picture(
@@ -78,7 +78,7 @@ def overlap(run: Run) -> Picture:
 
 def norms(run: Run) -> Picture:
     """Norm of the accumulated change per layer over rounds."""
-    table = _by_layer(run.growth)
+    table = _by_layer(run.survey.growth)
     return Picture(
         "norm",
         "Norm of the sum of all changes, layer by layer.",
@@ -89,7 +89,7 @@ def norms(run: Run) -> Picture:
 
 def capacity(run: Run) -> Picture:
     """Share of the key space in use per layer over rounds."""
-    table = _by_layer(run.capacity)
+    table = _by_layer(run.survey.capacity)
     return Picture(
         "capacity",
         "Key space that previous keys use: effective dimensions as a share of the neurons.",
@@ -101,7 +101,7 @@ def capacity(run: Run) -> Picture:
 def _of_scores(run: Run) -> Iterator[Picture]:
     named = (
         ("scores", run.scores, "Scores of each round's own edits, right after it."),
-        ("standing", run.standing_scores.drop(columns=PERPLEXITY, errors="ignore"),
+        ("overall", run.overall_scores.drop(columns=PERPLEXITY, errors="ignore"),
          "Scores of all edits so far."),
     )  # fmt: skip
     for name, table, caption in named:

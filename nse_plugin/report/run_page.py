@@ -19,8 +19,8 @@ def run_tables(run: Run) -> list[Table]:
         found.append(tables.rounds_table(run))
     if not run.scores.empty:
         found.append(tables.scores_table(run))
-    if not run.standing_scores.empty:
-        found.append(tables.standing_table(run))
+    if not run.overall_scores.empty:
+        found.append(tables.overall_table(run))
     if run.ledger:
         found += [tables.layers_table(run), tables.worst_requests(run)]
     return found
@@ -28,10 +28,10 @@ def run_tables(run: Run) -> list[Table]:
 
 def run_page(run: Run) -> Page:
     """Everything about a run on one page."""
-    edits = sum(int(line.get("edits", 0)) for line in run.lines)
+    edits = sum(line["edits"] for line in run.lines)
     page = Page(
         f"Run {run.folder.resolve().name}",
-        f"{run.manifest.method} on {run.manifest.model_name or 'an unnamed model'}: {edits} edits "
+        f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: {edits} edits "
         f"in {len(run.lines)} rounds, {run.status}",
     )
     pictures = {picture.name: picture for picture in run_pictures(run)}
@@ -44,7 +44,8 @@ def run_page(run: Run) -> Page:
         _add(page, "Neurons", "Which neurons the rounds wrote, and how far they share them.", [
             pictures["ledger"], pictures["overlap"], pictures["writes"],
             tables.layers_table(run),
-            *(tables.neurons_table(run, layer, _NEURONS) for layer in run.layers),
+            *(tables.neurons_table(layer, frame, _NEURONS)
+              for layer, frame in run.survey.neurons.items()),
         ])  # fmt: skip
     if run.ledger:
         _add(page, "Requests", "Those to look at first.", [tables.worst_requests(run)])
@@ -54,19 +55,19 @@ def run_page(run: Run) -> Page:
 
 def _scores(run: Run, pictures: dict[str, Picture]) -> list[Table | Picture]:
     found: list[Table | Picture] = [
-        pictures[name] for name in ("scores", "standing", "retention") if name in pictures
+        pictures[name] for name in ("scores", "overall", "retention") if name in pictures
     ]
     if not run.scores.empty:
         found.append(tables.scores_table(run))
-    if not run.standing_scores.empty:
-        found.append(tables.standing_table(run))
+    if not run.overall_scores.empty:
+        found.append(tables.overall_table(run))
     if not run.retention.empty:
         found.append(tables.retention_table(run))
     return found
 
 
 def _settings(run: Run) -> Table:
-    given = {name: value for name, value in run.manifest.hparams.items() if value is not None}
+    given = {name: value for name, value in run.files.hparams.items() if value is not None}
     rows = tuple((name, str(value)) for name, value in given.items())
     return Table("Hyperparameters", ("name", "value"), rows)
 

@@ -8,6 +8,7 @@ from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.session import queries
+from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -28,15 +29,16 @@ _OUTCOME = {
 
 def overview(run: Run) -> Table:
     """What run it is and how it ended."""
-    edits = sum(int(line.get("edits", 0)) for line in run.lines)
+    edits = sum(line["edits"] for line in run.lines)
     of = f" of {run.planned}" if run.planned not in (None, edits) else ""
     rows = [
         ("status", run.status),
-        ("model", run.manifest.model_name or "unknown"),
-        ("method", run.manifest.method or "unknown"),
+        ("model", run.files.model_name or "unknown"),
+        ("method", run.files.method or "unknown"),
         ("edits", f"{edits}{of} in {len(run.lines)} rounds"),
     ]
-    if stop := run.final.get("stop"):
+    stop = run.final["stop"] if run.final else None
+    if stop is not None:
         rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))
     if run.ledger.undone:
         numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
@@ -48,7 +50,7 @@ def overview(run: Run) -> Table:
 
 def rounds_table(run: Run) -> Table:
     """Per round: edits, their fates, neurons written and the norm of the change per layer."""
-    frame = run.rounds
+    frame = run.survey.rounds
     counts = [f"neurons_{layer}" for layer in run.layers]
     norms = {f"norm_{layer}": f"norm, layer {layer}" for layer in run.layers}
     shown = frame[["edits", *_FATES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
@@ -66,9 +68,9 @@ def scores_table(run: Run) -> Table:
     )
 
 
-def standing_table(run: Run) -> Table:
+def overall_table(run: Run) -> Table:
     """Scores of all edits so far, where they were measured."""
-    frame = run.standing_scores
+    frame = run.overall_scores
     formats = {**dict.fromkeys(frame.columns, ".1%"), PERPLEXITY: ".3f"}
     return Table.of(frame, "Scores of all edits so far", formats=formats)
 
@@ -77,8 +79,8 @@ def layers_table(run: Run) -> Table:
     """Per layer: how much was written, how far rounds overlap, how much of the keys is used."""
     rows = []
     for layer in run.layers:
-        written = run.columns[layer].notna().sum()
-        overlap = queries.overlap(run.ledger, layer)
+        written = run.survey.columns[layer].notna().sum()
+        overlap = run.survey.overlap(layer)
         rows.append(
             {
                 "layer": layer,
@@ -87,11 +89,11 @@ def layers_table(run: Run) -> Table:
                 "more than once": int((written > 1).sum()),
                 "mean overlap": mean_overlap(overlap),
                 "highest overlap": _highest(overlap),
-                "norm": float(run.growth[layer].iloc[-1]),
-                "capacity used": float(run.capacity[layer].iloc[-1]),
+                "norm": float(run.survey.growth[layer].iloc[-1]),
+                "capacity used": float(run.survey.capacity[layer].iloc[-1]),
             }
         )
-    frame = queries.import_pandas().DataFrame(rows)
+    frame = import_pandas().DataFrame(rows)
     note = (
         "overlap: Jaccard index of the neurons of two rounds; norm: of the sum of all changes; "
         "capacity used: effective dimensions of all keys, as a share of the neurons"
@@ -102,7 +104,7 @@ def layers_table(run: Run) -> Table:
 
 def worst_requests(run: Run, most: int = _MOST) -> Table:
     """The requests that ended worst: out of bounds first, then by the residual left."""
-    frame = run.requests.assign(severity=run.requests["status"].map(_SEVERITY))
+    frame = run.survey.requests.assign(severity=run.survey.requests["status"].map(_SEVERITY))
     frame = frame.sort_values(["severity", "residual_after"], ascending=[True, False])
     shown = f"{most} of {len(frame)} " if len(frame) > most else ""
     return _outcomes(frame.head(most), f"Worst requests ({shown}by fate, then residual)")
@@ -116,13 +118,8 @@ def retention_table(run: Run) -> Table:
     return Table.of(frame, "Retention: efficacy of a round's edits", heads=heads, formats=formats)
 
 
-def neurons_table(run: Run, layer: int, most: int = 2 * _MOST) -> Table:
-    """The neurons of a layer that were changed most.
-
-    Raises:
-        DataError: no round edited the layer.
-    """
-    frame = queries.neurons(run.ledger, layer)
+def neurons_table(layer: int, frame: DataFrame, most: int = 2 * _MOST) -> Table:
+    """The neurons of a layer that were changed most, from :func:`queries.neurons`."""
     written = frame[frame["times_written"] > 0].sort_values("norm", ascending=False)
     return Table.of(
         written.head(most),
@@ -156,7 +153,7 @@ def request_tables(run: Run, case_id: int | str) -> list[Table]:
     Raises:
         DataError: no round that stands has the request.
     """
-    frame = run.requests
+    frame = queries.requests(run.ledger)
     names = frame["case_id"].astype(str)
     found = frame[names == str(case_id)]
     if found.empty:

@@ -1,1 +1,1 @@
-"""Sequential rounds: order, checkpoints, resume, stop rules and bounds of a long run."""
+"""Sequential rounds: order, measurements, resume, stop rules and bounds of a long run."""

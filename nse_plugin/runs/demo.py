@@ -21,7 +21,9 @@ from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import progress
+from nse_plugin.runs.reading import read_lines
 from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.schema import RoundLine
 from nse_plugin.runs.settings import DemoSettings, RunSettings
 from nse_plugin.runs.start import make_scheduler
 from nse_plugin.session.session import EditSession
@@ -103,8 +105,8 @@ class Demo:
         """
         with progress(self._show, rounds=False) as told:
             scheduler = make_scheduler(self._run, [told, self])
-            self.session: EditSession = scheduler.engine.session  # type: ignore[attr-defined]
-            self.hparams = scheduler.engine.hparams
+            self.session: EditSession = scheduler.backend.session  # type: ignore[attr-defined]
+            self.hparams = scheduler.backend.hparams
             result = scheduler.run()
         summary = self._write_summary(self._share_still_true())
         self._show_examples()
@@ -146,7 +148,7 @@ class Demo:
         """The scores after the last finished round, also as ``summary.json``."""
         lines = self._lines()
         edits = sum(line["edits"] for line in lines)
-        last = lines[-1]["checkpoint"] or {}
+        last = lines[-1]["measurement"] or {}
         everything = last.get("all") or {}
         summary = Summary(
             method=self.hparams.method,
@@ -163,8 +165,8 @@ class Demo:
         write_json(Path(self.settings.out) / "summary.json", asdict(summary))
         return summary
 
-    def _lines(self) -> list[dict[str, Any]]:
-        return list(RunResult("", Path(self.settings.out), {}).lines())
+    def _lines(self) -> list[RoundLine]:
+        return list(read_lines(Path(self.settings.out)))
 
     def _show_examples(self) -> None:
         """What the model says to a few edited prompts, before all edits and now."""
@@ -189,7 +191,7 @@ class Demo:
 
 def _row(line: Mapping[str, Any], untouched: float | None) -> str:
     """A line of the table."""
-    scores, point = line["scores"] or {}, line["checkpoint"] or {}
+    scores, point = line["scores"] or {}, line["measurement"] or {}
     everything = point.get("all") or {}
     columns = (
         f"{line['round']:5d} {line['edits']:6d} |",

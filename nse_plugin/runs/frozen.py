@@ -9,13 +9,18 @@ from nse_plugin.evaluation.metrics import Answered
 from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import digest
+from nse_plugin.runs.schema import FrozenLine
 
 
 class FrozenAnswers:
     """What ``frozen.jsonl`` holds: a line per round, read when it is asked for."""
 
-    def __init__(self, lines: JsonLines) -> None:
+    def __init__(self, lines: JsonLines[FrozenLine]) -> None:
         self._lines = lines
+
+    def lines(self) -> JsonLines[FrozenLine]:
+        """What is kept, as it lies on disk."""
+        return self._lines
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -24,8 +29,8 @@ class FrozenAnswers:
         """Whether a round is there, counted from 1, and is of these requests."""
         if number > len(self):
             return False
-        kept = self._lines[number - 1].get("requests")
-        return bool(kept == [digest(request) for request in requests])
+        kept = self._lines[number - 1]["requests"]
+        return kept == [digest(request) for request in requests]
 
     def read(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
         """A round's requests and answers.
@@ -51,7 +56,7 @@ class FrozenAnswers:
                 "round": number,
                 "requests": [digest(request) for request in requests],
                 "edits": [request.to_json() for request in requests],
-                "answers": answers,
+                "answers": list(answers),
             }
         )
 

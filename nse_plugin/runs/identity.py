@@ -15,11 +15,12 @@ from nse_plugin.hparams import Hparams
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.schema import ModelIdentity, Versions
 from nse_plugin.statistics.files import model_fingerprint
 from nse_plugin.version import __version__
 
 
-def versions() -> dict[str, str]:
+def versions() -> Versions:
     """What may change the bits of a result."""
     return {
         "version": __version__,
@@ -34,7 +35,7 @@ def digest(request: EditRequest) -> str:
     return hashed([request.to_dict(), request.prompt])[:16]
 
 
-def model_identity(model: Any) -> dict[str, Any]:
+def model_identity(model: Any) -> ModelIdentity:
     """Fingerprints of a model's parts and of all its matrices."""
     weights = {
         name: fingerprint(parameter)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nse_plugin.runs.reading import read_lines
+from nse_plugin.runs.schema import MANIFEST
+
 
 def where_it_stands(folder: Path) -> str:
     """What is on disk of a run, and what to do."""
-    if not (folder / "manifest.json").is_file():
+    if not (folder / MANIFEST).is_file():
         return "no run was begun yet: the same command begins it"
-    log = folder / "rounds.jsonl"
-    done = log.read_bytes().count(b"\n") if log.is_file() else 0
+    done = len(read_lines(folder))
     if not done:
         return f"no round was finished; the same command begins the run in {folder} again"
     rounds = "1 finished round is" if done == 1 else f"{done} finished rounds are"

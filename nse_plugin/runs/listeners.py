@@ -142,7 +142,7 @@ class Lines:
 def round_text(line: Mapping[str, Any]) -> str:
     """A round's line in the log, for people."""
     parts = [f"{name} {value:.1%}" for name, value in _scores(line)]
-    point = line["checkpoint"] or {}
+    point = line["measurement"] or {}
     if point.get("all"):
         kept = point["all"]["efficacy"]
         parts.append(f"all so far {kept:.1%}")
@@ -152,6 +152,8 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"{line['repeats']} repeats")
     if line["superseded"]:
         parts.append(f"{line['superseded']} superseded")
+    if line["left_out"]:
+        parts.append(f"{len(line['left_out'])} out of bounds")
     if line["stop"]:
         parts.append(f"{line['stop']['rule']}: {line['stop']['action']}")
     seconds = line["seconds"]["total"]
@@ -204,7 +206,7 @@ class WandB:
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
     """(name, value) of every number measured in a round, the retention rows aside."""
-    for section in ("scores", "checkpoint", "seconds"):
+    for section in ("scores", "measurement", "seconds"):
         yield from _numbers(section, line[section] or {})
 
 

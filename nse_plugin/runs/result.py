@@ -2,48 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nse_plugin.files import JsonLines
-from nse_plugin.runs.directory import RunDirectory, comparable
+from nse_plugin.runs.reading import read_final, read_lines
+from nse_plugin.runs.schema import Final, Measurement, RoundLine, Status
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended."""
+    """How a call of the scheduler ended."""
 
-    status: str
-    """``complete``; ``collapsed``: a stop rule took the last round back; ``stopped``: it was kept;
-    ``paused``: ``max_rounds`` of this call are done and the stream goes on."""
+    status: Status | Literal["paused"]
+    """As in :data:`nse_plugin.runs.schema.Status`, or ``paused``: ``max_rounds`` of this call are
+    done, and the stream has more."""
     run_dir: Path
-    final: Mapping[str, Any]
-    """What was measured at the end; empty for a paused run."""
+    final: Final | None
+    """What was measured at the end; None for a paused run."""
 
-    def lines(self) -> Iterator[dict[str, Any]]:
+    def lines(self) -> JsonLines[RoundLine]:
         """What was measured of each round, in order."""
-        path = self.run_dir / "rounds.jsonl"
-        if path.exists():  # a stream may have ended before its first request
-            yield from JsonLines(path)
+        return read_lines(self.run_dir)
 
     def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
         """By round tested: the score by round edited."""
-        points = [point for line in self.lines() if (point := line.get("checkpoint"))]
-        points.append(self.final.get("checkpoint") or {})
-        return {
-            point["tested"]: {row["edited"]: row[score] for row in point["retention"]}
-            for point in points
-            if point.get("retention")
-        }
+        return retention_matrix(self.lines(), self.final, score)
+
+
+def retention_matrix(
+    lines: Any, final: Final | None, score: str = "efficacy"
+) -> dict[int, dict[int, float | None]]:
+    """By round tested: the score by round edited, of all measurements of a run."""
+    points: list[Measurement | None] = [line["measurement"] for line in lines]
+    points.append(final["measurement"] if final else None)
+    return {
+        point["tested"]: {row["edited"]: row[score] for row in point["retention"]}
+        for point in points
+        if point and point.get("retention")
+    }
 
 
 def same_run(one: str | Path, other: str | Path) -> bool:
     """Whether two finished runs measured the same, times aside."""
 
     def read(folder: str | Path) -> Any:
-        directory = RunDirectory(Path(folder))
-        return comparable([list(directory.lines("rounds.jsonl")), directory.final()])
+        return comparable([list(read_lines(Path(folder))), read_final(Path(folder))])
 
-    return read(one) == read(other)
+    return bool(read(one) == read(other))
+
+
+def comparable(value: Any) -> Any:
+    """A line or manifest without what differs from run to run: times, and hashes of files."""
+    if isinstance(value, dict):
+        return {k: comparable(v) for k, v in value.items() if k not in ("seconds", "sha256")}
+    if isinstance(value, list):
+        return [comparable(item) for item in value]
+    return value

@@ -9,30 +9,33 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from nse_plugin.errors import DataError, HparamsError, NotFiniteError, RequestError
 from nse_plugin.evaluation.metrics import Answered
 from nse_plugin.evaluation.protocol import (
     History,
+    MeasuredModel,
     Protocol,
-    Subject,
     freeze,
+    measure_all,
     measure_base,
-    measure_checkpoint,
     measure_round,
 )
-from nse_plugin.files import checksum, explained
+from nse_plugin.files import explained
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.backends import SessionBackend, backend_of
 from nse_plugin.runs.budget import check_disk, estimate
-from nse_plugin.runs.directory import WAY_OUT, RunDirectory, differences
-from nse_plugin.runs.engines import SessionEngine, engine_of
+from nse_plugin.runs.differences import differing_request, run_differences
+from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_manifest
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import digest, hashed, model_identity, plain, versions
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.schema import ROUNDS, Identity, Measurement, RoundLine, Texts
 from nse_plugin.runs.stopping import StopRules, ends, status_of
+from nse_plugin.session.records import Written
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +49,7 @@ class SequentialScheduler:
             untouched.
         requests: a list, or an iterator that need not be known in advance.  To resume, give the
             same stream from its beginning.
-        run_dir: where the run is kept; one that holds the same run is gone on with.
+        run_dir: where the run is kept; one that holds the same run is resumed.
         held_out: texts for the perplexity.
         listeners: told of everything that happens.
         max_rounds: end this call after so many rounds, to go on later.
@@ -73,13 +76,13 @@ class SequentialScheduler:
     ) -> None:
         self.protocol = protocol or Protocol()
         self.rules = stop_rules or StopRules()
-        self.engine = engine_of(editor_or_session, hparams, seed)
+        self.backend = backend_of(editor_or_session, hparams, seed)
         self.rounds = Rounds(requests, round_size, order, seed)
         self.run_dir = Path(run_dir)
         self.history = History(self._read_round)
         self._known = isinstance(requests, Sequence)
         self._round_size = round_size
-        self._settings = {"round_size": round_size, "order": order, "seed": seed}
+        self._order, self._seed = order, seed
         self._held_out, self._listeners, self._max_rounds = held_out, listeners, max_rounds
         has = {"perplexity": bool(held_out and self.protocol.perplexity),
                "retention": bool(self.protocol.retention)}  # fmt: skip
@@ -102,65 +105,67 @@ class SequentialScheduler:
                 raise RequestError("the list of requests is empty; give at least one edit request")
             stream = iter(self.rounds if plan is None else plan)
             base = self._begin(plan)
-            self._frozen = FrozenAnswers(self._folder.lines("frozen.jsonl"))
-            self._log = self._folder.lines("rounds.jsonl")
             self._resume(stream)
-            last = len(self._log)
-            done = self._log[-1] if last else {"checkpoint": None, "stop": None}
-            checkpoint, stop = done["checkpoint"], done["stop"]
-            self._tell("start", rounds=None if plan is None else len(plan), done=last)
+            self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
             for known in plan or []:
                 self._freeze(known, f"freeze {known.number}")
+            last = self._log[-1] if len(self._log) else None
             made = 0
-            while not ends(stop):
+            while last is None or not ends(last["stop"]):
                 if self._max_rounds is not None and made >= self._max_rounds:
-                    return RunResult("paused", self.run_dir, {})
+                    return RunResult("paused", self.run_dir, None)
                 planned = next(stream, None)
                 if planned is None:
                     break
-                line = self._one_round(planned, base)
-                checkpoint, stop, last = line["checkpoint"], line["stop"], planned.number
+                last = self._one_round(planned, base)
                 made += 1
-            return self._finish(last, checkpoint, stop)
+            return self._finish(last)
 
     # --- the parts of a run ----------------------------------------------------------------------
 
-    def _begin(self, plan: list[PlannedRound] | None) -> dict[str, Any]:
+    def _begin(self, plan: list[PlannedRound] | None) -> Measurement:
         """Claim the directory for this run, or see that it is this run's; returns the base."""
+        self._log, frozen = self._folder.rounds(), self._folder.frozen()
+        self._frozen = FrozenAnswers(frozen)
         identity = self._identity(plan)
         kept = self._folder.manifest()
         if kept is not None:
-            found = differences(kept["run"], json.loads(json.dumps(identity)))
-            if found:
+            given: Identity = json.loads(json.dumps(identity))
+            if kept["run"] != given:
+                streams = plan is not None and kept["run"]["stream"] != given["stream"]
+                requests = [r for planned in plan or [] for r in planned.requests]
+                other = differing_request(frozen, requests) if streams else None
+                found = run_differences(kept["run"], given, other)
                 shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
                 raise DataError(
                     f"{self.run_dir} is another run's: {shown}. Give another folder, or the same "
-                    "settings to go on"
+                    "settings and requests to resume it"
                 )
-            self.engine.prepare(kept["contexts"])
+            self.backend.prepare(kept["contexts"])
             self._per_round = kept["budget"]["disk_per_round"]
             return kept["base"]
         budget = estimate(
-            self.engine.model,
-            self.engine.hparams,
+            self.backend.model,
+            self.backend.hparams,
             self._round_size,
             None if plan is None else sum(len(planned.requests) for planned in plan),
-            isinstance(self.engine, SessionEngine),
+            isinstance(self.backend, SessionBackend),
         )
         budget.check(self.run_dir)
         log.info("the run takes %s", budget.text())
         self._per_round = budget.disk_per_round
         self._tell("phase", name="untouched model")
-        contexts = self.engine.prepare(None)
-        base = measure_base(self.protocol, self._subject())
+        contexts = self.backend.prepare(None)
+        base = cast(Measurement, measure_base(self.protocol, self._measured()))
         self._folder.begin(
-            {"run": identity, "contexts": contexts, "base": base, "budget": budget.to_dict()}
+            new_manifest(run=identity, contexts=contexts, base=base, budget=budget.to_dict())
         )
         return base
 
     def _resume(self, stream: Iterator[PlannedRound]) -> None:
         """Put the rounds on disk back into model and history."""
         files = self._folder.round_files(self._log)
+        self._changed = False
         for line in self._log:
             planned = next(stream, None)
             given = [digest(r) for r in planned.requests] if planned else []
@@ -172,11 +177,12 @@ class SequentialScheduler:
                     "give the same stream from its beginning, or another folder"
                 )
             self._freeze(planned)
+            self._changed |= line["changed"]
             if line["file"] is not None:
                 self.history.add(planned.number, planned.requests)
         if files:
-            self.engine.load(files)
-            log.info("%s: going on after round %d", self.run_dir, len(self._log))
+            self.backend.load(files)
+            log.info("%s: resumed after round %d", self.run_dir, len(self._log))
         self._n_files = len(files)
 
     def _freeze(self, planned: PlannedRound, phase: str | None = None) -> None:
@@ -193,52 +199,51 @@ class SequentialScheduler:
             self._frozen.keep(planned.number - 1)
         if phase is not None:
             self._tell("phase", name=phase)
-        with self.engine.rewound():
+        with self.backend.rewound():
             answered = freeze(
-                self.protocol, self.engine.model, self.engine.tokenizer, planned.requests
+                self.protocol, self.backend.model, self.backend.tokenizer, planned.requests
             )
         self._frozen.append(planned.number, planned.requests, answered)
 
     def _read_round(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
         return self._frozen.read(number)
 
-    def _one_round(self, planned: PlannedRound, base: Mapping[str, Any]) -> dict[str, Any]:
+    def _one_round(self, planned: PlannedRound, base: Measurement) -> RoundLine:
         check_disk(self.run_dir, 2 * self._per_round)
         clock: dict[str, float] = {}
         number, requests = planned.number, planned.requests
         with self._phase("freeze", clock):
             self._freeze(planned)
-        superseded, applied = 0, True
-        scores = checkpoint = summary = problem = None
+        superseded = 0
+        written: Written | None = None
+        scores = measurement = problem = None
         with self._phase("edit", clock):
             try:
-                summary = self.engine.edit(requests, number)
-                problem = self.engine.problem()
+                written = self.backend.edit(requests, number)
+                problem = self.backend.problem()
             except NotFiniteError as error:
                 if not self.rules.non_finite:
                     raise
-                problem, applied = str(error), False  # the session has put everything back
+                problem = str(error)  # the session has put everything back
         stop = self.rules.check(None, base, problem)
-        if applied:
+        if written is not None:
+            self._warn(number, written, len(requests))
             superseded = self.history.add(number, requests)
             if problem is None:
                 with self._phase("measure", clock):
-                    scores = measure_round(self.protocol, self._subject(), self.history, number)
+                    scores = measure_round(self.protocol, self._measured(), self.history, number)
                     if self.protocol.is_due(number):
-                        checkpoint = measure_checkpoint(
-                            self.protocol, self._subject(), self.history, number
-                        )
-            stop = stop or self.rules.check(checkpoint, base, problem)
-        kept = applied
+                        measurement = self._measure_all(number)
+            stop = stop or self.rules.check(measurement, base, problem)
+        kept = written is not None
         if stop is not None:
             log.warning("round %d: %s is %s, bound %s: %s", number, stop["rule"], stop["value"],
-                        stop["bound"], self.rules.on_collapse)  # fmt: skip
-            stop = {**stop, "action": self.rules.on_collapse}
-            if applied and self.rules.on_collapse == "undo":
-                self.engine.undo()
+                        stop["bound"], stop["action"])  # fmt: skip
+            if kept and stop["action"] == "undo":
+                self.backend.undo()
                 self.history.take_back(number)
                 kept = False
-        line: dict[str, Any] = {
+        line: RoundLine = {
             "round": number,
             "file": self._n_files + 1 if kept else None,
             "requests": [digest(request) for request in requests],
@@ -246,75 +251,98 @@ class SequentialScheduler:
             "edits": len(requests),
             "repeats": planned.repeats,
             "superseded": superseded,
+            "changed": kept and written is not None and written.changed,
+            "left_out": [each.case_id for each in written.left_out] if written else [],
             "scores": scores,
-            "checkpoint": checkpoint,
-            "edit": summary,
+            "measurement": measurement,
+            "edit": written.summary if written else None,
             "stop": stop,
             "sha256": None,
+            "seconds": {},
         }
         with self._phase("write", clock):
             if kept:
                 with explained(self.run_dir, WAY_OUT):
-                    path = self.engine.save(self.run_dir, self._n_files + 1)
-                    line["sha256"] = checksum(path)
+                    path, line["sha256"] = self.backend.save(self.run_dir, self._n_files + 1)
                     self._per_round = max(self._per_round, path.stat().st_size)
             line["seconds"] = {**clock, "total": sum(clock.values())}
             self._log.append(line)
         self._n_files += kept
+        self._changed |= line["changed"]
         self._tell("round", **line)
         return line
 
-    def _finish(
-        self, last: int, checkpoint: dict[str, Any] | None, stop: Mapping[str, Any] | None
-    ) -> RunResult:
+    def _warn(self, number: int, written: Written, n_requests: int) -> None:
+        """Say at once which requests of a round are not written, and why."""
+        out = written.left_out
+        if not out:
+            return
+        named = ", ".join(str(each.case_id) for each in out[:10]) + (", ..." if out[10:] else "")
+        lowest = min(each.residual_after for each in out if each.residual_after is not None)
+        log.warning(
+            "round %d: %d of %d requests are out of bounds and were left out (cases %s): their "
+            "residuals of %.3g and more are not below upper_bound %s; raise upper_bound, or lower "
+            "v_lr or clamp_norm_factor",
+            number, len(out), n_requests, named, lowest, written.bound,
+        )  # fmt: skip
+
+    def _measure_all(self, number: int) -> Measurement:
+        found = measure_all(self.protocol, self._measured(), self.history, number)
+        return cast(Measurement, found)
+
+    def _finish(self, last: RoundLine | None) -> RunResult:
+        number = last["round"] if last else 0
+        stop = last["stop"] if last else None
+        measurement = last["measurement"] if last else None
         final = self._folder.final()
-        status = status_of(stop)
-        if final is None or final["rounds"] != last or final["status"] != status:
+        status = status_of(stop, self._changed)
+        if final is None or final["rounds"] != number or final["status"] != status:
             self._tell("phase", name="final measurement")
             undone = status == "collapsed"
-            if checkpoint is None or undone:
-                bad = status == "stopped" and stop is not None and stop["rule"] == "non_finite"
-                checkpoint = (
-                    None
-                    if bad
-                    else measure_checkpoint(
-                        self.protocol, self._subject(), self.history, last - undone
-                    )
-                )
+            broken = status == "stopped" and stop is not None and stop["rule"] == "non_finite"
+            if broken:
+                measurement = None
+            elif measurement is None or undone:
+                measurement = self._measure_all(number - undone)
             final = {
                 "status": status,
-                "rounds": last,
+                "rounds": number,
                 "edits": len(self.history),
-                "standing": len(self.history.standing()),
+                "in_effect": len(self.history.in_effect()),
                 "repeats": self.rounds.repeats,
                 "stop": stop if ends(stop) else None,
-                "checkpoint": checkpoint,
+                "measurement": measurement,
             }
             self._folder.finish(final)
+        if status == "nothing_written":
+            log.warning("%s: no round changed the model; the requests of each round are in %s with "
+                        "what became of them", self.run_dir, ROUNDS)  # fmt: skip
         self._tell("end", **final)
         return RunResult(status, self.run_dir, final)
 
     # --- what they need ---------------------------------------------------------------------------
 
-    def _subject(self) -> Subject:
-        engine = self.engine
-        return Subject(
-            engine.model, engine.tokenizer, engine.originals(), engine.keys, self._held_out
+    def _measured(self) -> MeasuredModel:
+        backend = self.backend
+        return MeasuredModel(
+            backend.model, backend.tokenizer, backend.originals(), backend.keys, self._held_out
         )
 
-    def _identity(self, plan: list[PlannedRound] | None) -> dict[str, Any]:
-        """What has to be equal for a run to go on."""
+    def _identity(self, plan: list[PlannedRound] | None) -> Identity:
+        """What has to be equal for a run to be resumed."""
         digests = None if plan is None else [digest(r) for p in plan for r in p.requests]
         return {
             **versions(),
-            "model": model_identity(self.engine.model),
-            "method": self.engine.method,
-            "hparams": plain(self.engine.hparams),
-            **self._settings,
+            "model": model_identity(self.backend.model),
+            "method": self.backend.method,
+            "hparams": plain(self.backend.hparams),
+            "round_size": self._round_size,
+            "order": self._order,
+            "seed": self._seed,
             "protocol": self.protocol.to_dict(),
             "stop_rules": asdict(self.rules),
-            "held_out": hashed(list(self._held_out)),
-            "stream": None if digests is None else {"edits": len(digests), "hash": hashed(digests)},
+            "held_out": _texts(self._held_out),
+            "stream": None if digests is None else _texts(digests),
         }
 
     @contextmanager
@@ -327,3 +355,7 @@ class SequentialScheduler:
     def _tell(self, event: str, **facts: Any) -> None:
         for listener in self._listeners:
             listener(event, facts)
+
+
+def _texts(texts: Sequence[str]) -> Texts:
+    return {"count": len(texts), "sha256": hashed(list(texts))}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.runs.schema import Measurement, Status, Stop
 
 OnCollapse = Literal["undo", "stop", "continue"]
 
@@ -16,9 +16,9 @@ class StopRules:
     """Bounds of a run; None switches one off.
 
     Not finite values are looked for in every round.  Perplexity and retention are compared with
-    their bounds where the protocol measures them, at checkpoints (``Protocol.every``) and not in
+    their bounds where the protocol measures them, every ``Protocol.every`` rounds and not in
     between: up to ``every - 1`` rounds after the one that broke the bound are written too, and
-    ``undo`` takes back the round at the checkpoint only.  ``every=1`` looks after each round.
+    ``undo`` takes back the round that was measured only.  ``every=1`` looks after each round.
 
     Raises:
         HparamsError: a value is unknown or out of range.
@@ -50,20 +50,20 @@ class StopRules:
             raise HparamsError(f"min_retention is {self.min_retention!r}; give 0 to 1")
 
     def check(
-        self, checkpoint: Mapping[str, Any] | None, base: Mapping[str, Any], problem: str | None
-    ) -> dict[str, Any] | None:
-        """The rule that a round broke, as ``{rule, value, bound}``, or None.
+        self, measurement: Measurement | None, base: Measurement, problem: str | None
+    ) -> Stop | None:
+        """The rule that a round broke, or None.
 
         Args:
-            checkpoint: what the protocol measured after this round, if it did.
+            measurement: what the protocol measured after this round, if it did.
             base: what it measured of the untouched model.
             problem: what was not finite, if anything.
         """
         if self.non_finite and problem:
-            return {"rule": "non_finite", "value": problem, "bound": None}
-        if not checkpoint:
+            return self._broken("non_finite", problem, None)
+        if not measurement:
             return None
-        perplexity, before = checkpoint.get("perplexity"), base.get("perplexity")
+        perplexity, before = measurement.get("perplexity"), base.get("perplexity")
         bounds = {
             "max_perplexity": self.max_perplexity,
             "max_perplexity_ratio": None
@@ -71,15 +71,18 @@ class StopRules:
             else self.max_perplexity_ratio * before,
         }
         for rule, bound in bounds.items():
-            if bound is None or "perplexity" not in checkpoint:
+            if bound is None or "perplexity" not in measurement:
                 continue
             # None: too large for a number, so past every bound
             if perplexity is None or not perplexity <= bound:
-                return {"rule": rule, "value": perplexity, "bound": bound}
-        kept = (checkpoint.get("all") or {}).get("efficacy")
+                return self._broken(rule, perplexity, bound)
+        kept = (measurement.get("all") or {}).get("efficacy")
         if self.min_retention is not None and kept is not None and kept < self.min_retention:
-            return {"rule": "min_retention", "value": kept, "bound": self.min_retention}
+            return self._broken("min_retention", kept, self.min_retention)
         return None
+
+    def _broken(self, rule: str, value: Any, bound: Any) -> Stop:
+        return {"rule": rule, "value": value, "bound": bound, "action": self.on_collapse}
 
     def needs(self) -> list[str]:
         """What the protocol has to measure: ``perplexity``, ``retention``."""
@@ -87,13 +90,17 @@ class StopRules:
         return needed + (["retention"] if self.min_retention is not None else [])
 
 
-def ends(stop: Mapping[str, Any] | None) -> bool:
+def ends(stop: Stop | None) -> bool:
     """Whether a line's ``stop`` ends the run."""
     return stop is not None and stop["action"] != "continue"
 
 
-def status_of(stop: Mapping[str, Any] | None) -> str:
-    """Status of a run whose last line has this ``stop``."""
+def status_of(stop: Stop | None, changed: bool) -> Status:
+    """Status of a run whose last line has this ``stop``.
+
+    Args:
+        changed: whether any round changed the model.
+    """
     if stop is None or not ends(stop):
-        return "complete"
+        return "complete" if changed else "nothing_written"
     return "collapsed" if stop["action"] == "undo" else "stopped"

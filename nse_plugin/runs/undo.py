@@ -6,24 +6,43 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.session.ledger_files import load_undone, mark_undone
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.undone import add_undone, load_undone
+from nse_plugin.session.ledger_files import host_method, round_path
+from nse_plugin.session.records import later_trained, not_standing
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     """Mark a round of a run undone; returns the numbers that stand.
 
-    Its file is kept.  ``load_ledger`` passes it over from then on, and with it everything that is
+    Its file is kept.  The run's ledger leaves it out from then on, and with it everything that is
     built from the ledger: weights, previous keys, tables.
 
     Raises:
-        DataError: ``run`` is no run directory or is at work, or the round does not stand.
+        DataError: ``run`` is no run directory or is in use, a file is damaged, or the round does
+            not stand or cannot be undone alone.
     """
-    if not run.is_dir():
-        raise DataError(f"{run} is not a folder; give a run directory")
-    if not (run / "manifest.json").exists():  # rounds that somebody saved, and no run's folder
-        return mark_undone(run, number, reason)
-    with RunDirectory(run, going_on=False):  # no round is written meanwhile
-        return mark_undone(run, number, reason)
+    RunFiles(run)  # refuses what is no run
+    with RunDirectory(run, resumes=False):  # no round is written meanwhile
+        path = round_path(run, number)
+        method = host_method(path) if path.exists() else None
+        if method is not None:
+            raise DataError(
+                f"{path} holds whole matrices of the host's {method}, not what the round added, so "
+                "it cannot be undone alone; only rounds of this package's methods can"
+            )
+        ledger = RunFiles(run).ledger()
+        standing = ledger.numbers()
+        if number not in standing:
+            raise DataError(f"{run}: {not_standing(number, standing, ledger.undone)}")
+        record = ledger[standing.index(number)]
+        standing.remove(number)
+        if record.state is not None and number < max(standing, default=0):
+            raise DataError(
+                f"{run}: round {number} cannot be undone alone: {later_trained(max(standing))}"
+            )
+        add_undone(run, number, reason)
+    return standing
 
 
 def undone_text(run: Path, standing: list[int]) -> str:

@@ -10,9 +10,9 @@ from nse_plugin.errors import RequestError, SessionError
 from nse_plugin.model.answers import check_length, input_device
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import TokenBatch, encode_prompt
-from nse_plugin.session.queries import import_pandas
 from nse_plugin.session.records import RoundRecord, later_trained
 from nse_plugin.session.session import EditSession
+from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,40 +1,36 @@
-"""The ledger on disk: one safetensors file per round, and a line of JSON about each.
+"""The rounds of a ledger on disk: one safetensors file each.
 
 ``round-0001.safetensors`` holds the factors, neurons and keys of a round, and the rest of its
-record as metadata; ``rounds.jsonl`` is for people and plots.  ``undone.json`` names the rounds that
-were taken back, whose files stay.  Nothing needs a model to be read.
+record as metadata.  Nothing needs a model to be read.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import checksum, write_json, write_whole
-from nse_plugin.session.records import (
-    AttachedState,
-    Ledger,
-    Outcome,
-    RoundRecord,
-    Undone,
-    Write,
-    later_trained,
-    not_standing,
-)
+from nse_plugin.files import checksum, write_whole
+from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.records import AttachedState, Outcome, RoundRecord, Write
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of the files; a reader refuses others."""
-UNDONE = "undone.json"
-_ROUND = re.compile(r"round-(\d+)\.safetensors")
+
+
+class Saved(NamedTuple):
+    """A round file that was written."""
+
+    path: Path
+    sha256: str
 
 
 def round_path(folder: Path, number: int) -> Path:
@@ -42,12 +38,14 @@ def round_path(folder: Path, number: int) -> Path:
     return folder / f"round-{number:04d}.safetensors"
 
 
-def save_round(folder: Path, record: RoundRecord) -> Path:
-    """Write a round's file, all of it or nothing."""
+def save_round(folder: Path, record: RoundRecord) -> Saved:
+    """Write a round's file, in full or not at all."""
     tensors: dict[str, torch.Tensor] = {}
     for index, write in enumerate(record.writes):
         for part in ("neurons", "left", "right"):
-            tensors[f"write.{index}.{part}"] = getattr(write, part).contiguous()
+            tensor = getattr(write, part)
+            if tensor is not None:
+                tensors[f"write.{index}.{part}"] = tensor.contiguous()
     for layer, keys in record.keys.items():
         tensors[f"keys.{layer}"] = keys.contiguous()
     if record.state is not None:
@@ -57,7 +55,8 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
         "schema": SCHEMA,
         "number": record.number,
         "method": record.method,
-        "outcomes": [dataclasses.asdict(outcome) for outcome in record.outcomes],
+        "d_ff": record.d_ff,
+        "outcomes": [asdict(outcome) for outcome in record.outcomes],
         "writes": [
             {
                 "layer": write.layer,
@@ -67,6 +66,7 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
             }
             for write in record.writes
         ],
+        "key_counts": {str(layer): count for layer, count in record.key_counts.items()},
         "seconds": record.seconds,
         "state": record.state and {"kind": record.state.kind, "config": record.state.config},
     }
@@ -74,30 +74,30 @@ def save_round(folder: Path, record: RoundRecord) -> Path:
     write_whole(
         path, lambda temporary: save_file(tensors, temporary, {"record": json.dumps(header)})
     )
-    return path
+    return Saved(path, checksum(path))
 
 
-def load_round(path: Path) -> RoundRecord:
+def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
     """Read a round's file into memory.
 
     Not through ``safe_open``, which keeps some 60 bytes for good of every tensor that it ever gave
     (safetensors 0.8.0), and the files of a long run are read many times.
 
+    Args:
+        sha256: the checksum of what was written, where it is known.
+
     Raises:
-        DataError: the file is damaged or of another version.
+        DataError: the file is damaged, holds NaN or infinity, or is of another version.
     """
     try:
         content = path.read_bytes()
-        tensors: dict[str, Any] = load(content)  # sees to it that the file is whole
-        length = int.from_bytes(content[:8], "little")
-        header: dict[str, Any] = json.loads(
-            json.loads(content[8 : 8 + length])["__metadata__"]["record"]
-        )
-        if header["schema"] != SCHEMA:
-            raise DataError(
-                f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; "
-                "read it with the version of nse_plugin that wrote it"
-            )
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise damaged(path)
+        tensors: dict[str, Any] = load(content)  # checks that the file is whole
+        header = _record(path, _metadata(content))
+        for name, tensor in tensors.items():
+            if not name.startswith("state.") and not bool(torch.isfinite(tensor).all()):
+                raise DataError(f"{path} is damaged: {name} holds NaN or infinity; restore it")
         return RoundRecord(
             number=header["number"],
             method=header["method"],
@@ -105,25 +105,26 @@ def load_round(path: Path) -> RoundRecord:
             writes=tuple(
                 Write(
                     **{**write, "case_ids": tuple(write["case_ids"])},
-                    **{
-                        part: tensors[f"write.{index}.{part}"]
-                        for part in ("neurons", "left", "right")
-                    },
+                    neurons=tensors[f"write.{index}.neurons"],
+                    left=tensors.get(f"write.{index}.left"),
+                    right=tensors[f"write.{index}.right"],
                 )
                 for index, write in enumerate(header["writes"])
             ),
-            keys={
-                int(name.removeprefix("keys.")): tensor
-                for name, tensor in tensors.items()
-                if name.startswith("keys.")
-            },
+            keys={int(layer): tensors[f"keys.{layer}"] for layer in header["key_counts"]},
             seconds=header["seconds"],
             state=_state(header["state"], tensors),
+            d_ff=header["d_ff"],
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _explained(path, error) from error
+
+
+def damaged(path: Path) -> DataError:
+    """The error about a round file whose checksum is not that in ``rounds.jsonl``."""
+    return DataError(
+        f"{path} is damaged: its checksum is not that in rounds.jsonl; restore the file from a copy"
+    )
 
 
 def host_method(path: Path) -> str | None:
@@ -133,11 +134,100 @@ def host_method(path: Path) -> str | None:
         DataError: the file is damaged.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+        metadata = _metadata_of(path)
         return str(json.loads(metadata["host"])["method"]) if "host" in metadata else None
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _explained(path, error) from error
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFile:
+    """A round that lies in its file and is read whenever it is asked for.
+
+    The file has to stay where it is while a ledger has the round.
+    """
+
+    number: int
+    path: str
+    edits: int
+    counts: tuple[tuple[int, int], ...]
+    """(layer, number of keys)."""
+    d_ff: int | None
+    sha256: str | None
+    """What the file's checksum has to be, where it is known."""
+
+    @classmethod
+    def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
+        """The round in this file, of which only the header is read.
+
+        Raises:
+            DataError: the header is damaged or of another version.
+        """
+        try:
+            header = _record(path, _metadata_of(path))
+            counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
+            number, edits = int(header["number"]), len(header["outcomes"])
+            return cls(number, str(path), edits, counts, header["d_ff"], sha256)
+        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+            raise _explained(path, error) from error
+
+    @property
+    def key_counts(self) -> dict[int, int]:
+        """By edited layer, how many keys the round has."""
+        return dict(self.counts)
+
+    def read(self) -> RoundRecord:
+        """The round with its tensors.
+
+        Raises:
+            DataError: the file is gone or damaged.
+        """
+        return load_round(Path(self.path), self.sha256)
+
+
+def load_rounds(paths: Iterable[Path], sums: Mapping[Path, str] | None = None) -> Ledger:
+    """A ledger of the rounds in some files, of which only the headers are read now.
+
+    Args:
+        sums: checksums that the files are compared with when their rounds are read.
+
+    Raises:
+        DataError: a header is damaged or of another version.
+    """
+    ledger = Ledger()
+    for path in paths:
+        ledger.append(RoundFile.at(path, (sums or {}).get(path)))
+    return ledger
+
+
+def _metadata_of(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, without its tensors."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        length = min(int.from_bytes(start, "little"), path.stat().st_size)
+        return _metadata(start + file.read(length))
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    found: dict[str, str] = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return found
+
+
+def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
+    header: dict[str, Any] = json.loads(metadata["record"])
+    if header["schema"] != SCHEMA:
+        raise DataError(
+            f"{path} has schema {header['schema']}, and this version reads {SCHEMA}; "
+            "read it with the version of nse_plugin that wrote it"
+        )
+    return header
+
+
+def _explained(path: Path, error: Exception) -> DataError:
+    if isinstance(error, DataError):
+        return error
+    return DataError(f"{path} is not a whole round file ({error}); restore it")
 
 
 def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> AttachedState | None:
@@ -149,146 +239,3 @@ def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> A
         if name.startswith("state.")
     }
     return AttachedState(header["kind"], header["config"], kept)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RoundFile:
-    """A round that lies in its file and is read whenever it is asked for.
-
-    The file has to stay where it is while a ledger has the round.
-    """
-
-    number: int
-    path: str
-    counts: tuple[tuple[int, int], ...]
-    """(layer, number of keys)."""
-
-    @classmethod
-    def of(cls, path: Path, record: RoundRecord) -> RoundFile:
-        """The round in this file, which holds this record."""
-        return cls(record.number, str(path), tuple(record.key_counts.items()))
-
-    @property
-    def key_counts(self) -> dict[int, int]:
-        """By layer, how many keys the round has."""
-        return dict(self.counts)
-
-    def read(self) -> RoundRecord:
-        """The round with its tensors.
-
-        Raises:
-            DataError: the file is gone or damaged.
-        """
-        return load_round(Path(self.path))
-
-
-def load_rounds(paths: Iterable[Path]) -> Ledger:
-    """A ledger of the rounds in some files, each of which is looked at once and left on disk.
-
-    Raises:
-        DataError: a file is damaged or of another version.
-    """
-    ledger = Ledger()
-    for path in paths:
-        ledger.append(RoundFile.of(path, load_round(path)))
-    return ledger
-
-
-def load_ledger(folder: Path) -> Ledger:
-    """Read the rounds of a run directory that stand, and which were undone.
-
-    Raises:
-        DataError: there is no round, one is missing, or a file is damaged.
-    """
-    undone = load_undone(folder)
-    ledger = load_rounds(_standing(folder, undone).values())
-    ledger.undone = undone
-    return ledger
-
-
-def load_undone(folder: Path) -> list[Undone]:
-    """The rounds of a run directory that were undone, in the order in which that was done.
-
-    An entry counts for the file that it was made for: where a later run in the same folder wrote
-    another round of that number, it is passed over.
-
-    Raises:
-        DataError: ``undone.json`` is damaged or of another version.
-    """
-    return [undone for undone, _ in _undone_entries(folder)]
-
-
-def mark_undone(folder: Path, number: int, reason: str = "") -> list[int]:
-    """Undo a round of a run directory, whose file is kept; returns the numbers that stand.
-
-    Raises:
-        DataError: the round was undone already, there is none, or it cannot be undone alone.
-    """
-    entries = _undone_entries(folder)
-    undone = [entry for entry, _ in entries]
-    standing = _standing(folder, undone)
-    if number not in standing:
-        raise DataError(f"{folder}: {not_standing(number, list(standing), undone)}")
-    path = standing.pop(number)
-    _refuse_host_round(path)
-    if load_round(path).state is not None and number < max(standing, default=0):
-        raise DataError(
-            f"{folder}: round {number} cannot be undone alone: {later_trained(max(standing))}"
-        )
-    entries.append((Undone.now(number, reason), checksum(path)))
-    content = [{**dataclasses.asdict(entry), "sha256": digest} for entry, digest in entries]
-    write_json(folder / UNDONE, {"schema": SCHEMA, "undone": content})
-    return list(standing)
-
-
-def _undone_entries(folder: Path) -> list[tuple[Undone, str]]:
-    path = folder / UNDONE
-    if not path.exists():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        if found["schema"] == SCHEMA:
-            entries = [
-                (Undone(int(e["number"]), str(e["time"]), str(e["reason"])), str(e["sha256"]))
-                for e in found["undone"]
-            ]
-            files = {undone.number: round_path(folder, undone.number) for undone, _ in entries}
-            return [
-                (undone, digest)
-                for undone, digest in entries
-                if not (file := files[undone.number]).exists() or checksum(file) == digest
-            ]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is damaged ({error!r}); restore it, or remove it to have all rounds stand"
-        ) from error
-    raise DataError(
-        f"{path} has schema {found['schema']}, and this version reads {SCHEMA}; "
-        "read it with the version of nse_plugin that wrote it"
-    )
-
-
-def _standing(folder: Path, undone: list[Undone]) -> dict[int, Path]:
-    """Files of the rounds that stand, by number, rising."""
-    found = [m for path in folder.glob("round-*.safetensors") if (m := _ROUND.fullmatch(path.name))]
-    if not found:
-        raise DataError(f"{folder} holds no round-*.safetensors; give a run directory")
-    taken_back = {entry.number for entry in undone}
-    standing = {}
-    for number in range(1, max(int(match[1]) for match in found) + 1):
-        path = round_path(folder, number)
-        if number in taken_back:
-            continue
-        if not path.exists():
-            raise DataError(f"{folder} lacks {path.name}; restore it")
-        standing[number] = path
-    return standing
-
-
-def _refuse_host_round(path: Path) -> None:
-    method = host_method(path)
-    if method is not None:
-        raise DataError(
-            f"{path} holds whole matrices of the host's {method}, not what the round added, so it "
-            "cannot be undone alone; only rounds of this package's methods can"
-        )

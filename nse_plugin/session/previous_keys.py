@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nse_plugin.session.records import Ledger
+from nse_plugin.session.ledger import Ledger
 
 _SMALL = 4096
 """Up to this d_ff the matrix P is kept; above, only once there are more keys than neurons."""

@@ -1,24 +1,19 @@
-"""The ledger in memory: one record per round, with factors instead of matrices.
+"""What is known of one round: its requests' outcomes, its writes and its keys.
 
-A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the ledger of a
-round of 100 edits on an 8B model is tens of megabytes.  A round lies in main memory, or in its file
-and is read when it is looked at.  Everything else that a session remembers (the accumulated change,
-the previous keys) can be built from it.
+A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the record of a
+round of 100 edits on an 8B model is tens of megabytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from nse_plugin.errors import SessionError
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from nse_plugin.session.norms import column_norms
 
 Status = Literal["converged", "residual_left", "out_of_bounds"]
 
@@ -57,10 +52,10 @@ class Write:
     pass_number: int
     neurons: torch.Tensor
     """[|I|] int64, columns of the down-projection that were written."""
-    left: torch.Tensor
-    """[d_model, n] float32, the residual's share."""
+    left: torch.Tensor | None
+    """[d_model, n] float32, the residual's share; None where the change has no factors (FT)."""
     right: torch.Tensor
-    """[n, |I|] float32, from the solve."""
+    """[n, |I|] float32, from the solve; without ``left`` the change itself, [d_model, |I|]."""
     case_ids: tuple[int | str, ...]
     """The requests that caused it, in the order of the n factors; empty where the factors are
     those of the round as a whole."""
@@ -69,16 +64,23 @@ class Write:
 
     def change(self, d_ff: int, device: torch.device | str = "cpu") -> torch.Tensor:
         """The change of the layer as float32 [d_model, d_ff], computed on a device."""
-        columns = self.left.to(device) @ self.right.to(device)
+        columns = self.right.to(device)
+        if self.left is not None:
+            columns = self.left.to(device) @ columns
         if len(self.neurons) == d_ff:
             return columns
         change = columns.new_zeros(columns.shape[0], d_ff)
         change[:, self.neurons.to(device)] = columns
         return change
 
-    def column_norms(self) -> torch.Tensor:
-        """[|I|], norm of the change of each neuron written."""
-        return (self.left @ self.right).norm(dim=0)
+    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """left [d_model, n] and right [n, |I|]; one of them is the identity where it has none."""
+        if self.left is not None:
+            return self.left, self.right
+        d_model, n_neurons = self.right.shape
+        if d_model <= n_neurons:
+            return torch.eye(d_model), self.right
+        return self.right, torch.eye(n_neurons)
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class AttachedState:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One round: its requests' fates, its writes and its keys."""
+    """One round: its requests' outcomes, its writes and its keys."""
 
     number: int
     method: str
@@ -107,10 +109,17 @@ class RoundRecord:
     """Time by part: values, keys, solve, write; or train."""
     state: AttachedState | None = None
     """What is attached to the model after the round; None with a method that writes weights."""
+    d_ff: int | None = None
+    """Neurons of an edited layer; None with a method that attaches modules."""
+
+    @property
+    def edits(self) -> int:
+        """How many requests the round has."""
+        return len(self.outcomes)
 
     @property
     def key_counts(self) -> dict[int, int]:
-        """By layer, how many keys the round has."""
+        """By edited layer, how many keys the round has."""
         return {layer: keys.shape[1] for layer, keys in self.keys.items()}
 
     def read(self) -> RoundRecord:
@@ -128,13 +137,33 @@ class RoundRecord:
 
     def norms(self) -> dict[int, float]:
         """By layer: Frobenius norm of what the round changed."""
-        norms = {}
-        for layer, keys in self.keys.items():
-            changes = [w.change(keys.shape[0]) for w in self.writes if w.layer == layer]
-            norms[layer] = float(
-                sum(changes, torch.zeros(())).norm()
-            )  # none where all had converged
-        return norms
+        return {layer: float(self.column_norms(layer).norm()) for layer in sorted(self.key_counts)}
+
+    def add_changes(
+        self,
+        totals: dict[int, torch.Tensor],
+        devices: Mapping[int, torch.device | str],
+        d_ff: int,
+    ) -> None:
+        """Add the round's changes [d_model, d_ff] to sums by layer, in the order written.
+
+        Args:
+            devices: the layers to add, and where each sum lies.
+        """
+        for write in self.writes:
+            if write.layer in devices:
+                change = write.change(d_ff, devices[write.layer])
+                total = totals.get(write.layer)
+                totals[write.layer] = change if total is None else total + change
+
+    def column_norms(self, layer: int) -> torch.Tensor:
+        """[d_ff] float64, norm of the change of each neuron of a layer."""
+        written = [write for write in self.writes if write.layer == layer]
+        if len(written) == 1 and written[0].left is None:
+            norms = torch.zeros(self.d_ff or 0, dtype=torch.float64)
+            norms[written[0].neurons] = written[0].right.double().norm(dim=0)
+            return norms
+        return column_norms([(w.neurons, *w.factors()) for w in written], self.d_ff or 0)
 
     def summary(self) -> dict[str, Any]:
         """The round as plain values, without tensors."""
@@ -154,6 +183,20 @@ class RoundRecord:
         }
 
 
+@dataclass(frozen=True)
+class Written:
+    """What is said of a round that was just written, by whichever method."""
+
+    summary: dict[str, Any]
+    """For the log; times under ``seconds``."""
+    changed: bool
+    """Whether anything in the model is different now."""
+    left_out: Sequence[Outcome] = ()
+    """Requests whose residual was out of bounds, which the last pass did not write."""
+    bound: float | None = None
+    """The bound."""
+
+
 class StandingRound(Protocol):
     """A round of a ledger, wherever it is kept: a :class:`RoundRecord`, or its file."""
 
@@ -162,8 +205,16 @@ class StandingRound(Protocol):
         """Number of the round."""
 
     @property
+    def edits(self) -> int:
+        """How many requests the round has."""
+
+    @property
     def key_counts(self) -> dict[int, int]:
-        """By layer, how many keys the round has."""
+        """By edited layer, how many keys the round has."""
+
+    @property
+    def d_ff(self) -> int | None:
+        """Neurons of an edited layer; None with a method that attaches modules."""
 
     def read(self) -> RoundRecord:
         """The round with its tensors."""
@@ -182,141 +233,6 @@ class Undone:
     def now(cls, number: int, reason: str = "") -> Undone:
         """Taken back at this moment."""
         return cls(number, datetime.now(timezone.utc).isoformat(timespec="seconds"), reason)
-
-
-class Ledger:
-    """The rounds that stand, in order, and the numbers of those that were undone.
-
-    A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
-    number after all that were ever given.  A round that is kept in its file is read anew each time,
-    so memory does not grow with them.  The tables need ``pip install "nse-plugin[report]"``.
-    """
-
-    def __init__(self) -> None:
-        self._rounds: list[StandingRound] = []
-        self.undone: list[Undone] = []
-        """Rounds taken back, in the order in which that was done."""
-
-    def __len__(self) -> int:
-        return len(self._rounds)
-
-    def __iter__(self) -> Iterator[RoundRecord]:
-        return (standing.read() for standing in self._rounds)
-
-    def __getitem__(self, index: int) -> RoundRecord:
-        return self._rounds[index].read()
-
-    def standing(self) -> list[StandingRound]:
-        """The rounds, not read."""
-        return list(self._rounds)
-
-    def append(self, record: StandingRound) -> None:
-        """Add the newest round."""
-        self._rounds.append(record)
-
-    def replace_last(self, record: StandingRound) -> None:
-        """Keep the newest round in another way: in the file that it was written to."""
-        self._rounds[-1] = record
-
-    def truncate(self, length: int) -> None:
-        """Drop the rounds after the first ``length``."""
-        del self._rounds[length:]
-
-    def numbers(self) -> list[int]:
-        """Numbers of the rounds that stand, in order."""
-        return [record.number for record in self._rounds]
-
-    def next_number(self) -> int:
-        """The number of the next round: one more than any that stands or was undone."""
-        return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
-
-    def index(self, number: int) -> int:
-        """Where the round of this number lies.
-
-        Raises:
-            SessionError: it was undone, or there is none.
-        """
-        if number in self.numbers():
-            return self.numbers().index(number)
-        raise SessionError(not_standing(number, self.numbers(), self.undone))
-
-    def keys(self, layer: int) -> torch.Tensor | None:
-        """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
-        found = [record.keys[layer] for record in self if layer in record.keys]
-        return torch.cat(found, dim=1) if found else None
-
-    def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
-        """By layer, at most so many of the previous keys, at even distances: [d_ff, n].
-
-        Only rounds that hold one of them are read, each once.
-        """
-        chosen: dict[int, dict[int, list[int]]] = {}  # by round and layer: columns of its keys
-        for layer in layers:
-            counts = [standing.key_counts.get(layer, 0) for standing in self._rounds]
-            columns = [(index, j) for index, count in enumerate(counts) for j in range(count)]
-            if len(columns) > limit:
-                ends = torch.linspace(0, len(columns) - 1, limit, dtype=torch.float64)
-                columns = [columns[i] for i in ends.round().long().tolist()]
-            for index, column in columns:
-                chosen.setdefault(index, {}).setdefault(layer, []).append(column)
-        parts: dict[int, list[torch.Tensor]] = {}
-        for index in sorted(chosen):
-            record = self[index]
-            for layer, picked in chosen[index].items():
-                parts.setdefault(layer, []).append(record.keys[layer][:, picked])
-        return {layer: torch.cat(parts[layer], dim=1) for layer in layers if layer in parts}
-
-    def change(
-        self, layer: int, d_ff: int, device: torch.device | str = "cpu"
-    ) -> torch.Tensor | None:
-        """Sum of all changes of a layer, float32 [d_model, d_ff], added in the order written.
-
-        The order and the device decide the last bits: given those of the writes, the sum has the
-        bits that the session accumulated.
-        """
-        total: torch.Tensor | None = None
-        for record in self:
-            for write in record.writes:
-                if write.layer == layer:
-                    change = write.change(d_ff, device)
-                    total = change if total is None else total + change
-        return total
-
-    def neurons(self, layer: int) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.neurons`."""
-        from nse_plugin.session import queries
-
-        return queries.neurons(self, layer)
-
-    def rounds(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.rounds`."""
-        from nse_plugin.session import queries
-
-        return queries.rounds(self)
-
-    def requests(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.requests`."""
-        from nse_plugin.session import queries
-
-        return queries.requests(self)
-
-    def overlap(self, layer: int | None = None) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.overlap`."""
-        from nse_plugin.session import queries
-
-        return queries.overlap(self, layer)
-
-    def capacity(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.capacity`."""
-        from nse_plugin.session import queries
-
-        return queries.capacity(self)
-
-    def who_wrote(self, layer: int, neuron: int) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.who_wrote`."""
-        from nse_plugin.session import queries
-
-        return queries.who_wrote(self, layer, neuron)
 
 
 def not_standing(number: int, standing: Sequence[int], undone: Sequence[Undone]) -> str:

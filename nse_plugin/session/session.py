@@ -22,8 +22,9 @@ from nse_plugin.model.probe import layout_of
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.session.attached import Attached
+from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
-from nse_plugin.session.records import Ledger, StandingRound, Undone, later_trained
+from nse_plugin.session.records import RoundRecord, StandingRound, Undone, later_trained
 from nse_plugin.session.untouched import Untouched
 
 if TYPE_CHECKING:
@@ -157,10 +158,11 @@ class EditSession:
                 "adopt the ledger with a model that is loaded anew"
             )
         try:
-            for record in ledger.standing():
-                state = record.read().state
-                with self.round(sorted(record.key_counts), None if state is None else state.kind):
-                    self._replay(record)
+            for standing in ledger.standing():
+                record = standing.read()
+                kind = None if record.state is None else record.state.kind
+                with self.round(sorted(record.key_counts), kind):
+                    self._replay(standing, record)
         except BaseException:
             self._go_back_to(0)
             raise
@@ -186,8 +188,8 @@ class EditSession:
         before, state = self.weights.snapshot(), self.attached.state()
         try:
             self._go_back_to(index)
-            for record in records[index + 1 :]:
-                self._replay(record)
+            for standing in records[index + 1 :]:
+                self._replay(standing, standing.read())
         except BaseException:
             self._truncate(index)
             for record in records[index:]:
@@ -294,22 +296,30 @@ class EditSession:
         """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
-    def _replay(self, record: StandingRound) -> None:
+    def _replay(self, standing: StandingRound, record: RoundRecord) -> None:
         """Write a round's changes and enter it into the ledger again."""
-        whole = record.read()
-        for write in whole.writes:
+        for write in record.writes:
             device = self.layout.down(write.layer).weight.device
             self.write(write.layer, write.change(self.layout.d_ff, device))
-        self.attached.set(whole.state)
-        self.commit(record)
+        self.attached.set(record.state)
+        self.commit(standing)
 
     def _go_back_to(self, length: int) -> None:
+        """Keep the first rounds only; each of them is read once, or the last one alone."""
         self._truncate(length)
+        devices = {
+            layer: self.weights.original(name).device for name, layer in self._layers.items()
+        }
+        totals: dict[int, torch.Tensor] = {}
+        state = None
+        for standing in self.ledger.standing()[0 if devices else -1 :]:
+            record = standing.read()
+            record.add_changes(totals, devices, self.layout.d_ff)
+            state = record.state
         for name, layer in self._layers.items():
-            device = self.weights.original(name).device
-            change = self.ledger.change(layer, self.layout.d_ff, device)
+            change = totals.get(layer)
             self.weights.set(name, None if change is None else self.layout.to_weight(change))
-        self.attached.set(self.ledger[-1].state if length else None)
+        self.attached.set(state)
 
     def _truncate(self, length: int) -> None:
         self.ledger.truncate(length)

@@ -11,8 +11,8 @@ from nse_plugin import cli
 from nse_plugin.data import atlas
 from nse_plugin.runs import demo as demo_module
 from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.reading import load_ledger
 from nse_plugin.runs.result import same_run
-from nse_plugin.session.ledger_files import load_ledger
 
 SUMMARY_KEYS = [
     "method", "model", "seed", "edits", "rounds", "efficacy", "paraphrase", "untouched",
@@ -61,7 +61,7 @@ def test_demo_twice_gives_one_summary(model, capsys):
 def test_it_is_a_run_like_any_other(capsys):
     assert demo("--out", "a") == 0
     manifest = read("a/manifest.json")
-    assert manifest["made_by"] == "nse run" and manifest["run"]["stream"]["edits"] == 6
+    assert manifest["made_by"] == "nse run" and manifest["run"]["stream"]["count"] == 6
     assert read("a/final.json")["status"] == "complete"
     assert cli.main(["inspect", "a"]) == 0
     assert cli.main(["undo", "a", "--round", "2"]) == 0
@@ -85,7 +85,7 @@ def test_the_same_demo_is_shown_again_and_another_is_refused(capsys):
 def test_a_second_demo_at_work_in_one_folder_is_refused(capsys):
     with RunDirectory(Path("a")):
         assert demo("--out", "a") == 1
-    assert "a is at work in another process" in capsys.readouterr().err
+    assert "a is in use by another process" in capsys.readouterr().err
     assert not list(Path("a").glob("round-*"))
 
 

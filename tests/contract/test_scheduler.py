@@ -45,7 +45,7 @@ def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, t
     assert result.status == "complete" and result.final["rounds"] == 3
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed and all(name.startswith("transformer.h.2.mlp.c_proj.") for name in changed)
-    assert result.final["checkpoint"]["all"]["efficacy"] is not None
+    assert result.final["measurement"]["all"]["efficacy"] is not None
 
     first, _ = scheduled(make_hparams, tmp_path / "cut", max_rounds=1)
     assert first.run().status == "paused"
@@ -53,7 +53,7 @@ def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, t
     again = second.run()
     assert again.status == "complete"
     assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in model.named_parameters())
-    assert again.final["checkpoint"]["all"] == result.final["checkpoint"]["all"]
+    assert again.final["measurement"]["all"] == result.final["measurement"]["all"]
 
 
 def test_nse_run_takes_a_yaml_of_easyedit(easyedit, saved, tmp_path, capsys, monkeypatch):

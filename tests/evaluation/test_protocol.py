@@ -158,7 +158,7 @@ def test_retention_table_is_that_of_brute_force(tmp_path, build):
     found = {}
     for line in result.lines():
         found["own", line["round"]] = line["scores"]
-        for row in line["checkpoint"]["retention"]:
+        for row in line["measurement"]["retention"]:
             found[row["edited"], line["round"]] = row
     assert set(found) == set(expected)
     assert (1, 4) in found and found[1, 4]["n"] == 1 and found[1, 3]["n"] == 2
@@ -234,16 +234,16 @@ def test_history_takes_a_round_back():
     history = History(lambda number: (read.append(number), kept[number])[1])
     assert history.add(1, [a]) == 0
     assert history.add(3, [b, c]) == 1
-    assert history.standing() == [1, 2] and history.of_round(3) == range(1, 3) and not read
+    assert history.in_effect() == [1, 2] and history.of_round(3) == range(1, 3) and not read
     assert history.edits([0, 2]) == [Edit(1, a, {"n": 1}), Edit(3, c, {"n": 3})]
-    assert history.edits(history.standing()) == [Edit(3, b, {"n": 2}), Edit(3, c, {"n": 3})]
+    assert history.edits(history.in_effect()) == [Edit(3, b, {"n": 2}), Edit(3, c, {"n": 3})]
     assert read == [1, 3, 3]
     texts = history.edited_texts()
     assert "B was" in texts and "A is" in texts and "A was" not in texts
     history.take_back(2)
     assert len(history) == 3
     history.take_back(3)
-    assert history.standing() == [0] and len(history) == 1
+    assert history.in_effect() == [0] and len(history) == 1
     assert "B was" not in texts and "A is" in texts
     history.take_back(1)
     assert "A is" not in texts and history.add(4, [b]) == 0

@@ -57,7 +57,7 @@ def test_the_command_on_a_run(tmp_path, capsys):
     arguments = ["export", str(tmp_path / "run"), "--to", "delta", "--device", "cpu", "--out"]
     assert cli.main([*arguments, str(tmp_path / "delta")]) == 0
     from_delta(plain, tiny_tokenizer(), tmp_path / "delta")
-    assert same(made.engine.model, plain)
+    assert same(made.backend.model, plain)
     tiny_model("gpt2", seed=3).save_pretrained(tmp_path / "tiny-gpt2")
     assert cli.main([*arguments, str(tmp_path / "other")]) == 1
     assert "is another model now than when" in capsys.readouterr().err

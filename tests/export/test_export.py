@@ -128,7 +128,9 @@ def _record(session, layer, left, right):
 
     write = Write(layer, 0, torch.arange(right.shape[1]), left, right, (), 1.0)
     keys = {layer: torch.randn(right.shape[1], 1)}
-    return RoundRecord(session.ledger.next_number(), "test", (), (write,), keys)
+    return RoundRecord(
+        session.ledger.next_number(), "test", (), (write,), keys, d_ff=session.layout.d_ff
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)

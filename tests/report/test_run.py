@@ -15,7 +15,10 @@ from nse_plugin.report.run import read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
-from nse_plugin.session.ledger_files import load_ledger, load_round, mark_undone, save_round
+from nse_plugin.runs.reading import load_ledger
+from nse_plugin.runs.undo import undo_round
+from nse_plugin.session import ledger_files
+from nse_plugin.session.ledger_files import load_round, save_round
 from tests.runs.runs import hparams, scheduler
 from tests.runs.test_scheduler import editor
 
@@ -51,13 +54,13 @@ def test_scores_are_those_of_the_lines(made):
     for line in lines(made):
         for name in ("efficacy", "locality"):
             assert run.scores.loc[line["round"], name] == line["scores"][name]
-    points = [line for line in lines(made) if line["checkpoint"]]
-    assert list(run.standing_scores.index) == [line["round"] for line in points]
+    points = [line for line in lines(made) if line["measurement"]]
+    assert list(run.overall_scores.index) == [line["round"] for line in points]
     for line in points:
-        shown = run.standing_scores.loc[line["round"]]
-        assert shown["perplexity"] == line["checkpoint"]["perplexity"]
-        assert shown["efficacy"] == line["checkpoint"]["all"]["efficacy"]
-        for row in line["checkpoint"]["retention"]:
+        shown = run.overall_scores.loc[line["round"]]
+        assert shown["perplexity"] == line["measurement"]["perplexity"]
+        assert shown["efficacy"] == line["measurement"]["all"]["efficacy"]
+        for row in line["measurement"]["retention"]:
             assert run.retention.loc[row["edited"], line["round"]] == row["efficacy"]
     assert run.retention.isna().sum().sum() == 1  # round 3 was not there after round 2
 
@@ -105,7 +108,7 @@ def test_spans_of_rounds():
 def test_every_picture_has_words_and_can_be_drawn(made):
     pictures = run_pictures(read_run(made))
     names = [picture.name for picture in pictures]
-    assert names == ["scores", "standing", "retention", "ledger", "writes", "overlap", "norm",
+    assert names == ["scores", "overall", "retention", "ledger", "writes", "overlap", "norm",
                      "capacity"]  # fmt: skip
     for picture in pictures:
         assert len(picture.alt) > 40 and picture.caption and "nan" not in picture.alt
@@ -140,12 +143,12 @@ def test_one_round_and_no_round(folder, tmp_path):
 
 
 def test_an_undone_round_is_named_and_left_out(folder):
-    mark_undone(folder, 2)
+    undo_round(folder, 2)
     run = read_run(folder)
-    assert run.ledger.numbers() == [1, 3] and list(run.overlap.index) == [1, 3]
+    assert run.ledger.numbers() == [1, 3] and list(run.survey.overlap().index) == [1, 3]
     assert "rounds 2;" in tables.overview(run).text()
     for number in (1, 3):
-        mark_undone(folder, number)
+        undo_round(folder, number)
     run = read_run(folder)
     assert not run.ledger and "no round stands" in tables.overview(run).text()
     assert "Neurons" not in [section.title for section in run_page(run).sections]
@@ -154,8 +157,8 @@ def test_an_undone_round_is_named_and_left_out(folder):
 def test_a_method_of_the_host_has_scores_only(tmp_path):
     scheduler(tmp_path, subject=editor(), hparams=None).run()
     run = read_run(tmp_path)
-    assert not run.ledger and len(run.scores) == 3 and run.manifest.method == "STUB"
-    assert {picture.name for picture in run_pictures(run)} == {"scores", "standing", "retention"}
+    assert not run.ledger and len(run.scores) == 3 and run.files.method == "STUB"
+    assert {picture.name for picture in run_pictures(run)} == {"scores", "overall", "retention"}
     assert "Retention" in run_page(run).html()
 
 
@@ -190,9 +193,71 @@ def test_methods_that_write_no_neurons(tmp_path, name):
 def test_damage_is_named(folder, file, message, capsys):
     (folder / file).write_text("{{\n{{\n")
     with pytest.raises(DataError, match=message):
-        read_run(folder)
+        run_page(read_run(folder))
     assert cli.main(["inspect", str(folder)]) == 1
     assert "nse: " in capsys.readouterr().err
+
+
+def test_a_flipped_bit_is_named_by_every_reader(folder, capsys):
+    path = folder / "round-0002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    for command in (["inspect", folder], ["undo", folder, "--round", "2"]):
+        assert cli.main(list(map(str, command))) == 1
+        assert "round-0002.safetensors is damaged: its checksum" in capsys.readouterr().err
+    assert not (folder / "undone.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(schema=2), "has schema 2, and this version reads 3; use the version"),
+        (dict(made_by="nse demo"), "made by 'nse demo'"),
+        (dict(run=5), "manifest.json is damaged: run is 5, not Identity"),
+        (dict(contexts=None), "contexts is None, not list"),
+    ],
+)
+def test_other_manifests_are_refused(folder, change, message):
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(DataError, match=message):
+        read_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(file="x"), "line 2 of .* is damaged: file is 'x', not int | None"),
+        (dict(measurement=5), "line 2 of .* is damaged: measurement is 5"),
+        (dict(sha256=7), "sha256 is 7, not str | None"),
+    ],
+)
+def test_a_line_of_other_types_is_damage(folder, change, message):
+    path = folder / "rounds.jsonl"
+    found = lines(folder)
+    found[1] |= change
+    path.write_text("".join(json.dumps(line) + "\n" for line in found))
+    with pytest.raises(DataError, match=message.replace("|", r"\|")):
+        read_run(folder)
+
+
+def test_each_round_file_is_read_once(folder, monkeypatch, tmp_path):
+    reads, real = [], ledger_files.load_round
+    monkeypatch.setattr(
+        ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)
+    )
+    run_page(read_run(folder)).html()
+    assert sorted(path.name[6:10] for path in reads) == ["0001", "0002", "0003"]
+    reads.clear()
+    run = read_run(folder)
+    for table in run_tables(run):
+        table.text()
+    assert len(reads) == 3
+    for query in (run.ledger.neurons, run.ledger.overlap):
+        reads.clear()
+        query(1)
+        assert len(reads) == 3
 
 
 def test_a_neuron_that_one_round_changed(folder):
@@ -202,10 +267,13 @@ def test_a_neuron_that_one_round_changed(folder):
     write.left.zero_()
     write.right.zero_()
     write.left[0, 1], write.right[1, 0] = 3.0, 5.0
-    save_round(folder, record)
+    _, sha256 = save_round(folder, record)
+    found = lines(folder)
+    found[1]["sha256"] = sha256
+    (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
     run = read_run(folder)
     neuron = int(write.neurons[0])
     found = [r for r in rows(tables.neuron_table(run, 1, neuron)) if r["round"] == "2"]
     assert found[0]["norm"] == found[0]["norm of the round"] == "15"
     assert found[0]["request"] == str(write.case_ids[1])
-    assert torch.tensor(run.columns[1].loc[2, neuron]).item() == pytest.approx(15)
+    assert torch.tensor(run.survey.columns[1].loc[2, neuron]).item() == pytest.approx(15)

@@ -76,4 +76,4 @@ def scheduler(folder: Path, stream=None, **changes) -> SequentialScheduler:
 
 def weights(scheduler: SequentialScheduler):
     """All parameters, by name."""
-    return {k: v.detach().clone() for k, v in scheduler.engine.model.named_parameters()}
+    return {k: v.detach().clone() for k, v in scheduler.backend.model.named_parameters()}

@@ -13,9 +13,9 @@ import torch
 
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.runs import budget, directory
+from nse_plugin.runs import budget
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.result import same_run
+from nse_plugin.runs.result import comparable, same_run
 from nse_plugin.runs.stopping import StopRules
 from tests.runs.runs import hparams, protocol, requests, scheduler, session, weights
 
@@ -36,6 +36,11 @@ def part(tmp_path):
     assert scheduler(tmp_path, max_rounds=2).run().status == "paused"
     assert not (tmp_path / "final.json").exists()
     return tmp_path
+
+
+def answers(asked, target):
+    """The same requests, with another target."""
+    return [dataclasses.replace(request, target_new=target) for request in asked]
 
 
 def assert_resumes(folder, whole):
@@ -84,7 +89,7 @@ def test_the_file_of_a_round_without_a_line_is_written_again(part, whole):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
-def test_a_damaged_checkpoint_is_named_and_its_removal_helps(part, whole, damage):
+def test_a_damaged_round_file_is_named_and_its_removal_helps(part, whole, damage):
     path = part / "round-0002.safetensors"
     content = bytearray(path.read_bytes())
     if damage == "truncated":
@@ -92,7 +97,7 @@ def test_a_damaged_checkpoint_is_named_and_its_removal_helps(part, whole, damage
     else:
         content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"round-0002.*damaged.*go on from round 1"):
+    with pytest.raises(DataError, match=r"round-0002.*damaged.*resume from round 1"):
         scheduler(part).run()
     path.unlink()
     assert_resumes(part, whole)
@@ -120,9 +125,16 @@ def test_damaged_manifest(part):
         (dict(seed=3), "seed was 0, is 3"),
         (dict(protocol=Protocol()), "protocol.every was 2, is 5"),
         (dict(stop_rules=StopRules(min_retention=0.1)), "stop_rules.min_retention was None"),
-        (dict(held_out=("Another text.",)), "held_out was"),
-        (dict(stream=requests(5)), "stream.edits was 6, is 5"),
-        (dict(subject=dict(seed=1)), "model.fingerprint was"),
+        (dict(held_out=("Another text.",)), "the held-out texts are others"),
+        (
+            dict(stream=requests(5)),
+            "the requests are others: there were 6 or more, and now there are 5",
+        ),
+        (
+            dict(stream=[*requests(3), *answers(requests()[3:], "Quill")]),
+            "the requests are others: request 4 (case 3): target_new was 'Garn', is 'Quill'",
+        ),
+        (dict(subject=dict(seed=1)), "the model is another one"),
     ],
 )
 def test_another_run_is_refused_with_what_differs(part, changes, message):
@@ -149,7 +161,7 @@ def test_an_mlp_that_differs_is_another_model(part):
     other = session()
     with torch.no_grad():
         other.model.get_parameter("transformer.h.1.mlp.c_proj.weight")[0, 0] += 1e-3
-    with pytest.raises(DataError, match=r"model.weights was"):
+    with pytest.raises(DataError, match=r"the weights of the model are others"):
         scheduler(part, subject=other).run()
 
 
@@ -167,7 +179,7 @@ def test_a_session_with_rounds_is_refused(part):
     used = scheduler(part)
     used.run()
     with pytest.raises(SessionError, match=r"3 rounds already.*undo_all"):
-        scheduler(part, subject=used.engine.session)
+        scheduler(part, subject=used.backend.session)
 
 
 @pytest.mark.parametrize("what", ["file", "foreign", "demo"])
@@ -192,7 +204,7 @@ def test_a_second_process_is_refused(part):
             try:
                 scheduler(part).run()
             except DataError as error:
-                code = 0 if "at work in another process" in str(error) else 2
+                code = 0 if "in use by another process" in str(error) else 2
             finally:
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
@@ -224,7 +236,7 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_later(tmp_path, whole, whe
             patch.setattr(files, "save_file", save)
         else:
             patch.setattr(os, "fsync", fsync)
-        with pytest.raises(DataError, match=r"No space left.*the same command goes on"):
+        with pytest.raises(DataError, match=r"No space left.*the same command resumes"):
             scheduler(tmp_path).run()
     assert not list(tmp_path.glob("*.tmp"))
     assert_resumes(tmp_path, whole)
@@ -240,13 +252,13 @@ def test_safetensors_own_errors_on_a_full_disk(tmp_path, whole, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "save_file", save)
-        with pytest.raises(DataError, match=r"No space left.*the same command goes on"):
+        with pytest.raises(DataError, match=r"No space left.*the same command resumes"):
             scheduler(tmp_path).run()
     assert_resumes(tmp_path, whole)
 
 
 def test_a_directory_without_rights(tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="cannot read or write"):
+    with pytest.raises(DataError, match="the folder /proc/nothing/run cannot be made"):
         scheduler(Path("/proc/nothing/run")).run()
     real = Path.open
 
@@ -285,5 +297,5 @@ def test_bounds_hold(whole):
 
 
 def test_comparable_leaves_times_out():
-    assert directory.comparable({"a": [{"seconds": 1, "b": 2}], "sha256": "x"}) == {"a": [{"b": 2}]}
+    assert comparable({"a": [{"seconds": 1, "b": 2}], "sha256": "x"}) == {"a": [{"b": 2}]}
     assert protocol() == protocol()

@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import directory
-from nse_plugin.runs.directory import comparable
-from nse_plugin.runs.result import same_run
+from nse_plugin.runs.result import comparable, same_run
 from tests.runs.runs import protocol, requests, scheduler, weights
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -23,11 +23,11 @@ from nse_plugin.errors import (
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
-from nse_plugin.runs.engines import engine_of
+from nse_plugin.runs.backends import backend_of
+from nse_plugin.runs.reading import load_ledger
 from nse_plugin.runs.result import same_run
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
-from nse_plugin.session.ledger_files import load_ledger
 from nse_plugin.session.session import EditSession
 from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session, weights
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -55,7 +55,9 @@ def test_rounds_in_which_nothing_is_written(tmp_path):
     assert scheduler(tmp_path / "a", hparams=settings, max_rounds=1).run().status == "paused"
     rest = scheduler(tmp_path / "a", hparams=settings)
     untouched = {name: tensor.clone() for name, tensor in weights(rest).items()}
-    lines = list(rest.run().lines())
+    result = rest.run()
+    lines = list(result.lines())
+    assert result.status == "nothing_written" and not any(line["changed"] for line in lines)
     assert [line["edit"]["status"]["converged"] for line in lines] == [2, 2, 2]
     assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
     assert equal(weights(rest), untouched)
@@ -88,7 +90,7 @@ def test_empty_streams(tmp_path):
     with pytest.raises(RequestError, match="list of requests is empty"):
         scheduler(tmp_path / "a", []).run()
     result = scheduler(tmp_path / "b", iter([])).run()
-    assert result.status == "complete" and not list(result.lines())
+    assert result.status == "nothing_written" and not list(result.lines())
 
 
 def test_answers_are_frozen_before_anything_is_edited(tmp_path):
@@ -117,32 +119,34 @@ def test_repeats_are_counted_and_superseded_answers_no_longer_expected(tmp_path)
     assert [line["case_ids"] for line in lines] == [[0, 1], [2, 3], [1], [1]]
     assert [line["superseded"] for line in lines] == [0, 0, 1, 1]
     assert [line["repeats"] for line in lines] == [0, 0, 1, 1]
-    assert result.final["repeats"] == 2 and result.final["standing"] == 4
-    asked = [{row["edited"]: row["n"] for row in line["checkpoint"]["retention"]} for line in lines]
+    assert result.final["repeats"] == 2 and result.final["in_effect"] == 4
+    asked = [
+        {row["edited"]: row["n"] for row in line["measurement"]["retention"]} for line in lines
+    ]
     assert asked == [{1: 2}, {1: 2, 2: 2}, {1: 1, 2: 2, 3: 1}, {1: 1, 2: 2, 4: 1}]
 
 
 def test_samples_bound_what_is_asked(tmp_path):
     result = scheduler(tmp_path, protocol=protocol(every=1, retention=2, generation=1)).run()
-    point = result.final["checkpoint"]
+    point = result.final["measurement"]
     assert point["all"]["n"] == 2 and point["generation"]["n"] == 1
     assert sum(row["n"] for row in point["retention"]) == 2
     off = protocol(every=0, retention=0, generation=0, fluency=0, weights=False, key_space=0)
-    point = scheduler(tmp_path / "off", protocol=off, held_out=()).run().final["checkpoint"]
-    assert point == {"tested": 3, "standing": 6}
+    point = scheduler(tmp_path / "off", protocol=off, held_out=()).run().final["measurement"]
+    assert point == {"tested": 3, "in_effect": 6}
 
 
 def test_what_is_said_of_the_weights(tmp_path):
     made = scheduler(tmp_path)
     result = made.run()
-    point, model = result.final["checkpoint"], made.engine.model
+    point, model = result.final["measurement"], made.backend.model
     original = session().model.get_parameter(DOWN)
     norm = (model.get_parameter(DOWN) - original).detach().norm() / original.detach().norm()
     assert point["relative_change"][DOWN] == pytest.approx(float(norm), rel=1e-5)
     assert 0 < point["key_share"]["1"] <= 6 / 24
-    keys = made.engine.session.ledger.keys(1)
-    assert torch.equal(made.engine.keys(6)[1], keys)
-    assert torch.equal(made.engine.keys(3)[1], keys[:, [0, 2, 5]])
+    keys = made.backend.session.ledger.keys(1)
+    assert torch.equal(made.backend.keys(6)[1], keys)
+    assert torch.equal(made.backend.keys(3)[1], keys[:, [0, 2, 5]])
     assert len(load_ledger(tmp_path)) == 3
 
 
@@ -150,7 +154,7 @@ def test_what_is_said_of_the_weights(tmp_path):
 
 
 def third_round_collapses(action, **changes):
-    """A bound that only a checkpoint of the second round and later ones can break."""
+    """A bound that only a measurement after the second round and later ones can break."""
     return dict(
         protocol=protocol(every=2),
         stop_rules=StopRules(max_perplexity=1e-3, on_collapse=action),
@@ -169,7 +173,7 @@ def test_undo_keeps_the_state_before(tmp_path, as_list):
     one.run()
     assert equal(weights(made), weights(one))
     assert len(load_ledger(tmp_path / "a")) == 1
-    assert [row["edited"] for row in result.final["checkpoint"]["retention"]] == [1]
+    assert [row["edited"] for row in result.final["measurement"]["retention"]] == [1]
     stream = requests() if as_list else iter(requests())
     again = scheduler(tmp_path / "a", stream, **third_round_collapses("undo"))
     assert again.run().final == result.final and equal(weights(again), weights(one))
@@ -222,7 +226,7 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
 
 def test_no_perplexity_is_past_every_bound():
     broken = StopRules(max_perplexity=5).check({"perplexity": None}, {"perplexity": 2.0}, None)
-    assert broken == {"rule": "max_perplexity", "value": None, "bound": 5}
+    assert broken == {"rule": "max_perplexity", "value": None, "bound": 5, "action": "undo"}
     assert StopRules(max_perplexity=5).check({"perplexity": 4.0}, {}, None) is None
     assert StopRules(non_finite=False).check(None, {}, "weights") is None
 
@@ -273,7 +277,7 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
     result = whole.run()
     assert torch.equal(state, torch.get_rng_state())
     assert result.status == "complete" and list(result.retention_matrix()) == [2, 3]
-    assert result.final["checkpoint"]["relative_change"][DOWN] > 0
+    assert result.final["measurement"]["relative_change"][DOWN] > 0
     for part in (1, 2):
         place = tmp_path / f"b{part}"
         scheduler(place, subject=editor(), hparams=None, max_rounds=part).run()
@@ -313,7 +317,7 @@ def test_host_methods_that_cannot_be_kept(tmp_path):
         with pytest.raises(HostError, match=message):
             scheduler(tmp_path / str(number), subject=editor(apply), hparams=None).run()
     with pytest.raises(HostError, match="has no model, tok, apply_algo"):
-        engine_of(SimpleNamespace(), hparams(tmp_path))
+        backend_of(SimpleNamespace(), hparams(tmp_path))
 
 
 def test_an_editor_with_our_method_uses_its_session(tmp_path):
@@ -363,7 +367,7 @@ def test_listeners_are_told(tmp_path, monkeypatch, capsys):
     assert len(shown) == 3 and shown[1].startswith("round 2: 2 edits, efficacy ")
     assert "perplexity" in shown[1] and "perplexity" not in shown[0]
     assert written["scores/locality", 2] == lines[1]["scores"]["locality"]
-    assert written["checkpoint/all/efficacy", 2] == lines[1]["checkpoint"]["all"]["efficacy"]
+    assert written["measurement/all/efficacy", 2] == lines[1]["measurement"]["all"]["efficacy"]
     assert written["closed"] and ("wandb", 3) in written
     assert "locality=" in capsys.readouterr().err
 

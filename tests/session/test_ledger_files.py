@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from nse_plugin.errors import DataError
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.session.ledger_files import load_ledger, load_round, round_path, save_round
+from nse_plugin.session.ledger_files import RoundFile, load_round, load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams
 
@@ -29,10 +29,8 @@ def session(model, tokenizer, tmp_path):
 
 
 def test_round_trip_and_rebuilding_the_weights(session, tmp_path):
-    for record in session.ledger:
-        save_round(tmp_path, record)
-    ledger = load_ledger(tmp_path)
-    assert len(ledger) == 2
+    ledger = load_rounds([save_round(tmp_path, record).path for record in session.ledger])
+    assert len(ledger) == 2 and ledger.edits() == 4
     for layer in (1, 2):
         name = session.layout.down_name(layer)
         change = session.layout.to_weight(ledger.change(layer, session.layout.d_ff))
@@ -53,31 +51,42 @@ def test_what_a_record_says_of_its_writes(session):
         assert record.norms()[layer] == pytest.approx(float(total.norm()), rel=1e-5)
     for write in record.writes:
         change = write.change(d_ff)
-        assert torch.allclose(write.column_norms(), change.norm(dim=0)[write.neurons], atol=1e-6)
+        left, right = write.factors()
+        assert torch.equal(left @ right, change[:, write.neurons])
         assert 0.6 <= write.key_mass < 1.0 and write.case_ids == (0, 1)
 
 
 def test_damage_is_named(session, tmp_path):
-    with pytest.raises(DataError, match=r"holds no round-\*\.safetensors"):
-        load_ledger(tmp_path)
-    for record in session.ledger:
-        path = save_round(tmp_path, record)
+    path, sha256 = save_round(tmp_path, session.ledger[1])
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="round-0002.safetensors is not a whole round file"):
-        load_ledger(tmp_path)
-    path.write_bytes(whole.replace(b'\\"schema\\": 2', b'\\"schema\\": 9'))
-    with pytest.raises(DataError, match="has schema 9, and this version reads 2"):
         load_round(path)
+    path.write_bytes(whole.replace(b'\\"schema\\": 3', b'\\"schema\\": 9'))
+    for call in (load_round, RoundFile.at):
+        with pytest.raises(DataError, match="has schema 9, and this version reads 3"):
+            call(path)
+    flipped = bytearray(whole)
+    flipped[-3] ^= 1
+    path.write_bytes(flipped)
+    (standing,) = load_rounds([path], {path: sha256}).standing()
+    with pytest.raises(DataError, match=r"round-0002.*is damaged: its checksum"):
+        standing.read()
     path.write_bytes(whole)
-    round_path(tmp_path, 1).unlink()
-    with pytest.raises(DataError, match="lacks round-0001.safetensors"):
-        load_ledger(tmp_path)
+    assert standing.read().number == 2
+
+
+def test_a_file_that_holds_nan_is_blamed_itself(session, tmp_path):
+    record = session.ledger[0]
+    record.writes[0].right[0, 0] = float("nan")
+    path, _ = save_round(tmp_path, record)
+    with pytest.raises(DataError, match=r"round-0001.*is damaged: write.0.right holds NaN"):
+        load_round(path)
 
 
 def test_every_field_of_a_file_is_documented(session, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "run-directory.md").read_text(encoding="utf-8")
-    with safe_open(save_round(tmp_path, session.ledger[0]), framework="pt") as file:
+    with safe_open(save_round(tmp_path, session.ledger[0]).path, framework="pt") as file:
         record = json.loads(file.metadata()["record"])
         tensors = {name.split(".")[-1] for name in file.keys() if name.startswith("write")}  # noqa: SIM118
     assert f"of schema {record['schema']}:" in page and "`keys.L`" in page
@@ -88,9 +97,8 @@ def test_every_field_of_a_file_is_documented(session, tmp_path):
 
 
 def test_a_loaded_ledger_reads_its_files_when_asked(session, tmp_path):
-    for record in session.ledger:
-        path = save_round(tmp_path, record)
-    ledger = load_ledger(tmp_path)
+    paths = [save_round(tmp_path, record).path for record in session.ledger]
+    ledger = load_rounds(paths)
     for limit in (1, 3, 9):
         expected = session.ledger.some_keys([1, 2], limit)
         for layer, keys in ledger.some_keys([1, 2], limit).items():
@@ -98,7 +106,7 @@ def test_a_loaded_ledger_reads_its_files_when_asked(session, tmp_path):
             picked = torch.linspace(0, every.shape[1] - 1, limit).round().long()
             assert torch.equal(keys, every[:, picked] if limit < every.shape[1] else every)
             assert torch.equal(keys, expected[layer])
-    path.unlink()
+    paths[1].unlink()
     assert ledger.numbers() == [1, 2] and ledger[0].number == 1
     with pytest.raises(DataError, match="round-0002"):
         ledger[1]

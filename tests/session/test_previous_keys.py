@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nse_plugin.session import previous_keys as previous_module
+from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
-from nse_plugin.session.records import Ledger, RoundRecord
+from nse_plugin.session.records import RoundRecord
 
 D_FF = 6
 

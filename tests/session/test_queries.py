@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import builtins
 import math
+import sys
 
 import pytest
 import torch
 
-from nse_plugin.errors import DataError
+from nse_plugin.errors import DataError, MissingPackageError
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session import queries
-from nse_plugin.session.records import Ledger, RoundRecord, Write
+from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.norms import ChangeSum
+from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
@@ -110,7 +112,7 @@ def test_capacity_of_keys_with_known_dimensions():
     ledger = Ledger()
     axes = torch.eye(8)
     for number, keys in enumerate((axes[:, :2], axes[:, 2:4], axes[:, :4], axes), start=1):
-        ledger.append(RoundRecord(number, "NSE", (), (), {0: keys * 3}))
+        ledger.append(RoundRecord(number, "NSE", (), (), {0: keys * 3}, d_ff=8))
     assert ledger.capacity()[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
 
 
@@ -191,7 +193,7 @@ def test_who_wrote_names_the_request_that_did():
     left, right = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0], [0.0]])
     ledger = Ledger()
     write = Write(0, 1, torch.tensor([4]), left, right, ("a", "b"), 1.0)
-    ledger.append(RoundRecord(1, "NSE", (), (write,), {0: torch.ones(6, 2)}))
+    ledger.append(RoundRecord(1, "NSE", (), (write,), {0: torch.ones(6, 2)}, d_ff=6))
     table = ledger.who_wrote(0, 4)
     assert table.to_dict("list") == {
         "round": [1, 1], "case_id": ["a", "b"], "norm": [3.0, 0.0], "round_norm": [3.0, 3.0],
@@ -211,13 +213,32 @@ def test_wrong_arguments_and_empty_ledgers(ledger):
 
 
 def test_without_pandas(ledger, monkeypatch):
-    real = builtins.__import__
-
-    def missing(name, *args, **kwargs):
-        if name == "pandas":
-            raise ImportError("No module named 'pandas'")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(DataError, match=r'pip install "nse-plugin\[report\]"'):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingPackageError, match="pip install pandas"):
         ledger.rounds()
+
+
+def test_one_pass_gives_every_table(ledger):
+    found = queries.survey(ledger)
+    assert found.rounds.equals(ledger.rounds()) and found.requests.equals(ledger.requests())
+    assert found.growth.equals(queries.norm_growth(ledger))
+    assert found.capacity.equals(ledger.capacity())
+    assert found.overlap().equals(ledger.overlap())
+    for layer in (0, 1, 2):
+        assert found.columns[layer].equals(queries.column_norms(ledger, layer))
+        assert found.neurons[layer].equals(ledger.neurons(layer))
+        assert found.overlap(layer).equals(ledger.overlap(layer))
+
+
+@pytest.mark.parametrize("counts", [(2, 3, 1), (5, 9), (2, 12, 3), (16,)])
+def test_norms_of_a_sum_with_few_and_many_factors(counts):
+    """Once there are more factors than rows (8), the sum itself is kept."""
+    torch.manual_seed(0)
+    total, whole = ChangeSum(20), torch.zeros(8, 20, dtype=torch.float64)
+    for n in counts:
+        neurons = torch.randperm(20)[:11].sort().values
+        left, right = torch.randn(8, n), torch.randn(n, 11)
+        total.add([(neurons, left, right)])
+        whole[:, neurons] += left.double() @ right.double()
+        assert total.norm() == pytest.approx(float(whole.norm()), rel=1e-5)
+        assert torch.allclose(total.column_norms(), whole.norm(dim=0), rtol=1e-4, atol=1e-6)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,11 +19,14 @@ from nse_plugin.errors import DataError, SessionError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.reading import load_ledger
 from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.runs.undo import undo_round
+from nse_plugin.runs.undone import load_undone
+from nse_plugin.session import ledger_files
 from nse_plugin.session.blame import blame
-from nse_plugin.session.ledger_files import load_ledger, load_undone, mark_undone, save_round
+from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
-from nse_plugin.session.records import Ledger
 from nse_plugin.session.session import EditSession
 from tests.runs import runs
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
@@ -197,11 +202,11 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
     held = {n: p.detach().clone() for n, p in model.named_parameters()}
     real, calls = session._replay, []
 
-    def fail(record):
+    def fail(standing, record):
         calls.append(record)
         if len(calls) == fails_at:
             raise KeyboardInterrupt
-        real(record)
+        real(standing, record)
 
     monkeypatch.setattr(session, "_replay", fail)
     with pytest.raises(KeyboardInterrupt):
@@ -219,27 +224,40 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
 # --- run directories ------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def four(tmp_path_factory):
+    """The directory of a run of four rounds of one edit, and its weights."""
+    folder = tmp_path_factory.mktemp("run") / "four"
+    made = runs.scheduler(folder, runs.requests(4), round_size=1)
+    made.run()
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    for record in ten_records("gpt2")[:4]:
-        save_round(tmp_path, record)
-    return tmp_path
+def folder(four, tmp_path):
+    return shutil.copytree(four, tmp_path / "run")
 
 
-def test_the_command_on_a_directory(folder, capsys):
+def loaded(ledger):
+    """A fresh model with the rounds of a ledger."""
+    session = runs.session()
+    session.adopt(ledger)
+    return session
+
+
+def test_the_command_on_a_directory(folder, four, capsys):
     assert main(["undo", str(folder), "--round", "2", "--reason", "wrong source"]) == 0
     assert "round 2 of" in (said := capsys.readouterr().out) and "stand: 1, 3, 4" in said
     ledger = load_ledger(folder)
     assert ledger.numbers() == [1, 3, 4] and ledger.next_number() == 5
     assert [(u.number, u.reason) for u in ledger.undone] == [(2, "wrong source")]
     assert (folder / "round-0002.safetensors").exists()
-    model, session = tiny_model("gpt2"), None
-    session = EditSession.of(model, tiny_tokenizer())
-    session.adopt(ledger)
+    session, all_four = loaded(ledger), loaded(load_ledger(four))
     assert session.ledger.undone == ledger.undone
-    records = [ten_records("gpt2")[i] for i in (0, 2, 3)]
-    twin, _ = adopted("gpt2", records)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
+    all_four.undo(2)
+    assert all(
+        torch.equal(p, q) for p, q in zip(session.model.parameters(), all_four.model.parameters())
+    )
     for number, text in ((2, "round 2 was undone already"), (7, "there is no round 7")):
         assert main(["undo", str(folder), "--round", str(number)]) == 1
         said = capsys.readouterr().err
@@ -250,16 +268,20 @@ def test_the_command_on_a_directory(folder, capsys):
 
 
 def test_damage_and_other_files(folder, tmp_path_factory):
-    with pytest.raises(DataError, match="holds no round"):
-        mark_undone(tmp_path_factory.mktemp("empty"), 1)
-    assert main(["undo", str(folder / "not-there"), "--round", "1"]) == 1
-    mark_undone(folder, 2)
+    empty = tmp_path_factory.mktemp("empty")
+    for place in (empty, empty / "not-there"):
+        assert main(["undo", str(place), "--round", "1"]) == 1
+    assert not list(empty.iterdir())
+    undo_round(folder, 2)
     kept = (folder / "undone.json").read_text()
     (folder / "undone.json").write_text(kept[:-9])
     with pytest.raises(DataError, match="is damaged"):
         load_ledger(folder)
-    (folder / "undone.json").write_text(kept.replace('"schema": 2', '"schema": 9'))
-    with pytest.raises(DataError, match="schema 9, and this version reads 2"):
+    (folder / "undone.json").write_text(kept.replace('"number": 2', '"number": "2"'))
+    with pytest.raises(DataError, match="entry 1 is damaged: number is '2', not int"):
+        load_ledger(folder)
+    (folder / "undone.json").write_text(kept.replace('"schema": 3', '"schema": 9'))
+    with pytest.raises(DataError, match="schema 9, and this version reads 3"):
         load_ledger(folder)
     (folder / "undone.json").write_text(kept)
     (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
@@ -269,15 +291,28 @@ def test_damage_and_other_files(folder, tmp_path_factory):
         load_ledger(folder)
 
 
-def test_entries_of_an_earlier_run_in_the_folder_do_not_count(folder):
-    """Rounds that are saved anew know nothing of an undone.json beside them."""
-    mark_undone(folder, 2)
-    other = ten_records("llama")[1]
-    save_round(folder, other)
+def test_entries_of_another_round_of_that_number_do_not_count(folder):
+    undo_round(folder, 2)
+    other = ledger_files.load_round(folder / "round-0003.safetensors")
+    ledger_files.save_round(folder, dataclasses.replace(other, number=2))
     assert load_ledger(folder).numbers() == [1, 2, 3, 4] and load_undone(folder) == []
-    mark_undone(folder, 3)
+    undo_round(folder, 3)
     assert [u.number for u in load_undone(folder)] == [3]
     assert len(json.loads((folder / "undone.json").read_text())["undone"]) == 1
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
+    session = loaded(load_ledger(four))
+    reads, real = [], ledger_files.load_round
+    monkeypatch.setattr(
+        ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)
+    )
+    session.undo(number) if number < 4 else session.undo_last()
+    assert len(reads) == len(set(reads)) == 3
+    reads.clear()
+    loaded(load_ledger(four))
+    assert len(reads) == len(set(reads)) == 4
 
 
 def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
@@ -292,10 +327,12 @@ def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
     run = tmp_path / "run"
     with RunDirectory(run):
         assert main(["undo", str(run), "--round", "1"]) == 1
-    assert "is at work in another process" in capsys.readouterr().err
+    assert "is in use by another process" in capsys.readouterr().err
     assert main(["undo", str(run), "--round", "1"]) == 0
     assert load_ledger(run).numbers() == [2]
-    with pytest.raises(DataError, match=r"undone rounds \(1\); a run goes on only from all of its"):
+    with pytest.raises(
+        DataError, match=r"undone rounds \(1\); a run is resumed only from all of its"
+    ):
         scheduler(runs.session()).run()
     (run / "undone.json").unlink()
     assert scheduler(runs.session()).run().status == "complete"

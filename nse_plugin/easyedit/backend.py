@@ -15,15 +15,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.errors import DataError, HostError
-from nse_plugin.files import write_whole
+from nse_plugin.files import checksum, write_whole
 from nse_plugin.model.seeding import seeded
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import not_finite
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.ledger_files import round_path
+from nse_plugin.session.ledger_files import Saved, round_path
+from nse_plugin.session.records import Written
 
 
-class HostEngine:
+class HostBackend:
     """A method of the host that changes weights in place and returns what they held before.
 
     Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
@@ -60,7 +61,7 @@ class HostEngine:
         """Nothing is shared."""
         return []
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Call the host's function for the round.
 
         Raises:
@@ -86,7 +87,8 @@ class HostEngine:
             name: float((self._parameter(name).detach().float() - old.float()).norm())
             for name, old in self._before.items()
         }
-        return {"method": self.method, "edits": len(requests), "weights": norms}
+        summary = {"method": self.method, "edits": len(requests), "weights": norms}
+        return Written(summary, self._attached or any(norm > 0 for norm in norms.values()))
 
     def _called(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """One call of the host's function; what the weights that it names held before."""
@@ -113,7 +115,7 @@ class HostEngine:
         """A weight that is not finite, of those changed or attached."""
         return not_finite(list(self.model.parameters()) if self._attached else self.changed())
 
-    def save(self, folder: Path, number: int) -> Path:
+    def save(self, folder: Path, number: int) -> Saved:
         """The matrices that the last round changed, whole."""
         tensors = {
             name: self._parameter(name).detach().cpu().contiguous().clone() for name in self._before
@@ -122,7 +124,7 @@ class HostEngine:
         about = {"method": self.method, "number": number, "in_memory": self._attached}
         header = {"host": json.dumps(about)}
         write_whole(path, lambda temporary: save_file(tensors, temporary, header))
-        return path
+        return Saved(path, checksum(path))
 
     def load(self, paths: Sequence[Path]) -> None:
         """Matrices from their files, in order."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from nse_plugin.easyedit.engine import HostEngine
+from nse_plugin.easyedit.backend import HostBackend
 from nse_plugin.errors import DataError, HostError
 from nse_plugin.runs.scheduler import SequentialScheduler
 from tests.runs.runs import HELD_OUT, protocol, requests
@@ -57,7 +57,7 @@ def scheduled(folder, engine, **changes):
 
 
 def engine(apply, **changes):
-    return HostEngine(tiny_model("gpt2"), tiny_tokenizer(), apply, Hparams(), 0, **changes)
+    return HostBackend(tiny_model("gpt2"), tiny_tokenizer(), apply, Hparams(), 0, **changes)
 
 
 def test_what_is_attached_is_measured(tmp_path):
@@ -66,7 +66,7 @@ def test_what_is_attached_is_measured(tmp_path):
     result = scheduled(tmp_path, made).run()
     assert result.status == "complete" and calls == [2, 2, 2]
     assert made.model.transformer.h[1].mlp.c_fc.shift.item() == 1.5
-    assert result.final["checkpoint"]["all"]["locality"] < 1
+    assert result.final["measurement"]["all"]["locality"] < 1
 
 
 def test_one_request_at_a_time(tmp_path):

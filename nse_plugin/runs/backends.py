@@ -6,15 +6,16 @@ Both write rounds, keep them on disk, put them back and take the last one back.
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
 
-from nse_plugin.easyedit.engine import HostEngine, takes_rounds
+from nse_plugin.easyedit.backend import HostBackend, takes_rounds
 from nse_plugin.errors import (
     HostError,
     HparamsError,
@@ -23,13 +24,13 @@ from nse_plugin.errors import (
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.weights import not_finite
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.ledger_files import RoundFile, load_rounds, save_round
-from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.ledger_files import RoundFile, Saved, load_rounds, save_round
+from nse_plugin.session.records import RoundRecord, Written
 from nse_plugin.session.session import EditSession
 
 
-@runtime_checkable
-class Engine(Protocol):
+@typing.runtime_checkable
+class Backend(typing.Protocol):
     """A method at work on one model."""
 
     method: str
@@ -40,14 +41,14 @@ class Engine(Protocol):
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
         """Make, or put back, what the run's rounds share; returns it for the manifest."""
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
-        """Write a round; returns what is said of it in the log, times under ``seconds``."""
+    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
+        """Write a round."""
 
     def problem(self) -> str | None:
         """What is not finite after the last round, or None."""
 
-    def save(self, folder: Path, number: int) -> Path:
-        """Write the last round's file, all of it or nothing."""
+    def save(self, folder: Path, number: int) -> Saved:
+        """Write the last round's file, in full or not at all."""
 
     def load(self, paths: Sequence[Path]) -> None:
         """Put the rounds of these files into the untouched model."""
@@ -68,8 +69,8 @@ class Engine(Protocol):
         """Edited parameters as they are."""
 
 
-def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Engine:
-    """The engine for a session with hparams, or for an editor of either host; an engine is its own.
+def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Backend:
+    """The backend for a session with hparams, or for an editor of either host; or a backend itself.
 
     Raises:
         HparamsError: there are no hparams.
@@ -78,8 +79,8 @@ def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Eng
     if isinstance(editor_or_session, EditSession):
         if hparams is None:
             raise HparamsError("hparams is None; a session needs the hyperparameters of a method")
-        return SessionEngine(editor_or_session, hparams)
-    if isinstance(editor_or_session, Engine):
+        return SessionBackend(editor_or_session, hparams)
+    if isinstance(editor_or_session, Backend):
         return editor_or_session
     editor = editor_or_session
     missing = [n for n in ("model", "tok", "apply_algo") if not hasattr(editor, n)]
@@ -91,12 +92,12 @@ def engine_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Eng
     hparams = hparams if hparams is not None else editor.hparams
     name = str(getattr(hparams, "alg_name", "")).removesuffix("-plugin")
     if name in METHODS and isinstance(hparams, METHODS[name].hparams):
-        return SessionEngine(EditSession.of(editor.model, editor.tok), hparams)
+        return SessionBackend(EditSession.of(editor.model, editor.tok), hparams)
     rounds = takes_rounds(str(getattr(hparams, "alg_name", "")))
-    return HostEngine(editor.model, editor.tok, editor.apply_algo, hparams, seed, rounds)
+    return HostBackend(editor.model, editor.tok, editor.apply_algo, hparams, seed, rounds)
 
 
-class SessionEngine:
+class SessionBackend:
     """A method of ours.
 
     Raises:
@@ -122,10 +123,15 @@ class SessionEngine:
             self.session.untouched.use_contexts(self.hparams, kept)
         return list(self.session.untouched.contexts(self.hparams))
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> dict[str, Any]:
+    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Write a round into model and ledger."""
         record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
-        return record.summary()
+        summary = record.summary()
+        changed = any(layer["norm"] > 0 for layer in summary["layers"].values())
+        left_out = [each for each in record.outcomes if each.status == "out_of_bounds"]
+        base = getattr(self.hparams, "base", self.hparams)  # of OVERTONE around another method
+        bound = getattr(base, "upper_bound", None)
+        return Written(summary, changed or record.state is not None, left_out, bound)
 
     def problem(self) -> str | None:
         """A loss or a weight of the last round that is not finite."""
@@ -134,13 +140,12 @@ class SessionEngine:
             return "loss"
         return not_finite([*self.changed(), *self.session.attached.tensors().values()])
 
-    def save(self, folder: Path, number: int) -> Path:
+    def save(self, folder: Path, number: int) -> Saved:
         """Factors and keys of the last round; the ledger reads them from the file from now on."""
         self.session.previous_keys.catch_up()  # while the round is in memory
-        record = replace(self.session.ledger[-1], number=number)
-        path = save_round(folder, record)
-        self.session.ledger.replace_last(RoundFile.of(path, record))
-        return path
+        saved = save_round(folder, replace(self.session.ledger[-1], number=number))
+        self.session.ledger.replace_last(RoundFile.at(*saved))
+        return saved
 
     def load(self, paths: Sequence[Path]) -> None:
         """Rounds from their files, in order."""

@@ -1,0 +1,70 @@
+"""What makes two runs different ones, in words: settings, model, texts, requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs.schema import FrozenLine, Identity
+
+_HASHED = {
+    "model.fingerprint": "the model is another one",
+    "model.weights": "the weights of the model are others",
+    "held_out": "the held-out texts are others",
+    "stream": "the requests are others",
+}
+"""Values of a manifest that are kept as hashes, and what it means where they differ."""
+
+
+def run_differences(kept: Identity, given: Identity, requests: str | None = None) -> list[str]:
+    """What differs between two runs: ``hparams.v_lr was 0.1, is 0.2``, ``the requests are others``.
+
+    Args:
+        requests: which requests differ, where that is known.
+    """
+    found = differences(kept, given)
+    said = _HASHED["stream"]
+    return [f"{said}: {requests}" if text == said and requests else text for text in found]
+
+
+def differing_request(frozen: Iterable[FrozenLine], given: Sequence[EditRequest]) -> str | None:
+    """The first request that is not the one that a run was begun with, in words.
+
+    Args:
+        frozen: the requests that the run has on disk, in their order.
+        given: those of now.
+    """
+    kept = [EditRequest.from_json(record) for line in frozen for record in line["edits"]]
+    for number, (old, new) in enumerate(zip(kept, given), start=1):
+        if old != new:
+            changes = differences(old.to_json(), new.to_json())
+            return f"request {number} (case {new.case_id}): {'; '.join(changes[:3])}"
+    if len(given) < len(kept):
+        return f"there were {len(kept)} or more, and now there are {len(given)}"
+    if len(given) > len(kept):
+        return f"number {len(kept) + 1} or a later one"
+    return None
+
+
+def differences(kept: Any, given: Any, where: str = "") -> list[str]:
+    """What differs between two JSON values: ``hparams.v_lr was 0.1, is 0.2``."""
+    if kept == given:
+        return []
+    if where in _HASHED:
+        return [_HASHED[where]]
+    if isinstance(kept, dict) and isinstance(given, dict):
+        keys = dict.fromkeys([*kept, *given])
+        return [
+            text
+            for key in keys
+            for text in differences(
+                kept.get(key), given.get(key), f"{where}.{key}" if where else str(key)
+            )
+        ]
+    return [f"{where} was {_short(kept)}, is {_short(given)}"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

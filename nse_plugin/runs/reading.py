@@ -1,0 +1,148 @@
+"""The reader of run directories: what is on disk, checked, also of a run that is at work."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from nse_plugin.errors import DataError
+from nse_plugin.files import JsonLines, read_json
+from nse_plugin.runs.schema import (
+    FINAL,
+    MADE_BY,
+    MANIFEST,
+    ROUNDS,
+    SCHEMA,
+    Final,
+    Manifest,
+    RoundLine,
+    check,
+)
+from nse_plugin.runs.undone import load_undone
+from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.ledger_files import host_method, load_rounds, round_path
+
+_WAY_OUT = "restore the file from a copy, or give another folder"
+
+
+class RunFiles:
+    """The files of a run directory, for reading.
+
+    Raises:
+        DataError: it is no run directory, is of another schema, or a file is damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        found = read_manifest(self.folder)
+        if found is None:
+            what = "holds no manifest.json" if self.folder.is_dir() else "is not a folder"
+            raise DataError(f"{self.folder} {what}; give a run directory of `nse run`")
+        self.manifest = found
+
+    @property
+    def hparams(self) -> dict[str, Any]:
+        """The hyperparameters of the run's method."""
+        return self.manifest["run"]["hparams"]
+
+    @property
+    def model_name(self) -> str | None:
+        """The name by which the model can be loaded, where it is known."""
+        name = self.hparams.get("model_name")
+        return name if isinstance(name, str) else None
+
+    @property
+    def method(self) -> str:
+        """The method's name, as EasyEdit and this package call it."""
+        return str(self.hparams.get("alg_name", "")).removesuffix("-plugin")
+
+    @cached_property
+    def lines(self) -> tuple[RoundLine, ...]:
+        """The finished rounds, in order."""
+        return tuple(read_lines(self.folder))
+
+    def final(self) -> Final | None:
+        """How the run ended, or None where it has not."""
+        return read_final(self.folder)
+
+    def ledger(self) -> Ledger:
+        """The rounds that stand, and which were undone; empty for a method of the host.
+
+        Each round's file is compared with its checksum whenever the round is read.
+
+        Raises:
+            DataError: the file of a round that stands is missing, or its header is damaged.
+        """
+        undone = load_undone(self.folder)
+        gone = {entry.number for entry in undone}
+        sums: dict[Path, str] = {}
+        for line in self.lines:
+            if line["file"] is None or line["file"] in gone:
+                continue
+            path = round_path(self.folder, line["file"])
+            if not path.exists():
+                raise DataError(f"{self.folder} lacks {path.name}; restore it from a copy")
+            sums[path] = line["sha256"] or ""
+        hosts = next(iter(sums), None)
+        if hosts is not None and host_method(hosts) is not None:
+            return Ledger()
+        ledger = load_rounds(sums, sums)
+        ledger.undone = undone
+        return ledger
+
+
+def load_ledger(folder: str | Path) -> Ledger:
+    """The ledger of a run directory: :meth:`RunFiles.ledger`."""
+    return RunFiles(folder).ledger()
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """What run a directory holds, or None where there is no manifest.
+
+    Raises:
+        DataError: it is damaged, of another schema, or something else made it.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    found = read_json(path, _WAY_OUT)
+    if found.get("made_by") != MADE_BY:
+        raise DataError(
+            f"{folder} was made by {found.get('made_by')!r} and holds something else than a run; "
+            "give another folder"
+        )
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {found.get('schema')!r}, and this version reads {SCHEMA}; use the "
+            "version of nse_plugin that made the run, or give another folder"
+        )
+    check(found, Manifest, str(path), _WAY_OUT)
+    return cast(Manifest, found)
+
+
+def read_final(folder: Path) -> Final | None:
+    """How a run ended, or None where it has not.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    path = folder / FINAL
+    if not path.exists():
+        return None
+    found = read_json(path, _WAY_OUT)
+    check(found, Final, str(path), _WAY_OUT)
+    return cast(Final, found)
+
+
+def read_lines(folder: Path) -> JsonLines[RoundLine]:
+    """The finished rounds of a run, in order, each read when it is asked for.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    return JsonLines(
+        folder / ROUNDS,
+        if_damaged=_WAY_OUT,
+        check=lambda found, what: check(found, RoundLine, what, _WAY_OUT),
+    )

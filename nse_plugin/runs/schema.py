@@ -1,0 +1,235 @@
+"""The schema of a run directory: what its files are called and what each of them holds.
+
+``docs/run-directory.md`` describes the fields for people.  A field is never given another meaning;
+where the schema changes, :data:`SCHEMA` goes up, and directories of another schema are refused.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
+
+from nse_plugin.errors import DataError
+
+SCHEMA = 3
+MADE_BY = "nse run"
+MANIFEST = "manifest.json"
+ROUNDS = "rounds.jsonl"
+FROZEN = "frozen.jsonl"
+FINAL = "final.json"
+UNDONE = "undone.json"
+LOCK = "lock"
+
+Status = Literal["complete", "collapsed", "stopped", "nothing_written"]
+"""How a run ended: ``collapsed``: a stop rule took the last round back; ``stopped``: it was kept;
+``nothing_written``: the model is the untouched one after all rounds."""
+
+
+class ModelIdentity(TypedDict):
+    """Which model a run is of."""
+
+    fingerprint: Any
+    """Of the parts of the decoder."""
+    weights: str
+    """SHA-256 over fingerprints of all matrices."""
+    dtype: str
+
+
+class Texts(TypedDict):
+    """Which texts, or requests, a run was given."""
+
+    count: int
+    sha256: str
+
+
+class Versions(TypedDict):
+    """What may change the bits of a result."""
+
+    version: str
+    """Of this package."""
+    python: str
+    torch: str
+    transformers: str
+
+
+class Identity(Versions):
+    """What has to be equal for a run to be resumed."""
+
+    model: ModelIdentity
+    method: str
+    hparams: dict[str, Any]
+    round_size: int
+    order: str
+    seed: int
+    protocol: dict[str, Any]
+    stop_rules: dict[str, Any]
+    held_out: Texts
+    stream: Texts | None
+    """None where the requests come from an iterator."""
+
+
+class Measurement(TypedDict, total=False):
+    """What is measured of all edits so far and of the model as a whole."""
+
+    tested: int
+    """The round after which it was measured."""
+    in_effect: int
+    """Edits that no later one superseded."""
+    retention: list[dict[str, Any]]
+    """One row per round edited: ``edited``, ``n`` and scores."""
+    all: dict[str, Any]
+    """The same scores over all edits asked."""
+    each: list[dict[str, Any]]
+    """Those of every edit asked."""
+    generation: dict[str, Any]
+    fluency: float | None
+    perplexity: float | None
+    """None where it is too large for a number."""
+    relative_change: dict[str, float | None]
+    """By parameter: ||change|| / ||original||."""
+    key_share: dict[str, float | None]
+    """By layer: share of the key space that previous keys use."""
+    harness: dict[str, Any]
+
+
+class Manifest(TypedDict):
+    """``manifest.json``: what run it is; written once, at the start."""
+
+    made_by: str
+    schema: int
+    run: Identity
+    contexts: list[str]
+    """The texts before which keys and values are computed."""
+    base: Measurement
+    """Of the untouched model."""
+    budget: dict[str, int]
+    """Bounds in bytes."""
+
+
+class Stop(TypedDict):
+    """A stop rule that a round broke."""
+
+    rule: str
+    value: Any
+    bound: Any
+    action: str
+    """``undo``, ``stop`` or ``continue``."""
+
+
+class RoundLine(TypedDict):
+    """A line of ``rounds.jsonl``: one round."""
+
+    round: int
+    file: int | None
+    """Number of its ``round-NNNN.safetensors``; None where the round was taken back."""
+    requests: list[str]
+    """A digest of each request, probes included."""
+    case_ids: list[Any]
+    edits: int
+    repeats: int
+    """Requests left out before the round, since what they ask for was in effect already."""
+    superseded: int
+    """Earlier edits that the round's edits replace."""
+    scores: dict[str, Any] | None
+    """Of the round's own edits, right after it; None where the round was taken back at once."""
+    measurement: Measurement | None
+    """Where one was due."""
+    edit: dict[str, Any] | None
+    """Summary of the ledger record."""
+    changed: bool
+    """Whether the round left the model different; false where it was taken back."""
+    left_out: list[Any]
+    """Case ids of the requests that were out of bounds, which the last pass did not write."""
+    stop: Stop | None
+    sha256: str | None
+    """Of the round's file."""
+    seconds: dict[str, float]
+
+
+class FrozenLine(TypedDict):
+    """A line of ``frozen.jsonl``: the untouched model's answers to the probes of one round."""
+
+    round: int
+    requests: list[str]
+    edits: list[dict[str, Any]]
+    """The requests themselves."""
+    answers: list[Any]
+
+
+class Final(TypedDict):
+    """``final.json``: how the run ended."""
+
+    status: Status
+    rounds: int
+    edits: int
+    in_effect: int
+    """Edits that no later one superseded."""
+    repeats: int
+    stop: Stop | None
+    measurement: Measurement | None
+
+
+class UndoneRound(TypedDict):
+    """A round that ``nse undo`` took back."""
+
+    number: int
+    time: str
+    reason: str
+    sha256: str
+    """Of the round's file."""
+
+
+class UndoneRounds(TypedDict):
+    """``undone.json``."""
+
+    schema: int
+    undone: list[UndoneRound]
+
+
+def check(found: Mapping[str, Any], kind: Any, what: str, way_out: str) -> None:
+    """See that an object read from a file has the fields of a type of this module.
+
+    Raises:
+        DataError: a field is missing or of another type; the message begins with ``what``.
+    """
+    for name, hint in get_type_hints(kind).items():
+        if name not in found:
+            if name in kind.__required_keys__:
+                raise DataError(f"{what} is damaged: {name} is missing; {way_out}")
+            continue
+        if not _fits(found[name], hint):
+            shown = repr(found[name])[:60]
+            raise DataError(f"{what} is damaged: {name} is {shown}, not {_name(hint)}; {way_out}")
+        nested = next((part for part in get_args(hint) or (hint,) if _is_object(part)), None)
+        if nested is not None and isinstance(found[name], dict):
+            check(found[name], nested, f"{what}: {name}", way_out)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint) or hint
+    if origin is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is type(None):
+        return value is None
+    if _is_object(hint) or origin is dict:
+        return isinstance(value, dict)
+    if isinstance(value, bool):  # which Python counts as an int
+        return origin is bool
+    return isinstance(value, (int, float) if origin is float else origin)
+
+
+def _is_object(hint: Any) -> bool:
+    return isinstance(hint, type) and hasattr(hint, "__required_keys__")
+
+
+def _name(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " | ".join(map(_name, get_args(hint)))
+    if hint is type(None):
+        return "None"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")

@@ -1,0 +1,152 @@
+"""The ledger: the rounds that stand, in main memory or in their files, and those that were undone.
+
+Everything else that a session remembers (the accumulated change, the previous keys) can be built
+from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from nse_plugin.errors import SessionError
+from nse_plugin.session import queries
+from nse_plugin.session.records import RoundRecord, StandingRound, Undone, not_standing
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class Ledger:
+    """The rounds that stand, in order, and the numbers of those that were undone.
+
+    A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
+    number after all that were ever given.  A round that is kept in its file is read anew each time,
+    so memory does not grow with them.
+    """
+
+    def __init__(self) -> None:
+        self._rounds: list[StandingRound] = []
+        self.undone: list[Undone] = []
+        """Rounds taken back, in the order in which that was done."""
+
+    def __len__(self) -> int:
+        return len(self._rounds)
+
+    def __iter__(self) -> Iterator[RoundRecord]:
+        return (standing.read() for standing in self._rounds)
+
+    def __getitem__(self, index: int) -> RoundRecord:
+        return self._rounds[index].read()
+
+    def standing(self) -> list[StandingRound]:
+        """The rounds, not read."""
+        return list(self._rounds)
+
+    def append(self, record: StandingRound) -> None:
+        """Add the newest round."""
+        self._rounds.append(record)
+
+    def replace_last(self, record: StandingRound) -> None:
+        """Keep the newest round in another way: in the file that it was written to."""
+        self._rounds[-1] = record
+
+    def truncate(self, length: int) -> None:
+        """Drop the rounds after the first ``length``."""
+        del self._rounds[length:]
+
+    def edits(self) -> int:
+        """How many requests the rounds have, without reading them."""
+        return sum(standing.edits for standing in self._rounds)
+
+    def numbers(self) -> list[int]:
+        """Numbers of the rounds that stand, in order."""
+        return [record.number for record in self._rounds]
+
+    def next_number(self) -> int:
+        """The number of the next round: one more than any that stands or was undone."""
+        return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
+
+    def index(self, number: int) -> int:
+        """Where the round of this number lies.
+
+        Raises:
+            SessionError: it was undone, or there is none.
+        """
+        if number in self.numbers():
+            return self.numbers().index(number)
+        raise SessionError(not_standing(number, self.numbers(), self.undone))
+
+    def keys(self, layer: int) -> torch.Tensor | None:
+        """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
+        found = [record.keys[layer] for record in self if layer in record.keys]
+        return torch.cat(found, dim=1) if found else None
+
+    def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
+        """By layer, at most so many of the previous keys, at even distances: [d_ff, n].
+
+        Only rounds that hold one of them are read, each once.
+        """
+        chosen: dict[int, dict[int, list[int]]] = {}  # by round and layer: columns of its keys
+        for layer in layers:
+            counts = [standing.key_counts.get(layer, 0) for standing in self._rounds]
+            columns = [(index, j) for index, count in enumerate(counts) for j in range(count)]
+            if len(columns) > limit:
+                ends = torch.linspace(0, len(columns) - 1, limit, dtype=torch.float64)
+                columns = [columns[i] for i in ends.round().long().tolist()]
+            for index, column in columns:
+                chosen.setdefault(index, {}).setdefault(layer, []).append(column)
+        parts: dict[int, list[torch.Tensor]] = {}
+        for index in sorted(chosen):
+            record = self[index]
+            for layer, picked in chosen[index].items():
+                parts.setdefault(layer, []).append(record.keys[layer][:, picked])
+        return {layer: torch.cat(parts[layer], dim=1) for layer in layers if layer in parts}
+
+    def changes(
+        self, devices: Mapping[int, torch.device | str], d_ff: int
+    ) -> dict[int, torch.Tensor]:
+        """Sum of all changes by layer, float32 [d_model, d_ff], added in the order written.
+
+        The order and the device decide the last bits: given those of the writes, the sum has the
+        bits that the session accumulated.  Each round is read once for all layers.
+
+        Args:
+            devices: the layers asked for, and where each is computed.
+        """
+        totals: dict[int, torch.Tensor] = {}
+        for record in self:
+            record.add_changes(totals, devices, d_ff)
+        return totals
+
+    def change(
+        self, layer: int, d_ff: int, device: torch.device | str = "cpu"
+    ) -> torch.Tensor | None:
+        """Sum of all changes of one layer, or None where no round wrote it: :meth:`changes`."""
+        return self.changes({layer: device}, d_ff).get(layer)
+
+    def neurons(self, layer: int) -> DataFrame:
+        """See :func:`nse_plugin.session.queries.neurons`."""
+        return queries.neurons(self, layer)
+
+    def rounds(self) -> DataFrame:
+        """See :func:`nse_plugin.session.queries.rounds`."""
+        return queries.rounds(self)
+
+    def requests(self) -> DataFrame:
+        """See :func:`nse_plugin.session.queries.requests`."""
+        return queries.requests(self)
+
+    def overlap(self, layer: int | None = None) -> DataFrame:
+        """See :func:`nse_plugin.session.queries.overlap`."""
+        return queries.overlap(self, layer)
+
+    def capacity(self) -> DataFrame:
+        """See :func:`nse_plugin.session.queries.capacity`."""
+        return queries.capacity(self)
+
+    def who_wrote(self, layer: int, neuron: int) -> DataFrame:
+        """See :func:`nse_plugin.session.queries.who_wrote`."""
+        return queries.who_wrote(self, layer, neuron)

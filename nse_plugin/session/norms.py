@@ -1,0 +1,87 @@
+"""Norms of changes that are kept as factors, without making the matrices.
+
+The norm of L R comes from the Gram matrix of its factors: ||L R||^2 = sum((L^T L) * (R R^T)), which
+costs n^2 (d_model + d_ff) and n^2 numbers, instead of a matrix [d_model, d_ff].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""Neurons [|I|], left [d_model, n] and right [n, |I|] of one write."""
+
+
+class ChangeSum:
+    """The norms of a sum of writes to one layer, after each of them.
+
+    ||S + C||^2 = ||S||^2 + 2 <S, C> + ||C||^2, where <L R, L' R'> = sum((L^T L') * (R R'^T)).  Once
+    the factors so far are as many as d_model, S itself is smaller than they are, and is kept.
+    """
+
+    def __init__(self, d_ff: int) -> None:
+        self._d_ff = d_ff
+        self._left: torch.Tensor | None = torch.zeros(0, 0)  # [d_model, N]; None: the identity
+        self._right = torch.zeros(0, d_ff)  # [N, d_ff]
+        self._square = 0.0
+
+    def add(self, writes: Sequence[Factors]) -> None:
+        """Add writes to the sum."""
+        if not writes:
+            return
+        left, right = stacked(writes, self._d_ff)
+        self._square += 2 * self._product(left, right) + _product(left, right, left, right)
+        if self._left is None:
+            self._right += left @ right
+            return
+        left = torch.cat([self._left, left], dim=1) if len(self._right) else left
+        right = torch.cat([self._right, right])
+        many = left.shape[1] >= left.shape[0]
+        self._left, self._right = (None, left @ right) if many else (left, right)
+
+    def norm(self) -> float:
+        """The Frobenius norm of the sum so far."""
+        return max(self._square, 0.0) ** 0.5
+
+    def column_norms(self) -> torch.Tensor:
+        """[d_ff] float64, norms of the columns of the sum so far."""
+        right = self._right.double()
+        if self._left is None:
+            return right.norm(dim=0)
+        left = self._left.double()
+        return (right * (left.T @ left @ right)).sum(dim=0).clamp(min=0).sqrt()
+
+    def _product(self, left: torch.Tensor, right: torch.Tensor) -> float:
+        if not len(self._right):
+            return 0.0
+        if self._left is None:  # S R^T [d_model, n]
+            return float((left.double() * (self._right.double() @ right.double().T)).sum())
+        return _product(self._left, self._right, left, right)
+
+
+def column_norms(writes: Sequence[Factors], d_ff: int) -> torch.Tensor:
+    """[d_ff] float64, norms of the columns of the sum of some writes; 0 where none wrote."""
+    total = ChangeSum(d_ff)
+    total.add(writes)
+    return total.column_norms()
+
+
+def stacked(writes: Sequence[Factors], d_ff: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Factors of a sum of writes in one piece: left [d_model, N], right [N, d_ff], float32."""
+    left = torch.cat([part for _, part, _ in writes], dim=1)
+    right = torch.zeros(left.shape[1], d_ff)
+    first = 0
+    for neurons, _, part in writes:
+        right[first : first + len(part), neurons] = part
+        first += len(part)
+    return left, right
+
+
+def _product(
+    left: torch.Tensor, right: torch.Tensor, other_left: torch.Tensor, other_right: torch.Tensor
+) -> float:
+    """<L R, L' R'>, the sum over all entries of the product of two matrices."""
+    lefts = left.double().T @ other_left.double()  # [N, n]
+    return float((lefts * (right.double() @ other_right.double().T)).sum())
