@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nse_plugin.compare.hosts import Recipe, base_of, recipe, subject
+from nse_plugin.compare.hosts import Recipe, recipe, subject
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import Bench
@@ -34,6 +34,7 @@ from nse_plugin.evaluation.metrics import SCORES
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_text
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import digest, hashed, plain

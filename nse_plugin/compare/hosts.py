@@ -115,11 +115,6 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
     return differences(before, now)
 
 
-def base_of(hparams: Any) -> Any:
-    """The hyperparameters of the method itself, where OVERTONE is around it."""
-    return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
-
-
 def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
     """The same with an absolute folder of statistics: a cell may run elsewhere."""
     if isinstance(hparams, OvertoneHparams):

@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 
 from nse_plugin import host as hosting
@@ -80,15 +81,12 @@ def _gpus_in_use() -> range:
 
 def _hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory = None
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
-        "memory": memory,
+        "memory": int(psutil.virtual_memory().total),
         "gpus": gpus,
     }
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.export.entry import enter
-from nse_plugin.export.factors import Fit, factorise
+from nse_plugin.export.factors import Fit, factorise, factors_by_layer
 from nse_plugin.export.folder import (
     MANIFEST,
     check_model,
@@ -66,8 +66,9 @@ def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None
     tensors: dict[str, torch.Tensor] = {}
     fits: dict[int, Fit] = {}
     ranks: dict[str, int] = {}
+    factors = factors_by_layer(session.ledger)
     for layer in edited_layers(session):
-        a, b, fits[layer] = factorise(session, layer, rank)
+        a, b, fits[layer] = factorise(session, layer, factors[layer], rank)
         module = session.layout.down_name(layer).removesuffix(".weight")
         ranks[module] = fits[layer].rank
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.cpu().contiguous()  # [r, d_ff]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from nse_plugin.export.folder import total_change
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.norms import stacked
+from nse_plugin.session.norms import Factors, stacked
 from nse_plugin.session.session import EditSession
 
 _ZERO = 1e-9
@@ -27,9 +28,18 @@ class Fit:
     """||BA - change|| / ||change||, Frobenius, with the float32 factors as they are stored."""
 
 
+def factors_by_layer(ledger: Ledger) -> dict[int, list[Factors]]:
+    """The factors of all writes of a ledger, of which each round is read once."""
+    found: dict[int, list[Factors]] = {}
+    for record in ledger:
+        for write in record.writes:
+            found.setdefault(write.layer, []).append((write.neurons, *write.factors()))
+    return found
+
+
 @torch.no_grad()
 def factorise(
-    session: EditSession, layer: int, rank: int | None = None
+    session: EditSession, layer: int, factors: Sequence[Factors], rank: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, Fit]:
     """A [r, d_ff] and B [d_model, r], float32, whose product is a layer's change.
 
@@ -38,10 +48,11 @@ def factorise(
     number exceeds its smaller side.
 
     Args:
+        factors: those of the layer's writes (:func:`factors_by_layer`).
         rank: an upper bound; None for the whole change.
     """
     change = total_change(session, layer).double()  # [d_model, d_ff]
-    left, right = _stacked(session.ledger, layer, change)
+    left, right = _stacked(factors, change)
     if left.shape[1] < min(change.shape):
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right.T)
@@ -58,13 +69,11 @@ def factorise(
     return a, b, Fit(layer, r, full, error)
 
 
-def _stacked(ledger: Ledger, layer: int, change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _stacked(factors: Sequence[Factors], change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """All factors of a layer side by side: [d_model, N] and [N, d_ff], like ``change``.
 
     Where N is not below d_model or d_ff, they are of no use and come back empty but for N.
     """
-    writes = [write for record in ledger for write in record.writes if write.layer == layer]
-    factors = [(write.neurons, *write.factors()) for write in writes]
     n_factors = sum(left.shape[1] for _, left, _ in factors)
     if n_factors >= min(change.shape):
         return change.new_empty(0, n_factors), change.new_empty(n_factors, 0)

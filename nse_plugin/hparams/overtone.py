@@ -125,6 +125,11 @@ class OvertoneHparams(Hparams):
         return getattr(base, name)
 
 
+def base_of(hparams: Any) -> Any:
+    """The hyperparameters of the method itself, where OVERTONE is around it."""
+    return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
+
+
 def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
     """Hyperparameters from a YAML's name, its keys, or as they are, with shared ones replaced."""
     if isinstance(base, Hparams):

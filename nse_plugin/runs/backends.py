@@ -21,12 +21,18 @@ from nse_plugin.errors import (
     HparamsError,
     SessionError,
 )
+from nse_plugin.hparams import LocateHparams, NSEHparams
+from nse_plugin.hparams.base import LayersHparams
+from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.weights import not_finite
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger_files import RoundFile, Saved, load_rounds, save_round
 from nse_plugin.session.records import RoundRecord, Written
 from nse_plugin.session.session import EditSession
+
+_ROUNDING = 1e-6
+"""A change below this share of the original's norm is what rounding leaves of no change."""
 
 
 @typing.runtime_checkable
@@ -111,13 +117,15 @@ class SessionBackend:
                 "untouched model; call session.undo_all(), or load the model anew"
             )
         self._edit_round = find_method(hparams.alg_name).edit_round
+        self._base = base_of(hparams)
+        self._norms: dict[int, float] = {}  # of the original matrix of each edited layer
         self.method = find_method(hparams.alg_name).name
         self.session, self.hparams = session, hparams
         self.model, self.tokenizer = session.model, session.tokenizer
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
         """The context texts."""
-        if not hasattr(self.hparams, "n_contexts"):
+        if not isinstance(self._base, LocateHparams):
             return []
         if kept is not None:
             self.session.untouched.use_contexts(self.hparams, kept)
@@ -127,11 +135,9 @@ class SessionBackend:
         """Write a round into model and ledger."""
         record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
         summary = record.summary()
-        changed = any(layer["norm"] > 0 for layer in summary["layers"].values())
         left_out = [each for each in record.outcomes if each.status == "out_of_bounds"]
-        base = getattr(self.hparams, "base", self.hparams)  # of OVERTONE around another method
-        bound = getattr(base, "upper_bound", None)
-        return Written(summary, changed or record.state is not None, left_out, bound)
+        bound = self._base.upper_bound if isinstance(self._base, NSEHparams) else None
+        return Written(summary, self._is_changed(record, summary), left_out, bound)
 
     def problem(self) -> str | None:
         """A loss or a weight of the last round that is not finite."""
@@ -165,8 +171,22 @@ class SessionBackend:
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
         """Previous keys of the edited layers."""
-        return self.session.ledger.some_keys(getattr(self.hparams, "layers", []), limit)
+        layers = self._base.layers if isinstance(self._base, LayersHparams) else []
+        return self.session.ledger.some_keys(layers, limit)
 
     def changed(self) -> list[nn.Parameter]:
         """Edited matrices as they are."""
         return [self.model.get_parameter(name) for name in self.session.weights.names()]
+
+    def _is_changed(self, record: RoundRecord, summary: dict[str, Any]) -> bool:
+        """Whether a round changed the model by more than rounding does."""
+        if record.state is not None:
+            return True
+        layout, weights = self.session.layout, self.session.weights
+        for layer in record.layers():
+            if layer not in self._norms:
+                original = weights.original(layout.down_name(layer))
+                self._norms[layer] = float(original.float().norm())
+            if summary["layers"][str(layer)]["norm"] > _ROUNDING * self._norms[layer]:
+                return True
+        return False

@@ -16,13 +16,22 @@ one down-projection per layer is assumed.
 
 from __future__ import annotations
 
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nse_plugin.errors import DataError, ModelError
+from nse_plugin.hparams import (
+    FTHparams,
+    GRACEHparams,
+    LocateHparams,
+    LoRAHparams,
+    NSEHparams,
+)
+from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.probe import layout_of
 
 _LINE = 2500  # bytes of log, request and frozen answers per request, about
@@ -70,7 +79,7 @@ class Budget:
         """Raise :class:`DataError` where disk or memory is less than the bounds."""
         check_disk(folder, self.disk)
         free = free_memory()
-        if free is not None and self.memory > free:
+        if self.memory > free:
             raise DataError(
                 f"the run needs up to {_size(self.memory)} of memory beside the model and "
                 f"{_size(free)} are free; edit fewer layers or requests, or use a larger machine. "
@@ -99,12 +108,13 @@ def estimate(
     n_all = n_requests if n_requests is not None else round_size
     n = min(round_size, n_all)
     rounds = max(1, -(-n_all // round_size))
-    if ours and hparams.attaches:
-        sizes = _attached(model, hparams, n, n_all, rounds)
-    elif ours and hasattr(hparams, "objective_optimization"):
-        sizes = _trained(*_shape(model), hparams, n, rounds)
-    elif ours:
-        sizes = _located(*_shape(model), hparams, n, n_requests, n_all, rounds)
+    base = base_of(hparams) if ours else None
+    if isinstance(base, (GRACEHparams, LoRAHparams)):
+        sizes = _attached(model, base, n, n_all, rounds)
+    elif isinstance(base, FTHparams):
+        sizes = _trained(*_shape(model), base, n, rounds)
+    elif isinstance(base, LocateHparams):
+        sizes = _located(*_shape(model), base, n, n_requests, n_all, rounds)
     else:
         d_model, d_ff = _shape(model)
         matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
@@ -120,11 +130,18 @@ def estimate(
 
 
 def _located(
-    d_model: int, d_ff: int, hparams: Any, n: int, n_requests: int | None, n_all: int, rounds: int
+    d_model: int,
+    d_ff: int,
+    hparams: LocateHparams,
+    n: int,
+    n_requests: int | None,
+    n_all: int,
+    rounds: int,
 ) -> _Sizes:
-    layers, passes = len(hparams.layers), int(getattr(hparams, "max_iterations", 1))
+    layers = len(hparams.layers)
+    passes = hparams.max_iterations if isinstance(hparams, NSEHparams) else 1
     per_edit = 4 * layers * (d_ff + passes * (d_model + d_ff))
-    covariances = 4 * layers if getattr(hparams, "mom2_adjustment", False) else 0
+    covariances = 4 * layers if hparams.mom2_adjustment else 0
     few = d_ff > 4096 and n_requests is not None  # a stream may become long
     previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)
     return _Sizes(
@@ -135,9 +152,9 @@ def _located(
     )
 
 
-def _trained(d_model: int, d_ff: int, hparams: Any, n: int, rounds: int) -> _Sizes:
+def _trained(d_model: int, d_ff: int, hparams: FTHparams, n: int, rounds: int) -> _Sizes:
     layers = len(hparams.layers)
-    factors = layers * (4 * d_model * d_ff + 4 * min(d_model, d_ff) ** 2 + 8 * d_ff)
+    factors = layers * (4 * d_model * d_ff + 8 * d_ff)
     return _Sizes(
         per_round=factors + n * _RECORD + 4096,
         ledger=rounds * factors,
@@ -146,8 +163,10 @@ def _trained(d_model: int, d_ff: int, hparams: Any, n: int, rounds: int) -> _Siz
     )
 
 
-def _attached(model: Any, hparams: Any, n: int, n_all: int, rounds: int) -> _Sizes:
-    if hasattr(hparams, "inner_params"):  # key, value, radius and target of every edit so far
+def _attached(
+    model: Any, hparams: GRACEHparams | LoRAHparams, n: int, n_all: int, rounds: int
+) -> _Sizes:
+    if isinstance(hparams, GRACEHparams):  # key, value, radius and target of every edit so far
         name = hparams.inner_params[0].replace("[", ".").replace("]", "").removesuffix(".weight")
         chosen = [m for path, m in model.named_modules() if path == name]
         state = sum(n_all * (4 * sum(m.weight.shape) + 4 + 8 * _TARGET) for m in chosen)
@@ -176,19 +195,13 @@ def check_disk(folder: Path, needed: int) -> None:
     if needed + _SPARE > free:
         raise DataError(
             f"{folder} has {_size(free)} free and the run needs up to {_size(needed)} more; free "
-            "space or give a folder elsewhere. The same command goes on from the last whole round"
+            "space or give a folder elsewhere. The same command resumes from the last whole round"
         )
 
 
-def free_memory() -> int | None:
-    """Bytes of main memory that are free, or None where the system does not say."""
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, AttributeError):
-        return None
+def free_memory() -> int:
+    """Bytes of main memory that are free."""
+    return int(psutil.virtual_memory().available)
 
 
 def _size(n_bytes: float) -> str:

@@ -63,6 +63,26 @@ def test_rounds_in_which_nothing_is_written(tmp_path):
     assert equal(weights(rest), untouched)
 
 
+@pytest.mark.parametrize("changes", [dict(v_lr=1e30), dict(upper_bound=1e-4, alpha=0.0)])
+def test_a_run_that_writes_nothing_never_says_complete(tmp_path, changes, caplog):
+    """No value leaves its start, or all are out of bounds."""
+    result = scheduler(tmp_path, hparams=hparams(tmp_path, **changes)).run()
+    assert result.status == "nothing_written"
+    assert json.loads((tmp_path / "final.json").read_text())["status"] == "nothing_written"
+    assert "no round changed the model" in caplog.text
+    again = scheduler(tmp_path, hparams=hparams(tmp_path, **changes))
+    assert again.run().final == result.final
+    left_out = [line["left_out"] for line in result.lines()]
+    if "upper_bound" in changes:
+        assert left_out == [[0, 1], [2, 3], [4, 5]]
+        assert "round 2: 2 of 2 requests are out of bounds and were left out (cases 2, 3)" in (
+            caplog.text
+        )
+        assert "upper_bound 0.0001" in caplog.text
+    else:
+        assert left_out == [[], [], []]
+
+
 def test_an_iterator_goes_on_where_it_was(tmp_path):
     whole = scheduler(tmp_path / "a", iter(requests()))
     whole.run()
