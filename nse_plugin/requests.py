@@ -6,30 +6,51 @@ around (:meth:`EditRequest.from_dict`) and written back to them (:meth:`EditRequ
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nse_plugin.errors import RequestError
 
+log = logging.getLogger(__name__)
+
+_PLACE = "{}"
+
 
 @dataclass(frozen=True)
 class Probe:
-    """A question asked before and after an edit: a full prompt and the answer expected of it."""
+    """A question asked before and after an edit: a full prompt and the answer expected of it.
+
+    Blanks at the end of the prompt and around the answer are dropped: an answer stands one space
+    after its prompt.
+    """
 
     prompt: str
     answer: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.prompt.rstrip())
+        object.__setattr__(self, "answer", self.answer.strip())
+
+
+Probes = Mapping[str, tuple[Probe, ...]]
 
 
 @dataclass(frozen=True)
 class EditRequest:
     """One fact to write into a model.
 
+    Blanks at the end of the prompt and around subject and target are dropped: the target stands
+    one space after the prompt, and the subject's last token is where methods write.
+
     Raises:
-        RequestError: a field is empty, or ``prompt`` does not hold ``{}`` exactly once.
+        RequestError: a field is empty, or it is not clear where in ``prompt`` the subject stands.
     """
 
     case_id: int | str
@@ -48,6 +69,9 @@ class EditRequest:
     """By kind: questions whose answer must not change."""
     portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
     """By kind: questions whose answer follows from the edit."""
+    place: int | None = None
+    """Index in ``prompt`` of the ``{}`` that stands for the subject; needed only where the prompt
+    has other braces of its own."""
 
     def __post_init__(self) -> None:
         for name in ("prompt", "subject", "target_new"):
@@ -56,16 +80,41 @@ class EditRequest:
                 raise RequestError(
                     f"request {self.case_id}: {name} is {value!r}; give a text that is not empty"
                 )
-        if self.prompt.count("{}") != 1:
+        place = self.place
+        if place is None:
+            if self.prompt.count(_PLACE) != 1:
+                raise RequestError(
+                    f"request {self.case_id}: prompt {self.prompt!r} holds '{{}}' "
+                    f"{self.prompt.count(_PLACE)} times; put it once, in the subject's place "
+                    "(`place` says which it is where the prompt has braces of its own)"
+                )
+            place = self.prompt.index(_PLACE)
+        elif self.prompt[place : place + 2] != _PLACE or place < 0:
             raise RequestError(
-                f"request {self.case_id}: prompt {self.prompt!r} holds '{{}}' "
-                f"{self.prompt.count('{}')} times; put it once, in the subject's place"
+                f"request {self.case_id}: place is {place}, and prompt {self.prompt!r} has no "
+                "'{}' there"
             )
+        before, after = self.prompt[:place], self.prompt[place + 2 :]
+        before, subject, after = _without_blanks(before, self.subject, after)
+        if after != after.rstrip():
+            _say_once("blanks at the end of prompts are dropped: an answer comes after one space")
+        put = functools.partial(object.__setattr__, self)  # the class is frozen
+        put("prompt", f"{before}{_PLACE}{after.rstrip()}")
+        put("subject", subject)
+        put("target_new", self.target_new.strip())
+        put("rephrase_prompts", tuple(text.rstrip() for text in self.rephrase_prompts))
+        put("place", None if self.prompt.count(_PLACE) == 1 else len(before))
 
     @property
     def text(self) -> str:
         """The prompt with the subject in its place."""
-        return self.prompt.replace("{}", self.subject)
+        start = self.subject_start
+        return self.prompt[:start] + self.subject + self.prompt[start + 2 :]
+
+    @property
+    def subject_start(self) -> int:
+        """Index of the subject's first character in :attr:`text`."""
+        return self.prompt.index(_PLACE) if self.place is None else self.place
 
     @property
     def fact(self) -> tuple[str, str]:
@@ -75,15 +124,24 @@ class EditRequest:
     @property
     def subject_end(self) -> int:
         """Index in :attr:`text` of the first character after the subject."""
-        return self.prompt.index("{}") + len(self.subject)
+        return self.subject_start + len(self.subject)
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any], case_id: int | str = 0) -> EditRequest:
+    def from_dict(
+        cls,
+        record: Mapping[str, Any],
+        case_id: int | str = 0,
+        notes: list[str] | None = None,
+    ) -> EditRequest:
         """Read an EasyEdit request: ``prompt``, ``target_new``, ``subject`` and what else there is.
 
-        ``prompt`` may hold ``{}`` or the subject itself.  Of several places where the subject
-        stands, the last one is taken: it is the nearest to the answer, and what stands before
-        it cannot see it.
+        ``prompt`` holds the subject itself, or ``{}`` in its place.  Of several places where the
+        subject stands, the one that ``subject_start`` names is taken, else the last one: it is the
+        nearest to the answer, and what stands before it cannot see it.  A text that is None, NaN
+        or empty counts as not given; a probe without a prompt or an answer is left out.
+
+        Args:
+            notes: gets a line for each probe that is left out; without it they are logged.
 
         Raises:
             RequestError: a field is missing or empty, or the subject is not in the prompt.
@@ -95,22 +153,36 @@ class EditRequest:
                     f"request {case_id}: field {name!r} is missing; "
                     f"it has {', '.join(sorted(record)) or 'no fields'}"
                 )
-        prompt, subject = record["prompt"], record["subject"]
+        prompt, subject, place = record["prompt"], record["subject"], None
         if isinstance(prompt, str) and isinstance(subject, str) and subject.strip():
-            prompt = _as_template(prompt, subject, case_id)
-        return cls(
+            prompt, place = _as_template(
+                prompt, subject.strip(), record.get("subject_start"), case_id
+            )
+        left_out: list[str] = []
+        try:
+            target = read_text(_first(record["target_new"]))
+            ground_truth = read_text(_first(record.get("ground_truth")))
+            rephrased = read_texts(record.get("rephrase_prompt", record.get("rephrase_prompts")))
+            locality = read_probes(record.get("locality"), "locality", left_out)
+            portability = read_probes(record.get("portability"), "portability", left_out)
+        except RequestError as error:
+            raise RequestError(f"request {case_id}: {error}") from None
+        request = cls(
             case_id=case_id,
             prompt=prompt,
             subject=subject,
-            target_new=_clean(record["target_new"]),
-            ground_truth=_clean(_first(record.get("ground_truth"))),
-            rephrase_prompts=tuple(
-                str(text)
-                for text in _as_list(record.get("rephrase_prompt", record.get("rephrase_prompts")))
-            ),
-            locality=_read_probes(record.get("locality"), case_id, "locality"),
-            portability=_read_probes(record.get("portability"), case_id, "portability"),
+            target_new=target or "",
+            ground_truth=ground_truth,
+            rephrase_prompts=rephrased,
+            locality=locality,
+            portability=portability,
+            place=place,
         )
+        if notes is not None:
+            notes += [f"case {case_id}: {probe}" for probe in left_out]
+        elif left_out:
+            log.warning("case %s: left out, without an answer: %s", case_id, "; ".join(left_out))
+        return request
 
     def to_dict(self) -> dict[str, Any]:
         """Write the request as EasyEdit's editor passes it to methods and evaluators."""
@@ -122,6 +194,7 @@ class EditRequest:
             "portability": _write_probes(self.portability),
             "locality": _write_probes(self.locality),
             "subject": self.subject,
+            "subject_start": self.subject_start,
         }
         if self.rephrase_prompts:
             texts = list(self.rephrase_prompts)
@@ -145,9 +218,32 @@ class EditRequest:
         return cls(**{**record, "rephrase_prompts": tuple(record["rephrase_prompts"]), **probes})
 
     def digest(self) -> str:
-        """A short hash of what is written (prompt, subject, target), for manifests."""
-        written = json.dumps([self.prompt, self.subject, self.target_new])
-        return hashlib.sha256(written.encode()).hexdigest()[:16]
+        """A short hash of everything in the request, probes included."""
+        whole = json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(whole.encode()).hexdigest()[:16]
+
+
+def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
+    """The request, which also asks what another request for the same edit asks.
+
+    The other's probes get kinds of their own, so that a bound on the probes of each kind leaves
+    none of them out.
+    """
+
+    def both(own: Probes, others: Probes) -> Probes:
+        known = {probe for group in own.values() for probe in group}
+        new = {
+            f"{kind} of case {other.case_id}": tuple(p for p in group if p not in known)
+            for kind, group in others.items()
+        }
+        return {**own, **{kind: group for kind, group in new.items() if group}}
+
+    return replace(
+        request,
+        rephrase_prompts=tuple(dict.fromkeys(request.rephrase_prompts + other.rephrase_prompts)),
+        locality=both(request.locality, other.locality),
+        portability=both(request.portability, other.portability),
+    )
 
 
 def mark(*texts: str) -> bytes:
@@ -184,21 +280,105 @@ def check_round(requests: Sequence[EditRequest]) -> None:
             )
 
 
-def _as_template(prompt: str, subject: str, case_id: int | str) -> str:
-    if "{}" in prompt:
-        return prompt
-    whole_words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
-    start = whole_words[-1].start() if whole_words else prompt.rfind(subject)
-    if start < 0:
+def read_text(value: Any) -> str | None:
+    """A text of a record without blanks around it; None for what is none: None, NaN, or empty.
+
+    Raises:
+        RequestError: the value is an object or a list.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, (Mapping, list, tuple)):
+        raise RequestError(f"{value!r:.80} stands where a text is wanted")
+    return str(value).strip() or None
+
+
+def read_texts(value: Any) -> tuple[str, ...]:
+    """The texts of a list, or the one text; those that are none are left out."""
+    texts = (read_text(_first(item)) for item in _as_list(value))
+    return tuple(text for text in texts if text is not None)
+
+
+def read_probes(groups: Any, where: str, notes: list[str]) -> dict[str, tuple[Probe, ...]]:
+    """Probes by kind: ``{kind: {"prompt": text or texts, "ground_truth": the same}}``.
+
+    A kind may also be a list of such objects, as in KnowEdit, and an answer a list of aliases, of
+    which the first is taken.
+
+    Args:
+        notes: gets a line for each probe that is left out for want of a prompt or an answer.
+
+    Raises:
+        RequestError: it has another form, or other numbers of prompts and answers.
+    """
+    if groups is None or (isinstance(groups, float) and math.isnan(groups)):
+        return {}
+    if not isinstance(groups, Mapping):
         raise RequestError(
-            f"request {case_id}: subject {subject!r} is not in prompt {prompt!r}; "
-            "write it exactly as the prompt does, or put '{}' in its place"
+            f"{where} is {groups!r:.80}; give {{kind: {{'prompt': ..., 'ground_truth': ...}}}}"
         )
-    return prompt[:start] + "{}" + prompt[start + len(subject) :]
+    probes = {
+        str(kind): tuple(_probes_of(group, f"{where}[{kind!r}]", notes))
+        for kind, group in groups.items()
+    }
+    return {kind: found for kind, found in probes.items() if found}
 
 
-def _clean(text: Any) -> Any:
-    return text.strip() if isinstance(text, str) else text
+def _probes_of(group: Any, where: str, notes: list[str]) -> Iterator[Probe]:
+    for entry in group if isinstance(group, list) else [group]:
+        if entry is None:
+            continue
+        if not isinstance(entry, Mapping) or "prompt" not in entry:
+            raise RequestError(
+                f"{where} holds {entry!r:.80}; give objects with 'prompt' and 'ground_truth'"
+            )
+        prompts, answers = entry["prompt"], entry.get("ground_truth")
+        if not isinstance(prompts, (list, tuple)):  # one prompt: a list of answers means aliases
+            prompts, answers = [prompts], [answers]
+        answers = _as_list(answers)
+        if len(prompts) != len(answers):
+            raise RequestError(
+                f"{where} has {len(prompts)} prompts and {len(answers)} answers; give one answer "
+                "per prompt"
+            )
+        for prompt, candidates in zip(prompts, answers):
+            text, answer = read_text(prompt), read_text(_first(candidates))
+            if text is None or answer is None:
+                notes.append(f"{where} {prompt!r}")
+            else:
+                yield Probe(text, answer)
+
+
+def _as_template(
+    prompt: str, subject: str, start: Any, case_id: int | str
+) -> tuple[str, int | None]:
+    """The prompt with ``{}`` in the subject's place, and which of its braces that is."""
+    if not (isinstance(start, int) and start >= 0 and prompt.startswith(subject, start)):
+        words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
+        start = words[-1].start() if words else prompt.rfind(subject)
+    if start >= 0:
+        return prompt[:start] + _PLACE + prompt[start + len(subject) :], start
+    if _PLACE in prompt:
+        return prompt, None
+    raise RequestError(
+        f"request {case_id}: subject {subject!r} is not in prompt {prompt!r}; "
+        "write it exactly as the prompt does, or put '{}' in its place"
+    )
+
+
+def _without_blanks(before: str, subject: str, after: str) -> tuple[str, str, str]:
+    """The subject without blanks around it, which go to the texts beside it if those have none."""
+    bare = subject.strip()
+    if subject[0].isspace() and before and not before[-1].isspace():
+        before += " "
+    if subject[-1].isspace() and after and not after[0].isspace():
+        after = " " + after
+    return before, bare, after
+
+
+@functools.cache
+def _say_once(what: str) -> None:
+    log.warning("%s", what)
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -208,29 +388,11 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _first(value: Any) -> Any:
-    """The first answer where a benchmark lists several, however deep."""
-    while isinstance(value, (list, tuple)):
-        value = value[0] if value else None
+    """The first text where a benchmark lists several answers and aliases, however deep."""
+    if isinstance(value, (list, tuple)):
+        found = (_first(item) for item in value)
+        return next((item for item in found if read_text(item) is not None), None)
     return value
-
-
-def _read_probes(
-    groups: Mapping[str, Any] | None, case_id: int | str, where: str
-) -> dict[str, tuple[Probe, ...]]:
-    probes: dict[str, tuple[Probe, ...]] = {}
-    for kind, group in (groups or {}).items():
-        prompts, answers = _as_list(group["prompt"]), _as_list(group["ground_truth"])
-        if isinstance(group["prompt"], str):  # one prompt: a list of answers means aliases
-            answers = [group["ground_truth"]]
-        if len(prompts) != len(answers):
-            raise RequestError(
-                f"request {case_id}: {where}[{kind!r}] has {len(prompts)} prompts and "
-                f"{len(answers)} answers; give one answer per prompt"
-            )
-        probes[kind] = tuple(
-            Probe(prompt, str(_clean(_first(answer)))) for prompt, answer in zip(prompts, answers)
-        )
-    return probes
 
 
 def _write_probes(groups: Mapping[str, tuple[Probe, ...]]) -> dict[str, dict[str, list[str]]]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nse_plugin.errors import RequestError
-from nse_plugin.requests import EditRequest, Probe, as_requests, check_round
+from nse_plugin.requests import EditRequest, Probe, as_requests, check_round, with_probes_of
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=12)
-WORDS = TEXT.filter(lambda text: text.strip())
+WORDS = TEXT.map(str.strip).filter(bool)
+ANY = st.text(st.characters(codec="utf-8"), max_size=12)
+WORDS_OF_ANY = ANY.filter(lambda text: text.strip())
 
 
 def test_from_easyedits_dict():
@@ -34,12 +38,85 @@ def test_from_easyedits_dict():
     assert EditRequest.from_dict(request.to_dict()) == request
 
 
-@given(WORDS, WORDS, WORDS, WORDS)
-def test_dict_round_trip(head, subject, tail, target):
-    request = EditRequest(1, f"{head}{{}}{tail}", subject, target.strip())
-    again = EditRequest.from_dict(request.to_dict())
-    assert again.text == request.text and again.target_new == request.target_new
-    assert again.text[: again.subject_end].endswith(subject)
+PROBES = st.dictionaries(WORDS, st.lists(st.builds(Probe, WORDS, WORDS), min_size=1).map(tuple))
+
+
+@given(ANY, WORDS_OF_ANY, ANY, WORDS, st.lists(WORDS).map(tuple), PROBES)
+def test_a_request_is_read_back_from_its_dict(head, subject, tail, target, rephrased, probes):
+    request = EditRequest(
+        1, f"{head}{{}}{tail}", subject, target, None, rephrased, probes, probes, place=len(head)
+    )
+    assert EditRequest.from_dict(request.to_dict()) == request
+    assert EditRequest.from_json(json.loads(json.dumps(request.to_json()))) == request
+    assert request.text[request.subject_start : request.subject_end] == subject.strip()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [
+        ("In the config file {} of Ann Lee, the city is", "Ann Lee"),
+        ("The type std::vector<int>{} holds", "std::vector<int>{}"),
+        ("f({}, {}) by Ann Lee returns", "Ann Lee"),
+        ("struct {Rust} declares a", "Rust"),
+    ],
+)
+def test_braces_of_the_prompt_stay(prompt, subject):
+    request = EditRequest.from_dict({"prompt": prompt, "subject": subject, "target_new": "Oslo"})
+    assert request.text == prompt
+    assert request.text[request.subject_start : request.subject_end] == subject
+    assert EditRequest.from_dict(request.to_dict()) == request
+
+
+def test_a_place_that_holds_no_braces_is_refused():
+    with pytest.raises(RequestError, match="place is 1"):
+        EditRequest(0, "{} and {}", "Ann", "x", place=1)
+
+
+@pytest.mark.parametrize("subject", ["Miro Pell", "Miro Pell ", " Miro Pell", "\tMiro Pell\n"])
+def test_blanks_around_the_subject_do_not_move_its_last_token(subject):
+    read = EditRequest.from_dict(
+        {"prompt": "Here Miro Pell lives in", "subject": subject, "target_new": "Tarn"}
+    )
+    made = EditRequest(0, "Here {} lives in", subject, "Tarn")
+    assert (read.text, read.subject) == (made.text, made.subject)
+    assert read.text == "Here Miro Pell lives in"
+    assert EditRequest(0, "Here {}lives in", "Miro Pell ", "Tarn").text == read.text
+
+
+def test_blanks_at_the_end_of_prompts_are_dropped():
+    request = EditRequest(
+        0, "{} plays the ", "Ann", " zither ", rephrase_prompts=("She plays the ",),
+        locality={"k": (Probe("Bob plays the ", " drum"),)},
+    )  # fmt: skip
+    assert (request.text, request.target_new) == ("Ann plays the", "zither")
+    assert request.rephrase_prompts == ("She plays the",)
+    assert request.locality["k"] == (Probe("Bob plays the", "drum"),)
+
+
+@pytest.mark.parametrize("none", [None, float("nan"), "", [], [[]], [None], [[""]]])
+def test_what_is_none_never_becomes_a_text(none, caplog):
+    base = {"prompt": "Ann lives in", "subject": "Ann", "target_new": "Oslo"}
+    group = {"prompt": ["Bob lives in"], "ground_truth": [none]}
+    request = EditRequest.from_dict(
+        {**base, "ground_truth": none, "rephrase_prompt": none, "locality": {"k": group}}
+    )
+    assert (request.ground_truth, request.rephrase_prompts, request.locality) == (None, (), {})
+    assert "left out" in caplog.text and "Bob lives in" in caplog.text
+    if not isinstance(none, (list, str)):
+        assert EditRequest.from_dict({**base, "locality": none}).locality == {}
+
+
+def test_the_probes_of_a_repeat_are_asked_too():
+    def request(case_id, *prompts):
+        probes = {"hop": tuple(Probe(prompt, "a") for prompt in prompts)}
+        return EditRequest(case_id, "{} is", "Ann", "x", portability=probes)
+
+    both = with_probes_of(request(1, "p", "q"), request(2, "q", "r"))
+    assert both.portability == {
+        "hop": (Probe("p", "a"), Probe("q", "a")),
+        "hop of case 2": (Probe("r", "a"),),
+    }
+    assert with_probes_of(both, request(3, "p")) == both
 
 
 @pytest.mark.parametrize(
@@ -77,4 +154,5 @@ def test_as_requests_numbers_what_has_no_number():
     record = {"prompt": "{} is", "subject": "Ann", "target_new": "x"}
     numbered = as_requests([record, {**record, "case_id": "q"}, EditRequest(9, "{} is", "B", "x")])
     assert [request.case_id for request in numbered] == [0, "q", 9]
-    assert numbered[0].digest() == numbered[1].digest() != numbered[2].digest()
+    assert len({request.digest() for request in numbered}) == 3
+    assert numbered[0].digest() == as_requests([record])[0].digest()

@@ -37,7 +37,7 @@ from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.identity import digest, hashed, plain
+from nse_plugin.runs.identity import hashed, plain
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
@@ -108,7 +108,7 @@ def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
     found = _collect(cell, None if cell.untouched else made, result)
     found["memory"] = memory
     found["seconds"] = _seconds(result, prepare, time.perf_counter() - start)
-    found["run_info"]["stream"] = hashed([digest(request) for request in requests])
+    found["run_info"]["stream"] = hashed([request.digest() for request in requests])
     return found
 
 

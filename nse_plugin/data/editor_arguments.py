@@ -79,6 +79,11 @@ def _probes_of(
 ) -> dict[str, dict[str, Any]]:
     """One request's part of locality_inputs or portability_inputs; kinds it lacks are left out."""
     found = {}
+    if not isinstance(groups, Mapping):
+        raise RequestError(
+            f"{where} is a {type(groups).__name__}; give {{kind: {{'prompt': [...], "
+            "'ground_truth': [...]}}, with one entry per prompt in each list"
+        )
     for kind, group in groups.items():
         try:
             prompts, answers = _listed(group["prompt"]), _listed(group["ground_truth"])
@@ -106,8 +111,8 @@ def checked_records(requests: Sequence[EditRequest | Mapping[str, Any]], size: i
     """
     records: list[Record] = []
     for index, request in enumerate(requests):
-        if isinstance(request, EditRequest):  # its template says where the subject is
-            request = {**request.to_dict(), "prompt": request.prompt}
+        if isinstance(request, EditRequest):
+            request = request.to_dict()
         defaults: Record = {
             "case_id": index,
             "ground_truth": None,

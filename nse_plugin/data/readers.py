@@ -6,19 +6,23 @@ counted and named in a warning, as the caller says.
 
 from __future__ import annotations
 
+import csv
+import gzip
+import io
 import json
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from nse_plugin.data.schemas import SCHEMAS, BadField, Schema
+from nse_plugin.data.schemas import SCHEMAS, BadField
 from nse_plugin.errors import DataError, RequestError, did_you_mean
 from nse_plugin.requests import EditRequest
 
 log = logging.getLogger(__name__)
 
-OnBad = Literal["raise", "skip"]
+OnBad = Literal["stop", "skip"]
 _NAMED = 3  # how many skipped records a warning names
 
 
@@ -26,20 +30,20 @@ def read_records(
     path: str | Path,
     kind: str | None = None,
     *,
-    on_bad: OnBad = "raise",
+    on_bad: OnBad = "stop",
     limit: int | None = None,
 ) -> list[EditRequest]:
-    """Read a benchmark file (a JSON list, or one JSON object per line in ``*.jsonl``).
+    """Read a benchmark file: a JSON list, JSON lines, or CSV with named columns; also gzipped.
 
     Args:
-        kind: a name in :data:`SCHEMAS`; None recognises it by the first record's fields.
-        on_bad: what to do with a record that cannot be used: ``"raise"``, or ``"skip"`` it with
+        kind: a name in :data:`SCHEMAS`; None recognises each record by its fields.
+        on_bad: what to do with a record that cannot be used: ``"stop"``, or ``"skip"`` it with
             a warning that counts and names them.
         limit: read only this many records from the beginning of the file.
 
     Raises:
         DataError: the file is missing, cut off or not a list, its schema is unknown, or a record
-            cannot be used (``on_bad="raise"``).
+            cannot be used (``on_bad="stop"``).
     """
     path = Path(path)
     return parse_records(load_records(path), kind, on_bad=on_bad, limit=limit, source=path.name)
@@ -49,7 +53,7 @@ def parse_records(
     records: Any,
     kind: str | None = None,
     *,
-    on_bad: OnBad = "raise",
+    on_bad: OnBad = "stop",
     limit: int | None = None,
     source: str = "the list",
 ) -> list[EditRequest]:
@@ -58,8 +62,8 @@ def parse_records(
     Args:
         source: how messages call the records.
     """
-    if on_bad not in ("raise", "skip"):
-        raise DataError(f"on_bad is {on_bad!r}; give 'raise' or 'skip'")
+    if on_bad not in get_args(OnBad):
+        raise DataError(f"on_bad_record is {on_bad!r}; give 'stop' or 'skip'")
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give a number of records above 0, or None for all")
     if not isinstance(records, Sequence) or isinstance(records, (str, bytes)):
@@ -67,20 +71,28 @@ def parse_records(
             f"{source} holds a {type(records).__name__} where a list of records is expected; "
             "give the benchmark's own JSON file"
         )
-    schema, name = schema_of(records, kind, source)
+    if not records:
+        raise DataError(f"{source} is an empty list; give a file with at least one record")
+    if kind is not None and kind not in SCHEMAS:
+        raise DataError(
+            f"unknown schema {kind!r}{did_you_mean(kind, SCHEMAS)}; there are: {', '.join(SCHEMAS)}"
+        )
     requests: list[EditRequest] = []
     skipped: list[str] = []
     notes: list[str] = []
     for index, record in enumerate(records[:limit]):
+        name = kind
         try:
             if not isinstance(record, Mapping):
                 raise BadField("record", record, "an object with fields")
-            requests.extend(schema.parse(record, index, notes))
+            name = kind or schema_of(record)
+            requests.extend(SCHEMAS[name].parse(record, index, notes))
         except (BadField, RequestError) as error:
-            what = f"record {index} of {source} (read as {name}): {error}"
-            if on_bad == "raise":
+            as_what = f" (read as {name})" if name else ""
+            what = f"record {index} of {source}{as_what}: {error}"
+            if on_bad == "stop":
                 raise DataError(
-                    f"{what}; mend the record, or leave such records out with on_bad='skip'"
+                    f"{what}; mend the record, or leave such records out with --on-bad-record skip"
                 ) from error
             skipped.append(what)
     warn_of(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
@@ -90,11 +102,7 @@ def parse_records(
 
 def read_counterfact(path: str | Path, **options: Any) -> list[EditRequest]:
     """CounterFact, nested or EasyEdit's flat schema; options as in :func:`read_records`."""
-    records = load_records(Path(path))
-    first = records[0] if isinstance(records, list) and records else {}
-    flat = isinstance(first, Mapping) and "prompt" in first
-    kind = "counterfact_flat" if flat else "counterfact"
-    return parse_records(records, kind, source=Path(path).name, **options)
+    return read_records(path, **options)
 
 
 def read_zsre(path: str | Path, **options: Any) -> list[EditRequest]:
@@ -113,66 +121,95 @@ def read_mquake(path: str | Path, **options: Any) -> list[EditRequest]:
 
 
 def load_records(path: Path) -> Any:
-    """What a JSON or JSON-lines file holds.
+    """What a file of JSON, JSON lines or CSV holds; also of one that is gzipped.
 
     Raises:
-        DataError: the file is missing, cut off or no JSON.
+        DataError: the file is missing, empty, cut off or of another form.
     """
+    if path.is_dir():
+        raise DataError(f"{str(path)!r} is a folder; give the path of a file in it")
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.glob("*") if entry.is_file()]
         raise DataError(
             f"there is no file {str(path)!r}{did_you_mean(path.name, siblings)}; "
-            "give the path of a benchmark's JSON file"
+            "give the path of a benchmark's file"
         )
+    suffixes = [suffix.lower() for suffix in path.suffixes]
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        if content[:2] == b"\x1f\x8b":
+            content = gzip.decompress(content)
+            suffixes = [suffix for suffix in suffixes if suffix != ".gz"]
+        text = content.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); download or write it again") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8 text ({error}); give the JSON file itself, unpacked"
-        ) from error
-    if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.splitlines()) if line.strip()]
+        raise DataError(f"{path} is not UTF-8 text ({error}); convert it") from error
+    if not text.strip():
+        raise DataError(f"{path} is empty; give a file with at least one record")
+    if suffixes[-1:] in ([".csv"], [".tsv"]):
+        return _csv_records(text, path, "\t" if suffixes[-1] == ".tsv" else ",")
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or _are_json_lines(lines):
         return [_decode(line, path, number) for number, line in lines]
     return _decode(text, path)
 
 
-def _decode(text: str, path: Path, line: int = 0) -> Any:
+def _are_json_lines(lines: Sequence[tuple[int, str]]) -> bool:
+    """Whether the first line alone is an object and there is more, whatever the file is called."""
+    if len(lines) < 2 or not lines[0][1].lstrip().startswith("{"):
+        return False
+    try:
+        return isinstance(json.loads(lines[0][1]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _csv_records(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
+    """One record per row, its fields named by the first row."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        records = list(rows)
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}; mend the line") from error
+    for number, record in enumerate(records, start=2):
+        if None in record or None in record.values():
+            raise DataError(
+                f"{path}, line {number}: it has other columns than the first line names "
+                f"({', '.join(map(str, rows.fieldnames or []))}); mend the line"
+            )
+    return records
+
+
+def _decode(text: str, path: Path, line: int = 1) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         cut_off = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated")
         raise DataError(
-            f"{path} {'is cut off' if cut_off else 'is not JSON'} at line {error.lineno + line}, "
-            f"column {error.colno} ({error.msg}); download or write the file again"
+            f"{path} {'is cut off' if cut_off else 'is not JSON'} at line "
+            f"{error.lineno + line - 1}, column {error.colno} ({error.msg}); give a JSON list, "
+            "JSON lines (one object per line) or CSV with named columns"
+        ) from error
+    except RecursionError as error:
+        raise DataError(
+            f"{path} is nested too deeply to be records; give a list of them"
         ) from error
 
 
-def schema_of(records: Sequence[Any], kind: str | None, source: str) -> tuple[Schema, str]:
-    """The schema called ``kind``, or that of the first record; with its name.
+def schema_of(record: Mapping[str, Any]) -> str:
+    """Name of the schema that a record is of.
 
     Raises:
-        DataError: there is no such schema, or the first record is of none.
+        RequestError: it is of none.
     """
-    if kind is not None:
-        if kind not in SCHEMAS:
-            raise DataError(
-                f"unknown kind {kind!r}{did_you_mean(kind, SCHEMAS)}; "
-                f"there are: {', '.join(SCHEMAS)}"
-            )
-        return SCHEMAS[kind], kind
-    if not records:
-        raise DataError(f"{source} is an empty list; give a file with at least one record")
-    first = records[0]
-    if isinstance(first, Mapping):
-        for name, schema in SCHEMAS.items():
-            if schema.fits(first):
-                return schema, name
-    is_object = isinstance(first, Mapping)
-    found = ", ".join(sorted(map(str, first))) if is_object else type(first).__name__
+    for name, schema in SCHEMAS.items():
+        if schema.fits(record):
+            return name
     known = "; ".join(f"{name} ({', '.join(s.fields)})" for name, s in SCHEMAS.items())
-    raise DataError(
-        f"{source}: the first record is of no known schema. Its fields: {found or 'none'}. "
-        f"Known schemas: {known}. Rename the fields, or name the schema with kind=..."
+    raise RequestError(
+        f"it is of no known schema. Its fields: {', '.join(sorted(map(str, record))) or 'none'}. "
+        f"Known schemas: {known}. Rename the fields, or name the schema with --schema"
     )
 
 

@@ -6,11 +6,11 @@ with the fields that they are recognised by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nse_plugin.requests import EditRequest, Probe
+from nse_plugin.requests import EditRequest, Probe, read_text
 
 NEIGHBORHOOD = "neighborhood"
 """Locality kind of benchmarks that have only one."""
@@ -69,14 +69,8 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
 def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """EasyEdit's flat CounterFact: the prompt holds the subject itself."""
     fields = _common_fields(record, index)
-    if "locality_prompt" in record:
-        fields["locality"] = {
-            NEIGHBORHOOD: {
-                "prompt": [_text(record, "locality_prompt")],
-                "ground_truth": [_text(record, "locality_ground_truth")],
-            }
-        }
-    return [EditRequest.from_dict(fields)]
+    fields["locality"] = _neighbour(record, "locality_prompt", "locality_ground_truth")
+    return [EditRequest.from_dict(fields, notes=notes)]
 
 
 def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
@@ -86,42 +80,26 @@ def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
         "prompt": _text(record, "src"),
         "subject": _text(record, "subject"),
         "target_new": _text(record, "alt"),
-        "ground_truth": _first_answer(record.get("answers")),
-        "rephrase_prompt": [_text(record, "rephrase")] if record.get("rephrase") else [],
+        "ground_truth": record.get("answers"),
+        "rephrase_prompt": record.get("rephrase"),
+        "locality": _neighbour(record, "loc", "loc_ans"),
     }
-    if "loc" in record:
-        fields["locality"] = {
-            NEIGHBORHOOD: {
-                "prompt": [_text(record, "loc")],
-                "ground_truth": [_text(record, "loc_ans")],
-            }
+    hop = record.get("portability")
+    if isinstance(hop, Mapping):
+        fields["portability"] = {
+            ONE_HOP: {"prompt": hop.get("New Question"), "ground_truth": hop.get("New Answer")}
         }
-    if "portability" in record:
-        hop = _mapping(record, "portability")
-        answer = _first_answer(hop.get("New Answer"))
-        if answer is None:
-            notes.append(f"record {index}: portability {hop.get('New Question')!r}")
-        else:
-            fields["portability"] = {
-                ONE_HOP: {"prompt": [_text(hop, "New Question")], "ground_truth": [answer]}
-            }
-    return [EditRequest.from_dict(fields)]
+    elif read_text(hop) is not None:
+        raise BadField("portability", hop, "an object")
+    return [EditRequest.from_dict(fields, notes=notes)]
 
 
 def _knowedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """KnowEdit: kinds of portability and locality are taken as they are found."""
     fields = _common_fields(record, index)
     for where in ("locality", "portability"):
-        groups = _mapping(record, where) if record.get(where) else {}
-        fields[where] = {}
-        for kind, group in groups.items():
-            probes = list(_probes(group, f"{where}.{kind}", index, notes))
-            if probes:
-                fields[where][kind] = {
-                    "prompt": [prompt for prompt, _ in probes],
-                    "ground_truth": [answer for _, answer in probes],
-                }
-    return [EditRequest.from_dict(fields)]
+        fields[where] = record.get(where) or {}
+    return [EditRequest.from_dict(fields, notes=notes)]
 
 
 def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
@@ -188,14 +166,14 @@ def _common_fields(record: Mapping[str, Any], index: int) -> dict[str, Any]:
     subject = "subject" if "subject" in record else "concept" if old_names else "subject"
     rephrase: Any = next(
         (record[k] for k in ("rephrase_prompt", "rephrase_prompts", "rephrase") if record.get(k)),
-        [],
+        None,
     )
     return {
         "case_id": record.get("case_id", index),
         "prompt": _text(record, "text" if old_names else "prompt"),
         "subject": _text(record, subject),
         "target_new": _text(record, "labels" if old_names else "target_new"),
-        "ground_truth": _first_answer(record.get("ground_truth")),
+        "ground_truth": record.get("ground_truth"),
         "rephrase_prompt": rephrase,
     }
 
@@ -214,26 +192,11 @@ def _template_request(case_id: int | str, rewrite: Any, **fields: Any) -> EditRe
     )
 
 
-def _probes(group: Any, where: str, index: int, notes: list[str]) -> Iterator[tuple[str, str]]:
-    """(prompt, answer) pairs of a list of {prompt, ground_truth}, or of one such object."""
-    for entry in group if isinstance(group, list) else [group]:
-        if not isinstance(entry, Mapping):
-            raise BadField(where, entry, "objects with prompt and ground_truth")
-        prompts, answers = entry.get("prompt", _MISSING), entry.get("ground_truth")
-        if isinstance(prompts, str):
-            pairs = [(prompts, answers)]
-        elif not isinstance(prompts, list):
-            raise BadField(f"{where}.prompt", prompts, "a text")
-        elif isinstance(answers, list) and len(answers) == len(prompts):
-            pairs = list(zip(prompts, answers))
-        else:
-            raise BadField(f"{where}.ground_truth", answers, f"{len(prompts)} answers")
-        for prompt, candidates in pairs:
-            answer = _first_answer(candidates)
-            if answer is None:
-                notes.append(f"record {index}: {where} {prompt!r}")
-            else:
-                yield prompt, answer
+def _neighbour(record: Mapping[str, Any], prompt: str, answer: str) -> dict[str, Any]:
+    """The one locality question of a record; none where its field is missing or empty."""
+    if read_text(record.get(prompt)) is None:
+        return {}
+    return {NEIGHBORHOOD: {"prompt": record[prompt], "ground_truth": record.get(answer)}}
 
 
 def _kinds(groups: Mapping[str, list[Probe]]) -> dict[str, tuple[Probe, ...]]:
@@ -266,10 +229,3 @@ def _target(rewrite: Mapping[str, Any], field: str) -> str:
     if isinstance(value, Mapping):
         value = value.get("str", _MISSING)
     return _text({field: value} if value is not _MISSING else {}, field).strip()
-
-
-def _first_answer(value: Any) -> str | None:
-    """The first text that is not empty, where benchmarks list answers and aliases, however deep."""
-    if isinstance(value, (list, tuple)):
-        return next((answer for answer in map(_first_answer, value) if answer is not None), None)
-    return value.strip() if isinstance(value, str) and value.strip() else None

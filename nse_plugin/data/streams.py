@@ -6,19 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nse_plugin.data import atlas
-from nse_plugin.data.readers import parse_records, read_records
+from nse_plugin.data.readers import OnBad, parse_records, read_records
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
 
 _HELD_OUT = 100
 
 
-def read_data(data: str, limit: int | None, seed: int) -> list[EditRequest]:
-    """Requests of a file, or of the embedded world."""
+def read_data(
+    data: str,
+    limit: int | None,
+    seed: int,
+    *,
+    on_bad: OnBad = "stop",
+    schema: str | None = None,
+) -> list[EditRequest]:
+    """Requests of a file, or of the embedded world.
+
+    Args:
+        on_bad, schema: as ``on_bad`` and ``kind`` of :func:`nse_plugin.data.readers.read_records`.
+    """
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give a number above 0, or leave it out")
     if data.partition(":")[0] != "atlas":
-        return read_records(data, limit=limit)
+        return read_records(data, schema, on_bad=on_bad, limit=limit)
     count = data.partition(":")[2] or str(limit or 200)
     if not count.isdigit() or not int(count):
         raise DataError(f"data is {data!r}; give 'atlas' or 'atlas:200'")

@@ -25,7 +25,7 @@ from nse_plugin.data.readers import (
     warn_of,
 )
 from nse_plugin.easyedit.checkout import HOW_TO_GET_IT, find, part, probe
-from nse_plugin.errors import HostError
+from nse_plugin.errors import HostError, RequestError
 from nse_plugin.requests import EditRequest
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def read_with_host(
     path: str | Path,
     kind: str | None = None,
     *,
-    on_bad: OnBad = "raise",
+    on_bad: OnBad = "stop",
     limit: int | None = None,
 ) -> list[EditRequest]:
     """Read a benchmark file through EasyEdit's dataset class for it.
@@ -63,10 +63,10 @@ def read_with_host(
     around answers are taken off, as our reader does.
 
     Args:
-        path: a JSON list, or one JSON object per line in ``*.jsonl``.
-        kind: a name in :data:`nse_plugin.data.schemas.SCHEMAS`; None recognises it by
-            the first record's fields.
-        on_bad: what to do with a record that cannot be used: ``"raise"``, or ``"skip"`` it with
+        path: a file as :func:`nse_plugin.data.readers.read_records` takes it.
+        kind: a name in :data:`nse_plugin.data.schemas.SCHEMAS`; None recognises each record by
+            its fields, and only a file of one kind goes through a class.
+        on_bad: what to do with a record that cannot be used: ``"stop"``, or ``"skip"`` it with
             a warning that counts and names them.
         limit: read only this many records from the beginning of the file.
 
@@ -81,11 +81,19 @@ def read_with_host(
     path = Path(path)
     records = load_records(path)
     if isinstance(records, list):
-        _, kind = schema_of(records, kind, path.name)
-        reader = _READERS.get(kind)
+        reader = _READERS.get(kind or _common_schema(records))
         if reader is not None and reader.seam in present:
             records = _through_host(reader, records[:limit], path.name)
     return parse_records(records, kind, on_bad=on_bad, limit=limit, source=path.name)
+
+
+def _common_schema(records: Sequence[Any]) -> str:
+    """The schema that all records are of, or none."""
+    try:
+        found = {schema_of(record) for record in records if isinstance(record, Mapping)}
+    except RequestError:
+        return ""
+    return found.pop() if len(found) == 1 else ""
 
 
 # --- what a class gives, in the fields of our schemas -------------------------------------------

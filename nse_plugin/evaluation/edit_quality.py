@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -31,7 +31,7 @@ from nse_plugin.evaluation.fluency import ngram_entropy, plain
 from nse_plugin.model.answers import Answers, score_encoded
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
-from nse_plugin.model.prompts import EncodedPrompt
+from nse_plugin.model.prompts import EncodedPrompt, encode_text
 
 EVAL_METRICS = ("token_em", "exact match", "ppl")
 """Known metrics; EasyEdit's default name "exact match" means token accuracy, as "token_em" does."""
@@ -90,7 +90,7 @@ def compute_many(
         for question in _questions(number, record, chat=_chat(hparams, tok))
     ]
     pairs = [
-        _encode_as_host(tok, prompt, answer)
+        _encode_as_host(tok, prompt, answer, rendered=question.in_chat)
         for question in questions
         for prompt, answer in question.pairs
     ]
@@ -171,6 +171,7 @@ class _Question:
     section: str  # "rewrite", "rephrase", "locality" or "portability"
     kind: str  # of locality and portability
     pairs: list[tuple[str, str]]
+    in_chat: bool = False  # the prompts went through the chat template
 
 
 def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[_Question]:
@@ -200,7 +201,7 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[_Quest
     return [
         question
         if question.section == "locality"
-        else _Question(number, question.section, question.kind, chat(question.pairs))
+        else replace(question, pairs=chat(question.pairs), in_chat=True)
         for question in questions
     ]
 
@@ -235,6 +236,11 @@ def _chat(hparams: Any, tok: Any) -> Any:
     """What wraps prompts in the chat template, or None where the hparams do not ask for it."""
     if not getattr(hparams, "use_chat_template", False):
         return None
+    if not getattr(tok, "chat_template", None):
+        raise HparamsError(
+            "use_chat_template is true and the tokenizer has no chat template; set it to false, "
+            "or take the tokenizer of a model that was trained for chat"
+        )
 
     def wrap(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
         chats = [[{"role": "user", "content": prompt}] for prompt, _ in pairs]
@@ -244,13 +250,17 @@ def _chat(hparams: Any, tok: Any) -> Any:
     return wrap
 
 
-def _encode_as_host(tok: Any, prompt: str, answer: str) -> EncodedPrompt:
+def _encode_as_host(tok: Any, prompt: str, answer: str, *, rendered: bool) -> EncodedPrompt:
     """Prompt and answer tokenised together; what exceeds the prompt's own count is the answer's.
 
     So where a token straddles the two, the host's count holds, not that of ``encode_prompt``.
+
+    Args:
+        rendered: the prompt is a rendered chat, whose text has its special tokens already.
     """
-    ids = tok(f"{prompt} {answer}")["input_ids"]
-    n_prompt = len(tok(prompt)["input_ids"])
+    special = not rendered
+    ids = encode_text(tok, f"{prompt} {answer}", special=special)
+    n_prompt = len(encode_text(tok, prompt, special=special))
     return EncodedPrompt(tuple(ids), -1, max(len(ids) - n_prompt, 0))
 
 

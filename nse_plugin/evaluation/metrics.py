@@ -69,6 +69,9 @@ def ask(
         tokenizer,
         [entry[2] for entry in plan + with_other],
         [str(entry[3]) for entry in plan] + [str(entry[4]) for entry in with_other],
+        names=[
+            f"the {entry[1]} of case {requests[entry[0]].case_id}" for entry in plan + with_other
+        ],
         token_budget=token_budget,
     )
     others = iter(scores.nll[len(plan) :])

@@ -57,11 +57,13 @@ def score_answers(
     prompts: Sequence[str],
     answers: Sequence[str],
     *,
+    names: Sequence[str] = (),
     token_budget: int = 16384,
 ) -> Answers:
-    """Check how the model continues each prompt, against the answer one space behind it.
+    """Check how the model continues each prompt, against the answer one space after it.
 
     Args:
+        names: what messages call the pairs.
         token_budget: tokens per batch, padding included.
 
     Raises:
@@ -74,11 +76,15 @@ def score_answers(
             f"{len(prompts)} prompts and {len(answers)} answers; give one answer per prompt"
         )
     pairs = [encode_prompt(tokenizer, p, target=a) for p, a in zip(prompts, answers)]
-    return score_encoded(model, pairs, token_budget=token_budget)
+    return score_encoded(model, pairs, names=names, token_budget=token_budget)
 
 
 def score_encoded(
-    model: nn.Module, pairs: Sequence[EncodedPrompt], *, token_budget: int = 16384
+    model: nn.Module,
+    pairs: Sequence[EncodedPrompt],
+    *,
+    names: Sequence[str] = (),
+    token_budget: int = 16384,
 ) -> Answers:
     """Check answers that are tokens already: the last ``n_target`` of each row.
 
@@ -92,7 +98,8 @@ def score_encoded(
         RequestError: a row is longer than the model's context, or has no token before its answer.
         ModelError: the model has no output head.
     """
-    check_length(model, [len(pair.ids) for pair in pairs], "shorten the prompt or its answer")
+    lengths = [len(pair.ids) for pair in pairs]
+    check_length(model, lengths, "shorten the prompt or its answer", names)
     for number, pair in enumerate(pairs):
         if pair.n_target and not pair.n_prompt:
             raise RequestError(f"prompt {number} has no tokens; give a text to answer")
@@ -196,14 +203,20 @@ def _width(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget
     return max(len(row.ids), math.ceil(logits / _LOGITS_BUDGET * token_budget))
 
 
-def check_length(model: nn.Module, lengths: Sequence[int], way_out: str) -> None:
-    """Raise :class:`RequestError` where a row is longer than the model's context."""
+def check_length(
+    model: nn.Module, lengths: Sequence[int], way_out: str, names: Sequence[str] = ()
+) -> None:
+    """Raise :class:`RequestError` where a row is longer than the model's context.
+
+    Args:
+        names: what messages call the rows; "text 0" and so on where there are none.
+    """
     limit = layout_of(model).max_positions
     if limit is not None and lengths and max(lengths) > limit:
         number = max(range(len(lengths)), key=lengths.__getitem__)
         raise RequestError(
-            f"text {number} has {lengths[number]} tokens and the model's context is {limit}; "
-            f"{way_out}"
+            f"{names[number] if names else f'text {number}'} has {lengths[number]} tokens and the "
+            f"model's context is {limit}; {way_out}"
         )
 
 

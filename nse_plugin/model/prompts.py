@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.requests import EditRequest
 
 
@@ -47,7 +48,7 @@ def encode_prompt(
     target: str | None = None,
     max_positions: int | None = None,
 ) -> EncodedPrompt:
-    """Tokenise a prompt and, one space behind it, its target.
+    """Tokenise a prompt and, one space after it, its target.
 
     Prompt and target are tokenised together, as the evaluators do; only where a token would
     straddle the two are their tokens put side by side instead.
@@ -79,6 +80,19 @@ def encode_prompt(
     return EncodedPrompt(tuple(ids), subject_last, n_target)
 
 
+def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
+    """Token ids of a text that is to be continued: no special tokens after it.
+
+    Args:
+        special: with the special tokens that the tokenizer puts before a text.
+    """
+    if not special:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if getattr(tokenizer, "is_fast", False):
+        return _encode(tokenizer, text)[0]
+    return list(tokenizer(text)["input_ids"])
+
+
 def encode_request(
     tokenizer: Any,
     request: EditRequest,
@@ -100,6 +114,24 @@ def encode_request(
         target=request.target_new if with_target else None,
         max_positions=max_positions,
     )
+
+
+def check_vocabulary(layout: DecoderLayout, tokenizer: Any) -> None:
+    """Raise :class:`ModelError` where ordinary tokens of the tokenizer have no embedding.
+
+    Tokens that were added to a tokenizer, as some do for padding, are never written by a text.
+    """
+    rows = layout.model.get_input_embeddings().weight.shape[0]
+    get_vocab = getattr(tokenizer, "get_vocab", None)
+    if get_vocab is None:
+        return
+    added = set(getattr(tokenizer, "added_tokens_decoder", {}))
+    beyond = sorted(token for token in get_vocab().values() if token >= rows and token not in added)
+    if beyond:
+        raise ModelError(
+            f"the tokenizer has tokens up to number {beyond[-1]} and the model has embeddings for "
+            f"{rows}; load the tokenizer that belongs to the model"
+        )
 
 
 @dataclass(frozen=True)
@@ -152,13 +184,18 @@ def micro_batches(
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and the characters that each covers; no special tokens after the text."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} cannot map tokens to characters; "
             "load the model's fast tokenizer (AutoTokenizer does by default)"
         )
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    return list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    special = list(encoded["special_tokens_mask"])
+    while special and special[-1] and not all(special):  # an end token, where an answer follows
+        del ids[-1], offsets[-1], special[-1]
+    return ids, offsets
 
 
 def _token_at(offsets: Sequence[tuple[int, int]], character: int, text: str) -> int:

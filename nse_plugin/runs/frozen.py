@@ -8,7 +8,6 @@ from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import Answered
 from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.identity import digest
 from nse_plugin.runs.schema import FrozenLine
 
 
@@ -30,7 +29,7 @@ class FrozenAnswers:
         if number > len(self):
             return False
         kept = self._lines[number - 1]["requests"]
-        return kept == [digest(request) for request in requests]
+        return kept == [request.digest() for request in requests]
 
     def read(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
         """A round's requests and answers.
@@ -54,7 +53,7 @@ class FrozenAnswers:
         self._lines.append(
             {
                 "round": number,
-                "requests": [digest(request) for request in requests],
+                "requests": [request.digest() for request in requests],
                 "edits": [request.to_json() for request in requests],
                 "answers": list(answers),
             }

@@ -14,7 +14,6 @@ from nse_plugin.errors import ModelError
 from nse_plugin.hparams import Hparams
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.weights import fingerprint
-from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import ModelIdentity, Versions
 from nse_plugin.statistics.files import model_fingerprint
 from nse_plugin.version import __version__
@@ -28,11 +27,6 @@ def versions() -> Versions:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def digest(request: EditRequest) -> str:
-    """A short hash of everything in a request, probes included."""
-    return hashed([request.to_dict(), request.prompt])[:16]
 
 
 def model_identity(model: Any) -> ModelIdentity:

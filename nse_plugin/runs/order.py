@@ -1,12 +1,14 @@
 """The order of a stream of requests, cut into rounds; conflicts and repeats on the way.
 
 A later edit of one (subject, prompt) supersedes the earlier one, so the two never share a round.
-A request that asks for what already stands is a repeat: counted, not applied again.  Requests are
-drawn from the stream no sooner than a round needs them.
+A request that asks for what already stands is a repeat: counted, not applied again.  Of a list, the
+edit that stands is asked the repeat's questions too; in a stream it is written by then, and a
+warning says so.  Requests are drawn from a stream no sooner than a round needs them.
 """
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest, mark
+from nse_plugin.requests import EditRequest, mark, with_probes_of
+
+log = logging.getLogger(__name__)
 
 Order = Literal["given", "shuffled", "grouped"]
 
@@ -112,14 +116,39 @@ class Rounds:
 
     def _fresh(self) -> Iterator[EditRequest]:
         """Requests in order, without repeats of what stands."""
+        if isinstance(self._stream, Sequence):
+            yield from self._fresh_of_list()
+            return
         stands: dict[bytes, bytes] = {}  # marks of fact and answer: a stream can be long
+        unasked = 0
         for request in self._ordered():
-            fact, target = mark(*request.fact), mark(request.target_new.strip())
+            fact, target = mark(*request.fact), mark(request.target_new)
             if stands.get(fact) == target:
                 self.repeats += 1
+                unasked += bool(request.locality or request.portability)
                 continue
             stands[fact] = target
             yield request
+        if unasked:
+            log.warning("the questions of %d repeats in the stream were not asked", unasked)
+
+    def _fresh_of_list(self) -> Iterator[EditRequest]:
+        kept: list[EditRequest] = []
+        repeats_before: list[int] = []
+        stands: dict[tuple[str, str], int] = {}  # by fact: place in kept
+        repeats = 0
+        for request in self._ordered():
+            place = stands.get(request.fact)
+            if place is not None and kept[place].target_new == request.target_new:
+                repeats += 1
+                kept[place] = with_probes_of(kept[place], request)
+                continue
+            stands[request.fact] = len(kept)
+            kept.append(request)
+            repeats_before.append(repeats)
+        for request, self.repeats in zip(kept, repeats_before):
+            yield request
+        self.repeats = repeats
 
     def _ordered(self) -> Iterator[EditRequest]:
         read = (

@@ -29,7 +29,7 @@ from nse_plugin.runs.budget import check_disk, estimate
 from nse_plugin.runs.differences import differing_request, run_differences
 from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_manifest
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import digest, hashed, model_identity, plain, versions
+from nse_plugin.runs.identity import hashed, model_identity, plain, versions
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.result import RunResult
@@ -168,7 +168,7 @@ class SequentialScheduler:
         self._changed = False
         for line in self._log:
             planned = next(stream, None)
-            given = [digest(r) for r in planned.requests] if planned else []
+            given = [r.digest() for r in planned.requests] if planned else []
             if planned is None or given != line["requests"]:
                 raise DataError(
                     f"{self.run_dir} is another stream's: round {line['round']} wrote cases "
@@ -246,7 +246,7 @@ class SequentialScheduler:
         line: RoundLine = {
             "round": number,
             "file": self._n_files + 1 if kept else None,
-            "requests": [digest(request) for request in requests],
+            "requests": [request.digest() for request in requests],
             "case_ids": [request.case_id for request in requests],
             "edits": len(requests),
             "repeats": planned.repeats,
@@ -330,7 +330,7 @@ class SequentialScheduler:
 
     def _identity(self, plan: list[PlannedRound] | None) -> Identity:
         """What has to be equal for a run to be resumed."""
-        digests = None if plan is None else [digest(r) for p in plan for r in p.requests]
+        digests = None if plan is None else [r.digest() for p in plan for r in p.requests]
         return {
             **versions(),
             "model": model_identity(self.backend.model),

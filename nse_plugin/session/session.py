@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from nse_plugin.errors import SessionError
 from nse_plugin.model.hooks import own_modes
 from nse_plugin.model.probe import layout_of
+from nse_plugin.model.prompts import check_vocabulary
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.session.attached import Attached
@@ -46,11 +47,13 @@ class EditSession:
         tokenizer: its fast tokenizer; nothing of it is changed.
 
     Raises:
-        ModelError: the model's family is unknown and could not be probed.
+        ModelError: the model's family is unknown and could not be probed, or the tokenizer has
+            tokens that the model does not know.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
         self.layout = layout_of(model)
+        check_vocabulary(self.layout, tokenizer)
         self.tokenizer = tokenizer
         self.weights = EditedWeights()
         self.attached = Attached(self.layout)

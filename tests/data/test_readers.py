@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 from pathlib import Path
@@ -204,9 +205,9 @@ def test_limit_and_kind(tmp_path):
     assert len(read_records(path, limit=2)) == 2
     with pytest.raises(DataError, match="limit is 0"):
         read_records(path, limit=0)
-    with pytest.raises(DataError, match="unknown kind 'counterfacts'; did you mean 'counterfact'"):
+    with pytest.raises(DataError, match="unknown schema 'counterfacts'; did you mean"):
         read_records(path, "counterfacts")
-    with pytest.raises(DataError, match="on_bad is 'ignore'"):
+    with pytest.raises(DataError, match="on_bad_record is 'ignore'"):
         read_records(path, on_bad="ignore")
 
 
@@ -231,8 +232,11 @@ def test_cut_off_file_says_where(tmp_path):
     with pytest.raises(DataError, match="line 2, column"):
         read_records(write(tmp_path, json.dumps(NESTED) + '\n{"a": ', "x.jsonl"))
     (tmp_path / "packed.json").write_bytes(b"\x1f\x8b\xff\xfe")
-    with pytest.raises(DataError, match="not UTF-8"):
+    with pytest.raises(DataError, match="cannot be read"):
         read_records(tmp_path / "packed.json")
+    (tmp_path / "latin.json").write_bytes('["Århus"]'.encode("latin-1"))
+    with pytest.raises(DataError, match="not UTF-8"):
+        read_records(tmp_path / "latin.json")
 
 
 def test_not_a_list_and_unknown_schema(tmp_path):
@@ -242,7 +246,7 @@ def test_not_a_list_and_unknown_schema(tmp_path):
         read_records(write(tmp_path, []))
     with pytest.raises(DataError, match=r"fields: input, output.*zsre \(src, subject, alt\)"):
         read_records(write(tmp_path, [{"input": 1, "output": 2}]))
-    with pytest.raises(DataError, match="no known schema"):
+    with pytest.raises(DataError, match="wanted an object with fields"):
         read_records(write(tmp_path, ["text"]))
 
 
@@ -250,8 +254,7 @@ BAD = [
     ({**ZSRE, "subject": "epaspidoceras"}, "subject 'epaspidoceras' is not in prompt"),
     ({**ZSRE, "alt": ""}, "field 'alt' is ''"),
     ({k: v for k, v in ZSRE.items() if k != "subject"}, "field 'subject' is missing"),
-    ({**ZSRE, "loc_ans": None}, "field 'loc_ans' is None"),
-    ("text", "field 'record' is 'text'"),
+    ({**ZSRE, "portability": "x"}, "field 'portability' is 'x'"),
 ]
 
 
@@ -281,7 +284,7 @@ def test_other_schemas_name_their_bad_fields():
         parse_records([{**NESTED, "neighborhood_prompts": "x"}])
     with pytest.raises(DataError, match="'new_answer' is missing"):
         parse_records([{"requested_rewrite": [rewrite], "questions": []}])
-    with pytest.raises(DataError, match=r"'locality\.k\.prompt' is missing"):
+    with pytest.raises(DataError, match=r"locality\['k'\] holds \{'ground_truth': 'x'\}"):
         parse_records([{**KNOWEDIT, "locality": {"k": [{"ground_truth": "x"}]}}])
 
 
@@ -290,3 +293,71 @@ def test_many_skipped_records_are_counted_but_not_all_named(caplog):
         assert parse_records([ZSRE] + [{**ZSRE, "alt": ""}] * 9, on_bad="skip")
     assert "skipped 9 of 10" in caplog.text and "and 6 more" in caplog.text
     assert isinstance(parse_records([ZSRE])[0], EditRequest)
+
+
+# --- forms of files -----------------------------------------------------------------------------
+
+FLAT = {"prompt": "Ann Lee lives in", "subject": "Ann Lee", "target_new": "Oslo"}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\u0085", "\x7f"])
+def test_separators_of_unicode_do_not_end_a_json_line(tmp_path, separator):
+    record = {**FLAT, "rephrase_prompt": f"Where{separator}does Ann Lee live?"}
+    lines = (json.dumps(record, ensure_ascii=False) + "\n") * 2
+    requests = read_records(write(tmp_path, lines, "facts.jsonl"))
+    assert [r.rephrase_prompts for r in requests] == [(record["rephrase_prompt"],)] * 2
+
+
+@pytest.mark.parametrize("name", ["facts.json", "facts.ndjson", "facts.JSONL", "facts"])
+def test_json_lines_are_read_whatever_the_file_is_called(tmp_path, name):
+    lines = "".join(json.dumps({**FLAT, "case_id": n}) + "\n" for n in range(2))
+    assert [r.case_id for r in read_records(write(tmp_path, lines, name))] == [0, 1]
+
+
+def test_csv_with_named_columns_and_gzip(tmp_path):
+    rows = "subject,prompt,target_new,rephrase_prompt\nAnn Lee,Ann Lee lives in,Oslo,\n"
+    (request,) = read_records(write(tmp_path, rows, "facts.csv"))
+    assert (request.text, request.target_new) == ("Ann Lee lives in", "Oslo")
+    assert request.rephrase_prompts == ()
+    (tmp_path / "facts.tsv.gz").write_bytes(gzip.compress(rows.replace(",", "\t").encode()))
+    assert read_records(tmp_path / "facts.tsv.gz") == [request]
+    (tmp_path / "facts.json.gz").write_bytes(gzip.compress(json.dumps([FLAT]).encode()))
+    assert read_records(tmp_path / "facts.json.gz")[0].text == request.text
+    with pytest.raises(DataError, match=r"line 2: it has other columns than .*subject, prompt"):
+        read_records(write(tmp_path, rows.replace("Oslo,", "Oslo,,x"), "odd.csv"))
+
+
+def test_files_that_hold_no_records_say_so(tmp_path):
+    with pytest.raises(DataError, match="is empty"):
+        read_records(write(tmp_path, "\n"))
+    with pytest.raises(DataError, match="is a folder"):
+        read_records(tmp_path)
+    with pytest.raises(DataError, match="nested too deeply"):
+        read_records(write(tmp_path, "[" * 100_000))
+
+
+def test_each_record_decides_its_own_schema_and_probes(tmp_path):
+    probes = {"k": [{"prompt": "The colour of Tarn is", "ground_truth": [["grey"]]}]}
+    records = [FLAT, {**FLAT, "locality": probes, "portability": probes}, ZSRE]
+    first, second, third = read_records(write(tmp_path, records))
+    assert first.locality == {} and third.text == ZSRE["src"]
+    assert second.locality == second.portability == {"k": (Probe("The colour of Tarn is", "grey"),)}
+
+
+@pytest.mark.parametrize("none", [None, "", " ", float("nan")])
+def test_what_is_none_is_not_given(none, caplog):
+    flat = {**FLAT, "locality_prompt": none, "locality_ground_truth": none, "rephrase_prompt": none}
+    (request,) = parse_records([flat])
+    assert request.locality == {} and request.rephrase_prompts == ()
+    (request,) = parse_records([{**ZSRE, "loc": none, "loc_ans": none, "portability": none}])
+    assert request.locality == request.portability == {}
+    assert not caplog.records
+    (request,) = parse_records([{**ZSRE, "loc_ans": none}])
+    assert request.locality == {} and "left out 1 probes" in caplog.text
+
+
+def test_a_message_about_one_record_names_the_option(tmp_path):
+    with pytest.raises(DataError, match="record 0 of .*--on-bad-record skip"):
+        read_records(write(tmp_path, [{**FLAT, "subject": "Bob"}]))
+    with pytest.raises(DataError, match="--schema"):
+        read_records(write(tmp_path, [{"a": 1}]))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from nse_plugin.errors import ModelError, RequestError
-from nse_plugin.model.prompts import TokenBatch, encode_prompt, encode_request, micro_batches
+from nse_plugin.model.probe import layout_of
+from nse_plugin.model.prompts import (
+    TokenBatch,
+    check_vocabulary,
+    encode_prompt,
+    encode_request,
+    encode_text,
+    micro_batches,
+)
 from nse_plugin.requests import EditRequest
 from tests.editor_model import tiny_tokenizer as variant
-from tests.tiny import some_requests, tiny_tokenizer
+from tests.tiny import some_requests, tiny_model, tiny_tokenizer
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=10)
 
@@ -22,7 +34,7 @@ def test_the_last_subject_token_holds_its_last_character(head, subject, tail, ta
     encoded = encode_request(tokenizer, request, with_target=True)
     # each character of a byte-level token stands for one byte
     sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(list(encoded.ids))]
-    end = len((head + subject).encode())
+    end = len(request.text[: request.subject_end].encode())
     last = encoded.subject_last
     assert sum(sizes[:last]) < end <= sum(sizes[: last + 1])
     assert sum(sizes[: encoded.n_prompt]) == len(request.text.encode())
@@ -66,3 +78,25 @@ def test_token_batch_pads_on_the_right():
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.lengths.tolist() == [3, 1]
+
+
+def test_an_end_token_of_the_tokenizer_stays_out_of_the_row():
+    tokenizer = variant()
+    plain = encode_prompt(tokenizer, "Anna is", target="a doctor")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]
+    )
+    assert tokenizer("Anna is")["input_ids"][-1] == 0
+    assert encode_prompt(tokenizer, "Anna is", target="a doctor") == plain
+    assert encode_text(tokenizer, "Anna is") == list(plain.ids[: plain.n_prompt])
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    layout = layout_of(tiny_model("llama"))
+    check_vocabulary(layout, tiny_tokenizer())
+    tokenizer = copy.deepcopy(tiny_tokenizer())
+    tokenizer.add_tokens(["<pad>"])  # is in no text, so it may lie beyond the embeddings
+    check_vocabulary(layout, tokenizer)
+    layout.model.set_input_embeddings(torch.nn.Embedding(200, layout.d_model))
+    with pytest.raises(ModelError, match="embeddings for 200"):
+        check_vocabulary(layout, tokenizer)
