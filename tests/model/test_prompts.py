@@ -92,11 +92,12 @@ def test_an_end_token_of_the_tokenizer_stays_out_of_the_row():
 
 
 def test_a_tokenizer_of_another_model_is_refused():
-    layout = layout_of(tiny_model("llama"))
+    model = tiny_model("llama")
+    layout = layout_of(model)
     check_vocabulary(layout, tiny_tokenizer())
     tokenizer = copy.deepcopy(tiny_tokenizer())
     tokenizer.add_tokens(["<pad>"])  # is in no text, so it may lie beyond the embeddings
     check_vocabulary(layout, tokenizer)
-    layout.model.set_input_embeddings(torch.nn.Embedding(200, layout.d_model))
+    model.set_input_embeddings(torch.nn.Embedding(200, layout.d_model))
     with pytest.raises(ModelError, match="embeddings for 200"):
         check_vocabulary(layout, tokenizer)
