@@ -45,12 +45,19 @@ class Schema:
 def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """kmeng01's CounterFact.  Neighbourhood prompts share the true answer: locality.
 
-    attribute_prompts and generation_prompts have no place in a request and are not read.  A list
-    ``portability`` of {prompt, answer_new}, as the embedded world has it, is read where there.
+    attribute_prompts and generation_prompts have no place in a request and are not read.  Two lists
+    of our own data are read where there: ``neighborhood_answers``, one answer per neighbourhood
+    prompt where they do not all share the true one, and ``portability`` of {prompt, answer_new}.
     """
     rewrite = _mapping(record, "requested_rewrite")
-    true_answer = _target(rewrite, "target_true")
-    neighbours = [Probe(prompt, true_answer) for prompt in _texts(record, "neighborhood_prompts")]
+    prompts = _texts(record, "neighborhood_prompts")
+    answers: tuple[str, ...] = (_target(rewrite, "target_true"),) * len(prompts)
+    if "neighborhood_answers" in record:
+        answers = _texts(record, "neighborhood_answers")
+        if len(answers) != len(prompts):
+            wanted = f"{len(prompts)} answers, one per neighborhood prompt"
+            raise BadField("neighborhood_answers", answers, wanted)
+    neighbours = [Probe(prompt, answer) for prompt, answer in zip(prompts, answers)]
     hops = [
         Probe(_text(hop, "prompt"), _text(hop, "answer_new"))
         for hop in record.get("portability") or []

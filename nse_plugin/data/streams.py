@@ -1,11 +1,11 @@
-"""What a run reads: requests of a file or of the embedded world, and held-out text."""
+"""What a run reads: requests of a file or of a world that we ship, and held-out text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from nse_plugin.data import atlas
+from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import OnBad, parse_records, read_records
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
@@ -21,19 +21,21 @@ def read_data(
     on_bad: OnBad = "stop",
     schema: str | None = None,
 ) -> list[EditRequest]:
-    """Requests of a file, or of the embedded world.
+    """Requests of a file, of the embedded world (``atlas:N``) or of the real one (``earth:N``).
 
     Args:
         on_bad, schema: as ``on_bad`` and ``kind`` of :func:`nse_plugin.data.readers.read_records`.
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give a number above 0, or leave it out")
-    if data.partition(":")[0] != "atlas":
+    name, _, count = data.partition(":")
+    if name not in ("atlas", "earth"):
         return read_records(data, schema, on_bad=on_bad, limit=limit)
-    count = data.partition(":")[2] or str(limit or 200)
-    if not count.isdigit() or not int(count):
-        raise DataError(f"data is {data!r}; give 'atlas' or 'atlas:200'")
-    return parse_records(atlas.edit_set(int(count), seed=seed), limit=limit)
+    if ":" in data and (not count.isdigit() or not int(count)):
+        raise DataError(f"data is {data!r}; give {name!r} or '{name}:200'")
+    if name == "atlas":
+        return parse_records(atlas.edit_set(int(count or limit or 200), seed=seed), limit=limit)
+    return parse_records(earth.edit_set(int(count) if count else limit, seed=seed), limit=limit)
 
 
 def held_out_texts(

@@ -1,0 +1,139 @@
+"""From a fact to a CounterFact record: what to change it to, and what to ask of the model.
+
+The new answer is one that the same relation gives to another subject. It is never a true answer,
+never another name of one, and starts with another word. `neighborhood_prompts` ask the same of
+other subjects, those with the same answer first; `neighborhood_answers` holds their true answers.
+`portability` asks for what follows from the new answer (the capital of the new country).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections import defaultdict
+from functools import lru_cache
+from typing import Any
+
+from nse_plugin.data.earth.tables import (
+    Fact,
+    Relation,
+    Step,
+    facts_by_relation,
+    follow,
+    relations,
+)
+
+N_NEIGHBOURS = 10
+_SHARE_KEPT_BACK = 8
+_LEAST_KEPT_BACK = 6
+
+
+def make_record(case_id: int, fact: Fact, seed: int) -> dict[str, Any]:
+    """The record of one fact; the same for the same seed, whatever else is drawn."""
+    relation = relations()[fact.relation]
+    rng = random.Random(f"{seed} {fact.relation} {fact.subject}")
+    new = _choose_new(fact, relation, rng)
+    others = _neighbours(fact, rng)
+    return {
+        "case_id": case_id,
+        "requested_rewrite": {
+            "prompt": relation.prompt,
+            "relation_id": relation.name,
+            "subject": fact.subject,
+            "target_true": {"str": fact.answer},
+            "target_new": {"str": new},
+        },
+        "paraphrase_prompts": [text.replace("{}", fact.subject) for text in relation.paraphrases],
+        "neighborhood_prompts": [relation.prompt.replace("{}", f.subject) for f in others],
+        "neighborhood_answers": [f.answer for f in others],
+        "portability": _second_step(fact, relation, new, rng),
+        "attribute_prompts": [],
+        "generation_prompts": [],
+    }
+
+
+@lru_cache(maxsize=1)
+def kept_back() -> frozenset[str]:
+    """Subjects that are never edited, whatever the seed; each relation has six at least."""
+    kept: set[str] = set()
+    for facts in facts_by_relation().values():
+        wanted = max(_LEAST_KEPT_BACK, len(facts) // _SHARE_KEPT_BACK)
+        kept.update(fact.subject for fact in sorted(facts, key=_place)[:wanted])
+    return frozenset(kept)
+
+
+def _place(fact: Fact) -> bytes:
+    """A place in an order that is one for all relations and depends on nothing but the name."""
+    return hashlib.blake2b(fact.subject.encode(), digest_size=8).digest()
+
+
+@lru_cache(maxsize=1)
+def _other_names() -> dict[str, dict[str, frozenset[str]]]:
+    """By relation and answer: all that is true where this answer is."""
+    found: dict[str, dict[str, frozenset[str]]] = {}
+    for name, facts in facts_by_relation().items():
+        names: dict[str, set[str]] = defaultdict(set)
+        for fact in facts:
+            names[fact.answer] |= fact.true_answers
+        found[name] = {answer: frozenset(same) for answer, same in names.items()}
+    return found
+
+
+def possible_answers(fact: Fact) -> list[str]:
+    """Answers of the same relation that are wrong for this fact and cannot be taken for right."""
+    names = _other_names()[fact.relation]
+    true = names[fact.answer] | fact.true_answers
+    first_words = {name.split()[0].lower() for name in true}
+    words = set(re.findall(r"\w+", fact.subject.lower()))
+    return [
+        answer
+        for answer in sorted(names)
+        if not names[answer] & true
+        and answer.split()[0].lower() not in first_words
+        and not words & set(re.findall(r"\w{4,}", answer.lower()))
+    ]
+
+
+def _choose_new(fact: Fact, relation: Relation, rng: random.Random) -> str:
+    """A possible answer, if it may be one from which something else follows than from the true."""
+    possible = possible_answers(fact)
+    leads_on = [new for new in possible if _open_steps(fact, relation, new)]
+    return rng.choice(leads_on or possible)
+
+
+def _open_steps(fact: Fact, relation: Relation, new: str) -> list[Step]:
+    """Second steps whose answer is known under the new answer and is not that under the true."""
+    ways = follow()
+    return [
+        step
+        for step in relation.steps
+        if new in ways[step.relation]
+        and ways[step.relation][new] != ways[step.relation].get(fact.answer)
+    ]
+
+
+def _second_step(
+    fact: Fact, relation: Relation, new: str, rng: random.Random
+) -> list[dict[str, Any]]:
+    """One question whose answer follows from the new answer, or none."""
+    steps = _open_steps(fact, relation, new)
+    if not steps:
+        return []
+    step = rng.choice(steps)
+    way = follow()[step.relation]
+    question = {
+        "prompt": step.prompt.replace("{}", fact.subject),
+        "answer_new": way[new],
+        "through": {"relation_id": step.relation, "subject": new},
+    }
+    return [question | ({"answer_true": way[fact.answer]} if fact.answer in way else {})]
+
+
+def _neighbours(fact: Fact, rng: random.Random) -> list[Fact]:
+    """Facts of the same relation about subjects that are never edited, same answer first."""
+    kept = kept_back()
+    others = [f for f in facts_by_relation()[fact.relation] if f.subject in kept]
+    rng.shuffle(others)
+    others.sort(key=lambda other: other.answer != fact.answer)
+    return others[:N_NEIGHBOURS]
