@@ -26,7 +26,7 @@ _MEASURED = "What is measured"
     ),
 )
 @with_fields(
-    Group("What is edited", RunSettings, ("hparams", "model", "data", "limit")),
+    Group("What is edited", RunSettings, ("hparams", "model", "data", "limit", "known")),
     Group("Machine", RunSettings, ("device", "stats_dir")),
     Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),
     Group(_MEASURED, RunSettings, ("held_out", "tensorboard", "wandb")),

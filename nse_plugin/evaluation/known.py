@@ -94,7 +94,7 @@ def _keep_some(
     own = [Probe(request.text, str(request.ground_truth)) for request in requests]
     right = asker.right(own)
     room = len(requests) if limit is None else limit - len(known.requests)
-    kept = []
+    kept: list[EditRequest] = []
     for request, is_right in zip(requests, right):
         if len(kept) == room:
             break

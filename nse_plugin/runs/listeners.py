@@ -15,7 +15,8 @@ from tqdm import tqdm
 from nse_plugin.files import require
 
 Listener = Callable[[str, Mapping[str, Any]], None]
-"""Told ``(event, facts)``: ``start``, ``phase`` (name), ``round`` (its line), ``end``."""
+"""Told ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its line),
+``end``."""
 
 _SHOWN = ("efficacy", "paraphrase", "portability", "locality")
 _DOING = {
@@ -83,6 +84,8 @@ class Bars:
                 self._inside = tqdm(bar_format="{desc} ({elapsed})", leave=False)
             self._inside.reset()
             self._inside.set_description_str(_doing(facts["name"]))
+        elif event == "note":
+            tqdm.write(facts["text"], file=sys.stderr)
         elif event == "round" and self._rounds is not None:
             shown = {name: f"{value:.1%}" for name, value in _scores(facts)}
             self._rounds.set_postfix(shown, refresh=False)
@@ -121,6 +124,8 @@ class Lines:
                 self._say(f"resumed after round {facts['done']}")
         elif event == "phase":
             self._what, self._since = _doing(facts["name"]), time.monotonic()
+        elif event == "note":
+            self._say(facts["text"])
         elif event == "round":
             self._number = facts["round"]
             self._said = time.monotonic()

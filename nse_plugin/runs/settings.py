@@ -23,7 +23,8 @@ class RunSettings:
     hparams: str = ""
     """Name or path of a method's YAML."""
     data: str = ""
-    """A benchmark's JSON file, or ``atlas:N`` for N edits of the embedded world."""
+    """A benchmark's JSON file, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N
+    real facts; ``earth`` for all."""
     round_size: int = 100
     """Edits per round."""
     out: str = "run"
@@ -37,9 +38,12 @@ class RunSettings:
     order: str = "given"
     """given, shuffled, or grouped by subject."""
     seed: int = 0
-    """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` draws."""
+    """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` or ``earth:N``
+    draws."""
     limit: int | None = None
     """Read at most N records."""
+    known: bool = False
+    """Keep the records whose true answer the untouched model gives, up to the limit."""
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
     the default for its models; ``none`` for no perplexity."""

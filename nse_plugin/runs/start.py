@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from nse_plugin import host as hosting
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import held_out_texts, read_data
 from nse_plugin.errors import HparamsError
+from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, read_method_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
+
+log = logging.getLogger(__name__)
 
 
 def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
@@ -42,7 +49,8 @@ def make_scheduler(
         device=settings.device,
         stats_dir=settings.stats_dir,
     )
-    requests = read_data(settings.data, settings.limit, settings.seed)
+    limit = None if settings.known else settings.limit
+    requests = read_data(settings.data, limit, settings.seed)
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     try:
         rules = StopRules(**settings.stop)
@@ -63,7 +71,9 @@ def make_scheduler(
         subject = EditSession.of(model, tokenizer)
     else:
         subject = hosting.BaseEditor.from_hparams(hparams)
-        model, name = subject.model, str(subject.model_name)
+        model, tokenizer, name = subject.model, subject.tok, str(subject.model_name)
+    if settings.known:
+        requests = _known_only(settings, requests, model, tokenizer, told)
     scheduler = SequentialScheduler(
         subject,
         requests,
@@ -78,6 +88,24 @@ def make_scheduler(
         listeners=told,
     )
     return scheduler
+
+
+def _known_only(
+    settings: RunSettings,
+    requests: Sequence[EditRequest],
+    model: nn.Module,
+    tokenizer: Any,
+    told: Sequence[Listener],
+) -> list[EditRequest]:
+    """The requests whose true answer the model gives; listeners hear how many those are."""
+    for listener in told:
+        listener("phase", {"name": "asking what the model knows"})
+    known = keep_known(model, tokenizer, requests, limit=settings.limit)
+    for listener in told:
+        listener("note", {"text": str(known)})
+    for prompt, kept, asked in known.shares():
+        log.info("known: %d of %d of %r", kept, asked, prompt)
+    return known.requests
 
 
 def read_hparams(name: str, **changes: Any) -> Any:

@@ -282,10 +282,20 @@ def test_other_schemas_name_their_bad_fields():
             parse_records([{**NESTED, "requested_rewrite": {**rewrite, **change}}])
     with pytest.raises(DataError, match="'neighborhood_prompts' is 'x'"):
         parse_records([{**NESTED, "neighborhood_prompts": "x"}])
+    with pytest.raises(DataError, match="'neighborhood_answers' is .*, wanted 2 answers"):
+        parse_records([{**NESTED, "neighborhood_answers": ["Africa"]}])
     with pytest.raises(DataError, match="'new_answer' is missing"):
         parse_records([{"requested_rewrite": [rewrite], "questions": []}])
     with pytest.raises(DataError, match=r"locality\['k'\] holds \{'ground_truth': 'x'\}"):
         parse_records([{**KNOWEDIT, "locality": {"k": [{"ground_truth": "x"}]}}])
+
+
+def test_neighbours_may_have_answers_of_their_own():
+    (request,) = parse_records([{**NESTED, "neighborhood_answers": ["Africa", "the Sahara"]}])
+    assert request.locality["neighborhood"] == (
+        Probe("Ghana is in", "Africa"),
+        Probe("Algeria is in", "the Sahara"),
+    )
 
 
 def test_many_skipped_records_are_counted_but_not_all_named(caplog):
