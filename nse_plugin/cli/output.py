@@ -75,8 +75,10 @@ def set_up_logging(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    if not verbose:  # it reports every retry without a network; the error that follows is enough
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if not verbose:
+        # read when huggingface_hub is imported, later; without a network it reports every retry,
+        # and the error that follows is enough
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 class _Formatter(logging.Formatter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from nse_plugin import cli
 from nse_plugin.report.theme import THEMES
-from tests.runs.runs import hparams, scheduler
+from tests.runs.runs import hparams, requests, scheduler
 
 pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -118,3 +119,17 @@ def test_figures_and_page(run, tmp_path, capsys, open_page):
             assert opened.page.get_by_role("table").count() >= 8
             assert opened.page.get_by_role("img").count() == len(FIGURES)
             assert opened.complaints == [] and opened.outside() == []
+
+
+def test_control_characters_of_facts_and_case_ids_are_spelled_out(tmp_path, capsys):
+    evil = [
+        dataclasses.replace(r, case_id=f"\x1b[31m{r.case_id}", target_new="\x9b2Jfoo")
+        for r in requests(2)
+    ]
+    scheduler(tmp_path / "run", evil).run()
+    assert inspect(tmp_path / "run") == 0
+    assert inspect(tmp_path / "run", "--request", evil[0].case_id) == 0
+    assert inspect(tmp_path / "run", "--request", "\x1b[2Jnobody") == 1
+    both = capsys.readouterr()
+    assert "\\x1b[31m" in both.out and "\\x1b[2Jnobody" in both.err
+    assert not {"\x1b", "\x9b"} & set(both.out + both.err)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from nse_plugin.cli import main
+from nse_plugin.data import atlas
 from nse_plugin.errors import HparamsError, SessionError
 from nse_plugin.evaluation.overfitting import single_edits
 from nse_plugin.hparams import OvertoneHparams
@@ -122,3 +125,14 @@ def test_below_epsilon_nothing_is_learnt(tokenizer, hparams):
     for edit in single_edits(session, some_requests(3), clipped):
         assert edit.steps == hparams.v_num_grad_steps
         assert all(len(set(course.losses)) == 1 for course in edit.courses)
+
+
+def test_control_characters_of_facts_are_spelled_out(yaml_file, tmp_path, capsys):
+    records = atlas.edit_set(1)
+    records[0]["case_id"] = "\x1b[31mevil"
+    records[0]["requested_rewrite"]["target_new"]["str"] = "\x1b[2J"
+    (tmp_path / "facts.json").write_text(json.dumps(records))
+    given = ["--hparams", yaml_file, "--data", str(tmp_path / "facts.json")]
+    assert main(["overfit", *given]) == 0
+    both = capsys.readouterr()
+    assert "\\x1b[2J" in both.out and "\x1b" not in both.out + both.err
