@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nse_plugin.cli.output import complain, exit_code, set_up_logging, show
+from nse_plugin.cli.output import INTERRUPTED, complain, exit_code, set_up_logging, show
 from nse_plugin.cli.signals import signals_interrupt
 from nse_plugin.version import __version__
 
@@ -49,16 +49,17 @@ def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (see :func:`nse_plugin.cli.output.exit_code`).
 
-    2 is a command line that cannot be understood.
+    2 is a command line that cannot be understood, 128 and its number a signal that ended it.
     """
     for name in _COMMANDS:
         importlib.import_module(f"nse_plugin.cli.{name}")
     group = typer.main.get_command(app)
-    with signals_interrupt():
+    with signals_interrupt() as came:
         try:
-            return group.main(arguments, prog_name="nse", standalone_mode=False) or 0
+            code = int(group.main(arguments, prog_name="nse", standalone_mode=False) or 0)
         except _ClickException as error:
-            return _usage(error)
+            code = _usage(error)
+    return 128 + came[0] if came and code == INTERRUPTED else code
 
 
 def _call(function: Callable[..., int], options: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import interrupt_says, show
 
 _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 
@@ -112,8 +112,15 @@ def compare(
         write_report,
     )
 
-    result = read_comparison(options).run(show)
+    with interrupt_says(lambda: _finished_cells(Path(out))):
+        result = read_comparison(options).run(show)
     show("\n" + shown_tables(result))
     write_report(Path(out), result)
     show(f"written to {out}: report.html, table.md, results.json, results/, cells/")
     return exit_code(result)
+
+
+def _finished_cells(folder: Path) -> str:
+    done = sum(1 for _ in folder.glob("results/**/*.json"))
+    cells = "1 finished cell is" if done == 1 else f"{done} finished cells are"
+    return f"{cells} in {folder}; the same command resumes the others from their last round"

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from nse_plugin.cli.signals import exit_code_of
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.printable import printable
 
+INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Exit code where the reader of our output is gone, as the shell reports it of other commands."""
 
@@ -40,8 +40,8 @@ def interrupt_says(text: Callable[[], str]) -> Iterator[None]:
 def exit_code(call: Callable[[], int]) -> int:
     """Call a command; errors of the user, the machine and the network become one line.
 
-    0 is success, 1 an error that was explained, 3 a run that ended early, 128 and the number of
-    the signal an interrupt, 141 a reader of the output that is gone.
+    0 is success, 1 an error that was explained, 3 a run that ended early, 130 an interrupt, 141 a
+    reader of the output that is gone.
     """
     try:
         return call()
@@ -61,7 +61,7 @@ def exit_code(call: Callable[[], int]) -> int:
     except KeyboardInterrupt as interrupt:
         what = "; ".join(map(str, interrupt.args))
         complain(f"interrupted; {what}" if what else "interrupted")
-        return exit_code_of(interrupt)
+        return INTERRUPTED
     return 1
 
 

@@ -15,39 +15,28 @@ _ENDING = tuple(
 )
 
 
-class Ended(KeyboardInterrupt):
-    """A signal to end came."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-def exit_code_of(interrupt: KeyboardInterrupt) -> int:
-    """The exit code that a shell gives a command ended by this signal."""
-    return 128 + (interrupt.number if isinstance(interrupt, Ended) else signal.SIGINT)
-
-
 @contextmanager
-def signals_interrupt() -> Iterator[None]:
-    """Raise :class:`Ended` where SIGTERM or SIGHUP comes.
+def signals_interrupt() -> Iterator[list[int]]:
+    """Raise :class:`KeyboardInterrupt` where SIGTERM or SIGHUP comes; gives the signals that came.
 
     A signal that is ignored stays ignored (``nohup``), one that somebody handles is left to them.
     """
+    came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may handle signals
+        yield came  # only the main thread may handle signals
         return
     taken = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, _frame: FrameType | None) -> None:
         for other in taken:  # once is enough: what is being closed now is closed in peace
             signal.signal(other, signal.SIG_IGN)
-        raise Ended(number)
+        came.append(number)
+        raise KeyboardInterrupt
 
     for number in taken:
         signal.signal(number, end)
     try:
-        yield
+        yield came
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,25 +61,33 @@ class Comparison:
         cells = self.cells()
         self._check(cells)
         folder = Folder(Path(self.settings.out))
-        folder.claim(self.settings)
+        with folder.claimed(self.settings):
+            return self._run(cells, folder, show)
+
+    def _run(
+        self, cells: list[Cell], folder: Folder, show: Callable[[str], None]
+    ) -> ComparisonResult:
         found = {c.place: kept for c in cells if (kept := self._kept(folder, c)) is not None}
         if found:
             show(f"{len(found)} of {len(cells)} cells are done already")
-        for cell, result in self._missing([c for c in cells if c.place not in found]):
-            folder.write(cell, result)
-            found[cell.place] = result
-            show(f"[{len(found)}/{len(cells)}] {_line(cell, result)}")
+        missing = [c for c in cells if c.place not in found]
+        with closing(self._missing(missing)) as results:  # an error here ends the engine now
+            for cell, result in results:
+                folder.write(cell, result)
+                found[cell.place] = result
+                show(f"[{len(found)}/{len(cells)}] {_line(cell, result)}")
         whole = self._whole([found[cell.place] for cell in cells])
         write_json(folder.path / "results.json", whole)
         return whole
 
-    def _missing(self, cells: list[Cell]) -> Iterator[tuple[Cell, CellResult]]:
+    def _missing(self, cells: list[Cell]) -> Generator[tuple[Cell, CellResult], None, None]:
         """The untouched model's cells before the others, which share its answers."""
         if not cells:
             return
         with closing(make_engine(self.engine, self.jobs)) as engine:
             for wave in (True, False):
-                yield from engine.run([cell for cell in cells if cell.untouched is wave])
+                with closing(engine.run([c for c in cells if c.untouched is wave])) as results:
+                    yield from results
 
     def _check(self, cells: list[Cell]) -> None:
         """See, before anything is written, that all of it can be begun."""

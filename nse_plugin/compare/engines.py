@@ -10,7 +10,7 @@ import json
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
@@ -27,14 +27,18 @@ ENGINES = ("serial", "processes", "ray")
 RETRIES = 1
 """How often a cell whose worker was lost is begun again; it goes on from its last whole round."""
 
+_PATIENCE = 5.0
+"""Seconds that a process has to end when it is told to; then it is killed."""
+
 Found = tuple[Cell, CellResult]
+Results = Generator[Found, None, None]
 
 
 class Engine(Protocol):
     """Runs cells somewhere."""
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
-        """Each cell with its result, in the order they come."""
+    def run(self, cells: Sequence[Cell]) -> Results:
+        """Each cell with its result, in the order they come.  Closing it ends the workers."""
 
     def close(self) -> None:
         """Give back what is held."""
@@ -78,7 +82,7 @@ class Serial:
     def __init__(self) -> None:
         self._bench = Bench()
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+    def run(self, cells: Sequence[Cell]) -> Results:
         """Each cell in turn."""
         for cell in cells:
             yield cell, run_cell(cell, self._bench)
@@ -94,7 +98,7 @@ class Processes:
         self._jobs = jobs
         self._context: Any = _context()
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+    def run(self, cells: Sequence[Cell]) -> Results:
         """Results as they come.  Leaving ends the processes that are at work."""
         waiting = deque((cell, 0) for cell in cells)
         running: dict[Connection, tuple[Any, Cell, int]] = {}
@@ -116,10 +120,7 @@ class Processes:
                     else:
                         yield cell, failed(cell, lost(f"exit code {process.exitcode}"))
         finally:
-            for process, _, _ in running.values():
-                process.terminate()
-            for process, _, _ in running.values():
-                process.join()
+            _end([process for process, _, _ in running.values()])
 
     def close(self) -> None:
         """Nothing is held between calls."""
@@ -132,6 +133,17 @@ class Processes:
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return process, ours
+
+
+def _end(processes: Sequence[Any]) -> None:
+    """End processes and wait until they are gone."""
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        process.join(_PATIENCE)
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def lost(how: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.files import write_json
+from nse_plugin.files import Lock, explained, write_json
 from nse_plugin.runs.differences import differences
 
+_LOCK = "lock"
 PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
                             "weights": False, "each": True}  # fmt: skip
 """What a comparison measures where nothing else is said: all earlier edits every 5 rounds and at
@@ -164,29 +166,50 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def claim(self, settings: Settings) -> None:
-        """Begin a comparison here, or see that this one goes on.
+    @contextmanager
+    def claimed(self, settings: Settings) -> Iterator[None]:
+        """Begin a comparison here, or see that this is the same one, and keep other processes out.
 
         Raises:
-            DataError: it holds something else, or a comparison with other settings.
+            DataError: it holds something else or a comparison with other settings, or another
+                process is at work in it.
         """
         manifest = self.path / "comparison.json"
-        lasting = json.loads(json.dumps(settings.lasting()))
-        if manifest.is_file():
-            kept = self._read(manifest)
-            found = differences(kept["settings"], lasting)
-            if found:
-                raise DataError(
-                    f"{self.path} is another comparison's: {'; '.join(found[:4])}. Give another "
-                    "folder, or the same settings to go on; methods, models and seeds may be added"
+        if self.path.exists() and not self.path.is_dir():
+            raise DataError(f"{self.path} is a file; give a folder for the comparison")
+        with explained(self.path, "mend it, or give another folder"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            others = [path.name for path in self.path.iterdir() if path.name != _LOCK]
+        if others and not manifest.is_file():
+            raise DataError(
+                f"{self.path} holds something else ({', '.join(sorted(others)[:3])}); give another "
+                "folder"
+            )
+        lock = Lock(self.path / _LOCK)
+        with explained(lock.path, "mend it, or give another folder"):
+            lock.acquire(
+                f"another comparison is at work in {self.path} (process {{process}}); wait for it, "
+                "or give another folder"
+            )
+        try:
+            self._claim(manifest, json.loads(json.dumps(settings.lasting())))
+            yield
+        finally:
+            lock.release(remove=not manifest.is_file())
+
+    def _claim(self, manifest: Path, lasting: dict[str, Any]) -> None:
+        if not manifest.is_file():
+            with explained(manifest, "free space or mend the rights"):
+                write_json(
+                    manifest, {"made_by": "nse compare", "schema": SCHEMA, "settings": lasting}
                 )
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise DataError(f"{self.path} holds something else; give another folder")
-        try:
-            write_json(manifest, {"made_by": "nse compare", "schema": SCHEMA, "settings": lasting})
-        except OSError as error:
-            raise DataError(f"cannot write to {self.path}: {error}") from error
+        found = differences(self._read(manifest)["settings"], lasting)
+        if found:
+            raise DataError(
+                f"{self.path} is another comparison's: {'; '.join(found[:4])}. Give another "
+                "folder, or the same settings to resume it; methods, models and seeds may be added"
+            )
 
     def result(self, cell: Cell) -> CellResult | None:
         """What is known of a cell."""

@@ -12,11 +12,14 @@ import functools
 import json
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from nse_plugin.compare.cells import failed, run_cell
-from nse_plugin.compare.engines import RETRIES, Found, lost
+from nse_plugin.compare.engines import RETRIES, Results, lost
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import Bench
 from nse_plugin.files import require
@@ -48,9 +51,10 @@ class RayTasks:
         self._started = not ray.is_initialized()
         if self._started:
             cpus = None if os.environ.get("RAY_ADDRESS") else jobs
-            ray.init(num_cpus=cpus, log_to_driver=False, include_dashboard=False)
+            with _handler_kept():
+                ray.init(num_cpus=cpus, log_to_driver=False, include_dashboard=False)
 
-    def run(self, cells: Sequence[Cell]) -> Iterator[Found]:
+    def run(self, cells: Sequence[Cell]) -> Results:
         """Results as they come.  Leaving cancels the tasks that are open."""
         ray = self._ray
         task = ray.remote(max_retries=RETRIES)(_work)
@@ -81,6 +85,15 @@ class RayTasks:
             return failed(cell, lost(type(error).__name__))
         except errors.RayError as error:
             return failed(cell, f"{type(error).__name__}: {error}")
+
+
+@contextmanager
+def _handler_kept() -> Iterator[None]:
+    """Put a handler of SIGTERM back that ``ray.init`` replaces by one of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _work(cell: Cell) -> str:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import signal
+import threading
+from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from nse_plugin.easyedit.checkout import make_torchvision_importable
@@ -22,5 +26,17 @@ if TYPE_CHECKING:
 def work(cell: Cell, connection: Connection) -> None:
     """Run a cell and send its result."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     result = run_cell(cell, Bench(), own_process=True)
     connection.send_bytes(json.dumps(result).encode())
+
+
+def _end_with_the_parent() -> None:
+    """End this process once the one that wants its result is gone, also where that was killed.
+
+    Otherwise it would go on for nothing and hold the lock of its cell.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)

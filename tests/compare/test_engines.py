@@ -9,12 +9,15 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from nse_plugin.compare import engines
 from nse_plugin.compare.engines import Processes
+from nse_plugin.compare.plan import Folder
 from nse_plugin.compare.results import without_machine
-from tests.compare.grids import comparison, options, quiet
+from nse_plugin.errors import DataError
+from tests.compare.grids import arguments, comparison, quiet
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -61,41 +64,74 @@ def test_a_process_lost_again_and_again_is_a_failed_row(world, tmp_path, monkeyp
     assert "lost 2 times (exit code -9)" in failed["run_info"]["error"]
 
 
-def test_ctrl_c_ends_all_processes_and_leaves_what_can_go_on(world, whole, tmp_path):
-    code = (
-        "import sys, json, torch; torch.set_num_threads(1)\n"
-        "from nse_plugin.compare.comparison import read_comparison\n"
-        "if __name__ == '__main__':\n"
-        "    def show(line): print(line, flush=True)\n"
-        "    try: read_comparison(json.load(open(sys.argv[1]))).run(show)\n"
-        "    except KeyboardInterrupt: sys.exit(130)\n"
-    )  # fmt: skip
-    import json
-
-    script, given, out = tmp_path / "run.py", tmp_path / "options.json", tmp_path / "out"
-    script.write_text(code)
-    given.write_text(json.dumps(options(world, out, engine="processes", jobs=2)))
+@pytest.mark.parametrize(
+    ("number", "to_all", "code"),
+    [
+        (signal.SIGINT, True, 130),  # Ctrl-C, which a terminal sends to parent and children
+        (signal.SIGTERM, False, 143),
+        (signal.SIGKILL, False, -9),
+    ],
+)
+def test_a_signal_leaves_no_process_and_what_can_be_resumed(
+    number, to_all, code, world, whole, tmp_path
+):
+    out = tmp_path / "out"
+    given = arguments(world, out, engine="processes", jobs=2)
     child = subprocess.Popen(
-        [sys.executable, str(script), str(given)], cwd=ROOT, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        [sys.executable, "-m", "nse_plugin.cli", "compare", *given], cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     with child:
         assert child.stdout.readline().startswith("[1/6]")
-        os.killpg(child.pid, signal.SIGINT)  # as a terminal does: to parent and children
-        assert child.wait(timeout=30) == 130
+        assert len(at_work(child.pid)) > 1
+        (os.killpg if to_all else os.kill)(child.pid, number)
+        assert child.wait(timeout=30) == code
+        said = child.stderr.read()
     deadline = time.monotonic() + 10
-    while _alive(child.pid) and time.monotonic() < deadline:
+    while at_work(child.pid) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert not _alive(child.pid)
-    assert_equal(comparison(world, out).run(quiet), whole)
+    assert at_work(child.pid) == []
+    assert "Traceback" not in said
+    if number == signal.SIGKILL:  # the one that nobody can clean up after
+        assert_equal(comparison(world, out).run(quiet), whole)
+    else:
+        assert "the same command resumes the others" in said
 
 
-def _alive(group: int) -> bool:
-    try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def at_work(group: int) -> list[psutil.Process]:
+    """Processes of a group that have not ended."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            ended = process.status() == psutil.STATUS_ZOMBIE
+            if not ended and os.getpgid(process.pid) == group:
+                found.append(process)
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
+    return found
+
+
+def test_a_second_comparison_in_one_folder_is_refused(world, tmp_path):
+    made = comparison(world, tmp_path / "out")
+    with (
+        Folder(tmp_path / "out").claimed(made.settings),
+        pytest.raises(DataError, match=f"at work in .*process {os.getpid()}"),
+    ):
+        made.run(quiet)
+    assert not (tmp_path / "out" / "cells").exists()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_place_of_something_else_is_left_as_it_was(world, tmp_path, what):
+    out = tmp_path / "out"
+    if what == "file":
+        out.write_text("thesis")
+    else:
+        out.mkdir()
+        (out / "thesis.tex").write_text("x")
+    with pytest.raises(DataError, match="is a file|holds something else \\(thesis.tex\\)"):
+        comparison(world, out).run(quiet)
+    assert what == "file" or [path.name for path in out.iterdir()] == ["thesis.tex"]
 
 
 def test_ray(world, whole, tmp_path):

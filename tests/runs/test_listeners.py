@@ -1,0 +1,78 @@
+"""Progress that never falls silent, on a terminal and piped."""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import time
+
+import pytest
+
+from nse_plugin.runs import listeners
+from nse_plugin.runs.listeners import Bars, Lines, progress, repeated
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test turns."""
+    now = [1000.0]
+    monkeypatch.setattr(listeners.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_piped_run_speaks_every_thirty_seconds_while_it_loads_freezes_and_edits(clock):
+    said: list[str] = []
+    lines = Lines(said.append)
+    lines("phase", {"name": "loading the model"})
+    for _ in range(65):
+        clock[0] += 1
+        lines.say_what_is_done()
+    assert said == ["loading the model (30 s so far)", "loading the model (60 s so far)"]
+    said.clear()
+    lines("start", {"rounds": 4, "done": 0})
+    lines("phase", {"name": "freeze 3"})
+    clock[0] += 40
+    lines.say_what_is_done()
+    assert said == ["asking the untouched model, round 3 (40 s so far, 0 of 4 rounds done)"]
+
+
+def test_a_round_counts_as_said(clock):
+    said: list[str] = []
+    lines = Lines(said.append, rounds=False)
+    lines("start", {"rounds": None, "done": 2})
+    lines("phase", {"name": "edit"})
+    for _ in range(5):
+        clock[0] += 20
+        lines("round", {"round": 3})
+        lines.say_what_is_done()
+    assert said == ["resumed after round 2"]
+
+
+def test_bars_on_a_terminal_lines_elsewhere(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    with progress(print) as told:
+        assert isinstance(told, Lines)
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    with pytest.raises(RuntimeError), progress(print) as told:
+        assert isinstance(told, Bars)
+        told("phase", {"name": "loading the model"})
+        told("start", {"rounds": 2, "done": 0})
+        told("phase", {"name": "edit"})
+        told("round", {"round": 1, "scores": {"efficacy": 0.5}})
+        raise RuntimeError  # as an interrupt: the bars are closed all the same
+    shown = terminal.getvalue()
+    assert "loading the model" in shown and "editing" in shown and "efficacy=50.0%" in shown
+    assert "1/2" in shown and shown.endswith("\n")
+
+
+def test_the_thread_ends_with_its_context():
+    called = threading.Event()
+    with repeated(0.001, called.set):
+        assert called.wait(5)
+    called.clear()
+    time.sleep(0.01)
+    assert not called.is_set()
