@@ -48,6 +48,36 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(path: Path, purpose: str) -> list[Path]:
+    """Make a folder where there is none; returns those that were made, the innermost first.
+
+    Args:
+        purpose: what it is for: ``the run``.
+
+    Raises:
+        DataError: something else has its name, or it cannot be made there.
+    """
+    made = []
+    for folder in (path, *path.parents):
+        if folder.is_symlink() and not folder.exists():
+            raise DataError(
+                f"{folder} is a link to {folder.readlink()}, which does not exist; make that "
+                f"folder, or give another one for {purpose}"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"{folder} is a file; give a folder for {purpose}")
+        if not folder.exists():
+            made.append(folder)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"the folder {path} cannot be made ({error.strerror}); give one in a place where you "
+            "may write"
+        ) from error
+    return made
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a value as JSON, in full or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -20,6 +20,7 @@ from nse_plugin.compare.tables import all_tables
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.files import write_json, write_text
+from nse_plugin.runs.listeners import progress
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,16 @@ class Comparison:
         if found:
             show(f"{len(found)} of {len(cells)} cells are done already")
         missing = [c for c in cells if c.place not in found]
-        with closing(self._missing(missing)) as results:  # an error here ends the engine now
+        with (
+            progress(show, rounds=False) as told,
+            closing(self._missing(missing)) as results,  # an error here ends the engine now
+        ):
+            told("phase", {"name": _at_work(len(found), len(cells))})
             for cell, result in results:
                 folder.write(cell, result)
                 found[cell.place] = result
-                show(f"[{len(found)}/{len(cells)}] {_line(cell, result)}")
+                told("note", {"text": f"[{len(found)}/{len(cells)}] {_line(cell, result)}"})
+                told("phase", {"name": _at_work(len(found), len(cells))})
         whole = self._whole([found[cell.place] for cell in cells])
         write_json(folder.path / "results.json", whole)
         return whole
@@ -213,6 +219,10 @@ def _seeds(text: str) -> list[int]:
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(path)
+
+
+def _at_work(done: int, of: int) -> str:
+    return f"running cells, {done} of {of} done"
 
 
 def _line(cell: Cell, result: CellResult) -> str:

@@ -14,7 +14,7 @@ from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.files import Lock, explained, write_json
+from nse_plugin.files import Lock, explained, make_folder, write_json
 from nse_plugin.runs.differences import differences
 
 _LOCK = "lock"
@@ -175,10 +175,8 @@ class Folder:
                 process is at work in it.
         """
         manifest = self.path / "comparison.json"
-        if self.path.exists() and not self.path.is_dir():
-            raise DataError(f"{self.path} is a file; give a folder for the comparison")
+        make_folder(self.path, "the comparison")
         with explained(self.path, "mend it, or give another folder"):
-            self.path.mkdir(parents=True, exist_ok=True)
             others = [path.name for path in self.path.iterdir() if path.name != _LOCK]
         if others and not manifest.is_file():
             raise DataError(

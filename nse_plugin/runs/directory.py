@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import JsonLines, Lock, checksum, explained, write_json
+from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
 from nse_plugin.runs.reading import read_final, read_manifest
 from nse_plugin.runs.schema import (
     FINAL,
@@ -66,7 +66,7 @@ class RunDirectory:
         self._made: list[Path] = []  # folders that were not there, the innermost first
 
     def __enter__(self) -> RunDirectory:
-        self._make_folder()
+        self._made = make_folder(self.path, "the run")
         try:
             with explained(self.path, WAY_OUT):
                 self._refuse_strangers()
@@ -167,25 +167,6 @@ class RunDirectory:
             if_damaged=_DAMAGED,
             check=lambda found, what: check(found, kind, what, _DAMAGED),
         )
-
-    def _make_folder(self) -> None:
-        for folder in (self.path, *self.path.parents):
-            if folder.is_symlink() and not folder.exists():
-                raise DataError(
-                    f"{folder} is a link to {folder.readlink()}, which does not exist; make that "
-                    "folder, or give another one for the run"
-                )
-            if folder.exists() and not folder.is_dir():
-                raise DataError(f"{folder} is a file; give a folder for the run")
-            if not folder.exists():
-                self._made.append(folder)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(
-                f"the folder {self.path} cannot be made ({error.strerror}); give one in a place "
-                "where you may write"
-            ) from error
 
     def _refuse_undone(self) -> None:
         undone = [str(entry.number) for entry in load_undone(self.path)]

@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nse_plugin.files import require
+from nse_plugin.printable import printable
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Told ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its line),
@@ -85,7 +86,7 @@ class Bars:
             self._inside.reset()
             self._inside.set_description_str(_doing(facts["name"]))
         elif event == "note":
-            tqdm.write(facts["text"], file=sys.stderr)
+            tqdm.write(printable(facts["text"]), file=sys.stderr)
         elif event == "round" and self._rounds is not None:
             shown = {name: f"{value:.1%}" for name, value in _scores(facts)}
             self._rounds.set_postfix(shown, refresh=False)

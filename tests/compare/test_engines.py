@@ -121,6 +121,13 @@ def test_a_second_comparison_in_one_folder_is_refused(world, tmp_path):
     assert not (tmp_path / "out" / "cells").exists()
 
 
+def test_a_link_to_nothing_is_named(world, tmp_path):
+    (tmp_path / "out").symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match="out is a link to .*gone, which does not exist"):
+        comparison(world, tmp_path / "out").run(quiet)
+    assert not (tmp_path / "gone").exists()
+
+
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_a_place_of_something_else_is_left_as_it_was(world, tmp_path, what):
     out = tmp_path / "out"
