@@ -28,11 +28,14 @@ def run_differences(kept: Identity, given: Identity, requests: str | None = None
     return [f"{said}: {requests}" if text == said and requests else text for text in found]
 
 
-def differing_request(frozen: Iterable[FrozenLine], given: Sequence[EditRequest]) -> str | None:
+def differing_request(
+    frozen: Iterable[FrozenLine], n_kept: int, given: Sequence[EditRequest]
+) -> str | None:
     """The first request that is not the one that a run was begun with, in words.
 
     Args:
         frozen: the requests that the run has on disk, in their order.
+        n_kept: how many it was begun with.
         given: those of now.
     """
     kept = [EditRequest.from_json(record) for line in frozen for record in line["edits"]]
@@ -40,11 +43,9 @@ def differing_request(frozen: Iterable[FrozenLine], given: Sequence[EditRequest]
         if old != new:
             changes = differences(old.to_json(), new.to_json())
             return f"request {number} (case {new.case_id}): {'; '.join(changes[:3])}"
-    if len(given) < len(kept):
-        return f"there were {len(kept)} or more, and now there are {len(given)}"
-    if len(given) > len(kept):
-        return f"number {len(kept) + 1} or a later one"
-    return None
+    if len(given) != n_kept:
+        return f"there were {n_kept}, and now there are {len(given)}"
+    return f"one after number {len(kept)}"
 
 
 def differences(kept: Any, given: Any, where: str = "") -> list[str]:

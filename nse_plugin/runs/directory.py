@@ -41,7 +41,7 @@ WAY_OUT = (
     "free space or mend the rights. The rounds on disk are whole: the same command resumes from "
     "the last one"
 )
-_DAMAGED = "restore the file from a copy, or give another folder"
+_DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
 _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # runs may share their answers
 _OURS = (MANIFEST, ROUNDS, FINAL, UNDONE, *_MAY_PRECEDE)
 
@@ -123,11 +123,12 @@ class RunDirectory:
     def round_files(self, lines: JsonLines[RoundLine]) -> list[Path]:
         """Files of the rounds that these lines keep, compared with their checksums.
 
-        Files without a line are removed.  Where the files of the last rounds are gone, their lines
-        are dropped, and the run resumes from the round before.
+        A last file without a line is removed.  Where the files of the last rounds are gone, their
+        lines are dropped, and the run resumes from the round before.
 
         Raises:
-            DataError: a file differs from what was written, or is gone with later ones left.
+            DataError: a file differs from what was written or is gone with later ones left, or
+                lines are missing.
         """
         present = set(self.path.glob("round-*.safetensors"))
         files: list[Path] = []
@@ -154,7 +155,13 @@ class RunDirectory:
                     f"remove it and the later ones to resume from round {line['round'] - 1}"
                 )
             files.append(path)
-        for path in present - set(files):  # written, but the process ended before the line was
+        without_line = sorted(present - set(files))
+        if len(without_line) > 1:  # more than the end of a process leaves
+            raise DataError(
+                f"{self.path / ROUNDS} has no line for {', '.join(p.name for p in without_line)}; "
+                "restore it from a copy, or remove these files to write their rounds again"
+            )
+        for path in without_line:  # written, but the process ended before the line was
             with explained(path, WAY_OUT):
                 path.unlink()
         return files

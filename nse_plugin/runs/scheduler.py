@@ -132,9 +132,11 @@ class SequentialScheduler:
         if kept is not None:
             given: Identity = json.loads(json.dumps(identity))
             if kept["run"] != given:
-                streams = plan is not None and kept["run"]["stream"] != given["stream"]
                 requests = [r for planned in plan or [] for r in planned.requests]
-                other = differing_request(frozen, requests) if streams else None
+                begun, now = kept["run"]["stream"], given["stream"]
+                other = None
+                if begun is not None and now is not None and begun != now:
+                    other = differing_request(frozen, begun["count"], requests)
                 found = run_differences(kept["run"], given, other)
                 shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
                 raise DataError(

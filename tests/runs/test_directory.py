@@ -110,6 +110,13 @@ def test_a_hole_is_an_error(part):
     assert (part / "round-0002.safetensors").exists()
 
 
+def test_lost_lines_do_not_cost_the_rounds(part):
+    (part / "rounds.jsonl").unlink()
+    with pytest.raises(DataError, match=r"rounds.jsonl has no line for round-0001.*, round-0002"):
+        scheduler(part).run()
+    assert len(list(part.glob("round-*"))) == 2
+
+
 def test_damaged_manifest(part):
     (part / "manifest.json").write_text('{"made_by": "nse run", ')
     with pytest.raises(DataError, match=r"manifest.json is damaged"):
@@ -128,7 +135,7 @@ def test_damaged_manifest(part):
         (dict(held_out=("Another text.",)), "the held-out texts are others"),
         (
             dict(stream=requests(5)),
-            "the requests are others: there were 6 or more, and now there are 5",
+            "the requests are others: there were 6, and now there are 5",
         ),
         (
             dict(stream=[*requests(3), *answers(requests()[3:], "Quill")]),
@@ -270,6 +277,22 @@ def test_a_directory_without_rights(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", refused)
     with pytest.raises(DataError, match=r"Read-only file system.*mend the rights"):
         scheduler(tmp_path).run()
+
+
+def test_a_link_to_nowhere_is_named(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place in (tmp_path / "link", tmp_path / "link" / "run"):
+        with pytest.raises(DataError, match="link is a link to .*nowhere, which does not exist"):
+            scheduler(place).run()
+
+
+def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(budget, "free_memory", lambda: 1000)
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "new" / "run", tmp_path / "there"):
+        with pytest.raises(DataError, match=r"of memory beside the model"):
+            scheduler(place).run()
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
 def test_bounds_are_looked_at_before_the_start(tmp_path, monkeypatch):
