@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -46,6 +46,17 @@ def compare(
     limit: Annotated[
         int | None, typer.Option(help="Read at most N records.", rich_help_panel=_GRID)
     ] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(
+            help="Format of the records, e.g. counterfact; by default recognised.",
+            rich_help_panel=_GRID,
+        ),
+    ] = None,
+    on_bad_record: Annotated[
+        Literal["stop", "skip"],
+        typer.Option(help="What to do with a record that cannot be used.", rich_help_panel=_GRID),
+    ] = "stop",
     order: Annotated[
         str | None,
         typer.Option(

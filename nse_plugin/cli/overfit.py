@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,13 @@ def overfit(
     ] = None,
     data: Annotated[str, typer.Option(help="A JSON file, or atlas:N.")] = "atlas:10",
     limit: Annotated[int | None, typer.Option(help="Read at most N records.")] = None,
+    schema: Annotated[
+        str | None,
+        typer.Option(help="Format of the records, e.g. counterfact; by default recognised."),
+    ] = None,
+    on_bad_record: Annotated[
+        Literal["stop", "skip"], typer.Option(help="What to do with a record that cannot be used.")
+    ] = "stop",
     seed: Annotated[int, typer.Option(help="Seed that chooses the facts of atlas:N.")] = 0,
     model: Annotated[
         str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
@@ -45,6 +52,6 @@ def overfit(
 
     compare_tokens(
         hparams, show, against=against, data=data, limit=limit, seed=seed, model=model,
-        shown=shown, plot=plot,
+        shown=shown, plot=plot, schema=schema, on_bad=on_bad_record,
     )  # fmt: skip
     return 0

@@ -26,7 +26,11 @@ _MEASURED = "What is measured"
     ),
 )
 @with_fields(
-    Group("What is edited", RunSettings, ("hparams", "model", "data", "limit", "known")),
+    Group(
+        "What is edited",
+        RunSettings,
+        ("hparams", "model", "data", "schema", "on_bad_record", "limit", "known"),
+    ),
     Group("Machine", RunSettings, ("device", "stats_dir")),
     Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),
     Group(_MEASURED, RunSettings, ("held_out", "tensorboard", "wandb")),

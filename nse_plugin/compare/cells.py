@@ -27,7 +27,7 @@ from nse_plugin.compare.results import (
     Seconds,
 )
 from nse_plugin.compare.untouched import NoEdits
-from nse_plugin.data.streams import held_out_texts, read_data
+from nse_plugin.data.streams import held_out_texts
 from nse_plugin.easyedit.checkout import ROOT_VARIABLE
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.evaluation.metrics import SCORES
@@ -90,7 +90,7 @@ def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
     settings = cell.settings
     start = time.perf_counter()
     made = recipe(cell)
-    requests = read_data(settings.data, settings.limit, cell.seed)
+    requests = settings.requests(cell.seed)
     texts = held_out_texts(settings.held_out, cell.model.source, requests)
     with bench.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)

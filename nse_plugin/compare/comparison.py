@@ -17,7 +17,6 @@ from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.tables import all_tables
-from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.files import write_json, write_text
 from nse_plugin.runs.listeners import progress
@@ -97,7 +96,7 @@ class Comparison:
 
     def _check(self, cells: list[Cell]) -> None:
         """See, before anything is written, that all of it can be begun."""
-        read_data(self.settings.data, self.settings.limit, self.seeds[0])
+        self.settings.requests(self.seeds[0])
         for cell in cells:
             if cell.seed != self.seeds[0]:
                 continue
@@ -169,6 +168,8 @@ def read_comparison(options: Mapping[str, Any]) -> Comparison:
         rounds=options["rounds"],
         out=os.path.abspath(options["out"]),
         limit=options["limit"],
+        schema=options["schema"],
+        on_bad_record=options["on_bad_record"],
         order=options["order"] or ("shuffled" if of_file else "given"),
         held_out=held_out if held_out in (None, "atlas", "none") else os.path.abspath(held_out),
         protocol=protocol,

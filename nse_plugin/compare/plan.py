@@ -12,9 +12,12 @@ from typing import Any
 
 from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
+from nse_plugin.data.readers import OnBad
+from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import Lock, explained, make_folder, write_json
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.differences import differences
 
 _LOCK = "lock"
@@ -61,6 +64,8 @@ class Settings:
     out: str
     """Absolute, as all paths here: cells may run elsewhere."""
     limit: int | None = None
+    schema: str | None = None
+    on_bad_record: OnBad = "stop"
     order: str = "given"
     held_out: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
@@ -77,9 +82,26 @@ class Settings:
         if not Protocol.from_dict(dict(self.protocol)).retention:
             raise HparamsError("protocol: retention is 0, and a comparison is made of it")
 
+    def requests(self, seed: int) -> list[EditRequest]:
+        """The stream of a seed.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
+        return read_data(self.data, self.limit, seed, schema=self.schema, on_bad=self.on_bad_record)
+
     def lasting(self) -> dict[str, Any]:
         """What has to stay the same while a comparison grows by methods, models and seeds."""
-        names = ("data", "rounds", "limit", "order", "held_out", "protocol")
+        names = (
+            "data",
+            "rounds",
+            "limit",
+            "schema",
+            "on_bad_record",
+            "order",
+            "held_out",
+            "protocol",
+        )
         values = dataclasses.asdict(self)
         return {name: values[name] for name in names}
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from nse_plugin.data.models import load_model
+from nse_plugin.data.readers import OnBad
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.overfitting import Watched, single_edits
@@ -53,6 +54,8 @@ def overfit(
     model: str | None = None,
     shown: int = 3,
     plot: Path | None = None,
+    schema: str | None = None,
+    on_bad: OnBad = "stop",
 ) -> tuple[Side, Side]:
     """Edit each request alone, in two ways, and show how the tokens of its target were learnt.
 
@@ -61,10 +64,11 @@ def overfit(
         against: of another.  Without it, OVERTONE's base where hparams are OVERTONE's, and
             OVERTONE around them where they are not.
         data: a benchmark's file, or ``atlas:10``.
-        limit: the first so many records.
+        limit: read at most so many records.
         model: another model than that of the hparams.
         shown: requests whose tokens are listed one by one; the means are over all.
         plot: a PNG of the first request's tokens over the steps.
+        schema, on_bad: as in :func:`nse_plugin.data.streams.read_data`.
 
     Raises:
         HparamsError: a method is unknown, or trains no loss over target tokens.
@@ -84,7 +88,7 @@ def overfit(
         )
     if plot is not None:
         _check_plot(plot)
-    requests = read_data(data, limit, seed)
+    requests = read_data(data, limit, seed, schema=schema, on_bad=on_bad)
     loaded, tokenizer, _ = load_model(first)
     session = EditSession.of(loaded, tokenizer)
     sides = [

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams import read_yaml
@@ -42,6 +42,10 @@ class RunSettings:
     draws."""
     limit: int | None = None
     """Read at most N records."""
+    schema: str | None = None
+    """Format of the records, e.g. ``counterfact``; by default recognised."""
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    """What to do with a record that cannot be used."""
     known: bool = False
     """Keep the records whose true answer the untouched model gives, up to the limit."""
     held_out: str | None = None

@@ -50,7 +50,9 @@ def make_scheduler(
         stats_dir=settings.stats_dir,
     )
     limit = None if settings.known else settings.limit
-    requests = read_data(settings.data, limit, settings.seed)
+    requests = read_data(
+        settings.data, limit, settings.seed, schema=settings.schema, on_bad=settings.on_bad_record
+    )
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     try:
         rules = StopRules(**settings.stop)
