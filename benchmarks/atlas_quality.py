@@ -56,7 +56,7 @@ def edited(name: str, edits: int, rounds: int, seeds: int) -> list[tuple[str, st
             settings = DemoSettings(f"atlas:{name}", edits, rounds, seed, folder)
             runs.append(Demo(settings, lambda _line: None).run()[1])
     what = f"{edits} edits in {rounds} round{'s' if rounds > 1 else ''}"
-    scores = ["efficacy", "paraphrase", "untouched"] + (["retention_first"] if rounds > 1 else [])
+    scores = ["efficacy", "paraphrase", "other_facts"] + (["retention_first"] if rounds > 1 else [])
     rows = []
     for score in scores:
         values = [getattr(run, score) for run in runs]

@@ -33,13 +33,13 @@ def share(model: torch.nn.Module, tokenizer: object, prompts: list[str], answers
 
 
 def scores(demo: Demo, model: torch.nn.Module) -> list[str]:
-    """Efficacy, paraphrase and untouched facts of a model, in percent."""
+    """Efficacy, paraphrase and other facts of a model, in percent."""
     tokenizer = demo.session.tokenizer
     pairs = [(text, r.target_new) for r in demo.requests for text in r.rephrase_prompts]
     sets = [
         ([r.text for r in demo.requests], [r.target_new for r in demo.requests]),
         ([prompt for prompt, _ in pairs], [answer for _, answer in pairs]),
-        ([r.text for r in demo.untouched], [str(r.ground_truth) for r in demo.untouched]),
+        ([r.text for r in demo.others], [str(r.ground_truth) for r in demo.others]),
     ]
     return [share(model, tokenizer, prompts, answers) for prompts, answers in sets]
 
@@ -61,7 +61,7 @@ def table(demo: Demo, edited: torch.nn.Module, ranks: list[int | None], folder: 
     lines = [
         "| adapter | rank by layer | "
         + " | ".join(f"error, layer {layer}" for layer in layers)
-        + " | MB | max logit difference | efficacy % | paraphrase % | untouched % |",
+        + " | MB | max logit difference | efficacy % | paraphrase % | other facts % |",
         "|---" * (7 + len(layers)) + "|",
         "| (edited model) | | " + " | ".join("" for _ in layers) + " | | | "
         + " | ".join(scores(demo, edited)) + " |",

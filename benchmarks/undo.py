@@ -3,7 +3,7 @@
     python benchmarks/undo.py [--model atlas:gpt2] [--rounds 10] [--size 10] [--undo 5] [--seeds 5]
 
 Prints a Markdown table.  Scores are shares of prompts whose whole new answer greedy decoding gives;
-untouched facts are those of other subjects that the untouched model knew.  "Never written" is a
+other facts are those of other subjects that the untouched model knew.  "Never written" is a
 second session that edits the same rounds without the one that is undone.
 """
 
@@ -23,7 +23,7 @@ from nse_plugin.model.answers import score_answers
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 
-N_UNTOUCHED = 200
+N_OTHER = 200
 
 
 def share(session: EditSession, requests: Sequence[EditRequest], truth: bool = False) -> list[bool]:
@@ -50,7 +50,7 @@ def one_seed(name: str, rounds: int, size: int, undone: int, seed: int, stats: s
     records = atlas.edit_set(rounds * size, seed=seed)
     requests = parse_records(records)
     parts = [requests[i : i + size] for i in range(0, len(requests), size)]
-    others = parse_records(atlas.untouched(records, N_UNTOUCHED, seed))
+    others = parse_records(atlas.other_facts(records, N_OTHER, seed))
     shipped = NSEHparams.from_hparams(f"NSE/{atlas.model_dir(name).name}")
     hparams = replace(shipped, stats_dir=stats)
     loaded, tokenizer = atlas.load(name)  # a session does not keep its model alive
@@ -91,7 +91,7 @@ def main() -> None:
         f"the true answers of round {options.undo}",
         f"edits of rounds 1 to {options.undo - 1}",
         f"edits of rounds {options.undo + 1} to {options.rounds}",
-        "untouched facts",
+        "other facts",
     )
     for row, name in enumerate(names):
         cells = [f"{statistics.mean(run[stage][row] for run in runs):.1%}" for stage in range(3)]

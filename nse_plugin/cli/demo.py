@@ -29,7 +29,7 @@ def demo(given: dict[str, Any]) -> int:
     scores = {
         "efficacy": summary.efficacy,
         "paraphrase": summary.paraphrase,
-        "untouched facts": summary.untouched,
+        "other facts": summary.other_facts,
         "first round": summary.retention_first,
     }
     shown = ", ".join(f"{name} {score:.1%}" for name, score in scores.items() if score is not None)

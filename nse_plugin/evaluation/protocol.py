@@ -56,7 +56,7 @@ class Protocol:
     fluency: int = 10
     """Edits that a text of 100 tokens is sampled from."""
     perplexity: int = 100
-    """Held-out texts, the first so many."""
+    """Number of held-out texts, from the first."""
     each: bool = False
     """Also write down the scores of every single earlier edit asked."""
     weights: bool = True
@@ -216,7 +216,7 @@ class MeasuredModel:
     originals: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """Edited parameters as they were, by name."""
     keys: Callable[[int], Mapping[int, torch.Tensor]] = lambda _limit: {}
-    """Gives at most so many previous keys [d_ff, n] by layer, for methods that have them."""
+    """Gives at most N previous keys [d_ff, n] by layer, for methods that have them."""
     held_out: Sequence[str] = ()
     """Texts for the perplexity."""
 
@@ -339,7 +339,7 @@ def _each(
 
 
 def _sample(edits: Sequence[int], size: int, seed: int, number: int) -> list[int]:
-    """At most so many edits, in the order made; the draw depends on seed and round alone."""
+    """At most ``size`` edits, in the order made; the draw depends on seed and round alone."""
     if len(edits) <= size:
         return list(edits)
     chosen = random.Random(f"{seed}-{number}").sample(range(len(edits)), size)

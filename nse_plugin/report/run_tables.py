@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _SEVERITY = {"out_of_bounds": 0, "residual_left": 1, "converged": 2}
-_FATES = {name: name.replace("_", " ") for name in _SEVERITY}
+_OUTCOMES = {name: name.replace("_", " ") for name in _SEVERITY}
 _MOST = 10
 _OUTCOME = {
     "case_id": "request",
@@ -49,15 +49,15 @@ def overview(run: Run) -> Table:
 
 
 def rounds_table(run: Run) -> Table:
-    """Per round: edits, their fates, neurons written and the norm of the change per layer."""
+    """Per round: edits, their outcomes, neurons written and the norm of the change per layer."""
     frame = run.survey.rounds
     counts = [f"neurons_{layer}" for layer in run.layers]
     norms = {f"norm_{layer}": f"norm, layer {layer}" for layer in run.layers}
-    shown = frame[["edits", *_FATES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
+    shown = frame[["edits", *_OUTCOMES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
     shown = shown.join(frame[[*norms, "seconds"]])
     note = "neurons: written in all layers together; norm: of what the round changed"
     formats = {"seconds": ".2f", **dict.fromkeys(norms, ".4g")}
-    return Table.of(shown, "Rounds", heads=_FATES | norms, formats=formats, note=note)
+    return Table.of(shown, "Rounds", heads=_OUTCOMES | norms, formats=formats, note=note)
 
 
 def scores_table(run: Run) -> Table:
@@ -107,7 +107,7 @@ def worst_requests(run: Run, most: int = _MOST) -> Table:
     frame = run.survey.requests.assign(severity=run.survey.requests["status"].map(_SEVERITY))
     frame = frame.sort_values(["severity", "residual_after"], ascending=[True, False])
     shown = f"{most} of {len(frame)} " if len(frame) > most else ""
-    return _outcomes(frame.head(most), f"Worst requests ({shown}by fate, then residual)")
+    return _outcomes(frame.head(most), f"Worst requests ({shown}by outcome, then residual)")
 
 
 def retention_table(run: Run) -> Table:
@@ -177,7 +177,7 @@ def _outcomes(frame: DataFrame, caption: str) -> Table:
         caption,
         index=False,
         heads=_OUTCOME,
-        formats={"status": lambda name: _FATES.get(name, str(name))},
+        formats={"status": lambda name: _OUTCOMES.get(name, str(name))},
         note="residual: distance from the value aimed at; z shift: of the value from the "
         "untouched model's",
     )

@@ -69,7 +69,7 @@ class Backend(typing.Protocol):
         """Edited parameters as they were."""
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
-        """By layer, at most so many of the previous keys, at even distances: [d_ff, n]."""
+        """By layer, at most ``limit`` of the previous keys, at even distances: [d_ff, n]."""
 
     def changed(self) -> list[nn.Parameter]:
         """Edited parameters as they are."""

@@ -28,7 +28,7 @@ from nse_plugin.runs.settings import DemoSettings, RunSettings
 from nse_plugin.runs.start import make_scheduler
 from nse_plugin.session.session import EditSession
 
-N_UNTOUCHED = 200
+N_OTHER = 200
 """How many facts about other subjects are asked after every round."""
 _N_EXAMPLES = 3
 _PROTOCOL = {
@@ -38,7 +38,7 @@ _PROTOCOL = {
 """What the table needs is measured after every round, and nothing else."""
 _HEAD = (
     "round  edits | this round: efficacy  paraphrase | all so far: efficacy  paraphrase  "
-    "first round | untouched | s/edit"
+    "first round | other facts | s/edit"
 )
 
 
@@ -57,7 +57,7 @@ class Summary:
     """Share of all edits whose new answer greedy decoding gives."""
     paraphrase: float | None
     """The same for other phrasings of their prompts."""
-    untouched: float | None
+    other_facts: float | None
     """Share of the facts of other subjects, known before, that are still given."""
     retention_first: float | None
     """Share of the first round's edits that are given."""
@@ -95,7 +95,7 @@ class Demo:
         )
         records = atlas.edit_set(settings.edits, seed=settings.seed)
         self.requests = parse_records(records)
-        self.untouched = parse_records(atlas.untouched(records, N_UNTOUCHED, settings.seed))
+        self.others = parse_records(atlas.other_facts(records, N_OTHER, settings.seed))
 
     def run(self) -> tuple[RunResult, Summary]:
         """Edit, measure and write, or resume; an interrupt leaves the rounds so far.
@@ -119,7 +119,7 @@ class Demo:
             self.session.untouched.covariances(self.hparams)
             with self.session.rewound():
                 known = self._still_true()
-            self.untouched = [fact for fact, exact in zip(self.untouched, known) if exact]
+            self.others = [fact for fact, exact in zip(self.others, known) if exact]
             self._print(
                 f"{len(self.requests)} edits in {facts['rounds']} rounds with "
                 f"{self.hparams.alg_name} on {self.settings.model}; scores in percent\n{_HEAD}"
@@ -127,9 +127,9 @@ class Demo:
             for line in self._lines():  # of an interrupted run; the other facts are asked now only
                 self._print(_row(line, None))
         elif event == "round":
-            untouched = self._share_still_true()
-            self._print(_row(facts, untouched))
-            self._write_summary(untouched)
+            others = self._share_still_true()
+            self._print(_row(facts, others))
+            self._write_summary(others)
 
     def _share_still_true(self) -> float | None:
         exact = self._still_true()
@@ -140,11 +140,11 @@ class Demo:
         return score_answers(
             self.session.model,
             self.session.tokenizer,
-            [fact.text for fact in self.untouched],
-            [str(fact.ground_truth) for fact in self.untouched],
+            [fact.text for fact in self.others],
+            [str(fact.ground_truth) for fact in self.others],
         ).exact
 
-    def _write_summary(self, untouched: float | None) -> Summary:
+    def _write_summary(self, others: float | None) -> Summary:
         """The scores after the last finished round, also as ``summary.json``."""
         lines = self._lines()
         edits = sum(line["edits"] for line in lines)
@@ -158,7 +158,7 @@ class Demo:
             rounds=len(lines),
             efficacy=everything.get("efficacy"),
             paraphrase=everything.get("paraphrase"),
-            untouched=untouched,
+            other_facts=others,
             retention_first=_first_round(last),
             seconds_per_edit=sum(line["seconds"]["edit"] for line in lines) / edits,
         )
@@ -189,7 +189,7 @@ class Demo:
             self._show(text)
 
 
-def _row(line: Mapping[str, Any], untouched: float | None) -> str:
+def _row(line: Mapping[str, Any], others: float | None) -> str:
     """A line of the table."""
     scores, point = line["scores"] or {}, line["measurement"] or {}
     everything = point.get("all") or {}
@@ -198,7 +198,7 @@ def _row(line: Mapping[str, Any], untouched: float | None) -> str:
         f"{_percent(scores.get('efficacy')):>20s} {_percent(scores.get('paraphrase')):>11s} |",
         f"{_percent(everything.get('efficacy')):>20s}",
         f"{_percent(everything.get('paraphrase')):>11s} {_percent(_first_round(point)):>12s} |",
-        f"{_percent(untouched):>9s} | {line['seconds']['edit'] / line['edits']:6.3f}",
+        f"{_percent(others):>11s} | {line['seconds']['edit'] / line['edits']:6.3f}",
     )
     return " ".join(columns)
 

@@ -60,5 +60,5 @@ class FrozenAnswers:
         )
 
     def keep(self, count: int) -> None:
-        """Drop the rounds after the first so many."""
+        """Drop the rounds after the first ``count``."""
         self._lines.keep(count)

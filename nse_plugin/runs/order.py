@@ -1,8 +1,8 @@
 """The order of a stream of requests, cut into rounds; conflicts and repeats on the way.
 
 A later edit of one (subject, prompt) supersedes the earlier one, so the two never share a round.
-A request that asks for what already stands is a repeat: counted, not applied again.  Of a list, the
-edit that stands is asked the repeat's questions too; in a stream it is written by then, and a
+A request that asks for what is already in effect is a repeat: counted, not applied again.  Of a list, the
+edit that in_effect is asked the repeat's questions too; in a stream it is written by then, and a
 warning says so.  Requests are drawn from a stream no sooner than a round needs them.
 """
 
@@ -31,7 +31,7 @@ class PlannedRound:
     """Counted from 1."""
     requests: tuple[EditRequest, ...]
     repeats: int
-    """Requests left out since the round before, because what they ask for stood already."""
+    """Requests left out since the round before, because what they ask for was in effect already."""
 
 
 class Rounds:
@@ -115,19 +115,19 @@ class Rounds:
             yield list(taken.values())
 
     def _fresh(self) -> Iterator[EditRequest]:
-        """Requests in order, without repeats of what stands."""
+        """Requests in order, without repeats of what is in effect."""
         if isinstance(self._stream, Sequence):
             yield from self._fresh_of_list()
             return
-        stands: dict[bytes, bytes] = {}  # marks of fact and answer: a stream can be long
+        in_effect: dict[bytes, bytes] = {}  # marks of fact and answer: a stream can be long
         unasked = 0
         for request in self._ordered():
             fact, target = mark(*request.fact), mark(request.target_new)
-            if stands.get(fact) == target:
+            if in_effect.get(fact) == target:
                 self.repeats += 1
                 unasked += bool(request.locality or request.portability)
                 continue
-            stands[fact] = target
+            in_effect[fact] = target
             yield request
         if unasked:
             log.warning("the questions of %d repeats in the stream were not asked", unasked)
@@ -135,15 +135,15 @@ class Rounds:
     def _fresh_of_list(self) -> Iterator[EditRequest]:
         kept: list[EditRequest] = []
         repeats_before: list[int] = []
-        stands: dict[tuple[str, str], int] = {}  # by fact: place in kept
+        in_effect: dict[tuple[str, str], int] = {}  # by fact: place in kept
         repeats = 0
         for request in self._ordered():
-            place = stands.get(request.fact)
+            place = in_effect.get(request.fact)
             if place is not None and kept[place].target_new == request.target_new:
                 repeats += 1
                 kept[place] = with_probes_of(kept[place], request)
                 continue
-            stands[request.fact] = len(kept)
+            in_effect[request.fact] = len(kept)
             kept.append(request)
             repeats_before.append(repeats)
         for request, self.repeats in zip(kept, repeats_before):

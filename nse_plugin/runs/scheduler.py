@@ -52,7 +52,7 @@ class SequentialScheduler:
         run_dir: where the run is kept; one that holds the same run is resumed.
         held_out: texts for the perplexity.
         listeners: told of everything that happens.
-        max_rounds: end this call after so many rounds, to go on later.
+        max_rounds: end this call after N rounds; another call resumes the run.
 
     Raises:
         NSEPluginError: an argument is wrong; nothing was changed.
@@ -197,7 +197,7 @@ class SequentialScheduler:
                     f"{self.run_dir}/frozen.jsonl: round {planned.number} is of other requests; "
                     "restore the file, or give another folder"
                 )
-            # frozen, not edited when the run was cut off, and the stream goes on differently
+            # frozen, not edited when the run was cut off, and the stream continues differently
             self._frozen.keep(planned.number - 1)
         if phase is not None:
             self._tell("phase", name=phase)

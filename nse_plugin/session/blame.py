@@ -11,17 +11,18 @@ from nse_plugin.model.answers import check_length, input_device
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import TokenBatch, encode_prompt
 from nse_plugin.session.records import RoundRecord, later_trained
-from nse_plugin.session.session import EditSession
 from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from nse_plugin.session.session import EditSession
+
 
 def blame(session: EditSession, prompt: str) -> DataFrame:
     """Take each standing round away in turn, and see how the next token's chances change.
 
-    Afterwards the model holds exactly what it held, come what may.
+    Afterwards the model holds exactly what it held, even on error.
 
     Returns:
         a row per round, the most effective first: ``round``, ``kl`` (divergence in nats of the
@@ -43,7 +44,7 @@ def blame(session: EditSession, prompt: str) -> DataFrame:
         )
     ids = encode_prompt(session.tokenizer, prompt).ids
     if not ids:
-        raise RequestError(f"prompt is {prompt!r} and has no tokens; give a text to go on from")
+        raise RequestError(f"prompt is {prompt!r} and has no tokens; give a text to continue")
     check_length(session.model, [len(ids)], "shorten the prompt")
     now = _next_token(session, ids)
     top = int(now.argmax())

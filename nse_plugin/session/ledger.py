@@ -85,7 +85,7 @@ class Ledger:
         return torch.cat(found, dim=1) if found else None
 
     def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
-        """By layer, at most so many of the previous keys, at even distances: [d_ff, n].
+        """By layer, at most ``limit`` of the previous keys, at even distances: [d_ff, n].
 
         Only rounds that hold one of them are read, each once.
         """

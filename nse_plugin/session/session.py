@@ -23,6 +23,7 @@ from nse_plugin.model.prompts import check_vocabulary
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.session.attached import Attached
+from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import RoundRecord, StandingRound, Undone, later_trained
@@ -132,7 +133,7 @@ class EditSession:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """Inside, the model is the untouched one; afterwards what it was, come what may."""
+        """Inside, the model is the untouched one; afterwards what it was, even on error."""
         with self.weights.rewound(), self.attached.off():
             yield
 
@@ -261,8 +262,6 @@ class EditSession:
 
     def blame(self, prompt: str) -> DataFrame:
         """Which rounds move the answer to a prompt most: :func:`nse_plugin.session.blame.blame`."""
-        from nse_plugin.session.blame import blame
-
         return blame(self, prompt)
 
     def to_peft(self, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
@@ -296,7 +295,7 @@ class EditSession:
             )
 
     def _state_after(self, length: int) -> dict[str, int]:
-        """Fingerprints after so many rounds; a matrix not yet edited then has its original."""
+        """Fingerprints after the first ``length`` rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
     def _replay(self, standing: StandingRound, record: RoundRecord) -> None:

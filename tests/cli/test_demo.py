@@ -15,7 +15,7 @@ from nse_plugin.runs.reading import load_ledger
 from nse_plugin.runs.result import same_run
 
 SUMMARY_KEYS = [
-    "method", "model", "seed", "edits", "rounds", "efficacy", "paraphrase", "untouched",
+    "method", "model", "seed", "edits", "rounds", "efficacy", "paraphrase", "other_facts",
     "retention_first", "seconds_per_edit",
 ]  # fmt: skip
 ROUNDS = ["round-0001.safetensors", "round-0002.safetensors", "round-0003.safetensors"]
@@ -24,7 +24,7 @@ ROUNDS = ["round-0001.safetensors", "round-0002.safetensors", "round-0003.safete
 @pytest.fixture(autouse=True)
 def scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_module, "N_UNTOUCHED", 20)
+    monkeypatch.setattr(demo_module, "N_OTHER", 20)
     corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
     monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     return tmp_path
@@ -51,7 +51,7 @@ def test_demo_twice_gives_one_summary(model, capsys):
     assert first.pop("seconds_per_edit") > 0 and second.pop("seconds_per_edit") > 0
     assert first == second
     assert (first["edits"], first["rounds"], first["model"]) == (6, 3, model)
-    for score in ("efficacy", "paraphrase", "untouched", "retention_first"):
+    for score in ("efficacy", "paraphrase", "other_facts", "retention_first"):
         assert 0.8 <= first[score] <= 1
     shown = capsys.readouterr().out
     assert shown.count("before:") == shown.count("after: ") == 2 * 3

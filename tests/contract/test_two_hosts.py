@@ -21,7 +21,7 @@ RECORDS = 30
 def zsre_file(tmp_path_factory):
     """Facts of the embedded world in ZsRE's layout."""
     chosen, others = atlas.edit_set(RECORDS, seed=3), random.Random(3)
-    untouched = atlas.untouched(chosen, RECORDS, seed=3)
+    untouched = atlas.other_facts(chosen, RECORDS, seed=3)
     records = []
     for fact in chosen:
         rewrite, other = fact["requested_rewrite"], others.choice(untouched)["requested_rewrite"]

@@ -97,7 +97,7 @@ def edit_set(n: int, seed: int = 0, distinct_subjects: bool = True) -> list[dict
     return records[:n]
 
 
-def untouched(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
+def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
     """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
     edited = {subject_of(record) for record in edits}
     rest = [record for record in facts() if subject_of(record) not in edited]

@@ -17,7 +17,7 @@ from nse_plugin.data.earth.records import kept_back, make_record
 from nse_plugin.data.earth.tables import Fact, all_facts, relations
 from nse_plugin.errors import DataError
 
-__all__ = ["Fact", "all_facts", "edit_set", "facts", "relations", "untouched"]
+__all__ = ["Fact", "all_facts", "edit_set", "facts", "other_facts", "relations"]
 
 
 def facts(seed: int = 0) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ def _without_moved_steps(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return records
 
 
-def untouched(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
+def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
     """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
     edited = {record["requested_rewrite"]["subject"] for record in edits}
     rest = [r for r in facts(seed) if r["requested_rewrite"]["subject"] not in edited]

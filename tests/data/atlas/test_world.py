@@ -72,7 +72,7 @@ def test_edit_set_mixes_relations_and_repeats_no_subject_before_all_came() -> No
     assert len(subjects) == 200
     assert len({r["requested_rewrite"]["relation_id"] for r in edits}) > 8
     assert edits[:20] == atlas.edit_set(20, seed=1) != atlas.edit_set(20, seed=2)
-    rest = atlas.untouched(edits, 100)
+    rest = atlas.other_facts(edits, 100)
     assert len(rest) == 100 and not subjects & {atlas.subject_of(r) for r in rest}
     many = atlas.edit_set(600, seed=1)
     assert len({r["case_id"] for r in many}) == 600

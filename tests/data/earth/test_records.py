@@ -116,9 +116,9 @@ def test_no_subject_comes_twice_before_all_came_once() -> None:
     assert len({parts(record)[:2] for record in earth.edit_set()}) == len(subjects)
 
 
-def test_untouched_facts_are_of_other_subjects() -> None:
+def test_other_facts_are_of_other_subjects() -> None:
     edits = earth.edit_set(300)
-    others = earth.untouched(edits, 50)
+    others = earth.other_facts(edits, 50)
     assert len(others) == 50 == len({record["case_id"] for record in others})
     assert not {parts(r)[1] for r in edits} & {parts(r)[1] for r in others}
 
