@@ -1,9 +1,9 @@
 """The order of a stream of requests, cut into rounds; conflicts and repeats on the way.
 
 A later edit of one (subject, prompt) supersedes the earlier one, so the two never share a round.
-A request that asks for what is already in effect is a repeat: counted, not applied again.  Of a list, the
-edit that in_effect is asked the repeat's questions too; in a stream it is written by then, and a
-warning says so.  Requests are drawn from a stream no sooner than a round needs them.
+A request that asks for what is already in effect is a repeat: counted, not applied again.  Of a
+list, the edit that is in effect is asked the repeat's questions too; in a stream it is written by
+then, and a warning says so.  Requests are drawn from a stream no sooner than a round needs them.
 """
 
 from __future__ import annotations

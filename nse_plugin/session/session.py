@@ -295,7 +295,7 @@ class EditSession:
             )
 
     def _state_after(self, length: int) -> dict[str, int]:
-        """Fingerprints after the first ``length`` rounds; a matrix not yet edited then has its original."""
+        """Fingerprints after ``length`` rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
     def _replay(self, standing: StandingRound, record: RoundRecord) -> None:
