@@ -199,7 +199,7 @@ class _Observed:
             hooks.callback(block.register_forward_hook(at_end).remove)
             ids = torch.arange(1, 7, device=layout.input_device)[None]
             with suppress(StopPass):
-                layout.body(input_ids=ids, use_cache=False)
+                layout.body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
         if seen.keys() != {"output", "stream"}:
             raise ModelError(
                 f"layer {layer} of model type {layout.model_type!r} does not use "

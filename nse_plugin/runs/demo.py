@@ -103,8 +103,8 @@ class Demo:
         Raises:
             DataError: the folder holds another run, or another process is at work in it.
         """
-        with progress(self._show, rounds=False) as told:
-            scheduler = make_scheduler(self._run, [told, self])
+        with progress(self._show, rounds=False) as self._told:
+            scheduler = make_scheduler(self._run, [self._told, self])
             self.session: EditSession = scheduler.backend.session  # type: ignore[attr-defined]
             self.hparams = scheduler.backend.hparams
             result = scheduler.run()
@@ -116,6 +116,7 @@ class Demo:
         """Hear of the run's events: ask the other facts, show the table, write the summary."""
         if event == "start":
             # made once per model, so that no round's time holds it
+            self._told("phase", {"name": "computing statistics"})
             self.session.untouched.covariances(self.hparams)
             with self.session.rewound():
                 known = self._still_true()

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ _DOING = {
     "edit": "editing",
     "measure": "measuring",
     "write": "writing to disk",
+    "untouched model": "measuring the untouched model",
 }
 QUIET = 30.0
 """Seconds after which a run that is not on a terminal says what it is doing."""
@@ -56,8 +57,9 @@ def repeated(seconds: float, call: Callable[[], None]) -> Iterator[None]:
     closed = threading.Event()
 
     def work() -> None:
-        while not closed.wait(seconds):
-            call()
+        with suppress(BrokenPipeError):  # the next line of the main thread meets it too
+            while not closed.wait(seconds):
+                call()
 
     thread = threading.Thread(target=work, daemon=True, name="progress")
     thread.start()
@@ -226,10 +228,10 @@ def _numbers(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]
 
 def _doing(phase: str) -> str:
     """A phase of the scheduler, for people."""
+    if phase in _DOING:
+        return _DOING[phase]
     name, _, number = phase.partition(" ")
-    if name not in _DOING:
-        return phase
-    return f"{_DOING[name]}, round {number}" if number else _DOING[name]
+    return f"{_DOING[name]}, round {number}" if name in _DOING else phase
 
 
 def _scores(line: Mapping[str, Any]) -> list[tuple[str, float]]:
