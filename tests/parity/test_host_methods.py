@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from nse_plugin.easyedit import checkout
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, ROMEHparams
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.session.session import EditSession
@@ -49,18 +48,9 @@ CASES_BY_METHOD: dict[str, tuple[type, dict[str, Any]]] = {
 }
 
 
-@pytest.fixture
-def host():
-    """EasyEdit, imported; skips with the reason where it cannot be had."""
-    if (found := checkout.find()) is None:
-        pytest.skip(f"no EasyEdit on this machine: {checkout.HOW_TO_GET_IT}")
-    checkout.load(found)
-    return found
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("case", CASES_BY_METHOD)
-def test_weights_after_each_round(host, family, case, tmp_path, monkeypatch):
+def test_weights_after_each_round(easyedit, family, case, tmp_path, monkeypatch):
     fixture = Fixture.of(family)
     kind, settings = CASES_BY_METHOD[case]
     settings = dict(settings, stats_dir=str(tmp_path))
@@ -101,8 +91,8 @@ def test_weights_after_each_round(host, family, case, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["ROME", "MEMIT", "AlphaEdit"])
-def test_easyedits_yamls_load_unchanged(host, method):
-    paths = sorted((host.path / "hparams" / method).glob("*.yaml"))
+def test_easyedits_yamls_load_unchanged(easyedit, method):
+    paths = sorted((easyedit.path / "hparams" / method).glob("*.yaml"))
     assert len(paths) > 3
     for path in paths:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

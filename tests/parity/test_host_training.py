@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 
-from nse_plugin.easyedit import checkout
-from nse_plugin.errors import HostError
 from nse_plugin.hparams import FTHparams, GRACEHparams, LoRAHparams
 from nse_plugin.methods import ft, grace, lora
 from nse_plugin.model.seeding import seeded
@@ -25,15 +23,8 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def host():
-    """EasyEdit's functions by method; skips with the reason where EasyEdit cannot be had."""
-    found = checkout.find()
-    if found is None:
-        pytest.skip(f"no EasyEdit on this machine: {checkout.HOW_TO_GET_IT}")
-    try:
-        checkout.load(found)
-    except HostError as error:
-        pytest.skip(str(error))
+def host(easyedit):
+    """EasyEdit's functions by method."""
     models = "easyeditor.models"
     return {
         "FT": importlib.import_module(f"{models}.ft.ft_main").apply_ft_to_model,

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tokenizers import processors
 
+from nse_plugin.easyedit import checkout
 from nse_plugin.errors import MissingPackageError, ModelError, StatisticsError
 from nse_plugin.model.probe import layout_of
 from nse_plugin.statistics import covariance, text_sources
@@ -335,10 +336,9 @@ def test_npz_round_trip(layout, text, tmp_path, monkeypatch):
 
 
 def test_easyedit_reads_ours_and_we_read_its(layout, tmp_path):
-    root = os.environ.get("EASYEDIT_ROOT", "")
-    path = Path(root) / "easyeditor" / "util" / "runningstats.py"
-    if not root or not path.exists():
-        pytest.skip("EASYEDIT_ROOT does not name an EasyEdit checkout")
+    if (host := checkout.find()) is None:
+        pytest.skip(f"no EasyEdit on this machine: {checkout.HOW_TO_GET_IT}")
+    path = host.path / "easyeditor" / "util" / "runningstats.py"
     spec = importlib.util.spec_from_file_location("easyedit_runningstats", path)
     stats = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(stats)
