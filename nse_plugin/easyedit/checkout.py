@@ -28,9 +28,10 @@ PACKAGE = "easyeditor"
 ROOT_VARIABLE = "EASYEDIT_ROOT"
 """Environment variable that names a checkout; it goes before what is importable."""
 
+_INSTALL = "`pip install -c constraints-easyedit.txt -e '.[easyedit]'` in a checkout of nse_plugin"
 HOW_TO_GET_IT = (
-    "clone github.com/zjunlp/EasyEdit, install what it imports with "
-    f"`pip install 'nse-plugin[easyedit]'`, and set {ROOT_VARIABLE} (or PYTHONPATH) to the checkout"
+    f"clone github.com/zjunlp/EasyEdit, install what it imports with {_INSTALL}, and set "
+    f"{ROOT_VARIABLE} (or PYTHONPATH) to EasyEdit's checkout"
 )
 
 
@@ -139,13 +140,12 @@ def load(host: Host) -> ModuleType:
     except ModuleNotFoundError as error:
         raise HostError(
             f"{host} cannot be imported: {error}. Install what it imports with "
-            "`pip install 'nse-plugin[easyedit]'`, or use the embedded host: "
-            "NSE_PLUGIN_HOST=embedded"
+            f"{_INSTALL}, or use the embedded host: NSE_PLUGIN_HOST=embedded"
         ) from error
     except Exception as error:
         raise HostError(
-            f"{host} cannot be imported: {type(error).__name__}: {error}. The packages of the "
-            "extra nse-plugin[easyedit] are known to fit together; or use the embedded host: "
+            f"{host} cannot be imported: {type(error).__name__}: {error}. The versions of "
+            "constraints-easyedit.txt are known to fit together; or use the embedded host: "
             "NSE_PLUGIN_HOST=embedded"
         ) from error
 
