@@ -17,7 +17,8 @@ from nse_plugin.version import __version__
 EDIT, LOOK, KEEP, MACHINE = "Edit", "Look", "Keep or undo", "Prepare"
 """Groups of commands in the help."""
 
-_COMMANDS = ("demo", "run", "compare", "inspect", "overfit", "undo", "export", "stats", "doctor")
+_COMMANDS = ("demo", "run", "compare", "inspect", "overfit", "undo", "export", "models",
+             "stats", "doctor")  # fmt: skip
 """Modules of this folder, in the order of the help."""
 
 # typer.BadParameter is a UsageError, and that a ClickException, wherever typer keeps them

@@ -1,4 +1,4 @@
-"""Load the model that hyperparameters name."""
+"""Load the model that hyperparameters name: a folder, a hub id, a GGUF file or a short name."""
 
 from __future__ import annotations
 
@@ -10,60 +10,144 @@ from typing import Any
 import torch
 from torch import nn
 
-from nse_plugin.errors import HparamsError, ModelError, did_you_mean
+from nse_plugin.data import atlas
+from nse_plugin.data.published import MODELS, fetch, unpacked_gguf
+from nse_plugin.errors import DataError, HparamsError, ModelError, did_you_mean
+
+_WAYS = (
+    "a folder with safetensors and a tokenizer, a .gguf file, a hub id that can be reached, "
+    f"'atlas:gpt2', 'atlas:llama', or one of {', '.join(MODELS)}"
+)
 
 
 def load_model(hparams: Any) -> tuple[nn.Module, Any, str]:
     """Model, tokenizer and name that hyperparameters ask for, on the device they name.
 
-    ``model_name`` is a path, a hub name, ``atlas:gpt2``, ``atlas:llama``, or a ready ``(model,
-    tokenizer)``.
+    ``model_name`` is the folder of a model, a ``.gguf`` file, a hub id, ``atlas:gpt2``,
+    ``atlas:llama``, a short name of :data:`nse_plugin.data.published.MODELS`, or a ready
+    ``(model, tokenizer)``.
 
     Raises:
         HparamsError: no such device or dtype.
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or its weights are still quantised.
     """
     device = find_device(getattr(hparams, "device", None))
     name = hparams.model_name
     parallel = bool(getattr(hparams, "model_parallel", False))
     if not isinstance(name, (str, os.PathLike)):
         model, tokenizer = _ready(name)
+        refuse_quantised(model)
         if not parallel and getattr(model, "hf_device_map", None) is None:
             model.to(device)
         config: Any = model.config
         return model, tokenizer, getattr(config, "_name_or_path", "") or config.model_type
     name = str(name)
-    if name.startswith("atlas:"):
-        from nse_plugin.data import atlas
-
-        try:
-            model, tokenizer = atlas.load(name, _dtype(hparams), str(device))
-        except (ValueError, FileNotFoundError) as error:
-            raise ModelError(f"cannot load {name!r}: {error}") from error
-        return model, tokenizer, name
-    model, tokenizer = _load_pretrained(name, _dtype(hparams), "auto" if parallel else None)
+    place, dtype = model_place(name), _dtype(hparams)
+    model, tokenizer = _load_pretrained(name, place, dtype, "auto" if parallel else None)
     return (model if parallel else model.to(device)), tokenizer, name
 
 
-def _load_pretrained(name: str, dtype: torch.dtype, device_map: str | None) -> tuple[Any, Any]:
+def model_place(name: str) -> str:
+    """What ``from_pretrained`` is given for a name: a folder, or a hub id.
+
+    Fetches a model of a short name and unpacks a GGUF file, where that is not done yet.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be fetched or unpacked.
+    """
+    if name.startswith("atlas:"):
+        try:
+            return str(atlas.model_dir(name))
+        except DataError as error:
+            raise ModelError(str(error)) from error
+    if name in MODELS and not Path(name).exists():
+        return str(fetch(name))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return str(unpacked_gguf(path))
+    _check_name(name)
+    return str(path) if path.is_dir() else name
+
+
+def refuse_quantised(model: nn.Module) -> None:
+    """Raise :class:`ModelError` where weights are packed: a change cannot be added to them."""
+    config = getattr(model, "config", None)
+    settings = getattr(config, "quantization_config", None)
+    for name, parameter in model.named_parameters():
+        packed = not parameter.is_floating_point() or parameter.element_size() < 2
+        if packed and parameter.dim() > 1 and not parameter.is_meta:
+            method = getattr(settings, "quant_method", None)
+            if isinstance(settings, dict):
+                method = settings.get("quant_method")
+            raise ModelError(
+                f"{name} is stored as {str(parameter.dtype).removeprefix('torch.')}"
+                + (f" (quantised: {getattr(method, 'value', method)})" if method else "")
+                + ", to which a change cannot be added; load the model without quantisation, in "
+                "float32, bfloat16 or float16"
+            )
+
+
+def _load_pretrained(
+    name: str, place: str, dtype: torch.dtype, device_map: str | None
+) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _check_name(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, device_map=device_map)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=dtype,
+            device_map=device_map,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of transformers, tokenizers, safetensors or the hub
+        raise ModelError(f"cannot load model {name!r}: {_why(place, error)}") from error
+    if found["missing_keys"] or found.get("mismatched_keys"):
+        odd = sorted(map(str, (*found["missing_keys"], *found.get("mismatched_keys", ()))))
         raise ModelError(
-            f"cannot load model {name!r}: {error}\nGive a folder that from_pretrained reads, a hub "
-            "name that can be reached, 'atlas:gpt2', or a ready (model, tokenizer)"
-        ) from error
+            f"the weights of {name!r} do not fit its config: {', '.join(odd[:3])}"
+            + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+            + " are missing or of another shape; copy the folder again"
+        )
+    refuse_quantised(model)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval(), tokenizer
 
 
+def _why(place: str, error: Exception) -> str:
+    """What stands in the way of loading, and the way out."""
+    said = " ".join(str(error).split())
+    folder = Path(place)
+    if "trust_remote_code" in said:
+        return "it needs code of its own, which is never run here; give a model of transformers"
+    if folder.is_dir():
+        files = {path.name for path in folder.iterdir()}
+        if "config.json" not in files:
+            return f"{folder} has no config.json; give {_WAYS}"
+        if not any(name.endswith(".safetensors") for name in files):
+            return (
+                f"{folder} has no safetensors"
+                + (", only pickled weights, which are never read here" if _pickled(files) else "")
+                + "; save it with model.save_pretrained(folder)"
+            )
+        if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in files):
+            return (
+                f"{folder} has no tokenizer; save it there with tokenizer.save_pretrained(folder)"
+            )
+        return f"{said[:300]}; the files may be cut off or of another model: copy the folder again"
+    first = said.split(". ")[0][:200]
+    return f"{first}; give {_WAYS}"
+
+
+def _pickled(files: set[str]) -> bool:
+    return any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in files)
+
+
 def _check_name(name: str) -> None:
-    """Raise :class:`ModelError` where a name is neither a folder nor may be a hub name."""
+    """Raise :class:`ModelError` where a name is neither a folder nor may be a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         return
@@ -71,17 +155,15 @@ def _check_name(name: str) -> None:
     if path.exists() or not hub_name or ("/" in name and path.parent.is_dir()):
         siblings = path.parent.glob("*") if path.parent.is_dir() else []
         near = did_you_mean(path.name, [entry.name for entry in siblings if entry.is_dir()])
-        raise ModelError(
-            f"there is no model folder {name!r}{near}; give the folder of a model, a hub name, "
-            "'atlas:gpt2', 'atlas:llama', or a ready (model, tokenizer)"
-        )
+        raise ModelError(f"there is no model folder {name!r}{near}; give {_WAYS}")
+    if "/" not in name and (near := did_you_mean(name, MODELS)):
+        raise ModelError(f"there is no model {name!r}{near}; give {_WAYS}")
 
 
 def _ready(pair: Any) -> tuple[nn.Module, Any]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], nn.Module):
         raise ModelError(
-            f"model_name is a {type(pair).__name__}; give a path, a hub name, 'atlas:gpt2', or a "
-            "ready (model, tokenizer)"
+            f"model_name is a {type(pair).__name__}; give {_WAYS}, or a ready (model, tokenizer)"
         )
     return pair[0], pair[1]
 

