@@ -400,11 +400,11 @@ def test_a_model_that_cannot_be_loaded_is_named(saved, monkeypatch):
     with pytest.raises(ModelError, match="cannot load model"):
         BaseEditor(hparams_for(str(saved)))
 
-    def unreachable(name):
+    def unreachable(name, **_options):
         raise OSError(f"no connection to look for {name}")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
-    with pytest.raises(ModelError, match=r"(?s)model 'some/hub-name'.*hub name that can be"):
+    with pytest.raises(ModelError, match=r"(?s)model 'some/hub-name'.*hub id that can be"):
         BaseEditor(hparams_for("some/hub-name"))
     for odd in (3, ("a", "b"), (tiny_model("gpt2"),)):
         with pytest.raises(ModelError, match="model_name is a"):

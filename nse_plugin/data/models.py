@@ -121,7 +121,7 @@ def _why(place: str, error: Exception) -> str:
     """What stands in the way of loading, and the way out."""
     said = " ".join(str(error).split())
     folder = Path(place)
-    if "trust_remote_code" in said:
+    if isinstance(error, ValueError) and "trust_remote_code" in said:
         return "it needs code of its own, which is never run here; give a model of transformers"
     if folder.is_dir():
         files = {path.name for path in folder.iterdir()}
