@@ -21,8 +21,7 @@ _COMMANDS = ("demo", "run", "compare", "inspect", "overfit", "undo", "export", "
              "stats", "doctor")  # fmt: skip
 """Modules of this folder, in the order of the help."""
 
-# typer.BadParameter is a UsageError, and that a ClickException, wherever typer keeps them
-
+# typer.BadParameter is a UsageError, and that a ClickException; where typer keeps them varies
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode="rich")
