@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nse_plugin.errors import DataError
-from nse_plugin.evaluation.metrics import Answered
+from nse_plugin.evaluation.metrics import GROUPS, Answered
 from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.schema import FrozenLine
+from nse_plugin.runs.schema import AskedLocality, AskedProbe, FrozenLine, check
+
+_WAY_OUT = "restore the file from a copy, or give another folder"
 
 
 class FrozenAnswers:
@@ -37,14 +39,19 @@ class FrozenAnswers:
         Raises:
             DataError: the line cannot be read.
         """
-        line = self._lines[number - 1]
+        line, what = self._lines[number - 1], f"line {number} of {self._lines.path}"
         try:
-            return [EditRequest.from_json(record) for record in line["edits"]], line["answers"]
-        except (KeyError, TypeError) as error:
-            raise DataError(
-                f"line {number} of {self._lines.path} lacks a field ({error!r}); restore the "
-                "file, or give another folder"
-            ) from error
+            requests = [EditRequest.from_json(record) for record in line["edits"]]
+            for answered, request in zip(line["answers"], requests, strict=True):
+                for group in GROUPS:
+                    kind = AskedLocality if group == "locality" else AskedProbe
+                    for probe in answered[group]:
+                        check(probe, kind, f"{what}: case {request.case_id}", _WAY_OUT)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"{what} is damaged ({error!r}); {_WAY_OUT}") from error
+        return requests, line["answers"]
 
     def append(
         self, number: int, requests: Sequence[EditRequest], answers: Sequence[Answered]

@@ -6,8 +6,8 @@ where the schema changes, :data:`SCHEMA` goes up, and directories of another sch
 
 from __future__ import annotations
 
+import functools
 import types
-from collections.abc import Mapping
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from nse_plugin.errors import DataError
@@ -147,6 +147,23 @@ class RoundLine(TypedDict):
     seconds: dict[str, float]
 
 
+class AskedProbe(TypedDict):
+    """What the untouched model answered to one probe."""
+
+    prompt: str
+    exact: bool
+    accuracy: float | None
+    nll: float | None
+    nll_other: float | None
+
+
+class AskedLocality(AskedProbe):
+    """The same of a locality probe."""
+
+    predicted: list[Any]
+    """Token ids."""
+
+
 class FrozenLine(TypedDict):
     """A line of ``frozen.jsonl``: the untouched model's answers to the probes of one round."""
 
@@ -187,13 +204,18 @@ class UndoneRounds(TypedDict):
     undone: list[UndoneRound]
 
 
-def check(found: Mapping[str, Any], kind: Any, what: str, way_out: str) -> None:
+_hints = functools.cache(get_type_hints)
+
+
+def check(found: Any, kind: Any, what: str, way_out: str) -> None:
     """See that an object read from a file has the fields of a type of this module.
 
     Raises:
         DataError: a field is missing or of another type; the message begins with ``what``.
     """
-    for name, hint in get_type_hints(kind).items():
+    if not isinstance(found, dict):
+        raise DataError(f"{what} is damaged: it is {repr(found)[:60]}, not an object; {way_out}")
+    for name, hint in _hints(kind).items():
         if name not in found:
             if name in kind.__required_keys__:
                 raise DataError(f"{what} is damaged: {name} is missing; {way_out}")

@@ -110,6 +110,27 @@ def test_a_hole_is_an_error(part):
     assert (part / "round-0002.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line["edits"][1].update(prompt=5), "line 2 of .*frozen.jsonl is damaged"),
+        (
+            lambda line: line["answers"][0]["locality"][0].pop("predicted"),
+            "line 2 of .*frozen.jsonl: case 2 is damaged: predicted is missing",
+        ),
+        (lambda line: line["answers"].pop(), "line 2 of .*frozen.jsonl is damaged"),
+        (lambda line: line.update(answers=7), "answers is 7, not list"),
+    ],
+)
+def test_frozen_answers_of_other_types_are_damage(part, change, message):
+    path = part / "frozen.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    change(lines[1])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=message):
+        scheduler(part).run()
+
+
 def test_lost_lines_do_not_cost_the_rounds(part):
     (part / "rounds.jsonl").unlink()
     with pytest.raises(DataError, match=r"rounds.jsonl has no line for round-0001.*, round-0002"):
