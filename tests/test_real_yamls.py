@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 
+from nse_plugin.data.published import MODELS
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams, yaml_dir
 from nse_plugin.methods.nse import edit_round
@@ -89,7 +90,7 @@ def tiny_of(name: str):
 
 def test_every_yaml_of_a_real_model_is_in_the_table():
     shipped = {path.stem for path in (yaml_dir() / "NSE").glob("*.yaml")}
-    assert {name for name in shipped if not name.startswith("atlas-")} == set(REAL)
+    assert {name for name in shipped if not name.startswith("atlas-")} - set(MODELS) == set(REAL)
 
 
 @each

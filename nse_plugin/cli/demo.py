@@ -13,10 +13,17 @@ from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import DemoSettings
 
 
-@command(EDIT, examples("nse demo", "nse demo --model atlas:llama --edits 200 --out run1"))
+@command(
+    EDIT,
+    examples(
+        "nse demo",
+        "nse demo --model atlas:llama --edits 200 --out run1",
+        "nse demo --model smollm2-135m --out run-smollm2",
+    ),
+)
 @with_fields(Group("Options", DemoSettings, ("model", "edits", "rounds", "seed", "out")))
 def demo(given: dict[str, Any]) -> int:
-    """Edit facts of an embedded world in rounds and measure after each.
+    """Edit facts in rounds and measure after each: of an embedded world, or real ones.
 
     It is an nse run with its settings chosen: the same command resumes it, and nse inspect, undo
     and export read its folder.

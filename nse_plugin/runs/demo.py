@@ -1,7 +1,9 @@
-"""The demo: a run on the embedded world, with a table and examples that can be read at once.
+"""The demo: a run with a table and examples that can be read at once.
 
-It is a run like any other, and is resumed, inspected and exported like any other.  A listener adds
-what only the demo has: facts of other subjects are asked after each round, and ``summary.json``.
+On an embedded model it edits facts of the embedded world; on a real one, real facts that the model
+knows.  It is a run like any other, and is resumed, inspected and exported like any other.  A
+listener adds what only the demo has: facts of other subjects are asked after each round, and
+``summary.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nse_plugin.data import atlas
+from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import RequestError
 from nse_plugin.files import write_json
@@ -29,7 +31,7 @@ from nse_plugin.runs.start import make_scheduler
 from nse_plugin.session.session import EditSession
 
 N_OTHER = 200
-"""How many facts about other subjects are asked after every round."""
+"""How many facts about other subjects are asked after every round, at most."""
 _N_EXAMPLES = 3
 _PROTOCOL = {
     "every": 1, "portability": 0, "locality": 0, "generation": 0, "fluency": 0, "perplexity": 0,
@@ -77,25 +79,26 @@ class Demo:
     """
 
     def __init__(self, settings: DemoSettings, show: Callable[[str], None]) -> None:
-        n_facts = len(atlas.facts())
+        world = atlas if settings.embedded else earth
+        n_facts = len(world.facts())
         if settings.edits > n_facts:
             raise RequestError(
                 f"edits is {settings.edits}; the world has 1 to {n_facts} facts to edit"
             )
         self.settings, self._show = settings, show
+        name = atlas.model_dir(settings.model).name if settings.embedded else settings.model
         self._run = RunSettings(
-            hparams=f"NSE/{atlas.model_dir(settings.model).name}",
-            data=f"atlas:{settings.edits}",
+            hparams=f"NSE/{name}",
+            data=f"atlas:{settings.edits}" if settings.embedded else "earth",
+            known=not settings.embedded,
+            limit=settings.edits,
             round_size=-(-settings.edits // settings.rounds),
             out=settings.out,
-            stats_dir=str(Path(settings.out) / "stats"),
+            stats_dir=str(Path(settings.out) / "stats") if settings.embedded else None,
             seed=settings.seed,
             held_out="none",
             protocol=_PROTOCOL,
         )
-        records = atlas.edit_set(settings.edits, seed=settings.seed)
-        self.requests = parse_records(records)
-        self.others = parse_records(atlas.other_facts(records, N_OTHER, settings.seed))
 
     def run(self) -> tuple[RunResult, Summary]:
         """Edit, measure and write, or resume; an interrupt leaves the rounds so far.
@@ -105,6 +108,8 @@ class Demo:
         """
         with progress(self._show, rounds=False) as self._told:
             scheduler = make_scheduler(self._run, [self._told, self])
+            self.requests = [r for planned in scheduler.rounds for r in planned.requests]
+            self.others = self._other_facts()
             self.session: EditSession = scheduler.backend.session  # type: ignore[attr-defined]
             self.hparams = scheduler.backend.hparams
             result = scheduler.run()
@@ -131,6 +136,15 @@ class Demo:
             others = self._share_still_true()
             self._print(_row(facts, others))
             self._write_summary(others)
+
+    def _other_facts(self) -> list[EditRequest]:
+        """Facts about subjects that no edit is about."""
+        edited = {request.case_id for request in self.requests}
+        if self.settings.embedded:
+            records = atlas.edit_set(self.settings.edits, seed=self.settings.seed)
+            return parse_records(atlas.other_facts(records, N_OTHER, self.settings.seed))
+        records = [r for r in earth.facts(self.settings.seed) if r["case_id"] in edited]
+        return parse_records(earth.other_facts(records, N_OTHER, self.settings.seed))
 
     def _share_still_true(self) -> float | None:
         exact = self._still_true()

@@ -96,17 +96,27 @@ class DemoSettings:
     """What the demo lets a user choose; the rest of its run is set."""
 
     model: str = "atlas:gpt2"
-    """Embedded model: ``atlas:gpt2`` or ``atlas:llama``."""
-    edits: int = 100
-    """Number of facts to edit."""
-    rounds: int = 10
-    """Number of rounds to edit them in."""
+    """Embedded model (``atlas:gpt2``, ``atlas:llama``), or a real one: ``smollm2-135m``."""
+    edits: int = 0
+    """Number of facts to edit; 0 for 100 on an embedded model and 30 on a real one."""
+    rounds: int = 0
+    """Number of rounds to edit them in; 0 for 10 on an embedded model and 3 on a real one."""
     seed: int = 0
     """Seed that chooses the facts."""
     out: str = "run-demo"
     """Folder of the run."""
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the model is one of the embedded world."""
+        return self.model.startswith("atlas:")
+
     def __post_init__(self) -> None:
+        edits, rounds = (100, 10) if self.embedded else (30, 3)
+        if not self.edits:
+            object.__setattr__(self, "edits", edits)
+        if not self.rounds:
+            object.__setattr__(self, "rounds", min(rounds, self.edits))
         if self.edits < 1:
             raise HparamsError(f"edits is {self.edits}; give a number above 0")
         if not 1 <= self.rounds <= self.edits:
