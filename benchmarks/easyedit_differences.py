@@ -20,18 +20,14 @@ from typing import Any
 
 import torch
 
-from nse_plugin.easyedit.checkout import make_torchvision_importable
-
-make_torchvision_importable()  # before the modules below import transformers
-
-from nse_plugin.compare.hosts import recipe, subject  # noqa: E402
-from nse_plugin.compare.plan import Cell, ModelSpec, Settings  # noqa: E402
-from nse_plugin.compare.pool import Bench  # noqa: E402
-from nse_plugin.compare.specs import parse_method  # noqa: E402
-from nse_plugin.data.streams import read_data  # noqa: E402
-from nse_plugin.model.answers import score_answers  # noqa: E402
-from nse_plugin.runs.backends import Backend, backend_of  # noqa: E402
-from nse_plugin.session.session import EditSession  # noqa: E402
+from nse_plugin.compare.hosts import recipe, subject
+from nse_plugin.compare.plan import Cell, ModelSpec, Settings
+from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.specs import parse_method
+from nse_plugin.data.streams import read_data
+from nse_plugin.model.answers import score_answers
+from nse_plugin.runs.backends import Backend, backend_of
+from nse_plugin.session.session import EditSession
 
 MODULES = {
     "ROME": "easyeditor.models.rome.rome_main",

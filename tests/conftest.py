@@ -12,8 +12,9 @@ import torch
 
 from nse_plugin.easyedit import checkout
 from nse_plugin.errors import HostError
+from nse_plugin.model import make_torchvision_importable
 
-checkout.make_torchvision_importable()  # beside a torch without CUDA it fails to import
+make_torchvision_importable()  # before anything here imports transformers
 
 from tests.browser import chromium, open_page  # noqa: F401  fixtures
 from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer

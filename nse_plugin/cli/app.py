@@ -65,9 +65,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _call(function: Callable[..., int], options: dict[str, Any]) -> int:
     # read when transformers is first imported, which the commands do: its bars are not ours
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    from nse_plugin.easyedit.checkout import make_torchvision_importable
-
-    make_torchvision_importable()  # EasyEdit may be the host; before transformers is imported
     return function(**options)
 
 

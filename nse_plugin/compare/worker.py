@@ -10,12 +10,8 @@ import threading
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from nse_plugin.easyedit.checkout import make_torchvision_importable
-
-make_torchvision_importable()  # before the modules below import transformers
-
-from nse_plugin.compare.cells import run_cell  # noqa: E402
-from nse_plugin.compare.pool import Bench  # noqa: E402
+from nse_plugin.compare.cells import run_cell
+from nse_plugin.compare.pool import Bench
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection

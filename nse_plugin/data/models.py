@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+import nse_plugin.model  # noqa: F401  it makes transformers importable
 from nse_plugin.data import atlas
 from nse_plugin.data.published import MODELS, fetch, unpacked_gguf
 from nse_plugin.errors import DataError, HparamsError, ModelError, did_you_mean

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -21,8 +20,6 @@ from typing import Any
 
 from nse_plugin.errors import HostError
 from nse_plugin.files import git_commit
-
-log = logging.getLogger(__name__)
 
 PACKAGE = "easyeditor"
 ROOT_VARIABLE = "EASYEDIT_ROOT"
@@ -133,6 +130,8 @@ def load(host: Host) -> ModuleType:
     """
     if PACKAGE in sys.modules:
         return sys.modules[PACKAGE]
+    from nse_plugin.model.torchvision_operators import make_torchvision_importable
+
     _put_on_path(host)
     make_torchvision_importable()
     try:
@@ -158,41 +157,6 @@ def _put_on_path(host: Host) -> None:
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or Path(spec.origin or ".").parents[1].resolve() != host.path.resolve():
         sys.path.insert(0, path)
-
-
-def make_torchvision_importable() -> None:
-    """Declare the operators whose absence stops ``import torchvision``, where it is stopped.
-
-    Wheels of torchvision do not load their compiled operators beside a torch built without CUDA
-    (pytorch/vision issue 9085).  Where torchvision is installed, transformers' models and EasyEdit
-    import it, whether they use it or not, so this has to run before either.  The declared
-    operators have no implementation: text editing works, multimodal editing says that it cannot.
-    This can go when EasyEdit imports its multimodal editors on use, so that torchvision need not
-    be installed; it does nothing where torch and torchvision are one build.
-    """
-    if importlib.util.find_spec("torchvision") is None:
-        return  # importing EasyEdit will say so
-    try:
-        importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "torchvision::" not in str(error):
-            raise HostError(f"torchvision, which EasyEdit needs, fails: {error}") from error
-    else:
-        return
-    import torch
-
-    operators = torch.library.Library("torchvision", "FRAGMENT")
-    for name in ("nms", "qnms"):
-        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    vision = importlib.import_module("torchvision")
-    vision._nse_plugin_operators = operators  # type: ignore[attr-defined]  # they live as long
-    log.warning(
-        "torchvision's compiled operators do not load beside this torch; they were declared "
-        "without implementation, so that EasyEdit can be imported. Its multimodal editors "
-        "will not work until torch and torchvision are of one build"
-    )
 
 
 # --- probe --------------------------------------------------------------------------------------

@@ -29,18 +29,20 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from transformers import PreTrainedModel
 
 from nse_plugin.easyedit.checkout import part
 from nse_plugin.easyedit.take_back import Before
 from nse_plugin.errors import HostError, HparamsError, did_you_mean
 from nse_plugin.objectives import TokenObjective
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _IGNORED = -100  # the label that torch's cross entropy leaves out, unless told otherwise
 
@@ -334,6 +336,8 @@ def with_objective(method: str, objective: TokenObjective) -> Callable[..., tupl
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel | None:
     """The model of transformers within adapters and editors."""
+    from transformers import PreTrainedModel
+
     return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
 
 

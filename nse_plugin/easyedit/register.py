@@ -11,6 +11,7 @@ import copy
 import functools
 import importlib
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -350,8 +351,10 @@ def _check_fluency(wanted: Any) -> None:
     try:
         nltk.word_tokenize("One. Two.")
     except LookupError as error:
+        asked_for = re.search(r"nltk\.download\('(\w+)'\)", str(error))
+        data = asked_for[1] if asked_for else "punkt_tab"  # by version
         raise HostError(
-            "test_generation asks EasyEdit for fluency, which needs nltk's punkt_tab data, and "
-            "they are not on this machine; get them with `python -m nltk.downloader punkt_tab`, "
+            f"test_generation asks EasyEdit for fluency, which needs nltk's {data} data, and they "
+            f"are not on this machine; get them with `python -m nltk.downloader {data}`, "
             "leave test_generation out, or use NSE_PLUGIN_HOST=embedded, which needs none"
         ) from error

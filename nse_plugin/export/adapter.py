@@ -10,12 +10,11 @@ import math
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.export.entry import enter
@@ -32,6 +31,9 @@ from nse_plugin.export.folder import (
 from nse_plugin.files import require
 from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.session import EditSession
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."

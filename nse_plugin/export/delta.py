@@ -9,11 +9,10 @@ losing what the model's dtype rounds away.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
 from nse_plugin.errors import DataError, ModelError, SessionError
 from nse_plugin.export.entry import enter
@@ -28,6 +27,9 @@ from nse_plugin.export.folder import (
 )  # fmt: skip
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.session.session import EditSession
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WEIGHTS, CHANGE = "weights.safetensors", "change.safetensors"
 

@@ -7,10 +7,9 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from nse_plugin.errors import HparamsError, SessionError, did_you_mean
 from nse_plugin.hparams import (
@@ -29,6 +28,9 @@ from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, overtone,
 from nse_plugin.requests import EditRequest, as_requests
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedModel
 
 from nse_plugin.errors import SessionError
 from nse_plugin.model.hooks import own_modes
@@ -31,6 +30,7 @@ from nse_plugin.session.untouched import Untouched
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+    from transformers import PreTrainedModel
 
     from nse_plugin.export import Fit
 

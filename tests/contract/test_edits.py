@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -281,13 +282,26 @@ def punkt(tmp_path, monkeypatch):
     nltk = pytest.importorskip("nltk")
     from nltk.tokenize import punkt as trained
 
-    folder = tmp_path / "nltk_data" / "tokenizers" / "punkt_tab" / "english"
-    folder.mkdir(parents=True)
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])  # it writes nowhere else
-    trained.save_punkt_params(trained.PunktParameters(), str(folder))
-    nltk.tokenize._get_punkt_tokenizer.cache_clear()
+    tokenizers = tmp_path / "nltk_data" / "tokenizers"
+    if hasattr(trained, "save_punkt_params"):
+        folder = tokenizers / "punkt_tab" / "english"
+        folder.mkdir(parents=True)
+        trained.save_punkt_params(trained.PunktParameters(), str(folder))
+    else:  # nltk 3.6.5, which EasyEdit pins
+        folder = tokenizers / "punkt" / "PY3"
+        folder.mkdir(parents=True)
+        (folder / "english.pickle").write_bytes(pickle.dumps(trained.PunktSentenceTokenizer()))
+    _forget_punkt()
     yield
-    nltk.tokenize._get_punkt_tokenizer.cache_clear()
+    _forget_punkt()
+
+
+def _forget_punkt():
+    import nltk
+
+    if hasattr(nltk.tokenize, "_get_punkt_tokenizer"):
+        nltk.tokenize._get_punkt_tokenizer.cache_clear()
 
 
 @pytest.mark.parametrize("call_name", ["edit", "batch_edit"])
@@ -309,9 +323,9 @@ def test_missing_fluency_data_are_named_before_any_work(easyedit, saved, monkeyp
     from nse_plugin.errors import HostError
 
     monkeypatch.setattr(nltk.data, "path", [])
-    nltk.tokenize._get_punkt_tokenizer.cache_clear()
+    _forget_punkt()
     editor = base_editor().from_hparams(quick(model_name=saved["gpt2"]))
     arguments = {"requests": []} if call_name == "edit_requests" else fact(0)
-    with pytest.raises(HostError, match="punkt_tab"):
+    with pytest.raises(HostError, match=r"needs nltk's punkt(_tab)? data"):
         getattr(editor, call_name)(**arguments, test_generation=True)
     assert EditSession.of(editor.model, editor.tok).ledger.__len__() == 0

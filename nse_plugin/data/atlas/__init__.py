@@ -54,6 +54,10 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a shipped model in evaluation mode and its tokenizer; `dtype` None means float32."""
     import torch
+
+    from nse_plugin.model import make_torchvision_importable
+
+    make_torchvision_importable()  # before transformers is imported
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = model_dir(name)
