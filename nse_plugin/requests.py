@@ -10,17 +10,27 @@ import functools
 import hashlib
 import json
 import logging
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nse_plugin.errors import RequestError
+from nse_plugin.request_fields import (
+    PLACE,
+    FieldError,
+    all_texts,
+    as_template,
+    checked_case_id,
+    checked_text,
+    first_text,
+    is_missing,
+    place_of,
+    questions,
+    without_blanks_around,
+    without_blanks_at_end,
+)
 
 log = logging.getLogger(__name__)
-
-_PLACE = "{}"
 
 
 @dataclass(frozen=True)
@@ -29,14 +39,20 @@ class Probe:
 
     Blanks at the end of the prompt and around the answer are dropped: an answer stands one space
     after its prompt.
+
+    Raises:
+        RequestError: one of them is empty.
     """
 
     prompt: str
     answer: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", self.prompt.rstrip())
-        object.__setattr__(self, "answer", self.answer.strip())
+        try:
+            object.__setattr__(self, "prompt", _prompt(self.prompt, "prompt"))
+            object.__setattr__(self, "answer", checked_text(self.answer, "answer").strip())
+        except FieldError as error:
+            raise RequestError(f"a probe's {error}") from None
 
 
 Probes = Mapping[str, tuple[Probe, ...]]
@@ -65,45 +81,47 @@ class EditRequest:
     """The answer before the edit, where known."""
     rephrase_prompts: tuple[str, ...] = ()
     """Full prompts that ask for the same fact in other words."""
-    locality: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
+    locality: Probes = field(default_factory=dict)
     """By kind: questions whose answer must not change."""
-    portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
+    portability: Probes = field(default_factory=dict)
     """By kind: questions whose answer follows from the edit."""
     place: int | None = None
     """Index in ``prompt`` of the ``{}`` that stands for the subject; needed only where the prompt
     has other braces of its own."""
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "subject", "target_new"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value.strip():
-                raise RequestError(
-                    f"request {self.case_id}: {name} is {value!r}; give a text that is not empty"
-                )
+        put = functools.partial(object.__setattr__, self)  # the class is frozen
+        try:
+            put("prompt", _prompt(self.prompt, "prompt"))
+            checked_text(self.subject, "subject")
+            put("target_new", checked_text(self.target_new, "target_new").strip())
+            put("ground_truth", first_text(self.ground_truth, "ground_truth"))
+            texts = tuple(_prompt(text, "rephrase_prompts") for text in self.rephrase_prompts)
+            put("rephrase_prompts", texts)
+        except FieldError as error:
+            raise RequestError(f"request {self.case_id}: {error}") from None
+        for name in ("locality", "portability"):
+            kinds = getattr(self, name).items()
+            put(name, {kind: tuple(probes) for kind, probes in kinds if probes})
         place = self.place
         if place is None:
-            if self.prompt.count(_PLACE) != 1:
+            if self.prompt.count(PLACE) != 1:
                 raise RequestError(
                     f"request {self.case_id}: prompt {self.prompt!r} holds '{{}}' "
-                    f"{self.prompt.count(_PLACE)} times; put it once, in the subject's place "
+                    f"{self.prompt.count(PLACE)} times; put it once, in the subject's place "
                     "(`place` says which it is where the prompt has braces of its own)"
                 )
-            place = self.prompt.index(_PLACE)
-        elif self.prompt[place : place + 2] != _PLACE or place < 0:
+            place = self.prompt.index(PLACE)
+        elif self.prompt[place : place + 2] != PLACE or place < 0:
             raise RequestError(
                 f"request {self.case_id}: place is {place}, and prompt {self.prompt!r} has no "
                 "'{}' there"
             )
         before, after = self.prompt[:place], self.prompt[place + 2 :]
-        before, subject, after = _without_blanks(before, self.subject, after)
-        if after != after.rstrip():
-            _say_once("blanks at the end of prompts are dropped: an answer comes after one space")
-        put = functools.partial(object.__setattr__, self)  # the class is frozen
-        put("prompt", f"{before}{_PLACE}{after.rstrip()}")
+        before, subject, after = without_blanks_around(before, self.subject, after)
+        put("prompt", f"{before}{PLACE}{after}")
         put("subject", subject)
-        put("target_new", self.target_new.strip())
-        put("rephrase_prompts", tuple(text.rstrip() for text in self.rephrase_prompts))
-        put("place", None if self.prompt.count(_PLACE) == 1 else len(before))
+        put("place", None if self.prompt.count(PLACE) == 1 else len(before))
 
     @property
     def text(self) -> str:
@@ -114,12 +132,12 @@ class EditRequest:
     @property
     def subject_start(self) -> int:
         """Index of the subject's first character in :attr:`text`."""
-        return self.prompt.index(_PLACE) if self.place is None else self.place
+        return self.prompt.index(PLACE) if self.place is None else self.place
 
     @property
     def fact(self) -> tuple[str, str]:
         """What the request is about, whatever the answer: subject and prompt."""
-        return self.subject.strip(), self.prompt.strip()
+        return self.subject, self.prompt.strip()
 
     @property
     def subject_end(self) -> int:
@@ -146,38 +164,38 @@ class EditRequest:
         Raises:
             RequestError: a field is missing or empty, or the subject is not in the prompt.
         """
-        case_id = record.get("case_id", case_id)
+        try:
+            if not is_missing(record.get("case_id")):
+                case_id = checked_case_id(record["case_id"])
+        except FieldError as error:
+            raise RequestError(f"request {case_id}: {error}") from None
         for name in ("prompt", "target_new", "subject"):
             if name not in record:
                 raise RequestError(
                     f"request {case_id}: field {name!r} is missing; "
-                    f"it has {', '.join(sorted(record)) or 'no fields'}"
+                    f"it has {', '.join(sorted(map(str, record))) or 'no fields'}"
                 )
-        prompt, subject, place = record["prompt"], record["subject"], None
-        if isinstance(prompt, str) and isinstance(subject, str) and subject.strip():
-            prompt, place = _as_template(
-                prompt, subject.strip(), record.get("subject_start"), case_id
-            )
         left_out: list[str] = []
+        rephrased = record.get("rephrase_prompt")
+        if is_missing(rephrased):
+            rephrased = record.get("rephrase_prompts")
         try:
-            target = read_text(_first(record["target_new"]))
-            ground_truth = read_text(_first(record.get("ground_truth")))
-            rephrased = read_texts(record.get("rephrase_prompt", record.get("rephrase_prompts")))
-            locality = read_probes(record.get("locality"), "locality", left_out)
-            portability = read_probes(record.get("portability"), "portability", left_out)
-        except RequestError as error:
+            prompt, place = as_template(
+                record["prompt"], record["subject"], record.get("subject_start")
+            )
+            request = cls(
+                case_id=case_id,
+                prompt=prompt,
+                subject=record["subject"],
+                target_new=first_text(record["target_new"], "target_new") or "",
+                ground_truth=first_text(record.get("ground_truth"), "ground_truth"),
+                rephrase_prompts=all_texts(rephrased, "rephrase_prompts"),
+                locality=_read_probes(record, "locality", left_out),
+                portability=_read_probes(record, "portability", left_out),
+                place=place,
+            )
+        except FieldError as error:
             raise RequestError(f"request {case_id}: {error}") from None
-        request = cls(
-            case_id=case_id,
-            prompt=prompt,
-            subject=subject,
-            target_new=target or "",
-            ground_truth=ground_truth,
-            rephrase_prompts=rephrased,
-            locality=locality,
-            portability=portability,
-            place=place,
-        )
         if notes is not None:
             notes += [f"case {case_id}: {probe}" for probe in left_out]
         elif left_out:
@@ -185,7 +203,10 @@ class EditRequest:
         return request
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the request as EasyEdit's editor passes it to methods and evaluators."""
+        """Write the request as EasyEdit's editor passes it to methods and evaluators.
+
+        :meth:`from_dict` reads it back; ``subject_start`` is written only where that needs it.
+        """
         record: dict[str, Any] = {
             "case_id": self.case_id,
             "prompt": self.text,
@@ -194,11 +215,12 @@ class EditRequest:
             "portability": _write_probes(self.portability),
             "locality": _write_probes(self.locality),
             "subject": self.subject,
-            "subject_start": self.subject_start,
         }
         if self.rephrase_prompts:
             texts = list(self.rephrase_prompts)
             record["rephrase_prompt"] = texts[0] if len(texts) == 1 else texts
+        if place_of(self.text, self.subject) != self.subject_start:
+            record["subject_start"] = self.subject_start
         return record
 
     def to_json(self) -> dict[str, Any]:
@@ -271,7 +293,7 @@ def check_round(requests: Sequence[EditRequest]) -> None:
         raise RequestError("the list of requests is empty; give at least one edit request")
     seen: dict[tuple[str, str], EditRequest] = {}
     for request in requests:
-        first = seen.setdefault((request.subject, request.prompt), request)
+        first = seen.setdefault(request.fact, request)
         if first.target_new != request.target_new:
             raise RequestError(
                 f"requests {first.case_id} and {request.case_id} give {request.text!r} two "
@@ -280,100 +302,22 @@ def check_round(requests: Sequence[EditRequest]) -> None:
             )
 
 
-def read_text(value: Any) -> str | None:
-    """A text of a record without blanks around it; None for what is none: None, NaN, or empty.
-
-    Raises:
-        RequestError: the value is an object or a list.
-    """
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, (Mapping, list, tuple)):
-        raise RequestError(f"{value!r:.80} stands where a text is wanted")
-    return str(value).strip() or None
+def _read_probes(record: Mapping[str, Any], name: str, left_out: list[str]) -> Probes:
+    probes: dict[str, tuple[Probe, ...]] = {}
+    for kind, prompt, answer in questions(record.get(name), name):
+        if answer is None:
+            left_out.append(f"{name}[{kind!r}] {prompt!r}")
+        else:
+            probes[kind] = (*probes.get(kind, ()), Probe(prompt, answer))
+    return probes
 
 
-def read_texts(value: Any) -> tuple[str, ...]:
-    """The texts of a list, or the one text; those that are none are left out."""
-    texts = (read_text(_first(item)) for item in _as_list(value))
-    return tuple(text for text in texts if text is not None)
-
-
-def read_probes(groups: Any, where: str, notes: list[str]) -> dict[str, tuple[Probe, ...]]:
-    """Probes by kind: ``{kind: {"prompt": text or texts, "ground_truth": the same}}``.
-
-    A kind may also be a list of such objects, as in KnowEdit, and an answer a list of aliases, of
-    which the first is taken.
-
-    Args:
-        notes: gets a line for each probe that is left out for want of a prompt or an answer.
-
-    Raises:
-        RequestError: it has another form, or other numbers of prompts and answers.
-    """
-    if groups is None or (isinstance(groups, float) and math.isnan(groups)):
-        return {}
-    if not isinstance(groups, Mapping):
-        raise RequestError(
-            f"{where} is {groups!r:.80}; give {{kind: {{'prompt': ..., 'ground_truth': ...}}}}"
-        )
-    probes = {
-        str(kind): tuple(_probes_of(group, f"{where}[{kind!r}]", notes))
-        for kind, group in groups.items()
-    }
-    return {kind: found for kind, found in probes.items() if found}
-
-
-def _probes_of(group: Any, where: str, notes: list[str]) -> Iterator[Probe]:
-    for entry in group if isinstance(group, list) else [group]:
-        if entry is None:
-            continue
-        if not isinstance(entry, Mapping) or "prompt" not in entry:
-            raise RequestError(
-                f"{where} holds {entry!r:.80}; give objects with 'prompt' and 'ground_truth'"
-            )
-        prompts, answers = entry["prompt"], entry.get("ground_truth")
-        if not isinstance(prompts, (list, tuple)):  # one prompt: a list of answers means aliases
-            prompts, answers = [prompts], [answers]
-        answers = _as_list(answers)
-        if len(prompts) != len(answers):
-            raise RequestError(
-                f"{where} has {len(prompts)} prompts and {len(answers)} answers; give one answer "
-                "per prompt"
-            )
-        for prompt, candidates in zip(prompts, answers):
-            text, answer = read_text(prompt), read_text(_first(candidates))
-            if text is None or answer is None:
-                notes.append(f"{where} {prompt!r}")
-            else:
-                yield Probe(text, answer)
-
-
-def _as_template(
-    prompt: str, subject: str, start: Any, case_id: int | str
-) -> tuple[str, int | None]:
-    """The prompt with ``{}`` in the subject's place, and which of its braces that is."""
-    if not (isinstance(start, int) and start >= 0 and prompt.startswith(subject, start)):
-        words = list(re.finditer(rf"(?<!\w){re.escape(subject)}(?!\w)", prompt))
-        start = words[-1].start() if words else prompt.rfind(subject)
-    if start >= 0:
-        return prompt[:start] + _PLACE + prompt[start + len(subject) :], start
-    if _PLACE in prompt:
-        return prompt, None
-    raise RequestError(
-        f"request {case_id}: subject {subject!r} is not in prompt {prompt!r}; "
-        "write it exactly as the prompt does, or put '{}' in its place"
-    )
-
-
-def _without_blanks(before: str, subject: str, after: str) -> tuple[str, str, str]:
-    """The subject without blanks around it, which go to the texts beside it if those have none."""
-    bare = subject.strip()
-    if subject[0].isspace() and before and not before[-1].isspace():
-        before += " "
-    if subject[-1].isspace() and after and not after[0].isspace():
-        after = " " + after
-    return before, bare, after
+def _prompt(value: Any, name: str) -> str:
+    """A prompt without blanks at its end, which are spoken of once."""
+    text = without_blanks_at_end(checked_text(value, name))
+    if text != value:
+        _say_once("blanks at the end of prompts are dropped: an answer comes after one space")
+    return text
 
 
 @functools.cache
@@ -381,21 +325,7 @@ def _say_once(what: str) -> None:
     log.warning("%s", what)
 
 
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _first(value: Any) -> Any:
-    """The first text where a benchmark lists several answers and aliases, however deep."""
-    if isinstance(value, (list, tuple)):
-        found = (_first(item) for item in value)
-        return next((item for item in found if read_text(item) is not None), None)
-    return value
-
-
-def _write_probes(groups: Mapping[str, tuple[Probe, ...]]) -> dict[str, dict[str, list[str]]]:
+def _write_probes(groups: Probes) -> dict[str, dict[str, list[str]]]:
     return {
         kind: {
             "prompt": [probe.prompt for probe in probes],

@@ -243,7 +243,7 @@ def test_templates_and_requests_reach_the_method_as_they_are(editor):
                                                   "target_new": "Rome"}])  # fmt: skip
     calls = [call[0] for call in editor.apply_algo.calls]
     assert [call["prompt"] for call in calls] == ["{} lives in", "Alice and Alice", "Bob is"]
-    assert calls[1]["subject_start"] == len("Alice and ")
+    assert EditRequest.from_dict(calls[1]) == request
     assert [call["case_id"] for call in calls] == [0, "x/1", 1]
     assert [metric["case_id"] for metric in metrics] == [0, 1]
     by_name, *_ = editor.edit(requests=[request])

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nse_plugin.errors import RequestError
-from nse_plugin.requests import EditRequest, Probe, as_requests, check_round, with_probes_of
+from nse_plugin.request_fields import filled
+from nse_plugin.requests import (
+    EditRequest,
+    Probe,
+    _say_once,
+    as_requests,
+    check_round,
+    with_probes_of,
+)
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=12)
 WORDS = TEXT.map(str.strip).filter(bool)
@@ -120,11 +130,82 @@ def test_the_probes_of_a_repeat_are_asked_too():
 
 
 @pytest.mark.parametrize(
+    ("prompt", "subject", "template"),
+    [
+        ("{} plays a", "a", "{} plays {}"),
+        ("{} has many", "a", "{} has many"),  # inside words only: a template
+        ("{} is in Romeo", "Rome", "{} is in Romeo"),
+    ],
+)
+def test_a_prompt_is_a_template_where_no_word_of_it_is_the_subject(prompt, subject, template):
+    request = EditRequest.from_dict({"prompt": prompt, "subject": subject, "target_new": "x"})
+    assert request.prompt == template
+    assert request.text == (prompt if template != prompt else prompt.replace("{}", subject))
+    assert filled(prompt, subject) == request.text
+
+
+@pytest.mark.parametrize(
+    ("before", "subject", "behind"),
+    [
+        ("中国 is large; ", "中国", "的首都是"),  # no spaces: each place is a whole word
+        ("東京は「東京」の前の", "東京", "に住む"),
+        ("ใครอยู่ใน", "กรุงเทพ", "มหานคร"),
+        ("عاصمة ", "مصر", " هي"),
+        ("", "राम", " और रामी"),  # a vowel sign goes on with the word
+        ("", "cafe", " or cafe\u0301"),
+        ("", "Ann", "'s friend Annie and _Ann_ live in"),
+        ("The flag of ", "\U0001f1eb\U0001f1f7", " is"),
+    ],
+)
+def test_the_subjects_last_whole_word_is_its_place(before, subject, behind):
+    prompt = before + subject + behind
+    request = EditRequest.from_dict({"prompt": prompt, "subject": subject, "target_new": "x"})
+    assert request.subject_start == len(before) and request.text == prompt
+
+
+def test_blanks_at_the_end_are_spoken_of_once_and_line_breaks_stay(caplog):
+    _say_once.cache_clear()
+    for prompt in ("{} is \u00a0", "{} was "):
+        EditRequest(0, prompt, "Ann", "x", rephrase_prompts=("She is ",))
+    assert len(caplog.messages) == 1
+    assert EditRequest(0, "{}:\n", "Ann", "x").text == "Ann:\n"
+
+
+def test_case_ids_and_answers_of_a_table():
+    record = {"prompt": "{} is", "subject": "Ann", "target_new": 1923.0}
+    ids = [np.int64(5), 7.0, float("nan"), None, "a"]
+    read = [EditRequest.from_dict({**record, "case_id": i}, 3).case_id for i in ids]
+    assert read == [5, 7, 3, 3, "a"] and all(type(i) in (int, str) for i in read)
+    assert EditRequest.from_dict(record).target_new == "1923"
+    gaps = {**record, "ground_truth": pd.NA, "rephrase_prompt": pd.NaT, "rephrase_prompts": ["q"]}
+    assert EditRequest.from_dict(gaps).rephrase_prompts == ("q",)
+    assert EditRequest.from_dict(gaps).ground_truth is None
+
+
+def test_probes_without_a_text_are_refused():
+    for prompt, answer in [("q", ""), (None, "a"), ("q", float("nan"))]:
+        with pytest.raises(RequestError, match="a probe's (prompt|answer) is"):
+            Probe(prompt, answer)
+    assert EditRequest(0, "{} is", "Ann", "x", locality={"k": ()}).locality == {}
+
+
+READABLE = {"prompt": "Ann is", "subject": "Ann", "target_new": "x"}
+
+
+@pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"prompt": "Bob", "subject": "Ann", "target_new": "x"}, "'Ann' is not in prompt 'Bob'"),
         ({"prompt": "{} is", "subject": "Ann", "target_new": " "}, "target_new is ''"),
-        ({"prompt": "", "subject": "Ann", "target_new": "x"}, "not in prompt"),
+        ({"prompt": "", "subject": "Ann", "target_new": "x"}, "prompt is ''"),
+        ({**READABLE, "prompt": float("nan")}, "prompt is nan"),
+        ({**READABLE, "target_new": {"str": "x"}}, "target_new is {'str'"),
+        ({**READABLE, "target_new": "\ud800"}, "not valid Unicode"),
+        ({**READABLE, "rephrase_prompts": [True]}, "rephrase_prompts is True"),
+        ({**READABLE, "locality": ["x"]}, r"locality is \['x'\]; give"),
+        ({**READABLE, "locality": {"k": {"prompt": "q"}}}, r"locality\['k'\] holds {'prompt'"),
+        ({**READABLE, "locality": {"k": {"prompt": 5, "ground_truth": "a"}}}, "a prompt of local"),
+        ({**READABLE, "case_id": [1]}, r"case_id is \[1\]"),
         ({"prompt": "{} is", "subject": "", "target_new": "x"}, "subject is ''"),
         ({"prompt": "{} is", "subject": None, "target_new": "x"}, "subject is None"),
         ({"prompt": "{} {}", "subject": "Ann", "target_new": "x"}, "holds '{}' 2 times"),

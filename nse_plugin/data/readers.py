@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -66,6 +67,8 @@ def parse_records(
         raise DataError(f"on_bad_record is {on_bad!r}; give 'stop' or 'skip'")
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give a number of records above 0, or None for all")
+    if isinstance(records, Mapping) and any(s.fits(records) for s in SCHEMAS.values()):
+        records = [records]  # JSON lines of one line
     if not isinstance(records, Sequence) or isinstance(records, (str, bytes)):
         raise DataError(
             f"{source} holds a {type(records).__name__} where a list of records is expected; "
@@ -80,16 +83,20 @@ def parse_records(
     requests: list[EditRequest] = []
     skipped: list[str] = []
     notes: list[str] = []
+    unread: Counter[str] = Counter()
     for index, record in enumerate(records[:limit]):
         name = kind
         try:
             if not isinstance(record, Mapping):
                 raise BadField("record", record, "an object with fields")
             name = kind or schema_of(record)
-            requests.extend(SCHEMAS[name].parse(record, index, notes))
+            schema = SCHEMAS[name]
+            requests.extend(schema.parse(record, index, notes))
+            unread.update(str(key) for key in set(record) - {*schema.reads, *schema.leaves})
         except (BadField, RequestError) as error:
             as_what = f" (read as {name})" if name else ""
-            what = f"record {index} of {source}{as_what}: {error}"
+            case = _case_of(record) if isinstance(error, BadField) else ""
+            what = f"record {index} of {source}{as_what}: {case}{error}"
             if on_bad == "stop":
                 raise DataError(
                     f"{what}; mend the record, or leave such records out with --on-bad-record skip"
@@ -97,7 +104,14 @@ def parse_records(
             skipped.append(what)
     warn_of(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
     warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
+    counted = [f"{name} ({count} records)" for name, count in sorted(unread.items())]
+    warn_of(f"{source}: fields that are not read", counted)
     return requests
+
+
+def _case_of(record: Any) -> str:
+    found = record.get("case_id") if isinstance(record, Mapping) else None
+    return "" if found is None else f"request {found}: "
 
 
 def read_counterfact(path: str | Path, **options: Any) -> list[EditRequest]:
@@ -127,7 +141,9 @@ def load_records(path: Path) -> Any:
         DataError: the file is missing, empty, cut off or of another form.
     """
     if path.is_dir():
-        raise DataError(f"{str(path)!r} is a folder; give the path of a file in it")
+        inside = sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        found = f": {', '.join(inside[:_NAMED])}" if inside else ""
+        raise DataError(f"{str(path)!r} is a folder; give the path of a file in it{found}")
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.glob("*") if entry.is_file()]
         raise DataError(
@@ -191,6 +207,8 @@ def _decode(text: str, path: Path, line: int = 1) -> Any:
             f"{error.lineno + line - 1}, column {error.colno} ({error.msg}); give a JSON list, "
             "JSON lines (one object per line) or CSV with named columns"
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{path}, line {line}: {error}; mend the number") from error
     except RecursionError as error:
         raise DataError(
             f"{path} is nested too deeply to be records; give a list of them"

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nse_plugin.requests import EditRequest, Probe, read_text
+from nse_plugin.request_fields import all_texts, is_missing
+from nse_plugin.requests import EditRequest
 
 NEIGHBORHOOD = "neighborhood"
 """Locality kind of benchmarks that have only one."""
@@ -40,6 +41,10 @@ class Schema:
     """From (record, its index, list for notes on left-out probes) to requests."""
     fits: Callable[[Mapping[str, Any]], bool]
     """Whether a record is of this schema."""
+    reads: tuple[str, ...]
+    """All fields that :attr:`parse` looks at."""
+    leaves: tuple[str, ...] = ()
+    """Fields of the benchmark that have no place in a request."""
 
 
 def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
@@ -57,33 +62,28 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
         if len(answers) != len(prompts):
             wanted = f"{len(prompts)} answers, one per neighborhood prompt"
             raise BadField("neighborhood_answers", answers, wanted)
-    neighbours = [Probe(prompt, answer) for prompt, answer in zip(prompts, answers)]
-    hops = [
-        Probe(_text(hop, "prompt"), _text(hop, "answer_new"))
-        for hop in record.get("portability") or []
-    ]
+    hops = record.get("portability")
+    hops = [] if is_missing(hops) else hops
+    if not isinstance(hops, list) or not all(isinstance(hop, Mapping) for hop in hops):
+        raise BadField("portability", hops, "a list of objects with prompt and answer_new")
+    asked = [{"prompt": hop.get("prompt"), "ground_truth": hop.get("answer_new")} for hop in hops]
     return [
         _template_request(
-            record.get("case_id", index),
+            record.get("case_id"),
+            index,
             rewrite,
-            rephrase_prompts=_texts(record, "paraphrase_prompts"),
-            locality=_kinds({NEIGHBORHOOD: neighbours}),
-            portability=_kinds({ONE_HOP: hops}),
+            notes,
+            rephrase_prompt=_texts(record, "paraphrase_prompts"),
+            locality={NEIGHBORHOOD: {"prompt": prompts, "ground_truth": answers}},
+            portability={ONE_HOP: asked},
         )
     ]
-
-
-def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """EasyEdit's flat CounterFact: the prompt holds the subject itself."""
-    fields = _common_fields(record, index)
-    fields["locality"] = _neighbour(record, "locality_prompt", "locality_ground_truth")
-    return [EditRequest.from_dict(fields, notes=notes)]
 
 
 def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """ZsRE; the locality question keeps its "nq question: " as the evaluators expect."""
     fields: dict[str, Any] = {
-        "case_id": record.get("case_id", index),
+        "case_id": record.get("case_id"),
         "prompt": _text(record, "src"),
         "subject": _text(record, "subject"),
         "target_new": _text(record, "alt"),
@@ -96,17 +96,50 @@ def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
         fields["portability"] = {
             ONE_HOP: {"prompt": hop.get("New Question"), "ground_truth": hop.get("New Answer")}
         }
-    elif read_text(hop) is not None:
+    elif not is_missing(hop):
         raise BadField("portability", hop, "an object")
-    return [EditRequest.from_dict(fields, notes=notes)]
+    return [EditRequest.from_dict(fields, index, notes)]
 
 
-def _knowedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """KnowEdit: kinds of portability and locality are taken as they are found."""
-    fields = _common_fields(record, index)
-    for where in ("locality", "portability"):
-        fields[where] = record.get(where) or {}
-    return [EditRequest.from_dict(fields, notes=notes)]
+def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """EasyEdit's flat records, and KnowEdit: the prompt holds the subject itself.
+
+    Kinds of locality and portability are taken as they are found; the one question of flat
+    CounterFact joins them.
+    """
+    old_names = "text" in record and "prompt" not in record
+    concept = old_names and "subject" not in record
+    rephrased = [record.get(name) for name in ("rephrase_prompt", "rephrase_prompts", "rephrase")]
+    fields: dict[str, Any] = {
+        "case_id": record.get("case_id"),
+        "prompt": _text(record, "text" if old_names else "prompt"),
+        "subject": _text(record, "concept" if concept else "subject"),
+        "subject_start": record.get("subject_start"),
+        "target_new": _text(record, "labels" if old_names else "target_new"),
+        "ground_truth": record.get("ground_truth"),
+        "rephrase_prompt": next((texts for texts in rephrased if not is_missing(texts)), None),
+    }
+    for where, kind in (("locality", NEIGHBORHOOD), ("portability", ONE_HOP)):
+        one = _neighbour(record, f"{where}_prompt", f"{where}_ground_truth", kind)
+        kinds = record.get(where)
+        if one and is_missing(kinds):
+            kinds = {}
+        fields[where] = {**kinds, **one} if one and isinstance(kinds, Mapping) else kinds
+    return [EditRequest.from_dict(fields, index, notes)]
+
+
+def _wikibigedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """WikiBigEdit as it is published; ``personas`` asks the same in the words of a persona."""
+    fields = {
+        "case_id": record.get("case_id"),
+        "prompt": _text(record, "update"),
+        "subject": _text(record, "subject"),
+        "target_new": _text(record, "ans"),
+        "rephrase_prompt": [record.get("rephrase"), record.get("personas")],
+        "locality": _neighbour(record, "loc", "loc_ans"),
+        "portability": _neighbour(record, "mhop", "mhop_ans", MULTI_HOP),
+    }
+    return [EditRequest.from_dict(fields, index, notes)]
 
 
 def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
@@ -116,19 +149,23 @@ def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[Edi
     if not isinstance(rewrites, list) or not rewrites:
         raise BadField("requested_rewrite", rewrites, "a list of rewrites")
     answer = _text(record, "new_answer")
-    questions = [Probe(question, answer) for question in _texts(record, "questions")]
-    case_id = record.get("case_id", index)
+    questions = _texts(record, "questions")
+    asked = {MULTI_HOP: {"prompt": questions, "ground_truth": (answer,) * len(questions)}}
+    case_id = record.get("case_id")
+    case_id = index if is_missing(case_id) else case_id
     requests = []
     for number, rewrite in enumerate(rewrites):
-        last = number == len(rewrites) - 1
-        requests.append(
+        question = rewrite.get("question") if isinstance(rewrite, Mapping) else None
+        requests += [
             _template_request(
                 f"{case_id}/{number}",
+                index,
                 rewrite,
-                rephrase_prompts=(rewrite["question"],) if rewrite.get("question") else (),
-                portability=_kinds({MULTI_HOP: questions}) if last else {},
+                notes,
+                rephrase_prompt=question,
+                portability=asked if number == len(rewrites) - 1 else None,
             )
-        )
+        ]
     return requests
 
 
@@ -137,28 +174,85 @@ def _is_knowedit(record: Mapping[str, Any]) -> bool:
     return edit and ("locality" in record or "portability" in record)
 
 
+_FLAT = (
+    "case_id", "prompt", "text", "subject", "concept", "subject_start", "target_new", "labels",
+    "ground_truth", "rephrase_prompt", "rephrase_prompts", "rephrase",
+    "locality", "locality_prompt", "locality_ground_truth",
+    "portability", "portability_prompt", "portability_ground_truth",
+)  # fmt: skip
+
 SCHEMAS: dict[str, Schema] = {
     "counterfact": Schema(
         ("requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
         _counterfact,
         lambda record: isinstance(record.get("requested_rewrite"), Mapping),
+        (
+            "case_id",
+            "requested_rewrite",
+            "paraphrase_prompts",
+            "neighborhood_prompts",
+            "neighborhood_answers",
+            "portability",
+        ),
+        ("pararel_idx", "attribute_prompts", "generation_prompts"),
     ),
     "mquake": Schema(
         ("requested_rewrite", "questions", "new_answer"),
         _mquake,
         lambda record: isinstance(record.get("requested_rewrite"), list),
+        ("case_id", "requested_rewrite", "questions", "new_answer"),
+        ("answer", "answer_alias", "new_answer_alias", "single_hops", "new_single_hops", "orig"),
     ),
-    "zsre": Schema(("src", "subject", "alt"), _zsre, lambda record: {"src", "alt"} <= set(record)),
+    "zsre": Schema(
+        ("src", "subject", "alt"),
+        _zsre,
+        lambda record: {"src", "alt"} <= set(record),
+        (
+            "case_id",
+            "src",
+            "subject",
+            "alt",
+            "answers",
+            "rephrase",
+            "loc",
+            "loc_ans",
+            "portability",
+        ),
+        ("pred", "cond"),
+    ),
+    "wikibigedit": Schema(
+        ("update", "subject", "ans"),
+        _wikibigedit,
+        lambda record: {"update", "ans"} <= set(record),
+        (
+            "case_id",
+            "update",
+            "subject",
+            "ans",
+            "rephrase",
+            "personas",
+            "loc",
+            "loc_ans",
+            "mhop",
+            "mhop_ans",
+        ),
+        ("tag",),
+    ),
     "knowedit": Schema(
-        ("prompt", "subject", "target_new", "locality and/or portability"), _knowedit, _is_knowedit
+        ("prompt", "subject", "target_new", "locality and/or portability"),
+        _flat,
+        _is_knowedit,
+        _FLAT,
+        ("cond",),
     ),
     "counterfact_flat": Schema(
         ("prompt", "subject", "target_new"),
         _flat,
         lambda record: {"prompt", "target_new"} <= set(record),
+        _FLAT,
     ),
     "wiki_recent": Schema(  # KnowEdit's layout, and recognised as that; EasyEdit has a class for it
-        ("prompt", "subject", "target_new", "locality"), _knowedit, lambda record: False
+        ("prompt", "subject", "target_new", "locality"), _flat, lambda record: False, _FLAT
     ),
 }
 """Schemas by name, in the order in which a record is tried."""
@@ -167,47 +261,29 @@ SCHEMAS: dict[str, Schema] = {
 # --- fields -------------------------------------------------------------------------------------
 
 
-def _common_fields(record: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """The edit itself under EasyEdit's names or those of KnowEdit's text parts."""
-    old_names = "text" in record and "prompt" not in record
-    subject = "subject" if "subject" in record else "concept" if old_names else "subject"
-    rephrase: Any = next(
-        (record[k] for k in ("rephrase_prompt", "rephrase_prompts", "rephrase") if record.get(k)),
-        None,
-    )
-    return {
-        "case_id": record.get("case_id", index),
-        "prompt": _text(record, "text" if old_names else "prompt"),
-        "subject": _text(record, subject),
-        "target_new": _text(record, "labels" if old_names else "target_new"),
-        "ground_truth": record.get("ground_truth"),
-        "rephrase_prompt": rephrase,
-    }
-
-
-def _template_request(case_id: int | str, rewrite: Any, **fields: Any) -> EditRequest:
+def _template_request(
+    case_id: Any, index: int, rewrite: Any, notes: list[str], **fields: Any
+) -> EditRequest:
     """A request from a rewrite whose prompt has ``{}`` and whose targets are {"str": ...}."""
     if not isinstance(rewrite, Mapping):
         raise BadField("requested_rewrite", rewrite, "an object with prompt and subject")
-    return EditRequest(
-        case_id=case_id,
+    edit = EditRequest(
+        case_id=index if is_missing(case_id) else case_id,
         prompt=_text(rewrite, "prompt"),
         subject=_text(rewrite, "subject"),
         target_new=_target(rewrite, "target_new"),
         ground_truth=_target(rewrite, "target_true"),
-        **fields,
     )
+    return EditRequest.from_dict({**edit.to_dict(), **fields}, index, notes)
 
 
-def _neighbour(record: Mapping[str, Any], prompt: str, answer: str) -> dict[str, Any]:
-    """The one locality question of a record; none where its field is missing or empty."""
-    if read_text(record.get(prompt)) is None:
+def _neighbour(
+    record: Mapping[str, Any], prompt: str, answer: str, kind: str = NEIGHBORHOOD
+) -> dict[str, Any]:
+    """The one question of a record; none where its field is missing or empty."""
+    if is_missing(record.get(prompt)):
         return {}
-    return {NEIGHBORHOOD: {"prompt": record[prompt], "ground_truth": record.get(answer)}}
-
-
-def _kinds(groups: Mapping[str, list[Probe]]) -> dict[str, tuple[Probe, ...]]:
-    return {kind: tuple(probes) for kind, probes in groups.items() if probes}
+    return {kind: {"prompt": record[prompt], "ground_truth": record.get(answer)}}
 
 
 def _text(record: Mapping[str, Any], field: str) -> str:
@@ -219,9 +295,11 @@ def _text(record: Mapping[str, Any], field: str) -> str:
 
 def _texts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
     value = record.get(field, _MISSING)
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+    if not isinstance(value, list) or not all(
+        isinstance(text, str) or is_missing(text) for text in value
+    ):
         raise BadField(field, value, "a list of texts")
-    return tuple(value)
+    return all_texts(value, field)
 
 
 def _mapping(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:

@@ -32,6 +32,7 @@ from nse_plugin.model.answers import Answers, score_encoded
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
+from nse_plugin.request_fields import filled
 
 EVAL_METRICS = ("token_em", "exact match", "ppl")
 """Known metrics; EasyEdit's default name "exact match" means token accuracy, as "token_em" does."""
@@ -181,7 +182,7 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[_Quest
                 f"record {number}: field {field!r} is missing; it has {', '.join(sorted(record))}"
             )
     target = record["target_new"]
-    prompts = [_filled(prompt, record) for prompt in _listed(record["prompt"])]
+    prompts = [filled(prompt, record.get("subject")) for prompt in _listed(record["prompt"])]
     targets = list(target) if isinstance(target, (list, tuple)) else [target] * len(prompts)
     questions = [_Question(number, "rewrite", "", _paired(number, "prompt", prompts, targets))]
     rephrased = _listed(record.get("rephrase_prompt"))
@@ -204,12 +205,6 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[_Quest
         else replace(question, pairs=chat(question.pairs), in_chat=True)
         for question in questions
     ]
-
-
-def _filled(prompt: str, record: Mapping[str, Any]) -> str:
-    """The prompt with the subject in place of ``{}``, where it is a template."""
-    subject = record.get("subject")
-    return prompt.replace("{}", subject) if subject and prompt.count("{}") == 1 else prompt
 
 
 def _paired(
@@ -329,7 +324,10 @@ def _add_fluency(
     results: list[dict[str, Any]],
     token_budget: int,
 ) -> None:
-    prompts = [[_filled(p, record) for p in _listed(record["prompt"])] for record in records]
+    prompts = [
+        [filled(prompt, record.get("subject")) for prompt in _listed(record["prompt"])]
+        for record in records
+    ]
     flat = [prompt for group in prompts for prompt in group]
     length = min(_FLUENCY_TOKENS, layout_of(model).max_positions or _FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))

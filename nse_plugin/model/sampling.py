@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from nse_plugin.errors import ModelError
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import device_of
+from nse_plugin.model.prompts import encode_text
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """How context texts begin, as in the published code of MEMIT and NSE."""
@@ -87,7 +88,7 @@ def context_texts(
     lengths = [n_tokens] * len(openings) if isinstance(n_tokens, int) else n_tokens
     texts = []
     for opening, length in zip(openings, lengths, strict=True):
-        ids = tokenizer(opening)["input_ids"]
+        ids = encode_text(tokenizer, opening)
         n_opening = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
         more = sample_ids(
             model,

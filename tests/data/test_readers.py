@@ -371,3 +371,92 @@ def test_a_message_about_one_record_names_the_option(tmp_path):
         read_records(write(tmp_path, [{**FLAT, "subject": "Bob"}]))
     with pytest.raises(DataError, match="--schema"):
         read_records(write(tmp_path, [{"a": 1}]))
+
+
+# --- fields that are left out, records as they come --------------------------------------------
+
+WIKIBIGEDIT = {
+    "tag": "new",
+    "subject": "Crailing Church",
+    "update": "Where is Crailing Church?",
+    "rephrase": "In what place is Crailing Church?",
+    "personas": "Tell me, where's Crailing Church?",
+    "ans": "Roxburghshire",
+    "loc": "Where is Carriden Church?",
+    "loc_ans": "West Lothian",
+    "mhop": "In what country is Crailing Church?",
+    "mhop_ans": "Scotland",
+}
+
+
+def test_wikibigedit_as_published():
+    (request,) = parse_records([WIKIBIGEDIT])
+    assert (request.text, request.target_new) == (WIKIBIGEDIT["update"], "Roxburghshire")
+    assert request.rephrase_prompts == (WIKIBIGEDIT["rephrase"], WIKIBIGEDIT["personas"])
+    assert request.locality == {"neighborhood": (Probe(WIKIBIGEDIT["loc"], "West Lothian"),)}
+    assert request.portability == {"multi_hop": (Probe(WIKIBIGEDIT["mhop"], "Scotland"),)}
+
+
+def test_real_wikibigedit():
+    path, raw = data("wikibigedit_1000.json")
+    requests = read_records(path)
+    assert [request.text for request in requests] == [record["prompt"] for record in raw]
+    for request, record in zip(requests, raw):
+        assert request.rephrase_prompts == (record["rephrase_prompt"],)
+        (probe,) = request.locality["neighborhood"]
+        assert probe == Probe(record["locality_prompt"], record["locality_ground_truth"])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["counterfact_200.json", "counterfact_easyedit_200.json", "knowedit_wiki_recent_100.json",
+     "knowedit_zsre_100.json", "mquake_50.json", "wikibigedit_1000.json", "zsre_200.json"],
+)  # fmt: skip
+def test_no_field_of_a_benchmark_is_left_out_unknowingly(name, caplog):
+    read_records(data(name)[0])
+    assert "not read" not in caplog.text
+
+
+def test_fields_that_are_not_read_are_named(caplog):
+    parse_records([ZSRE, {**ZSRE, "locality_inputs": {}}, {**ZSRE, "locality_inputs": {}, "x": 1}])
+    assert "fields that are not read: locality_inputs (2 records); x (1 records)" in caplog.text
+
+
+def test_empty_answers_of_nested_records_are_not_asked(caplog):
+    record = {
+        **NESTED,
+        "paraphrase_prompts": ["Angola is a part of ", "", None],
+        "portability": [
+            {"prompt": "q", "answer_new": None},
+            {"prompt": "r", "answer_new": "a"},
+        ],
+    }
+    (request,) = parse_records([record])
+    assert request.rephrase_prompts == ("Angola is a part of",)
+    assert request.portability == {"one_hop": (Probe("r", "a"),)}
+    assert "left out 1 probes without an answer" in caplog.text
+
+
+def test_a_record_may_have_kinds_and_a_question_of_its_own():
+    one = {"locality_prompt": "p", "locality_ground_truth": "g", "portability_prompt": float("nan")}
+    (request,) = parse_records([{**KNOWEDIT, **one}])
+    assert set(request.locality) == {"Relation_Specificity", "neighborhood"}
+    assert set(request.portability) == {"Reasoning"}
+
+
+def test_the_subjects_place_survives_a_file():
+    request = EditRequest(3, "{} and Ann and {} live in", "Ann", "Oslo", place=0)
+    assert parse_records([json.loads(json.dumps(request.to_dict()))]) == [request]
+
+
+def test_errors_of_a_field_name_the_case(tmp_path):
+    with pytest.raises(DataError, match=r"record 1 of .*: request c-5: field 'alt' is ''"):
+        parse_records([ZSRE, {**ZSRE, "case_id": "c-5", "alt": ""}])
+
+
+def test_one_json_line_and_numbers_of_thousands_of_digits(tmp_path):
+    assert len(read_records(write(tmp_path, json.dumps(ZSRE) + "\n"))) == 1
+    with pytest.raises(DataError, match="mend the number"):
+        read_records(write(tmp_path, f"[{'1' * 5000}]"))
+    with pytest.raises(DataError, match=r"is a folder; give the path of a file in it: data.json"):
+        read_records(tmp_path)

@@ -1,0 +1,223 @@
+"""The fields of an edit request as files and scripts give them: texts, answers, probes, places.
+
+Missing values have many forms: None, NaN (of a table with gaps), empty texts, empty lists.  All of
+them mean that nothing is there; none becomes a text.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+PLACE = "{}"
+"""What stands in a template in the subject's place."""
+_BLANKS_AT_END = re.compile(r"[^\S\r\n]+\Z")
+_SPACELESS = ("CJK", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR")
+"""How the Unicode names of letters begin whose scripts put no spaces between words."""
+
+
+class FieldError(ValueError):
+    """A field cannot be used; whoever knows the request says of which."""
+
+
+def is_missing(value: Any) -> bool:
+    """Whether there is nothing: None, NaN, pandas' NA, an empty text, or a list of nothing else."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, float):
+        return math.isnan(value)
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, (list, tuple)):
+        return all(map(is_missing, value))
+    return isinstance(value, Mapping) and not value
+
+
+def checked_text(value: Any, name: str) -> str:
+    """The text, if it is one that tokenizers can read.
+
+    Raises:
+        FieldError: it is something else, is empty or holds half of a UTF-16 pair.
+    """
+    if not isinstance(value, str) or not value.strip():
+        raise FieldError(f"{name} is {value!r}; give a text that is not empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise FieldError(
+            f"{name} is {value!r}, which is not valid Unicode ({error.reason}); mend the text"
+        ) from None
+    return value
+
+
+def without_blanks_at_end(text: str) -> str:
+    """A prompt without the blanks that it ends in; line breaks stay.
+
+    An answer is put one space after its prompt.  After two spaces, models write another token.
+    """
+    return _BLANKS_AT_END.sub("", text)
+
+
+def first_text(value: Any, name: str) -> str | None:
+    """The first answer, where a benchmark lists several and their aliases, however deep.
+
+    Raises:
+        FieldError: it holds something that is neither a text nor missing.
+    """
+    if is_missing(value):
+        return None
+    if isinstance(value, (list, tuple)):
+        found = (first_text(entry, name) for entry in value)
+        return next((text for text in found if text is not None), None)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):  # a year, say
+        return str(int(value)) if value == int(value) else str(value)
+    return checked_text(value, name).strip()
+
+
+def all_texts(value: Any, name: str) -> tuple[str, ...]:
+    """One text or a list of texts, without those that are missing.
+
+    Raises:
+        FieldError: it holds something that is neither a text nor missing.
+    """
+    entries = value if isinstance(value, (list, tuple)) else [value]
+    found = (first_text(entry, name) for entry in entries)
+    return tuple(text for text in found if text is not None)
+
+
+def questions(groups: Any, name: str) -> Iterator[tuple[str, str, str | None]]:
+    """(kind, prompt, answer or None) of each question of ``locality`` or ``portability``.
+
+    A kind holds ``{"prompt": ..., "ground_truth": ...}``, each a text or a list, or a list of such
+    objects (KnowEdit).  One prompt with a list of answers has that answer and its aliases.
+
+    Raises:
+        FieldError: something has another form, or prompts and answers do not pair up.
+    """
+    if is_missing(groups):
+        return
+    if not isinstance(groups, Mapping):
+        raise FieldError(
+            f"{name} is {groups!r:.80}; give {{kind: {{'prompt': ..., 'ground_truth': ...}}}}"
+        )
+    for kind, group in groups.items():
+        where = f"{name}[{kind!r}]"
+        for entry in group if isinstance(group, (list, tuple)) else [group]:
+            for prompt, answers in _paired(entry, where):
+                answer = first_text(answers, f"an answer of {where}")
+                yield str(kind), checked_text(prompt, f"a prompt of {where}"), answer
+
+
+def _paired(entry: Any, where: str) -> list[tuple[Any, Any]]:
+    if is_missing(entry):
+        return []
+    if not isinstance(entry, Mapping) or "prompt" not in entry or "ground_truth" not in entry:
+        raise FieldError(f"{where} holds {entry!r:.80}; give 'prompt' and 'ground_truth'")
+    prompts, answers = entry["prompt"], entry["ground_truth"]
+    if is_missing(prompts):
+        return []
+    if not isinstance(prompts, (list, tuple)):
+        return [(prompts, answers)]
+    if not isinstance(answers, (list, tuple)):
+        answers = [answers]
+    if len(prompts) != len(answers):
+        raise FieldError(
+            f"{where} has {len(prompts)} prompts and {len(answers)} answers; "
+            "give one answer per prompt"
+        )
+    return [pair for pair in zip(prompts, answers) if not is_missing(pair[0])]
+
+
+def subject_at(prompt: str, subject: str, *, whole_words: bool = False) -> int:
+    """Where in a full prompt the subject begins, -1 where it is not in it.
+
+    Of several places the last one is taken: it is the nearest to the answer, and what stands
+    before it cannot see it.  Places inside a longer word count only where there is no other, and
+    not at all with ``whole_words``.
+    """
+    places = [found.start() for found in re.finditer(f"(?={re.escape(subject)})", prompt)]
+    whole = [
+        start
+        for start in places
+        if not _inside_a_word(prompt, start) and not _inside_a_word(prompt, start + len(subject))
+    ]
+    return (whole or ([] if whole_words else places) or [-1])[-1]
+
+
+def filled(prompt: Any, subject: Any) -> Any:
+    """A record's prompt with the subject in place of ``{}``, where it is a template."""
+    if not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()):
+        return prompt
+    is_template = prompt.count(PLACE) == 1 and place_of(prompt, subject.strip()) < 0
+    return prompt.replace(PLACE, subject.strip()) if is_template else prompt
+
+
+def place_of(prompt: str, subject: str) -> int:
+    """Where a prompt holds its subject, -1 where it does not or is a template."""
+    return subject_at(prompt, subject, whole_words=PLACE in prompt)
+
+
+def as_template(prompt: Any, subject: Any, start: Any) -> tuple[str, int | None]:
+    """The prompt with ``{}`` in the subject's place, and which of its braces that is.
+
+    Raises:
+        FieldError: the subject is not in the prompt.
+    """
+    prompt, subject = checked_text(prompt, "prompt"), checked_text(subject, "subject").strip()
+    if not (isinstance(start, int) and start >= 0 and prompt.startswith(subject, start)):
+        start = place_of(prompt, subject)
+    if start >= 0:
+        return prompt[:start] + PLACE + prompt[start + len(subject) :], start
+    if PLACE in prompt:
+        return prompt, None
+    raise FieldError(
+        f"subject {subject!r} is not in prompt {prompt!r}; "
+        "write it exactly as the prompt does, or put '{}' in its place"
+    )
+
+
+def without_blanks_around(before: str, subject: str, after: str) -> tuple[str, str, str]:
+    """The subject without blanks around it, which go to the texts beside it if those have none."""
+    bare = subject.strip()
+    if subject[0].isspace() and before and not before[-1].isspace():
+        before += " "
+    if subject[-1].isspace() and after and not after[0].isspace():
+        after = " " + after
+    return before, bare, after
+
+
+def checked_case_id(value: Any) -> int | str:
+    """A record's name: a number or a text.
+
+    Raises:
+        FieldError: it is something else.
+    """
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and value.is_integer():  # of a table's column with gaps
+        return int(value)
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        return value
+    raise FieldError(f"case_id is {value!r:.80}; give a number or a text")
+
+
+def _inside_a_word(text: str, place: int) -> bool:
+    """Whether no word can end before this character."""
+    if not 0 < place < len(text):
+        return False
+    before, after = text[place - 1], text[place]
+    if unicodedata.category(after).startswith("M"):  # an accent or a vowel sign of the one before
+        return True
+    return _in_word(before) and _in_word(after) and not (_spaceless(before) or _spaceless(after))
+
+
+def _in_word(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return character == "_" or kind[0] in "LMN"
+
+
+def _spaceless(character: str) -> bool:
+    return unicodedata.name(character, "").startswith(_SPACELESS)
