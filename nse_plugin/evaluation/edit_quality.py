@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any
 
 from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
 from nse_plugin.evaluation.fluency import ngram_entropy, plain
-from nse_plugin.model.answers import Answers, score_encoded
+from nse_plugin.evaluation.questions import Question, Reply, put_questions
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
@@ -85,23 +85,23 @@ def compute_many(
         [float]}``, ``metric_meta`` and, where asked for, ``fluency {"ngram_entropy": float}``.
     """
     _check_options(hparams, eval_metric)
+    chat = _chat(hparams, tok)
     questions = [
         question
         for number, record in enumerate(records)
-        for question in _questions(number, record, chat=_chat(hparams, tok))
+        for question in _questions(number, record, chat)
     ]
-    pairs = [
-        _encode_as_host(tok, prompt, answer, rendered=question.in_chat)
-        for question in questions
-        for prompt, answer in question.pairs
-    ]
-    scores = score_encoded(model, pairs, token_budget=token_budget)
+    names = [record.get("case_id", number) for number, record in enumerate(records)]
+    replies = put_questions(
+        model, tok, questions, names, encode=_encode_as_host, token_budget=token_budget
+    )
     results: list[dict[str, Any]] = [{"locality": {}, "portability": {}} for _ in records]
-    start = 0
-    for question in questions:
-        stop = start + len(question.pairs)
-        _fill_in(results[question.record], question, scores, slice(start, stop), eval_metric)
-        start = stop
+    asked = zip(questions, replies)
+    for (record_number, group, kind), of_metric in groupby(
+        asked, key=lambda pair: _metric(pair[0])
+    ):
+        told = [reply for _, reply in of_metric]
+        _fill_in(results[record_number], group, kind, told, eval_metric)
     if test_generation:
         _add_fluency(model, tok, records, results, token_budget)
     return results
@@ -164,18 +164,12 @@ def mean_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 # --- what a record asks -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Question:
-    """The prompts of one metric of one record."""
-
-    record: int
-    section: str  # "rewrite", "rephrase", "locality" or "portability"
-    kind: str  # of locality and portability
-    pairs: list[tuple[str, str]]
-    in_chat: bool = False  # the prompts went through the chat template
+def _metric(question: Question) -> tuple[int, str, str]:
+    """The metric that a question belongs to."""
+    return question.record, question.group, question.kind
 
 
-def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[_Question]:
+def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[Question]:
     for field in ("prompt", "target_new"):
         if field not in record:
             raise RequestError(
@@ -184,27 +178,23 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[_Quest
     target = record["target_new"]
     prompts = [filled(prompt, record.get("subject")) for prompt in _listed(record["prompt"])]
     targets = list(target) if isinstance(target, (list, tuple)) else [target] * len(prompts)
-    questions = [_Question(number, "rewrite", "", _paired(number, "prompt", prompts, targets))]
+    asked = [("rewrite", "", _paired(number, "prompt", prompts, targets))]
     rephrased = _listed(record.get("rephrase_prompt"))
     if rephrased:
         same = targets if len(targets) == len(rephrased) else [targets[0]] * len(rephrased)
-        pairs = _paired(number, "rephrase_prompt", rephrased, same)
-        questions.append(_Question(number, "rephrase", "", pairs))
-    for section in ("locality", "portability"):
-        for kind, group in (record.get(section) or {}).items():
-            where = f"{section}[{kind!r}]"
-            asked, answers = group["prompt"], group["ground_truth"]
-            pairs = _paired(number, where, _listed(asked), _listed(answers))
-            if pairs:
-                questions.append(_Question(number, section, kind, pairs))
-    if chat is None:
-        return questions
-    return [
-        question
-        if question.section == "locality"
-        else replace(question, pairs=chat(question.pairs), in_chat=True)
-        for question in questions
-    ]
+        asked.append(("paraphrase", "", _paired(number, "rephrase_prompt", rephrased, same)))
+    for group in ("locality", "portability"):
+        for kind, probes in (record.get(group) or {}).items():
+            where = f"{group}[{kind!r}]"
+            given, answers = _listed(probes["prompt"]), _listed(probes["ground_truth"])
+            asked.append((group, kind, _paired(number, where, given, answers)))
+    questions = []
+    for group, kind, pairs in asked:
+        in_chat = chat is not None and group != "locality"
+        for prompt, answer in chat(pairs) if in_chat else pairs:
+            question = Question(number, group, prompt, answer, kind=kind, in_chat=in_chat)
+            questions.append(question)
+    return questions
 
 
 def _paired(
@@ -245,17 +235,14 @@ def _chat(hparams: Any, tok: Any) -> Any:
     return wrap
 
 
-def _encode_as_host(tok: Any, prompt: str, answer: str, *, rendered: bool) -> EncodedPrompt:
+def _encode_as_host(tok: Any, question: Question, answer: str) -> EncodedPrompt:
     """Prompt and answer tokenised together; what exceeds the prompt's own count is the answer's.
 
     So where a token straddles the two, the host's count holds, not that of ``encode_prompt``.
-
-    Args:
-        rendered: the prompt is a rendered chat, whose text has its special tokens already.
     """
-    special = not rendered
-    ids = encode_text(tok, f"{prompt} {answer}", special=special)
-    n_prompt = len(encode_text(tok, prompt, special=special))
+    special = not question.in_chat
+    ids = encode_text(tok, f"{question.prompt} {answer}", special=special)
+    n_prompt = len(encode_text(tok, question.prompt, special=special))
     return EncodedPrompt(tuple(ids), -1, max(len(ids) - n_prompt, 0))
 
 
@@ -263,19 +250,19 @@ def _encode_as_host(tok: Any, prompt: str, answer: str, *, rendered: bool) -> En
 
 
 def _fill_in(
-    result: dict[str, Any], question: _Question, scores: Answers, rows: slice, eval_metric: str
+    result: dict[str, Any], group: str, kind: str, replies: Sequence[Reply], eval_metric: str
 ) -> None:
-    section, kind = question.section, question.kind
-    if section == "locality":
-        result["locality"][f"{kind}_output"] = scores.predicted[rows]
-    elif section == "portability":
-        result["portability"][f"{kind}_acc"] = _accuracies(scores.token_accuracy[rows])
+    name = "rephrase" if group == "paraphrase" else group  # EasyEdit's word
+    if group == "locality":
+        result["locality"][f"{kind}_output"] = [reply.predicted for reply in replies]
+    elif group == "portability":
+        result["portability"][f"{kind}_acc"] = _accuracies(replies)
     elif eval_metric == "ppl":
-        result[f"{section}_ppl"] = _perplexity(scores.nll[rows], scores.n_tokens[rows])
-        _add_meta(result, section, "ppl", "teacher_forcing", "perplexity")
+        result[f"{name}_ppl"] = _perplexity(replies)
+        _add_meta(result, name, "ppl", "teacher_forcing", "perplexity")
     else:
-        result[f"{section}_acc"] = _accuracies(scores.token_accuracy[rows])
-        _add_meta(result, section, "acc", "decoder_only_teacher_forcing", "token_accuracy")
+        result[f"{name}_acc"] = _accuracies(replies)
+        _add_meta(result, name, "acc", "decoder_only_teacher_forcing", "token_accuracy")
 
 
 def _add_meta(
@@ -289,17 +276,20 @@ def _add_meta(
     }
 
 
-def _accuracies(values: list[float]) -> list[float]:
-    """As the host does: of several, those without an answer token are left out."""
-    return values if len(values) == 1 else [value for value in values if not math.isnan(value)]
+def _accuracies(replies: Sequence[Reply]) -> list[float]:
+    """As the host does: of several, those without an answer token are left out; one is NaN."""
+    if len(replies) == 1 and replies[0].accuracy is None:
+        return [math.nan]
+    return [reply.accuracy for reply in replies if reply.accuracy is not None]
 
 
-def _perplexity(nll: list[float], n_tokens: list[int]) -> float:
-    """Of all answer tokens together."""
-    total = sum(n_tokens)
-    if not total:
+def _perplexity(replies: Sequence[Reply]) -> float:
+    """Of all answer tokens together; NaN where there is none, or a loss is not finite."""
+    total = sum(reply.n_tokens for reply in replies)
+    losses = [(reply.nll, reply.n_tokens) for reply in replies if reply.n_tokens]
+    if not total or any(nll is None for nll, _ in losses):
         return math.nan
-    return math.exp(sum(loss * n for loss, n in zip(nll, n_tokens) if n) / total)
+    return math.exp(sum(nll * n for nll, n in losses if nll is not None) / total)
 
 
 def _share(old: Sequence[int], new: Sequence[int]) -> float:

@@ -14,14 +14,13 @@ Of each request (values from 0 to 1; a request's probes are averaged first, then
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from nse_plugin.model.answers import score_answers
+from nse_plugin.evaluation.questions import Question, mean, put_questions
 from nse_plugin.requests import EditRequest, Probe
 
 GROUPS = ("rewrite", "paraphrase", "portability", "locality")
@@ -58,35 +57,30 @@ def ask(
     Raises:
         RequestError: a probe is longer than the model's context.
     """
-    plan = [
-        (number, group, prompt, answer, other)
+    questions = [
+        question
         for number, request in enumerate(requests)
-        for group, prompt, answer, other in _probes(request, bounds)
+        for question in _questions(number, request, bounds)
     ]
-    with_other = [entry for entry in plan if entry[4] is not None]
-    scores = score_answers(
+    replies = put_questions(
         model,
         tokenizer,
-        [entry[2] for entry in plan + with_other],
-        [str(entry[3]) for entry in plan] + [str(entry[4]) for entry in with_other],
-        names=[
-            f"the {entry[1]} of case {requests[entry[0]].case_id}" for entry in plan + with_other
-        ],
+        questions,
+        [request.case_id for request in requests],
         token_budget=token_budget,
     )
-    others = iter(scores.nll[len(plan) :])
     found: list[Answered] = [{group: [] for group in GROUPS} for _ in requests]
-    for row, (number, group, prompt, _answer, other) in enumerate(plan):
+    for question, reply in zip(questions, replies):
         item: dict[str, Any] = {
-            "prompt": prompt,
-            "exact": scores.exact[row],
-            "accuracy": finite(scores.token_accuracy[row]),
-            "nll": finite(scores.nll[row]),
-            "nll_other": None if other is None else finite(next(others)),
+            "prompt": question.prompt,
+            "exact": reply.exact,
+            "accuracy": reply.accuracy,
+            "nll": reply.nll,
+            "nll_other": reply.nll_other,
         }
-        if group == "locality":
-            item["predicted"] = scores.predicted[row]
-        found[number][group].append(item)
+        if question.group == "locality":
+            item["predicted"] = reply.predicted
+        found[question.record][question.group].append(item)
     return found
 
 
@@ -117,28 +111,18 @@ SCORES = (
 """Names of what :func:`summarise` gives, beside ``n``."""
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of nothing."""
-    return sum(values) / len(values) if values else None
-
-
-def finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity: None stands for them."""
-    return value if math.isfinite(value) else None
-
-
-def _probes(request: EditRequest, bounds: Bounds) -> list[tuple[str, str, str, str | None]]:
-    """(group, prompt, answer, the answer it is compared with) of each probe."""
+def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Question]:
+    """What is asked of a request: the edit itself, then its probes up to the bounds."""
     new, true = request.target_new, request.ground_truth
     other = true if true and true != new else None
-    asked: list[tuple[str, str, str, str | None]] = [("rewrite", request.text, new, other)]
-    for text in request.rephrase_prompts[: bounds.paraphrase]:
-        asked.append(("paraphrase", text, new, other))
+    prompts = [("rewrite", request.text)]
+    prompts += [("paraphrase", text) for text in request.rephrase_prompts[: bounds.paraphrase]]
+    asked = [Question(number, group, prompt, new, other) for group, prompt in prompts]
     for probe in _first(request.portability, bounds.portability):
-        asked.append(("portability", probe.prompt, probe.answer, None))
+        asked.append(Question(number, "portability", probe.prompt, probe.answer))
     for probe in _first(request.locality, bounds.locality):
         against = new if new != probe.answer else None
-        asked.append(("locality", probe.prompt, probe.answer, against))
+        asked.append(Question(number, "locality", probe.prompt, probe.answer, against))
     return asked
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.fluency import ngram_entropy
-from nse_plugin.evaluation.metrics import finite, mean
+from nse_plugin.evaluation.questions import finite, mean
 from nse_plugin.files import require
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text

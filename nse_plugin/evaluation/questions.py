@@ -1,0 +1,110 @@
+"""Questions to a model, and its answers: what every score is computed from.
+
+One pass answers all questions of all records.  :mod:`nse_plugin.evaluation.metrics` counts our own
+scores from the answers; :mod:`nse_plugin.evaluation.edit_quality` lays them out as EasyEdit does.
+
+What cannot be measured is None here and in files (an answer without a token has no loss); it is
+never a zero, and means leave it out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nse_plugin.model.answers import score_encoded
+from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt and the answer that is held against what the model says."""
+
+    record: int
+    """Number of the request or record that asks."""
+    group: str
+    """rewrite, paraphrase, locality or portability."""
+    prompt: str
+    answer: str
+    other: str | None = None
+    """An answer whose likelihood is compared: the true one, or for locality the new one."""
+    kind: str = ""
+    """Of locality and portability."""
+    in_chat: bool = False
+    """The prompt is a rendered chat, whose text has its special tokens already."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model says to a question; see :class:`nse_plugin.model.answers.Answers`."""
+
+    exact: bool
+    accuracy: float | None
+    nll: float | None
+    n_tokens: int
+    predicted: list[int]
+    nll_other: float | None = None
+
+
+Encode = Callable[[Any, Question, str], EncodedPrompt]
+"""Tokens of a question's prompt with an answer: ``encode(tokenizer, question, answer)``."""
+
+
+def put_questions(
+    model: nn.Module,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    names: Sequence[Any],
+    *,
+    encode: Encode | None = None,
+    token_budget: int = 16384,
+) -> list[Reply]:
+    """Ask all questions in a few batches; a prompt runs once for all answers read from it.
+
+    Args:
+        names: of the records, for messages.
+        encode: how prompt and answer become tokens; by default as in editing.
+
+    Raises:
+        RequestError: a question is longer than the model's context, or has no prompt.
+    """
+    encode = encode or _encode
+    compared = [question for question in questions if question.other is not None]
+    pairs = [encode(tokenizer, question, question.answer) for question in questions]
+    pairs += [encode(tokenizer, question, str(question.other)) for question in compared]
+    scores = score_encoded(
+        model,
+        pairs,
+        names=[f"{q.group} of case {names[q.record]}" for q in (*questions, *compared)],
+        token_budget=token_budget,
+    )
+    others = iter(scores.nll[len(questions) :])
+    return [
+        Reply(
+            exact=scores.exact[number],
+            accuracy=finite(scores.token_accuracy[number]),
+            nll=finite(scores.nll[number]),
+            n_tokens=scores.n_tokens[number],
+            predicted=scores.predicted[number],
+            nll_other=None if question.other is None else finite(next(others)),
+        )
+        for number, question in enumerate(questions)
+    ]
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity: None stands for them."""
+    return value if math.isfinite(value) else None
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean, or None of nothing."""
+    return sum(values) / len(values) if values else None
+
+
+def _encode(tokenizer: Any, question: Question, answer: str) -> EncodedPrompt:
+    return encode_prompt(tokenizer, question.prompt, target=answer)
