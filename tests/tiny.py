@@ -67,6 +67,14 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
         "Llama4TextConfig",
         dict(_SMALL, num_local_experts=2, intermediate_size_mlp=48),
     ),
+    "granitemoeshared": (
+        "GraniteMoeSharedConfig",
+        dict(_SMALL, num_local_experts=4, num_experts_per_tok=2, shared_intermediate_size=48),
+    ),
+    "hunyuan_v1_moe": (
+        "HunYuanMoEV1Config",
+        dict(_SMALL, num_experts=4, moe_topk=2),
+    ),
     "deepseek_v3": (
         "DeepseekV3Config",
         dict(
@@ -77,6 +85,39 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }  # fmt: skip
 """Decoders whose MLPs are mixtures of experts, in all layers or after a dense first one."""
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen3_5_text": (
+        "Qwen3_5TextConfig",
+        dict(
+            _SMALL, linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8,
+            linear_value_head_dim=8,
+        ),
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        dict(_SMALL, mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8),
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        dict(
+            _SMALL, block_auto_adjust_ff_dim=False,
+            layer_types=["conv", "conv", "full_attention", "full_attention"],
+        ),
+    ),
+    "gemma3n_text": (
+        "Gemma3nTextConfig",
+        dict(
+            _SMALL, layer_types=["sliding_attention", "full_attention"] * 2,
+            num_kv_shared_layers=0, laurel_rank=4, activation_sparsity_pattern=[0.0] * 4,
+            vocab_size_per_layer_input=300, hidden_size_per_layer_input=8,
+        ),
+    ),
+    "gemma4_text": (
+        "Gemma4TextConfig",
+        dict(_SMALL, vocab_size_per_layer_input=300, hidden_size_per_layer_input=8),
+    ),
+}  # fmt: skip
+"""Decoders whose blocks are not attention and an MLP alone."""
 FAMILY_NAMES = list(_CONFIGS)
 
 
@@ -103,7 +144,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any):
     """A random model of a family, with weights large enough that its answers differ."""
-    name, settings = (_CONFIGS | UNKNOWN_FAMILIES | EXPERTS)[family]
+    name, settings = (_CONFIGS | UNKNOWN_FAMILIES | EXPERTS | OTHERS)[family]
     config = getattr(transformers, name)(
         **{**settings, **changes},
         vocab_size=len(tiny_tokenizer()),

@@ -40,8 +40,12 @@ class Continuation(Protocol):
         """The same through the first blocks only."""
 
 
-_CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, bool] = weakref.WeakKeyDictionary()
-"""Whether a model's blocks can be replayed, once it has been tried."""
+_Key = tuple[int, int, object]  # layer, last, kind of attention
+
+_CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, dict[_Key, bool]] = (
+    weakref.WeakKeyDictionary()
+)
+"""Whether the blocks above a layer can be replayed, once it has been tried."""
 
 
 def capture(
@@ -54,7 +58,9 @@ def capture(
         layer: block whose output is replaced in each run.
         last: block whose output a run returns.
     """
-    known, beyond = _CAN_REPLAY.get(layout), _beyond_a_window(layout, batch)
+    tried = _CAN_REPLAY.setdefault(layout, {})
+    key = (layer, last, getattr(layout.text_config, "_attn_implementation", None))
+    known, beyond = tried.get(key), _beyond_a_window(layout, batch)
     if known and not beyond:
         return Replay.capture(layout, batch, starts, layer=layer, last=last)
     full = FullPass.capture(layout, batch, starts, layer=layer, last=last)
@@ -63,18 +69,21 @@ def capture(
     try:
         replay = Replay.capture(layout, batch, starts, layer=layer, last=last)
         why = _difference(replay, full)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever a block raises when it is called in an unknown way
         why = f"{type(error).__name__}: {error}"
-    _CAN_REPLAY[layout] = not why
     if why:
-        log.warning(
+        log.log(
+            logging.DEBUG if False in tried.values() else logging.WARNING,
             "the blocks of model type %r cannot be replayed (%s); values are optimised with whole "
             "forward passes, which is slower and gives the same",
             layout.model_type,
             why,
         )
-        return full
-    return replay
+    if why or bool((starts > 0).any()):  # without tokens on the left nothing has been tried
+        tried[key] = not why
+    return full if why else replay
 
 
 @torch.no_grad()

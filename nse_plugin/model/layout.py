@@ -113,6 +113,13 @@ class DecoderLayout:
                     f"layer {layer} of model type {self.model_type!r} cannot be edited: "
                     f"{self._why_not_dense(layer)}"
                 )
+            shared = [n for n in range(self.n_layers) if n != layer and self._shares(n, layer)]
+            if shared:
+                raise ModelError(
+                    f"layer {layer} of model type {self.model_type!r} has the same "
+                    f"{self.family.down} as layers {shared}, which an edit would change too; "
+                    "choose other layers, or use LoRA or GRACE"
+                )
             if self._sizes(layer) != (self.d_ff, self.d_model):
                 d_ff, _ = self._sizes(layer)
                 raise ModelError(
@@ -125,13 +132,16 @@ class DecoderLayout:
             weight = getattr(self.down(layer), "weight", None)
         except AttributeError:
             return False
-        return isinstance(weight, torch.Tensor) and weight.dim() == 2
+        plain = isinstance(weight, torch.Tensor) and weight.dim() == 2
+        return plain and experts(self.blocks[layer]) is None
+
+    def _shares(self, one: int, other: int) -> bool:
+        return self._is_dense(one) and self.down(one).weight is self.down(other).weight
 
     def _why_not_dense(self, layer: int) -> str:
-        experts = [name for name, _ in self.blocks[layer].named_modules() if "expert" in name]
-        if experts:
+        if mixture := experts(self.blocks[layer]):
             return (
-                f"its MLP is a mixture of experts ({experts[0]}), in which a fact has no one "
+                f"its MLP is a mixture of experts ({mixture}), in which a fact has no one "
                 "down-projection; choose layers with a dense MLP, or use LoRA or GRACE"
             )
         return f"it has no matrix {self.family.down}; choose other layers, or use LoRA or GRACE"
@@ -171,6 +181,11 @@ class DecoderLayout:
             "ln_f_module": self.family.final_norm,
             "lm_head_module": self.head_name,
         }
+
+
+def experts(block: nn.Module) -> str | None:
+    """Name of the experts in a block, where its MLP is a mixture of them, shared ones or not."""
+    return next((name for name, _ in block.named_modules() if "expert" in name), None)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

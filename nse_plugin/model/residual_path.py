@@ -19,7 +19,7 @@ from torch import nn
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model.hooks import StopPass, quiet
-from nse_plugin.model.layout import DecoderLayout, first_tensor
+from nse_plugin.model.layout import DecoderLayout, device_of, first_tensor
 
 _SMALLEST_GAIN = 1e-3
 
@@ -71,7 +71,7 @@ def _apply(norm: nn.Module, rows: torch.Tensor) -> torch.Tensor:
     weight = next(norm.parameters(), None)
     if weight is None:
         return norm(rows)
-    return norm(rows.to(weight.device, weight.dtype)).to(rows.device).float()
+    return norm(rows.to(device_of(norm, rows.device), weight.dtype)).to(rows.device).float()
 
 
 def _affine(norm: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, bool]:
@@ -110,26 +110,20 @@ def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
     Raises:
         ModelError: the block does with the output something that is neither a factor nor a norm.
     """
-    down = layout.down(layer)
     generator = torch.Generator().manual_seed(layer)
     with quiet(layout.model):
         before = _Observed.of(layout, layer, lambda output: output)
-        size = before.stream.norm() / before.stream.numel() ** 0.5
-        changes, effects = [], []
-        for _ in range(2):
-            drawn = torch.randn(before.output.shape, generator=generator)
-            change = (size * drawn.to(before.output.device)).to(before.output.dtype)
-            after = _Observed.of(layout, layer, lambda output, change=change: output + change)  # type: ignore[misc]
-            changes.append((after.output - before.output).float())
-            effects.append((after.stream - before.stream).float().view_as(changes[-1]))
-    tolerance = 2e-3 if down.weight.dtype in (torch.float32, torch.float64) else 5e-2
-    scale = _common_factor(changes, effects, tolerance)
-    if scale is not None:
-        return ResidualPath(scale)
-    for norm in before.norms:
-        now = _apply(norm, before.output.float())
-        through = [_apply(norm, before.output.float() + change) - now for change in changes]
-        scale = _common_factor(through, effects, tolerance)
+        size = before.stream.float().square().mean().sqrt()
+        drawn = torch.randn(2, *before.output.shape, generator=generator, dtype=torch.float32)
+        after = [
+            _Observed.of(layout, layer, lambda output, change=change: output + change)  # type: ignore[misc]
+            for change in (size * drawn.to(size.device)).to(before.output.dtype)
+        ]
+    effects = [_Effect.of(before, changed) for changed in after]
+    outputs = [before.output.float(), *(changed.output.float() for changed in after)]
+    for norm in (None, *before.norms):
+        through = outputs if norm is None else [_apply(norm, output) for output in outputs]
+        scale = _common_factor([output - through[0] for output in through[1:]], effects)
         if scale is not None:
             return ResidualPath(scale, norm)
     raise ModelError(
@@ -139,15 +133,39 @@ def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
     )
 
 
-def _common_factor(
-    changes: list[torch.Tensor], effects: list[torch.Tensor], tolerance: float
-) -> float | None:
-    """c where effect = c * change for all of them, else None; 1 exactly where it is nearly 1."""
-    change, effect = torch.cat(changes).flatten(), torch.cat(effects).flatten()
+@dataclass(frozen=True)
+class _Effect:
+    """What a change of a down-projection's output did to the residual stream."""
+
+    size: torch.Tensor
+    """Shaped as the down-projection's output, float32."""
+    rounding: torch.Tensor
+    """How far each number can be off, since the stream is kept in the model's dtype."""
+
+    @classmethod
+    def of(cls, before: _Observed, after: _Observed) -> _Effect:
+        size = after.stream.float() - before.stream.float()
+        largest = torch.maximum(before.stream.abs(), after.stream.abs()).float()
+        rounding = torch.finfo(after.stream.dtype).eps * largest
+        return cls(size.view(after.output.shape), rounding.view(after.output.shape))
+
+
+def _common_factor(changes: list[torch.Tensor], effects: list[_Effect]) -> float | None:
+    """c where effect = c * change for all of them, else None; 1 exactly where it is nearly 1.
+
+    The few numbers of a stream that are a thousand times the others are left out in half
+    precision, where their rounding is larger than the effect.
+    """
+    change = torch.cat(changes).flatten()
+    effect = torch.cat([effect.size for effect in effects]).flatten().to(change.device)
+    rounding = torch.cat([effect.rounding for effect in effects]).flatten().to(change.device)
+    clear = rounding <= torch.maximum(0.5 * effect.abs().median(), rounding.median())
+    change, effect, rounding = change[clear], effect[clear], rounding[clear]
     scale = float((change @ effect) / (change @ change).clamp(min=1e-30))
-    if not scale or (effect - scale * change).norm() > tolerance * effect.norm():
+    allowed = 2e-3 * effect.norm() + rounding.norm()
+    if not scale or not (effect - scale * change).norm() <= allowed:
         return None
-    return 1.0 if abs(scale - 1) <= tolerance else scale
+    return 1.0 if abs(scale - 1) <= float(allowed / effect.norm()) else scale
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from nse_plugin.errors import StatisticsError
 from nse_plugin.files import write_whole
@@ -274,11 +275,18 @@ def model_fingerprint(layout: DecoderLayout) -> str:
     Taken after rounding to bfloat16, so that a model has one fingerprint in float32 and bfloat16.
     """
     parts = [layout.model.get_input_embeddings().weight]
-    for block in layout.blocks:
-        attention = block.get_submodule(layout.family.attn)
-        parts.append(next(p for p in attention.parameters() if p.dim() == 2))
+    parts += [_matrix_of_attention(layout, block) for block in layout.blocks]
     shape = f"{layout.model_type}-{layout.n_layers}-{layout.d_model}-{layout.d_ff}"
     return "-".join([shape, *map(_part_fingerprint, parts)])
+
+
+def _matrix_of_attention(layout: DecoderLayout, block: nn.Module) -> torch.Tensor:
+    """The first matrix of a block's attention, or of what stands in its place."""
+    family = layout.family
+    matrices = [(name, p) for name, p in block.named_parameters() if p.dim() == 2]
+    of_attention = [p for name, p in matrices if name.startswith(f"{family.attn}.")]
+    elsewhere = [p for name, p in matrices if not name.startswith(f"{family.mlp}.")]
+    return (of_attention or elsewhere or [matrices[0][1]])[0]
 
 
 def _part_fingerprint(weight: torch.Tensor) -> str:

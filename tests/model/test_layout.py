@@ -11,6 +11,7 @@ from torch import nn
 from nse_plugin.errors import ModelError
 from nse_plugin.model.families import FAMILIES
 from nse_plugin.model.probe import layout_of, probe_family
+from nse_plugin.model.residual_path import path_of
 from tests.tiny import UNKNOWN_FAMILIES, tiny_model
 
 
@@ -72,10 +73,47 @@ def test_layers_are_checked_by_number():
         layout_of(model).check_layers([0, 4])
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "llama4_text"])
+def test_a_matrix_that_layers_share_is_refused():
+    model = tiny_model("llama")
+    layers = model.model.layers
+    layers[3].mlp.down_proj.weight = layers[1].mlp.down_proj.weight
+    layout = layout_of(model)
+    layout.check_layers([0, 2])
+    with pytest.raises(ModelError, match=r"layer 1 of .* the same mlp.down_proj as layers \[3\]"):
+        layout.check_layers([1])
+
+
+def test_a_decoder_that_sees_later_tokens_is_refused():
+    model = tiny_model("olmo2")
+    real = model.model.layers[0].forward
+
+    def forward(hidden_states, *args, **kwargs):
+        return real(hidden_states + hidden_states.mean(dim=1, keepdim=True), *args, **kwargs)
+
+    model.model.layers[0].forward = forward
+    with pytest.raises(ModelError, match="logits are not .* of the tokens so far"):
+        layout_of(model)
+
+
+def test_logits_that_are_scaled_in_half_precision_are_probed():
+    layout = layout_of(tiny_model("granite", logits_scaling=3.0, dtype=torch.bfloat16))
+    assert layout.family.final_norm == "model.norm"
+
+
+@pytest.mark.parametrize(
+    "family", ["mixtral", "qwen2_moe", "llama4_text", "granitemoeshared", "hunyuan_v1_moe"]
+)
 def test_experts_are_refused_in_words(family):
     with pytest.raises(ModelError, match="mixture of experts"):
         layout_of(tiny_model(family))
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
+def test_streams_of_another_kind_are_refused_in_words(family):
+    """Gemma 3n carries four streams; Gemma 4 with inputs per layer gates what the MLP adds."""
+    model = tiny_model(family)
+    with pytest.raises(ModelError, match="head.final norm.last block|neither a factor nor a norm"):
+        path_of(layout_of(model), 1)
 
 
 def test_a_dense_layer_before_the_experts_can_be_edited():

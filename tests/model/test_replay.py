@@ -131,3 +131,23 @@ def test_a_replay_that_differs_is_not_used(model, monkeypatch, caplog):
     )
     assert isinstance(tails, FullPass)
     assert "relative difference" in caplog.text
+
+
+@pytest.mark.parametrize("family", ["qwen3_5_text", "falcon_h1", "lfm2"])
+def test_blocks_with_a_state_get_whole_passes(family, caplog):
+    model = tiny_model(family)
+    layout = layout_of(model)
+    batch, starts = TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS)
+    capture(layout, batch, starts, layer=2, last=3)  # what holds above here need not hold below
+    tails = capture(layout, batch, starts, layer=0, last=3)
+    assert isinstance(tails, FullPass)
+    check_tails(model, layout, tails, 0)
+    assert len([r for r in caplog.records if "cannot be replayed" in r.message]) == 1
+
+
+def test_nothing_is_learned_from_rows_without_a_prefix(model, monkeypatch):
+    layout, real = layout_of(model), Replay.run
+    batch = TokenBatch.of(ROWS, "cpu")
+    capture(layout, batch, torch.zeros(3, dtype=torch.long), layer=1, last=3)
+    monkeypatch.setattr(Replay, "run", lambda self, hidden: real(self, hidden) * 1.01)
+    assert isinstance(capture(layout, batch, torch.tensor(STARTS), layer=1, last=3), FullPass)

@@ -87,3 +87,13 @@ def test_other_paths_are_refused_by_name(model):
     )
     with pytest.raises(ModelError, match=r"layer 1 of .* neither a factor nor a norm"):
         measure_path(layout, 1)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "granite", "llama"])
+def test_a_huge_number_in_the_stream_does_not_hide_the_path_in_half_precision(family):
+    model = tiny_model(family, dtype=torch.bfloat16)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[1, :3] = 3e4  # as first tokens of real models have
+    path = path_of(layout_of(model), 1)
+    assert (path.norm is not None) is (family in NORMED)
+    assert path.scale == pytest.approx(0.22 if family == "granite" else 1.0, rel=0.02)
