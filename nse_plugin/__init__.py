@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from nse_plugin.data import texts as _texts  # noqa: F401  (registers texts for statistics)
 from nse_plugin.version import __version__
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ def models(
 
     They are kept in the folder that NSE_PLUGIN_CACHE names, else in the user's cache.
     """
-    from nse_plugin.data.published import MODELS, cache_dir, fetch, find_published, is_fetched
+    from nse_plugin.data.packages import cache_dir
+    from nse_plugin.data.published import MODELS, fetch, find_published, is_fetched
 
     if what is None:
         for model in MODELS.values():

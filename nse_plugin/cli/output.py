@@ -75,6 +75,7 @@ def set_up_logging(verbose: bool) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
+    logging.getLogger("nse_plugin.progress").setLevel(logging.INFO)  # a line every 30 seconds
     if not verbose:
         # read when huggingface_hub is imported, later; without a network it reports every retry,
         # and the error that follows is enough

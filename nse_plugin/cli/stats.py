@@ -32,7 +32,9 @@ def stats(
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(help="self (texts sampled from the model), atlas, a file or a datasets name."),
+        typer.Option(
+            help="factbook (real prose), self (sampled from the model), atlas, a file, a dataset."
+        ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of texts.")] = None,
     stats_dir: Annotated[str | None, typer.Option(help="Folder of the statistics.")] = None,

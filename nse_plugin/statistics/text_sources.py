@@ -3,7 +3,8 @@
 A source is named by one string (``mom2_dataset`` in the hparams):
 
 - ``self``: text that the model writes by itself; needs nothing but the model;
-- ``atlas``: the sentences of the embedded world (:mod:`nse_plugin.data.atlas`);
+- the name of a text that somebody registered, e.g. ``atlas`` and ``factbook``
+  (:mod:`nse_plugin.data.texts`);
 - ``file:PATH``, or a path to a ``.txt`` file: one document per line;
 - otherwise a dataset of the ``datasets`` library, ``name`` or ``name:config``, or one of
   EasyEdit's names for those (``wikipedia``, ``wikitext``, ``wikitext2``).
@@ -28,6 +29,7 @@ from nse_plugin.errors import StatisticsError
 from nse_plugin.files import checksum, require
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.sampling import sample_ids
+from nse_plugin.statistics.named_texts import NAMED_TEXTS
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ CHUNK = 256
 """Texts per chunk; rows are sorted by length within a chunk."""
 SELF_TOKENS = 64
 """Longest text that is sampled from the model, in tokens."""
-_SELF_ROWS = 64  # texts sampled at a time
+SELF_CHUNK = 32
+"""Texts per chunk that are sampled, at a time: so few that something is saved within a minute."""
 _SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled with each other
 
 DATASETS = {
@@ -46,6 +49,11 @@ DATASETS = {
 """EasyEdit's names for datasets: (name, config) on the hub."""
 
 
+def chunk_size(source: str) -> int:
+    """Texts per chunk of a source."""
+    return SELF_CHUNK if source == "self" else CHUNK
+
+
 def source_slug(source: str) -> str:
     """The source's name as part of a folder name."""
     path = text_file(source)
@@ -54,7 +62,9 @@ def source_slug(source: str) -> str:
 
 
 def source_digest(source: str) -> str | None:
-    """A short hash of a text file; None for other sources and for a file that is not there."""
+    """A short hash of a named text or a text file; None where there is no telling."""
+    if source in NAMED_TEXTS:
+        return NAMED_TEXTS[source].digest
     path = text_file(source)
     if path is None or not path.is_file():
         return None
@@ -63,7 +73,7 @@ def source_digest(source: str) -> str | None:
 
 def text_file(source: str) -> Path | None:
     """The path that a source names, or None where it names something else."""
-    if source in ("self", "atlas", *DATASETS):
+    if source in ("self", *NAMED_TEXTS, *DATASETS):
         return None
     if source.startswith("file:"):
         return Path(source.removeprefix("file:")).expanduser()
@@ -81,7 +91,7 @@ def token_chunks(
     seed: int,
     first: int = 0,
 ) -> Iterator[list[list[int]]]:
-    """Read, or sample, the token rows of a source, :data:`CHUNK` texts at a time.
+    """Read, or sample, the token rows of a source, :func:`chunk_size` texts at a time.
 
     Args:
         n_samples: number of texts; all there are where the source has fewer.
@@ -112,12 +122,10 @@ def _documents(source: str, n_samples: int, seed: int) -> Iterator[str]:
     path = text_file(source)
     if path is not None:
         return _lines(path, n_samples, seed)
-    if source == "atlas":
-        from nse_plugin.data import atlas
-
-        sentences = [text for text in atlas.corpus() if text.strip()]
-        random.Random(seed).shuffle(sentences)
-        return iter(sentences[:n_samples])
+    if source in NAMED_TEXTS:
+        texts = [text for text in NAMED_TEXTS[source].documents() if text.strip()]
+        random.Random(seed).shuffle(texts)
+        return iter(texts[:n_samples])
     return _streamed(source, n_samples, seed)
 
 
@@ -199,17 +207,15 @@ def _sampled_chunks(
     start_id = tokenizer.bos_token_id
     keep_start = start_id is None or tokenizer("a")["input_ids"][:1] == [start_id]
     n_sampled = length - 1 if keep_start else min(length, (layout.max_positions or length + 1) - 1)
-    for number in range(first, -(-n_samples // CHUNK)):
+    for number in range(first, -(-n_samples // SELF_CHUNK)):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
-        wanted = min(CHUNK, n_samples - number * CHUNK)
+        n_rows = min(SELF_CHUNK, n_samples - number * SELF_CHUNK)
+        starts = _starts(layout, tokenizer, n_rows, generator)
+        more = sample_ids(layout.model, starts, n_sampled, top_k=None, generator=generator)
         rows: list[list[int]] = []
-        while len(rows) < wanted:
-            n_rows = min(_SELF_ROWS, wanted - len(rows))
-            starts = _starts(layout, tokenizer, n_rows, generator)
-            more = sample_ids(layout.model, starts, n_sampled, top_k=None, generator=generator)
-            for start, row in zip(starts.tolist(), more.tolist()):
-                end = _find(row, tokenizer.eos_token_id)
-                rows.append(start + row[:end] if keep_start else row[: max(end, 1)])
+        for start, row in zip(starts.tolist(), more.tolist()):
+            end = _find(row, tokenizer.eos_token_id)
+            rows.append(start + row[:end] if keep_start else row[: max(end, 1)])
         yield rows
 
 

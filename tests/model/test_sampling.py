@@ -48,6 +48,19 @@ def test_draws_follow_the_distribution(top_k):
     assert shares[1] == 0
 
 
+def test_a_large_vocabulary_is_drawn_from_as_a_small_one():
+    """Blocks change nothing: the same tokens as from one cumulative sum in float64."""
+    n_vocab = 1000
+    logits = 3 * torch.randn(500, n_vocab, generator=seeded(1))
+    logits[:, 700:] = -torch.inf  # whole blocks without mass, and half a block
+    draws = _draw(logits, None, seeded(2))
+    upto = logits.double().softmax(dim=-1).cumsum(dim=-1)
+    random = torch.rand(500, 1, generator=seeded(2), dtype=torch.float64)
+    expected = torch.searchsorted(upto, random, right=True)
+    assert (draws == expected).float().mean() > 0.995  # the rest is rounding at an edge
+    assert (draws - expected).abs().max() <= 1 and draws.max() < 700
+
+
 def test_nothing_to_sample():
     empty = sample_ids(tiny_model("gpt2"), PROMPT, 0, top_k=5, generator=seeded())
     assert empty.shape == (2, 0)

@@ -24,7 +24,7 @@ from tokenizers import processors
 from nse_plugin.easyedit import checkout
 from nse_plugin.errors import MissingPackageError, ModelError, StatisticsError
 from nse_plugin.model.probe import layout_of
-from nse_plugin.statistics import covariance, text_sources
+from nse_plugin.statistics import covariance, named_texts, text_sources
 from nse_plugin.statistics.covariance import SecondMoment, second_moments, write_npz
 from nse_plugin.statistics.files import StatisticsFiles, model_fingerprint
 from nse_plugin.statistics.text_sources import source_slug, token_chunks
@@ -188,6 +188,7 @@ def press_ctrl_c():
 @pytest.mark.parametrize("source", ["text", "self"])
 def test_resumed_equals_uninterrupted(layout, text, tmp_path, monkeypatch, how, source):
     monkeypatch.setattr(text_sources, "CHUNK", 3)
+    monkeypatch.setattr(text_sources, "SELF_CHUNK", 3)
     monkeypatch.setattr(covariance, "SAVE_EVERY_S", 0.0)
     monkeypatch.setattr(text_sources, "SELF_TOKENS", 6)
     source = text if source == "text" else "self"
@@ -294,7 +295,7 @@ def test_other_model_text_and_settings(layout, text, tmp_path):
     of_edited = compute(layout_of(edited), text, tmp_path)[1]  # the original's statistics
     assert torch.equal(of_edited.mean, before.mean)
     Path(text).write_text("Other text.\n", encoding="utf-8")
-    refused(layout, text, tmp_path, path, "text file")
+    refused(layout, text, tmp_path, path, "version of the text")
     Path(text).unlink()
     assert compute(layout, text, tmp_path)[1].n_samples == 7  # nothing to compare with
 
@@ -446,7 +447,7 @@ def test_text_files_that_cannot_be_read(layout, tmp_path):
 
 
 def test_self_is_repeatable_and_varied(layout, monkeypatch):
-    monkeypatch.setattr(text_sources, "CHUNK", 4)
+    monkeypatch.setattr(text_sources, "SELF_CHUNK", 4)
     rows = rows_of("self", layout, n_samples=6, max_length=12)
     torch.manual_seed(5)
     assert rows == rows_of("self", layout, n_samples=6, max_length=12)
@@ -471,12 +472,30 @@ def test_self_starts_rows_as_the_tokenizer_does(layout, adds_start):
     assert all(len(row) <= 64 for row in rows)
 
 
-def test_atlas_source(layout, monkeypatch):
-    atlas = types.ModuleType("nse_plugin.data.atlas")
-    atlas.corpus = lambda: ["Garn is old.", "Mara Voss is a baker.", " "]
-    monkeypatch.setitem(sys.modules, "nse_plugin.data.atlas", atlas)
-    monkeypatch.setattr("nse_plugin.data.atlas", atlas, raising=False)
-    assert len(rows_of("atlas", layout)) == 2
+def test_named_texts(layout, monkeypatch, tmp_path):
+    monkeypatch.setattr(named_texts, "NAMED_TEXTS", {})
+    monkeypatch.setattr(text_sources, "NAMED_TEXTS", named_texts.NAMED_TEXTS)
+    named_texts.register_text("lines", lambda: [*LINES, " "], digest="v1")
+    rows = rows_of("lines", layout, n_samples=50)
+    assert len(rows) == 7 and rows != rows_of("lines", layout, n_samples=50, seed=1)
+    assert text_sources.source_digest("lines") == "v1"
+    compute(layout, "lines", tmp_path, n_samples=7)
+    named_texts.NAMED_TEXTS.clear()
+    named_texts.register_text("lines", lambda: LINES, digest="v2")
+    with pytest.raises(StatisticsError, match="another version of the text"):
+        compute(layout, "lines", tmp_path, n_samples=7)
+    for name in ("self", "lines"):
+        with pytest.raises(StatisticsError, match=f"'{name}' is a source of text already"):
+            named_texts.register_text(name, list)
+
+
+def test_progress_where_there_is_no_bar(layout, text, tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", logger="nse_plugin.progress")
+    compute(layout, text, tmp_path / "a", token_budget=1)
+    assert "texts" not in caplog.text  # it took no 30 seconds
+    monkeypatch.setattr(covariance, "SAY_EVERY_S", 0.0)
+    compute(layout, text, tmp_path / "b", token_budget=1, progress=False)
+    assert "statistics of layers [1, 3]: 2 of 7 texts, " in caplog.text
 
 
 def fake_datasets(monkeypatch, load):

