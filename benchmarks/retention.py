@@ -12,11 +12,11 @@ import platform
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from nse_plugin.files import write_text
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.start import run
@@ -51,7 +51,7 @@ def end_scores(results: dict[tuple[str, int], tuple[RunResult, float]]) -> str:
     for (model, rounds), (result, seconds) in results.items():
         point = result.final["measurement"]
         scores, text = point["all"], point["generation"]
-        before = read_manifest(result)["base"]["perplexity"]
+        before = RunFiles(result.run_dir).manifest["base"]["perplexity"]
         cells = [
             f"atlas:{model}",
             f"{rounds} x {result.final['edits'] // rounds}",
@@ -90,13 +90,6 @@ def evenly(values: list[int]) -> list[int]:
 def percent(value: float | None) -> str:
     """A share as a percentage."""
     return "-" if value is None else f"{100 * value:.1f}"
-
-
-def read_manifest(result: RunResult) -> dict[str, Any]:
-    """The manifest of a run."""
-    import json
-
-    return json.loads((result.run_dir / "manifest.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:

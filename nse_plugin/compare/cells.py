@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from nse_plugin.compare.hosts import Recipe, recipe, subject
+from nse_plugin.compare.hosts import Recipe, editor_of, recipe
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import Bench
@@ -97,7 +97,7 @@ def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
         else:
-            edited, made = subject(made, model, tokenizer)
+            edited, made = editor_of(made, model, tokenizer)
             if made.hosts_own and cell.run_dir.exists():
                 log.info("%s was cut off, and the host's method has lost its state", cell)
                 shutil.rmtree(cell.run_dir)

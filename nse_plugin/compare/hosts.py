@@ -124,7 +124,7 @@ def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
     return dataclasses.replace(hparams, stats_dir=os.path.abspath(folder or hparams.stats_dir))
 
 
-def subject(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
+def editor_of(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     """What the scheduler edits, and the recipe as it is run.
 
     That is a session of ours, or the host's editor around this model, with the host's own

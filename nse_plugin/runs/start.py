@@ -67,17 +67,17 @@ def make_scheduler(
         told.append(WandB(settings.wandb, out.name))
     for listener in told:
         listener("phase", {"name": "loading the model"})
-    subject: Any
+    edited: Any
     if isinstance(hparams, Hparams):
         model, tokenizer, name = load_model(hparams)
-        subject = EditSession.of(model, tokenizer)
+        edited = EditSession.of(model, tokenizer)
     else:
-        subject = hosting.BaseEditor.from_hparams(hparams)
-        model, tokenizer, name = subject.model, subject.tok, str(subject.model_name)
+        edited = hosting.BaseEditor.from_hparams(hparams)
+        model, tokenizer, name = edited.model, edited.tok, str(edited.model_name)
     if settings.known:
         requests = _known_only(settings, requests, model, tokenizer, told)
     scheduler = SequentialScheduler(
-        subject,
+        edited,
         requests,
         settings.round_size,
         protocol,
