@@ -70,9 +70,14 @@ def parse_records(
     if isinstance(records, Mapping) and any(s.fits(records) for s in SCHEMAS.values()):
         records = [records]  # JSON lines of one line
     if not isinstance(records, Sequence) or isinstance(records, (str, bytes)):
+        found = (
+            f"an object ({', '.join(map(str, records))})"
+            if isinstance(records, Mapping)
+            else (f"{records!r:.40}")
+        )
         raise DataError(
-            f"{source} holds a {type(records).__name__} where a list of records is expected; "
-            "give the benchmark's own JSON file"
+            f"{source} holds {found} where a list of records is expected; "
+            "give the benchmark's own file, or the list inside it"
         )
     if not records:
         raise DataError(f"{source} is an empty list; give a file with at least one record")
@@ -186,6 +191,11 @@ def _csv_records(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         records = list(rows)
+        twice = [name for name, count in Counter(rows.fieldnames or ()).items() if count > 1]
+        if twice:
+            raise DataError(f"{path} has two columns {twice[0]!r}; rename one of them")
+        if not records:
+            raise DataError(f"{path} has no rows after its first, which names the columns")
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}; mend the line") from error
     for number, record in enumerate(records, start=2):

@@ -240,7 +240,7 @@ def test_cut_off_file_says_where(tmp_path):
 
 
 def test_not_a_list_and_unknown_schema(tmp_path):
-    with pytest.raises(DataError, match="holds a dict where a list"):
+    with pytest.raises(DataError, match=r"holds an object \(data\) where a list"):
         read_records(write(tmp_path, {"data": [NESTED]}))
     with pytest.raises(DataError, match="empty list"):
         read_records(write(tmp_path, []))
@@ -460,3 +460,10 @@ def test_one_json_line_and_numbers_of_thousands_of_digits(tmp_path):
         read_records(write(tmp_path, f"[{'1' * 5000}]"))
     with pytest.raises(DataError, match=r"is a folder; give the path of a file in it: data.json"):
         read_records(tmp_path)
+
+
+def test_columns_of_csv_are_named_once_and_have_rows(tmp_path):
+    with pytest.raises(DataError, match="two columns 'prompt'"):
+        read_records(write(tmp_path, "prompt,prompt,subject,target_new\na,b,c,d\n", "a.csv"))
+    with pytest.raises(DataError, match="no rows after its first"):
+        read_records(write(tmp_path, "prompt,subject,target_new\n", "a.csv"))
