@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -104,6 +105,15 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
             layer_types=["conv", "conv", "full_attention", "full_attention"],
         ),
     ),
+    "nemotron_h": (
+        "NemotronHConfig",
+        dict(
+            {k: v for k, v in _SMALL.items() if k != "num_hidden_layers"}, ssm_state_size=8,
+            layers_block_type=["mamba", "mlp", "mlp", "attention"], mamba_num_heads=8,
+            mamba_head_dim=8, n_groups=1,
+        ),
+    ),
+    "mamba": ("MambaConfig", dict(hidden_size=32, num_hidden_layers=2, state_size=4)),
     "gemma3n_text": (
         "Gemma3nTextConfig",
         dict(
@@ -145,6 +155,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any):
     """A random model of a family, with weights large enough that its answers differ."""
     name, settings = (_CONFIGS | UNKNOWN_FAMILIES | EXPERTS | OTHERS)[family]
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     config = getattr(transformers, name)(
         **{**settings, **changes},
         vocab_size=len(tiny_tokenizer()),

@@ -21,6 +21,9 @@ from nse_plugin.model.families import FAMILIES, Family
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import DecoderLayout, experts, first_tensor
 
+_STATE = re.compile("mamba|attention|deltanet|shortconv|recurrentblock", re.IGNORECASE)
+"""Classes whose output projection is no memory of facts by neuron."""
+
 _LAYOUTS: weakref.WeakKeyDictionary[nn.Module, DecoderLayout] = weakref.WeakKeyDictionary()
 
 
@@ -111,7 +114,8 @@ def _probe_down(block: nn.Module, d_model: int) -> str | None:
             d_in, d_out = module.in_features, module.out_features
         else:
             continue
-        other = any(part in name for part in ("attn", "attention", "expert"))
+        parent = type(block.get_submodule(name.rpartition(".")[0])).__name__
+        other = re.search("attn|attention|expert", name) or _STATE.search(parent)
         if d_out == d_model and d_in != d_model and not other:
             found.append(name)
     if len(found) > 1:  # beside a state space or a convolution

@@ -108,6 +108,16 @@ def test_experts_are_refused_in_words(family):
         layout_of(tiny_model(family))
 
 
+def test_a_state_space_is_no_mlp():
+    layout = layout_of(tiny_model("nemotron_h"))
+    assert layout.family.down == "mixer.down_proj"
+    layout.check_layers([1, 2])
+    with pytest.raises(ModelError, match="layer 0 of .* has no matrix mixer.down_proj"):
+        layout.check_layers([0, 1])
+    with pytest.raises(ModelError, match="no single matrix"):
+        layout_of(tiny_model("mamba"))
+
+
 @pytest.mark.parametrize("family", ["gemma3n_text", "gemma4_text"])
 def test_streams_of_another_kind_are_refused_in_words(family):
     """Gemma 3n carries four streams; Gemma 4 with inputs per layer gates what the MLP adds."""
