@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from nse_plugin.errors import HparamsError, RequestError
+from nse_plugin.evaluation import questions
 from nse_plugin.evaluation.edit_quality import (
     compute_edit_quality,
     compute_many,
@@ -214,3 +216,30 @@ def test_chat_template_wraps_all_but_locality(model):
         got["rewrite_acc"] == compute_many(model, HPARAMS, tokenizer, [wrapped])[0]["rewrite_acc"]
     )
     assert got["locality"] == plain["locality"]
+
+
+def test_a_rendered_chat_has_one_start_token_and_no_end_before_the_answer(model, monkeypatch):
+    tokenizer = tiny_tokenizer()
+    start, end = tokenizer.convert_ids_to_tokens([0, 1])
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=[(start, 0), (end, 1)]
+    )
+    tokenizer.chat_template = start + "{% for m in messages %}Q {{ m['content'] }} A{% endfor %}"
+    seen = []
+    scored = questions.score_encoded
+    monkeypatch.setattr(
+        questions,
+        "score_encoded",
+        lambda model, pairs, **options: seen.extend(pairs) or scored(model, pairs, **options),
+    )
+    for chatting in (True, False):
+        hparams = SimpleNamespace(alg_name="NSE", use_chat_template=chatting)
+        compute_many(model, hparams, tokenizer, [record()])
+    assert all(pair.ids.count(0) == 1 and pair.ids[0] == 0 for pair in seen)
+    assert not any(1 in pair.ids for pair in seen)
+
+
+def test_a_prompt_beyond_the_context_is_named_by_its_case(model):
+    long = {**record("Alice lives in " * 200), "case_id": "c-7"}
+    with pytest.raises(RequestError, match="c-7"):
+        compute_many(model, HPARAMS, tiny_tokenizer(), [record(), long])
