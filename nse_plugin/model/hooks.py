@@ -36,11 +36,15 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Gradients can be taken and new tensors are float32, whatever modes the caller has set."""
+    """Gradients, float32 for new tensors and no autocast, whatever modes the caller has set."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with ExitStack() as modes:
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.enable_grad())
+            for device in ("cpu", "cuda"):
+                modes.enter_context(torch.autocast(device, enabled=False))
             yield
     finally:
         torch.set_default_dtype(dtype)

@@ -146,6 +146,7 @@ class EditSession:
         self.ledger.append(record)
         self._states.append(self._fingerprint())
 
+    @own_modes()
     def adopt(self, ledger: Ledger) -> None:
         """Take over the rounds of a ledger, as read from a run directory, and what was undone.
 
@@ -172,6 +173,7 @@ class EditSession:
             raise
         self.ledger.undone = list(ledger.undone)
 
+    @own_modes()
     def undo(self, number: int, reason: str = "") -> None:
         """Take back the round of this number (:attr:`RoundRecord.number`), whichever it is.
 
@@ -210,6 +212,7 @@ class EditSession:
         if not len(self.ledger):  # as after undo_all
             self.ledger.undone.clear()
 
+    @own_modes()
     def undo_last(self, rounds: int = 1) -> None:
         """Take back the last rounds: their changes and their keys; the ledger notes it.
 
@@ -230,6 +233,7 @@ class EditSession:
         self.undo_last(len(self.ledger))
         self.ledger.undone.clear()
 
+    @own_modes()
     def check(self) -> None:
         """Compare the weights in the model with what this session left there.
 

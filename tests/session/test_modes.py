@@ -1,0 +1,52 @@
+"""An edit is the same whatever modes of torch the caller has set."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.session.session import EditSession
+from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+
+
+@contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+}
+
+
+def edited(mode):
+    """Weights after two rounds and after undoing the first, both within the mode."""
+    model = tiny_model("llama")
+    requests, hparams = some_requests(4), tiny_hparams(v_num_grad_steps=3)
+    with mode():
+        session = EditSession.of(model, tiny_tokenizer())
+        edit_round(session, requests[:2], hparams)
+        edit_round(session, requests[2:], hparams)
+        both = model.model.layers[1].mlp.down_proj.weight.detach().clone()
+        session.undo(1)
+    return both, model.model.layers[1].mlp.down_proj.weight
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_the_caller_change_nothing(mode):
+    expected, got = edited(torch.enable_grad), edited(MODES[mode])
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+    assert not got[1].is_inference() and got[1].requires_grad
