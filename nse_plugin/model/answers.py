@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from nse_plugin.errors import ModelError, RequestError
-from nse_plugin.model.hooks import quiet
+from nse_plugin.errors import RequestError
+from nse_plugin.model.hooks import head_at, quiet
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, TokenBatch, encode_prompt, micro_batches
 
@@ -169,7 +169,7 @@ def _read_answers(
     The output head is given only the hidden states that predict an answer token, each once;
     whatever the model does after its head (scaling, soft-capping) is done as ever.
     """
-    batch = TokenBatch.of([row.ids for row in rows], input_device(model))
+    batch = TokenBatch.of([row.ids for row in rows], layout_of(model).input_device)
     reads: dict[tuple[int, int], int] = {}  # (row, position): which of the logits
     wanted: list[tuple[int, int, int]] = []  # (pair, which of the logits, answer token)
     for number, row in enumerate(rows):
@@ -179,16 +179,8 @@ def _read_answers(
                 wanted.append((index, which, pairs[index].ids[position]))
     at_row, at_position = torch.tensor(list(reads)).T
 
-    def pick(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        hidden = args[0]  # [rows, width, d_model]
-        picked = hidden[at_row.to(hidden.device), at_position.to(hidden.device)]
-        return (picked[None], *args[1:])
-
-    handle = _head(model).register_forward_pre_hook(pick)
-    try:
+    with head_at(model, at_row, at_position):
         logits = model(**batch.model_inputs(), use_cache=False).logits[0].float()  # [reads, vocab]
-    finally:
-        handle.remove()
     at, tokens = torch.tensor([entry[1:] for entry in wanted], device=logits.device).T
     nll = logits.logsumexp(dim=-1)[at] - logits[at, tokens]
     choices = logits.argmax(dim=-1)[at]
@@ -218,20 +210,6 @@ def check_length(
             f"{names[number] if names else f'text {number}'} has {lengths[number]} tokens and the "
             f"model's context is {limit}; {way_out}"
         )
-
-
-def _head(model: Any) -> nn.Module:
-    head = model.get_output_embeddings()
-    if head is None:
-        raise ModelError(
-            f"{type(model).__name__} has no output head; load it with AutoModelForCausalLM"
-        )
-    return head
-
-
-def input_device(model: Any) -> torch.device:
-    """Where token ids go in."""
-    return model.get_input_embeddings().weight.device
 
 
 def _mean(values: Sequence[float]) -> float:

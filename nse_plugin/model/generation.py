@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from nse_plugin.errors import RequestError
-from nse_plugin.model.answers import check_length, input_device
+from nse_plugin.model.answers import check_length
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import encode_prompt, micro_batches
@@ -169,7 +169,7 @@ def _continue_group(
 ) -> None:
     """Write the new tokens of one group of rows, padded on the left, into ``new``."""
     width = max(len(rows[index]) for index in group)
-    device = input_device(model)
+    device = layout_of(model).input_device
     padding = [width - len(rows[index]) for index in group]
     ids = torch.tensor([[0] * pad + rows[i] for pad, i in zip(padding, group)], device=device)
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)

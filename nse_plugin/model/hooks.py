@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nse_plugin.errors import ModelError
 from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
 
@@ -48,6 +49,35 @@ def own_modes() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@contextmanager
+def head_at(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
+    """Inside, the output head runs at these places only, and the model's logits are [1, k, vocab].
+
+    Whatever the model does after its head (scaling, soft-capping) is done as ever.
+
+    Args:
+        rows: [k], with ``positions`` the places of the hidden states [rows, width, d_model].
+
+    Raises:
+        ModelError: the model has no output head.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ModelError(
+            f"{type(model).__name__} has no output head; load it with AutoModelForCausalLM"
+        )
+
+    def pick(_head: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        hidden = args[0]
+        return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *args[1:])
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model.hooks import quiet
-from nse_plugin.model.layout import device_of
+from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import encode_text
 
 _BLOCK = 256
@@ -52,7 +52,7 @@ def sample_ids(
     """
     if n_tokens < 1:
         return torch.empty(prompt_ids.shape[0], 0, dtype=torch.long)
-    device = device_of(model.get_input_embeddings(), torch.device("cpu"))
+    device = layout_of(model).input_device
     sampled: list[torch.Tensor] = []
     step_ids, past = prompt_ids, None
     mask = torch.ones(prompt_ids.shape[0], prompt_ids.shape[1] + n_tokens, dtype=torch.long)

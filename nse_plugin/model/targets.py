@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from nse_plugin.model.hooks import head_at
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt, TokenBatch
 
@@ -67,17 +67,8 @@ class Targets:
         Args:
             forward: called with the model's keyword arguments; default the model.
         """
-        head = layout.model.get_output_embeddings()
-
-        def only_here(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
-            rows, places = (index.to(args[0].device) for index in (self.owner, self.position))
-            return (args[0][rows, places][None],)  # [1, k, d_model]
-
-        hook = head.register_forward_pre_hook(only_here)
-        try:
+        with head_at(layout.model, self.owner, self.position):
             output = (forward or layout.model)(**self.batch.model_inputs(), use_cache=False)
-        finally:
-            hook.remove()
         return output.logits[0].float()
 
     def means(self, per_token: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nse_plugin.errors import RequestError, SessionError
-from nse_plugin.model.answers import check_length, input_device
+from nse_plugin.model.answers import check_length
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import TokenBatch, encode_prompt
 from nse_plugin.session.records import RoundRecord, later_trained
@@ -84,7 +84,7 @@ def _take_away(session: EditSession, record: RoundRecord) -> None:
 @torch.no_grad()
 def _next_token(session: EditSession, ids: tuple[int, ...]) -> torch.Tensor:
     """log p of every next token, float64 [vocab]."""
-    batch = TokenBatch.of([ids], input_device(session.model))
+    batch = TokenBatch.of([ids], session.layout.input_device)
     with quiet(session.model):
         logits = session.model(**batch.model_inputs(), use_cache=False).logits[0, -1]
     return logits.cpu().double().log_softmax(dim=-1)
