@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class NSEPluginError(Exception):
@@ -19,7 +20,27 @@ class RequestError(NSEPluginError, ValueError):
 
 
 class HparamsError(NSEPluginError, ValueError):
-    """A hyperparameter is unknown, of the wrong type or out of range."""
+    """A setting is unknown, of the wrong type or out of range.
+
+    Args:
+        *mistakes: what is wrong; the mistakes of one file are one error, a line each.
+        file: the file that the settings stand in, where they stand in one.
+    """
+
+    def __init__(self, *mistakes: str, file: str | Path | None = None) -> None:
+        super().__init__(*mistakes)
+        self.file = file
+
+    @property
+    def mistakes(self) -> tuple[str, ...]:
+        """Each of them, without the name of the file."""
+        return self.args
+
+    def __str__(self) -> str:
+        if len(self.mistakes) == 1:
+            return f"{self.file}: {self.mistakes[0]}" if self.file else self.mistakes[0]
+        lines = (f"\n  - {mistake}" for mistake in self.mistakes)
+        return f"{self.file or 'settings'}: {len(self.mistakes)} mistakes" + "".join(lines)
 
 
 class ModelError(NSEPluginError, ValueError):
@@ -50,7 +71,7 @@ class MissingPackageError(NSEPluginError, ImportError):
     """An optional package that is needed here cannot be imported."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known names, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

@@ -83,7 +83,7 @@ def test_attributes_of_nobody_are_missing():
     ({"base": INLINE, "epsilom": 1}, "unknown key 'epsilom'.*epsilon.*go under base"),
     ({"base": INLINE, "v_lr": 1}, "unknown key 'v_lr'.*go under base"),
     ({"lambda": 0.1}, "missing key.*'base'"),
-    ({"base": INLINE, "lambda": 2}, "lambda_ is 2"),
+    ({"base": INLINE, "lambda": 2}, "lambda is 2; it must be a number from 0 to 1"),
     ({"base": INLINE, "epsilon": -1}, "epsilon is -1"),
     ({"base": INLINE, "clip": "no"}, "clip is 'no'"),
     ({"base": "NSE/atlas-gpt3"}, "no hparams file 'NSE/atlas-gpt3'.*did you mean"),

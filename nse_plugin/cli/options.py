@@ -8,7 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
-from typing import Annotated, Any, NamedTuple, Optional, get_type_hints
+from typing import Annotated, Any, NamedTuple, Optional, get_args, get_type_hints
 
 import typer
 
@@ -83,7 +83,10 @@ def _parameter(group: Group, name: str) -> inspect.Parameter:
     if field.default not in (MISSING, None, "", False):
         text += f" [default: {field.default}]"
     option = typer.Option(help=escaped(text), show_default=False, rich_help_panel=group.title)
-    annotation: Any = Optional[get_type_hints(group.settings)[name]]  # noqa: UP045  a value
+    hint = get_type_hints(group.settings)[name]
+    if str in get_args(hint):  # a union; what is typed on a command line is text
+        hint = str
+    annotation: Any = Optional[hint]  # noqa: UP045  a value
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,

@@ -17,7 +17,14 @@ from typing import Any
 import yaml
 
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import Hparams, OvertoneHparams, find_yaml, read_method_yaml, yaml_dir
+from nse_plugin.hparams import (
+    Hparams,
+    OvertoneHparams,
+    find_yaml,
+    parse_yaml,
+    read_method_yaml,
+    yaml_dir,
+)
 from nse_plugin.methods.registry import METHODS
 
 UNTOUCHED = "untouched"
@@ -211,6 +218,6 @@ def _changes(text: str, method: str, items: list[str]) -> dict[str, Any]:
 def _value(text: str, item: str, value: str) -> Any:
     """A value as YAML reads it: number, true/false, list, text, null."""
     try:
-        return yaml.safe_load(value)
+        return parse_yaml(value)
     except yaml.YAMLError as error:
         raise HparamsError(f"method {text!r}: cannot read {item!r}: {error}") from error

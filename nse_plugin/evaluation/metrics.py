@@ -15,12 +15,12 @@ Of each request (values from 0 to 1; a request's probes are averaged first, then
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from nse_plugin.evaluation.questions import Question, mean, put_questions
+from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.requests import EditRequest, Probe
 
 GROUPS = ("rewrite", "paraphrase", "portability", "locality")
@@ -28,15 +28,6 @@ _NAMES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "portability": "por
 
 Answered = dict[str, list[dict[str, Any]]]
 """What a model answered to one request's probes, by group; plain values, ready for JSON."""
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """How many probes of a request are asked at most, of each kind; 0 leaves the group out."""
-
-    paraphrase: int = 2
-    portability: int = 3
-    locality: int = 5
 
 
 def ask(

@@ -11,15 +11,14 @@ import random
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
 
-from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.evaluation.metrics import Answered, Bounds, ask, summarise
+from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
     fluency,
     free_generation,
@@ -27,80 +26,9 @@ from nse_plugin.evaluation.model_state import (
     relative_change,
     run_harness,
 )
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.capacity import key_share
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What to measure; a size of 0 switches its part off.
-
-    Raises:
-        HparamsError: a size is out of range.
-    """
-
-    every: int = 5
-    """Measure all edits so far every N rounds and at the end; 0: only at the end."""
-    paraphrases: int = 2
-    """Paraphrases asked per request."""
-    portability: int = 3
-    """Portability probes per request and kind."""
-    locality: int = 5
-    """Locality probes per request and kind."""
-    retention: int = 1000
-    """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
-    generation: int = 50
-    """Edits whose free generation is looked at."""
-    generation_tokens: int = 16
-    """New tokens of each."""
-    fluency: int = 10
-    """Edits that a text of 100 tokens is sampled from."""
-    perplexity: int = 100
-    """Number of held-out texts, from the first."""
-    each: bool = False
-    """Also write down the scores of every single earlier edit asked."""
-    weights: bool = True
-    """Norm of each edited matrix's change, relative to the original."""
-    key_space: int = 2048
-    """Previous keys per layer that the share of the key space is taken from."""
-    harness_tasks: tuple[str, ...] = ()
-    """Tasks of lm-evaluation-harness; the package has to be installed."""
-    harness_limit: int | None = 50
-    """Documents per task."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.type == "int" and (
-                isinstance(value, bool) or not isinstance(value, int) or value < 0
-            ):
-                raise HparamsError(f"{f.name} is {value!r}; give a whole number, 0 for none")
-        if self.generation and self.generation_tokens < 1:
-            raise HparamsError(f"generation_tokens is {self.generation_tokens}; give at least 1")
-        object.__setattr__(self, "harness_tasks", tuple(self.harness_tasks))
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
-        """Build from a dict; an unknown key is an error that names the nearest."""
-        known = [f.name for f in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise HparamsError(f"protocol: unknown key {key!r}{did_you_mean(key, known)}")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All values, ready for JSON."""
-        return asdict(self) | {"harness_tasks": list(self.harness_tasks)}
-
-    @property
-    def bounds(self) -> Bounds:
-        """Bounds of one request's probes."""
-        return Bounds(self.paraphrases, self.portability, self.locality)
-
-    def is_due(self, number: int) -> bool:
-        """Whether all edits so far are measured after this round."""
-        return self.every > 0 and number % self.every == 0
 
 
 @dataclass(frozen=True)

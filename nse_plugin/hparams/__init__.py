@@ -7,7 +7,7 @@ keep their names and meaning.
 
 from __future__ import annotations
 
-from nse_plugin.hparams.base import Hparams, find_yaml, read_method_yaml, read_yaml, yaml_dir
+from nse_plugin.hparams.base import Hparams
 from nse_plugin.hparams.host_editors import MELOHparams, WISEHparams
 from nse_plugin.hparams.locate import (
     AlphaEditHparams,
@@ -18,6 +18,14 @@ from nse_plugin.hparams.locate import (
 )
 from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
+from nse_plugin.hparams.validation import Settings, bounded, group, mistakes_in
+from nse_plugin.hparams.yaml_files import (
+    find_yaml,
+    parse_yaml,
+    read_method_yaml,
+    read_yaml,
+    yaml_dir,
+)
 
 NSEHyperParams = NSEHparams
 """The name in the toolkit's style."""
@@ -35,9 +43,14 @@ __all__ = [
     "NSEHyperParams",
     "OvertoneHparams",
     "ROMEHparams",
+    "Settings",
     "TrainingHparams",
     "WISEHparams",
+    "bounded",
     "find_yaml",
+    "group",
+    "mistakes_in",
+    "parse_yaml",
     "read_method_yaml",
     "read_yaml",
     "yaml_dir",

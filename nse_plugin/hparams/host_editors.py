@@ -6,12 +6,12 @@ serves for both.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from nse_plugin.errors import HparamsError
-from nse_plugin.hparams.base import Hparams, bounded
+from nse_plugin.hparams.base import Hparams
+from nse_plugin.hparams.validation import bounded
 
 
 @dataclass(kw_only=True)
@@ -68,18 +68,15 @@ class WISEHparams(HostEditorHparams):
     load_path: str | None = None
     """Where EasyEdit reads it from."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def conflicts(self) -> Iterator[str]:
+        """Where margins, matrices or frequencies are not as many as WISE needs."""
+        yield from super().conflicts()
         if len(self.act_margin) != 3:
-            raise HparamsError(
-                f"act_margin is {self.act_margin!r}; give three numbers: alpha, beta, gamma"
-            )
+            yield (f"act_margin is {self.act_margin!r}; give three numbers: alpha, beta, gamma")
         if len(self.inner_params) != 1:
-            raise HparamsError(
-                f"inner_params is {self.inner_params!r}; WISE edits one matrix, give its name"
-            )
+            yield (f"inner_params is {self.inner_params!r}; WISE edits one matrix, give its name")
         if self.merge_freq % self.save_freq:
-            raise HparamsError(
+            yield (
                 f"merge_freq is {self.merge_freq} and save_freq {self.save_freq}; the first must "
                 "be a multiple of the second"
             )
@@ -95,11 +92,11 @@ class MELOHparams(HostEditorHparams):
 
     method: ClassVar[str] = "MELO"
 
-    grace: Any
+    grace: Mapping[str, Any]
     """Keys of the clusters and of training: num_iter, edit_lr, init_radius, num_block ..."""
-    model: Any
+    model: Mapping[str, Any]
     """Keys of the adapter: target_modules, grace_layer, fan_in_fan_out ..."""
-    lora: Any
+    lora: Mapping[str, Any]
     """Keys of EasyEdit's MELO that text editing has little use for: cls_name, lora_dropout ..."""
     task: Literal["hall"] = "hall"
     """Prompt and target are one text, with the loss on the target; no other choice here."""
@@ -107,12 +104,3 @@ class MELOHparams(HostEditorHparams):
     """The adapter's task."""
     check_dir: str | None = None
     """Folder of a checkpoint to start from."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("grace", "model", "lora"):
-            if not isinstance(getattr(self, name), Mapping):
-                raise HparamsError(
-                    f"{name} is {getattr(self, name)!r}; it must be a group of keys, as in "
-                    "EasyEdit's hparams/MELO/gpt2-xl.yaml"
-                )

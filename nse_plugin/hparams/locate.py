@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nse_plugin.errors import HparamsError
-from nse_plugin.hparams.base import LayersHparams, bounded
+from nse_plugin.hparams.base import LayersHparams
+from nse_plugin.hparams.validation import bounded
 
 
 @dataclass(kw_only=True)
@@ -59,10 +60,11 @@ class LocateHparams(LayersHparams):
     token_budget: int = bounded(8192, low=64)
     """Padded tokens in one forward pass; lower it when memory is short."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
-            raise HparamsError(
+    def conflicts(self) -> Iterator[str]:
+        """Where the loss would not see the edit."""
+        yield from super().conflicts()
+        if self.layers and self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
+            yield (
                 f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "
                 "(the last of layers); the loss would not see the edit"
             )
@@ -106,15 +108,16 @@ class NSEHparams(LocateHparams):
     """Keep the change out of dominant singular directions of the original matrix (REVIVE, arXiv
     2601.11042): how many; or, below 1, those with this share of the squared singular values."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def conflicts(self) -> Iterator[str]:
+        """Where a number of directions is none, or no request could be written."""
+        yield from super().conflicts()
         if self.protect_top_directions > 1 and self.protect_top_directions % 1:
-            raise HparamsError(
+            yield (
                 f"protect_top_directions is {self.protect_top_directions}; give a whole number of "
                 "directions, or a share below 1"
             )
         if self.upper_bound is not None and self.upper_bound <= self.alpha:
-            raise HparamsError(
+            yield (
                 f"upper_bound is {self.upper_bound} and alpha is {self.alpha}: no residual lies "
                 "between them, so nothing would be edited; raise upper_bound"
             )
@@ -166,25 +169,25 @@ class ROMEHparams(LocateHparams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.layers) != 1:
-            raise HparamsError(
-                f"layers is {self.layers!r}; ROME writes one layer, so give one, e.g. [17]"
-            )
         if self.context_template_length_params is not None:
-            lengths = self._lengths(self.context_template_length_params)
+            lengths = self.context_lengths()
             self.n_contexts, self.context_length = len(lengths), max(lengths, default=2)
+
+    def conflicts(self) -> Iterator[str]:
+        """Where there is not one layer, or a pair is none."""
+        yield from super().conflicts()
+        if len(self.layers) != 1:
+            yield f"layers is {self.layers!r}; ROME writes one layer, so give one, e.g. [17]"
+        pairs = self.context_template_length_params or []
+        if any(len(pair) != 2 or pair[0] < 2 or pair[1] < 0 for pair in pairs):
+            yield (
+                f"context_template_length_params is {pairs!r}; give [tokens, how many] pairs, "
+                "tokens at least 2, e.g. [[5, 10], [10, 10]]"
+            )
 
     def context_lengths(self) -> list[int]:
         """Tokens of each generated text."""
         if self.context_template_length_params is None:
             return super().context_lengths()
-        return self._lengths(self.context_template_length_params)
-
-    @staticmethod
-    def _lengths(pairs: list[list[int]]) -> list[int]:
-        if any(len(pair) != 2 or pair[0] < 2 or pair[1] < 0 for pair in pairs):
-            raise HparamsError(
-                f"context_template_length_params is {pairs!r}; give [tokens, how many] pairs, "
-                "tokens at least 2, e.g. [[5, 10], [10, 10]]"
-            )
+        pairs = self.context_template_length_params
         return [tokens for tokens, count in pairs for _ in range(count)]

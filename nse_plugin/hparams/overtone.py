@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams.base import Hparams, bounded, read_method_yaml
+from nse_plugin.hparams.base import Hparams
+from nse_plugin.hparams.validation import bounded, by_field, mistakes_in
+from nse_plugin.hparams.yaml_files import read_method_yaml
 
 
 class Setting(NamedTuple):
@@ -29,8 +32,6 @@ SETTINGS = {
 OTHERWISE = Setting(0.5, 0.01, 0.5)
 """The default around other editors: the best of a small sweep with NSE (see docs/overtone.md)."""
 
-_YAML_NAMES = {"lambda": "lambda_"}  # the YAML's word is reserved in Python
-
 
 @dataclass(kw_only=True)
 class OvertoneHparams(Hparams):
@@ -47,6 +48,8 @@ class OvertoneHparams(Hparams):
     """
 
     method: ClassVar[str] = "OVERTONE"
+    key_of: ClassVar[Mapping[str, str]] = {"lambda_": "lambda"}  # a word of Python
+    unknown_key_advice: ClassVar[str] = "; keys of the base editor go under base"
 
     base: Any
     """Hyperparameters of the base editor."""
@@ -69,12 +72,16 @@ class OvertoneHparams(Hparams):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.__dict__["attaches"] = self.base.attaches  # of every method's class; here by base
+
+    def conflicts(self) -> Iterator[str]:
+        """Where there is no base to put OVERTONE around."""
+        yield from super().conflicts()
         if not isinstance(self.base, Hparams) or isinstance(self.base, OvertoneHparams):
-            raise HparamsError(
+            yield (
                 f"base is {self.base!r}; it must be the hyperparameters of another method: build "
                 "with OvertoneHparams.wrap(base), from_hparams or from_dict"
             )
-        self.__dict__["attaches"] = self.base.attaches  # of every method's class; here by base
 
     @classmethod
     def wrap(cls, base: Hparams, **values: Any) -> OvertoneHparams:
@@ -89,27 +96,29 @@ class OvertoneHparams(Hparams):
         return cls(**{**shared, "alg_name": cls.method, **setting, **values, "base": base})
 
     @classmethod
-    def from_dict(cls, config: dict[str, Any]) -> OvertoneHparams:
+    def from_dict(
+        cls, values: Mapping[str, Any], file: str | Path | None = None
+    ) -> OvertoneHparams:
         """Build from a YAML's keys; see the class."""
-        known = {f.name for f in dataclasses.fields(cls)} - set(_YAML_NAMES.values())
-        for key in config:
-            if key not in known | set(_YAML_NAMES):
-                near = did_you_mean(key, [*known, *_YAML_NAMES])
-                raise HparamsError(
-                    f"unknown key {key!r}{near}; keys of the base editor go under base"
-                )
-        missing = [key for key in ("alg_name", "base") if key not in config]
+        mistakes = mistakes_in(cls, values)
+        missing = [key for key in ("alg_name", "base") if key not in values]
         if missing:
-            raise HparamsError(f"missing key(s) {', '.join(map(repr, missing))}")
+            raise HparamsError(
+                *mistakes, f"missing key(s) {', '.join(map(repr, missing))}", file=file
+            )
+        own = by_field(cls, values)
         shared = {f.name for f in dataclasses.fields(Hparams)} - {"alg_name"}
-        base = _read_base(config["base"], {k: v for k, v in config.items() if k in shared})
-        own = {_YAML_NAMES.get(k, k): v for k, v in config.items() if k != "base"}
-        return cls.wrap(base, **own)
+        try:
+            base = _read_base(own.pop("base"), {k: v for k, v in own.items() if k in shared})
+            if not mistakes:
+                return cls.wrap(base, **own)
+        except HparamsError as error:
+            mistakes += error.mistakes
+        raise HparamsError(*mistakes, file=file)
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of a YAML that gives the same; the base's are written out."""
-        names = {python: key for key, python in _YAML_NAMES.items()}
-        values = {names.get(k, k): v for k, v in super().to_dict().items()}
+        values = {self.key_of.get(k, k): v for k, v in super().to_dict().items()}
         return {**values, "base": self.base.to_dict()}
 
     def for_base(self) -> Any:
@@ -153,7 +162,7 @@ def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
     try:
         return kinds[name].from_dict({**base, **shared})
     except HparamsError as error:
-        raise HparamsError(f"{where}: {error}") from None
+        raise HparamsError(*(f"{where}: {mistake}" for mistake in error.mistakes)) from None
 
 
 def _subclasses(kind: type[Hparams]) -> list[type[Hparams]]:

@@ -7,11 +7,12 @@ have no effect in its code; a value that would mean something else is refused by
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from nse_plugin.errors import HparamsError
-from nse_plugin.hparams.base import Hparams, LayersHparams, bounded
+from nse_plugin.hparams.base import Hparams, LayersHparams
+from nse_plugin.hparams.validation import bounded
 
 
 @dataclass(kw_only=True)
@@ -36,12 +37,10 @@ class TrainingHparams(Hparams):
         """Adam's weight decay (L2, added to the gradient)."""
         return 0.0
 
-    def _only(self, name: str, value: Any, why: str) -> None:
+    def _only(self, name: str, value: Any, why: str) -> Iterator[str]:
         """Refuse every value of a key but this one."""
         if getattr(self, name) != value:
-            raise HparamsError(
-                f"{name} is {getattr(self, name)!r}, and {why}; write {value!r} or leave it out"
-            )
+            yield (f"{name} is {getattr(self, name)!r}, and {why}; write {value!r} or leave it out")
 
 
 @dataclass(kw_only=True)
@@ -56,14 +55,20 @@ class _EpochHparams(TrainingHparams):
     """Adam's weight decay."""
     kl_factor: float = 0.0
     """Without effect in EasyEdit; 0 only."""
-    norm_constraint: float | None = bounded(None, above=0)
+    norm_constraint: float | Literal[False] | None = bounded(None, above=0)
     """Bound of every weight's change in a round; false or null for none."""
 
     def __post_init__(self) -> None:
         if self.norm_constraint is False:  # as EasyEdit's YAMLs write none
             self.norm_constraint = None
         super().__post_init__()
-        self._only("kl_factor", 0.0, "EasyEdit has the key but no term of the loss for it")
+
+    def conflicts(self) -> Iterator[str]:
+        """Where a key asks for what EasyEdit does not have."""
+        yield from super().conflicts()
+        yield from self._only(
+            "kl_factor", 0.0, "EasyEdit has the key but no term of the loss for it"
+        )
 
     @property
     def learning_rate(self) -> float:
@@ -114,11 +119,14 @@ class LoRAHparams(_EpochHparams):
     lora_dropout: float = bounded(0.0, low=0, high=1)
     """Dropout before the adapter, in training only."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._only("norm_constraint", None, "EasyEdit's LoRA has the key but no such bound")
+    def conflicts(self) -> Iterator[str]:
+        """Where nothing gets adapters, or a key asks for what EasyEdit does not have."""
+        yield from super().conflicts()
+        yield from self._only(
+            "norm_constraint", None, "EasyEdit's LoRA has the key but no such bound"
+        )
         if not self.target_modules:
-            raise HparamsError(
+            yield (
                 "target_modules is empty; name the modules that get adapters, e.g. "
                 "[q_proj, v_proj], or [c_attn] for GPT-2"
             )
@@ -161,11 +169,12 @@ class GRACEHparams(TrainingHparams):
     dropout: float = 0.0
     """Without effect in EasyEdit; 0 only."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._only("dropout", 0.0, "EasyEdit has the key but no dropout for it")
+    def conflicts(self) -> Iterator[str]:
+        """Where there is not one layer, or a key asks for what EasyEdit does not have."""
+        yield from super().conflicts()
+        yield from self._only("dropout", 0.0, "EasyEdit has the key but no dropout for it")
         if len(self.inner_params) != 1 or not _INNER.fullmatch(self.inner_params[0]):
-            raise HparamsError(
+            yield (
                 f"inner_params is {self.inner_params!r}; GRACE has one layer, give its weight, "
                 "e.g. [transformer.h[35].mlp.c_fc.weight]"
             )

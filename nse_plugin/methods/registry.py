@@ -86,11 +86,7 @@ def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
     Raises:
         HparamsError: no such method, or a key or value is wrong.
     """
-    kind = find_method(config["alg_name"]).hparams
-    try:
-        return kind.from_dict(config)
-    except HparamsError as error:
-        raise HparamsError(f"{name_or_path}: {error}") from None
+    return find_method(config["alg_name"]).hparams.from_dict(config, name_or_path)
 
 
 Held = dict[str, torch.Tensor] | Callable[[], None]

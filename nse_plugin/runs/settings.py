@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import read_yaml
+from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded, group
+from nse_plugin.runs.order import Order
+from nse_plugin.runs.stopping import StopRules
 
 
 @dataclass
-class RunSettings:
+class RunSettings(Settings):
     """Everything that a run is made of.
 
     Raises:
-        HparamsError: a value is missing or of the wrong type.
+        HparamsError: a value is missing, of the wrong type or out of range.
     """
 
     hparams: str = ""
@@ -25,22 +25,22 @@ class RunSettings:
     data: str = ""
     """A benchmark's JSON file, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N
     real facts; ``earth`` for all."""
-    round_size: int = 100
+    round_size: int = bounded(100, low=1)
     """Edits per round."""
     out: str = "run"
     """Folder of the run."""
     model: str | None = None
     """Model to load instead of the hparams' model_name."""
-    device: str | None = None
+    device: int | str | None = None
     """``cpu``, or the number of a GPU, instead of the hparams' device."""
     stats_dir: str | None = None
     """Folder of the statistics, instead of the hparams'."""
-    order: str = "given"
+    order: Order = "given"
     """given, shuffled, or grouped by subject."""
-    seed: int = 0
+    seed: int = bounded(0, low=0, high=LARGEST_SEED)
     """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` or ``earth:N``
     draws."""
-    limit: int | None = None
+    limit: int | None = bounded(None, low=1)
     """Read at most N records."""
     schema: str | None = None
     """Format of the records, e.g. ``counterfact``; by default recognised."""
@@ -51,57 +51,33 @@ class RunSettings:
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
     the default for its models; ``none`` for no perplexity."""
-    protocol: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
     """Fields of the protocol, e.g. ``every: 5``."""
-    stop: dict[str, Any] = field(default_factory=dict)
+    stop: dict[str, Any] = field(default_factory=dict, metadata=group(StopRules))
     """Fields of the stop rules, e.g. ``max_perplexity: 30``."""
     tensorboard: bool = False
     """Write scalars for TensorBoard to the run's folder."""
     wandb: str | None = None
     """Log to this project of Weights & Biases."""
 
-    def __post_init__(self) -> None:
+    def conflicts(self) -> Iterator[str]:
+        """Where there is nothing to edit with, or nothing to edit."""
         for name in ("hparams", "data"):
             if not getattr(self, name):
-                raise HparamsError(f"{name} is missing; give --{name}, or {name}: in the YAML")
-        for name in ("round_size", "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise HparamsError(f"{name} is {value!r}; give a whole number")
-
-    @classmethod
-    def read(cls, config: str | Path | None, given: Mapping[str, Any]) -> RunSettings:
-        """From a YAML file and options; an option that is not None goes before the file.
-
-        ``protocol`` and ``stop`` are merged key by key.
-        """
-        values: dict[str, Any] = {}
-        if config is not None:
-            values = read_yaml(Path(config))
-        known = [f.name for f in dataclasses.fields(cls)]
-        for key in values:
-            if key not in known:
-                raise HparamsError(f"{config}: unknown key {key!r}{did_you_mean(key, known)}")
-        for key, value in given.items():
-            if isinstance(value, Mapping):
-                set_ones = {k: v for k, v in value.items() if v is not None}
-                values[key] = {**(values.get(key) or {}), **set_ones}
-            elif value is not None:
-                values[key] = value
-        return cls(**values)
+                yield f"{name} is missing; give --{name}, or {name}: in the YAML"
 
 
 @dataclass(frozen=True)
-class DemoSettings:
+class DemoSettings(Settings):
     """What the demo lets a user choose; the rest of its run is set."""
 
     model: str = "atlas:gpt2"
     """Embedded model (``atlas:gpt2``, ``atlas:llama``), or a real one: ``smollm2-135m``."""
-    edits: int = 0
+    edits: int = bounded(0, low=0)
     """Number of facts to edit; 0 for 100 on an embedded model and 30 on a real one."""
-    rounds: int = 0
+    rounds: int = bounded(0, low=0)
     """Number of rounds to edit them in; 0 for 10 on an embedded model and 3 on a real one."""
-    seed: int = 0
+    seed: int = bounded(0, low=0, high=LARGEST_SEED)
     """Seed that chooses the facts."""
     out: str = "run-demo"
     """Folder of the run."""
@@ -112,14 +88,14 @@ class DemoSettings:
         return self.model.startswith("atlas:")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         edits, rounds = (100, 10) if self.embedded else (30, 3)
         if not self.edits:
             object.__setattr__(self, "edits", edits)
         if not self.rounds:
             object.__setattr__(self, "rounds", min(rounds, self.edits))
-        if self.edits < 1:
-            raise HparamsError(f"edits is {self.edits}; give a number above 0")
-        if not 1 <= self.rounds <= self.edits:
-            raise HparamsError(
-                f"rounds is {self.rounds}; give 1 to {self.edits}, the number of edits"
-            )
+
+    def conflicts(self) -> Iterator[str]:
+        """Where a round would be empty."""
+        if self.edits and self.rounds > self.edits:
+            yield f"rounds is {self.rounds}; give 1 to {self.edits}, the number of edits"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from torch import nn
 from nse_plugin import host as hosting
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import held_out_texts, read_data
-from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, read_method_yaml
@@ -54,11 +52,7 @@ def make_scheduler(
         settings.data, limit, settings.seed, schema=settings.schema, on_bad=settings.on_bad_record
     )
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
-    try:
-        rules = StopRules(**settings.stop)
-    except TypeError as error:
-        known = [f.name for f in dataclasses.fields(StopRules)]
-        raise HparamsError(f"stop: {error}; there are: {', '.join(known)}") from error
+    rules = StopRules.from_dict(settings.stop)
     out = Path(settings.out)
     told = list(listeners)
     if settings.tensorboard:

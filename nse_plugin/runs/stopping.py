@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.hparams.validation import Settings, bounded
 from nse_plugin.runs.schema import Measurement, Status, Stop
 
 OnCollapse = Literal["undo", "stop", "continue"]
 
 
 @dataclass(frozen=True)
-class StopRules:
+class StopRules(Settings):
     """Bounds of a run; None switches one off.
 
     Not finite values are looked for in every round.  Perplexity and retention are compared with
@@ -24,30 +24,16 @@ class StopRules:
         HparamsError: a value is unknown or out of range.
     """
 
-    max_perplexity: float | None = None
+    max_perplexity: float | None = bounded(None, above=0)
     """Highest perplexity on the held-out text."""
-    max_perplexity_ratio: float | None = None
+    max_perplexity_ratio: float | None = bounded(None, above=0)
     """The same as a multiple of the untouched model's."""
-    min_retention: float | None = None
+    min_retention: float | None = bounded(None, low=0, high=1)
     """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
     non_finite: bool = True
     """NaN or infinity in a loss or a weight."""
     on_collapse: OnCollapse = "undo"
     """undo: take the round back and end; stop: keep it and end; continue: note it and go on."""
-
-    def __post_init__(self) -> None:
-        if self.on_collapse not in get_args(OnCollapse):
-            raise HparamsError(
-                f"on_collapse is {self.on_collapse!r}"
-                f"{did_you_mean(str(self.on_collapse), get_args(OnCollapse))}; "
-                f"give one of {', '.join(get_args(OnCollapse))}"
-            )
-        for name in ("max_perplexity", "max_perplexity_ratio"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise HparamsError(f"{name} is {value!r}; give a number above 0, or leave it out")
-        if self.min_retention is not None and not 0 <= self.min_retention <= 1:
-            raise HparamsError(f"min_retention is {self.min_retention!r}; give 0 to 1")
 
     def check(
         self, measurement: Measurement | None, base: Measurement, problem: str | None

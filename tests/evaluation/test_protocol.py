@@ -14,13 +14,14 @@ import torch
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HparamsError, MissingPackageError
-from nse_plugin.evaluation.metrics import SCORES, Bounds, ask, summarise
+from nse_plugin.evaluation.metrics import SCORES, ask, summarise
 from nse_plugin.evaluation.model_state import (
     free_generation,
     perplexity,
     run_harness,
 )
 from nse_plugin.evaluation.protocol import Edit, History, Protocol
+from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.capacity import key_share

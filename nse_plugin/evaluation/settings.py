@@ -1,0 +1,76 @@
+"""What a run measures, as settings; the measuring is in :mod:`nse_plugin.evaluation.protocol`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How many probes of a request are asked at most, of each kind; 0 leaves the group out."""
+
+    paraphrase: int = 2
+    portability: int = 3
+    locality: int = 5
+
+
+@dataclass(frozen=True)
+class Protocol(Settings):
+    """What to measure; a size of 0 switches its part off.
+
+    Raises:
+        HparamsError: a size is out of range.
+    """
+
+    every: int = bounded(5, low=0)
+    """Measure all edits so far every N rounds and at the end; 0: only at the end."""
+    paraphrases: int = bounded(2, low=0)
+    """Paraphrases asked per request."""
+    portability: int = bounded(3, low=0)
+    """Portability probes per request and kind."""
+    locality: int = bounded(5, low=0)
+    """Locality probes per request and kind."""
+    retention: int = bounded(1000, low=0)
+    """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
+    generation: int = bounded(50, low=0)
+    """Edits whose free generation is looked at."""
+    generation_tokens: int = bounded(16, low=0)
+    """New tokens of each."""
+    fluency: int = bounded(10, low=0)
+    """Edits that a text of 100 tokens is sampled from."""
+    perplexity: int = bounded(100, low=0)
+    """Number of held-out texts, from the first."""
+    each: bool = False
+    """Also write down the scores of every single earlier edit asked."""
+    weights: bool = True
+    """Norm of each edited matrix's change, relative to the original."""
+    key_space: int = bounded(2048, low=0)
+    """Previous keys per layer that the share of the key space is taken from."""
+    harness_tasks: tuple[str, ...] = ()
+    """Tasks of lm-evaluation-harness; the package has to be installed."""
+    harness_limit: int | None = bounded(50, low=1)
+    """Documents per task."""
+    seed: int = bounded(0, low=0, high=LARGEST_SEED)
+    """Seed of the samples."""
+
+    def conflicts(self) -> Iterator[str]:
+        """Where texts would be of no token."""
+        if self.generation and self.generation_tokens < 1:
+            yield f"generation_tokens is {self.generation_tokens}; give at least 1"
+
+    def to_dict(self) -> dict[str, Any]:
+        """All values, ready for JSON."""
+        return asdict(self) | {"harness_tasks": list(self.harness_tasks)}
+
+    @property
+    def bounds(self) -> Bounds:
+        """Bounds of one request's probes."""
+        return Bounds(self.paraphrases, self.portability, self.locality)
+
+    def is_due(self, number: int) -> bool:
+        """Whether all edits so far are measured after this round."""
+        return self.every > 0 and number % self.every == 0

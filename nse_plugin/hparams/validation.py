@@ -1,0 +1,313 @@
+"""One validator for every object of settings: method, run, protocol, stop rules, comparison.
+
+A class of settings is a dataclass below :class:`Settings`.  What a field may hold is said by its
+type hint, and by :func:`bounded` or :func:`group` where it has a range or holds settings itself.
+All mistakes are found together and raised as one :class:`HparamsError`, a line each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar, cast
+
+from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.hparams.yaml_files import read_yaml
+
+S = TypeVar("S", bound="Settings")
+
+LARGEST_SEED = 2**63 - 1
+"""The largest that torch takes."""
+_LONGEST = 120
+"""Characters of a value that an error shows."""
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_IN_WORDS: dict[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+}
+
+
+@dataclass(frozen=True)
+class Range:
+    """``low <= value <= high`` and ``above < value``, as far as they are given."""
+
+    low: float | None = None
+    above: float | None = None
+    high: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is in the range; one that is not finite never is."""
+        return (
+            math.isfinite(value)
+            and (self.low is None or value >= self.low)
+            and (self.above is None or value > self.above)
+            and (self.high is None or value <= self.high)
+        )
+
+    def __str__(self) -> str:
+        if self.low is not None and self.high is not None:
+            return f" from {self.low} to {self.high}"
+        if self.above is not None and self.high is not None:
+            return f" above {self.above} and at most {self.high}"
+        bounds = {"of at least": self.low, "above": self.above, "of at most": self.high}
+        return "".join(f" {word} {at}" for word, at in bounds.items() if at is not None)
+
+
+def bounded(default: Any, *, low: float | None = None, above: float | None = None,
+            high: float | None = None) -> Any:  # fmt: skip
+    """A field with a range: ``low <= value <= high`` and ``above < value``."""
+    return field(default=default, metadata={"range": Range(low, above, high)})
+
+
+def group(kind: type[Settings]) -> dict[str, Any]:
+    """Metadata of a field that holds some keys of other settings with their values, as a dict."""
+    return {"group": kind}
+
+
+class Settings:
+    """Base of every dataclass of settings; values are checked and converted when it is made.
+
+    Raises:
+        HparamsError: values have the wrong type, are out of range or contradict each other.
+    """
+
+    key_of: ClassVar[Mapping[str, str]] = {}
+    """The key in a file by the name of the field, where the two differ."""
+    unknown_key_advice: ClassVar[str] = ""
+    """What is said of an unknown key besides the nearest one."""
+
+    def __post_init__(self) -> None:
+        given = {f.name: getattr(self, f.name) for f in _fields(type(self))}
+        found, mistakes = _examined(type(self), given)
+        if not mistakes:
+            for name, value in found.items():
+                object.__setattr__(self, name, value)  # also where the dataclass is frozen
+            mistakes = list(self.conflicts())
+        if mistakes:
+            raise HparamsError(*mistakes)
+
+    def conflicts(self) -> Iterator[str]:
+        """Where values that are right by themselves do not fit together; a key begins each."""
+        yield from ()
+
+    @classmethod
+    def from_dict(cls: type[S], values: Mapping[str, Any], file: str | Path | None = None) -> S:
+        """Build from keys and values.
+
+        Args:
+            file: where they were read, for an error to name.
+
+        Raises:
+            HparamsError: keys are unknown or missing, or values are wrong; all of them are named.
+        """
+        made, mistakes = _made(cls, values)
+        if made is None:
+            raise HparamsError(*mistakes, file=file)
+        return made
+
+    @classmethod
+    def read(cls: type[S], config: str | Path | None, given: Mapping[str, Any]) -> S:
+        """Build from a YAML file and from options, which override the file.
+
+        Args:
+            given: by key; None leaves the file's value, and a group is merged key by key.
+
+        Raises:
+            HparamsError: the file cannot be read, or something in it or in ``given`` is wrong.
+        """
+        values = {} if config is None else read_yaml(Path(config))
+        if mistakes := mistakes_in(cls, values):
+            raise HparamsError(*mistakes, file=config)
+        for key, value in given.items():
+            if isinstance(value, Mapping):
+                chosen = {k: v for k, v in value.items() if v is not None}
+                values[key] = {**(values.get(key) or {}), **chosen}
+            elif value is not None:
+                values[key] = value
+        return cls.from_dict(values)
+
+
+def mistakes_in(kind: type[Settings], values: Mapping[Any, Any], within: str = "") -> list[str]:
+    """What is wrong with keys and values that are a part of those of a kind, such as a file's.
+
+    Args:
+        within: what is put before each key, as in ``protocol.every``.
+    """
+    known = [kind.key_of.get(f.name, f.name) for f in _fields(kind)]
+    unknown = [
+        f"unknown key {f'{within}{key}'!r}{did_you_mean(str(key), known)}{kind.unknown_key_advice}"
+        for key in values
+        if key not in known
+    ]
+    return unknown + _examined(kind, by_field(kind, values), within)[1]
+
+
+def by_field(kind: type[Settings], values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Values by the name of their field; unknown keys are left out."""
+    names = {kind.key_of.get(f.name, f.name): f.name for f in _fields(kind)}
+    return {names[key]: value for key, value in values.items() if key in names}
+
+
+def _made(kind: type[S], values: Mapping[Any, Any], within: str = "") -> tuple[S | None, list[str]]:
+    """Settings of a kind, or what is wrong with their values; ``within`` is put before each key."""
+    given = by_field(kind, values)
+    mistakes = mistakes_in(kind, values, within)
+    needed = [f.name for f in _fields(kind) if f.default is f.default_factory is MISSING]
+    missing = [f"{within}{kind.key_of.get(n, n)}" for n in needed if n not in given]
+    if missing:
+        mistakes.append(f"missing key(s) {', '.join(map(repr, missing))}")
+    if mistakes:
+        return None, mistakes
+    try:
+        return kind(**given), []
+    except HparamsError as error:
+        return None, [f"{within}{mistake}" for mistake in error.mistakes]
+
+
+def _examined(
+    kind: type[Settings], given: Mapping[str, Any], within: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    """Values in the types of their fields, and what is wrong with the others."""
+    found: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for f in _fields(kind):
+        if f.name not in given:
+            continue
+        key = f"{within}{kind.key_of.get(f.name, f.name)}"
+        try:
+            if "group" in f.metadata:
+                found[f.name] = _group(key, given[f.name], f.metadata["group"])
+            else:
+                hint = typing.get_type_hints(kind)[f.name]
+                found[f.name] = _value(key, given[f.name], hint, f.metadata.get("range", Range()))
+        except HparamsError as error:
+            mistakes += error.mistakes
+    return found, mistakes
+
+
+def _group(key: str, value: Any, kind: type[Settings]) -> dict[str, Any]:
+    """The keys and values of a group, which has to be right as it is; null is an empty one."""
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        first = next(f for f in _fields(kind) if f.default is not None)
+        example = f"{key}: {{{first.name}: {json.dumps(first.default)}}}"
+        raise HparamsError(
+            f"{key} is {_shown(value)}; it must be a group of keys with values, as in {example}"
+        )
+    mistakes = _made(kind, value, f"{key}.")[1]
+    if mistakes:
+        raise HparamsError(*mistakes)
+    return dict(value)
+
+
+def _value(key: str, value: Any, hint: Any, range_: Range) -> Any:
+    """The value in the type of its field.
+
+    Raises:
+        HparamsError: it has another type, or is out of range.
+    """
+    if hint is Any:
+        return value
+    for kind in _kinds(hint):
+        converted = _as(value, kind)
+        if converted is _NOT:
+            continue
+        numbers = converted if isinstance(converted, (list, tuple)) else [converted]
+        if all(range_.holds(n) for n in numbers if _is_number(n)):
+            return converted
+    choices = [str(choice) for kind in _kinds(hint) for choice in _choices(kind)]
+    near = did_you_mean(str(value), choices) if len(choices) > 1 else ""
+    plain = str in _kinds(hint) and isinstance(value, (int, float))
+    quotes = f"; put it in quotes, '{value}', if it is one" if plain else ""
+    raise HparamsError(
+        f"{key} is {_shown(value)}; it must be {_in_words(hint, range_)}{near}{quotes}"
+    )
+
+
+_NOT = object()
+"""A value that is not of a type."""
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """A value in a type: as it is, or as what YAML misread (``2e-2`` is a text to YAML 1.1)."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        return next((c for c in inner if c == value and type(c) is type(value)), _NOT)
+    if origin in (list, tuple):
+        if not isinstance(value, (list, tuple)):
+            return _NOT
+        items = [_first_of(item, _kinds(inner[0])) for item in value]
+        return _NOT if any(item is _NOT for item in items) else origin(items)
+    if origin is not None or kind in (Mapping, dict):
+        return value if isinstance(value, Mapping) else _NOT
+    if kind in (int, float) and isinstance(value, str) and _NUMBER.fullmatch(value):
+        value = float(value) if set(value) & set(".eE") else int(value)
+    if kind is float and _is_number(value):
+        return float(value) if abs(value) < 1e308 or isinstance(value, float) else math.inf
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) and kind is not bool:
+        return _NOT
+    return value if isinstance(value, kind) else _NOT
+
+
+def _first_of(value: Any, kinds: tuple[Any, ...]) -> Any:
+    return next((found for kind in kinds if (found := _as(value, kind)) is not _NOT), _NOT)
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union; those that a value may be of as it is come first."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    return typing.get_args(kind) if typing.get_origin(kind) is Literal else ()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _in_words(hint: Any, range_: Range) -> str:
+    """What a field takes: ``a number above 0 or null``."""
+    return " or ".join(_kind_in_words(kind, range_) for kind in _kinds(hint))
+
+
+def _kind_in_words(kind: Any, range_: Range) -> str:
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        some = ["null" if c is None else "false" if c is False else repr(c) for c in inner]
+        return some[0] if len(some) == 1 else f"one of {', '.join(some)}"
+    if origin in (list, tuple):
+        example = {int: "[1, 2]", float: "[0.5, 1.5]", str: "[first, second]"}
+        found = example.get(inner[0], "[[5, 10], [10, 10]]")
+        return f"a list{_plural(inner[0])}, e.g. {found}"
+    if origin is not None or kind in (Mapping, dict):
+        return "a group of keys with values"
+    return _IN_WORDS[kind] + (str(range_) if kind in (int, float) else "")
+
+
+def _plural(kind: Any) -> str:
+    words = {int: " of whole numbers", float: " of numbers", str: " of texts"}
+    return words.get(kind, "")
+
+
+def _shown(value: Any) -> str:
+    """A value as an error shows it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _fields(kind: type[Settings]) -> tuple[Field[Any], ...]:
+    return fields(cast(Any, kind))  # every class of settings is a dataclass

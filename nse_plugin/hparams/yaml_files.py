@@ -1,0 +1,105 @@
+"""Reading YAML: by path, or by the name of a file that ships with the package."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nse_plugin.errors import HparamsError, did_you_mean
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: ``2e-2`` is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(  # YAML 1.1 wants a dot before the exponent
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML says.
+
+    Raises:
+        yaml.YAMLError: it is none.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader: nothing but plain values
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except ValueError as error:  # such as a date in month 13
+        raise yaml.YAMLError(str(error)) from error
+
+
+def yaml_dir() -> Path:
+    """The folder of the YAMLs that ship with the package, also in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "yamls"
+    return installed if installed.is_dir() else package.parent / "hparams"
+
+
+def find_yaml(name_or_path: str) -> Path:
+    """The file of a path or of a shipped name such as ``NSE/gpt2-xl``.
+
+    Raises:
+        HparamsError: neither exists; the message names the nearest that do.
+    """
+    with_suffix = (
+        name_or_path if name_or_path.endswith((".yaml", ".yml")) else f"{name_or_path}.yaml"
+    )
+    for path in (Path(name_or_path), Path(with_suffix), yaml_dir() / with_suffix):
+        if path.is_file():
+            return path
+    shipped = [
+        path.relative_to(yaml_dir()).with_suffix("").as_posix()
+        for path in sorted(yaml_dir().rglob("*.yaml"))
+    ]
+    raise HparamsError(
+        f"no hparams file {name_or_path!r}{did_you_mean(name_or_path, shipped, most=3)}; give the "
+        f"path of a YAML, or the name of one of the {len(shipped)} in {yaml_dir()}"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys of a YAML file.
+
+    Raises:
+        HparamsError: it cannot be read, or holds something else.
+    """
+    try:
+        config = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise HparamsError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        raise HparamsError(f"{path} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        what = "nothing" if config is None else type(config).__name__
+        raise HparamsError(f"{path} holds {what}, not keys with values")
+    return config
+
+
+def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
+    """The keys of a method's YAML, by path or shipped name; ``alg_name`` is among them.
+
+    Raises:
+        HparamsError: there is no such file, or it is no method's.
+    """
+    path = find_yaml(str(name_or_path))
+    config = read_yaml(path)
+    if not isinstance(config.get("alg_name"), str):
+        raise HparamsError(f"{path} has no alg_name; give a method's YAML, such as NSE/gpt2-xl")
+    return config
