@@ -89,13 +89,17 @@ class DemoSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        edits, rounds = (100, 10) if self.embedded else (30, 3)
-        if not self.edits:
-            object.__setattr__(self, "edits", edits)
-        if not self.rounds:
-            object.__setattr__(self, "rounds", min(rounds, self.edits))
+        edits, rounds = self._usual
+        object.__setattr__(self, "edits", self.edits or edits)
+        object.__setattr__(self, "rounds", self.rounds or min(rounds, self.edits))
+
+    @property
+    def _usual(self) -> tuple[int, int]:
+        """Edits and rounds where none are given."""
+        return (100, 10) if self.embedded else (30, 3)
 
     def conflicts(self) -> Iterator[str]:
         """Where a round would be empty."""
-        if self.edits and self.rounds > self.edits:
-            yield f"rounds is {self.rounds}; give 1 to {self.edits}, the number of edits"
+        edits = self.edits or self._usual[0]
+        if self.rounds > edits:
+            yield f"rounds is {self.rounds}; give 1 to {edits}, the number of edits"
