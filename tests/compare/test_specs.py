@@ -20,7 +20,7 @@ from nse_plugin.methods.registry import METHODS, find_method
         ("NSE:by-update;p=0.6", {"selection_by": "update", "neuron_threshold": 0.6}),
         ("NSE:layers=[1,2];v_loss_layer=null", {"layers": [1, 2], "v_loss_layer": None}),
         ("NSE: v_lr = 1e-1 ; mom2_adjustment=false", {"v_lr": 0.1, "mom2_adjustment": False}),
-        ("NSE:v_lr=1e+2", {"v_lr": "1e+2"}),
+        ("NSE:v_lr=1e+2", {"v_lr": 100.0}),
     ],
 )
 def test_changes(text, changes):
