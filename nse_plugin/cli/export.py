@@ -15,7 +15,8 @@ from nse_plugin.cli.output import show
 @command(
     KEEP,
     examples(
-        "nse export run1 --to peft --out adapter1 --rank 32", "nse export run1 --to full --out m1"
+        "nse export run1 --to peft --out adapter1 --max-rank 32",
+        "nse export run1 --to full --out m1",
     ),
 )
 def export(
@@ -26,8 +27,13 @@ def export(
     ],
     out: Annotated[Path, typer.Option(help="A new folder.")],
     rank: Annotated[
-        int | None, typer.Option(help="Largest rank of the adapter; exact without it.")
+        int | None,
+        typer.Option("--max-rank", "--rank", help="Largest rank of the adapter; exact without it."),
     ] = None,
+    equal_ranks: Annotated[
+        bool,
+        typer.Option(help="Pad all layers of the adapter to one rank, as most servers want it."),
+    ] = True,
     device: Annotated[
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's device.")
     ] = None,
@@ -35,5 +41,5 @@ def export(
     """Write a run's edits as a LoRA adapter, as changed matrices or as a model."""
     from nse_plugin.export.of_run import export_run
 
-    export_run(run, to, out, show, rank=rank, device=device)
+    export_run(run, to, out, show, rank=rank, equal_ranks=equal_ranks, device=device)
     return 0

@@ -6,6 +6,7 @@ switched off (``disable_adapter``) and merged (``merge_and_unload``).
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch.nn import functional as F
 
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.export.entry import enter
@@ -35,19 +37,32 @@ from nse_plugin.session.session import EditSession
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+log = logging.getLogger(__name__)
+
+VLLM_LARGEST_RANK, VLLM_DEFAULT_RANK = 512, 16
+"""Ranks that vLLM serves at most, and without being told otherwise."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _UNUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices",
            "target_parameters", "lora_bias", "alora_invocation_tokens", "use_bdlora")  # fmt: skip
 
 
-def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
+def to_peft(
+    session: EditSession,
+    folder: str | Path,
+    *,
+    rank: int | None = None,
+    equal_ranks: bool = True,
+) -> dict[int, Fit]:
     """Write the session's accumulated change as a LoRA adapter to a new folder.
 
     Adapters that the session's rounds trained are written as they are.
 
     Args:
         rank: upper bound for the rank of each layer; None for all of the change.
+        equal_ranks: pad the factors with zeros to the largest rank, so that readers which know one
+            rank and one ``lora_alpha`` only scale every layer by 1; False writes each layer's own
+            rank, which takes PEFT's ``rank_pattern`` and ``alpha_pattern``.
 
     Returns:
         By layer: the rank, and how far the adapter is from the change; nothing where adapters
@@ -69,23 +84,45 @@ def to_peft(session: EditSession, folder: str | Path, *, rank: int | None = None
     fits: dict[int, Fit] = {}
     ranks: dict[str, int] = {}
     factors = factors_by_layer(session.ledger)
-    for layer in edited_layers(session):
-        a, b, fits[layer] = factorise(session, layer, factors[layer], rank)
+    made = {
+        layer: factorise(session, layer, factors[layer], rank) for layer in edited_layers(session)
+    }
+    largest = max(fit.rank for *_, fit in made.values())
+    _warn_of_rank(largest)
+    for layer, (a, b, fits[layer]) in made.items():
         module = session.layout.down_name(layer).removesuffix(".weight")
-        ranks[module] = fits[layer].rank
+        ranks[module] = largest if equal_ranks else fits[layer].rank
+        more = ranks[module] - fits[layer].rank
+        a, b = F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more))
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.cpu().contiguous()  # [r, d_ff]
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.cpu().contiguous()  # [d_model, r]
     config = _config(peft, session, ranks)
     with new_folder(Path(folder)) as temporary:
         save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
         config.save_pretrained(str(temporary))
-        more = {
+        about = {
             fit.layer: {"rank": fit.rank, "full_rank": fit.full_rank,
                         "relative_error": fit.relative_error}
             for fit in fits.values()
         }  # fmt: skip
-        write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG), more=more)
+        write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG), more=about)
     return fits
+
+
+def _warn_of_rank(rank: int) -> None:
+    """Say where an adapter of this rank cannot be served."""
+    if rank > VLLM_LARGEST_RANK:
+        log.warning(
+            "the adapter has rank %d and vLLM serves ranks up to %d; bound it with rank=%d (nse "
+            "export --max-rank %d), or export the full model",
+            rank, VLLM_LARGEST_RANK, VLLM_LARGEST_RANK, VLLM_LARGEST_RANK,
+        )  # fmt: skip
+    elif rank > VLLM_DEFAULT_RANK:
+        log.info(
+            "the adapter has rank %d; vLLM serves ranks above %d with --max-lora-rank only",
+            rank,
+            VLLM_DEFAULT_RANK,
+        )
 
 
 def _trained(session: EditSession, folder: Path, rank: int | None) -> None:

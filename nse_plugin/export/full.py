@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nse_plugin.errors import SessionError
 from nse_plugin.export.folder import edited_layers, new_folder, write_manifest
 from nse_plugin.session.session import EditSession
 
@@ -12,10 +13,18 @@ def to_full(session: EditSession, folder: str | Path) -> None:
     """Write the edited model and its tokenizer with ``save_pretrained`` to a new folder.
 
     Raises:
-        SessionError: there is nothing to export, or the weights are not the session's.
+        SessionError: there is nothing to export, the weights are not the session's, or the model
+            carries an adapter of PEFT, of which ``save_pretrained`` writes the adapter only.
         DataError: the folder holds something or cannot be written.
     """
     edited_layers(session)
+    wrapped = any(kind.__name__ == "PeftModel" for kind in type(session.model).__mro__)
+    if wrapped or getattr(session.model, "_hf_peft_config_loaded", False):
+        raise SessionError(
+            "the model carries an adapter of PEFT, whose save_pretrained writes the adapter and "
+            "not the edits; merge it first (model.merge_and_unload()) and edit the merged model, "
+            "or export with to_peft() or to_delta()"
+        )
     with new_folder(Path(folder)) as temporary:
         session.model.save_pretrained(temporary)
         session.tokenizer.save_pretrained(temporary)

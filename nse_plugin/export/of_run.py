@@ -22,6 +22,7 @@ def export_run(
     show: Callable[[str], None],
     *,
     rank: int | None = None,
+    equal_ranks: bool = True,
     device: str | None = None,
 ) -> None:
     """Write a run's edits as an adapter, as changed matrices or as a model of its own.
@@ -33,13 +34,13 @@ def export_run(
     if kind not in KINDS:
         raise DataError(f"cannot export to {kind!r}; there are: {', '.join(KINDS)}")
     if rank is not None and kind != "peft":
-        raise DataError(f"--rank is for --to peft; {kind} holds the whole change. Leave it out")
+        raise DataError(f"--max-rank is for --to peft; {kind} holds the whole change. Leave it out")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise DataError(f"{out} holds files already; give the name of a new folder")
     model, session = open_run(run, device)
     edits = session.ledger.edits()
     if kind == "peft":
-        fits = to_peft(session, out, rank=rank)
+        fits = to_peft(session, out, rank=rank, equal_ranks=equal_ranks)
         if fits:
             show("layer   rank   of  relative error")
         for fit in fits.values():

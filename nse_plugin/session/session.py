@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedModel
 
-    from nse_plugin.export import Fit
 
 log = logging.getLogger(__name__)
 
@@ -262,29 +260,9 @@ class EditSession:
         changed = [name for name in now if now[name] != expected.get(name)]
         raise _foreign(changed, f"round {len(self._states)}")
 
-    # What stands above the session, by name where people look for it.
-
     def blame(self, prompt: str) -> DataFrame:
         """Which rounds move the answer to a prompt most: :func:`nse_plugin.session.blame.blame`."""
         return blame(self, prompt)
-
-    def to_peft(self, folder: str | Path, *, rank: int | None = None) -> dict[int, Fit]:
-        """Write the edits as a LoRA adapter: :func:`nse_plugin.export.to_peft`."""
-        from nse_plugin.export import to_peft
-
-        return to_peft(self, folder, rank=rank)
-
-    def to_delta(self, folder: str | Path) -> None:
-        """Write the changed matrices: :func:`nse_plugin.export.to_delta`."""
-        from nse_plugin.export import to_delta
-
-        to_delta(self, folder)
-
-    def to_full(self, folder: str | Path) -> None:
-        """Write the edited model: :func:`nse_plugin.export.to_full`."""
-        from nse_plugin.export import to_full
-
-        to_full(self, folder)
 
     def _fingerprint(self) -> dict[str, int]:
         return {**self.weights.fingerprint(), **self.attached.fingerprint()}

@@ -40,7 +40,7 @@ def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
     assert cli.main(["export", run, "--to", "delta", *options]) == 1
     assert cli.main(["export", str(tmp_path), "--to", "peft", *options]) == 1
     shown = capsys.readouterr().err
-    assert "holds files already" in shown and "--rank is for" in shown
+    assert "holds files already" in shown and "--max-rank is for" in shown
     assert "holds no manifest.json" in shown
 
 

@@ -14,6 +14,7 @@ from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HparamsError, MissingPackageError, ModelError, SessionError
 from nse_plugin.export import from_delta, from_peft, to_delta, to_full, to_peft
+from nse_plugin.export.adapter import _warn_of_rank
 from nse_plugin.export.folder import MANIFEST
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.ledger_files import save_round
@@ -335,3 +336,42 @@ def test_a_middle_round_undone(tmp_path):
     assert list(to_peft(session, tmp_path / "adapter")) == [0]
     adapted = peft.PeftModel.from_pretrained(tiny_model("gpt2"), str(tmp_path / "adapter"))
     assert (logits(adapted) - logits(model)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_all_layers_get_one_rank_unless_told_otherwise(tmp_path, equal):
+    _model, session = edited("llama", tmp_path)
+    fits = to_peft(session, tmp_path / "adapter", equal_ranks=equal)
+    ranks = {fit.rank for fit in fits.values()}
+    assert len(ranks) > 1
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert {len(t) for n, t in tensors.items() if "lora_A" in n} == (
+        {max(ranks)} if equal else ranks
+    )
+    assert bool(config["rank_pattern"]) is not equal
+    assert config["lora_alpha"] == config["r"] == max(ranks)
+
+
+@pytest.mark.parametrize(("rank", "level"), [(600, "WARNING"), (20, "INFO"), (16, None)])
+def test_ranks_that_servers_do_not_take_are_named(rank, level, caplog):
+    with caplog.at_level("INFO"):
+        _warn_of_rank(rank)
+    assert [record.levelname for record in caplog.records] == ([level] if level else [])
+    if level == "WARNING":
+        assert "--max-rank 512" in caplog.text
+
+
+@pytest.mark.parametrize("by", ["wrapper", "transformers"])
+def test_a_model_with_an_adapter_of_peft_is_not_exported_whole(tmp_path, tokenizer, by):
+    model = tiny_model("gpt2")
+    config = peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    if by == "wrapper":
+        model = peft.get_peft_model(model, config)
+    else:
+        model.add_adapter(config)
+    session = EditSession.of(model.eval(), tokenizer)
+    edit_round(session, some_requests(1), tiny_hparams(mom2_adjustment=False))
+    with pytest.raises(SessionError, match="writes the adapter and not the edits"):
+        to_full(session, tmp_path / "full")
+    assert not (tmp_path / "full").exists()

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nse_plugin.errors import SessionError
-from nse_plugin.export import from_delta
+from nse_plugin.export import from_delta, to_delta, to_full, to_peft
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import apply_function
 from nse_plugin.session.blame import blame
@@ -176,10 +176,10 @@ def test_a_session_exports_and_blames(tokenizer, hparams, tmp_path):
     session = EditSession.of(model, tokenizer)
     edit_round(session, some_requests(2), hparams)
     assert session.blame("Mara Voss lives in").equals(blame(session, "Mara Voss lives in"))
-    fits = session.to_peft(tmp_path / "adapter", rank=1)
+    fits = to_peft(session, tmp_path / "adapter", rank=1)
     assert {fit.rank for fit in fits.values()} == {1}
-    session.to_delta(tmp_path / "delta")
-    session.to_full(tmp_path / "full")
+    to_delta(session, tmp_path / "delta")
+    to_full(session, tmp_path / "full")
     other = tiny_model("gpt2")
     from_delta(other, tokenizer, tmp_path / "delta")
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
