@@ -96,20 +96,19 @@ def possible_answers(fact: Fact) -> list[str]:
 
 
 def _choose_new(fact: Fact, relation: Relation, rng: random.Random) -> str:
-    """A possible answer, if it may be one from which something else follows than from the true."""
+    """A possible answer; one from which something else follows, unless that leaves few."""
     possible = possible_answers(fact)
     leads_on = [new for new in possible if _open_steps(fact, relation, new)]
-    return rng.choice(leads_on or possible)
+    return rng.choice(leads_on if len(leads_on) >= min(10, len(possible) / 2) else possible)
 
 
 def _open_steps(fact: Fact, relation: Relation, new: str) -> list[Step]:
-    """Second steps whose answer is known under the new answer and is not that under the true."""
-    ways = follow()
+    """Second steps whose answers under the new and under the true answer are known and differ."""
+    ways = {step: follow()[step.relation] for step in relation.steps}
     return [
         step
-        for step in relation.steps
-        if new in ways[step.relation]
-        and ways[step.relation][new] != ways[step.relation].get(fact.answer)
+        for step, way in ways.items()
+        if new in way and fact.answer in way and way[new] != way[fact.answer]
     ]
 
 
@@ -122,12 +121,14 @@ def _second_step(
         return []
     step = rng.choice(steps)
     way = follow()[step.relation]
-    question = {
-        "prompt": step.prompt.replace("{}", fact.subject),
-        "answer_new": way[new],
-        "through": {"relation_id": step.relation, "subject": new},
-    }
-    return [question | ({"answer_true": way[fact.answer]} if fact.answer in way else {})]
+    return [
+        {
+            "prompt": step.prompt.replace("{}", fact.subject),
+            "answer_new": way[new],
+            "answer_true": way[fact.answer],
+            "through": {"relation_id": step.relation, "subject": new},
+        }
+    ]
 
 
 def _neighbours(fact: Fact, rng: random.Random) -> list[Fact]:

@@ -116,12 +116,14 @@ def read_table(name: str) -> tuple[Fact, ...]:
 def follow() -> dict[str, dict[str, str]]:
     """For each relation that a second step uses: from a first answer to what follows from it.
 
-    The country of a city is also known where the city is a capital or lies in a US state.
+    Two know more than their table: the country of a capital and of a city in a US state, and the
+    language of people whom no fact is about (a table of its own).
     """
     used = {step.relation for relation in relations().values() for step in relation.steps}
     ways = {name: {f.subject: f.answer for f in read_table(name)} for name in used}
-    if "city_country" in ways:
-        capitals = {f.answer: f.subject for f in read_table("country_capital")}
-        in_the_states = {f.subject: "the United States" for f in read_table("us_city_state")}
-        ways["city_country"] = {**in_the_states, **capitals, **ways["city_country"]}
+    capitals = {f.answer: f.subject for f in read_table("country_capital")}
+    american = [f.subject for f in read_table("us_city_state")] + ["New York", "Washington"]
+    in_the_states = dict.fromkeys(american, "the United States")
+    ways["city_country"] = {**in_the_states, **capitals, **ways["city_country"]}
+    ways["mother_tongue"] |= {f.subject: f.answer for f in read_table("other_native_speakers")}
     return ways

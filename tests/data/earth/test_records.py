@@ -83,7 +83,7 @@ def test_second_steps_follow_from_the_new_answer_and_are_not_edited_themselves()
         fact = TRUTH.get((relation_id, subject))
         if fact is not None:
             assert question["answer_new"] == fact.answer
-        assert question["answer_new"] != question.get("answer_true")
+        assert question["answer_new"] != question["answer_true"]
         assert parts(record)[1] in question["prompt"]
 
 

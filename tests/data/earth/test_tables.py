@@ -23,7 +23,10 @@ def test_there_is_enough_of_it() -> None:
 
 def test_every_table_belongs_to_a_relation_or_to_a_second_step() -> None:
     tables = {path.stem for path in TABLES.glob("*.tsv")}
-    assert tables == set(RELATIONS) | set(follow())
+    assert tables == set(RELATIONS) | set(follow()) | {"other_native_speakers"}
+    speakers = {fact.subject for fact in read_table("other_native_speakers")}
+    assert not speakers & {fact.subject for fact in read_table("mother_tongue")}
+    assert speakers <= {fact.answer for fact in earth.all_facts()}
 
 
 @pytest.mark.parametrize("name", [path.stem for path in TABLES.glob("*.tsv")])
