@@ -20,12 +20,28 @@ def read_data(
     *,
     on_bad: OnBad = "stop",
     schema: str | None = None,
+    choose: bool = False,
 ) -> list[EditRequest]:
     """Requests of a file, of the embedded world (``atlas:N``) or of the real one (``earth:N``).
 
     Args:
         on_bad, schema: as ``on_bad`` and ``kind`` of :func:`nse_plugin.data.readers.read_records`.
+        choose: the caller edits only some of them, and calls :func:`settled` with those.
     """
+    requests = _read(data, limit, seed, on_bad, schema)
+    return requests if choose else settled(data, requests)
+
+
+def settled(data: str, requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """Requests without the questions that another of them makes wrong."""
+    if data.partition(":")[0] == "earth":
+        return earth.without_moved_steps(requests)
+    return list(requests)
+
+
+def _read(
+    data: str, limit: int | None, seed: int, on_bad: OnBad, schema: str | None
+) -> list[EditRequest]:
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give a number above 0, or leave it out")
     name, _, count = data.partition(":")

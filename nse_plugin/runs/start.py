@@ -11,7 +11,7 @@ from torch import nn
 
 from nse_plugin import host as hosting
 from nse_plugin.data.models import load_model
-from nse_plugin.data.streams import held_out_texts, read_data
+from nse_plugin.data.streams import held_out_texts, read_data, settled
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, read_method_yaml
@@ -47,9 +47,13 @@ def make_scheduler(
         device=settings.device,
         stats_dir=settings.stats_dir,
     )
-    limit = None if settings.known else settings.limit
     requests = read_data(
-        settings.data, limit, settings.seed, schema=settings.schema, on_bad=settings.on_bad_record
+        settings.data,
+        None if settings.known else settings.limit,
+        settings.seed,
+        schema=settings.schema,
+        on_bad=settings.on_bad_record,
+        choose=settings.known,
     )
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     rules = StopRules.from_dict(settings.stop)
@@ -101,7 +105,7 @@ def _known_only(
         listener("note", {"text": str(known)})
     for prompt, kept, asked in known.shares():
         log.info("known: %d of %d of %r", kept, asked, prompt)
-    return known.requests
+    return settled(settings.data, known.requests)
 
 
 def read_hparams(name: str, **changes: Any) -> Any:

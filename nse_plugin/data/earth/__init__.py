@@ -10,14 +10,25 @@ same seed gives the beginning of the same list.
 
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from nse_plugin.data.earth.records import kept_back, make_record
 from nse_plugin.data.earth.tables import Fact, all_facts, relations
 from nse_plugin.errors import DataError
+from nse_plugin.requests import EditRequest
 
-__all__ = ["Fact", "all_facts", "edit_set", "facts", "other_facts", "relations"]
+__all__ = [
+    "Fact",
+    "all_facts",
+    "edit_set",
+    "facts",
+    "other_facts",
+    "relations",
+    "without_moved_steps",
+]
 
 
 def facts(seed: int = 0) -> list[dict[str, Any]]:
@@ -52,20 +63,31 @@ def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
         subject = record["requested_rewrite"]["subject"]
         turn[record["case_id"]] = times[subject] = times.get(subject, 0) + 1
     records.sort(key=lambda record: turn[record["case_id"]])
-    return _without_moved_steps(records[:n])
+    return records[:n]
 
 
-def _without_moved_steps(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out questions whose second fact is edited by another of these records."""
-    rewrites = [record["requested_rewrite"] for record in records]
-    edited = {(rewrite["relation_id"], rewrite["subject"]) for rewrite in rewrites}
-    for record in records:
-        record["portability"] = [
-            question
-            for question in record["portability"]
-            if tuple(question["through"].values()) not in edited
-        ]
-    return records
+def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """Leave out two-step questions whose second fact another of these requests edits.
+
+    Args:
+        requests: made of records of this set.
+    """
+    relation_of = {relation.prompt: relation for relation in relations().values()}
+    edited = {(relation_of[request.prompt].name, request.subject) for request in requests}
+    kept = []
+    for request in requests:
+        moved = {
+            step.prompt.replace("{}", request.subject)
+            for step in relation_of[request.prompt].steps
+            if (step.relation, request.target_new) in edited
+        }
+        probes = {
+            kind: tuple(probe for probe in group if probe.prompt not in moved)
+            for kind, group in request.portability.items()
+        }
+        asked = {kind: group for kind, group in probes.items() if group}
+        kept.append(dataclasses.replace(request, portability=asked))
+    return kept
 
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -126,7 +126,6 @@ def _second_step(
             "prompt": step.prompt.replace("{}", fact.subject),
             "answer_new": way[new],
             "answer_true": way[fact.answer],
-            "through": {"relation_id": step.relation, "subject": new},
         }
     ]
 
