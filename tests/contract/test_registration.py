@@ -19,6 +19,7 @@ from nse_plugin.easyedit import checkout
 from nse_plugin.easyedit import register as plugin
 from nse_plugin.errors import HostError, HparamsError
 from tests.contract.conftest import fact, quick
+from tests.test_package import ROOT
 
 STAND_IN = {
     "__init__.py": "",
@@ -126,11 +127,13 @@ def gate_in_class():
 
 
 def run(code, **environment):
+    environment = {**os.environ, **environment}
+    path = [environment.get("PYTHONPATH"), str(ROOT)]  # this package may not be installed
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,
-        env={**os.environ, **environment},
+        env={**environment, "PYTHONPATH": os.pathsep.join(filter(None, path))},
     )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
