@@ -300,6 +300,7 @@ def punkt(tmp_path, monkeypatch):
 def _forget_punkt():
     import nltk
 
+    nltk.data.clear_cache()
     if hasattr(nltk.tokenize, "_get_punkt_tokenizer"):
         nltk.tokenize._get_punkt_tokenizer.cache_clear()
 
