@@ -56,7 +56,7 @@ def greedy_text(
         text = tokenizer.decode(ids, skip_special_tokens=True)
         return any(mark and mark in text for mark in stop)
 
-    new = _continue(
+    new = continue_rows(
         model,
         rows,
         [max_new_tokens] * len(rows),
@@ -101,11 +101,11 @@ def sampled_text(
         return top.indices.gather(-1, place)[:, 0]
 
     room = [max(max_tokens - len(row), 0) for row in rows]
-    new = _continue(model, rows, room, choose, token_budget=token_budget)
+    new = continue_rows(model, rows, room, choose, token_budget=token_budget)
     return [tokenizer.decode(row + ids, skip_special_tokens=True) for row, ids in zip(rows, new)]
 
 
-def _continue(
+def continue_rows(
     model: nn.Module,
     rows: Sequence[list[int]],
     room: Sequence[int],
@@ -115,7 +115,7 @@ def _continue(
     ended: Callable[[list[int]], bool] = lambda ids: False,
     token_budget: int,
 ) -> list[list[int]]:
-    """New tokens of each row.
+    """New tokens of each row: the one loop that all text is written by.
 
     Args:
         room: how many new tokens each row may get.

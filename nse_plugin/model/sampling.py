@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nse_plugin.errors import ModelError
-from nse_plugin.model.hooks import quiet
-from nse_plugin.model.probe import layout_of
+from nse_plugin.model.generation import continue_rows
 from nse_plugin.model.prompts import encode_text
 
 _BLOCK = 256
@@ -25,7 +24,6 @@ OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """How context texts begin, as in the published code of MEMIT and NSE."""
 
 
-@torch.no_grad()
 def sample_ids(
     model: PreTrainedModel,
     prompt_ids: torch.Tensor,
@@ -50,25 +48,15 @@ def sample_ids(
     Raises:
         ModelError: the model's logits are not finite.
     """
-    if n_tokens < 1:
-        return torch.empty(prompt_ids.shape[0], 0, dtype=torch.long)
-    device = layout_of(model).input_device
-    sampled: list[torch.Tensor] = []
-    step_ids, past = prompt_ids, None
-    mask = torch.ones(prompt_ids.shape[0], prompt_ids.shape[1] + n_tokens, dtype=torch.long)
-    mask = mask.to(device)  # every token is one; without a mask some models guess at padding
-    with quiet(model):
-        for step in range(n_tokens):
-            output = model(
-                input_ids=step_ids.to(device),
-                attention_mask=mask[:, : prompt_ids.shape[1] + step],
-                past_key_values=past,
-                use_cache=True,
-            )
-            past = output.past_key_values
-            step_ids = _draw(output.logits[:, -1].float() / temperature, top_k, generator)
-            sampled.append(step_ids)
-    return torch.cat(sampled, dim=1)
+    rows = prompt_ids.tolist()
+    new = continue_rows(
+        model,
+        rows,
+        [n_tokens] * len(rows),
+        lambda logits, _rows: _draw(logits / temperature, top_k, generator)[:, 0],
+        token_budget=len(rows) * (prompt_ids.shape[1] + n_tokens),  # one batch, one generator
+    )
+    return torch.tensor(new, dtype=torch.long).view(len(rows), n_tokens)
 
 
 def context_texts(
