@@ -124,7 +124,7 @@ def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--model", "atlas:bert"], "atlas:bert"),
-        (["--edits", "-1"], "edits is -1; give a number above 0"),
+        (["--edits", "-1"], "edits is -1; it must be a whole number"),
         (["--edits", "100000"], "edits is 100000; the world has 1 to"),
         (["--rounds", "7"], "rounds is 7; give 1 to 6"),
         (["--out", "file"], "file is a file; give a folder"),
