@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from nse_plugin.data.atlas import speaks
 from nse_plugin.data.packages import Wheel, cache_dir, download_wheel
 from nse_plugin.errors import StatisticsError
 from nse_plugin.files import make_folder, write_text
@@ -89,5 +90,5 @@ def prose(page: Any) -> Iterator[str]:
                 yield text
 
 
-register_text("atlas", atlas)
+register_text("atlas", atlas, fits=speaks)
 register_text("factbook", factbook, digest=FACTBOOK.sha256[:16])

@@ -52,9 +52,12 @@ def outcomes(
 
 def check_templates(session: EditSession, hparams: LocateHparams) -> None:
     """Raise :class:`ModelError` where a module template names something else than the model has."""
-    expected = session.layout.templates()
-    if hparams.v_loss_layer is not None:
-        session.layout.check_layers([hparams.v_loss_layer])
+    expected, last = session.layout.templates(), session.layout.n_layers - 1
+    if hparams.v_loss_layer is not None and hparams.v_loss_layer > last:
+        raise ModelError(
+            f"v_loss_layer is {hparams.v_loss_layer}, and the model's blocks are numbered 0 to "
+            f"{last}; give {last}, or leave it out for the last block"
+        )
     for name, value in expected.items():
         given = getattr(hparams, name)
         tied_head = name == "lm_head_module" and given is not None and _same_weight(session, given)

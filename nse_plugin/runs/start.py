@@ -120,6 +120,7 @@ def read_hparams(name: str, **changes: Any) -> Any:
 
     """
     values = read_method_yaml(name)
+    _warn_of_other_model(name, values.get("model_name"), changes.get("model_name"))
     values.update({key: value for key, value in changes.items() if value is not None})
     if hosting.host() == "easyedit":
         from nse_plugin.easyedit.hparams import host_hparams
@@ -128,3 +129,18 @@ def read_hparams(name: str, **changes: Any) -> Any:
         if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
             return host_hparams(values)
     return hparams_from(name, values)
+
+
+def _warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:
+    """Say where settings are used on another model than the one their file names."""
+    if given is not None and isinstance(tuned_for, str) and _plain(given) != _plain(tuned_for):
+        log.warning(
+            "%s is tuned for the model %r and used on %r: layers, learning rates, bounds of "
+            "residuals and the covariance's weight are numbers of one model and seldom carry over",
+            name, tuned_for, given,
+        )  # fmt: skip
+
+
+def _plain(model: str) -> str:
+    """The last part of a path or hub id, in lower case."""
+    return Path(model).name.lower().replace(":", "-")

@@ -33,6 +33,7 @@ from nse_plugin.statistics.files import (
     write_npz,
     write_partial,
 )
+from nse_plugin.statistics.named_texts import check_text
 from nse_plugin.statistics.text_sources import chunk_size, source_digest, token_chunks
 
 __all__ = ["SecondMoment", "second_moments", "write_npz"]
@@ -100,6 +101,7 @@ def second_moments(
     """
     layers = list(dict.fromkeys(layers))
     layout.check_layers(layers)
+    check_text(source, tokenizer)
     _check_settings(dtype, n_samples=n_samples, token_budget=token_budget, max_length=max_length)
     files = StatisticsFiles(
         layout,

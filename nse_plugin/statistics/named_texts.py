@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nse_plugin.errors import StatisticsError
 
@@ -16,6 +17,8 @@ class NamedText:
     """All documents; called when they are needed."""
     digest: str | None = None
     """A short hash of the documents, where they may be others another time."""
+    fits: Callable[[Any], bool] = lambda tokenizer: True
+    """Whether it is in the language of a model with this tokenizer."""
 
 
 NAMED_TEXTS: dict[str, NamedText] = {}
@@ -23,13 +26,33 @@ NAMED_TEXTS: dict[str, NamedText] = {}
 
 
 def register_text(
-    name: str, documents: Callable[[], Sequence[str]], *, digest: str | None = None
+    name: str,
+    documents: Callable[[], Sequence[str]],
+    *,
+    digest: str | None = None,
+    fits: Callable[[Any], bool] = lambda tokenizer: True,
 ) -> None:
     """Let a name be a source of text, as ``mom2_dataset`` or ``nse stats --source``.
+
+    Args:
+        documents: gives all of them; called when they are needed.
+        digest: a short hash of them, where they may be others another time.
+        fits: says of a model's tokenizer whether the text is in its language.
 
     Raises:
         StatisticsError: the name is taken.
     """
     if name == "self" or name in NAMED_TEXTS:
         raise StatisticsError(f"{name!r} is a source of text already; register another name")
-    NAMED_TEXTS[name] = NamedText(documents, digest)
+    NAMED_TEXTS[name] = NamedText(documents, digest, fits)
+
+
+def check_text(name: str, tokenizer: Any) -> None:
+    """Raise :class:`StatisticsError` where a named text is in another language than a model's."""
+    text = NAMED_TEXTS.get(name)
+    if text is not None and not text.fits(tokenizer):
+        raise StatisticsError(
+            f"mom2_dataset is {name!r}, a text that this model's tokenizer was not made for: its "
+            "statistics would be of a language that the model does not know. Are the settings "
+            "those of another model? Give mom2_dataset: wikipedia, factbook, self or file:PATH"
+        )

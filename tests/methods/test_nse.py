@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nse_plugin.errors import HparamsError, ModelError, RequestError
+from nse_plugin.errors import HparamsError, ModelError, RequestError, StatisticsError
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.locate.values import compute_values
@@ -372,3 +372,14 @@ def test_anchored_values_have_the_original_norm(model, tokenizer, hparams):
 def test_a_broken_number_of_directions_is_refused(hparams):
     with pytest.raises(HparamsError, match="protect_top_directions is 2.5"):
         replace(hparams, protect_top_directions=2.5)
+
+
+def test_settings_of_another_model_are_refused_by_name(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    beyond = replace(hparams, v_loss_layer=47)
+    with pytest.raises(ModelError, match=r"^v_loss_layer is 47, .* numbered 0 to 3; give 3"):
+        edit_round(session, some_requests(1), beyond)
+    invented = replace(hparams, mom2_adjustment=True, mom2_dataset="atlas")
+    with pytest.raises(StatisticsError, match=r"mom2_dataset is 'atlas'.*wikipedia, factbook"):
+        edit_round(session, some_requests(1), invented)
+    assert not len(session.ledger)

@@ -7,6 +7,7 @@ import pytest
 from nse_plugin.cli.app import main
 from nse_plugin.errors import HparamsError
 from nse_plugin.runs.settings import DemoSettings, RunSettings
+from nse_plugin.runs.start import read_hparams
 
 
 @pytest.mark.parametrize("line, message", [
@@ -52,3 +53,11 @@ def test_rounds_of_a_demo_are_not_empty():
         DemoSettings(edits=4, rounds=5)
     with pytest.raises(HparamsError, match="edits is -1"):
         DemoSettings(edits=-1)
+
+
+def test_settings_of_another_model_are_named(caplog):
+    read_hparams("NSE/gpt2-xl", model_name="/models/gpt2-xl")
+    read_hparams("NSE/atlas-gpt2", model_name="atlas:gpt2")
+    assert not caplog.text
+    read_hparams("NSE/gpt2-xl", model_name="org/other")
+    assert "NSE/gpt2-xl is tuned for the model" in caplog.text and "'org/other'" in caplog.text

@@ -49,6 +49,18 @@ def model_dir(name: str) -> Path:
     return folder
 
 
+def speaks(tokenizer: Any) -> bool:
+    """Whether a tokenizer has the words of the embedded world, as those of its models have."""
+    known = tokenizer.get_vocab().keys()
+    return any(_vocabulary(name) <= known for name in MODELS)
+
+
+@lru_cache
+def _vocabulary(name: str) -> frozenset[str]:
+    text = (model_dir(name) / "tokenizer.json").read_text(encoding="utf-8")
+    return frozenset(json.loads(text)["model"]["vocab"])
+
+
 def load(
     name: str, dtype: torch.dtype | None = None, device: str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
