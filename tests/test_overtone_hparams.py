@@ -12,6 +12,7 @@ from nse_plugin.data.models import load_model
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import NSEHparams, OvertoneHparams, yaml_dir
 from nse_plugin.hparams.overtone import OTHERWISE, SETTINGS
+from nse_plugin.methods.registry import attaches
 from tests.tiny import tiny_hparams, tiny_model, tiny_tokenizer
 
 INLINE = {"alg_name": "NSE", "model_name": "m", "layers": [1, 2], "batch_size": 7, "seed": 3}
@@ -136,5 +137,5 @@ def test_yamls_name_the_base_of_their_folder(path):
 
 
 def test_whether_modules_are_attached_is_the_bases():
-    assert OvertoneHparams.from_hparams("OVERTONE/LoRA/atlas-gpt2").attaches
-    assert not OvertoneHparams.from_hparams("OVERTONE/FT/atlas-gpt2").attaches
+    assert attaches(OvertoneHparams.from_hparams("OVERTONE/LoRA/atlas-gpt2"))
+    assert not attaches(OvertoneHparams.from_hparams("OVERTONE/FT/atlas-gpt2"))

@@ -10,12 +10,13 @@ import json
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any
 
 from nse_plugin.compare.cells import failed, run_cell
+from nse_plugin.compare.engine import RETRIES, Engine, Results, lost
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import Bench
 from nse_plugin.compare.results import CellResult
@@ -24,24 +25,8 @@ from nse_plugin.errors import HparamsError, did_you_mean
 log = logging.getLogger(__name__)
 
 ENGINES = ("serial", "processes", "ray")
-RETRIES = 1
-"""How often a cell whose worker was lost is begun again; it goes on from its last whole round."""
-
 _PATIENCE = 5.0
 """Seconds that a process has to end when it is told to; then it is killed."""
-
-Found = tuple[Cell, CellResult]
-Results = Generator[Found, None, None]
-
-
-class Engine(Protocol):
-    """Runs cells somewhere."""
-
-    def run(self, cells: Sequence[Cell]) -> Results:
-        """Each cell with its result, in the order they come.  Closing it ends the workers."""
-
-    def close(self) -> None:
-        """Give back what is held."""
 
 
 def check_engine(name: str, jobs: int) -> None:
@@ -144,11 +129,6 @@ def _end(processes: Sequence[Any]) -> None:
         if process.is_alive():
             process.kill()
             process.join()
-
-
-def lost(how: str) -> str:
-    """What is said of a cell whose worker was lost too often."""
-    return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"
 
 
 def _context() -> Any:

@@ -153,7 +153,7 @@ def _wanted(
     from nse_plugin.methods.registry import METHODS, apply_function, find_method
 
     table = part(f"{_TABLE}:ALG_DICT")
-    usable = [name for name, method in METHODS.items() if not method.hparams.attaches]
+    usable = [name for name, method in METHODS.items() if not method.attaches]
     chosen = usable if methods is None else [find_method(name).name for name in methods]
     _refuse_attaching([name for name in chosen if name not in usable])
     taken = [name for name in chosen if _is_taken(name, table, done)]
@@ -308,6 +308,7 @@ def _for_host(hparams: Any) -> Any:
     from nse_plugin.data.models import model_place
     from nse_plugin.easyedit import overtone as host_overtone
     from nse_plugin.hparams import Hparams
+    from nse_plugin.methods.registry import attaches
 
     if host_overtone.is_around_host_editor(hparams):
         hparams = host_overtone.host_base(hparams)
@@ -324,7 +325,7 @@ def _for_host(hparams: Any) -> Any:
     found = table.get(hparams.alg_name)
     if isinstance(hparams, Hparams) and (found is None or found is not ours.get(hparams.alg_name)):
         alias = ALIAS.format(hparams.method)
-        _refuse_attaching([hparams.method] if hparams.attaches else [])
+        _refuse_attaching([hparams.method] if attaches(hparams) else [])
         if alias not in ours:
             raise HostError(
                 f"{hparams.alg_name} of nse_plugin is not in EasyEdit's method table; "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -49,7 +48,7 @@ def single_edits(
         SessionError: the session has rounds already.
     """
     method = find_method(hparams.alg_name)
-    if "trace" not in inspect.signature(method.edit_round).parameters:
+    if not method.takes_trace:
         raise HparamsError(
             f"{method.name} trains no loss over target tokens that could be watched; choose "
             "another method"

@@ -24,8 +24,6 @@ class Hparams(Settings):
 
     method: ClassVar[str] = ""
     """What ``alg_name`` has to be."""
-    attaches: ClassVar[bool] = False
-    """The method attaches modules to the model and leaves the weights as they are."""
 
     alg_name: str
     """Name of the method in the host's table; ``NAME-plugin`` where the host has its own NAME."""

@@ -70,10 +70,6 @@ class OvertoneHparams(Hparams):
     mixing: bool = True
     """Mix the model's distribution into the target."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.__dict__["attaches"] = self.base.attaches  # of every method's class; here by base
-
     def conflicts(self) -> Iterator[str]:
         """Where there is no base to put OVERTONE around."""
         yield from super().conflicts()

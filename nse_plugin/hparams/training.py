@@ -104,7 +104,6 @@ class LoRAHparams(_EpochHparams):
     """LoRA or AdaLoRA adapters of PEFT, trained on by every round."""
 
     method: ClassVar[str] = "LoRA"
-    attaches: ClassVar[bool] = True
 
     lora_type: Literal["lora", "adalora"] = "lora"
     """Which of PEFT's adapters."""
@@ -140,7 +139,6 @@ class GRACEHparams(TrainingHparams):
     """GRACE: a codebook of activations in front of one layer (arXiv 2211.11031)."""
 
     method: ClassVar[str] = "GRACE"
-    attaches: ClassVar[bool] = True
 
     inner_params: list[str]
     """The layer that gets the codebook, e.g. [transformer.h[35].mlp.c_fc.weight]; one only."""

@@ -7,13 +7,13 @@ the cross entropy of the target's tokens gives way to OVERTONE's loss
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.host_editors import HostEditorHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
+from nse_plugin.methods.bases import BASES
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
@@ -60,15 +60,13 @@ def replaceable(hparams: OvertoneHparams) -> Callable[..., Any]:
     Raises:
         HparamsError: it does not, so OVERTONE would be without effect.
     """
-    from nse_plugin.methods.registry import find_method  # which lists this method as well
-
     if isinstance(hparams.base, HostEditorHparams):
         raise HparamsError(
             f"base is {hparams.base.method}, an editor that only EasyEdit has; use "
             "nse_plugin.BaseEditor where EasyEdit is the host, or choose another base"
         )
-    method = find_method(hparams.base.alg_name)
-    if "objective" not in inspect.signature(method.edit_round).parameters:
+    method = BASES[hparams.base.alg_name.removesuffix("-plugin")]
+    if not method.takes_objective:
         raise HparamsError(
             f"base is {method.name}, which takes no objective, so OVERTONE would be without "
             "effect; run it without OVERTONE, or choose another base"

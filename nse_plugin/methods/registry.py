@@ -5,55 +5,33 @@ from __future__ import annotations
 import copy as copying
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nse_plugin.errors import HparamsError, SessionError, did_you_mean
-from nse_plugin.hparams import (
-    AlphaEditHparams,
-    FTHparams,
-    GRACEHparams,
-    Hparams,
-    LoRAHparams,
-    MEMITHparams,
-    NSEHparams,
-    OvertoneHparams,
-    ROMEHparams,
-    read_method_yaml,
-)
-from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, overtone, rome
+from nse_plugin.hparams import Hparams, OvertoneHparams, read_method_yaml
+from nse_plugin.hparams.overtone import base_of
+from nse_plugin.methods import overtone
+from nse_plugin.methods.bases import BASES, Method, by_name
 from nse_plugin.requests import EditRequest, as_requests
-from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-@dataclass(frozen=True)
-class Method:
-    """One editing method."""
-
-    name: str
-    """``alg_name`` in hparams and the host's table."""
-    edit_round: Callable[..., RoundRecord]
-    """``edit_round(session, requests, hparams)``."""
-    hparams: type[Hparams]
+METHODS: dict[str, Method] = by_name(
+    *BASES.values(),
+    Method("OVERTONE", overtone.edit_round, OvertoneHparams, takes_objective=False),
+)
 
 
-METHODS: dict[str, Method] = {
-    "AlphaEdit": Method("AlphaEdit", alphaedit.edit_round, AlphaEditHparams),
-    "FT": Method("FT", ft.edit_round, FTHparams),
-    "GRACE": Method("GRACE", grace.edit_round, GRACEHparams),
-    "LoRA": Method("LoRA", lora.edit_round, LoRAHparams),
-    "MEMIT": Method("MEMIT", memit.edit_round, MEMITHparams),
-    "NSE": Method("NSE", nse.edit_round, NSEHparams),
-    "OVERTONE": Method("OVERTONE", overtone.edit_round, OvertoneHparams),
-    "ROME": Method("ROME", rome.edit_round, ROMEHparams),
-}
+def attaches(hparams: Hparams) -> bool:
+    """Whether the method of these hyperparameters attaches modules; OVERTONE does as its base."""
+    method = METHODS.get(base_of(hparams).alg_name)
+    return method is not None and method.attaches
 
 
 def find_method(name: str) -> Method:

@@ -14,7 +14,7 @@ from nse_plugin.editor import BaseEditor
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import OvertoneHparams, find_yaml, yaml_dir
 from nse_plugin.hparams.overtone import OTHERWISE
-from nse_plugin.methods import nse, registry
+from nse_plugin.methods import bases, nse, registry
 from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.token_table import TokenTable
@@ -98,8 +98,8 @@ def test_a_base_whose_loss_cannot_be_replaced_is_refused(model, tokenizer, base,
     def closed(session, requests, hparams):
         raise AssertionError("must not run")
 
-    other = registry.Method("NSE", closed, type(base))
-    monkeypatch.setitem(registry.METHODS, "NSE", other)
+    other = bases.Method("NSE", closed, type(base), takes_objective=False)
+    monkeypatch.setitem(bases.BASES, "NSE", other)
     before = weights(model)
     with pytest.raises(HparamsError, match="base is NSE, which takes no objective"):
         edit_round(EditSession.of(model, tokenizer), some_requests(1), OvertoneHparams.wrap(base))
