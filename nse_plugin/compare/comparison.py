@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,10 @@ from typing import Any
 from nse_plugin.compare.engines import check_engine, make_engine
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.intervals import differences, summarise
-from nse_plugin.compare.plan import PROTOCOL, Cell, Folder, ModelSpec, Settings, grid
+from nse_plugin.compare.plan import Cell, Folder, ModelSpec, Settings, grid
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
+from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.tables import all_tables
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
@@ -151,42 +152,42 @@ class Comparison:
         }
 
 
-def read_comparison(options: Mapping[str, Any]) -> Comparison:
-    """A comparison from the options of the command.
+def read_comparison(given: CompareSettings) -> Comparison:
+    """The comparison that settings describe; its paths are absolute, as cells may run elsewhere.
 
     Raises:
-        HparamsError: one of them cannot be read.
+        HparamsError: a name in them cannot be read.
     """
-    data = str(options["data"])
-    of_file = data.partition(":")[0] != "atlas"
-    protocol = {**PROTOCOL}
-    if options["every"] is not None:
-        protocol["every"] = options["every"]
-    held_out = options["held_out"]
+    of_file = given.data.partition(":")[0] not in ("atlas", "earth")
+    named_text = given.held_out in (None, "atlas", "none")
     settings = Settings(
-        data=os.path.abspath(data) if of_file else data,
-        rounds=options["rounds"],
-        out=os.path.abspath(options["out"]),
-        limit=options["limit"],
-        schema=options["schema"],
-        on_bad_record=options["on_bad_record"],
-        order=options["order"] or ("shuffled" if of_file else "given"),
-        held_out=held_out if held_out in (None, "atlas", "none") else os.path.abspath(held_out),
-        protocol=protocol,
-        hparams_dir=_absolute(options["hparams_dir"]),
-        device=options["device"],
-        stats_dir=_absolute(options["stats_dir"]),
-        threads=options["threads"],
+        data=os.path.abspath(given.data) if of_file else given.data,
+        rounds=given.rounds,
+        out=os.path.abspath(given.out),
+        limit=given.limit,
+        schema=given.schema,
+        on_bad_record=given.on_bad_record,
+        order=given.order or ("shuffled" if of_file else "given"),
+        held_out=given.held_out if named_text else _absolute(given.held_out),
+        protocol={**PROTOCOL, **given.protocol},
+        hparams_dir=_absolute(given.hparams_dir),
+        device=None if given.device is None else str(given.device),
+        stats_dir=_absolute(given.stats_dir),
+        threads=given.threads,
     )
     return Comparison(
-        methods=parse_methods(options["methods"]),
-        models=[ModelSpec.parse(text) for text in options["models"].split(",")],
-        seeds=_seeds(options["seeds"]),
+        methods=parse_methods(_with_commas(given.methods)),
+        models=[ModelSpec.parse(text) for text in _with_commas(given.models).split(",")],
+        seeds=_seeds(_with_commas(given.seeds)),
         settings=settings,
-        engine=options["engine"],
-        jobs=options["jobs"],
-        reference=options["reference"],
+        engine=given.engine,
+        jobs=given.jobs,
+        reference=given.reference,
     )
+
+
+def _with_commas(names: str | int | Sequence[Any]) -> str:
+    return ",".join(map(str, names)) if isinstance(names, list) else str(names)
 
 
 def shown_tables(result: ComparisonResult) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
+from nse_plugin.compare.settings import PROTOCOL
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.data.readers import OnBad
 from nse_plugin.data.streams import read_data
@@ -21,10 +22,6 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.differences import differences
 
 _LOCK = "lock"
-PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
-                            "weights": False, "each": True}  # fmt: skip
-"""What a comparison measures where nothing else is said: all earlier edits every 5 rounds and at
-the end, free generation after 100 of them."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from nse_plugin.compare.comparison import Comparison, read_comparison
+from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.hparams import find_yaml
 from tests.runs.runs import requests
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -72,7 +73,9 @@ def arguments(world: Path, out: Path, **changes) -> list[str]:
 
 
 def comparison(world: Path, out: Path, **changes) -> Comparison:
-    return read_comparison(options(world, out, **changes))
+    given = options(world, out, **changes)
+    every = given.pop("every")
+    return read_comparison(CompareSettings.read(None, {**given, "protocol": {"every": every}}))
 
 
 def quiet(_line: str) -> None:

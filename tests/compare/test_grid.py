@@ -226,14 +226,14 @@ def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monke
 
 
 def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monkeypatch, capsys):
-    real = cells_module.subject
+    real = cells_module.editor_of
 
     def failing(made, model, tokenizer):
         if made.hparams.max_iterations == 1:
             raise RuntimeError("out of luck")
         return real(made, model, tokenizer)
 
-    monkeypatch.setattr(cells_module, "subject", failing)
+    monkeypatch.setattr(cells_module, "editor_of", failing)
     given = arguments(world, tmp_path / "out")
     assert cli.main(["compare", *given]) == 3
     shown = capsys.readouterr().out
@@ -241,7 +241,7 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
     assert "0 of 2 (seed 0 failed, seed 1 failed)" in shown
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "out of luck" in page
-    monkeypatch.setattr(cells_module, "subject", real)
+    monkeypatch.setattr(cells_module, "editor_of", real)
     assert cli.main(["compare", *given]) == 0
     kept = read_comparison(tmp_path / "out" / "results.json")
     assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])

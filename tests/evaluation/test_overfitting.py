@@ -109,7 +109,8 @@ def test_a_method_without_token_losses_is_refused(tokenizer, hparams, monkeypatc
     def deaf(session, requests, hparams):
         raise AssertionError("must not run")
 
-    monkeypatch.setitem(registry.METHODS, "NSE", registry.Method("NSE", deaf, type(hparams)))
+    other = registry.Method("NSE", deaf, type(hparams), takes_trace=False)
+    monkeypatch.setitem(registry.METHODS, "NSE", other)
     model = tiny_model("gpt2")
     session = EditSession.of(model, tokenizer)
     with pytest.raises(HparamsError, match="NSE trains no loss over target tokens"):

@@ -1,0 +1,73 @@
+"""What a comparison is made of, from options or from a YAML file; loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.hparams.validation import Settings, bounded, group
+from nse_plugin.runs.order import Order
+
+PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
+                            "weights": False, "each": True}  # fmt: skip
+"""What a comparison measures where nothing else is said: all earlier edits every 5 rounds and at
+the end, free generation after 100 of them."""
+
+
+@dataclass
+class CompareSettings(Settings):
+    """What a comparison is made of; names may be a list or a text with commas.
+
+    Raises:
+        HparamsError: a value is missing, of the wrong type or out of range.
+    """
+
+    methods: str | list[str] = ""
+    """NSE,ROME,...; variants as NSE:no-rewinding, NSE:p=0.6 or METHOD:key=value;key=value;
+    NSE+OVERTONE; METHOD-plugin for this package's method inside EasyEdit."""
+    models: str | list[str] = "atlas:gpt2"
+    """atlas:gpt2,atlas:llama, model folders, or name=folder."""
+    data: str = "atlas:200"
+    """A file of records, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N real
+    facts."""
+    rounds: int = bounded(10, low=1)
+    """Number of rounds."""
+    seeds: str | int | list[int] = "0,1,2"
+    """Seeds of the draw and the order."""
+    limit: int | None = bounded(None, low=1)
+    """Read at most N records."""
+    schema: str | None = None
+    """Format of the records, e.g. ``counterfact``; by default recognised."""
+    on_bad_record: Literal["stop", "skip"] = "stop"
+    """What to do with a record that cannot be used."""
+    order: Order | None = None
+    """given, shuffled or grouped; records of a file are shuffled by default."""
+    protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
+    """Fields of the protocol, e.g. ``every: 5``."""
+    held_out: str | None = None
+    """Text file for the perplexity, ``atlas`` or ``none``."""
+    reference: str | None = None
+    """Method that the others are compared with; the first one by default."""
+    hparams_dir: str | None = None
+    """Folder with METHOD/MODEL.yaml, which override the shipped ones."""
+    device: int | str | None = None
+    """``cpu``, or the number of a GPU, instead of the YAMLs' device."""
+    stats_dir: str | None = None
+    """Folder of the statistics, instead of the YAMLs'."""
+    engine: str = "serial"
+    """serial, processes or ray."""
+    jobs: int = bounded(1, low=1)
+    """Number of cells at a time."""
+    threads: int = bounded(1, low=1)
+    """Number of torch's threads in each cell."""
+    out: str = "compared"
+    """Folder of the comparison."""
+
+    def conflicts(self) -> Iterator[str]:
+        """Where nothing is compared, or nothing is measured that could be."""
+        if not self.methods:
+            yield "methods is missing; give --methods NSE,MEMIT, or methods: in the YAML"
+        if self.protocol.get("retention") == 0:
+            yield "protocol.retention is 0, and a comparison is made of it; leave it out"
