@@ -3,7 +3,7 @@
     nse compare --methods ... --out compared     # docs/results/README.md has the whole command
     python benchmarks/headline.py compared
 
-Copies tables and page, writes the summaries without the scores of every single edit (which make
+Copies the tables, writes the summaries without the scores of every single edit (which make
 up most of results.json), and prints the table.
 """
 
@@ -32,8 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     result = json.loads((options.compared / "results.json").read_text(encoding="utf-8"))
     options.out.mkdir(parents=True, exist_ok=True)
-    for name in ("table.md", "report.html"):
-        shutil.copyfile(options.compared / name, options.out / name)
+    shutil.copyfile(options.compared / "table.md", options.out / "table.md")
     kept = {key: result[key] for key in KEPT if key in result}
     kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("out", "stats_dir")}
     text = json.dumps(kept, indent=1, ensure_ascii=False)
