@@ -94,7 +94,7 @@ def rounds(
 
 def known_facts(session: EditSession, seed: int) -> list[EditRequest]:
     """Facts that the model gives before any edit, to see whether they stay."""
-    facts = parse_records(atlas.untouched([], N_OTHERS, seed))
+    facts = parse_records(atlas.other_facts([], N_OTHERS, seed))
     known = ask(session, facts, old=True).exact
     return [fact for fact, is_known in zip(facts, known) if is_known]
 

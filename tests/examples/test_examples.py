@@ -17,7 +17,7 @@ from nse_plugin.data import atlas
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
-NO_YAML = "no hparams file 'NSE/atlas-gtp2'; did you mean 'NSE/atlas-gpt2'?"
+NO_YAML = "no hparams file 'NSE/atlas-gtp2'; did you mean 'NSE/atlas-gpt2'"
 
 
 @pytest.fixture(scope="module")
