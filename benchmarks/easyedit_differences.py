@@ -22,7 +22,7 @@ import torch
 
 from nse_plugin.compare.hosts import recipe, subject
 from nse_plugin.compare.plan import Cell, ModelSpec, Settings
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.specs import parse_method
 from nse_plugin.data.streams import read_data
 from nse_plugin.model.answers import score_answers
@@ -67,15 +67,15 @@ def scores(backend: Backend, requests: list[Any]) -> str:
 def same_contexts(options: argparse.Namespace, requests: list[Any]) -> None:
     """Ours and EasyEdit's with our contexts."""
     ours, theirs = (cell_of(options.method + end, options) for end in ("-plugin", ""))
-    bench = Bench()
-    with bench.lend(recipe(ours).hparams) as (model, tokenizer):
+    pool = ModelPool()
+    with pool.lend(recipe(ours).hparams) as (model, tokenizer):
         hparams = recipe(ours).hparams
         backend = backend_of(EditSession.of(model, tokenizer), hparams)
         contexts = [f"{text}{{}}" for text in backend.prepare(None)]
         got = edit(backend, requests, options.rounds)
         originals = {name: t.clone() for name, t in backend.originals().items()}
         print(f"{options.method}-plugin: {scores(backend, requests)}")
-    with bench.lend(recipe(theirs).hparams) as (model, tokenizer):
+    with pool.lend(recipe(theirs).hparams) as (model, tokenizer):
         editor, _ = subject(recipe(theirs), model, tokenizer)
         templates = ["{}", *contexts] if options.method == "ROME" else [["{}"], contexts]
         importlib.import_module(MODULES[options.method]).CONTEXT_TEMPLATES_CACHE = templates
@@ -90,7 +90,7 @@ def same_contexts(options: argparse.Namespace, requests: list[Any]) -> None:
 def asked_at_its_own_token(options: argparse.Namespace, requests: list[Any]) -> None:
     """EasyEdit's GRACE, where it looks for a key."""
     cell = cell_of("GRACE", options)
-    with Bench().lend(recipe(cell).hparams) as (model, tokenizer):
+    with ModelPool().lend(recipe(cell).hparams) as (model, tokenizer):
         editor, _ = subject(recipe(cell), model, tokenizer)
         backend = backend_of(editor)
         edit(backend, requests, options.rounds)

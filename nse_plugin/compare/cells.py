@@ -17,7 +17,7 @@ import torch
 from nse_plugin.compare.hosts import Recipe, editor_of, recipe
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import (
     SCHEMA,
     CellResult,
@@ -49,28 +49,28 @@ _METHOD_ERRORS = (
     NSEPluginError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
     MemoryError, NameError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""What a method, of the host perhaps, may raise; a comparison goes on with the other cells."""
+"""Errors that a method may raise, EasyEdit's methods included; the other cells still run."""
 
 
-def run_cell(cell: Cell, bench: Bench, own_process: bool = False) -> CellResult:
-    """Run a cell, or go on with it; what goes wrong with it is its result.
+def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResult:
+    """Run a cell, or resume it; an error becomes the cell's result.
 
-    An interrupt leaves what was finished on disk, and is raised.
+    An interrupt is raised again; finished rounds stay on disk.
 
     Args:
-        bench: lends the model, and takes it back.
-        own_process: nothing else ran or will run in this process.
+        pool: lends the model, and takes it back.
+        own_process: this process runs only this cell.
     """
     try:
         with _quiet_surroundings(cell):
-            return _run(cell, bench, own_process)
+            return _run(cell, pool, own_process)
     except _METHOD_ERRORS as error:
         log.warning("%s failed", cell, exc_info=error)
         return failed(cell, f"{type(error).__name__}: {error}")
 
 
 def failed(cell: Cell, error: str) -> CellResult:
-    """The result of a cell that came to nothing."""
+    """The result of a cell that failed."""
     run_info: RunInfo = {**_run_info(cell), "status": "failed", "error": error}
     return {
         "schema": SCHEMA,
@@ -86,13 +86,13 @@ def failed(cell: Cell, error: str) -> CellResult:
     }
 
 
-def _run(cell: Cell, bench: Bench, own_process: bool) -> CellResult:
+def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
     settings = cell.settings
     start = time.perf_counter()
     made = recipe(cell)
     requests = settings.requests(cell.seed)
     texts = held_out_texts(settings.held_out, cell.model.source, requests)
-    with bench.lend(made.hparams) as (model, tokenizer), _own_folder(made):
+    with pool.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
@@ -119,7 +119,7 @@ def _schedule(
     requests: Sequence[EditRequest],
     texts: Sequence[str],
 ) -> RunResult:
-    """Run the cell's stream, or go on with it."""
+    """Run the cell's stream of edits, or resume it."""
     settings = cell.settings
     return SequentialScheduler(
         edited,
@@ -136,9 +136,9 @@ def _schedule(
 
 @contextmanager
 def _quiet_surroundings(cell: Cell) -> Iterator[None]:
-    """So many threads, and random numbers from the cell's seed; afterwards all is as before.
+    """Set the number of threads and the random seed of a cell; restore both afterwards.
 
-    A cell's bits then depend neither on the cells before it nor on the engine.
+    A cell's results then depend, bit for bit, neither on earlier cells nor on the engine.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(cell.settings.threads)
@@ -171,7 +171,7 @@ def _own_folder(made: Recipe) -> Iterator[None]:
 
 
 def _share_frozen(cell: Cell) -> None:
-    """Take over the untouched model's answers to this stream, where its cell has them all."""
+    """Copy the untouched model's answers to this stream, if its cell has all of them."""
     run = cell.frozen.parent
     target = cell.run_dir / "frozen.jsonl"
     if (run / "final.json").exists() and not target.exists():

@@ -18,7 +18,7 @@ from typing import Any
 from nse_plugin.compare.cells import failed, run_cell
 from nse_plugin.compare.engine import RETRIES, Engine, Results, lost
 from nse_plugin.compare.plan import Cell
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult
 from nse_plugin.errors import HparamsError, did_you_mean
 
@@ -30,7 +30,7 @@ _PATIENCE = 5.0
 
 
 def check_engine(name: str, jobs: int) -> None:
-    """Raise :class:`HparamsError` where there is no such engine, or not so many jobs."""
+    """Raise :class:`HparamsError` if the engine is unknown or cannot run this number of jobs."""
     if name not in ENGINES:
         raise HparamsError(
             f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
@@ -65,19 +65,19 @@ class Serial:
     """In this process, in order; the model is loaded once for all cells of a model."""
 
     def __init__(self) -> None:
-        self._bench = Bench()
+        self._pool = ModelPool()
 
     def run(self, cells: Sequence[Cell]) -> Results:
         """Each cell in turn."""
         for cell in cells:
-            yield cell, run_cell(cell, self._bench)
+            yield cell, run_cell(cell, self._pool)
 
     def close(self) -> None:
         """Nothing is held that matters."""
 
 
 class Processes:
-    """A fresh process for each cell, so many at a time; a lost one costs its cell only."""
+    """A fresh process for each cell, N at a time; if one dies, only its cell is lost."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs

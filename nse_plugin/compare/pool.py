@@ -1,4 +1,4 @@
-"""The untouched model of a process: loaded once, lent to one cell after the other."""
+"""The untouched model of a process: loaded once and lent to its cells in turn."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from nse_plugin.session.session import EditSession
 log = logging.getLogger(__name__)
 
 
-class Bench:
-    """Lends a model; takes it back only as it was given, and loads it anew otherwise."""
+class ModelPool:
+    """Lends the loaded model to one cell at a time; reloads it if it comes back changed."""
 
     def __init__(self) -> None:
         self._what: tuple[str, ...] | None = None

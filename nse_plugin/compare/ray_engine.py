@@ -1,9 +1,9 @@
 """The cells of a comparison as tasks of Ray, on this machine or on a cluster.
 
 ``RAY_ADDRESS`` names a cluster; without it one is started here.  Workers read data, YAMLs and
-models by the same paths as here.  Where they share the comparison's folder, a cell whose worker was
-lost goes on from its last whole round and takes over the untouched model's answers; where not, it
-begins anew and asks the untouched model itself.  Results come back by Ray either way.
+models by the same paths as here.  If they share the comparison's folder, a cell whose worker was
+lost resumes after its last complete round and reuses the untouched model's answers; otherwise it
+starts again and asks the untouched model itself.  Ray returns the results in both cases.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 from nse_plugin.compare.cells import failed, run_cell
 from nse_plugin.compare.engine import RETRIES, Results, lost
 from nse_plugin.compare.plan import Cell
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 from nse_plugin.files import require
 
 log = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class RayTasks:
 
 @contextmanager
 def _handler_kept() -> Iterator[None]:
-    """Put a handler of SIGTERM back that ``ray.init`` replaces by one of its own."""
+    """Restore the SIGTERM handler, which ``ray.init`` replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     if callable(before) and threading.current_thread() is threading.main_thread():
@@ -97,13 +97,13 @@ def _handler_kept() -> Iterator[None]:
 
 
 def _work(cell: Cell) -> str:
-    return json.dumps(run_cell(cell, _bench()))
+    return json.dumps(run_cell(cell, _pool()))
 
 
 @functools.cache
-def _bench() -> Bench:
+def _pool() -> ModelPool:
     """A worker runs one task after the other and keeps the model."""
-    return Bench()
+    return ModelPool()
 
 
 def _gpus(cell: Cell) -> int:

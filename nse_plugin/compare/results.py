@@ -75,7 +75,7 @@ class Seconds(TypedDict):
     prepare: float
     """Statistics, in seconds altogether; next to nothing where they lay on the disk."""
     wall: float
-    """The cell, in seconds altogether, since it was begun or gone on with."""
+    """Seconds that the cell took in total, since it was started or last resumed."""
 
 
 class Memory(TypedDict):

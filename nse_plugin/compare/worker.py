@@ -1,4 +1,4 @@
-"""What a process of its own does for one cell; imported there before anything else."""
+"""Entry point of a process that runs one cell; the process imports it first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
 from nse_plugin.compare.cells import run_cell
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -23,14 +23,14 @@ def work(cell: Cell, connection: Connection) -> None:
     """Run a cell and send its result."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    result = run_cell(cell, Bench(), own_process=True)
+    result = run_cell(cell, ModelPool(), own_process=True)
     connection.send_bytes(json.dumps(result).encode())
 
 
 def _end_with_the_parent() -> None:
-    """End this process once the one that wants its result is gone, also where that was killed.
+    """End this process once its parent is gone, even if the parent was killed.
 
-    Otherwise it would go on for nothing and hold the lock of its cell.
+    Otherwise it would keep running for nothing and hold the lock of its cell.
     """
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -29,7 +29,7 @@ class HostBackend:
 
     Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
     and LoRA) returns another object, in which the model lies.  What it attached is kept in memory
-    only: such a run is measured like any other, and can neither be undone nor gone on with.
+    only: such a run is measured like any other, but can be neither undone nor resumed.
 
     Args:
         whole_rounds: the function takes all requests of a round at once; otherwise it is called
@@ -133,7 +133,7 @@ class HostBackend:
             if about.get("in_memory"):
                 raise DataError(
                     f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
-                    "run that was cut off cannot be gone on with; remove its folder and begin anew"
+                    "run that was cut off cannot be resumed; remove its folder and begin anew"
                 )
             for name, tensor in tensors.items():
                 parameter = self._parameter(name)

@@ -48,7 +48,7 @@ class Host:
 
 
 @dataclass(frozen=True)
-class Seam:
+class HookPoint:
     """One part of EasyEdit that this plugin hooks into or reuses."""
 
     name: str
@@ -184,7 +184,7 @@ _EVALUATE = "easyeditor.evaluate.evaluate:compute_edit_quality"
 _COLUMNS = ("prompts", "target_new", "ground_truth", "rephrase_prompts", "locality_inputs",
             "portability_inputs", "sequential_edit")  # fmt: skip
 
-_SEAMS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
+_HOOK_POINTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
     ("method table", "easyeditor.util.alg_dict:ALG_DICT", _is_dict,
      "register() is impossible; only the embedded host is left"),
     ("batch gate", "easyeditor.editors.batch_editor:BatchEditor.is_batchable_method",
@@ -212,22 +212,22 @@ _SEAMS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
 )  # fmt: skip
 
 
-def probe(host: Host) -> list[Seam]:
+def probe(host: Host) -> list[HookPoint]:
     """Look at every part of EasyEdit that we use; imports it.
 
     Raises:
         HostError: it cannot be imported at all.
     """
     load(host)
-    return [_probe(*seam) for seam in _SEAMS]
+    return [_probe(*point) for point in _HOOK_POINTS]
 
 
-def _probe(name: str, where: str, check: Callable[[Any], str], without_it: str) -> Seam:
+def _probe(name: str, where: str, check: Callable[[Any], str], without_it: str) -> HookPoint:
     try:
         why = check(part(where))
     except (ImportError, AttributeError) as error:
         why = str(error)
-    return Seam(name, where, without_it, present=not why, why=why)
+    return HookPoint(name, where, without_it, present=not why, why=why)
 
 
 def part(where: str) -> Any:
@@ -243,10 +243,10 @@ def part(where: str) -> Any:
     return found
 
 
-def missing(seams: list[Seam]) -> str:
-    """One line per seam that is not there; empty where all are."""
+def missing(points: list[HookPoint]) -> str:
+    """One line per hook point that is missing; empty if all are present."""
     return "\n".join(
-        f"{seam.name} ({seam.where}): {seam.why}; {seam.without_it}"
-        for seam in seams
-        if not seam.present
+        f"{point.name} ({point.where}): {point.why}; {point.without_it}"
+        for point in points
+        if not point.present
     )

@@ -77,12 +77,12 @@ def read_with_host(
     host = find()
     if host is None:
         raise HostError(f"read_with_host() found no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    present = {seam.name for seam in probe(host) if seam.present}
+    present = {point.name for point in probe(host) if point.present}
     path = Path(path)
     records = load_records(path)
     if isinstance(records, list):
         reader = _READERS.get(kind or _common_schema(records))
-        if reader is not None and reader.seam in present:
+        if reader is not None and reader.hook_point in present:
             records = _through_host(reader, records[:limit], path.name)
     return parse_records(records, kind, on_bad=on_bad, limit=limit, source=path.name)
 
@@ -149,7 +149,7 @@ _KNOWEDIT_KINDS = {
 class _Reader:
     """One dataset class of EasyEdit."""
 
-    seam: str
+    hook_point: str
     """Its name in :func:`nse_plugin.easyedit.checkout.probe`."""
     where: str
     fields: Callable[[Mapping[str, Any], Mapping[str, Any]], Fields]

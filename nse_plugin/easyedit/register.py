@@ -19,8 +19,8 @@ from typing import Any
 
 from nse_plugin.easyedit.checkout import (
     HOW_TO_GET_IT,
+    HookPoint,
     Host,
-    Seam,
     find,
     missing,
     part,
@@ -30,10 +30,10 @@ from nse_plugin.easyedit.checkout import (
 from nse_plugin.errors import HostError, did_you_mean
 
 __all__ = [
+    "HookPoint",
     "Host",
     "ReadyModel",
     "Registration",
-    "Seam",
     "base_editor",
     "evaluator",
     "find",
@@ -99,9 +99,9 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
     host = find()
     if host is None:
         raise HostError(f"register() found no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    seams = probe(host)
-    lacking = [seam for seam in seams if not seam.present]
-    if any(seam.name in ("method table", "batch gate") for seam in lacking):
+    points = probe(host)
+    lacking = [point for point in points if not point.present]
+    if any(point.name in ("method table", "batch gate") for point in lacking):
         raise HostError(f"{host} has changed where nse_plugin hooks in:\n{missing(lacking)}")
     if lacking:
         log.warning("%s lacks parts that nse_plugin uses:\n%s", host, missing(lacking))
@@ -259,7 +259,7 @@ def evaluator() -> Callable[..., dict[str, Any]]:
     host = find()
     if host is None:
         raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    if all(seam.present for seam in probe(host) if seam.name == "evaluator"):
+    if all(point.present for point in probe(host) if point.name == "evaluator"):
         return part("easyeditor.evaluate.evaluate:compute_edit_quality")
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
 

@@ -59,7 +59,7 @@ def keep_known(
     """Leave out the requests whose true answer the model does not give, and such locality probes.
 
     Args:
-        limit: stop when so many are kept.
+        limit: stop once this number of requests is kept.
         token_budget: tokens per batch, padding included.
 
     Raises:

@@ -143,7 +143,7 @@ def run_harness(
 
 @contextmanager
 def _random_numbers_kept() -> Iterator[None]:
-    """Python's, numpy's and torch's random numbers go on as if nothing had been drawn inside."""
+    """Restore the states of Python's, numpy's and torch's random generators afterwards."""
     import numpy as np
 
     python, arrays = random.getstate(), np.random.get_state()

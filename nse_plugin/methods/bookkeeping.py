@@ -1,4 +1,4 @@
-"""What every method that writes weights notes of a round: fates, and what it was given."""
+"""What every method that writes weights records of a round: outcomes and inputs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Progress:
 def outcomes(
     requests: Sequence[EditRequest], values: Values, progress: Progress
 ) -> tuple[Outcome, ...]:
-    """The fate of every request."""
+    """The outcome of every request."""
     z, shift = values.z, values.z - values.base
     return tuple(
         Outcome(

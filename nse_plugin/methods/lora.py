@@ -1,4 +1,4 @@
-"""LoRA: one set of PEFT adapters that every round goes on training.
+"""LoRA: one set of PEFT adapters that every round continues to train.
 
 Each round is Adam anew on the same adapters, as EasyEdit does it: nothing but training itself
 keeps what earlier rounds taught.  The model's own weights are not touched.

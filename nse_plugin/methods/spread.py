@@ -62,7 +62,7 @@ class Passes:
     """A residual of at least this is left out of a pass."""
 
     def status(self, residual: float) -> Status:
-        """The fate of a request with this residual."""
+        """The status of a request with this residual."""
         if residual <= self.alpha:
             return "converged"
         if self.upper_bound is not None and residual >= self.upper_bound:

@@ -148,7 +148,7 @@ class Training:
         return batch.means(losses.train), batch.means(losses.stop).detach(), right
 
     def outcomes(self) -> tuple[Outcome, ...]:
-        """The fate of every request: converged where the whole target is the first choice."""
+        """The outcome of every request: converged if every target token is the first choice."""
         return tuple(
             Outcome(
                 case_id=request.case_id,

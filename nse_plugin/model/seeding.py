@@ -12,7 +12,7 @@ import torch
 
 @contextmanager
 def seeded(seed: int, number: int = 0) -> Iterator[None]:
-    """Python's, numpy's and torch's random numbers start from a seed, and go on as before after.
+    """Seed Python's, numpy's and torch's random generators; restore their states afterwards.
 
     Args:
         number: of the round: a resumed run draws in it what an uninterrupted one would.

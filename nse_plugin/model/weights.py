@@ -111,7 +111,7 @@ class EditedWeights:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """Inside, the model holds the originals; afterwards exactly what it held, come what may."""
+        """Inside, the model holds the originals; afterwards what it held before, even on error."""
         held = {name: edited.parameter.data for name, edited in self._edited.items()}
         try:
             for edited in self._edited.values():

@@ -192,10 +192,9 @@ def heat_maps(
 
 
 def binned(table: DataFrame, bins: int = 128) -> DataFrame:
-    """Means over at most so many equal stretches of columns, where there are more columns.
+    """Average the columns in equal bins, if there are more columns than the number allowed.
 
-    The name of a stretch is that of its first column.  NaN counts for nothing; a stretch without
-    any value is NaN.
+    A bin has the name of its first column.  NaN is ignored; a bin without any value is NaN.
     """
     width = -(-table.shape[1] // bins)
     if width <= 1:

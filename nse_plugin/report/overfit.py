@@ -64,7 +64,7 @@ def overfit(
         against: of another.  Without it, OVERTONE's base where hparams are OVERTONE's, and
             OVERTONE around them where they are not.
         data: a benchmark's file, or ``atlas:10``.
-        limit: read at most so many records.
+        limit: read at most this number of records.
         model: another model than that of the hparams.
         shown: requests whose tokens are listed one by one; the means are over all.
         plot: a PNG of the first request's tokens over the steps.
@@ -192,7 +192,7 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
 
 
 def _evenly(n: int) -> list[int]:
-    """At most so many of n steps at even distances, the first and the last among them."""
+    """At most ``_STEPS_SHOWN`` of n steps, evenly spaced, including the first and the last."""
     if n <= _STEPS_SHOWN:
         return list(range(n))
     return [round(i * (n - 1) / (_STEPS_SHOWN - 1)) for i in range(_STEPS_SHOWN)]

@@ -74,7 +74,7 @@ class Demo:
         show: takes the lines meant for people.
 
     Raises:
-        RequestError: there cannot be so many edits.
+        RequestError: there are fewer facts than the number of edits asked for.
         DataError: there is no such embedded model.
     """
 

@@ -33,7 +33,7 @@ class StopRules(Settings):
     non_finite: bool = True
     """NaN or infinity in a loss or a weight."""
     on_collapse: OnCollapse = "undo"
-    """undo: take the round back and end; stop: keep it and end; continue: note it and go on."""
+    """undo: undo the round and end; stop: keep it and end; continue: note it and continue."""
 
     def check(
         self, measurement: Measurement | None, base: Measurement, problem: str | None

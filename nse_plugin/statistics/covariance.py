@@ -2,7 +2,7 @@
 
 The keys of layer l are what goes into its MLP down-projection.  :func:`second_moments` reads
 statistics files where there are some, EasyEdit's included, and computes what is missing: all
-layers in one pass over the text, which can be interrupted and goes on where it was.
+layers in one pass over the text, which can be interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class _Sums:
         return SecondMoment(mean, self.count, self.n_samples, source)
 
     def resume(self, path: Path, key: dict[str, Any]) -> None:
-        """Go on from the file of an unfinished pass, if it is of the same pass."""
+        """Resume from the file of an unfinished pass, if it belongs to the same pass."""
         partial = read_partial(path, self.totals)
         if partial is None:
             return

@@ -9,8 +9,8 @@ A source is named by one string (``mom2_dataset`` in the hparams):
 - otherwise a dataset of the ``datasets`` library, ``name`` or ``name:config``, or one of
   EasyEdit's names for those (``wikipedia``, ``wikitext``, ``wikitext2``).
 
-Chunks are numbered and each can be made without those before it, so that a pass goes on where it
-was interrupted.
+Chunks are numbered and each can be made without those before it, so an interrupted pass can be
+resumed.
 """
 
 from __future__ import annotations

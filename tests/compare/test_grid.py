@@ -15,7 +15,7 @@ from nse_plugin.compare import cells as cells_module
 from nse_plugin.compare import hosts
 from nse_plugin.compare.comparison import exit_code
 from nse_plugin.compare.engines import Serial
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.methods import nse
@@ -283,33 +283,33 @@ def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path):
     engine = Serial()
     for _cell, result in engine.run(made.cells()):
         assert result["run_info"]["status"] == "complete", result["run_info"]["error"]
-    assert engine._bench.loads == 1
+    assert engine._pool.loads == 1
 
 
 @pytest.mark.parametrize("harm", ["weight", "module", "hook"])
 def test_a_model_that_does_not_come_back_is_loaded_anew(world, harm):
     from types import SimpleNamespace
 
-    bench, what = Bench(), SimpleNamespace(model_name=str(world / "model"), device="cpu")
-    with bench.lend(what) as (model, _):
+    pool, what = ModelPool(), SimpleNamespace(model_name=str(world / "model"), device="cpu")
+    with pool.lend(what) as (model, _):
         expected = model(torch.tensor([[5, 6, 7]])).logits.detach()
-    with bench.lend(what) as (model, _):
+    with pool.lend(what) as (model, _):
         if harm == "weight":
             model.transformer.h[0].ln_1.bias.data[0] += 1
         elif harm == "module":
             model.transformer.h[1].mlp = torch.nn.Sequential(model.transformer.h[1].mlp)
         else:
             model.transformer.h[1].register_forward_hook(lambda m, i, o: o)
-    assert bench.loads == 1
-    with bench.lend(what) as (model, _):
+    assert pool.loads == 1
+    with pool.lend(what) as (model, _):
         assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    assert bench.loads == 2
-    with bench.lend(what) as (model, tokenizer):
+    assert pool.loads == 2
+    with pool.lend(what) as (model, tokenizer):
         nse.edit_round(EditSession.of(model, tokenizer), requests(2), hparams())
         assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    with bench.lend(what) as (model, _):
+    with pool.lend(what) as (model, _):
         assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    assert bench.loads == 2
+    assert pool.loads == 2
 
 
 def hparams():

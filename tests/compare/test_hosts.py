@@ -8,7 +8,7 @@ import pytest
 
 from nse_plugin.compare.cells import run_cell
 from nse_plugin.compare.hosts import _host_values, changed_since
-from nse_plugin.compare.pool import Bench
+from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import without_machine
 from nse_plugin.hparams import MEMITHparams
 from tests.compare.grids import comparison
@@ -36,13 +36,13 @@ def test_a_cell_of_the_hosts_own_method(easyedit, world, tmp_path, monkeypatch):
         comparison(world, tmp_path / "out", methods=methods, seeds="0").cells()[-1]
         for methods in ("FT", "FT:lr=1e-2")
     )
-    first = run_cell(cell, Bench())
+    first = run_cell(cell, ModelPool())
     assert first["run_info"]["status"] == "complete", first["run_info"]["error"]
     assert first["method_info"]["implementation"] == "EasyEdit"
     assert first["method_info"]["ignored"] and "P_loc" not in first["method_info"]["ignored"]
     (cell.run_dir / "final.json").unlink()
     (cell.run_dir / "rounds.jsonl").write_text("")
-    again = run_cell(cell, Bench())
+    again = run_cell(cell, ModelPool())
     assert without_machine(again) == without_machine(first)
     assert Path.cwd() == here and not list(here.iterdir())
     assert changed_since(cell, first["method_info"]) == []

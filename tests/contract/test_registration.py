@@ -94,7 +94,7 @@ def first_on_path(folder):
 
 @pytest.fixture
 def stand_in(no_host, tmp_path, monkeypatch):
-    """A checkout with all seams and nothing behind them."""
+    """A checkout with all hook points and nothing behind them."""
     folder = build(tmp_path / "checkout", STAND_IN)
     monkeypatch.setenv(checkout.ROOT_VARIABLE, str(folder))
     return folder
@@ -267,33 +267,33 @@ def test_what_easyedit_imports_and_is_missing_is_named(stand_in):
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "seam"),
+    ("file", "text", "point"),
     [
         ("util/alg_dict.py", "ALG_DICT = []", "method table"),
         ("editors/batch_editor.py", "class BatchEditor: pass", "batch gate"),
     ],
 )
-def test_a_host_without_the_two_hooks_is_left_alone(stand_in, file, text, seam):
+def test_a_host_without_the_two_hooks_is_left_alone(stand_in, file, text, point):
     build(stand_in, {file: text})
-    with pytest.raises(HostError, match=f"{seam} .*; "):
+    with pytest.raises(HostError, match=f"{point} .*; "):
         hosting.register()
     assert plugin.registration() is None
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "seam"),
+    ("file", "text", "point"),
     [
         ("dataset/zsre.py", "", "ZsRE"),
         ("editors/utils.py", "summary_metrics = 3", "summary"),
         ("evaluate/evaluate.py", "def compute_edit_quality(model): pass", "evaluator"),
     ],
 )
-def test_a_lesser_part_that_is_missing_is_told(stand_in, caplog, file, text, seam):
+def test_a_lesser_part_that_is_missing_is_told(stand_in, caplog, file, text, point):
     build(stand_in, {file: text})
     (lost,) = [each for each in checkout.probe(checkout.find()) if not each.present]
-    assert lost.name == seam and lost.why and lost.without_it
+    assert lost.name == point and lost.why and lost.without_it
     hosting.register()
-    assert seam in caplog.text and lost.without_it in caplog.text
+    assert point in caplog.text and lost.without_it in caplog.text
 
 
 def test_a_missing_evaluator_is_replaced_by_ours(stand_in):
