@@ -108,11 +108,11 @@ def main() -> None:
                 place = Path(folder) / f"{model}-{rounds}"
                 results[model, rounds] = one_run(model, options.edits, rounds, place)
         page = [
-            "# What later rounds leave of earlier edits",
+            "# Retention: how much of the earlier edits remains after later rounds",
             "",
-            f"{options.edits} edits of the embedded world with NSE, every earlier edit asked again "
-            "after later rounds. Scores in percent, over all edits, after the last round; their "
-            "definitions stand in `nse_plugin/evaluation/metrics.py`.",
+            f"{options.edits} edits of the embedded world with NSE, where every earlier edit is "
+            "tested again after later rounds. Scores are in percent, over all edits, after the "
+            "last round; they are defined in `nse_plugin/evaluation/metrics.py`.",
             "",
             end_scores(results),
         ]

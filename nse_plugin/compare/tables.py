@@ -98,7 +98,7 @@ def time_table(result: ComparisonResult, model: str) -> Table:
         row += [f"{fmean([s['wall'] for s in group]):.1f}" if group else NOTHING]
         rows.append(tuple(row))
     heads = ("method", *names, "other", "edit", "evaluation", "cell, s")
-    note = "Milliseconds per edit; edit is the sum of what stands before it. cell: all of it."
+    note = "Milliseconds per edit; edit is the sum of the columns before it; cell: all of it."
     return Table(f"{model}: time", heads, tuple(rows), (False, *[True] * (len(heads) - 1)), note)
 
 
