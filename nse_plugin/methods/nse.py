@@ -1,13 +1,24 @@
 """NSE: neuron-level sequential editing (arXiv 2410.04045, ACL 2025).
 
-A round of requests is written into the MLP down-projections of a few consecutive layers, as in
-:mod:`nse_plugin.methods.spread`:
+A round of requests is written into the MLP down-projections W_l of a few consecutive layers, the
+last of which is the z-layer L:
 
-1. values z with the weights rewound to before the first edit of the sequence (section 3.1): a
-   later edit then aims at what the original model would need;
-2. per layer, the neurons that carry the keys (section 3.2), and a closed-form update that spares
-   the covariance and the keys of all earlier rounds (section 3.3);
-3. again for the requests that are still off their value.
+1. *Values* (section 3.1).  z = h_L + delta makes the model say the new object, with the weights
+   rewound to before the first edit of the sequence: a later edit aims at what the original model
+   would need.
+2. *Writing* (sections 3.2 and 3.3).  Layer by layer, K are the keys of the active requests (inputs
+   of W_l) and the residual is shared out over the layers still to write, this one included:
+
+       R = (z - h_L) / layers left
+       I = the neurons with the largest sum of |K|, until they hold p of all of it
+       Delta[:, I] = R K_I^T (lambda C[I, I] + P[I, I] + K_I K_I^T)^-1
+
+   C is the second moment of the keys of general text, P the sum of k k^T over all earlier rounds.
+3. *Iterating* (section 3.4).  Again for the requests with alpha < ||z - h_L|| < upper_bound.
+
+Where to read on: this file has step 2's formula, :mod:`nse_plugin.methods.spread` the loops of
+steps 2 and 3, which MEMIT and AlphaEdit share, :mod:`nse_plugin.locate.values` the optimisation of
+step 1, and :mod:`nse_plugin.locate.update` the selection and the solve.
 """
 
 from __future__ import annotations
@@ -63,34 +74,38 @@ def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int
 
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
-    covariances = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
-    amount, previous_keys = hparams.protect_top_directions, session.previous_keys
+    """The formula of step 2, for one layer after the other."""
+    C = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
+    P = session.previous_keys
+    amount = hparams.protect_top_directions
     protected = (
         session.untouched.of_originals(hparams.layers, top_directions, amount) if amount else {}
     )
 
-    def right_factor(layer: int, keys: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+    def right_factor(layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """K_I^T (lambda C[I, I] + P[I, I] + K_I K_I^T)^-1, where I are the neurons."""
         return solve_right(
-            keys[neurons],
-            covariance=submatrix(covariances.get(layer), neurons),
+            K[neurons],
+            covariance=submatrix(C.get(layer), neurons),
             weight=hparams.mom2_update_weight,
-            previous=previous_keys.matrix(layer, neurons) if hparams.use_previous_keys else None,
+            previous=P.matrix(layer, neurons) if hparams.use_previous_keys else None,
             layer=layer,
         )
 
-    def select(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        share, rule = hparams.neuron_threshold, hparams.selection_rule
-        if hparams.selection_by == "key_mass" or share >= 1.0:
-            return select_neurons(keys, share, rule)
-        right = right_factor(layer, keys, all_neurons(keys)).double()
-        update = residual.to(right.device).double() @ right  # layers may lie on other devices
-        return select_by(update.norm(dim=0), share, rule)
+    def select(layer: int, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
+        """The neurons I; ``selection_by: update`` ranks them by what all would get together."""
+        p, rule = hparams.neuron_threshold, hparams.selection_rule
+        if hparams.selection_by == "key_mass" or p >= 1.0:
+            return select_neurons(K, p, rule)
+        right = right_factor(layer, K, all_neurons(K)).double()
+        Delta = R.to(right.device).double() @ right  # layers may lie on other devices
+        return select_by(Delta.norm(dim=0), p, rule)
 
-    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
-        neurons = select(layer, keys, residual)
-        right = right_factor(layer, keys, neurons)
+    def solve(layer: int, K: torch.Tensor, R: torch.Tensor) -> Factors:
+        neurons = select(layer, K, R)
+        right = right_factor(layer, K, neurons)
         if layer in protected:
-            return Factors(neurons, *keep_out(protected[layer], neurons, residual, right))
-        return Factors(neurons, residual, right)
+            return Factors(neurons, *keep_out(protected[layer], neurons, R, right))
+        return Factors(neurons, R, right)
 
     return solve
