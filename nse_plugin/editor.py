@@ -3,14 +3,14 @@
 Scripts written for EasyEdit's ``BaseEditor`` run on it with the same arguments and read the same
 metrics.  What it does not take over:
 
-* Nothing happens beside the work: no ``logs/`` folder, no ``results.json``, no seeding, and a
+* There are no side effects: no ``logs/`` folder, no ``results.json``, no seeding, and a
   tokenizer that was handed in is left as it is.
 * ``pre`` of every request is measured on the model as it was before the call's first edit, also in
   later chunks of ``batch_edit``; ``case_id`` runs on through the chunks.
 * All input is checked before anything is changed, and a misspelt argument is an error.
 * ``normal_edit(sequential_edit=True)`` keeps its edit; EasyEdit takes it back all the same.
 
-Like EasyEdit, an edit that is not sequential is taken back after it was measured, so the model
+Like EasyEdit, an edit that is not sequential is undone after it was measured, so the model
 returned then is the *unedited* one.  Say ``sequential_edit=True`` to keep the edits, or
 ``copy=True`` to get an edited copy.  Like EasyEdit, ``weights_copy`` holds what the *last* write of
 the call replaced.
@@ -85,7 +85,7 @@ class BaseEditor:
             prompts: texts that hold their subject, or hold ``{}`` in its place.
             locality_inputs: ``{kind: {"prompt": one entry per request, "ground_truth": the
                 same}}``; an entry is a text, a list of texts, or None.
-            sequential_edit: keep each edit; otherwise it is taken back once it is measured.
+            sequential_edit: keep each edit; otherwise it is undone once it is measured.
             **kwargs: ``subject`` (needed), ``test_generation``, ``eval_metric``, ``pre_edit``,
                 ``pre_file``, ``loc_prompts``, ``copy`` (edit a copy, leave ``self.model``), or
                 ``requests`` in place of all that describes them.

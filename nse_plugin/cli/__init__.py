@@ -1,4 +1,4 @@
-"""The command ``nse``: one file for each subcommand, which prints and has no logic of its own."""
+"""The command ``nse``: one file per subcommand, each of which only parses options and prints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command ``nse`` and how its subcommands are added, called and ended."""
+"""The command ``nse``: registration of its subcommands, their calls and exit codes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (see :func:`nse_plugin.cli.output.exit_code`).
 
-    2 is a command line that cannot be understood, 128 and its number a signal that ended it.
+    2 means an invalid command line; 128 + N means that signal N ended the command.
     """
     for name in _COMMANDS:
         importlib.import_module(f"nse_plugin.cli.{name}")
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _call(function: Callable[..., int], options: dict[str, Any]) -> int:
-    # read when transformers is first imported, which the commands do: its bars are not ours
+    # transformers reads this when a command first imports it; we draw our own progress bars
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return function(**options)
 

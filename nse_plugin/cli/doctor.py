@@ -1,4 +1,4 @@
-"""``nse doctor``: what was found on this machine."""
+"""``nse doctor``: report versions, devices, EasyEdit and free disk space of this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def doctor(
 
 
 def report(stats_dir: str | Path) -> list[tuple[str, str]]:
-    """Findings as (what, value) rows; looks only, and changes nothing.
+    """Findings as (name, value) rows; changes nothing.
 
     Args:
         stats_dir: where statistics would be written.

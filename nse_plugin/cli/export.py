@@ -1,4 +1,4 @@
-"""``nse export``: take the edits of a run elsewhere."""
+"""``nse export``: write the edits of a run in a format that other tools load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a command from the fields of its settings: type, default and help are typed once."""
+"""Build command-line options from settings dataclasses: type, default and help come from there."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Group(NamedTuple):
 def with_fields(*groups: Group) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Give a command an option for each of these fields.
 
-    The command takes those that were given on the command line as its first argument, a dict by
-    name; what was not given is left to the settings themselves.
+    The command receives the options given on the command line as its first argument, a dict by
+    name; the settings class supplies the defaults of the others.
     """
 
     def decorated(command: Callable[..., int]) -> Callable[..., int]:

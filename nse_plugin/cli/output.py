@@ -13,7 +13,7 @@ from nse_plugin.printable import printable
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
-"""Exit code where the reader of our output is gone, as the shell reports it of other commands."""
+"""Exit code after a broken output pipe: 128 + SIGPIPE, as shells report it."""
 
 
 def show(text: str = "") -> None:
@@ -29,7 +29,7 @@ def complain(text: str) -> None:
 
 @contextmanager
 def interrupt_says(text: Callable[[], str]) -> Iterator[None]:
-    """Let an interrupt of what is inside say this, e.g. what is on disk."""
+    """Add this text, e.g. what is on disk, to the message of an interrupt inside the block."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -40,8 +40,8 @@ def interrupt_says(text: Callable[[], str]) -> Iterator[None]:
 def exit_code(call: Callable[[], int]) -> int:
     """Call a command; errors of the user, the machine and the network become one line.
 
-    0 is success, 1 an error that was explained, 3 a run that ended early, 130 an interrupt, 141 a
-    reader of the output that is gone.
+    0 is success, 1 an error that was reported, 3 a run that ended early, 130 an interrupt, 141 a
+    broken output pipe.
     """
     try:
         return call()
@@ -96,7 +96,7 @@ def _of_system(error: OSError) -> str:
 
 
 def _discard_output() -> None:
-    """Let what is still buffered for a closed pipe go nowhere, instead of failing at exit."""
+    """Discard output still buffered for a closed pipe, so that flushing at exit does not fail."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Signals that end a command the way Ctrl-C does: what is open is closed, children are ended."""
+"""Let SIGTERM and SIGHUP end a command as Ctrl-C does: close files and end child processes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ENDING = tuple(
 
 @contextmanager
 def signals_interrupt() -> Iterator[list[int]]:
-    """Raise :class:`KeyboardInterrupt` where SIGTERM or SIGHUP comes; gives the signals that came.
+    """Raise :class:`KeyboardInterrupt` on SIGTERM or SIGHUP; yields the list of signals received.
 
-    A signal that is ignored stays ignored (``nohup``), one that somebody handles is left to them.
+    Ignored signals (``nohup``) and signals that already have a handler are left alone.
     """
     came: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -28,7 +28,7 @@ def signals_interrupt() -> Iterator[list[int]]:
     taken = [number for number in _ENDING if signal.getsignal(number) is signal.SIG_DFL]
 
     def end(number: int, _frame: FrameType | None) -> None:
-        for other in taken:  # once is enough: what is being closed now is closed in peace
+        for other in taken:  # a second signal must not interrupt the cleanup
             signal.signal(other, signal.SIG_IGN)
         came.append(number)
         raise KeyboardInterrupt

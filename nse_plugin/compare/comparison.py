@@ -96,7 +96,7 @@ class Comparison:
                     yield from results
 
     def _check(self, cells: list[Cell]) -> None:
-        """See, before anything is written, that all of it can be begun."""
+        """Check, before anything is written, that every cell can start."""
         self.settings.requests(self.seeds[0])
         for cell in cells:
             if cell.seed != self.seeds[0]:

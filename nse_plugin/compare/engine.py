@@ -1,4 +1,4 @@
-"""What an engine of a comparison is, whichever it is, and how often it tries a cell."""
+"""The interface of every engine of a comparison, and how often it retries a cell."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.results import CellResult
 
 RETRIES = 1
-"""How often a cell whose worker was lost is begun again, after its last whole round."""
+"""How often a cell whose worker died is resumed after its last complete round."""
 
 Found = tuple[Cell, CellResult]
 Results = Generator[Found, None, None]
@@ -22,9 +22,9 @@ class Engine(Protocol):
         """Each cell with its result, in the order they come.  Closing it ends the workers."""
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Release resources."""
 
 
 def lost(how: str) -> str:
-    """What is said of a cell whose worker was lost too often."""
+    """The error of a cell whose worker died too often."""
     return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"

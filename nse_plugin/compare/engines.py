@@ -73,7 +73,7 @@ class Serial:
             yield cell, run_cell(cell, self._pool)
 
     def close(self) -> None:
-        """Nothing is held that matters."""
+        """Nothing to release."""
 
 
 class Processes:
@@ -108,7 +108,7 @@ class Processes:
             _end([process for process, _, _ in running.values()])
 
     def close(self) -> None:
-        """Nothing is held between calls."""
+        """Nothing to release between calls."""
 
     def _start(self, cell: Cell) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
@@ -132,7 +132,7 @@ def _end(processes: Sequence[Any]) -> None:
 
 
 def _context() -> Any:
-    """How processes are begun: forked from a clean one that has imported torch, else anew."""
+    """Start method: fork from a clean server process that has imported torch, otherwise spawn."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -141,7 +141,7 @@ def _context() -> Any:
 
 
 def _ended(running: Iterable[Connection]) -> list[Connection]:
-    """Those of the pipes that have something to say, or whose process is gone."""
+    """The pipes that have data, or whose process has ended."""
     return [found for found in wait(list(running)) if isinstance(found, Connection)]
 
 

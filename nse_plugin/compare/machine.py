@@ -27,7 +27,7 @@ except ImportError:  # Windows
 
 
 def meta_info(threads: int) -> MetaInfo:
-    """What may matter to whoever repeats it."""
+    """Versions, commits and hardware, for reproduction."""
     host = hosting.host()
     found = find() if host == "easyedit" else None
     return {

@@ -66,7 +66,7 @@ class CompareSettings(Settings):
     """Folder of the comparison."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where nothing is compared, or nothing is measured that could be."""
+        """Errors if there are no methods to compare, or retention is switched off."""
         if not self.methods:
             yield "methods is missing; give --methods NSE,MEMIT, or methods: in the YAML"
         if self.protocol.get("retention") == 0:

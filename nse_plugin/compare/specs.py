@@ -1,4 +1,4 @@
-"""What stands in ``--methods``: a method, what is changed of its settings, and its loss.
+"""The syntax of ``--methods``: a method, changes to its settings, and its loss.
 
 ``NSE``, a named variant ``NSE:no-rewinding``, any hyperparameters ``NSE:v_lr=0.2;layers=[1,2]``,
 both ``NSE:by-update;p=0.6``, with OVERTONE's loss ``NSE+OVERTONE``, ours where the host has a

@@ -55,10 +55,10 @@ class HookPoint:
     where: str
     """Import path in EasyEdit."""
     without_it: str
-    """What cannot be done where it is missing."""
+    """What does not work without it."""
     present: bool = True
     why: str = ""
-    """What was found instead, where it is missing."""
+    """Why it counts as missing; empty if present."""
 
 
 # --- find ---------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 Where EasyEdit is the host, a name that it has is EasyEdit's: ``base`` with ``alg_name: FT`` is its
 FT, and ours is ``FT-plugin``.  The editor is then made with EasyEdit's own hyperparameters of that
 method, under that method's name, because EasyEdit decides by name how batches are made, how an edit
-is taken back and what is saved; only the loss is another.
+is undone and what is saved; only the loss is replaced.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def in_table(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_lost(base: Hparams, known: set[str]) -> None:
-    """Refuse a setting that would be without effect."""
+    """Refuse a setting that would have no effect."""
     shared = {f.name for f in dataclasses.fields(Hparams)}
     for f in dataclasses.fields(base):
         value = getattr(base, f.name)

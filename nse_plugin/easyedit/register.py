@@ -1,8 +1,8 @@
 """Our methods inside the real EasyEdit: registration, and its editor.
 
 :func:`register` puts our methods into EasyEdit's method table and lets its batch gate accept them;
-:func:`unregister` takes exactly that back.  What was done is written down in EasyEdit itself (an
-attribute of the module that holds the method table), so it is read off the host and not off us.
+:func:`unregister` undoes exactly that.  What was changed is recorded in EasyEdit itself (an
+attribute of the module that holds the method table), not in this package.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def registration() -> Registration | None:
 
 
 def register(methods: Iterable[str] | None = None, *, override: bool = False) -> Registration:
-    """Put our methods into EasyEdit; to be called again without harm.
+    """Put our methods into EasyEdit; calling it again is harmless.
 
     Each method enters under its own name and as ``NAME-plugin``.  A name that EasyEdit already has
     is left to EasyEdit unless ``override`` is true; ours is then found under ``NAME-plugin`` only.
@@ -122,7 +122,7 @@ def unregister() -> None:
     """Take back what :func:`register` did; does nothing where nothing is registered.
 
     What somebody else put in our place since then is left as it is.  A batch gate that was
-    wrapped again after us stays wrapped; our part of it then only passes the question on.
+    wrapped again by other code stays wrapped; our wrapper then delegates to the original.
     """
     done = registration()
     if done is None:

@@ -41,7 +41,7 @@ def single_edits(
 ) -> Iterator[Watched]:
     """Edit one request after the other, each from the untouched model.
 
-    While an item is looked at, its edit stands in the model; then it is taken back.
+    While an item is being used, its edit is in the model; afterwards it is undone.
 
     Raises:
         HparamsError: the method does not tell of its steps.

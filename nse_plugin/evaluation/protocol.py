@@ -102,7 +102,7 @@ class History:
         return range(bisect_left(self._rounds, number), bisect_right(self._rounds, number))
 
     def edits(self, chosen: Sequence[int]) -> list[Edit]:
-        """What there is of some edits, given in the order made; each round is read once."""
+        """Requests and frozen answers of these edits, in the order made; reads each round once."""
         found = []
         for number, of_it in groupby(chosen, key=self._rounds.__getitem__):
             first = self.of_round(number).start

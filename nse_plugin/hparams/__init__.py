@@ -1,4 +1,4 @@
-"""Strict hyperparameters: one dataclass per method, read from YAML, wrong ones refused.
+"""Strict hyperparameters: one dataclass per method, read from YAML; invalid ones are refused.
 
 ``NSEHparams.from_hparams("NSE/gpt2-xl")`` finds a YAML that ships with the package,
 ``NSEHparams.from_hparams("my/settings.yaml")`` one of yours.  Keys that EasyEdit's own YAMLs have

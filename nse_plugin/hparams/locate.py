@@ -61,7 +61,7 @@ class LocateHparams(LayersHparams):
     """Padded tokens in one forward pass; lower it when memory is short."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where the loss would not see the edit."""
+        """Errors if the loss is read from a block before the edit."""
         yield from super().conflicts()
         if self.layers and self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             yield (

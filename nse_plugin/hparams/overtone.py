@@ -15,7 +15,7 @@ from nse_plugin.hparams.yaml_files import read_method_yaml
 
 
 class Setting(NamedTuple):
-    """What OVERTONE is run with around some editor."""
+    """OVERTONE's own settings around a base editor."""
 
     lambda_: float
     epsilon: float
@@ -56,7 +56,7 @@ class OvertoneHparams(Hparams):
     lambda_: float = bounded(OTHERWISE.lambda_, low=0, high=1)
     """Share of the one-hot target; the rest is the model's own filtered distribution."""
     epsilon: float = bounded(OTHERWISE.epsilon, low=0)
-    """A token whose loss is at most this is not taught any further."""
+    """A token whose loss is at most this is not trained further."""
     n_sigma: float = bounded(OTHERWISE.n_sigma, low=0)
     """Tokens this many standard deviations below the largest logit are not mixed in."""
     clip: bool = True

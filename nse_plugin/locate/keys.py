@@ -1,7 +1,7 @@
 """Keys and current activations at the subject's last token.
 
 The key k_l of a request is the input of the down-projection of block l at the subject's last token:
-one number per neuron.  It is averaged over the bare prompt and the prompt behind each context
+one number per neuron.  It is averaged over the bare prompt and the prompt after each context
 text.  The bare prompt has half of the weight (arXiv 2410.04045 and 2210.07229, in their code), or
 as much as each of the others (ROME, arXiv 2202.05262, equation 3).
 
@@ -31,7 +31,7 @@ class Lookups:
     bare: tuple[tuple[int, ...], ...]
     """Per request: the bare prompt's tokens up to the subject's last."""
     in_context: tuple[tuple[tuple[int, ...], ...], ...]
-    """Per request and context: the same behind a context text."""
+    """Per request and context: the same after a context text."""
     token_budget: int
     bare_weight: float = 0.5
     """Weight of the bare prompt's key in the mean, where there are contexts."""
@@ -45,7 +45,7 @@ class Lookups:
         contexts: Sequence[str],
         token_budget: int,
     ) -> Lookups:
-        """Tokenise the prompts of a round, bare and behind each context."""
+        """Tokenise the prompts of a round, bare and after each context."""
 
         def row(request: EditRequest, context: str) -> tuple[int, ...]:
             encoded = encode_request(
@@ -73,7 +73,7 @@ class Lookups:
         )
 
     def evenly(self) -> Lookups:
-        """The same, with the bare prompt weighing as much as the prompt behind each context."""
+        """The same, with the bare prompt weighing as much as the prompt after each context."""
         return replace(self, bare_weight=1 / (1 + len(self.in_context[0])))
 
     def bare_only(self) -> Lookups:

@@ -17,7 +17,7 @@ class Rows:
     """The rows of tokens of one request."""
 
     rewriting: tuple[EncodedPrompt, ...]
-    """The bare prompt, then the prompt behind each context, with their targets."""
+    """The bare prompt, then the prompt after each context, with their targets."""
     essence: EncodedPrompt
     """The text "{subject} is a", where the model should stay as it is."""
 
@@ -35,7 +35,7 @@ class Rows:
     def encode(
         cls, layout: DecoderLayout, tokenizer: object, request: EditRequest, contexts: Sequence[str]
     ) -> Rows:
-        """The rows of a request behind these contexts.
+        """The rows of a request after these contexts.
 
         Raises:
             RequestError: a row is longer than the model's context.

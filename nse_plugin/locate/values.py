@@ -49,7 +49,7 @@ class Values:
 
     @classmethod
     def cat(cls, parts: Sequence[Values]) -> Values:
-        """Values of several batches, one behind the other."""
+        """Concatenate the values of several batches."""
         return cls(
             *(torch.cat([getattr(part, name) for part in parts]) for name in
               ("z", "base", "loss", "steps"))

@@ -1,4 +1,4 @@
-"""The base editors by name, with what each can do; OVERTONE goes around them."""
+"""The base editors by name with their capabilities; OVERTONE wraps them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from nse_plugin.session.session import EditSession
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the requests of a round have come; each [n], on the CPU."""
+    """The progress of a round's requests; each [n], on the CPU."""
 
     before: torch.Tensor
     """||z - h|| before the first write."""

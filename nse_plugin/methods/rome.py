@@ -6,7 +6,7 @@ that value exactly (section 3.1, equation 2):
 
     W' = W + (v - W k) u^T / (u . k),    u = C^-1 k_mean
 
-k is the key of the bare prompt, k_mean the mean over the bare prompt and the prompt behind each
+k is the key of the bare prompt, k_mean the mean over the bare prompt and the prompt after each
 context.  The requests of a round follow each other, each on the weights that the one before left.
 """
 
@@ -32,7 +32,7 @@ from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 
 REACHED = 0.01
-"""A request has converged where so much of its residual is left at most, after the whole round."""
+"""A request has converged if at most this share of its residual is left after the whole round."""
 
 
 def edit_round(
@@ -134,7 +134,7 @@ class _Writer:
         self.writes.append(write)
 
     def progress(self) -> Progress:
-        """Where every request has come to, after the last write."""
+        """The outcome of every request after the last write."""
         with self.clock("keys"):
             layout = self.session.layout
             outputs_of = {"down": layout.down(self.layer)}

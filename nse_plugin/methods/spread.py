@@ -164,7 +164,7 @@ class _Writer:
             self.after = self._residual_norms()
 
     def progress(self) -> Progress:
-        """Where every request has come to."""
+        """The outcome of every request."""
         status = tuple(self.allowed.status(residual) for residual in self.after.tolist())
         return Progress(self.before, self.after, self.passes, status)
 

@@ -24,7 +24,7 @@ def visit_inputs(
     """Run the decoder once and hand over what goes into some modules, padding left out.
 
     Nothing is kept, so the pass needs no memory for the features of more than one module.  It
-    stops behind the last module that was asked for.
+    stops after the last module that was asked for.
 
     Args:
         modules: modules by a name of your choice.

@@ -101,11 +101,11 @@ def encode_request(
     with_target: bool = False,
     max_positions: int | None = None,
 ) -> EncodedPrompt:
-    """Tokenise a request's prompt behind a context text.
+    """Tokenise a request's prompt after a context text.
 
     Args:
         context: text put directly before the prompt, its own separator included.
-        with_target: put the new target behind the prompt.
+        with_target: put the new target after the prompt.
     """
     return encode_prompt(
         tokenizer,

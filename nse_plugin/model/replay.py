@@ -35,7 +35,7 @@ class _FrozenPrefix:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prefix with the new tokens behind it; nothing is stored."""
+        """The prefix followed by the new tokens; nothing is stored."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
     def get_seq_length(self, *_args: Any) -> int:

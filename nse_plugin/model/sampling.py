@@ -35,7 +35,7 @@ def sample_ids(
 ) -> torch.Tensor:
     """Continue every row of a prompt by a number of sampled tokens.
 
-    An end-of-text token is a token like others: the row goes on behind it.
+    An end-of-text token is treated like any other: sampling continues after it.
 
     Args:
         prompt_ids: [rows, width], no padding.

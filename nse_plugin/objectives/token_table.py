@@ -33,7 +33,7 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenCourse:
-    """One target token over the steps; means over the contexts that it came behind."""
+    """One target token over the steps; means over the contexts that came before it."""
 
     place: int
     """In its target, from 0."""

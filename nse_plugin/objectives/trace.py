@@ -22,6 +22,6 @@ class TokenTrace(Protocol):
             logits: [tokens, vocab], what predicts it.
             targets: [tokens], its id.
 
-        A token may come several times in one step (behind several contexts): take the mean.
+        A token may come several times in one step (after several contexts): take the mean.
         """
         ...

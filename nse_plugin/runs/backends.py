@@ -1,6 +1,6 @@
-"""What a scheduler needs of a method: ours over a session, or the host's ``apply_algo``.
+"""The interface between scheduler and method: our session, or the host's ``apply_algo``.
 
-Both write rounds, keep them on disk, put them back and take the last one back.
+Both write rounds, store them on disk, reload them and undo the last one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from nse_plugin.session.records import RoundRecord, Written
 from nse_plugin.session.session import EditSession
 
 _ROUNDING = 1e-6
-"""A change below this share of the original's norm is what rounding leaves of no change."""
+"""A change below this share of the original's norm is rounding error, not an edit."""
 
 
 @typing.runtime_checkable
@@ -51,13 +51,13 @@ class Backend(typing.Protocol):
         """Write a round."""
 
     def problem(self) -> str | None:
-        """What is not finite after the last round, or None."""
+        """A description of what is not finite after the last round, or None."""
 
     def save(self, folder: Path, number: int) -> Saved:
         """Write the last round's file, in full or not at all."""
 
     def load(self, paths: Sequence[Path]) -> None:
-        """Put the rounds of these files into the untouched model."""
+        """Apply the rounds in these files to the unedited model."""
 
     def undo(self) -> None:
         """Take the last round back."""
@@ -179,7 +179,7 @@ class SessionBackend:
         return [self.model.get_parameter(name) for name in self.session.weights.names()]
 
     def _is_changed(self, record: RoundRecord, summary: dict[str, Any]) -> bool:
-        """Whether a round changed the model by more than rounding does."""
+        """Whether a round changed the model by more than rounding error."""
         if record.state is not None:
             return True
         layout, weights = self.session.layout, self.session.weights

@@ -37,7 +37,7 @@ _PROTOCOL = {
     "every": 1, "portability": 0, "locality": 0, "generation": 0, "fluency": 0, "perplexity": 0,
     "key_space": 0, "retention": 2500,
 }  # fmt: skip
-"""What the table needs is measured after every round, and nothing else."""
+"""Measures after every round exactly what the table shows."""
 _HEAD = (
     "round  edits | this round: efficacy  paraphrase | all so far: efficacy  paraphrase  "
     "first round | other facts | s/edit"
@@ -118,7 +118,7 @@ class Demo:
         return result, summary
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Hear of the run's events: ask the other facts, show the table, write the summary."""
+        """Handle the run's events: ask the other facts, show the table, write the summary."""
         if event == "start":
             # made once per model, so that no round's time holds it
             self._told("phase", {"name": "computing statistics"})

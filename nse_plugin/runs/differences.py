@@ -1,4 +1,4 @@
-"""What makes two runs different ones, in words: settings, model, texts, requests."""
+"""Describe how two runs differ in settings, model, texts or requests."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class FrozenAnswers:
         self._lines = lines
 
     def lines(self) -> JsonLines[FrozenLine]:
-        """What is kept, as it lies on disk."""
+        """The lines as stored on disk."""
         return self._lines
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""What makes a run this run: model, method, settings and stream, as values for its manifest."""
+"""The identity of a run, as stored in its manifest: model, method, settings and requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nse_plugin.version import __version__
 
 
 def versions() -> Versions:
-    """What may change the bits of a result."""
+    """Versions and hardware that may change the last bits of a result."""
     return {
         "version": __version__,
         "python": platform.python_version(),

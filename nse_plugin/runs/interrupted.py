@@ -1,4 +1,4 @@
-"""What an interrupted run leaves, looked at without importing torch."""
+"""The state of an interrupted run on disk, read without importing torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nse_plugin.runs.schema import MANIFEST, ROUNDS
 
 
 def where_it_stands(folder: Path) -> str:
-    """What is on disk of a run, and what to do."""
+    """Say which rounds of a run are on disk and how to resume it."""
     if not (folder / MANIFEST).is_file():
         return "no run was begun yet: the same command begins it"
     log = folder / ROUNDS

@@ -1,4 +1,4 @@
-"""Who is told of a run: bars on a terminal, lines where piped, TensorBoard, Weights & Biases."""
+"""Listeners of a run: progress bars or log lines, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _DOING = {
     "untouched model": "measuring the untouched model",
 }
 QUIET = 30.0
-"""Seconds after which a run that is not on a terminal says what it is doing."""
+"""Seconds between progress lines if standard error is not a terminal."""
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Liste
     """Bars where standard error is a terminal, lines of text elsewhere.
 
     Args:
-        rounds: show the scores of each round; otherwise somebody else does.
+        rounds: show the scores of each round; false if the caller shows them.
     """
     if sys.stderr.isatty():
         bars = Bars()
@@ -97,7 +97,7 @@ class Bars:
             self.close()
 
     def refresh(self) -> None:
-        """Let the clocks go on."""
+        """Refresh the elapsed time of the bars."""
         for bar in (self._inside, self._rounds):
             if bar is not None:
                 bar.refresh()
@@ -136,7 +136,7 @@ class Lines:
                 self._say(round_text(facts))
 
     def say_what_is_done(self) -> None:
-        """Say it where nothing was said for :data:`QUIET` seconds."""
+        """Log a progress line if none was written for :data:`QUIET` seconds."""
         now = time.monotonic()
         if self._what and now - self._said >= QUIET:
             done = f", {self._number} of {self._total} rounds done" if self._total else ""

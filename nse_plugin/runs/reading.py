@@ -1,4 +1,4 @@
-"""The reader of run directories: what is on disk, checked, also of a run that is at work."""
+"""The reader of run directories; it checks the files, and also reads runs in progress."""
 
 from __future__ import annotations
 

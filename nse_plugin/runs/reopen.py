@@ -1,4 +1,4 @@
-"""A run directory taken up again: its model with its rounds in it."""
+"""Reopen a run directory: load its model and apply its rounds."""
 
 from __future__ import annotations
 

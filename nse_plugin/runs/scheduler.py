@@ -1,4 +1,4 @@
-"""The scheduler: rounds of edits, each measured, kept on disk, and taken back where it must be."""
+"""The scheduler: writes rounds of edits, measures and stores each, and undoes one if it must."""
 
 from __future__ import annotations
 

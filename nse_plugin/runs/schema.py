@@ -122,7 +122,7 @@ class RoundLine(TypedDict):
 
     round: int
     file: int | None
-    """Number of its ``round-NNNN.safetensors``; None where the round was taken back."""
+    """Number of its ``round-NNNN.safetensors``; None if the round was undone."""
     requests: list[str]
     """A digest of each request, probes included."""
     case_ids: list[Any]
@@ -132,13 +132,13 @@ class RoundLine(TypedDict):
     superseded: int
     """Earlier edits that the round's edits replace."""
     scores: dict[str, Any] | None
-    """Of the round's own edits, right after it; None where the round was taken back at once."""
+    """Of the round's own edits, right after it; None if the round was undone at once."""
     measurement: Measurement | None
     """Where one was due."""
     edit: dict[str, Any] | None
     """Summary of the ledger record."""
     changed: bool
-    """Whether the round left the model different; false where it was taken back."""
+    """Whether the round left the model different; false if it was undone."""
     left_out: list[Any]
     """Case ids of the requests that were out of bounds, which the last pass did not write."""
     stop: Stop | None

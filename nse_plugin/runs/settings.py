@@ -47,7 +47,7 @@ class RunSettings(Settings):
     on_bad_record: Literal["stop", "skip"] = "stop"
     """What to do with a record that cannot be used."""
     known: bool = False
-    """Keep the records whose true answer the untouched model gives, up to the limit."""
+    """Keep only records whose true answer the unedited model gives, up to the limit."""
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
     the default for its models; ``none`` for no perplexity."""
@@ -61,7 +61,7 @@ class RunSettings(Settings):
     """Log to this project of Weights & Biases."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where there is nothing to edit with, or nothing to edit."""
+        """Errors if the method or the data is missing."""
         for name in ("hparams", "data"):
             if not getattr(self, name):
                 yield f"{name} is missing; give --{name}, or {name}: in the YAML"
@@ -69,7 +69,7 @@ class RunSettings(Settings):
 
 @dataclass(frozen=True)
 class DemoSettings(Settings):
-    """What the demo lets a user choose; the rest of its run is set."""
+    """The options of the demo; all other settings of its run are fixed."""
 
     model: str = "atlas:gpt2"
     """Embedded model (``atlas:gpt2``, ``atlas:llama``), or a real one: ``smollm2-135m``."""
@@ -99,7 +99,7 @@ class DemoSettings(Settings):
         return (100, 10) if self.embedded else (30, 3)
 
     def conflicts(self) -> Iterator[str]:
-        """Where a round would be empty."""
+        """Errors if a round would be empty."""
         edits = self.edits or self._usual[0]
         if self.rounds > edits:
             yield f"rounds is {self.rounds}; give 1 to {edits}, the number of edits"

@@ -1,4 +1,4 @@
-"""When a run ends before its stream does, and what becomes of the round that ended it."""
+"""Stop rules: when a run ends early, and whether its last round is kept or undone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ OnCollapse = Literal["undo", "stop", "continue"]
 class StopRules(Settings):
     """Bounds of a run; None switches one off.
 
-    Not finite values are looked for in every round.  Perplexity and retention are compared with
-    their bounds where the protocol measures them, every ``Protocol.every`` rounds and not in
-    between: up to ``every - 1`` rounds after the one that broke the bound are written too, and
-    ``undo`` takes back the round that was measured only.  ``every=1`` looks after each round.
+    Every round is checked for values that are not finite.  Perplexity and retention are checked
+    only when the protocol measures them, every ``Protocol.every`` rounds: up to ``every - 1``
+    rounds may follow the one that broke the bound, and ``undo`` undoes only the round that was
+    measured.  ``every=1`` checks after each round.
 
     Raises:
         HparamsError: a value is unknown or out of range.
@@ -27,7 +27,7 @@ class StopRules(Settings):
     max_perplexity: float | None = bounded(None, above=0)
     """Highest perplexity on the held-out text."""
     max_perplexity_ratio: float | None = bounded(None, above=0)
-    """The same as a multiple of the untouched model's."""
+    """Highest perplexity as a multiple of the unedited model's."""
     min_retention: float | None = bounded(None, low=0, high=1)
     """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
     non_finite: bool = True

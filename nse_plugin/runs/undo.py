@@ -46,7 +46,7 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
 
 
 def undone_text(run: Path, standing: list[int]) -> str:
-    """What is said after an undo."""
+    """The message shown after an undo."""
     last = load_undone(run)[-1]
     left = f"rounds that stand: {', '.join(map(str, standing))}" if standing else "no round stands"
     return f"round {last.number} of {run} is undone; {left}"

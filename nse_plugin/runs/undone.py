@@ -1,4 +1,4 @@
-"""``undone.json``: the rounds of a run directory that were taken back; their files stay."""
+"""``undone.json``: the rounds of a run directory that were undone; their files stay."""
 
 from __future__ import annotations
 

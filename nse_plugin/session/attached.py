@@ -32,7 +32,7 @@ class Attachment(Protocol):
         """
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All that was learned, as tensors that may go on changing."""
+        """The learned tensors themselves, not copies; later training changes them."""
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over a state."""

@@ -4,9 +4,9 @@ An entry is a key (an input of the layer), a value (the output that replaces the
 and a radius.  Every token asks: where its input lies within the radius of the nearest key, the
 layer's output at that token becomes the key's value.
 
-EasyEdit's GRACE asks at one token only, the one whose index the last edit left behind.  At the
-prompt that was edited both are the same; asking at every token also works for other prompts, for
-several rows, and token by token in generation.
+EasyEdit's GRACE asks at one token only, the one whose index the last edit stored.  At the prompt
+that was edited both are the same; asking at every token also works for other prompts, for several
+rows, and token by token in generation.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Ledger:
     def __init__(self) -> None:
         self._rounds: list[StandingRound] = []
         self.undone: list[Undone] = []
-        """Rounds taken back, in the order in which that was done."""
+        """Undone rounds, in the order in which they were undone."""
 
     def __len__(self) -> int:
         return len(self._rounds)

@@ -222,7 +222,7 @@ class StandingRound(Protocol):
 
 @dataclass(frozen=True)
 class Undone:
-    """A round that was taken back."""
+    """A round that was undone."""
 
     number: int
     time: str
@@ -231,7 +231,7 @@ class Undone:
 
     @classmethod
     def now(cls, number: int, reason: str = "") -> Undone:
-        """Taken back at this moment."""
+        """An undo at the present time."""
         return cls(number, datetime.now(timezone.utc).isoformat(timespec="seconds"), reason)
 
 
@@ -245,7 +245,7 @@ def not_standing(number: int, standing: Sequence[int], undone: Sequence[Undone])
 
 
 def later_trained(last: int) -> str:
-    """Why a round in the middle cannot be taken back where rounds train one attachment."""
+    """Why an earlier round cannot be undone alone if all rounds train one attachment."""
     return (
         f"what is attached to the model was trained on by later rounds, up to {last}; undo these "
         "first, the last one before the others"

@@ -95,7 +95,7 @@ def token_chunks(
 
     Args:
         n_samples: number of texts; all there are where the source has fewer.
-        max_length: longest row in tokens; what is behind is cut off.
+        max_length: longest row in tokens; the rest is cut off.
         first: number of the first chunk to give.
 
     Raises:
