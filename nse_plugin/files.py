@@ -278,7 +278,7 @@ def require(module: str, purpose: str, *, package: str = "", otherwise: str = ""
 
 
 def git_commit(checkout: Path) -> str | None:
-    """The commit of a git checkout, read from its files; None where there is no telling."""
+    """The commit of a git checkout, read from its files; None if it cannot be determined."""
     folder = checkout / ".git"
     try:
         if folder.is_file():  # a worktree or submodule: "gitdir: PATH"

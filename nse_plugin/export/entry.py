@@ -1,4 +1,4 @@
-"""Enter a change that comes from elsewhere into a session, as one round."""
+"""Enter an imported change into a session, as one round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every exported folder has: a manifest, checksums, and a name only once it is whole."""
+"""Common to all exports: a manifest, checksums, and an atomic rename when complete."""
 
 from __future__ import annotations
 

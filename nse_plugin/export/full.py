@@ -1,4 +1,4 @@
-"""The edited model as a folder of its own."""
+"""Export the edited model as a complete model folder."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def export_run(
     equal_ranks: bool = True,
     device: str | None = None,
 ) -> None:
-    """Write a run's edits as an adapter, as changed matrices or as a model of its own.
+    """Write a run's edits as an adapter, as changed matrices or as a complete model.
 
     Raises:
         DataError: ``run`` is no run directory, or ``out`` cannot be written.

@@ -30,15 +30,15 @@ class Hparams(Settings):
     model_name: Any
     """Path or hub name of the model, ``atlas:gpt2``, or a ready (model, tokenizer)."""
     device: int | str = "cpu"
-    """Where the model goes: ``cpu``, ``cuda:1``, or an int n for ``cuda:n``."""
+    """Device of the model: ``cpu``, ``cuda:1``, or an int n for ``cuda:n``."""
     model_parallel: bool = False
     """Let accelerate spread the model over devices."""
     batch_size: int = bounded(1, low=1)
     """Requests per round in the host's ``batch_edit``."""
     max_length: int = bounded(40, low=1)
-    """Longest text, in tokens, of the host's evaluator."""
+    """Maximum length of a text in the host's evaluator, in tokens."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """What the embedded host loads the model in; default float32."""
+    """Data type in which the embedded host loads the model; default float32."""
     fp16: bool = False
     """EasyEdit's switch for float16."""
     use_chat_template: bool = False
@@ -95,7 +95,7 @@ class LayersHparams(Hparams):
     lm_head_module: str | None = None
 
     def conflicts(self) -> Iterator[str]:
-        """Where layers are out of order."""
+        """Errors if layers are out of order."""
         yield from super().conflicts()
         if not self.layers or sorted(set(self.layers)) != list(self.layers) or self.layers[0] < 0:
             yield (

@@ -51,14 +51,14 @@ class LocateHparams(LayersHparams):
     mom2_dtype: Literal["float32", "float64"] = "float32"
     """Part of the name of EasyEdit's statistics files."""
     stats_dir: str = "./data/stats"
-    """Where statistics files lie and are written."""
+    """Folder where statistics files are read and written."""
 
     n_contexts: int = bounded(5, low=0)
     """Generated texts put before a prompt, beside the bare one; their 5 openings take turns."""
     context_length: int = bounded(10, low=2)
     """Tokens of each generated text."""
     token_budget: int = bounded(8192, low=64)
-    """Padded tokens in one forward pass; lower it when memory is short."""
+    """Maximum padded tokens per forward pass; lower it if memory is short."""
 
     def conflicts(self) -> Iterator[str]:
         """Errors if the loss is read from a block before the edit."""
@@ -96,9 +96,9 @@ class NSEHparams(LocateHparams):
     """Write passes over all layers (the published code's 3 gives 2 of them)."""
 
     rewind: bool = True
-    """Optimise values with the original weights; false, with the weights as they are then."""
+    """Optimise values with the original weights; if false, with the current weights."""
     use_previous_keys: bool = True
-    """Spare the keys of earlier rounds in the solve; they are noted in any case."""
+    """Preserve the keys of earlier rounds in the solve; they are recorded in any case."""
     selection_by: Literal["key_mass", "update"] = "key_mass"
     """What neurons are ranked by: their keys, or the norm of their column of the update that all
     neurons together would get."""
@@ -109,7 +109,7 @@ class NSEHparams(LocateHparams):
     2601.11042): how many; or, below 1, those with this share of the squared singular values."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where a number of directions is none, or no request could be written."""
+        """Errors if the number of directions is invalid, or no request could be written."""
         yield from super().conflicts()
         if self.protect_top_directions > 1 and self.protect_top_directions % 1:
             yield (
@@ -141,9 +141,9 @@ class AlphaEditHparams(LocateHparams):
     method: ClassVar[str] = "AlphaEdit"
 
     nullspace_threshold: float = bounded(2e-2, above=0)
-    """An eigenvalue of the covariance below this counts as zero: there may be written."""
+    """Eigenvalues of the covariance below this count as zero; edits may use their directions."""
     L2: float = bounded(10.0, above=0)
-    """Weight of the identity in the solve: larger spares more and edits less."""
+    """Weight of the identity in the solve: larger values preserve more and edit less."""
     P_loc: str | None = None
     """Where EasyEdit keeps its projection; taken and not read.  The projection is always computed
     from the covariance: such a file is a pickle, which can run code, and it does not say of which
@@ -174,7 +174,7 @@ class ROMEHparams(LocateHparams):
             self.n_contexts, self.context_length = len(lengths), max(lengths, default=2)
 
     def conflicts(self) -> Iterator[str]:
-        """Where there is not one layer, or a pair is none."""
+        """Errors if there is not exactly one layer, or a pair is invalid."""
         yield from super().conflicts()
         if len(self.layers) != 1:
             yield f"layers is {self.layers!r}; ROME writes one layer, so give one, e.g. [17]"

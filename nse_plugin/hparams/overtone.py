@@ -60,13 +60,13 @@ class OvertoneHparams(Hparams):
     n_sigma: float = bounded(OTHERWISE.n_sigma, low=0)
     """Tokens this many standard deviations below the largest logit are not mixed in."""
     clip: bool = True
-    """Stop teaching a token at epsilon."""
+    """Stop training a token at epsilon."""
     filter: bool = True
     """Mix in the likely tokens only."""
     argmax_check: bool = True
-    """Teach the one-hot target where the mixture prefers another token."""
+    """Train on the one-hot target if the mixture prefers another token."""
     frozen_reference: bool = False
-    """Mix in what the model said before the edit, not what it says now."""
+    """Mix in the model's distribution before the edit, not the current one."""
     mixing: bool = True
     """Mix the model's distribution into the target."""
 

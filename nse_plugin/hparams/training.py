@@ -38,7 +38,7 @@ class TrainingHparams(Hparams):
         return 0.0
 
     def _only(self, name: str, value: Any, why: str) -> Iterator[str]:
-        """Refuse every value of a key but this one."""
+        """Refuse any other value of this key."""
         if getattr(self, name) != value:
             yield (f"{name} is {getattr(self, name)!r}, and {why}; write {value!r} or leave it out")
 
@@ -48,7 +48,7 @@ class _EpochHparams(TrainingHparams):
     """Training in passes over the requests, as FT and LoRA do."""
 
     num_steps: int = bounded(25, low=1)
-    """Passes over a round's requests at most, in mini-batches of batch_size."""
+    """Maximum number of passes over a round's requests, in mini-batches of batch_size."""
     lr: float = bounded(5e-4, above=0)
     """Adam's learning rate."""
     weight_decay: float = bounded(0.0, low=0)
@@ -96,7 +96,7 @@ class FTHparams(_EpochHparams, LayersHparams):
     """target_new: each target token from the one before it; prompt_last: all of them from the
     prompt's last token."""
     stop_loss: float = bounded(1e-2, low=0)
-    """A batch below it makes no step, and a pass below it is the last; EasyEdit's is 0.01."""
+    """Skip a batch, or end after a pass, whose mean loss is below this; EasyEdit uses 0.01."""
 
 
 @dataclass(kw_only=True)

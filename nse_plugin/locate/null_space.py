@@ -1,4 +1,4 @@
-"""The null space of what general text looks up (AlphaEdit, arXiv 2410.02355, section 3.2).
+"""The null space of the keys of general text (AlphaEdit, arXiv 2410.02355, section 3.2).
 
 A change that gives zero for every key of general text leaves the model as it is there.  Exact
 zeros do not exist, so directions in which the covariance is below a threshold count as unused.

@@ -1,4 +1,4 @@
-"""Two stabilisers of later work, for sequences of many edits; options of NSE, off by default.
+"""Two stabilisers from later papers, for long sequences of edits; options of NSE, off by default.
 
 - norm anchor (arXiv 2602.02543): a value is rescaled to the norm that the original model has there,
   so that values and weights cannot drive each other's norms up from round to round;

@@ -34,7 +34,7 @@ MAX_PADDING = 1.2
 
 @dataclass(frozen=True)
 class Answers:
-    """How a model takes to answers, one entry per (prompt, answer) pair, in the order given."""
+    """How well a model gives answers, one entry per (prompt, answer) pair, in the order given."""
 
     exact: list[bool]
     """Greedy decoding writes the whole answer."""

@@ -1,4 +1,4 @@
-"""How a down-projection's output reaches the residual stream, measured and not assumed.
+"""Measure how a down-projection's output reaches the residual stream.
 
 In a Llama block the output is added as it is.  Granite scales it; Gemma 2 and 3, OLMo 2 and 3,
 GLM-4 and EXAONE 4 normalise it first; a mixture of experts or a gated stream does neither.  A

@@ -1,4 +1,4 @@
-"""Random numbers that depend on a seed alone, and leave everybody else's as they were."""
+"""Seeded random numbers that leave the global random state unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notice that somebody wrote to parameters which are not ours to write."""
+"""Detect writes by other code to parameters that must not change."""
 
 from __future__ import annotations
 

@@ -35,11 +35,11 @@ class EditedWeights:
         return name in self._edited
 
     def names(self) -> list[str]:
-        """Names of the parameters that are looked after."""
+        """Names of the tracked parameters."""
         return list(self._edited)
 
     def track(self, name: str, parameter: torch.Tensor) -> None:
-        """Look after a parameter; what it holds now is its original.
+        """Track a parameter; its present value counts as its original.
 
         Raises:
             ModelError: the weight is offloaded, quantised, or holds NaN or infinity.

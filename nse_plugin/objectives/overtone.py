@@ -40,19 +40,19 @@ class Overtone:
     lambda_: float = 0.1
     """Share of the one-hot target; 1 is plain cross entropy, clipped."""
     epsilon: float = 0.05
-    """A token whose loss is at most this is not taught any further."""
+    """A token whose loss is at most this is not trained further."""
     n_sigma: float = 0.5
     """Tokens further than this many standard deviations below the largest logit are filtered."""
     clip: bool = True
-    """Stop teaching a token at epsilon; without, epsilon is 0."""
+    """Stop training a token at epsilon; if false, epsilon is 0."""
     filter: bool = True
-    """Filter the model's distribution; without, all of it is mixed in."""
+    """Filter the model's distribution; if false, all of it is mixed in."""
     argmax_check: bool = True
-    """Teach the one-hot target where the mixture prefers another token."""
+    """Train on the one-hot target if the mixture prefers another token."""
     frozen_reference: bool = False
-    """Mix in what the model said before the edit's first step, not what it says now."""
+    """Mix in the model's distribution before the edit's first step, not the current one."""
     mixing: bool = True
-    """Mix the model's distribution in; without, lambda is 1."""
+    """Mix the model's distribution in; if false, lambda is 1."""
 
     def __post_init__(self) -> None:
         for name, high in (("lambda_", 1.0), ("epsilon", math.inf), ("n_sigma", math.inf)):

@@ -71,7 +71,7 @@ def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None)
 
 
 def _check_outputs(plot: Path | None, html: Path | None) -> None:
-    """See that everything needed is there before anything is read or written."""
+    """Check that everything needed is there before anything is read or written."""
     if plot is not None or html is not None:
         import_matplotlib()
     if plot is not None and plot.exists() and not plot.is_dir():

@@ -26,7 +26,7 @@ _STEPS_SHOWN = 6
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two ways, and what it did to each request."""
+    """One of the two methods compared, and its result for each request."""
 
     name: str
     edits: Sequence[Watched]
@@ -106,7 +106,7 @@ def overfit(
 
 
 def name_of(hparams: Hparams) -> str:
-    """The method, and for OVERTONE what it is around."""
+    """The method's name, and for OVERTONE its base editor."""
     if isinstance(hparams, OvertoneHparams):
         return f"{hparams.method} {hparams.base.method}"
     return hparams.method

@@ -49,7 +49,7 @@ class Picture:
 
 @dataclass
 class Section:
-    """A heading with what stands under it."""
+    """A heading and the content below it."""
 
     title: str
     intro: str = ""
@@ -57,7 +57,7 @@ class Section:
     """Paragraphs, tables and pictures, in order."""
 
     def add(self, *items: str | Table | Picture) -> Section:
-        """Put things at the end."""
+        """Append content."""
         self.items += items
         return self
 

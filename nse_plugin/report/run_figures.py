@@ -19,7 +19,7 @@ _OFTEN = 0.995
 
 
 def run_pictures(run: Run) -> list[Picture]:
-    """Every figure that the run has something for."""
+    """Every figure for which the run has data."""
     pictures = list(_of_scores(run))
     if run.layers:  # methods that attach modules write to none
         pictures += [ledger(run), writes(run), overlap(run), norms(run), capacity(run)]

@@ -13,7 +13,7 @@ _NEURONS = 10
 
 
 def run_tables(run: Run) -> list[Table]:
-    """The tables that tell of a run in short, without those that would be empty."""
+    """The tables that summarise a run, without empty ones."""
     found = [tables.overview(run)]
     if run.ledger:
         found.append(tables.rounds_table(run))

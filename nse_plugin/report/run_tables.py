@@ -188,7 +188,7 @@ def _numbers(values: tuple[int, ...]) -> str:
 
 
 def _spans(values: tuple[int, ...]) -> str:
-    """Rising numbers with stretches drawn together: ``1-4, 7``."""
+    """Rising numbers with consecutive ones as ranges: ``1-4, 7``."""
     spans: list[list[int]] = []
     for value in values:
         if spans and value == spans[-1][-1] + 1:

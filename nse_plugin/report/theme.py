@@ -16,7 +16,7 @@ class Theme:
     name: str
     background: str
     panel: str
-    """Behind figures and heads of tables."""
+    """Background of figures and table heads."""
     text: str
     muted: str
     """Captions and labels."""

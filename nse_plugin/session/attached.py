@@ -1,7 +1,7 @@
 """Modules that a method attaches to the model instead of writing to its weights.
 
 :class:`Attached` holds at most one of them for a session, keeps its state as plain tensors, and
-gives the untouched model back.  What can be attached stands in :data:`KINDS`.
+gives the untouched model back.  The kinds of attachment are listed in :data:`KINDS`.
 """
 
 from __future__ import annotations

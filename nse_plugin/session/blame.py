@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def blame(session: EditSession, prompt: str) -> DataFrame:
-    """Take each standing round away in turn, and see how the next token's chances change.
+    """Remove each round in turn, and measure how the next token's probabilities change.
 
     Afterwards the model holds exactly what it held, even on error.
 

@@ -1,4 +1,4 @@
-"""What is known of one round: its requests' outcomes, its writes and its keys.
+"""The record of one round: its requests' outcomes, its writes and its keys.
 
 A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the record of a
 round of 100 edits on an 8B model is tens of megabytes.
@@ -20,7 +20,7 @@ Status = Literal["converged", "residual_left", "out_of_bounds"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one request."""
+    """The outcome of one request."""
 
     case_id: int | str
     digest: str

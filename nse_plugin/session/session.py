@@ -321,7 +321,7 @@ def _foreign(names: list[str], since: str) -> SessionError:
 
 
 class _Kept:
-    """How a session hangs on its model: a copy of the model starts without one."""
+    """The link from a model to its session; a copy of the model starts without one."""
 
     def __init__(self, session: EditSession | None) -> None:
         self.session = session

@@ -186,7 +186,7 @@ class _Sums:
             self.totals[layer].copy_(torch.from_numpy(total))
         self.count, self.n_samples = header["count"], header["n_samples"]
         self.position = tuple(header["position"])
-        log.info("going on behind %d texts: %s", self.n_samples, path)
+        log.info("resuming after %d texts: %s", self.n_samples, path)
 
     def save(self, path: Path, key: dict[str, Any]) -> None:
         """Write the unfinished pass."""
@@ -264,7 +264,7 @@ def _one_pass(
         except BaseException:
             if sums.whole and sums.count:
                 sums.save(path, key)
-                log.warning("interrupted behind %d texts; run again to go on", sums.n_samples)
+                log.warning("interrupted after %d texts; run again to resume", sums.n_samples)
             raise
     if not sums.count:
         raise StatisticsError(

@@ -32,7 +32,7 @@ def register_text(
     digest: str | None = None,
     fits: Callable[[Any], bool] = lambda tokenizer: True,
 ) -> None:
-    """Let a name be a source of text, as ``mom2_dataset`` or ``nse stats --source``.
+    """Register a name as a source of text, as ``mom2_dataset`` or ``nse stats --source``.
 
     Args:
         documents: gives all of them; called when they are needed.

@@ -62,7 +62,7 @@ def source_slug(source: str) -> str:
 
 
 def source_digest(source: str) -> str | None:
-    """A short hash of a named text or a text file; None where there is no telling."""
+    """A short hash of a named text or a text file; None if it cannot be determined."""
     if source in NAMED_TEXTS:
         return NAMED_TEXTS[source].digest
     path = text_file(source)
