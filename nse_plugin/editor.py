@@ -8,7 +8,7 @@ metrics.  What it does not take over:
 * ``pre`` of every request is measured on the model as it was before the call's first edit, also in
   later chunks of ``batch_edit``; ``case_id`` runs on through the chunks.
 * All input is checked before anything is changed, and a misspelt argument is an error.
-* ``normal_edit(sequential_edit=True)`` keeps its edit; EasyEdit takes it back all the same.
+* ``normal_edit(sequential_edit=True)`` keeps its edit; EasyEdit undoes it all the same.
 
 Like EasyEdit, an edit that is not sequential is undone after it was measured, so the model
 returned then is the *unedited* one.  Say ``sequential_edit=True`` to keep the edits, or

@@ -62,7 +62,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
 
 
 def unregister() -> None:
-    """Take back what :func:`register` did; does nothing where nothing is registered."""
+    """Undo what :func:`register` did; does nothing if nothing is registered."""
     from nse_plugin.easyedit import register as registering
 
     registering.unregister()

@@ -1,4 +1,4 @@
-"""``nse undo``: take a round of a run back."""
+"""``nse undo``: undo a round of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def undo(
     ],
     reason: Annotated[str, typer.Option(help="Kept in undone.json.")] = "",
 ) -> int:
-    """Take one round of a run back, whichever it is; no model is loaded."""
+    """Undo any one round of a run; no model is loaded."""
     from nse_plugin.runs.undo import undo_round, undone_text
 
     show(undone_text(run, undo_round(run, number, reason)))

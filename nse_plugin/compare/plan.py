@@ -139,12 +139,12 @@ class Cell:
 
     @property
     def device(self) -> str:
-        """Where its model goes."""
+        """Device of its model."""
         return str(self.values().get("device", "cpu"))
 
     @property
     def run_dir(self) -> Path:
-        """Where the scheduler keeps the run."""
+        """Folder of the scheduler's run."""
         return Path(self.settings.out) / "cells" / self.place
 
     @property
@@ -237,7 +237,7 @@ class Folder:
         write_json(self.result_path(cell), result)
 
     def result_path(self, cell: Cell) -> Path:
-        """Where a cell's result is kept."""
+        """File of a cell's result."""
         place = self.path / "results" / cell.place
         return place.with_name(f"{place.name}.json")
 

@@ -52,7 +52,7 @@ class NoEdits:
         """Nothing is in them."""
 
     def undo(self) -> None:
-        """Nothing to take back."""
+        """Nothing to undo."""
 
     def rewound(self) -> Any:
         """The model as it is."""

@@ -84,8 +84,8 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
 
     Each method enters under its own name and as ``NAME-plugin``.  A name that EasyEdit already has
     is left to EasyEdit unless ``override`` is true; ours is then found under ``NAME-plugin`` only.
-    Methods that attach modules (LoRA, GRACE) stay out: EasyEdit's editors can take an edit back
-    only where it changed weights.
+    Methods that attach modules (LoRA, GRACE) are not registered: EasyEdit's editors can undo an
+    edit only if it changed weights.
 
     Args:
         methods: names of our methods; None for all that EasyEdit can use.
@@ -119,7 +119,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
 
 
 def unregister() -> None:
-    """Take back what :func:`register` did; does nothing where nothing is registered.
+    """Undo what :func:`register` did; does nothing if nothing is registered.
 
     What somebody else put in our place since then is left as it is.  A batch gate that was
     wrapped again by other code stays wrapped; our wrapper then delegates to the original.

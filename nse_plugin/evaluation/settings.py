@@ -58,7 +58,7 @@ class Protocol(Settings):
     """Seed of the samples."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where texts would be of no token."""
+        """Errors if texts would have no tokens."""
         if self.generation and self.generation_tokens < 1:
             yield f"generation_tokens is {self.generation_tokens}; give at least 1"
 

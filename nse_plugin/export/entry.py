@@ -26,7 +26,7 @@ def enter(
     Args:
         factors: by layer: neurons [|I|], left [d_model, n], right [n, |I|]; or no left and the
             change itself, [d_model, |I|].
-        check: looks at the model before the round counts; what it raises takes the round back.
+        check: called on the model before the round is entered; an exception undoes the round.
     """
     layout = session.layout
     writes = tuple(  # tensors of their own, as a round's file needs

@@ -51,7 +51,7 @@ class Hparams(Settings):
     """Seed of what a method draws: context texts, dropout, the start of adapters and of values."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where ``alg_name`` is another method's."""
+        """Errors if ``alg_name`` names another method."""
         if self.alg_name not in (self.method, f"{self.method}-plugin"):
             yield (
                 f"alg_name is {self.alg_name!r}, and {type(self).__name__} is for "

@@ -64,12 +64,12 @@ class WISEHparams(HostEditorHparams):
     replay: bool = False
     """Go through earlier edits again in later ones."""
     save_path: str | None = None
-    """Where EasyEdit writes the edited layer."""
+    """Path to which EasyEdit writes the edited layer."""
     load_path: str | None = None
-    """Where EasyEdit reads it from."""
+    """Path from which EasyEdit reads the edited layer."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where margins, matrices or frequencies are not as many as WISE needs."""
+        """Errors if the margins, matrices or frequencies do not fit WISE."""
         yield from super().conflicts()
         if len(self.act_margin) != 3:
             yield (f"act_margin is {self.act_margin!r}; give three numbers: alpha, beta, gamma")

@@ -71,7 +71,7 @@ class OvertoneHparams(Hparams):
     """Mix the model's distribution into the target."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where there is no base to put OVERTONE around."""
+        """Errors if there is no base editor for OVERTONE."""
         yield from super().conflicts()
         if not isinstance(self.base, Hparams) or isinstance(self.base, OvertoneHparams):
             yield (

@@ -64,7 +64,7 @@ class _EpochHparams(TrainingHparams):
         super().__post_init__()
 
     def conflicts(self) -> Iterator[str]:
-        """Where a key asks for what EasyEdit does not have."""
+        """Errors if a key asks for something that EasyEdit does not have."""
         yield from super().conflicts()
         yield from self._only(
             "kl_factor", 0.0, "EasyEdit has the key but no term of the loss for it"
@@ -119,7 +119,7 @@ class LoRAHparams(_EpochHparams):
     """Dropout before the adapter, in training only."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where nothing gets adapters, or a key asks for what EasyEdit does not have."""
+        """Errors if nothing gets adapters, or a key asks for something EasyEdit does not have."""
         yield from super().conflicts()
         yield from self._only(
             "norm_constraint", None, "EasyEdit's LoRA has the key but no such bound"
@@ -168,7 +168,7 @@ class GRACEHparams(TrainingHparams):
     """Without effect in EasyEdit; 0 only."""
 
     def conflicts(self) -> Iterator[str]:
-        """Where there is not one layer, or a key asks for what EasyEdit does not have."""
+        """Errors if there is not one layer, or a key asks for something EasyEdit does not have."""
         yield from super().conflicts()
         yield from self._only("dropout", 0.0, "EasyEdit has the key but no dropout for it")
         if len(self.inner_params) != 1 or not _INNER.fullmatch(self.inner_params[0]):

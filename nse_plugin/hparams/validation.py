@@ -96,7 +96,7 @@ class Settings:
             raise HparamsError(*mistakes)
 
     def conflicts(self) -> Iterator[str]:
-        """Where values that are right by themselves do not fit together; a key begins each."""
+        """Errors if values, each valid alone, contradict each other; each begins with a key."""
         yield from ()
 
     @classmethod

@@ -65,7 +65,7 @@ class Reading:
 
     @classmethod
     def of(cls, rows: Sequence[Rows], device: torch.device) -> Reading:
-        """Where the loss of these requests reads."""
+        """The positions at which the loss of these requests reads its logits."""
         owner: list[int] = []
         tokens: list[tuple[int, int, int, int, float]] = []
         for request, item in enumerate(rows):

@@ -1,7 +1,7 @@
 """LoRA: one set of PEFT adapters that every round continues to train.
 
-Each round is Adam anew on the same adapters, as EasyEdit does it: nothing but training itself
-keeps what earlier rounds taught.  The model's own weights are not touched.
+Each round trains the same adapters with a new Adam state, as in EasyEdit; nothing protects
+what earlier rounds taught.  The model's own weights are not touched.
 """
 
 from __future__ import annotations

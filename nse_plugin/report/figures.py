@@ -273,7 +273,7 @@ def _name_cells(axes: Axes, table: DataFrame) -> None:
 
 
 def _ticks(names: list[Any], most: int) -> tuple[list[float], list[str]]:
-    """Where to put which names: all that have room; of rising numbers, round ones."""
+    """Positions and texts of tick labels: all that fit; for rising numbers, round ones."""
     from matplotlib.ticker import MaxNLocator
 
     if len(names) > most and all(isinstance(n, int) for n in names) and names == sorted(names):

@@ -60,7 +60,7 @@ class Backend(typing.Protocol):
         """Apply the rounds in these files to the unedited model."""
 
     def undo(self) -> None:
-        """Take the last round back."""
+        """Undo the last round."""
 
     def rewound(self) -> Any:
         """A context in which the model is the untouched one."""
@@ -158,7 +158,7 @@ class SessionBackend:
         self.session.adopt(load_rounds(paths))
 
     def undo(self) -> None:
-        """Take the last round back."""
+        """Undo the last round."""
         self.session.undo_last()
 
     def rewound(self) -> Any:

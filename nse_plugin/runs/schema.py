@@ -134,7 +134,7 @@ class RoundLine(TypedDict):
     scores: dict[str, Any] | None
     """Of the round's own edits, right after it; None if the round was undone at once."""
     measurement: Measurement | None
-    """Where one was due."""
+    """None if no measurement was due."""
     edit: dict[str, Any] | None
     """Summary of the ledger record."""
     changed: bool

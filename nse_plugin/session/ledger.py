@@ -23,7 +23,7 @@ class Ledger:
     """The rounds that stand, in order, and the numbers of those that were undone.
 
     A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
-    number after all that were ever given.  A round that is kept in its file is read anew each time,
+    number after all that were ever given.  A round kept in its file is read again each time,
     so memory does not grow with them.
     """
 

@@ -1,4 +1,4 @@
-"""P, the sum of k k^T over the keys of earlier rounds, without summing it anew every round."""
+"""P, the sum of k k^T over the keys of earlier rounds, updated incrementally."""
 
 from __future__ import annotations
 

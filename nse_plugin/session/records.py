@@ -85,7 +85,7 @@ class Write:
 
 @dataclass(frozen=True)
 class AttachedState:
-    """All of what a method attached to the model, from which it can be attached anew."""
+    """Everything needed to attach a method's modules to a model again."""
 
     kind: str
     """What is attached: see :data:`nse_plugin.session.attached.KINDS`."""

@@ -59,7 +59,7 @@ class EditSession:
         self.ledger = Ledger()
         self.previous_keys = PreviousKeys(self.ledger)
         self.untouched = Untouched(self.layout, tokenizer, self.weights, self.rewound)
-        self._layers: dict[str, int] = {}  # layer of each parameter looked after
+        self._layers: dict[str, int] = {}  # layer of each tracked parameter
         self._elsewhere: Watch | None = None  # the other parameters, from the first round on
         self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
 
@@ -173,7 +173,7 @@ class EditSession:
 
     @own_modes()
     def undo(self, number: int, reason: str = "") -> None:
-        """Take back the round of this number (:attr:`RoundRecord.number`), whichever it is.
+        """Undo the round of this number (:attr:`RoundRecord.number`), not only the last one.
 
         The weights become original + the sum of the other rounds, added in their order: the bits
         that a new session has which adopts those rounds.  Its keys leave the previous keys, and
@@ -205,14 +205,14 @@ class EditSession:
         self.ledger.undone.append(Undone.now(number, reason))
 
     def put_back(self, number: int) -> None:
-        """Undo a round for a host that takes its edits back; without rounds it starts over."""
+        """Undo a round for a host that undoes its edits; without rounds it starts over."""
         self.undo(number, _PUT_BACK)
         if not len(self.ledger):  # as after undo_all
             self.ledger.undone.clear()
 
     @own_modes()
     def undo_last(self, rounds: int = 1) -> None:
-        """Take back the last rounds: their changes and their keys; the ledger notes it.
+        """Undo the last rounds: remove their changes and keys; the ledger records it.
 
         Raises:
             SessionError: fewer rounds than that stand.

@@ -90,7 +90,7 @@ def second_moments(
         max_length: longest text in tokens; by default the model's context, 1024 at most.
         progress: show a bar; by default only on a terminal.  Elsewhere :data:`PROGRESS_LOG` is
             told every :data:`SAY_EVERY_S` seconds.
-        recompute: leave files that are there unread, and write ours anew.
+        recompute: ignore existing files and overwrite ours.
 
     Returns:
         By layer, on the CPU.
