@@ -17,7 +17,7 @@ pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parent.parent.parent
-FIGURES = ["capacity", "ledger", "norm", "overlap", "retention", "scores", "standing", "writes"]
+FIGURES = ["capacity", "ledger", "norm", "overall", "overlap", "retention", "scores", "writes"]
 
 
 @pytest.fixture(scope="module")
