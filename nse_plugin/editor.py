@@ -24,16 +24,17 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
-from nse_plugin.data.editor_arguments import Record, checked_records, read_options, requests_of
+from nse_plugin.data.editor_arguments import Asked, check_all, read_options, requests_of
 from nse_plugin.data.models import find_device, load_model
 from nse_plugin.errors import HparamsError, RequestError
 from nse_plugin.evaluation.edit_quality import compute_many, finalize_locality, mean_metrics
 from nse_plugin.files import write_json
+from nse_plugin.methods.registry import apply_function
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class BaseEditor:
             raise HparamsError("hparams is None; give the hyperparameters of a method")
         self.hparams = hparams
         self.alg_name: str = hparams.alg_name
-        self.apply_algo: Callable[..., tuple[nn.Module, Any]] = _apply_function(self.alg_name)
+        self.apply_algo: Callable[..., tuple[nn.Module, Any]] = apply_function(self.alg_name)
         self.device = find_device(getattr(hparams, "device", None))
         self.model, self.tok, self.model_name = load_model(hparams)
 
@@ -97,17 +98,13 @@ class BaseEditor:
         Raises:
             RequestError: the input does not fit together or names no subject.  Nothing is changed.
         """
-        columns = {
-            "ground_truth": ground_truth,
-            "target_neg": target_neg,
-            "rephrase_prompts": rephrase_prompts,
-            "locality_inputs": locality_inputs,
-            "portability_inputs": portability_inputs,
-        }
         options = read_options(kwargs)
         self._check_single()
-        records = requests_of(prompts, target_new, options, columns)
-        return self._run(records, 1, sequential_edit, verbose, options)
+        requests = requests_of(
+            options, prompts, target_new, ground_truth, target_neg, rephrase_prompts,
+            locality_inputs, portability_inputs,
+        )  # fmt: skip
+        return self._run(requests, 1, sequential_edit, verbose, options)
 
     def edit_requests(
         self,
@@ -153,16 +150,12 @@ class BaseEditor:
             raise HparamsError(
                 f"batch_edit() needs batch_size in the hparams, a number from 1; it is {size!r}"
             )
-        columns = {
-            "ground_truth": ground_truth,
-            "target_neg": target_neg,
-            "rephrase_prompts": rephrase_prompts,
-            "locality_inputs": locality_inputs,
-            "portability_inputs": portability_inputs,
-        }
         options = read_options(kwargs)
-        records = requests_of(prompts, target_new, options, columns)
-        return self._run(records, size, sequential_edit, verbose, options, timed=True)
+        requests = requests_of(
+            options, prompts, target_new, ground_truth, target_neg, rephrase_prompts,
+            locality_inputs, portability_inputs,
+        )  # fmt: skip
+        return self._run(requests, size, sequential_edit, verbose, options, timed=True)
 
     def normal_edit(
         self,
@@ -173,13 +166,13 @@ class BaseEditor:
     ) -> tuple[None, nn.Module, Any]:
         """Write all requests in one go and measure nothing; ``subject`` is needed here too."""
         options = read_options(kwargs)
-        records = requests_of(prompts, target_new, options, {})
-        records = checked_records(records, len(records))
-        edited, originals = self._apply(self.model, records, options["copy"])
+        requests = requests_of(options, prompts, target_new)
+        asked = check_all(requests, len(requests))
+        edited, originals = self._apply(self.model, asked, options["copy"])
         if sequential_edit and not options["copy"]:
             self.model = edited
         elif not options["copy"]:
-            self._put_back(originals)
+            self._put_back()
         return None, edited, originals
 
     def _check_single(self) -> None:
@@ -201,13 +194,13 @@ class BaseEditor:
         options: Mapping[str, Any],
         timed: bool = False,
     ) -> tuple[Metrics, nn.Module, Any]:
-        records = checked_records(requests, size)
-        metrics = self._before(records, options)
+        asked = check_all(requests, size)
+        metrics = self._before(asked, options)
         model, edited, originals = self.model, self.model, None
         copying = options["copy"]
-        starts = range(0, len(records), size)
+        starts = range(0, len(asked), size)
         for start in tqdm(starts, desc=self.alg_name, disable=None if verbose else True):
-            chunk = records[start : start + size]
+            chunk = asked[start : start + size]
             began = perf_counter()
             edited, originals = self._apply(model, chunk, copying)
             seconds = perf_counter() - began
@@ -215,10 +208,10 @@ class BaseEditor:
                 posts = self._measure(edited, chunk, options)
             finally:
                 if not sequential and not copying:
-                    self._put_back(originals)
+                    self._put_back()
             if sequential:
                 model, copying = edited, False
-            for index, (record, post) in enumerate(zip(chunk, posts), start=start):
+            for index, ((record, _), post) in enumerate(zip(chunk, posts), start=start):
                 metrics[index].update(case_id=index, requested_rewrite=record, post=post)
                 if timed:
                     metrics[index]["time"] = seconds
@@ -231,56 +224,45 @@ class BaseEditor:
             log.info("means: %s", mean_metrics(metrics))
         return metrics, edited, originals
 
-    def _apply(self, model: nn.Module, chunk: list[Record], copy: bool) -> tuple[nn.Module, Any]:
+    def _apply(self, model: nn.Module, chunk: Sequence[Asked], copy: bool) -> tuple[nn.Module, Any]:
         return self.apply_algo(
             model,
             self.tok,
-            chunk,
+            [request for _, request in chunk],
             self.hparams,
             copy=copy,
             return_orig_weights=True,
             keep_original_weight=False,
         )
 
-    @torch.no_grad()
-    def _put_back(self, originals: Any) -> None:
-        """Undo a write by what it returned: tensors by parameter name, or a function."""
-        if callable(originals):
-            originals()
-            return
-        for name, original in (originals or {}).items():
-            parameter = self.model.get_parameter(name)
-            parameter.copy_(original.to(parameter.device, parameter.dtype))
+    def _put_back(self) -> None:
+        """Undo the last write."""
+        session = EditSession.of(self.model)
+        session.put_back(session.ledger.numbers()[-1])
 
-    def _before(self, records: list[Record], options: Mapping[str, Any]) -> Metrics:
+    def _before(self, asked: Sequence[Asked], options: Mapping[str, Any]) -> Metrics:
         known = options["pre_edit"]
         if known is None:
-            posts = self._measure(self.model, records, options)
+            posts = self._measure(self.model, asked, options)
             metrics: Metrics = [{"pre": entry} for entry in posts]
             if options["pre_file"] is not None:
                 write_json(Path(options["pre_file"]), metrics)
             return metrics
-        if len(known) != len(records):
+        if len(known) != len(asked):
             raise RequestError(
-                f"pre_edit has {len(known)} entries for {len(records)} requests; "
+                f"pre_edit has {len(known)} entries for {len(asked)} requests; "
                 "give the list that an earlier call wrote for the same requests"
             )
         return [{"pre": entry["pre"]} for entry in known]
 
     def _measure(
-        self, model: nn.Module, records: list[Record], options: Mapping[str, Any]
+        self, model: nn.Module, asked: Sequence[Asked], options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         return compute_many(
             model,
             self.hparams,
             self.tok,
-            records,
+            [record for record, _ in asked],
             eval_metric=options["eval_metric"],
             test_generation=options["test_generation"],
         )
-
-
-def _apply_function(alg_name: str) -> Callable[..., tuple[nn.Module, Any]]:
-    from nse_plugin.methods.registry import apply_function
-
-    return apply_function(alg_name)

@@ -19,6 +19,8 @@ from nse_plugin.editor import BaseEditor
 from nse_plugin.errors import HparamsError, ModelError, RequestError
 from nse_plugin.evaluation.edit_quality import compute_edit_quality
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.session import EditSession
 from tests.editor_model import tiny_model, tiny_tokenizer
 
 WEIGHT = {
@@ -54,19 +56,25 @@ class FakeMethod:
                  keep_original_weight=False, train_ds=None, **kw):  # fmt: skip
         if copy:
             model = copying.deepcopy(model)
-        weight = model.get_parameter(self.weight_name)
-        original = weight.detach().clone()
-        noise = torch.Generator().manual_seed(len(self.calls))
-        with torch.no_grad():
-            weight += self.scale * torch.randn(weight.shape, generator=noise)
-        self.calls.append([dict(request) for request in requests])
+        session = EditSession.of(model, tok or tiny_tokenizer())
+        original = model.get_parameter(self.weight_name).detach().clone()
+        generator = torch.Generator().manual_seed(len(self.calls))
+        noise = self.scale * torch.randn(original.shape, generator=generator)
+        d_ff = session.layout.d_ff
+        change = noise if noise.shape[1] == d_ff else noise.T  # [d_model, d_ff]
+        write = Write(1, 1, torch.arange(d_ff), None, change.contiguous(), (), None)
+        with session.round([1]):
+            session.write(1, change)
+            number, keys = session.ledger.next_number(), {1: torch.zeros(d_ff, 1)}
+            session.commit(RoundRecord(number, "NSE", (), (write,), keys, d_ff=d_ff))
+        self.calls.append(list(requests))
         return model, {self.weight_name: original}
 
 
 @pytest.fixture(params=["gpt2", "llama"])
 def editor(request, monkeypatch):
     method = FakeMethod(WEIGHT[request.param])
-    monkeypatch.setattr(embedded, "_apply_function", lambda name: method)
+    monkeypatch.setattr(embedded, "apply_function", lambda name: method)
     model = tiny_model(request.param)
     hparams = SimpleNamespace(
         alg_name="NSE", model_name=(model, tiny_tokenizer("left")), device="cpu",
@@ -156,7 +164,7 @@ def test_batch_edit_counts_on_and_measures_pre_first(editor):
     metrics, model, _ = editor.batch_edit(**ALL, sequential_edit=True)
     assert [metric["case_id"] for metric in metrics] == [0, 1, 2]
     assert [len(call) for call in editor.apply_algo.calls] == [2, 1]
-    assert [r["case_id"] for call in editor.apply_algo.calls for r in call] == [0, 1, 2]
+    assert [r.case_id for call in editor.apply_algo.calls for r in call] == [0, 1, 2]
     assert metrics[0]["time"] == metrics[1]["time"] >= 0
     assert all(m["pre"] == measured(editor, twin, m["requested_rewrite"]) for m in metrics)
     last = measured(editor, model, metrics[2]["requested_rewrite"])
@@ -168,6 +176,7 @@ def test_batch_edit_that_is_not_sequential_is_taken_back(editor):
     before = weight_of(editor)
     metrics, model, _ = editor.batch_edit(**ALL)
     assert torch.equal(weight_of(editor, model), before)
+    assert len(EditSession.of(model).ledger) == 0
     assert len(metrics) == 3 and all("time" in metric for metric in metrics)
 
 
@@ -209,20 +218,6 @@ def test_weights_come_back_when_measuring_fails(editor, monkeypatch):
     assert torch.equal(weight_of(editor), before)
 
 
-def test_a_method_may_return_a_function_that_restores(editor):
-    before = weight_of(editor)
-    inner = editor.apply_algo
-
-    def method(model, *args, **kwargs):
-        model, originals = inner(model, *args, **kwargs)
-        restore = originals[inner.weight_name]
-        return model, lambda: model.get_parameter(inner.weight_name).data.copy_(restore)
-
-    editor.apply_algo = method
-    editor.edit(**ALL)
-    assert torch.equal(editor.model.get_parameter(inner.weight_name), before)
-
-
 # --- input --------------------------------------------------------------------------------------
 
 
@@ -242,9 +237,9 @@ def test_templates_and_requests_reach_the_method_as_they_are(editor):
     metrics, *_ = editor.edit_requests([request, {"prompt": "Bob is", "subject": "Bob",
                                                   "target_new": "Rome"}])  # fmt: skip
     calls = [call[0] for call in editor.apply_algo.calls]
-    assert [call["prompt"] for call in calls] == ["{} lives in", "Alice and Alice", "Bob is"]
-    assert EditRequest.from_dict(calls[1]) == request
-    assert [call["case_id"] for call in calls] == [0, "x/1", 1]
+    assert [call.prompt for call in calls] == ["{} lives in", request.prompt, "{} is"]
+    assert calls[1] is request
+    assert [call.case_id for call in calls] == [0, "x/1", 1]
     assert [metric["case_id"] for metric in metrics] == [0, 1]
     by_name, *_ = editor.edit(requests=[request])
     assert by_name[0]["requested_rewrite"] == metrics[0]["requested_rewrite"]
@@ -365,8 +360,7 @@ def test_the_host_is_chosen_in_one_place(monkeypatch):
 
 
 @pytest.fixture
-def saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedded, "_apply_function", lambda name: None)
+def saved(tmp_path):
     folder = tmp_path / "tiny-llama"
     tiny_model("llama").save_pretrained(folder)
     tokenizer = tiny_tokenizer("left")

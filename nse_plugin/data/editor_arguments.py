@@ -7,9 +7,11 @@ from itertools import cycle, islice
 from typing import Any
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest, as_requests, check_round
+from nse_plugin.requests import EditRequest, check_round
 
 Record = dict[str, Any]
+Asked = tuple[Record, EditRequest]
+"""A record in EasyEdit's fields, which is measured and reported, and the request to write."""
 
 OPTIONS: dict[str, Any] = {
     "subject": None,
@@ -44,21 +46,32 @@ def read_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def requests_of(
-    prompts: Any, target_new: Any, options: Mapping[str, Any], columns: Mapping[str, Any]
+    options: Mapping[str, Any],
+    prompts: Any,
+    target_new: Any,
+    ground_truth: Any = None,
+    target_neg: Any = None,
+    rephrase_prompts: Any = None,
+    locality_inputs: Any = None,
+    portability_inputs: Any = None,
 ) -> Sequence[EditRequest | Mapping[str, Any]]:
     """The requests given, or one per prompt from EasyEdit's parallel lists (left unchanged)."""
     if options["requests"] is not None:
         return options["requests"]
-    columns = {**columns, "subject": options["subject"], "loc_prompts": options["loc_prompts"]}
-    prompts, targets = _listed(prompts), _listed(target_new)
+    columns = {
+        "ground_truth": ground_truth,
+        "target_neg": target_neg,
+        "rephrase_prompts": rephrase_prompts,
+        "subject": options["subject"],
+        "loc_prompts": options["loc_prompts"],
+    }
+    probes = {"portability": portability_inputs, "locality": locality_inputs}
+    prompts = _listed(prompts)
     count = len(prompts)
-    given = {name: value for name, value in columns.items() if value is not None}
-    if "loc_prompts" in given:
-        given["loc_prompts"] = list(islice(cycle(_listed(given["loc_prompts"])), count))
-    lists = {"target_new": targets}
-    for name in ("ground_truth", "target_neg", "rephrase_prompts", "subject", "loc_prompts"):
-        if name in given:
-            lists[name] = _listed(given[name])
+    lists = {"target_new": _listed(target_new)}
+    lists |= {name: _listed(value) for name, value in columns.items() if value is not None}
+    if "loc_prompts" in lists:
+        lists["loc_prompts"] = list(islice(cycle(lists["loc_prompts"]), count))
     for name, values in lists.items():
         _check_count(name, len(values), count)
     keys = {"rephrase_prompts": "rephrase_prompt", "loc_prompts": "loc_prompt"}
@@ -67,9 +80,8 @@ def requests_of(
         record: Record = {"prompt": prompt, "ground_truth": None}
         for name, values in lists.items():
             record[keys.get(name, name)] = values[index]
-        for section in ("portability", "locality"):
-            groups = given.get(f"{section}_inputs", {})
-            record[section] = _probes_of(f"{section}_inputs", groups, index, count)
+        for section, groups in probes.items():
+            record[section] = _probes_of(f"{section}_inputs", groups or {}, index, count)
         records.append(record)
     return records
 
@@ -103,27 +115,23 @@ def _check_count(name: str, found: int, count: int) -> None:
         raise RequestError(f"{found} {name} for {count} prompts; give one per prompt")
 
 
-def checked_records(requests: Sequence[EditRequest | Mapping[str, Any]], size: int) -> list[Record]:
-    """Records with case_id, every one of them valid and no chunk against itself.
+def check_all(requests: Sequence[EditRequest | Mapping[str, Any]], size: int) -> list[Asked]:
+    """Every request as a record with case_id, and as it is written in chunks of ``size``.
 
     Raises:
-        RequestError: one is not, or there is none.
+        RequestError: one is not valid, a chunk contradicts itself, or there is none.
     """
-    records: list[Record] = []
-    for index, request in enumerate(requests):
-        if isinstance(request, EditRequest):
-            request = request.to_dict()
-        defaults: Record = {
-            "case_id": index,
-            "ground_truth": None,
-            "portability": {},
-            "locality": {},
-        }
-        records.append({**defaults, **request})
-    parsed = as_requests(records)
-    for start in range(0, max(len(parsed), 1), max(size, 1)):
-        check_round(parsed[start : start + max(size, 1)])
-    return records
+    asked: list[Asked] = []
+    for index, given in enumerate(requests):
+        record: Record = {"case_id": index, "ground_truth": None, "portability": {}, "locality": {}}
+        if isinstance(given, EditRequest):
+            asked.append(({**record, **given.to_dict()}, given))
+        else:
+            record |= given
+            asked.append((record, EditRequest.from_dict(record, index)))
+    for start in range(0, max(len(asked), 1), max(size, 1)):
+        check_round([request for _, request in asked[start : start + max(size, 1)]])
+    return asked
 
 
 def _listed(value: Any) -> list[Any]:
