@@ -8,9 +8,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from nse_plugin.data import published
 from nse_plugin.data.models import load_model
+from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.model.answers import score_answers
@@ -25,14 +28,39 @@ FACTS = [
     EditRequest(1, "{} is located in the city of", "The Eiffel Tower", "London"),
     EditRequest(2, "{} was written by", "Hamlet", "Homer"),
 ]
+SMOLLM2 = published.MODELS["smollm2-135m"]
 
 
-def test_three_facts_are_written_and_taken_back():
-    if not published.is_fetched(published.MODELS["smollm2-135m"]):
+@pytest.fixture(scope="module")
+def loaded():
+    """Model and tokenizer, as the package loads them."""
+    if not published.is_fetched(SMOLLM2):
         pytest.skip("smollm2-135m is not in the cache; fetch it: nse models get smollm2-135m")
+    model, tokenizer, _ = load_model(NSEHparams.from_hparams("NSE/smollm2-135m"))
+    return model, tokenizer
+
+
+def test_the_unpacked_model_is_the_published_one_to_the_bit(loaded, tmp_path):
+    model, tokenizer = loaded
+    try:
+        gguf = published._download_gguf(SMOLLM2, tmp_path, progress=False)
+    except ModelError as error:
+        pytest.skip(f"the GGUF file cannot be fetched: {error}")
+    direct = AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=gguf.name, dtype=torch.float32
+    )
+    ours, theirs = model.state_dict(), direct.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    tokens = tokenizer(FACTS[0].text, return_tensors="pt")
+    with torch.no_grad():
+        assert torch.equal(model(**tokens).logits, direct(**tokens).logits)
+
+
+def test_three_facts_are_written_and_taken_back(loaded):
     shipped = NSEHparams.from_hparams("NSE/smollm2-135m")
     hparams = dataclasses.replace(shipped, mom2_adjustment=False)  # statistics take minutes
-    model, tokenizer, _ = load_model(hparams)
+    model, tokenizer = loaded
     before = {name: fingerprint(p) for name, p in model.named_parameters()}
     session = EditSession.of(model, tokenizer)
 

@@ -26,6 +26,7 @@ from nse_plugin.compare.results import (
     RunInfo,
     Seconds,
 )
+from nse_plugin.compare.streams import stream
 from nse_plugin.compare.untouched import NoEdits
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.easyedit.checkout import ROOT_VARIABLE
@@ -90,10 +91,10 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
     settings = cell.settings
     start = time.perf_counter()
     made = recipe(cell)
-    requests = settings.requests(cell.seed)
-    texts = held_out_texts(settings.held_out, cell.model.source, requests)
     with pool.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)
+        requests = stream(cell, model, tokenizer)
+        texts = held_out_texts(settings.held_out, cell.model.source, requests)
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
         else:

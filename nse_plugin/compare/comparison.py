@@ -159,7 +159,7 @@ def read_comparison(given: CompareSettings) -> Comparison:
         HparamsError: a name in them cannot be read.
     """
     of_file = given.data.partition(":")[0] not in ("atlas", "earth")
-    named_text = given.held_out in (None, "atlas", "none")
+    named_text = given.held_out in (None, "atlas", "factbook", "none")
     settings = Settings(
         data=os.path.abspath(given.data) if of_file else given.data,
         rounds=given.rounds,
@@ -167,6 +167,7 @@ def read_comparison(given: CompareSettings) -> Comparison:
         limit=given.limit,
         schema=given.schema,
         on_bad_record=given.on_bad_record,
+        known=given.known,
         order=given.order or ("shuffled" if of_file else "given"),
         held_out=given.held_out if named_text else _absolute(given.held_out),
         protocol={**PROTOCOL, **given.protocol},

@@ -63,6 +63,8 @@ class Settings:
     limit: int | None = None
     schema: str | None = None
     on_bad_record: OnBad = "stop"
+    known: bool = False
+    """Each model's stream holds only facts that it knows."""
     order: str = "given"
     held_out: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
@@ -80,12 +82,19 @@ class Settings:
             raise HparamsError("protocol: retention is 0, and a comparison is made of it")
 
     def requests(self, seed: int) -> list[EditRequest]:
-        """The stream of a seed.
+        """The records of a seed; with ``known``, those that a model's stream is chosen from.
 
         Raises:
             DataError: the data cannot be read.
         """
-        return read_data(self.data, self.limit, seed, schema=self.schema, on_bad=self.on_bad_record)
+        return read_data(
+            self.data,
+            None if self.known else self.limit,
+            seed,
+            schema=self.schema,
+            on_bad=self.on_bad_record,
+            choose=self.known,
+        )
 
     def lasting(self) -> dict[str, Any]:
         """What has to stay the same while a comparison grows by methods, models and seeds."""
@@ -95,6 +104,7 @@ class Settings:
             "limit",
             "schema",
             "on_bad_record",
+            "known",
             "order",
             "held_out",
             "protocol",
@@ -146,6 +156,11 @@ class Cell:
     def run_dir(self) -> Path:
         """Folder of the scheduler's run."""
         return Path(self.settings.out) / "cells" / self.place
+
+    @property
+    def stream(self) -> Path:
+        """The facts that its model knows, once a cell of this model and seed has begun."""
+        return Path(self.settings.out) / "streams" / self.model.key / f"{self.seed}.jsonl"
 
     @property
     def frozen(self) -> Path:

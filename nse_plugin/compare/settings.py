@@ -42,12 +42,14 @@ class CompareSettings(Settings):
     """Format of the records, e.g. ``counterfact``; by default recognised."""
     on_bad_record: Literal["stop", "skip"] = "stop"
     """What to do with a record that cannot be used."""
+    known: bool = False
+    """Keep only records whose true answer the unedited model gives, up to the limit."""
     order: Order | None = None
     """given, shuffled or grouped; records of a file are shuffled by default."""
     protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
     """Fields of the protocol, e.g. ``every: 5``."""
     held_out: str | None = None
-    """Text file for the perplexity, ``atlas`` or ``none``."""
+    """Text file for the perplexity, ``atlas``, ``factbook`` or ``none``."""
     reference: str | None = None
     """Method that the others are compared with; the first one by default."""
     hparams_dir: str | None = None

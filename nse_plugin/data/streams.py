@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from nse_plugin.data import atlas, earth
+from nse_plugin.data import atlas, earth, texts
 from nse_plugin.data.readers import OnBad, parse_records, read_records
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
@@ -59,7 +59,14 @@ def held_out_texts(
 ) -> list[str]:
     """Texts that no edit is about.
 
-    Of the embedded world: sentences that name none of the edited subjects.
+    Args:
+        source: a file with one text per line, ``none``, ``atlas`` for sentences of the embedded
+            world that name none of the edited subjects, or ``factbook`` for the last paragraphs
+            of the World Factbook (statistics are made of the first ones).
+
+    Raises:
+        DataError: the file cannot be read.
+        StatisticsError: the World Factbook cannot be fetched.
     """
     if source is None:
         source = "atlas" if model_name.startswith("atlas:") else "none"
@@ -67,8 +74,10 @@ def held_out_texts(
         return []
     if source == "atlas":
         subjects = {request.subject for request in requests}
-        texts = [t for t in atlas.corpus() if not any(s in t for s in subjects)]
-        return texts[:: max(1, len(texts) // _HELD_OUT)][:_HELD_OUT]
+        unrelated = [t for t in atlas.corpus() if not any(s in t for s in subjects)]
+        return unrelated[:: max(1, len(unrelated) // _HELD_OUT)][:_HELD_OUT]
+    if source == "factbook":
+        return texts.factbook()[-_HELD_OUT:]
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

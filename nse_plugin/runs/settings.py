@@ -50,7 +50,7 @@ class RunSettings(Settings):
     """Keep only records whose true answer the unedited model gives, up to the limit."""
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
-    the default for its models; ``none`` for no perplexity."""
+    the default for its models; ``factbook`` for real prose; ``none`` for no perplexity."""
     protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
     """Fields of the protocol, e.g. ``every: 5``."""
     stop: dict[str, Any] = field(default_factory=dict, metadata=group(StopRules))

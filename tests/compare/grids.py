@@ -53,7 +53,7 @@ def options(world: Path, out: Path, **changes) -> dict:
     found = dict(
         methods="NSE,NSE:one-pass", models=f"tiny={world / 'model'}",
         data=str(world / "facts.json"), rounds=3, seeds="0,1", out=str(out), limit=None, order=None,
-        schema=None, on_bad_record="stop", every=2, reference=None,
+        schema=None, on_bad_record="stop", known=False, every=2, reference=None,
         held_out=str(world / "text.txt"),
         hparams_dir=str(world / "hparams"), device=None, stats_dir=None, engine="serial", jobs=1,
         threads=1,
@@ -67,7 +67,7 @@ def arguments(world: Path, out: Path, **changes) -> list[str]:
     return [
         part
         for name, value in options(world, out, **changes).items()
-        if value is not None
+        if value is not None and value is not False
         for part in (f"--{name.replace('_', '-')}", str(value))
     ]
 

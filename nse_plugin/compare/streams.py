@@ -1,0 +1,43 @@
+"""The stream of edits of a (model, seed), which all methods share."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from torch import nn
+
+from nse_plugin.compare.plan import Cell
+from nse_plugin.data.streams import settled
+from nse_plugin.evaluation.known import keep_known
+from nse_plugin.files import JsonLines, write_text
+from nse_plugin.requests import EditRequest
+
+log = logging.getLogger(__name__)
+
+
+def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
+    """The requests of a cell, in the order of the data.
+
+    With ``known`` the model is asked once, by the first cell of its (model, seed), and the facts
+    that it knows are kept in the folder of the comparison.
+
+    Args:
+        model: untouched.
+
+    Raises:
+        DataError: the data or the kept stream cannot be read, or the model knows none of the facts.
+    """
+    settings = cell.settings
+    if not settings.known:
+        return settings.requests(cell.seed)
+    if not cell.stream.exists():
+        known = keep_known(model, tokenizer, settings.requests(cell.seed), limit=settings.limit)
+        log.info("%s seed %d: %s", cell.model.key, cell.seed, known)
+        chosen = settled(settings.data, known.requests)
+        lines = [json.dumps(request.to_json(), ensure_ascii=False) for request in chosen]
+        cell.stream.parent.mkdir(parents=True, exist_ok=True)
+        write_text(cell.stream, "\n".join(lines) + "\n")
+    records: JsonLines[dict[str, Any]] = JsonLines(cell.stream)
+    return [EditRequest.from_json(record) for record in records]
