@@ -24,7 +24,16 @@ _COMMANDS = ("demo", "run", "compare", "inspect", "overfit", "undo", "export", "
 # typer.BadParameter is a UsageError, and that a ClickException; where typer keeps them varies
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
-app = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]}, rich_markup_mode="rich")
+_ALIASES = {"on-bad": "on-bad-record"}
+"""Shorter names of options, which the help leaves out."""
+
+app = typer.Typer(
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "token_normalize_func": lambda name: _ALIASES.get(name, name),
+    },
+    rich_markup_mode="rich",
+)
 
 
 def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[..., int]]:

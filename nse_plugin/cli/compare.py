@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import Group, examples, with_fields
+from nse_plugin.cli.options import Group, config_option, examples, with_fields
 from nse_plugin.cli.output import interrupt_says, show
 from nse_plugin.compare.settings import CompareSettings
+from nse_plugin.evaluation.settings import Protocol
 
 _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 
@@ -26,30 +25,22 @@ _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 @with_fields(
     Group(_GRID, CompareSettings, ("methods", "models", "data", "rounds", "seeds", "limit")),
     Group(_GRID, CompareSettings, ("schema", "on_bad_record", "known", "order")),
+    Group(_MEASURED, Protocol, ("every",)),
     Group(_MEASURED, CompareSettings, ("held_out", "reference")),
     Group(_HOW, CompareSettings, ("hparams_dir", "device", "stats_dir")),
     Group(_HOW, CompareSettings, ("engine", "jobs", "threads", "out")),
 )
 def compare(
     given: dict[str, Any],
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file with any of these options; command-line values override it.",
-            rich_help_panel=_GRID,
-        ),
-    ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option(help="Re-test all earlier edits every N rounds.", rich_help_panel=_MEASURED),
-    ] = None,
+    config: Annotated[Path | None, config_option(_GRID)] = None,
 ) -> int:
     """Compare methods side by side on the same streams of edits.
 
     The same command resumes a comparison that was interrupted; methods, models and seeds may be
     added to it.
     """
-    settings = CompareSettings.read(config, {**given, "protocol": {"every": every}})
+    protocol = {"every": given.pop("every", None)}
+    settings = CompareSettings.read(config, {**given, "protocol": protocol})
     from nse_plugin.compare.comparison import (
         exit_code,
         read_comparison,

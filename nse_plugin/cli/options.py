@@ -13,6 +13,12 @@ from typing import Annotated, Any, NamedTuple, Optional, get_args, get_type_hint
 import typer
 
 
+def config_option(panel: str) -> Any:
+    """The option ``--config`` of a command whose other options may stand in a YAML file."""
+    text = "YAML file with any of these options; command-line values override it."
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
 class Group(NamedTuple):
     """Fields that the help shows together."""
 

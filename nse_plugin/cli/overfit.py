@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 
 from nse_plugin.cli.app import LOOK, command
-from nse_plugin.cli.options import examples
+from nse_plugin.cli.options import Group, examples, with_fields
 from nse_plugin.cli.output import show
+from nse_plugin.runs.settings import CommonSettings
 
 
 @command(
@@ -19,7 +20,9 @@ from nse_plugin.cli.output import show
         "nse overfit --hparams OVERTONE/NSE/atlas-gpt2 --data atlas:30 --plot tokens.png",
     ),
 )
+@with_fields(Group("Records", CommonSettings, ("limit", "schema", "on_bad_record")))
 def overfit(
+    given: dict[str, Any],
     hparams: Annotated[str, typer.Option(help="Name or path of a method's YAML.")],
     against: Annotated[
         str | None,
@@ -29,14 +32,6 @@ def overfit(
         ),
     ] = None,
     data: Annotated[str, typer.Option(help="A JSON file, or atlas:N.")] = "atlas:10",
-    limit: Annotated[int | None, typer.Option(help="Read at most N records.")] = None,
-    schema: Annotated[
-        str | None,
-        typer.Option(help="Format of the records, e.g. counterfact; by default recognised."),
-    ] = None,
-    on_bad_record: Annotated[
-        Literal["stop", "skip"], typer.Option(help="What to do with a record that cannot be used.")
-    ] = "stop",
     seed: Annotated[int, typer.Option(help="Seed that chooses the facts of atlas:N.")] = 0,
     model: Annotated[
         str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
@@ -51,7 +46,7 @@ def overfit(
     from nse_plugin.report.overfit import overfit as compare_tokens
 
     compare_tokens(
-        hparams, show, against=against, data=data, limit=limit, seed=seed, model=model,
-        shown=shown, plot=plot, schema=schema, on_bad=on_bad_record,
+        hparams, show, against=against, data=data, seed=seed, model=model, shown=shown, plot=plot,
+        **given,
     )  # fmt: skip
     return 0

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import Group, examples, with_fields
+from nse_plugin.cli.options import Group, config_option, examples, with_fields
 from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 
 _STOP = ("on_collapse", "max_perplexity", "min_retention")
-_MEASURED = "What is measured"
+_EDITED, _MEASURED = "What is edited", "What is measured"
 
 
 @command(
@@ -27,35 +26,27 @@ _MEASURED = "What is measured"
 )
 @with_fields(
     Group(
-        "What is edited",
+        _EDITED,
         RunSettings,
         ("hparams", "model", "data", "schema", "on_bad_record", "limit", "known"),
     ),
     Group("Machine", RunSettings, ("device", "stats_dir")),
     Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),
+    Group(_MEASURED, Protocol, ("every",)),
     Group(_MEASURED, RunSettings, ("held_out", "tensorboard", "wandb")),
     Group("When the run ends early", StopRules, _STOP),
 )
 def run(
     given: dict[str, Any],
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML file with any of these options; command-line values override it.",
-            rich_help_panel="What is edited",
-        ),
-    ] = None,
-    every: Annotated[
-        int | None,
-        typer.Option(help="Re-test all earlier edits every N rounds.", rich_help_panel=_MEASURED),
-    ] = None,
+    config: Annotated[Path | None, config_option(_EDITED)] = None,
 ) -> int:
     """Edit a stream of facts in rounds.
 
     The same command resumes a run that was interrupted.
     """
     rules = {name: given.pop(name) for name in _STOP if name in given}
-    settings = RunSettings.read(config, {**given, "protocol": {"every": every}, "stop": rules})
+    protocol = {"every": given.pop("every", None)}
+    settings = RunSettings.read(config, {**given, "protocol": protocol, "stop": rules})
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):
         from nse_plugin.runs.start import run as run_rounds
 

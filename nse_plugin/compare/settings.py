@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
-from nse_plugin.evaluation.settings import Protocol
-from nse_plugin.hparams.validation import Settings, bounded, group
+from nse_plugin.hparams.validation import bounded
 from nse_plugin.runs.order import Order
+from nse_plugin.runs.settings import CommonSettings
 
 PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
                             "weights": False, "each": True}  # fmt: skip
@@ -17,7 +17,7 @@ the end, free generation after 100 of them."""
 
 
 @dataclass
-class CompareSettings(Settings):
+class CompareSettings(CommonSettings):
     """What a comparison is made of; names may be a list or a text with commas.
 
     Raises:
@@ -30,34 +30,16 @@ class CompareSettings(Settings):
     models: str | list[str] = "atlas:gpt2"
     """atlas:gpt2,atlas:llama, model folders, or name=folder."""
     data: str = "atlas:200"
-    """A file of records, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N real
-    facts."""
     rounds: int = bounded(10, low=1)
     """Number of rounds."""
     seeds: str | int | list[int] = "0,1,2"
     """Seeds of the draw and the order."""
-    limit: int | None = bounded(None, low=1)
-    """Read at most N records."""
-    schema: str | None = None
-    """Format of the records, e.g. ``counterfact``; by default recognised."""
-    on_bad_record: Literal["stop", "skip"] = "stop"
-    """What to do with a record that cannot be used."""
-    known: bool = False
-    """Keep only records whose true answer the unedited model gives, up to the limit."""
     order: Order | None = None
     """given, shuffled or grouped; records of a file are shuffled by default."""
-    protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
-    """Fields of the protocol, e.g. ``every: 5``."""
-    held_out: str | None = None
-    """Text file for the perplexity, ``atlas``, ``factbook`` or ``none``."""
     reference: str | None = None
     """Method that the others are compared with; the first one by default."""
     hparams_dir: str | None = None
     """Folder with METHOD/MODEL.yaml, which override the shipped ones."""
-    device: int | str | None = None
-    """``cpu``, or the number of a GPU, instead of the YAMLs' device."""
-    stats_dir: str | None = None
-    """Folder of the statistics, instead of the YAMLs'."""
     engine: str = "serial"
     """serial, processes or ray."""
     jobs: int = bounded(1, low=1)

@@ -55,7 +55,7 @@ def overfit(
     shown: int = 3,
     plot: Path | None = None,
     schema: str | None = None,
-    on_bad: OnBad = "stop",
+    on_bad_record: OnBad = "stop",
 ) -> tuple[Side, Side]:
     """Edit each request alone, in two ways, and show how the tokens of its target were learnt.
 
@@ -68,7 +68,7 @@ def overfit(
         model: another model than that of the hparams.
         shown: requests whose tokens are listed one by one; the means are over all.
         plot: a PNG of the first request's tokens over the steps.
-        schema, on_bad: as in :func:`nse_plugin.data.streams.read_data`.
+        schema, on_bad_record: as in :func:`nse_plugin.data.streams.read_data`.
 
     Raises:
         HparamsError: a method is unknown, or trains no loss over target tokens.
@@ -88,7 +88,7 @@ def overfit(
         )
     if plot is not None:
         _check_plot(plot)
-    requests = read_data(data, limit, seed, schema=schema, on_bad=on_bad)
+    requests = read_data(data, limit, seed, schema=schema, on_bad=on_bad_record)
     loaded, tokenizer, _ = load_model(first)
     session = EditSession.of(loaded, tokenizer)
     sides = [

@@ -13,33 +13,16 @@ from nse_plugin.runs.stopping import StopRules
 
 
 @dataclass
-class RunSettings(Settings):
-    """Everything that a run is made of.
+class CommonSettings(Settings):
+    """What a run and a comparison of runs are made of alike.
 
     Raises:
         HparamsError: a value is missing, of the wrong type or out of range.
     """
 
-    hparams: str = ""
-    """Name or path of a method's YAML."""
     data: str = ""
     """A benchmark's JSON file, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N
     real facts; ``earth`` for all."""
-    round_size: int = bounded(100, low=1)
-    """Edits per round."""
-    out: str = "run"
-    """Folder of the run."""
-    model: str | None = None
-    """Model to load instead of the hparams' model_name."""
-    device: int | str | None = None
-    """``cpu``, or the number of a GPU, instead of the hparams' device."""
-    stats_dir: str | None = None
-    """Folder of the statistics, instead of the hparams'."""
-    order: Order = "given"
-    """given, shuffled, or grouped by subject."""
-    seed: int = bounded(0, low=0, high=LARGEST_SEED)
-    """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` or ``earth:N``
-    draws."""
     limit: int | None = bounded(None, low=1)
     """Read at most N records."""
     schema: str | None = None
@@ -48,11 +31,38 @@ class RunSettings(Settings):
     """What to do with a record that cannot be used."""
     known: bool = False
     """Keep only records whose true answer the unedited model gives, up to the limit."""
+    device: int | str | None = None
+    """``cpu``, or the number of a GPU, instead of the YAML's device."""
+    stats_dir: str | None = None
+    """Folder of the statistics, instead of the YAML's."""
+    protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
+    """Fields of the protocol, e.g. ``every: 5``."""
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
     the default for its models; ``factbook`` for real prose; ``none`` for no perplexity."""
-    protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
-    """Fields of the protocol, e.g. ``every: 5``."""
+
+
+@dataclass
+class RunSettings(CommonSettings):
+    """Everything that a run is made of.
+
+    Raises:
+        HparamsError: a value is missing, of the wrong type or out of range.
+    """
+
+    hparams: str = ""
+    """Name or path of a method's YAML."""
+    round_size: int = bounded(100, low=1)
+    """Edits per round."""
+    out: str = "run"
+    """Folder of the run."""
+    model: str | None = None
+    """Model to load instead of the YAML's model_name."""
+    order: Order = "given"
+    """given, shuffled, or grouped by subject."""
+    seed: int = bounded(0, low=0, high=LARGEST_SEED)
+    """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` or ``earth:N``
+    draws."""
     stop: dict[str, Any] = field(default_factory=dict, metadata=group(StopRules))
     """Fields of the stop rules, e.g. ``max_perplexity: 30``."""
     tensorboard: bool = False

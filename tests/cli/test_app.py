@@ -77,6 +77,7 @@ def test_docs_are_found_in_base_classes_too():
         (["rnu"], "Did you mean 'run'"),
         (["run", "--rond-size", "3"], "--round-size"),
         (["run", "--round-size", "1.5"], "'--round-size'"),
+        (["run", "--on-bad", "undone"], "'undone' is not one of 'stop', 'skip'"),
         (["run", "--on-collapse", "undone"], "'undone' is not one of 'undo', 'stop', 'continue'"),
         (["export", "x", "--to", "y", "--out", "z"], "'y' is not one of 'peft', 'delta', 'full'"),
         (["undo", "run1"], "Missing option '--round'"),

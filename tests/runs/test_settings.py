@@ -35,9 +35,9 @@ def test_three_mistakes_are_three_clear_lines(tmp_path, capsys):
     path.write_text("hparams: NSE/atlas-gpt2\nlimit: ten\nprotocol: {evry: 2}\nround_size: 0\n")
     assert main(["run", "--config", str(path)]) == 1
     assert capsys.readouterr().err.splitlines()[1:] == [
-        "  - round_size is 0; it must be a whole number of at least 1",
         "  - limit is 'ten'; it must be a whole number of at least 1 or null",
         "  - unknown key 'protocol.evry'; did you mean 'every'?",
+        "  - round_size is 0; it must be a whole number of at least 1",
     ]
 
 
