@@ -13,6 +13,7 @@ from nse_plugin.compare.tables import (
     INTERVALS,
     by_method,
     difference_table,
+    kind_table,
     models,
     score_table,
     time_table,
@@ -37,7 +38,11 @@ def page(result: ComparisonResult) -> Page:
         section = shown.section(model)
         differences = [difference_table(result, model, interval) for interval in INTERVALS]
         pictures = [over_edits(result, model, score) for score in OVER_EDITS]
-        section.add(*_there([score_table(result, model), *differences, *pictures]))
+        section.add(
+            *_there(
+                [score_table(result, model), kind_table(result, model), *differences, *pictures]
+            )
+        )
         section.add(*_there([quality_against_time(result, model), time_table(result, model)]))
         section.add(*_there(retention(result, model, m) for m in _edited(result, model)))
     shown.section("How it was run").add(*_machines(result), _methods(result))

@@ -11,23 +11,37 @@ from nse_plugin.report.table import NOTHING, Table
 
 SHOWN = {
     "efficacy": "efficacy",
-    "efficacy_tokens": "tokens",
     "paraphrase": "paraphrase",
     "portability": "portability",
     "locality": "locality",
-    "free_exact": "free text",
-    "free_contains": "contains",
     "retention_first": "first round",
 }
-"""Scores of the table, all shares, with their heads."""
-COMPARED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
+"""Scores of the first table, all shares, with their heads."""
+KINDS = {
+    "efficacy_probability": "likelier than the old",
+    "efficacy_tokens": "tokens, teacher-forced",
+    "efficacy": "whole answer, greedy",
+    "free_contains": "free text contains it",
+    "free_exact": "free text is it",
+    "distractor": "after a distractor",
+    "negation": "also when negated",
+    "locality_of_effective": "locality of effective edits",
+}
+"""Scores of the second table: the same edits by kind of score, from the easiest to the hardest."""
+COMPARED = ("efficacy", "paraphrase", "portability", "locality")
 """Scores whose differences are shown."""
 _NOTE = (
     "After the last round, over all edits, in percent; mean ± sd over seeds. efficacy, paraphrase, "
-    "portability: greedy decoding gives the whole answer; tokens: answer tokens that are the first "
-    "choice under teacher forcing; locality: tokens as the untouched model's; free text, contains: "
-    "what the model writes freely is, or holds, the answer; first round: efficacy of its edits. "
-    "PPL: perplexity of held-out text."
+    "portability: greedy decoding gives the whole answer; locality: tokens as the untouched "
+    "model's; first round: efficacy of its edits. PPL: perplexity of held-out text."
+)
+_KINDS_NOTE = (
+    "Scores of different kinds must not be compared with each other. likelier: the new answer has "
+    "a higher probability than the old one; tokens: answer tokens that are the first choice after "
+    "the right ones before them; free text: what the model writes up to its first full stop; "
+    "distractor: a sentence that names the old answer comes first; negated: the new answer is "
+    "given to the denied prompt too, so less is better; words after: how many follow the answer "
+    "in free text."
 )
 
 
@@ -44,6 +58,31 @@ def score_table(result: ComparisonResult, model: str) -> Table:
     heads = ("method", *SHOWN.values(), "PPL", "s/edit", "peak MiB", "seeds")
     return Table(
         f"{model}: scores", heads, tuple(rows), (False, *[True] * (len(heads) - 2), False), _NOTE
+    )
+
+
+def kind_table(result: ComparisonResult, model: str) -> Table:
+    """The same edits by kind of score; a score that nothing has is left out."""
+    scores = {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
+    methods = list(by_method(result["cells"], model))
+
+    def measured(name: str) -> bool:
+        found = (scores.get((method, name)) for method in methods)
+        return any(one is not None and one["mean"] is not None for one in found)
+
+    kinds = {name: head for name, head in KINDS.items() if measured(name)}
+    rows = [
+        (
+            method,
+            *(_share(scores.get((method, name))) for name in kinds),
+            _number(scores.get((method, "free_words_after")), ".1f"),
+        )
+        for method in methods
+    ]
+    heads = ("method", *kinds.values(), "words after")
+    numeric = (False, *[True] * (len(heads) - 1))
+    return Table(
+        f"{model}: the same edits by kind of score", heads, tuple(rows), numeric, _KINDS_NOTE
     )
 
 
@@ -119,6 +158,7 @@ def all_tables(result: ComparisonResult) -> list[Table]:
     for model in models(result):
         found += [
             score_table(result, model),
+            kind_table(result, model),
             *(difference_table(result, model, interval) for interval in INTERVALS),
             time_table(result, model),
         ]

@@ -9,7 +9,11 @@ Of each request (values from 0 to 1; a request's probes are averaged first, then
   which is CounterFact's ES and PS (ROME section 3.4); ``locality_probability`` is its NS, where the
   probe's own answer has to be likelier than the new one;
 * ``locality``: share of tokens, at a locality probe's answer, whose first choice is that of the
-  untouched model; ``locality_exact``: all of them.
+  untouched model; ``locality_exact``: all of them; ``locality_of_effective``: ``locality`` of the
+  requests with efficacy 1, since an edit without effect changes nothing elsewhere either (WILD,
+  arXiv 2502.11177, on scores that flatter);
+* ``negation``: the new answer is given to the *negated* prompt too, so less is better (arXiv
+  2510.00625); ``distractor``: it is given after a sentence that names the old answer.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.requests import EditRequest, Probe
 
 GROUPS = ("rewrite", "paraphrase", "portability", "locality")
+OPTIONAL_GROUPS = ("negation", "distractor")
+"""Groups that the protocol can switch on."""
 _NAMES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "portability": "portability"}
 
 Answered = dict[str, list[dict[str, Any]]]
@@ -60,7 +66,8 @@ def ask(
         [request.case_id for request in requests],
         token_budget=token_budget,
     )
-    found: list[Answered] = [{group: [] for group in GROUPS} for _ in requests]
+    groups = (*GROUPS, *(group for group in OPTIONAL_GROUPS if getattr(bounds, group)))
+    found: list[Answered] = [{group: [] for group in groups} for _ in requests]
     for question, reply in zip(questions, replies):
         item: dict[str, Any] = {
             "prompt": question.prompt,
@@ -97,7 +104,8 @@ SCORES = (
     "efficacy", "efficacy_tokens", "efficacy_probability", "efficacy_nll",
     "paraphrase", "paraphrase_tokens", "paraphrase_probability", "paraphrase_nll",
     "portability", "portability_tokens", "portability_nll",
-    "locality", "locality_exact", "locality_probability",
+    "locality", "locality_exact", "locality_probability", "locality_of_effective",
+    "negation", "distractor",
 )  # fmt: skip
 """Names of what :func:`summarise` gives, beside ``n``."""
 
@@ -108,6 +116,10 @@ def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Questi
     other = true if true and true != new else None
     prompts = [("rewrite", request.text)]
     prompts += [("paraphrase", text) for text in request.rephrase_prompts[: bounds.paraphrase]]
+    if bounds.negation:
+        prompts.append(("negation", negated(request)))
+    if bounds.distractor:
+        prompts.append(("distractor", distracted(request)))
     asked = [Question(number, group, prompt, new, other) for group, prompt in prompts]
     for probe in _first(request.portability, bounds.portability):
         asked.append(Question(number, "portability", probe.prompt, probe.answer))
@@ -115,6 +127,19 @@ def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Questi
         against = new if new != probe.answer else None
         asked.append(Question(number, "locality", probe.prompt, probe.answer, against))
     return asked
+
+
+def negated(request: EditRequest) -> str:
+    """The request's prompt as a sentence that denies it."""
+    text = request.text
+    if request.subject_start > 0:  # a subject keeps its capital
+        text = text[0].lower() + text[1:]
+    return f"It is not true that {text}"
+
+
+def distracted(request: EditRequest) -> str:
+    """The request's prompt after a sentence that names the old answer, if it is known."""
+    return f"{request.ground_truth or 'This'} is often talked about. {request.text}"
 
 
 def _first(groups: Mapping[str, tuple[Probe, ...]], bound: int) -> list[Probe]:
@@ -130,6 +155,8 @@ def _request_scores(now: Answered, before: Answered, edited: Container[str]) -> 
         scores[f"{name}_nll"] = _mean_of(items, "nll")
         if group != "portability":
             scores[f"{name}_probability"] = mean(_likelier(items))
+    for group in OPTIONAL_GROUPS:
+        scores[group] = mean([float(item["exact"]) for item in now.get(group, ())])
     pairs = [
         (item, old)
         for item, old in zip(now["locality"], before["locality"], strict=True)
@@ -141,6 +168,7 @@ def _request_scores(now: Answered, before: Answered, edited: Container[str]) -> 
         if old["predicted"]
     ]
     scores["locality"] = mean(shares)
+    scores["locality_of_effective"] = scores["locality"] if scores["efficacy"] == 1 else None
     scores["locality_exact"] = mean([float(share == 1) for share in shares])
     scores["locality_probability"] = mean(_likelier([item for item, _ in pairs]))
     return {name: value for name, value in scores.items() if value is not None}

@@ -56,16 +56,19 @@ def free_generation(
     Returns:
         ``n``; ``exact``: up to its end (first full stop, line break or end token) the text is the
         new answer; ``contains``: the whole text holds it as whole words; ``natural_stop``: the
-        text ended within ``max_new_tokens``.  Shares, None of no request.
+        text ended within ``max_new_tokens``; ``words_after``: how many words follow an answer
+        that the text begins with, before the end.  Shares and means, None of no request.
     """
     prompts = [request.text for request in requests]
     texts = greedy_text(model, tokenizer, prompts, max_new_tokens) if prompts else []
     ends = _ends(model, tokenizer, prompts, texts)
-    exact, contains, natural = [], [], []
+    exact, contains, natural, after = [], [], [], []
     for request, text, ended in zip(requests, texts, ends):
         target = request.target_new.strip()
         said = text if target[-1:] in ".\n" else _STOPS.split(text.lstrip(), maxsplit=1)[0]
         exact.append(float(said.strip() == target))
+        if found := re.match(rf"{re.escape(target)}(?!\w)", said.strip()):
+            after.append(float(len(said.strip()[found.end() :].split())))
         contains.append(float(bool(re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text))))
         natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
     return {
@@ -73,6 +76,7 @@ def free_generation(
         "exact": mean(exact),
         "contains": mean(contains),
         "natural_stop": mean(natural),
+        "words_after": mean(after),
     }
 
 

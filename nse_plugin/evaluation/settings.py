@@ -16,6 +16,10 @@ class Bounds:
     paraphrase: int = 2
     portability: int = 3
     locality: int = 5
+    negation: bool = False
+    """Whether the negated prompt is asked."""
+    distractor: bool = False
+    """Whether the prompt is asked after a sentence that names the old answer."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Protocol(Settings):
     """Portability probes per request and kind."""
     locality: int = bounded(5, low=0)
     """Locality probes per request and kind."""
+    negation: bool = False
+    """Ask each edit's prompt after "It is not true that": does the new answer come all the same?"""
+    distractor: bool = False
+    """Ask each edit's prompt after a sentence that names the old answer."""
     retention: int = bounded(1000, low=0)
     """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
     generation: int = bounded(50, low=0)
@@ -69,7 +77,9 @@ class Protocol(Settings):
     @property
     def bounds(self) -> Bounds:
         """Bounds of one request's probes."""
-        return Bounds(self.paraphrases, self.portability, self.locality)
+        return Bounds(
+            self.paraphrases, self.portability, self.locality, self.negation, self.distractor
+        )
 
     def is_due(self, number: int) -> bool:
         """Whether all edits so far are measured after this round."""

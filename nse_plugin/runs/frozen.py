@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nse_plugin.errors import DataError
-from nse_plugin.evaluation.metrics import GROUPS, Answered
+from nse_plugin.evaluation.metrics import GROUPS, OPTIONAL_GROUPS, Answered
 from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import AskedLocality, AskedProbe, FrozenLine, check
@@ -43,7 +43,8 @@ class FrozenAnswers:
         try:
             requests = [EditRequest.from_json(record) for record in line["edits"]]
             for answered, request in zip(line["answers"], requests, strict=True):
-                for group in GROUPS:
+                asked = (group for group in OPTIONAL_GROUPS if group in answered)
+                for group in (*GROUPS, *asked):
                     kind = AskedLocality if group == "locality" else AskedProbe
                     for probe in answered[group]:
                         check(probe, kind, f"{what}: case {request.case_id}", _WAY_OUT)

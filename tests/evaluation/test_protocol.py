@@ -82,8 +82,10 @@ def brute(model, base, request, edited):
     for p in loc:
         now, old = (first_choices(m, p.prompt, p.answer)[1] for m in (model, base))
         shares.append((now == old).double().mean().item())
+    effective = greedy_is(model, request.text, new)
+    first = request.text if request.prompt.startswith("{}") else decapitalised(request.text)
     return {
-        "efficacy": float(greedy_is(model, request.text, new)),
+        "efficacy": float(effective),
         "efficacy_tokens": accuracy(request.text, new),
         "efficacy_probability": float(nll(request.text, new) < nll(request.text, true)),
         "efficacy_nll": nll(request.text, new),
@@ -99,7 +101,16 @@ def brute(model, base, request, edited):
         "locality_probability": mean(
             float(nll(p.prompt, p.answer) < nll(p.prompt, new)) for p in loc if p.answer != new
         ),
+        "locality_of_effective": mean(shares) if effective else None,
+        "negation": float(greedy_is(model, f"It is not true that {first}", new)),
+        "distractor": float(
+            greedy_is(model, f"{true or 'This'} is often talked about. {request.text}", new)
+        ),
     }
+
+
+def decapitalised(text):
+    return text[0].lower() + text[1:]
 
 
 def brute_row(model, base, chosen, edited):
@@ -151,7 +162,8 @@ def test_retention_table_is_that_of_brute_force(tmp_path, build):
         expected["own", t] = brute_row(subject.model, base, stream[2 * t - 2 : 2 * t], edited)
 
     run = scheduler(
-        tmp_path, stream, subject=subject, protocol=protocol(every=1), listeners=[watch],
+        tmp_path, stream, subject=subject, listeners=[watch],
+        protocol=protocol(every=1, negation=True, distractor=True),
         hparams=settings,
     )  # fmt: skip
     result = run.run()
@@ -203,14 +215,16 @@ def test_key_share_counts_directions():
 
 
 def test_free_generation_counts_whole_answers(monkeypatch):
-    texts = [" Quill. He", " a Quillon", " in Quill", " Quill"]
+    texts = [" Quill. He", " a Quillon", " in Quill", " Quill", " Quill in old Garn. It"]
     from nse_plugin.evaluation import model_state
 
     monkeypatch.setattr(model_state, "greedy_text", lambda *a, **k: texts)
-    monkeypatch.setattr(model_state, "_ends", lambda *a: [False, False, False, True])
-    asked = [EditRequest(i, "{} lives in", "Mara", "Quill") for i in range(4)]
+    monkeypatch.setattr(model_state, "_ends", lambda *a: [False, False, False, True, False])
+    asked = [EditRequest(i, "{} lives in", "Mara", "Quill") for i in range(5)]
     found = free_generation(None, None, asked, 4)
-    assert found == {"n": 4, "exact": 0.5, "contains": 0.75, "natural_stop": 0.5}
+    assert found == {
+        "n": 5, "exact": 0.4, "contains": 0.8, "natural_stop": 0.6, "words_after": 1.0
+    }  # fmt: skip
     assert free_generation(None, None, [], 4)["exact"] is None
 
 
