@@ -35,6 +35,9 @@ class LocateHparams(LayersHparams):
     """Weight of ||delta|| / ||h||^2."""
     v_stop_loss: float = bounded(0.05, low=0)
     """A request stops when its loss is below this."""
+    v_stop: Literal["loss", "rank"] = "loss"
+    """rank: also stop two steps after the target is the first choice in every context (arXiv
+    2502.01636); loss: only at `v_stop_loss`."""
     clamp_norm_factor: float = bounded(0.75, above=0)
     """Bound of ||delta|| as a multiple of ||h||."""
     kl_factor: float = bounded(0.0625, low=0)

@@ -84,6 +84,12 @@ class Reading:
         """Request by name, of names [requests], and place of each token, [tokens] both."""
         return names[self.owner[self.row]], self.place
 
+    def all_first(self, logits: torch.Tensor, n: int) -> torch.Tensor:
+        """[n], by request whether logits [tokens, vocab] have each target token as first choice."""
+        wrong = (logits.argmax(dim=1) != self.target.to(logits.device)).to(self.owner.device)
+        count = torch.zeros(n, device=wrong.device)
+        return count.index_add(0, self.owner[self.row], wrong.float()) == 0
+
     def select(self, requests: torch.Tensor) -> tuple[Reading, torch.Tensor]:
         """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
         place = torch.full((int(self.owner.max()) + 1,), -1, device=requests.device)

@@ -8,6 +8,9 @@ arXiv 2202.05262, eq. 4)
     + kl_factor * KL(p_delta || p_original) at "{subject} is a"
     + v_weight_decay * ||delta|| / ||h||^2
 
+A request stops when its loss is small enough; with ``v_stop: rank`` also once greedy decoding has
+written the target in every context for two more steps (arXiv 2502.01636).
+
 NSE rewinds every edited weight to its original for that.  All requests are optimised in one batch,
 each with its own Adam state and its own stop; what a delta cannot change is computed once (see
 :mod:`nse_plugin.model.replay`), and logits only where the loss reads them.
@@ -32,6 +35,9 @@ from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
+
+STEPS_AFTER_FIRST_CHOICE = 2
+"""Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ def _optimise(
     delta = torch.zeros_like(base)
     loss_at_stop = torch.zeros(n, device=base.device)
     steps = torch.zeros(n, dtype=torch.long, device=base.device)
+    settled = torch.zeros_like(steps)  # evaluations in a row with the target as first choice
     active = torch.arange(n, device=base.device)
     adam = _Adam(hparams.v_lr, torch.zeros_like(base))
     longest = hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
@@ -134,7 +141,11 @@ def _optimise(
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break
-        going = (stop >= hparams.v_stop_loss).nonzero()[:, 0]
+        open_ = stop >= hparams.v_stop_loss
+        if hparams.v_stop == "rank":
+            settled[active] = (settled[active] + 1) * problem.reading.all_first(logits, len(stop))
+            open_ &= settled[active] <= STEPS_AFTER_FIRST_CHOICE
+        going = open_.nonzero()[:, 0]
         if len(going) == 0:
             break
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)

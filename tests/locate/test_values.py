@@ -46,9 +46,9 @@ def plain_value(model, tokenizer, request, hparams):
         finally:
             handle.remove()
 
-    kl_start = None
+    kl_start, first = None, 0
     for step in range(hparams.v_num_grad_steps):
-        losses = []
+        losses, right = [], True
         for text, end in zip(texts, ends):
             n_prompt = len(tokenizer(text)["input_ids"])
             full = f"{text} {request.target_new}"
@@ -57,6 +57,7 @@ def plain_value(model, tokenizer, request, hparams):
             targets = ids[n_prompt:]
             rows = torch.arange(n_prompt - 1, len(ids) - 1)
             losses.append(-log_p[rows, targets].mean())
+            right &= bool((log_p[rows].argmax(-1) == targets).all())
         position = last_subject_token(essence, len(request.subject))
         log_p = forward(essence, position)[position].log_softmax(-1)
         if kl_start is None:
@@ -67,7 +68,9 @@ def plain_value(model, tokenizer, request, hparams):
             + hparams.kl_factor * kl
             + hparams.v_weight_decay * delta.norm() / base.norm() ** 2
         )
-        if loss < hparams.v_stop_loss or step == hparams.v_num_grad_steps - 1:
+        first = first + 1 if right else 0
+        ranked = hparams.v_stop == "rank" and first == 3  # the first time, and two steps more
+        if loss < hparams.v_stop_loss or ranked or step == hparams.v_num_grad_steps - 1:
             break
         optimizer.zero_grad()
         loss.backward()
@@ -90,16 +93,19 @@ def test_batched_equals_one_at_a_time(any_model, tokenizer):
         torch.testing.assert_close(values.z[i], z, rtol=2e-3, atol=2e-3)
 
 
-def test_requests_stop_at_their_own_step(tokenizer):
+@pytest.mark.parametrize(
+    "targets, stop",
+    [
+        (["Garn", "you", "Quill"], {"v_stop_loss": 5.3}),
+        (["the", "a", "is"], {"v_stop": "rank", "layers": [3]}),
+    ],
+)
+def test_requests_stop_at_their_own_step(tokenizer, targets, stop):
     model = tiny_model("gpt2")
-    hparams = tiny_hparams(v_stop_loss=5.3, v_num_grad_steps=20, v_lr=0.3, v_weight_decay=0.0)
+    hparams = tiny_hparams(v_num_grad_steps=20, v_lr=0.3, v_weight_decay=0.0, **stop)
     # where the subject ends the prompt, its activation decides the answer
-    facts = [
-        ("We met {}", "Ann", "Garn"),
-        ("I saw {}", "Oren", "you"),
-        ("It is {}", "Lio", "Quill"),
-    ]
-    requests = [EditRequest(i, *fact) for i, fact in enumerate(facts)]
+    prompts = [("We met {}", "Ann"), ("I saw {}", "Oren"), ("It is {}", "Lio")]
+    requests = [EditRequest(i, *p, target) for i, (p, target) in enumerate(zip(prompts, targets))]
     values = compute_values(layout_of(model), tokenizer, requests, CONTEXTS, hparams, nll)
     assert len(set(values.steps.tolist())) > 1 and values.steps.min() < 20
     for i, request in enumerate(requests):
