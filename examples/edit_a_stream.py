@@ -45,10 +45,10 @@ def main() -> None:
         after = ask(session, newest)
         print(
             f"{record.number:5d} {len(done):6d} | {percent(before.exact)} {tokens(before)} |"
-            f" {percent(after.exact)} {tokens(after)} | {standing(session, done, others)}"
+            f" {percent(after.exact)} {tokens(after)} | {scores_line(session, done, others)}"
         )
     session.undo_last()
-    print(f"\nthe last round is taken back; {len(session.ledger)} rounds stand")
+    print(f"\nthe last round is undone; {len(session.ledger)} rounds are active")
     print(f"  its {len(newest)} facts: exact {percent(ask(session, newest).exact).strip()}")
     if kept := done[: -len(newest)]:
         print(f"  the {len(kept)} before it: exact {percent(ask(session, kept).exact).strip()}")
@@ -99,7 +99,7 @@ def known_facts(session: EditSession, seed: int) -> list[EditRequest]:
     return [fact for fact, is_known in zip(facts, known) if is_known]
 
 
-def standing(
+def scores_line(
     session: EditSession, done: Sequence[EditRequest], others: Sequence[EditRequest]
 ) -> str:
     """Scores of everything written so far, and of known facts about other subjects."""

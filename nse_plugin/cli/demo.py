@@ -41,7 +41,7 @@ def demo(given: dict[str, Any]) -> int:
     }
     shown = ", ".join(f"{name} {score:.1%}" for name, score in scores.items() if score is not None)
     show(
-        f"\nafter {summary.rounds} rounds: {shown or 'no edit stands'}, "
+        f"\nafter {summary.rounds} rounds: {shown or 'no edit is left'}, "
         f"{summary.seconds_per_edit:.3f} s per edit"
     )
     show(f"written to {settings.out}: summary.json and the files of a run; see nse inspect")

@@ -117,7 +117,7 @@ class Comparison:
                 )
 
     def _kept(self, folder: Folder, cell: Cell) -> CellResult | None:
-        """A result that stands: one that did not fail.
+        """A result that need not be made again: one that did not fail.
 
         Raises:
             DataError: it is of other hyperparameters, or of another implementation.

@@ -79,7 +79,7 @@ class History:
         return superseded
 
     def take_back(self, number: int) -> None:
-        """Forget the last round; what it superseded stands again."""
+        """Forget the last round; what it superseded is in effect again."""
         if not self._rounds or self._rounds[-1] != number:
             return
         for request in reversed(self._read(number)[0]):

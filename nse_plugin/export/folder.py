@@ -57,7 +57,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def edited_layers(session: EditSession) -> list[int]:
-    """Layers that the standing rounds changed, rising.
+    """Layers that the active rounds changed, rising.
 
     Raises:
         SessionError: there are none, something is attached to the model instead, or the model
@@ -70,12 +70,12 @@ def edited_layers(session: EditSession) -> list[int]:
             f"({session.attached.kind!r}), not in its weights; adapters of LoRA can be exported "
             "with to_peft(), and nothing else of the kind"
         )
-    known = {layer for standing in session.ledger.standing() for layer in standing.key_counts}
+    known = {layer for entry in session.ledger.active() for layer in entry.key_counts}
     weights, layout = session.weights, session.layout
     layers = [n for n in sorted(known) if weights.change(layout.down_name(n)) is not None]
     if not layers:
         raise SessionError(
-            "there is nothing to export: no round stands in the ledger; edit first, or adopt the "
+            "there is nothing to export: no round is active; edit first, or adopt the "
             "ledger of a run"
         )
     return layers
@@ -84,7 +84,7 @@ def edited_layers(session: EditSession) -> list[int]:
 def total_change(session: EditSession, layer: int) -> torch.Tensor:
     """The accumulated change of an edited layer, float32 [d_model, d_ff]."""
     change = session.weights.change(session.layout.down_name(layer))
-    assert change is not None  # of a layer that a standing round wrote
+    assert change is not None  # of a layer that an active round wrote
     return session.layout.to_weight(change)  # the other way round it is the same transposition
 
 

@@ -58,7 +58,7 @@ def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None)
     if neuron is not None and layer is None:
         raise DataError(
             f"--neuron {neuron} is a number within a layer; give --layer too, one of "
-            f"{', '.join(map(str, run.layers)) or 'none: no round stands'}"
+            f"{', '.join(map(str, run.layers)) or 'none: no round is active'}"
         )
     found: list[Table] = []
     if layer is not None and neuron is None:

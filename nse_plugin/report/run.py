@@ -35,7 +35,7 @@ class Run:
     final: Final | None
     """How the run ended, or None where it has not."""
     ledger: Ledger
-    """The rounds that stand; empty for a host's own method, which keeps whole matrices."""
+    """The active rounds; empty for a host's own method, which keeps whole matrices."""
 
     @property
     def folder(self) -> Path:

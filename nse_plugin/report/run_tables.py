@@ -44,7 +44,7 @@ def overview(run: Run) -> Table:
         numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
         rows.append(("undone", f"rounds {numbers}; scores were measured with them"))
     if not run.ledger:
-        rows.append(("ledger", "none: no round stands, or the host's method keeps none"))
+        rows.append(("ledger", "none: no round is active, or the host's method keeps none"))
     return Table(f"Run {run.folder}", ("what", "value"), tuple(rows))
 
 
@@ -143,7 +143,7 @@ def neuron_table(run: Run, layer: int, neuron: int) -> Table:
         index=False,
         heads={"case_id": "request", "round_norm": "norm of the round"},
         formats={"norm": ".4g", "round_norm": ".4g"},
-        note="" if len(frame) else "No round that stands wrote it.",
+        note="" if len(frame) else "No active round wrote it.",
     )
 
 
@@ -151,14 +151,14 @@ def request_tables(run: Run, case_id: int | str) -> list[Table]:
     """What became of a request, and what it wrote.
 
     Raises:
-        DataError: no round that stands has the request.
+        DataError: no active round has the request.
     """
     frame = queries.requests(run.ledger)
     names = frame["case_id"].astype(str)
     found = frame[names == str(case_id)]
     if found.empty:
         near = did_you_mean(str(case_id), names.tolist())
-        raise DataError(f"no round that stands in {run.folder} has a request {case_id!r}{near}")
+        raise DataError(f"no active round of {run.folder} has a request {case_id!r}{near}")
     writes = Table.of(
         queries.request_writes(run.ledger, case_id),
         f"Request {case_id}: what it wrote",

@@ -46,7 +46,7 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores after the last finished round, each from 0 to 1; None where nothing stands."""
+    """The scores after the last finished round, each from 0 to 1; None where no edit is left."""
 
     method: str
     model: str

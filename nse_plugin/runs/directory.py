@@ -180,7 +180,7 @@ class RunDirectory:
         if undone:
             raise DataError(
                 f"{self.path}: undone rounds ({', '.join(undone)}); a run is resumed only from all "
-                f"of its rounds. Remove {self.path / UNDONE} to have them stand again, or give "
+                f"of its rounds. Remove {self.path / UNDONE} to make them active again, or give "
                 "another folder"
             )
 

@@ -67,12 +67,12 @@ class RunFiles:
         return read_final(self.folder)
 
     def ledger(self) -> Ledger:
-        """The rounds that stand, and which were undone; empty for a method of the host.
+        """The active rounds, and which were undone; empty for a method of the host.
 
         Each round's file is compared with its checksum whenever the round is read.
 
         Raises:
-            DataError: the file of a round that stands is missing, or its header is damaged.
+            DataError: the file of an active round is missing, or its header is damaged.
         """
         undone = load_undone(self.folder)
         gone = {entry.number for entry in undone}

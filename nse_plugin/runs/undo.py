@@ -9,18 +9,18 @@ from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undone import add_undone, load_undone
 from nse_plugin.session.ledger_files import host_method, round_path
-from nse_plugin.session.records import later_trained, not_standing
+from nse_plugin.session.records import active_rounds, later_trained, not_active
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
-    """Mark a round of a run undone; returns the numbers that stand.
+    """Mark a round of a run undone; returns the numbers of the active ones.
 
     Its file is kept.  The run's ledger leaves it out from then on, and with it everything that is
     built from the ledger: weights, previous keys, tables.
 
     Raises:
-        DataError: ``run`` is no run directory or is in use, a file is damaged, or the round does
-            not stand or cannot be undone alone.
+        DataError: ``run`` is no run directory or is in use, a file is damaged, or the round is
+            not active or cannot be undone alone.
     """
     RunFiles(run)  # refuses what is no run
     with RunDirectory(run, resumes=False):  # no round is written meanwhile
@@ -32,21 +32,20 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
                 "it cannot be undone alone; only rounds of this package's methods can"
             )
         ledger = RunFiles(run).ledger()
-        standing = ledger.numbers()
-        if number not in standing:
-            raise DataError(f"{run}: {not_standing(number, standing, ledger.undone)}")
-        record = ledger[standing.index(number)]
-        standing.remove(number)
-        if record.state is not None and number < max(standing, default=0):
+        active = ledger.numbers()
+        if number not in active:
+            raise DataError(f"{run}: {not_active(number, active, ledger.undone)}")
+        record = ledger[active.index(number)]
+        active.remove(number)
+        if record.state is not None and number < max(active, default=0):
             raise DataError(
-                f"{run}: round {number} cannot be undone alone: {later_trained(max(standing))}"
+                f"{run}: round {number} cannot be undone alone: {later_trained(max(active))}"
             )
         add_undone(run, number, reason)
-    return standing
+    return active
 
 
-def undone_text(run: Path, standing: list[int]) -> str:
+def undone_text(run: Path, active: list[int]) -> str:
     """The message shown after an undo."""
     last = load_undone(run)[-1]
-    left = f"rounds that stand: {', '.join(map(str, standing))}" if standing else "no round stands"
-    return f"round {last.number} of {run} is undone; {left}"
+    return f"round {last.number} of {run} is undone; {active_rounds(active)}"

@@ -10,7 +10,7 @@ from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds, ch
 from nse_plugin.session.ledger_files import round_path
 from nse_plugin.session.records import Undone
 
-_WAY_OUT = "restore it, or remove it to have all rounds stand"
+_WAY_OUT = "restore it, or remove it to make all rounds active again"
 
 
 def load_undone(folder: Path) -> list[Undone]:

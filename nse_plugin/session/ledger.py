@@ -1,4 +1,4 @@
-"""The ledger: the rounds that stand, in main memory or in their files, and those that were undone.
+"""The ledger: the active rounds, in main memory or in their files, and those that were undone.
 
 Everything else that a session remembers (the accumulated change, the previous keys) can be built
 from it.
@@ -13,14 +13,14 @@ import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.session import queries
-from nse_plugin.session.records import RoundRecord, StandingRound, Undone, not_standing
+from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, not_active
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
 class Ledger:
-    """The rounds that stand, in order, and the numbers of those that were undone.
+    """The active rounds, in order, and the numbers of those that were undone.
 
     A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
     number after all that were ever given.  A round kept in its file is read again each time,
@@ -28,7 +28,7 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._rounds: list[StandingRound] = []
+        self._rounds: list[ActiveRound] = []
         self.undone: list[Undone] = []
         """Undone rounds, in the order in which they were undone."""
 
@@ -36,20 +36,20 @@ class Ledger:
         return len(self._rounds)
 
     def __iter__(self) -> Iterator[RoundRecord]:
-        return (standing.read() for standing in self._rounds)
+        return (entry.read() for entry in self._rounds)
 
     def __getitem__(self, index: int) -> RoundRecord:
         return self._rounds[index].read()
 
-    def standing(self) -> list[StandingRound]:
-        """The rounds, not read."""
+    def active(self) -> list[ActiveRound]:
+        """The active rounds, without reading them."""
         return list(self._rounds)
 
-    def append(self, record: StandingRound) -> None:
+    def append(self, record: ActiveRound) -> None:
         """Add the newest round."""
         self._rounds.append(record)
 
-    def replace_last(self, record: StandingRound) -> None:
+    def replace_last(self, record: ActiveRound) -> None:
         """Keep the newest round in another way: in the file that it was written to."""
         self._rounds[-1] = record
 
@@ -59,14 +59,14 @@ class Ledger:
 
     def edits(self) -> int:
         """How many requests the rounds have, without reading them."""
-        return sum(standing.edits for standing in self._rounds)
+        return sum(entry.edits for entry in self._rounds)
 
     def numbers(self) -> list[int]:
-        """Numbers of the rounds that stand, in order."""
+        """Numbers of the active rounds, in order."""
         return [record.number for record in self._rounds]
 
     def next_number(self) -> int:
-        """The number of the next round: one more than any that stands or was undone."""
+        """The number of the next round: one more than any active or undone."""
         return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
 
     def index(self, number: int) -> int:
@@ -77,7 +77,7 @@ class Ledger:
         """
         if number in self.numbers():
             return self.numbers().index(number)
-        raise SessionError(not_standing(number, self.numbers(), self.undone))
+        raise SessionError(not_active(number, self.numbers(), self.undone))
 
     def keys(self, layer: int) -> torch.Tensor | None:
         """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
@@ -91,7 +91,7 @@ class Ledger:
         """
         chosen: dict[int, dict[int, list[int]]] = {}  # by round and layer: columns of its keys
         for layer in layers:
-            counts = [standing.key_counts.get(layer, 0) for standing in self._rounds]
+            counts = [entry.key_counts.get(layer, 0) for entry in self._rounds]
             columns = [(index, j) for index, count in enumerate(counts) for j in range(count)]
             if len(columns) > limit:
                 ends = torch.linspace(0, len(columns) - 1, limit, dtype=torch.float64)

@@ -91,7 +91,7 @@ def neurons(ledger: Rounds, layer: int) -> DataFrame:
 
 
 def rounds(ledger: Rounds) -> DataFrame:
-    """One row per round that stands, indexed by its number.
+    """One row per active round, indexed by its number.
 
     Columns: ``method``, ``edits``, how many requests ended in each status, ``seconds``, and per
     layer L ``neurons_L`` (how many were written) and ``norm_L`` (of what the round changed); NaN

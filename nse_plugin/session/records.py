@@ -123,7 +123,7 @@ class RoundRecord:
         return {layer: keys.shape[1] for layer, keys in self.keys.items()}
 
     def read(self) -> RoundRecord:
-        """The round itself, as any :class:`StandingRound` gives it."""
+        """The round itself, as any :class:`ActiveRound` gives it."""
         return self
 
     def layers(self) -> list[int]:
@@ -197,8 +197,8 @@ class Written:
     """The bound."""
 
 
-class StandingRound(Protocol):
-    """A round of a ledger, wherever it is kept: a :class:`RoundRecord`, or its file."""
+class ActiveRound(Protocol):
+    """A round that is not undone, wherever it is kept: a :class:`RoundRecord`, or its file."""
 
     @property
     def number(self) -> int:
@@ -235,13 +235,17 @@ class Undone:
         return cls(number, datetime.now(timezone.utc).isoformat(timespec="seconds"), reason)
 
 
-def not_standing(number: int, standing: Sequence[int], undone: Sequence[Undone]) -> str:
+def active_rounds(numbers: Sequence[int]) -> str:
+    """The numbers of the active rounds, as messages say them."""
+    return f"active rounds: {', '.join(map(str, numbers))}" if numbers else "no round is active"
+
+
+def not_active(number: int, active: Sequence[int], undone: Sequence[Undone]) -> str:
     """Why a round cannot be undone, and which can."""
-    stands = f"rounds that stand: {', '.join(map(str, standing))}" if standing else "none stands"
     when = next((entry.time for entry in undone if entry.number == number), None)
     if when is None:
-        return f"there is no round {number}; {stands}"
-    return f"round {number} was undone already, at {when}; {stands}"
+        return f"there is no round {number}; {active_rounds(active)}"
+    return f"round {number} was undone already, at {when}; {active_rounds(active)}"
 
 
 def later_trained(last: int) -> str:

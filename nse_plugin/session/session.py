@@ -24,7 +24,7 @@ from nse_plugin.session.attached import Attached
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
-from nse_plugin.session.records import RoundRecord, StandingRound, Undone, later_trained
+from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, later_trained
 from nse_plugin.session.untouched import Untouched
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ class EditSession:
         """Add a change [d_model, d_ff] to a layer's down-projection."""
         self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
 
-    def commit(self, record: StandingRound) -> None:
+    def commit(self, record: ActiveRound) -> None:
         """Enter a finished round into the ledger."""
         self.ledger.append(record)
         self._states.append(self._fingerprint())
@@ -161,11 +161,11 @@ class EditSession:
                 "adopt the ledger with a model that is loaded anew"
             )
         try:
-            for standing in ledger.standing():
-                record = standing.read()
+            for entry in ledger.active():
+                record = entry.read()
                 kind = None if record.state is None else record.state.kind
                 with self.round(sorted(record.key_counts), kind):
-                    self._replay(standing, record)
+                    self._replay(entry, record)
         except BaseException:
             self._go_back_to(0)
             raise
@@ -188,12 +188,12 @@ class EditSession:
         if self.attached.kind is not None and index < len(self.ledger) - 1:
             last = self.ledger.numbers()[-1]
             raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
-        records, states = self.ledger.standing(), self._states[:]
+        records, states = self.ledger.active(), self._states[:]
         before, state = self.weights.snapshot(), self.attached.state()
         try:
             self._go_back_to(index)
-            for standing in records[index + 1 :]:
-                self._replay(standing, standing.read())
+            for entry in records[index + 1 :]:
+                self._replay(entry, entry.read())
         except BaseException:
             self._truncate(index)
             for record in records[index:]:
@@ -215,12 +215,10 @@ class EditSession:
         """Undo the last rounds: remove their changes and keys; the ledger records it.
 
         Raises:
-            SessionError: fewer rounds than that stand.
+            SessionError: fewer rounds are active.
         """
         if not 0 <= rounds <= len(self.ledger):
-            raise SessionError(
-                f"cannot take back {rounds} rounds: {len(self.ledger)} stand in the ledger"
-            )
+            raise SessionError(f"cannot undo {rounds} rounds: the ledger has {len(self.ledger)}")
         self.check()
         numbers = self.ledger.numbers()[len(self.ledger) - rounds :]
         self._go_back_to(len(self.ledger) - rounds)
@@ -280,13 +278,13 @@ class EditSession:
         """Fingerprints after ``length`` rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
 
-    def _replay(self, standing: StandingRound, record: RoundRecord) -> None:
+    def _replay(self, entry: ActiveRound, record: RoundRecord) -> None:
         """Write a round's changes and enter it into the ledger again."""
         for write in record.writes:
             device = self.layout.down(write.layer).weight.device
             self.write(write.layer, write.change(self.layout.d_ff, device))
         self.attached.set(record.state)
-        self.commit(standing)
+        self.commit(entry)
 
     def _go_back_to(self, length: int) -> None:
         """Keep the first rounds only; each of them is read once, or the last one alone."""
@@ -296,8 +294,8 @@ class EditSession:
         }
         totals: dict[int, torch.Tensor] = {}
         state = None
-        for standing in self.ledger.standing()[0 if devices else -1 :]:
-            record = standing.read()
+        for entry in self.ledger.active()[0 if devices else -1 :]:
+            record = entry.read()
             record.add_changes(totals, devices, self.layout.d_ff)
             state = record.state
         for name, layer in self._layers.items():

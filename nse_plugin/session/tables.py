@@ -16,7 +16,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import require
 from nse_plugin.session.capacity import key_share
 from nse_plugin.session.norms import ChangeSum
-from nse_plugin.session.records import Outcome, RoundRecord, StandingRound, Write
+from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord, Write
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -25,13 +25,13 @@ _STATUSES = ("converged", "residual_left", "out_of_bounds")
 
 
 class Rounds(Protocol):
-    """Rounds that stand, as a :class:`~nse_plugin.session.ledger.Ledger` has them."""
+    """Active rounds, as a :class:`~nse_plugin.session.ledger.Ledger` has them."""
 
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[RoundRecord]: ...
 
-    def standing(self) -> list[StandingRound]:
+    def active(self) -> list[ActiveRound]:
         """The rounds, not read."""
 
     def numbers(self) -> list[int]:
@@ -249,16 +249,16 @@ def d_ff_of(ledger: Rounds, layer: int) -> int:
     Raises:
         DataError: no round edited the layer.
     """
-    for standing in ledger.standing():
-        if layer in standing.key_counts and standing.d_ff is not None:
-            return standing.d_ff
-    known = ", ".join(map(str, edited_layers(ledger))) or "none, for no round stands"
+    for entry in ledger.active():
+        if layer in entry.key_counts and entry.d_ff is not None:
+            return entry.d_ff
+    known = ", ".join(map(str, edited_layers(ledger))) or "none, for no round is active"
     raise DataError(f"layer is {layer}, and no round edited it; edited layers: {known}")
 
 
 def edited_layers(ledger: Rounds) -> list[int]:
     """Layers that any round edited, rising."""
-    return sorted({layer for standing in ledger.standing() for layer in standing.key_counts})
+    return sorted({layer for entry in ledger.active() for layer in entry.key_counts})
 
 
 def import_pandas() -> ModuleType:

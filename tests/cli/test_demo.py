@@ -65,7 +65,7 @@ def test_it_is_a_run_like_any_other(capsys):
     assert read("a/final.json")["status"] == "complete"
     assert cli.main(["inspect", "a"]) == 0
     assert cli.main(["undo", "a", "--round", "2"]) == 0
-    assert "rounds that stand: 1, 3" in capsys.readouterr().out
+    assert "active rounds: 1, 3" in capsys.readouterr().out
 
 
 def test_the_same_demo_is_shown_again_and_another_is_refused(capsys):

@@ -75,8 +75,8 @@ def test_a_stream(folder):
     assert all(float(row[2].split()[0]) == 100 for row in rows)  # after
     assert float(rows[-1][3].split()[0]) == 100  # all so far: retention
     assert float(rows[-1][4]) > 95  # others
-    end = out[out.index("the last round is taken back") :].splitlines()
-    assert end[0].endswith(f"{len(rows) - 1} rounds stand")
+    end = out[out.index("the last round is undone") :].splitlines()
+    assert end[0].endswith(f"{len(rows) - 1} rounds are active")
     assert end[1].endswith("exact 0.0") and end[2].endswith("exact 100.0")
 
 

@@ -150,7 +150,7 @@ def test_an_undone_round_is_named_and_left_out(folder):
     for number in (1, 3):
         undo_round(folder, number)
     run = read_run(folder)
-    assert not run.ledger and "no round stands" in tables.overview(run).text()
+    assert not run.ledger and "no round is active" in tables.overview(run).text()
     assert "Neurons" not in [section.title for section in run_page(run).sections]
 
 

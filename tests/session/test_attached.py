@@ -117,12 +117,12 @@ def test_a_failed_round_leaves_the_one_before(model, tokenizer, name):
         return nll(logits, targets)
 
     failing.needs_reference = False
-    for standing in (0, 1):
+    for rounds in (0, 1):
         calls, before = 0, state(session)
         names = [n for n, _ in model.named_modules()]
         with pytest.raises(RuntimeError):
             METHODS[name].edit_round(session, some_requests(2), h, failing)
-        assert len(session.ledger) == standing and same(state(session), before)
+        assert len(session.ledger) == rounds and same(state(session), before)
         assert [n for n, _ in model.named_modules()] == names
         assert not any(m.training for m in model.modules() if type(m).__name__ == "Dropout")
         session.check()

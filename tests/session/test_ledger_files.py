@@ -69,11 +69,11 @@ def test_damage_is_named(session, tmp_path):
     flipped = bytearray(whole)
     flipped[-3] ^= 1
     path.write_bytes(flipped)
-    (standing,) = load_rounds([path], {path: sha256}).standing()
+    (entry,) = load_rounds([path], {path: sha256}).active()
     with pytest.raises(DataError, match=r"round-0002.*is damaged: its checksum"):
-        standing.read()
+        entry.read()
     path.write_bytes(whole)
-    assert standing.read().number == 2
+    assert entry.read().number == 2
 
 
 def test_a_file_that_holds_nan_is_blamed_itself(session, tmp_path):

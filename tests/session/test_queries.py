@@ -208,7 +208,7 @@ def test_wrong_arguments_and_empty_ledgers(ledger):
     empty = Ledger()
     for table in (empty.rounds(), empty.requests(), empty.overlap(), empty.capacity()):
         assert table.empty
-    with pytest.raises(DataError, match="no round stands"):
+    with pytest.raises(DataError, match="no round is active"):
         empty.neurons(1)
 
 

@@ -107,7 +107,7 @@ def test_two_models_do_not_touch_each_other(tokenizer, hparams):
 
 
 def test_undoing_more_than_there_is(model, tokenizer):
-    with pytest.raises(SessionError, match="cannot take back 2 rounds: 0 stand"):
+    with pytest.raises(SessionError, match="cannot undo 2 rounds: the ledger has 0"):
         EditSession.of(model, tokenizer).undo_last(2)
 
 

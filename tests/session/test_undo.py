@@ -87,23 +87,23 @@ def test_ten_rounds_in_any_order(family, order):
     every = torch.arange(48)
     for layer in (1, 2):  # P is summed up, so that it has to be taken apart again
         session.previous_keys.matrix(layer, every)
-    standing = list(records)
+    active = list(records)
     for number in order:
         session.undo(number, "test")
-        standing = [record for record in standing if record.number != number]
-        assert session.ledger.numbers() == [record.number for record in standing]
+        active = [record for record in active if record.number != number]
+        assert session.ledger.numbers() == [record.number for record in active]
         session.check()
         for layer in (1, 2):
             name = session.layout.down_name(layer)
-            expected = originals[name].double() + changes_of(standing, session, layer)
+            expected = originals[name].double() + changes_of(active, session, layer)
             torch.testing.assert_close(
                 model.get_parameter(name).double(), expected, rtol=1e-5, atol=1e-5
             )
             kept = session.previous_keys.matrix(layer, every)
-            if not standing:
+            if not active:
                 assert kept is None
                 continue
-            keys = torch.cat([record.keys[layer] for record in standing], dim=1).double()
+            keys = torch.cat([record.keys[layer] for record in active], dim=1).double()
             torch.testing.assert_close(kept, keys @ keys.T)
     assert all(torch.equal(p, originals[n]) for n, p in model.named_parameters())
     assert [undone.number for undone in session.ledger.undone] == list(order)
@@ -153,7 +153,7 @@ def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, t
 
 
 def test_weights_put_back_after_an_undo(model, tokenizer):
-    """The states of the rounds that stand are known again, the one with the undone round is not."""
+    """The states of the active rounds are known again, the one with the undone round is not."""
     session = EditSession.of(model, tokenizer)
     names = [session.layout.down_name(layer) for layer in (1, 2)]
     held = []
@@ -181,15 +181,15 @@ def test_weights_put_back_after_an_undo(model, tokenizer):
 
 def test_unknown_and_undone_rounds_are_named(model, tokenizer):
     session = EditSession.of(model, tokenizer)
-    with pytest.raises(SessionError, match="no round 1; none stands"):
+    with pytest.raises(SessionError, match="no round 1; no round is active"):
         session.undo(1)
     for request in some_requests(3):
         edit_round(session, [request], hparams())
     session.undo(2)
     held = {n: p.detach().clone() for n, p in model.named_parameters()}
-    with pytest.raises(SessionError, match=r"round 2 was undone already, at 20.*stand: 1, 3$"):
+    with pytest.raises(SessionError, match=r"round 2 was undone already.*active rounds: 1, 3$"):
         session.undo(2)
-    with pytest.raises(SessionError, match=r"there is no round 7; rounds that stand: 1, 3$"):
+    with pytest.raises(SessionError, match=r"there is no round 7; active rounds: 1, 3$"):
         session.undo(7)
     assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
 
@@ -202,11 +202,11 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
     held = {n: p.detach().clone() for n, p in model.named_parameters()}
     real, calls = session._replay, []
 
-    def fail(standing, record):
+    def fail(active, record):
         calls.append(record)
         if len(calls) == fails_at:
             raise KeyboardInterrupt
-        real(standing, record)
+        real(active, record)
 
     monkeypatch.setattr(session, "_replay", fail)
     with pytest.raises(KeyboardInterrupt):
@@ -247,7 +247,7 @@ def loaded(ledger):
 
 def test_the_command_on_a_directory(folder, four, capsys):
     assert main(["undo", str(folder), "--round", "2", "--reason", "wrong source"]) == 0
-    assert "round 2 of" in (said := capsys.readouterr().out) and "stand: 1, 3, 4" in said
+    assert "round 2 of" in (said := capsys.readouterr().out) and "active rounds: 1, 3, 4" in said
     ledger = load_ledger(folder)
     assert ledger.numbers() == [1, 3, 4] and ledger.next_number() == 5
     assert [(u.number, u.reason) for u in ledger.undone] == [(2, "wrong source")]
@@ -261,10 +261,10 @@ def test_the_command_on_a_directory(folder, four, capsys):
     for number, text in ((2, "round 2 was undone already"), (7, "there is no round 7")):
         assert main(["undo", str(folder), "--round", str(number)]) == 1
         said = capsys.readouterr().err
-        assert text in said and "stand: 1, 3, 4" in said
+        assert text in said and "active rounds: 1, 3, 4" in said
     for number in (4, 1, 3):
         main(["undo", str(folder), "--round", str(number)])
-    assert "no round stands" in capsys.readouterr().out and len(load_ledger(folder)) == 0
+    assert "no round is active" in capsys.readouterr().out and len(load_ledger(folder)) == 0
 
 
 def test_damage_and_other_files(folder, tmp_path_factory):
