@@ -101,6 +101,15 @@ def test_easyedits_memit_keys_are_taken():
         ({"layers": [-1]}, r"layers is \[-1\]"),
         ({"alg_name": "MEMIT"}, "alg_name is 'MEMIT', and NSEHparams is for 'NSE'"),
         ({"alpha": 5, "upper_bound": 5}, "upper_bound is 5.0 and alpha is 5.0"),
+        ({"alpha": 5, "alpha_relative": 0.1}, "alpha is 5.0 and alpha_relative is 0.1"),
+        (
+            {"upper_bound": 5, "upper_bound_relative": 2},
+            "upper_bound is 5.0 and upper_bound_relative is 2.0",
+        ),
+        (
+            {"mom2_update_weight": 9, "mom2_update_weight_relative": 0.2},
+            "mom2_update_weight is 9.0 and mom2_update_weight_relative is 0.2",
+        ),
         ({"v_loss_layer": 1}, "v_loss_layer is 1, below the z-layer 2"),
         ({"device": [1]}, r"device is \[1\]"),
     ],

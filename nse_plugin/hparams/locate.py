@@ -45,8 +45,11 @@ class LocateHparams(LayersHparams):
 
     mom2_adjustment: bool = True
     """Use the covariance; false leaves it out of the solve."""
-    mom2_update_weight: float = bounded(15000.0, low=0)
-    """lambda, the weight of the covariance against the keys."""
+    mom2_update_weight: float | None = bounded(None, low=0)
+    """lambda, the weight of the covariance against the keys; default 15000."""
+    mom2_update_weight_relative: float | None = bounded(None, low=0)
+    """Instead: lambda / d_ff.  It carries over between models: r leaves about r / (1 + r) of a
+    residual where keys are like those of the covariance's text, for which k^T C^-1 k is d_ff."""
     mom2_dataset: str = "wikipedia"
     """Source of the covariance: `self`, a text file, a `datasets` name, or that of a .npz."""
     mom2_n_samples: int = bounded(100_000, low=1)
@@ -64,8 +67,15 @@ class LocateHparams(LayersHparams):
     """Maximum padded tokens per forward pass; lower it if memory is short."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the loss is read from a block before the edit."""
+        """Errors if the loss is read from a block before the edit, or two keys give one bound."""
         yield from super().conflicts()
+        for name in ("mom2_update_weight", "alpha", "upper_bound"):
+            absolute, relative = getattr(self, name, None), getattr(self, f"{name}_relative", None)
+            if relative is not None and absolute not in (None, 0):
+                yield (
+                    f"{name} is {absolute} and {name}_relative is {relative}; both say the same "
+                    "thing, so leave one of them out"
+                )
         if self.layers and self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             yield (
                 f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "
@@ -75,6 +85,12 @@ class LocateHparams(LayersHparams):
     def context_lengths(self) -> list[int]:
         """Tokens of each generated text."""
         return [self.context_length] * self.n_contexts
+
+    def covariance_weight(self, d_ff: int) -> float:
+        """lambda, for a layer of d_ff neurons."""
+        if self.mom2_update_weight_relative is not None:
+            return self.mom2_update_weight_relative * d_ff
+        return 15000.0 if self.mom2_update_weight is None else self.mom2_update_weight
 
 
 @dataclass(kw_only=True)
@@ -92,9 +108,13 @@ class NSEHparams(LocateHparams):
     selection_rule: Literal["cover", "within"] = "cover"
     """cover: smallest set with at least p (paper); within: largest with at most p (its code)."""
     alpha: float = bounded(0.0, low=0)
-    """A request whose residual ||z - h|| is at most this has converged."""
+    """A request whose residual ||z - h|| is at most this needs no further pass."""
+    alpha_relative: float | None = bounded(None, low=0, high=1)
+    """Instead of alpha: as a share of the request's residual before the first pass."""
     upper_bound: float | None = bounded(None, above=0)
     """A request whose residual is at least this is left out of a pass, and reported."""
+    upper_bound_relative: float | None = bounded(None, above=0)
+    """Instead of upper_bound: as a multiple of ||h|| of the request."""
     max_iterations: int = bounded(2, low=1)
     """Write passes over all layers (the published code's 3 gives 2 of them)."""
 
@@ -110,6 +130,12 @@ class NSEHparams(LocateHparams):
     protect_top_directions: int | float = bounded(0, low=0)
     """Keep the change out of dominant singular directions of the original matrix (REVIVE, arXiv
     2601.11042): how many; or, below 1, those with this share of the squared singular values."""
+
+    def bound_in_words(self) -> str:
+        """The bound of residuals that applies, as ``upper_bound 4.0``."""
+        if self.upper_bound_relative is not None:
+            return f"upper_bound_relative {self.upper_bound_relative} times the norm of h"
+        return f"upper_bound {self.upper_bound}"
 
     def conflicts(self) -> Iterator[str]:
         """Errors if the number of directions is invalid, or no request could be written."""

@@ -42,7 +42,7 @@ def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
         right = solve_right(
             keys,
             covariance=submatrix(covariances.get(layer), neurons),
-            weight=hparams.mom2_update_weight,
+            weight=hparams.covariance_weight(len(keys)),
             previous=None,
             layer=layer,
         )

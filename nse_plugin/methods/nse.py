@@ -63,7 +63,13 @@ def edit_round(
         trace,
         solver=_solver,
         rewind=hparams.rewind,
-        passes=Passes(hparams.max_iterations, hparams.alpha, hparams.upper_bound),
+        passes=Passes(
+            hparams.max_iterations,
+            hparams.alpha,
+            hparams.upper_bound,
+            hparams.alpha_relative,
+            hparams.upper_bound_relative,
+        ),
         adjust=_anchor if hparams.value_norm_anchor else None,
     )
 
@@ -87,7 +93,7 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
         return solve_right(
             K[neurons],
             covariance=submatrix(C.get(layer), neurons),
-            weight=hparams.mom2_update_weight,
+            weight=hparams.covariance_weight(len(K)),
             previous=P.matrix(layer, neurons) if hparams.use_previous_keys else None,
             layer=layer,
         )

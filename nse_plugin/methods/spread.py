@@ -12,6 +12,7 @@ optimised in, and how often there is a pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -57,20 +58,29 @@ class Passes:
     most: int = 1
     """Passes over all layers."""
     alpha: float = 0.0
-    """A residual ||z - h|| of at most this has converged."""
+    """A residual ||z - h|| of at most this needs no further pass."""
     upper_bound: float | None = None
     """A residual of at least this is left out of a pass."""
+    alpha_relative: float | None = None
+    """alpha as a share of the residual before the first pass."""
+    upper_bound_relative: float | None = None
+    """upper_bound as a multiple of ||h||."""
 
-    def status(self, residual: float) -> Status:
-        """The status of a request with this residual."""
-        if residual <= self.alpha:
-            return "converged"
-        if self.upper_bound is not None and residual >= self.upper_bound:
-            return "out_of_bounds"
-        return "residual_left"
+    def bounds(self, first: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha and upper_bound of each request, for first residuals and ||h||; each [n]."""
+        low = torch.full_like(first, self.alpha)
+        if self.alpha_relative is not None:
+            low = self.alpha_relative * first
+        high = torch.full_like(first, math.inf if self.upper_bound is None else self.upper_bound)
+        if self.upper_bound_relative is not None:
+            high = self.upper_bound_relative * h
+        return low, high
 
 
 ONE_PASS = Passes()
+REACHED = 0.5
+"""A request reached its value if at most this share of its first residual is left: then nearly all
+answers are the new ones, with more left fewer and fewer (docs/methods.md has the table)."""
 
 
 def spread_round(
@@ -150,12 +160,15 @@ class _Writer:
     def __post_init__(self) -> None:
         self.before = self._residual_norms()
         self.after = self.before
+        self.low, self.high = self.allowed.bounds(
+            self.before, self.values.base.norm(dim=1).to(self.before)
+        )
         self.passes = torch.zeros(len(self.requests), dtype=torch.long)
 
     def run(self) -> None:
         """Passes over all layers until no request is active or the passes are used up."""
         for number in range(1, self.allowed.most + 1):
-            active = self._active(self.after)
+            active = ((self.after > self.low) & (self.after < self.high)).nonzero()[:, 0]
             if len(active) == 0:
                 break
             for layer in self.layers:
@@ -165,8 +178,13 @@ class _Writer:
 
     def progress(self) -> Progress:
         """The outcome of every request."""
-        status = tuple(self.allowed.status(residual) for residual in self.after.tolist())
-        return Progress(self.before, self.after, self.passes, status)
+        reached = self.after <= torch.maximum(self.low, REACHED * self.before)
+        too_far = self.after >= self.high
+        status: list[Status] = [
+            "out_of_bounds" if out else "converged" if near else "residual_left"
+            for out, near in zip(too_far.tolist(), reached.tolist())
+        ]
+        return Progress(self.before, self.after, self.passes, tuple(status))
 
     def _write_layer(self, layer: int, active: torch.Tensor, pass_number: int) -> None:
         layout = self.session.layout
@@ -198,13 +216,3 @@ class _Writer:
         with self.clock("keys"):
             h = self.lookups.activations(self.layers[-1])
             return (self.values.z - h).norm(dim=1).cpu()
-
-    def _active(self, residual: torch.Tensor) -> torch.Tensor:
-        return torch.tensor(
-            [
-                i
-                for i, r in enumerate(residual.tolist())
-                if self.allowed.status(r) == "residual_left"
-            ],
-            dtype=torch.long,
-        )

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _SEVERITY = {"out_of_bounds": 0, "residual_left": 1, "converged": 2}
-_OUTCOMES = {name: name.replace("_", " ") for name in _SEVERITY}
+_OUTCOMES = {
+    "out_of_bounds": "left out",
+    "residual_left": "falls short",
+    "converged": "takes effect",
+}
 _MOST = 10
 _OUTCOME = {
     "case_id": "request",
@@ -103,7 +107,7 @@ def layers_table(run: Run) -> Table:
 
 
 def worst_requests(run: Run, most: int = _MOST) -> Table:
-    """The requests that ended worst: out of bounds first, then by the residual left."""
+    """The requests that ended worst: left out first, then by the residual left."""
     frame = run.survey.requests.assign(severity=run.survey.requests["status"].map(_SEVERITY))
     frame = frame.sort_values(["severity", "residual_after"], ascending=[True, False])
     shown = f"{most} of {len(frame)} " if len(frame) > most else ""

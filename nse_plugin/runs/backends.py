@@ -136,7 +136,7 @@ class SessionBackend:
         record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
         summary = record.summary()
         left_out = [each for each in record.outcomes if each.status == "out_of_bounds"]
-        bound = self._base.upper_bound if isinstance(self._base, NSEHparams) else None
+        bound = self._base.bound_in_words() if isinstance(self._base, NSEHparams) else ""
         return Written(summary, self._is_changed(record, summary), left_out, bound)
 
     def problem(self) -> str | None:

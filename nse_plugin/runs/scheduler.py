@@ -283,8 +283,8 @@ class SequentialScheduler:
         lowest = min(each.residual_after for each in out if each.residual_after is not None)
         log.warning(
             "round %d: %d of %d requests are out of bounds and were left out (cases %s): their "
-            "residuals of %.3g and more are not below upper_bound %s; raise upper_bound, or lower "
-            "v_lr or clamp_norm_factor",
+            "residuals of %.3g and more are not below %s; raise it, or lower v_lr or "
+            "clamp_norm_factor",
             number, len(out), n_requests, named, lowest, written.bound,
         )  # fmt: skip
 
@@ -318,7 +318,8 @@ class SequentialScheduler:
             self._folder.finish(final)
         if status == "nothing_written":
             log.warning("%s: no round changed the model; the requests of each round are in %s with "
-                        "what became of them", self.run_dir, ROUNDS)  # fmt: skip
+                        "their outcomes. Settings of another model seldom carry over: nse tune "
+                        "finds some for this one", self.run_dir, ROUNDS)  # fmt: skip
         self._tell("end", **final)
         return RunResult(status, self.run_dir, final)
 

@@ -26,9 +26,9 @@ class Outcome:
     digest: str
     """Hash of prompt, subject and target."""
     status: Status
-    """converged: residual <= alpha, or, with a method that has no residual, every token of the
-    target is the model's first choice; out_of_bounds: residual >= upper_bound; else
-    residual_left."""
+    """converged: written and takes effect, since little of the residual is left, or, with a method
+    that has no residual, since every token of the target is the model's first choice;
+    residual_left: written and falls short; out_of_bounds: left out, residual >= upper_bound."""
     passes: int
     """Write passes that the request took part in."""
     residual_before: float | None = None
@@ -193,8 +193,8 @@ class Written:
     """Whether anything in the model is different now."""
     left_out: Sequence[Outcome] = ()
     """Requests whose residual was out of bounds, which the last pass did not write."""
-    bound: float | None = None
-    """The bound."""
+    bound: str = ""
+    """The bound, as ``upper_bound 4.0``."""
 
 
 class ActiveRound(Protocol):

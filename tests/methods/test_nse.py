@@ -13,6 +13,7 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.methods.spread import Passes
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
@@ -110,8 +111,37 @@ def test_every_fate_is_reported(model, tokenizer, hparams):
     assert [o.passes for o in record.outcomes] == [int(i in within) for i in range(4)]
     assert all(list(w.case_ids) == within for w in record.writes) and 0 < len(within) < 4
     for o in record.outcomes:
-        assert (o.status == "converged") == (o.residual_after <= low)
         assert (o.status == "out_of_bounds") == (o.residual_after >= high)
+        enough = o.residual_after <= max(low, 0.5 * o.residual_before)
+        assert (o.status == "converged") == (enough and o.status != "out_of_bounds")
+
+
+def test_bounds_without_a_unit(model, tokenizer, hparams):
+    hparams = replace(hparams, mom2_update_weight=None, alpha=0.0, max_iterations=1)
+    session = EditSession.of(model, tokenizer)
+    lam = 0.25 / session.layout.d_ff
+
+    def written(**changes):
+        record = edit_round(session, some_requests(4), replace(hparams, **changes))
+        weights = down_weights(model, hparams.layers)
+        session.undo_all()
+        return record.outcomes, weights
+
+    outcomes, weights = written(mom2_update_weight=0.25)
+    assert all(map(torch.equal, written(mom2_update_weight_relative=lam)[1], weights))
+    residuals = [o.residual_before for o in outcomes]
+    # a first residual is ||delta||, as values rewind to the same weights here
+    low, high = Passes(1, 0.0, None, 0.4, 0.3).bounds(
+        torch.tensor(residuals), torch.tensor([10 * r for r in residuals])
+    )
+    assert low.tolist() == pytest.approx([0.4 * r for r in residuals])
+    assert high.tolist() == pytest.approx([3 * r for r in residuals])
+    for changes, status in (
+        (dict(alpha_relative=1.0), "converged"),
+        (dict(upper_bound_relative=1e-6), "out_of_bounds"),
+    ):
+        outcomes, _ = written(mom2_update_weight=0.25, **changes)
+        assert [(o.status, o.passes) for o in outcomes] == [(status, 0)] * 4
 
 
 def test_fewer_neurons_than_all_are_written(model, tokenizer, hparams):
