@@ -17,6 +17,7 @@ from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.model.answers import score_answers
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
@@ -57,10 +58,12 @@ def test_the_unpacked_model_is_the_published_one_to_the_bit(loaded, tmp_path):
         assert torch.equal(model(**tokens).logits, direct(**tokens).logits)
 
 
-def test_three_facts_are_written_and_taken_back(loaded):
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_three_facts_are_written_and_taken_back(loaded, chat):
     shipped = NSEHparams.from_hparams("NSE/smollm2-135m")
     hparams = dataclasses.replace(shipped, mom2_adjustment=False)  # statistics take minutes
     model, tokenizer = loaded
+    tokenizer = ChatTokenizer(tokenizer) if chat else tokenizer
     before = {name: fingerprint(p) for name, p in model.named_parameters()}
     session = EditSession.of(model, tokenizer)
 
@@ -73,4 +76,5 @@ def test_three_facts_are_written_and_taken_back(loaded):
     assert sum(exact()) >= 2
     assert all(outcome.residual_after < outcome.residual_before for outcome in record.outcomes)
     session.undo_last()
+    EditSession.forget(model)
     assert {name: fingerprint(p) for name, p in model.named_parameters()} == before

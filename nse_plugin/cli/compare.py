@@ -24,7 +24,7 @@ _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 )
 @with_fields(
     Group(_GRID, CompareSettings, ("methods", "models", "data", "rounds", "seeds", "limit")),
-    Group(_GRID, CompareSettings, ("schema", "on_bad_record", "known", "order")),
+    Group(_GRID, CompareSettings, ("schema", "on_bad_record", "known", "chat", "order")),
     Group(_MEASURED, Protocol, ("every",)),
     Group(_MEASURED, CompareSettings, ("held_out", "reference")),
     Group(_HOW, CompareSettings, ("hparams_dir", "device", "stats_dir")),

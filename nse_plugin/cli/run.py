@@ -28,7 +28,7 @@ _EDITED, _MEASURED = "What is edited", "What is measured"
     Group(
         _EDITED,
         RunSettings,
-        ("hparams", "model", "data", "schema", "on_bad_record", "limit", "known"),
+        ("hparams", "model", "data", "schema", "on_bad_record", "limit", "known", "chat"),
     ),
     Group("Machine", RunSettings, ("device", "stats_dir")),
     Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),

@@ -36,6 +36,7 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import write_text
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import hashed, plain
@@ -93,6 +94,7 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
     made = recipe(cell)
     with pool.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)
+        tokenizer = ChatTokenizer(tokenizer) if settings.chat else tokenizer
         requests = stream(cell, model, tokenizer)
         texts = held_out_texts(settings.held_out, cell.model.source, requests)
         if cell.untouched:

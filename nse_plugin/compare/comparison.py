@@ -109,7 +109,11 @@ class Comparison:
                     f"{cell}: its YAML loads the model with {how}, and {first.spec.name}'s with "
                     f"{wanted}; all methods have to start from the same model (see --device)"
                 )
-            recipe(cell)
+            if recipe(cell).hosts_own and self.settings.chat:
+                raise HostError(
+                    f"chat is true, and EasyEdit's {cell.spec.method} edits plain prompts; take "
+                    f"ours: {cell.spec.method}-plugin, or leave chat out"
+                )
             if self.engine != "processes" and is_hosts_own(cell.spec):
                 raise HostError(
                     f"EasyEdit's {cell.spec.method} keeps state in its modules from run to run; "
@@ -168,6 +172,7 @@ def read_comparison(given: CompareSettings) -> Comparison:
         schema=given.schema,
         on_bad_record=given.on_bad_record,
         known=given.known,
+        chat=given.chat,
         order=given.order or ("shuffled" if of_file else "given"),
         held_out=given.held_out if named_text else _absolute(given.held_out),
         protocol={**PROTOCOL, **given.protocol},

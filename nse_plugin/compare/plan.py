@@ -65,6 +65,8 @@ class Settings:
     on_bad_record: OnBad = "stop"
     known: bool = False
     """Each model's stream holds only facts that it knows."""
+    chat: bool = False
+    """Prompts are put into the chat template."""
     order: str = "given"
     held_out: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
@@ -105,6 +107,7 @@ class Settings:
             "schema",
             "on_bad_record",
             "known",
+            "chat",
             "order",
             "held_out",
             "protocol",

@@ -19,7 +19,7 @@ from nse_plugin.files import require
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
-from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
+from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
 from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
@@ -37,7 +37,7 @@ def perplexity(
         DataError: no text has two tokens.
     """
     bound = min(max_tokens, layout_of(model).max_positions or max_tokens)
-    rows = [encode_prompt(tokenizer, text).ids[:bound] for text in texts]
+    rows = [encode_text(tokenizer, text)[:bound] for text in texts]
     pairs = [EncodedPrompt(tuple(ids), -1, len(ids) - 1) for ids in rows if len(ids) > 1]
     if not pairs:
         raise DataError(
@@ -87,7 +87,10 @@ def _ends(
     end = getattr(tokenizer, "eos_token_id", None)
     if end is None or not texts:
         return [False] * len(texts)
-    rows = [encode_prompt(tokenizer, f"{p}{t}").ids for p, t in zip(prompts, texts)]
+    rows = [
+        (*encode_prompt(tokenizer, p).ids, *tokenizer.encode(t, add_special_tokens=False))
+        for p, t in zip(prompts, texts)
+    ]
     limit = layout_of(model).max_positions
     fits = [limit is None or len(ids) < limit for ids in rows]
     pairs = [EncodedPrompt((*ids, end), -1, 1) for ids, ok in zip(rows, fits) if ok]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.requests import EditRequest
 
@@ -51,9 +52,11 @@ def encode_prompt(
     """Tokenise a prompt and, one space after it, its target.
 
     Prompt and target are tokenised together, as the evaluators do; only where a token would
-    straddle the two are their tokens put side by side instead.
+    straddle the two are their tokens put side by side instead.  In a chat the prompt is the user's
+    turn, and the target begins the model's turn, without a space.
 
     Args:
+        tokenizer: the model's, or a :class:`ChatTokenizer`.
         subject_end: index in ``text`` of the first character after the subject.
         max_positions: longest input of the model in tokens.
 
@@ -61,16 +64,21 @@ def encode_prompt(
         RequestError: the text is longer than the model's context.
         ModelError: the tokenizer cannot map tokens to characters.
     """
-    ids, offsets = _encode(tokenizer, text)
+    shift, continued = 0, f" {target}"
+    chat = isinstance(tokenizer, ChatTokenizer)
+    if chat:
+        shift, continued = len(tokenizer.before), str(target)
+        text = f"{tokenizer.before}{text}{tokenizer.after}"
+    ids, offsets = _encode(tokenizer, text, special=not chat)
     subject_last = -1
     if subject_end is not None:
-        subject_last = _token_at(offsets, subject_end - 1, text)
+        subject_last = _token_at(offsets, shift + subject_end - 1, text)
     n_target = 0
     if target is not None:
         prompt_ids = ids
-        ids, _ = _encode(tokenizer, f"{text} {target}")
+        ids, _ = _encode(tokenizer, text + continued, special=not chat)
         if ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids):
-            ids = prompt_ids + tokenizer.encode(f" {target}", add_special_tokens=False)
+            ids = prompt_ids + tokenizer.encode(continued, add_special_tokens=False)
         n_target = len(ids) - len(prompt_ids)
     if max_positions is not None and len(ids) > max_positions:
         raise RequestError(
@@ -183,18 +191,32 @@ def micro_batches(
     return runs
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and the characters that each covers; no special tokens after the text."""
+def _encode(
+    tokenizer: Any, text: str, *, special: bool = True
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids and the characters that each covers; no special tokens after the text.
+
+    Args:
+        special: with the special tokens that the tokenizer puts before a text; a rendered chat
+            has its own.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"{type(tokenizer).__name__} cannot map tokens to characters; "
             "load the model's fast tokenizer (AutoTokenizer does by default)"
         )
-    encoded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
+    encoded = tokenizer(
+        text,
+        add_special_tokens=special,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
-    special = list(encoded["special_tokens_mask"])
-    while special and special[-1] and not all(special):  # an end token, where an answer follows
-        del ids[-1], offsets[-1], special[-1]
+    if not special:
+        return ids, offsets
+    mask = list(encoded["special_tokens_mask"])
+    while mask and mask[-1] and not all(mask):  # an end token, where an answer follows
+        del ids[-1], offsets[-1], mask[-1]
     return ids, offsets
 
 

@@ -12,9 +12,10 @@ import transformers
 
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import Hparams
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.weights import fingerprint
-from nse_plugin.runs.schema import ModelIdentity, Versions
+from nse_plugin.runs.schema import Format, ModelIdentity, Versions
 from nse_plugin.statistics.files import model_fingerprint
 from nse_plugin.version import __version__
 
@@ -42,6 +43,13 @@ def model_identity(model: Any) -> ModelIdentity:
         parts = "?"
     dtype = str(next(model.parameters()).dtype)
     return {"fingerprint": parts, "weights": hashed(weights), "dtype": dtype}
+
+
+def prompt_format(tokenizer: Any) -> Format:
+    """How prompts are put to the model; nothing for plain text."""
+    if isinstance(tokenizer, ChatTokenizer):
+        return {"chat": [tokenizer.before, tokenizer.after]}
+    return {}
 
 
 def plain(hparams: Any) -> dict[str, Any]:

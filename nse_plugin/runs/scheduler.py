@@ -29,7 +29,7 @@ from nse_plugin.runs.budget import check_disk, estimate
 from nse_plugin.runs.differences import differing_request, run_differences
 from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_manifest
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import hashed, model_identity, plain, versions
+from nse_plugin.runs.identity import hashed, model_identity, plain, prompt_format, versions
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.result import RunResult
@@ -336,6 +336,7 @@ class SequentialScheduler:
         digests = None if plan is None else [r.digest() for p in plan for r in p.requests]
         return {
             **versions(),
+            **prompt_format(self.backend.tokenizer),
             "model": model_identity(self.backend.model),
             "method": self.backend.method,
             "hparams": plain(self.backend.hparams),

@@ -53,7 +53,14 @@ class Versions(TypedDict):
     transformers: str
 
 
-class Identity(Versions):
+class Format(TypedDict, total=False):
+    """How prompts are put to the model."""
+
+    chat: list[str]
+    """The texts before and after a prompt, for prompts in chat format."""
+
+
+class Identity(Versions, Format):
     """What has to be equal for a run to be resumed."""
 
     model: ModelIdentity

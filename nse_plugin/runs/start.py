@@ -12,10 +12,12 @@ from torch import nn
 from nse_plugin import host as hosting
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import held_out_texts, read_data, settled
+from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams, read_method_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.runs.result import RunResult
@@ -68,7 +70,13 @@ def make_scheduler(
     edited: Any
     if isinstance(hparams, Hparams):
         model, tokenizer, name = load_model(hparams)
+        tokenizer = ChatTokenizer(tokenizer) if settings.chat else tokenizer
         edited = EditSession.of(model, tokenizer)
+    elif settings.chat:
+        raise HparamsError(
+            f"chat is true, and EasyEdit's {hparams.alg_name} edits plain prompts; give a method "
+            f"of this package (alg_name: {hparams.alg_name}-plugin), or leave chat out"
+        )
     else:
         edited = hosting.BaseEditor.from_hparams(hparams)
         model, tokenizer, name = edited.model, edited.tok, str(edited.model_name)

@@ -1,0 +1,58 @@
+"""Chat format: every prompt becomes the user's turn of a chat, every answer the model's turn.
+
+A :class:`ChatTokenizer` takes the place of the model's tokenizer.  Prompts are put into the chat by
+:mod:`nse_plugin.model.prompts`, so editing, contexts, scores and generation all see the same
+format, and the last token of the subject is still found.  Plain text (statistics, perplexity) stays
+plain.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nse_plugin.errors import ModelError
+
+_MARK = "\ufff9"  # a character that no template and no prompt holds
+
+
+class ChatTokenizer:
+    """A tokenizer with the two texts that its chat template puts around a user's turn.
+
+    Everything else is that of the tokenizer inside.
+
+    Args:
+        tokenizer: with a chat template.
+        system: the system prompt; by default the template's own, if it has one.
+
+    Raises:
+        ModelError: the tokenizer has no chat template, or one that changes the user's text.
+    """
+
+    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ModelError(
+                "chat is asked for, and the tokenizer has no chat template; leave it out, or take "
+                "a model that was trained for chat"
+            )
+        turns = [] if system is None else [{"role": "system", "content": system}]
+        turns.append({"role": "user", "content": _MARK})
+        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        self.before, found, self.after = text.partition(_MARK)
+        if not found or _MARK in self.after:
+            raise ModelError(
+                "the tokenizer's chat template does not hold the user's text once; edit this "
+                "model without chat"
+            )
+        self._tokenizer = tokenizer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Tokens of plain text, as the tokenizer inside gives them."""
+        return self._tokenizer(*args, **kwargs)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_tokenizer":  # while a copy is made of this object
+            raise AttributeError(name)
+        return getattr(self._tokenizer, name)
