@@ -239,6 +239,10 @@ class EditRequest:
         }
         return cls(**{**record, "rephrase_prompts": tuple(record["rephrase_prompts"]), **probes})
 
+    def without_probes(self) -> EditRequest:
+        """The same edit, without the questions about it."""
+        return replace(self, rephrase_prompts=(), locality={}, portability={})
+
     def digest(self) -> str:
         """A short hash of everything in the request, probes included."""
         whole = json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False)

@@ -48,8 +48,19 @@ class Variant:
     about: str
 
 
+_REPAIR = Variant(
+    {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
+)
 VARIANTS: dict[str, dict[str, Variant]] = {
+    "AlphaEdit": {"repair": _REPAIR},
+    "MEMIT": {
+        "previous-keys": Variant(
+            {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
+        ),
+        "repair": _REPAIR,
+    },
     "NSE": {
+        "repair": _REPAIR,
         "no-rewinding": Variant(
             {"rewind": False}, "values are optimised against the edited model"
         ),

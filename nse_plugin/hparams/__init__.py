@@ -15,6 +15,7 @@ from nse_plugin.hparams.locate import (
     MEMITHparams,
     NSEHparams,
     ROMEHparams,
+    SpreadHparams,
 )
 from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
@@ -44,6 +45,7 @@ __all__ = [
     "OvertoneHparams",
     "ROMEHparams",
     "Settings",
+    "SpreadHparams",
     "TrainingHparams",
     "WISEHparams",
     "bounded",

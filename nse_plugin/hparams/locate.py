@@ -94,7 +94,16 @@ class LocateHparams(LayersHparams):
 
 
 @dataclass(kw_only=True)
-class NSEHparams(LocateHparams):
+class SpreadHparams(LocateHparams):
+    """What the methods share that spread a round over several layers."""
+
+    repair_rounds: int = bounded(0, low=0)
+    """How often the edits of a round that the model does not give after the write are optimised in
+    the present model and written again; 0 is never (the papers)."""
+
+
+@dataclass(kw_only=True)
+class NSEHparams(SpreadHparams):
     """Hyperparameters of neuron-level sequential editing (arXiv 2410.04045, sections 3-4).
 
     Defaults are the settings that the paper's models have in common.  From `rewind` on they switch
@@ -153,14 +162,17 @@ class NSEHparams(LocateHparams):
 
 
 @dataclass(kw_only=True)
-class MEMITHparams(LocateHparams):
+class MEMITHparams(SpreadHparams):
     """Hyperparameters of MEMIT (arXiv 2210.07229, section 4), with the keys of EasyEdit's YAMLs."""
 
     method: ClassVar[str] = "MEMIT"
 
+    use_previous_keys: bool = False
+    """Preserve the keys of earlier rounds in the solve, as NSE does; the paper has one round."""
+
 
 @dataclass(kw_only=True)
-class AlphaEditHparams(LocateHparams):
+class AlphaEditHparams(SpreadHparams):
     """Hyperparameters of AlphaEdit (arXiv 2410.02355), with the keys of EasyEdit's YAMLs.
 
     ``mom2_adjustment`` and ``mom2_update_weight`` are taken and have no effect: the covariance is

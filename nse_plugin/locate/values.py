@@ -64,6 +64,12 @@ class Values:
     def __getitem__(self, index: torch.Tensor) -> Values:
         return Values(self.z[index], self.base[index], self.loss[index], self.steps[index])
 
+    def replaced(self, index: torch.Tensor, other: Values) -> Values:
+        """The same with other values in these rows [n]."""
+        every = torch.arange(len(self.z))
+        every[index] = len(self.z) + torch.arange(len(index))
+        return Values.cat([self, other])[every]
+
 
 def compute_values(
     layout: DecoderLayout,

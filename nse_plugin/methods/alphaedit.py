@@ -20,7 +20,8 @@ import torch
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.null_space import busy_directions, into_null_space
 from nse_plugin.locate.update import all_neurons, solve_right
-from nse_plugin.methods.spread import Factors, Solve, spread_round
+from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.writer import Factors, Solve
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,6 +14,9 @@ from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome, Status
 from nse_plugin.session.session import EditSession
+
+if TYPE_CHECKING:
+    from nse_plugin.methods.repair import Repaired
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,10 @@ class Progress:
 
 
 def outcomes(
-    requests: Sequence[EditRequest], values: Values, progress: Progress
+    requests: Sequence[EditRequest],
+    values: Values,
+    progress: Progress,
+    repaired: Repaired | None = None,
 ) -> tuple[Outcome, ...]:
     """The outcome of every request."""
     z, shift = values.z, values.z - values.base
@@ -45,6 +52,7 @@ def outcomes(
             z_shift=float(shift[i].norm()),
             z_loss=float(values.loss[i]),
             z_steps=int(values.steps[i]),
+            **({} if repaired is None else repaired.of(i)),
         )
         for i, request in enumerate(requests)
     )

@@ -4,6 +4,9 @@ As in :mod:`nse_plugin.methods.spread`, with values optimised in the model as it
 all neurons, and no memory of earlier rounds:
 
     Delta = R K^T (lambda C + K K^T)^-1        (equation 14)
+
+With ``use_previous_keys`` the sum P of k k^T over all earlier rounds joins the system, which makes
+MEMIT a sequential method: NSE without rewinding, selection and further passes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ import torch
 
 from nse_plugin.hparams import MEMITHparams
 from nse_plugin.locate.update import all_neurons, solve_right, submatrix
-from nse_plugin.methods.spread import Factors, Solve, spread_round
+from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.writer import Factors, Solve
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
@@ -35,6 +39,7 @@ def edit_round(
 
 
 def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
+    P = session.previous_keys
     covariances = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
@@ -43,7 +48,7 @@ def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
             keys,
             covariance=submatrix(covariances.get(layer), neurons),
             weight=hparams.covariance_weight(len(keys)),
-            previous=None,
+            previous=P.matrix(layer, neurons) if hparams.use_previous_keys else None,
             layer=layer,
         )
         return Factors(neurons, residual, right)

@@ -38,7 +38,8 @@ from nse_plugin.locate.update import (
     submatrix,
 )
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.spread import Factors, Passes, Solve, spread_round
+from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.writer import Factors, Passes, Solve
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace

@@ -1,12 +1,12 @@
 """Bounds of what a run takes on disk and in main memory, worked out before it starts.
 
-Of a round of n edits with a method of ours, per layer and in float32: keys [d_ff, n], and for each
-write pass left [d_model, n], right [n, d_ff] and d_ff neuron numbers of 8 bytes.  That is on disk,
-and the ledger reads it from there when it is needed.  Memory takes each edited matrix's original
-and its float32 change (three times while one is written), each layer's covariance [d_ff, d_ff] in
-float32, and P [d_ff, d_ff] in float64 where it is kept (d_ff up to 4096, or more edits than d_ff;
-else the keys of all edits, twice while some are added), and a solve takes four such matrices in
-float64.
+Of a round of n edits with a method of ours, in float32: values [d_model, n], and per layer keys
+[d_ff, n] and for each write pass left [d_model, n], right [n, d_ff] and d_ff neuron numbers of 8
+bytes.  That is on disk, and the ledger reads it from there when it is needed.  Memory takes each
+edited matrix's original and its float32 change (three times while one is written), each layer's
+covariance [d_ff, d_ff] in float32, and P [d_ff, d_ff] in float64 where it is kept (d_ff up to 4096,
+or more edits than d_ff; else the keys of all edits, twice while some are added), and a solve takes
+four such matrices in float64.
 
 FT keeps the matrices that a round changed, and what is attached to the model (LoRA, GRACE) is kept
 whole after each round, so a codebook is counted at its last size.  With a method of the host, a
@@ -30,6 +30,7 @@ from nse_plugin.hparams import (
     LocateHparams,
     LoRAHparams,
     NSEHparams,
+    SpreadHparams,
 )
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.probe import layout_of
@@ -140,7 +141,8 @@ def _located(
 ) -> _Sizes:
     layers = len(hparams.layers)
     passes = hparams.max_iterations if isinstance(hparams, NSEHparams) else 1
-    per_edit = 4 * layers * (d_ff + passes * (d_model + d_ff))
+    passes += hparams.repair_rounds if isinstance(hparams, SpreadHparams) else 0
+    per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
     covariances = 4 * layers if hparams.mom2_adjustment else 0
     few = d_ff > 4096 and n_requests is not None  # a stream may become long
     previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)

@@ -1,7 +1,7 @@
 """The rounds of a ledger on disk: one safetensors file each.
 
-``round-0001.safetensors`` holds the factors, neurons and keys of a round, and the rest of its
-record as metadata.  Nothing needs a model to be read.
+``round-0001.safetensors`` holds the factors, neurons, keys and values of a round, and the rest of
+its record as metadata.  Nothing needs a model to be read.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_whole
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.records import AttachedState, Outcome, RoundRecord, Write
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of the files; a reader refuses others."""
 
 
@@ -48,6 +49,8 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
                 tensors[f"write.{index}.{part}"] = tensor.contiguous()
     for layer, keys in record.keys.items():
         tensors[f"keys.{layer}"] = keys.contiguous()
+    if record.z is not None:
+        tensors["z"] = record.z.contiguous()
     if record.state is not None:
         for name, tensor in record.state.tensors.items():
             tensors[f"state.{name}"] = tensor.contiguous()
@@ -57,6 +60,7 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
         "method": record.method,
         "d_ff": record.d_ff,
         "outcomes": [asdict(outcome) for outcome in record.outcomes],
+        "requests": [request.to_json() for request in record.requests],
         "writes": [
             {
                 "layer": write.layer,
@@ -115,6 +119,8 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
             seconds=header["seconds"],
             state=_state(header["state"], tensors),
             d_ff=header["d_ff"],
+            requests=tuple(EditRequest.from_json(each) for each in header["requests"]),
+            z=tensors.get("z"),
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _explained(path, error) from error

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.norms import column_norms
 
 Status = Literal["converged", "residual_left", "out_of_bounds"]
@@ -42,6 +43,15 @@ class Outcome:
     """The loss when the optimisation stopped: of the value z, or of what a method trains."""
     z_steps: int | None = None
     """Evaluations of it."""
+    repairs: int = 0
+    """Times it was optimised and written again because the model did not give its answer."""
+    answered_before_repair: bool | None = None
+    """Whether greedy decoding wrote the whole target after the round's own passes; None where the
+    method did not ask."""
+    answered: bool | None = None
+    """The same at the end of the round."""
+    residual_before_repair: float | None = None
+    """||z - h|| after the round's own passes; ``residual_after`` is of the last value."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +121,10 @@ class RoundRecord:
     """What is attached to the model after the round; None with a method that writes weights."""
     d_ff: int | None = None
     """Neurons of an edited layer; None with a method that attaches modules."""
+    requests: tuple[EditRequest, ...] = ()
+    """The requests of the outcomes, without probes; empty with a method that has no values z."""
+    z: torch.Tensor | None = None
+    """[n, d_model] float32, the value of each request that was written last."""
 
     @property
     def edits(self) -> int:
@@ -179,6 +193,7 @@ class RoundRecord:
                 str(layer): {"neurons": len(self.neurons(layer)), "norm": norm}
                 for layer, norm in self.norms().items()
             },
+            "repaired": sum(o.repairs > 0 for o in self.outcomes),
             "seconds": self.seconds,
         }
 

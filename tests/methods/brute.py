@@ -18,7 +18,8 @@ from tests.tiny import some_requests, tiny_hparams
 def hparams_of(kind: type, **changes: Any) -> Any:
     """Hyperparameters of any method that edit a tiny model in little time."""
     shared = tiny_hparams().to_dict()
-    for name in ("neuron_threshold", "selection_rule", "alpha", "upper_bound", "max_iterations"):
+    own = ("neuron_threshold", "selection_rule", "alpha", "upper_bound", "max_iterations")
+    for name in (*own, "use_previous_keys"):
         shared.pop(name)
     fields = {name: shared[name] for name in shared if hasattr(kind, name) or name == "layers"}
     return kind(**{**fields, "model_name": "tiny", "alg_name": kind.method, **changes})

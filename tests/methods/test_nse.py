@@ -13,7 +13,7 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.methods.spread import Passes
+from nse_plugin.methods.writer import Passes
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession

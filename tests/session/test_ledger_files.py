@@ -62,9 +62,9 @@ def test_damage_is_named(session, tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="round-0002.safetensors is not a whole round file"):
         load_round(path)
-    path.write_bytes(whole.replace(b'\\"schema\\": 3', b'\\"schema\\": 9'))
+    path.write_bytes(whole.replace(b'\\"schema\\": 4', b'\\"schema\\": 9'))
     for call in (load_round, RoundFile.at):
-        with pytest.raises(DataError, match="has schema 9, and this version reads 3"):
+        with pytest.raises(DataError, match="has schema 9, and this version reads 4"):
             call(path)
     flipped = bytearray(whole)
     flipped[-3] ^= 1

@@ -1,0 +1,95 @@
+"""Repair by behaviour: edits that the model does not give after the write are written once more.
+
+Values of the original model fit an edited one less and less, so in a long sequence it is the
+*newest* edits that fail, whatever their residuals say.  So one forward pass asks every new edit,
+and for those whose whole answer is not given a value is optimised in the model as it is now and
+written by one more pass.  All other requests of the round are in that pass's solve with no
+residual, as the previous keys are: what they give stays.
+
+This is ours; it is in none of the papers, and off by default (``repair_rounds: 0``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nse_plugin.hparams import SpreadHparams
+from nse_plugin.locate.values import Values
+from nse_plugin.methods.writer import Writer
+from nse_plugin.model.answers import score_encoded
+from nse_plugin.model.prompts import encode_request
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+
+
+@dataclass(frozen=True)
+class Repaired:
+    """What was asked and repaired; row i belongs to request i, on the CPU."""
+
+    times: torch.Tensor
+    """[n], how often each was repaired."""
+    answered_before: torch.Tensor
+    """[n] bool, whether the model gave the answer before the first repair."""
+    answered: torch.Tensor
+    """[n] bool, the same after the last one."""
+    residual_before: torch.Tensor
+    """[n], ||z - h|| before the first repair, of the value that was written until then."""
+
+    def of(self, i: int) -> dict[str, Any]:
+        """The fields of request i's outcome."""
+        return {
+            "repairs": int(self.times[i]),
+            "answered_before_repair": bool(self.answered_before[i]),
+            "answered": bool(self.answered[i]),
+            "residual_before_repair": float(self.residual_before[i]),
+        }
+
+
+def repair(
+    writer: Writer, find_values: Callable[[torch.Tensor], Values], hparams: SpreadHparams
+) -> Repaired | None:
+    """Ask the requests of a round, and write those that the model does not give once more.
+
+    Args:
+        writer: of the round, after its passes.
+        find_values: optimises values for the requests [n] of these numbers, in the model as it is.
+
+    Returns:
+        What was done, or None without ``repair_rounds``.
+    """
+    if not hparams.repair_rounds:
+        return None
+
+    def ask() -> torch.Tensor:
+        with writer.clock("ask"):
+            return answered(writer.session, writer.requests, hparams.token_budget)
+
+    before = now = ask()
+    residual = writer.after
+    times = torch.zeros(len(now), dtype=torch.long)
+    for _ in range(hparams.repair_rounds):
+        failed = (~now).nonzero()[:, 0]
+        if not len(failed):
+            break
+        with writer.clock("repair"):
+            values = find_values(failed)
+        writer.rewrite(failed, values)
+        times[failed] += 1
+        now = ask()
+    return Repaired(times, before, now, residual)
+
+
+def answered(
+    session: EditSession, requests: Sequence[EditRequest], token_budget: int
+) -> torch.Tensor:
+    """[n] bool, whether greedy decoding writes each request's whole target."""
+    limit = session.layout.max_positions
+    asked = [
+        encode_request(session.tokenizer, request, with_target=True, max_positions=limit)
+        for request in requests
+    ]
+    return torch.tensor(score_encoded(session.model, asked, token_budget=token_budget).exact)

@@ -1,0 +1,176 @@
+"""The write passes of one round: per layer, keys, a closed-form change, and what is left of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.values import Values
+from nse_plugin.methods.bookkeeping import Progress
+from nse_plugin.methods.clock import Clock
+from nse_plugin.model.residual_path import path_of
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.records import Status, Write
+from nse_plugin.session.session import EditSession
+
+
+class Factors(NamedTuple):
+    """A change of one layer: left x right on the columns of some neurons."""
+
+    neurons: torch.Tensor
+    """[|I|], rising."""
+    left: torch.Tensor
+    """[d_model, n] float32."""
+    right: torch.Tensor
+    """[n, |I|] float32."""
+
+
+Solve = Callable[[int, torch.Tensor, torch.Tensor], Factors]
+"""``solve(layer, keys [d_ff, n], residual [d_model, n])``: the change that takes ``keys`` to what
+they give now plus ``residual``, as far as the method lets it."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often a round is written, and for which requests."""
+
+    most: int = 1
+    """Passes over all layers."""
+    alpha: float = 0.0
+    """A residual ||z - h|| of at most this needs no further pass."""
+    upper_bound: float | None = None
+    """A residual of at least this is left out of a pass."""
+    alpha_relative: float | None = None
+    """alpha as a share of the residual before the first pass."""
+    upper_bound_relative: float | None = None
+    """upper_bound as a multiple of ||h||."""
+
+    def bounds(self, first: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """alpha and upper_bound of each request, for first residuals and ||h||; each [n]."""
+        low = torch.full_like(first, self.alpha)
+        if self.alpha_relative is not None:
+            low = self.alpha_relative * first
+        high = torch.full_like(first, math.inf if self.upper_bound is None else self.upper_bound)
+        if self.upper_bound_relative is not None:
+            high = self.upper_bound_relative * h
+        return low, high
+
+
+ONE_PASS = Passes()
+REACHED = 0.5
+"""A request reached its value if at most this share of its first residual is left: then nearly all
+answers are the new ones, with more left fewer and fewer (docs/methods.md has the table)."""
+
+
+@dataclass
+class Writer:
+    """The write passes of one round and how far they have come."""
+
+    session: EditSession
+    requests: Sequence[EditRequest]
+    layers: Sequence[int]
+    lookups: Lookups
+    values: Values
+    solve: Solve
+    allowed: Passes
+    clock: Clock
+    writes: list[Write] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.before = self.after = self._residual_norms()
+        self.first = self.before  # of the values as they are; a repair gives others
+        self.passes = torch.zeros(len(self.requests), dtype=torch.long)
+
+    def run(self) -> None:
+        """Passes over all layers until no request is active or the passes are used up."""
+        low, high = self._bounds()
+        for _ in range(self.allowed.most):
+            active = ((self.after > low) & (self.after < high)).nonzero()[:, 0]
+            if len(active) == 0:
+                break
+            self._write(active)
+
+    def rewrite(self, rows: torch.Tensor, values: Values) -> None:
+        """One more pass, with other values for some requests; the others keep what they give.
+
+        Args:
+            rows: [n], the requests.
+            values: theirs.
+        """
+        self.values = self.values.replaced(rows, values)
+        self.after = self._residual_norms()
+        self.first = self.first.index_copy(0, rows, self.after[rows])
+        active = rows[(self.after < self._bounds()[1])[rows]]
+        if len(active):
+            self._write(active, spare_others=True)
+
+    def progress(self) -> Progress:
+        """The outcome of every request."""
+        low, high = self._bounds()
+        reached = self.after <= torch.maximum(low, REACHED * self.first)
+        too_far = self.after >= high
+        status: list[Status] = [
+            "out_of_bounds" if out else "converged" if near else "residual_left"
+            for out, near in zip(too_far.tolist(), reached.tolist())
+        ]
+        return Progress(self.before, self.after, self.passes, tuple(status))
+
+    def _write(self, active: torch.Tensor, spare_others: bool = False) -> None:
+        """A pass over all layers.
+
+        Args:
+            spare_others: the other requests' keys are in the solve too, with no residual.
+        """
+        others = torch.ones(len(self.requests), dtype=torch.bool)
+        others[active] = False
+        spared = (others & spare_others).nonzero()[:, 0]
+        number = max((write.pass_number for write in self.writes), default=0) + 1
+        for layer in self.layers:
+            self._write_layer(layer, active, spared, number)
+        self.passes[active] += 1
+        self.after = self._residual_norms()
+
+    def _write_layer(
+        self, layer: int, active: torch.Tensor, spared: torch.Tensor, pass_number: int
+    ) -> None:
+        layout, n = self.session.layout, len(active)
+        with self.clock("keys"):
+            outputs_of = {"h": layout.blocks[self.layers[-1]], "down": layout.down(layer)}
+            found, outputs = self.lookups.select(active).read([layer], outputs_of)
+            keys = found[layer]  # [d_ff, n]
+            layers_left = len(self.layers) - self.layers.index(layer)
+            residual = self.values.z[active.to(self.values.z.device)] - outputs["h"]
+            share = path_of(layout, layer).pull_back(residual / layers_left, outputs["down"])
+            if len(spared):
+                others = self.lookups.select(spared).keys([layer])[layer]
+                keys = torch.cat([keys, others], dim=1)
+                share = torch.cat([share, share.new_zeros(len(spared), share.shape[1])])
+        with self.clock("solve"):
+            neurons, left, right = self.solve(layer, keys, share.T)  # share: [n, d_model]
+        write = Write(
+            layer=layer,
+            pass_number=pass_number,
+            neurons=neurons.cpu(),
+            left=left[:, :n].contiguous().cpu(),
+            right=right[:n].contiguous().cpu(),
+            case_ids=tuple(self.requests[i].case_id for i in active.tolist()),
+            key_mass=float(keys[neurons].abs().sum() / keys.abs().sum()),
+        )
+        with self.clock("write"):
+            self.session.write(layer, write.change(layout.d_ff, keys.device))
+        self.writes.append(write)
+
+    def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
+        h = self.values.base.norm(dim=1).to(self.first)
+        return self.allowed.bounds(self.first, h)
+
+    def _residual_norms(self) -> torch.Tensor:
+        """||z - h|| with the weights as they are now, [n]."""
+        with self.clock("keys"):
+            h = self.lookups.activations(self.layers[-1])
+            return (self.values.z - h).norm(dim=1).cpu()

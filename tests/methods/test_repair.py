@@ -1,0 +1,150 @@
+"""Repair by behaviour: which edits are written once more, and what that writes, in float64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from nse_plugin.compare.specs import parse_method
+from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
+from nse_plugin.locate.values import compute_values
+from nse_plugin.methods import repair
+from nse_plugin.methods.bases import BASES
+from nse_plugin.objectives.nll import nll
+from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.ledger_files import load_round, save_round
+from nse_plugin.session.session import EditSession
+from tests.methods.brute import Brute, hparams_of, three_rounds
+from tests.tiny import some_requests, tiny_model
+
+
+def quick(kind, folder, **changes):
+    """Hyperparameters that need little time; few edits are learned with them."""
+    few = dict(v_num_grad_steps=3, n_contexts=1, context_length=3, stats_dir=str(folder))
+    return hparams_of(kind, **{**few, **changes})
+
+
+def given(monkeypatch, *answers):
+    """Have the model give these answers, one list for each time that it is asked."""
+    said = iter(answers)
+    monkeypatch.setattr(repair, "answered", lambda *_: torch.tensor(next(said), dtype=torch.bool))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_fails_is_optimised_in_the_present_model_and_the_rest_is_spared(
+    family, tokenizer, tmp_path, monkeypatch
+):
+    hparams = quick(MEMITHparams, tmp_path)
+    requests, plain = some_requests(5), tiny_model(family)
+    session = EditSession.of(plain, tokenizer)
+    BASES["MEMIT"].edit_round(session, requests, hparams)
+    failed = torch.tensor([1, 4])
+
+    brute = Brute.of(plain, tokenizer, hparams)
+    contexts = session.untouched.contexts(hparams)
+    covariances = session.untouched.covariances(hparams)
+    chosen = [requests[i] for i in failed.tolist()]
+    z = compute_values(brute.session.layout, tokenizer, chosen, contexts, hparams, nll).z
+    lookups, layers = brute.lookups(requests, contexts), hparams.layers
+    for i, layer in enumerate(layers):
+        K = lookups.keys([layer])[layer].double()
+        R = torch.zeros(brute.session.layout.d_model, len(requests), dtype=torch.float64)
+        left_of = z - lookups.activations(layers[-1])[failed]
+        R[:, failed] = left_of.double().T / (len(layers) - i)
+        A = hparams.mom2_update_weight * covariances[layer].double() + K @ K.T
+        brute.patch(layer, R @ K.T @ torch.linalg.inv(A))
+
+    hparams.repair_rounds = 1
+    given(monkeypatch, [1, 0, 1, 1, 0], [1, 1, 1, 1, 0])
+    model = tiny_model(family)
+    record = BASES["MEMIT"].edit_round(EditSession.of(model, tokenizer), requests, hparams)
+    for layer in layers:
+        got, want, unrepaired = (
+            EditSession.of(m).layout.down(layer).weight for m in (model, brute.model, plain)
+        )
+        assert (got - want).norm() < 1e-3 * (want - unrepaired).norm()
+    assert [o.repairs for o in record.outcomes] == [0, 1, 0, 0, 1]
+    assert [o.passes for o in record.outcomes] == [1, 2, 1, 1, 2]
+    assert [o.answered_before_repair for o in record.outcomes] == [True, False, True, True, False]
+    assert [o.answered for o in record.outcomes] == [True, True, True, True, False]
+    assert record.summary()["repaired"] == 2
+    unrepaired_residuals = [o.residual_after for o in session.ledger[0].outcomes]
+    assert [o.residual_before_repair for o in record.outcomes] == unrepaired_residuals
+    last = record.writes[-1]
+    assert last.case_ids == (1, 4) and last.left.shape[1] == last.right.shape[0] == 2
+
+
+@pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
+def test_one_round_of_the_ledger_resumed_and_undone_to_the_bit(kind, tokenizer, tmp_path):
+    changes = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
+    hparams = quick(kind, tmp_path, repair_rounds=2, **changes)
+    model = tiny_model("llama")
+    before = copy.deepcopy(model.state_dict())
+    session = EditSession.of(model, tokenizer)
+    ledger = Ledger()
+    for requests in three_rounds():
+        record = BASES[kind.method].edit_round(session, requests, hparams)
+        ledger.append(load_round(save_round(tmp_path, record).path))
+    assert {o.repairs for record in ledger for o in record.outcomes} == {2}, "none is ever given"
+    assert session.ledger.numbers() == [1, 2, 3]
+    other = tiny_model("llama")
+    EditSession.of(other, tokenizer).adopt(ledger)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters()))
+    assert [r.outcomes for r in ledger] == [r.outcomes for r in session.ledger]
+    session.undo_all()
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+
+
+def test_what_is_given_is_not_written_again(tokenizer, tmp_path, monkeypatch):
+    models = [tiny_model("gpt2"), tiny_model("gpt2")]
+    given(monkeypatch, [1, 1, 1])
+    for model, rounds in zip(models, (0, 1)):
+        hparams = quick(NSEHparams, tmp_path, repair_rounds=rounds)
+        record = BASES["NSE"].edit_round(
+            EditSession.of(model, tokenizer), some_requests(3), hparams
+        )
+        asked = True if rounds else None
+        assert {(o.repairs, o.answered) for o in record.outcomes} == {(0, asked)}
+    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+
+
+def test_an_edit_out_of_bounds_is_reported_and_not_repaired(tokenizer, tmp_path):
+    hparams = quick(NSEHparams, tmp_path, repair_rounds=1, upper_bound=1e-6)
+    model = tiny_model("gpt2")
+    record = BASES["NSE"].edit_round(EditSession.of(model, tokenizer), some_requests(2), hparams)
+    assert {(o.status, o.passes, o.answered) for o in record.outcomes} == {
+        ("out_of_bounds", 0, False)
+    }
+    assert record.writes == ()
+
+
+def test_asking_is_free_greedy_generation(tokenizer):
+    model = tiny_model("gpt2")
+    said = []
+    for request in some_requests(3):
+        ids = tokenizer(request.text, return_tensors="pt")["input_ids"]
+        n = ids.shape[1]
+        whole = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+        said.append(tokenizer.decode(whole[0, n:]))
+    asked = [
+        replace(request, target_new=text.strip() or "a")
+        for request, text in zip(some_requests(3), said)
+    ]
+    session = EditSession.of(model, tokenizer)
+    right = repair.answered(session, [*asked, *some_requests(3)], 4096).tolist()
+    assert right == [text.startswith(" ") for text in said] + [False] * 3
+
+
+def test_memit_with_previous_keys_is_nse_without_its_parts(tokenizer, tmp_path):
+    changes = parse_method("MEMIT:previous-keys").changes
+    memit = quick(MEMITHparams, tmp_path, **changes)
+    nse = quick(NSEHparams, tmp_path, rewind=False, max_iterations=1, neuron_threshold=1.0)
+    models = [tiny_model("gpt2"), tiny_model("gpt2")]
+    for model, hparams in zip(models, (memit, nse)):
+        session = EditSession.of(model, tokenizer)
+        for requests in three_rounds():
+            BASES[hparams.method].edit_round(session, requests, hparams)
+    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
