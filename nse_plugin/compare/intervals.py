@@ -1,14 +1,14 @@
 """Spread over seeds, and paired differences to a reference method with confidence intervals.
 
-Two intervals stand beside each other, since a comparison usually has few seeds:
+There are two intervals, since a comparison usually has few seeds:
 
 * the bootstrap resamples *edits within each seed* (paired: the same edits of both methods), and
-  takes percentiles of the mean of the seeds' mean differences.  It speaks of other facts put into
-  the same number of streams; what changes from stream to stream is not in it;
-* Student's t over the seeds' mean differences speaks of other streams.  With 3 seeds (2 degrees of
-  freedom) it is 4.3 standard errors wide to either side: wide, and honest about it.
+  takes percentiles of the mean of the seeds' mean differences.  It says how much the difference
+  would vary with other facts in the same number of runs, and leaves out what varies between runs;
+* Student's t over the seeds' mean differences says how much it would vary with other runs.  With 3
+  seeds (2 degrees of freedom) it is 4.3 standard errors wide to either side.
 
-Edits of one stream disturb each other, so the bootstrap is a little too narrow.
+Edits of one run disturb each other, so the bootstrap is slightly too narrow.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Difference]:
-    """Each method's scores less the reference's, on the seeds that both completed.
+    """Differences of each method's scores from the reference's, on the seeds that both completed.
 
     Every method and score of a model is resampled with the same draws.
     """

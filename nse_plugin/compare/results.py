@@ -137,7 +137,7 @@ class ScoreSummary(TypedDict):
 
 
 class Difference(TypedDict):
-    """A method's score less the reference's, paired by seed, and by edit within a seed."""
+    """A method's score minus the reference's, paired by seed, and by edit within a seed."""
 
     model: str
     method: str

@@ -87,9 +87,12 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
 
 
 INTERVALS = {
-    "edits": "the bootstrap over edits within each seed: other facts, as many streams",
-    "streams": "Student's t over seeds: other streams; wide with few seeds",
+    "edits": "from a bootstrap over the edits of each seed: how much the difference would vary "
+    "with other facts, in the same number of runs",
+    "seeds": "from Student's t over seeds: how much it would vary with other runs; wide with few "
+    "seeds",
 }
+"""What a 95% interval is taken over, and how."""
 
 
 def difference_table(result: ComparisonResult, model: str, interval: str = "edits") -> Table | None:
@@ -110,12 +113,13 @@ def difference_table(result: ComparisonResult, model: str, interval: str = "edit
     )
     reference, share = there[0]["reference"], there[0]["confidence"]
     note = (
-        f"Points more than {reference} on the same edits of the same seeds; in brackets "
-        f"{share:.0%} of {INTERVALS[interval]}."
+        f"Percentage points more than {reference} on the same edits of the same seeds; in brackets "
+        f"the {share:.0%} interval {INTERVALS[interval]}."
     )
     heads = ("method", *(SHOWN[name] for name in COMPARED))
     numeric = (False, *[True] * len(COMPARED))
-    return Table(f"{model}: less {reference}, over {interval}", heads, rows, numeric, note)
+    title = f"{model}: difference from {reference}, {share:.0%} interval over {interval}"
+    return Table(title, heads, rows, numeric, note)
 
 
 def time_table(result: ComparisonResult, model: str) -> Table:
