@@ -61,7 +61,12 @@ def test_undo_restores_every_bit(tokenizer, hparams, family, dtype):
 
 
 def test_without_the_covariance_values_are_reached(model, tokenizer, hparams):
+    # how nearly depends on the weights, and those that transformers draws vary with its version
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for _, weight in sorted(model.named_parameters()):
+            if weight.dim() > 1:
+                weight.normal_(0, 0.2, generator=generator)
     hparams.mom2_adjustment = False
     record = edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
-    # how far depends on the drawn weights, which differ between versions of transformers
-    assert all(o.residual_after < 0.5 * o.residual_before for o in record.outcomes)
+    assert all(o.residual_after < 0.3 * o.residual_before for o in record.outcomes)
