@@ -55,9 +55,12 @@ def download_wheel(
     """
     wanted = f"{wheel.package}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(folder), wanted]
+    command += ["--disable-pip-version-check", "--dest", str(folder), wanted]
+    # without a network the answer comes in seconds, unless the user set these otherwise
+    patience = {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "8"}
     done = subprocess.run(
         command if progress else [*command, "--quiet"],
+        env={**patience, **os.environ},
         stdout=None if progress else subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

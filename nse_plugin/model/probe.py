@@ -31,10 +31,15 @@ def layout_of(model: PreTrainedModel) -> DecoderLayout:
     """The layout of a model; made when it is first asked for.
 
     Raises:
-        ModelError: the family is unknown and probing it did not work out.
+        ModelError: the family is unknown and could not be probed, or PEFT wraps the model.
     """
     found = _LAYOUTS.get(model)
     if found is None:
+        if not isinstance(model, PreTrainedModel) and hasattr(model, "peft_config"):
+            raise ModelError(
+                f"the model is wrapped in PEFT's {type(model).__name__}, and only the model itself "
+                "can be edited; give model.merge_and_unload(), or the model without the adapter"
+            )
         model_type = getattr(model.config, "model_type", "unknown")
         family = FAMILIES.get(model_type) or probe_family(model)
         found = _LAYOUTS[model] = DecoderLayout(model, family)
@@ -48,12 +53,12 @@ def probe_family(model: PreTrainedModel) -> Family:
         ModelError: no consistent guess; the message says what was missing.
     """
     model_type = getattr(model.config, "model_type", type(model).__name__)
-    known = ", ".join(sorted(FAMILIES))
 
     def fail(what: str) -> ModelError:
         return ModelError(
-            f"model type {model_type!r} is not known ({known}) and probing it failed: {what}; "
-            "methods that write weights cannot edit it, and docs/extending.md says how to add it"
+            f"methods that write weights cannot edit a model of type {model_type!r}: {what}. "
+            "docs/extending.md says how to add a family to those known: "
+            f"{', '.join(sorted(FAMILIES))}"
         )
 
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]

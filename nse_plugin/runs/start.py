@@ -19,6 +19,7 @@ from nse_plugin.hparams import Hparams, read_method_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
@@ -57,9 +58,11 @@ def make_scheduler(
         on_bad=settings.on_bad_record,
         choose=settings.known,
     )
+    out = Path(settings.out)
+    with RunDirectory(out):
+        pass  # a folder that the run cannot use is refused before the model is loaded
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     rules = StopRules.from_dict(settings.stop)
-    out = Path(settings.out)
     told = list(listeners)
     if settings.tensorboard:
         told.append(TensorBoard(out / "tensorboard"))

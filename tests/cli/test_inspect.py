@@ -13,9 +13,6 @@ from nse_plugin import cli
 from nse_plugin.report.theme import THEMES
 from tests.runs.runs import hparams, requests, scheduler
 
-pytest.importorskip("pandas")
-pytest.importorskip("matplotlib")
-
 ROOT = Path(__file__).parent.parent.parent
 FIGURES = ["capacity", "ledger", "norm", "overall", "overlap", "retention", "scores", "writes"]
 

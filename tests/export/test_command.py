@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -13,8 +12,6 @@ from nse_plugin.data import atlas
 from nse_plugin.export import from_delta
 from tests.runs.runs import scheduler
 from tests.tiny import tiny_model, tiny_tokenizer
-
-pytest.importorskip("peft")
 
 
 def same(one, other):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,8 +21,6 @@ from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.ledger_files import save_round
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
-
-peft = pytest.importorskip("peft")
 
 FAMILIES = ["gpt2", "llama", "gptj", "qwen2", "gemma2"]
 IDS = torch.randint(1, 299, (4, 12), generator=torch.Generator().manual_seed(0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def test_a_structure_that_cannot_be_probed_is_named():
     model = tiny_model("olmo2")
     for block in model.model.layers:
         block.mlp.down_proj = nn.Identity()
-    with pytest.raises(ModelError, match="model type 'olmo2' is not known .*probing it failed"):
+    with pytest.raises(ModelError, match="of type 'olmo2': block model.layers.0 has no single"):
         layout_of(model)
     other = tiny_model("olmo2")
     other.model.norm.forward = lambda hidden: hidden * 2 + 1
@@ -65,6 +66,17 @@ def test_a_structure_that_cannot_be_probed_is_named():
         other.model(**kw).last_hidden_state).tanh()})()  # fmt: skip
     with pytest.raises(ModelError, match=r"logits are not head\(final norm\(last block\)\)"):
         layout_of(other)
+
+
+@pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|checkpointing)")
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_model_in_a_wrapper_of_peft_is_refused_by_name(family):
+    wrapped = peft.get_peft_model(
+        tiny_model(family), peft.LoraConfig(target_modules="all-linear", fan_in_fan_out=True)
+    )
+    with pytest.raises(ModelError, match=r"PEFT's PeftModel, .* model.merge_and_unload\(\)"):
+        layout_of(wrapped)
+    layout_of(wrapped.merge_and_unload())
 
 
 def test_layers_are_checked_by_number():

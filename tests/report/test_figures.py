@@ -6,14 +6,13 @@ import io
 import re
 import sys
 
+import pandas as pd
 import pytest
 
 from nse_plugin.errors import MissingPackageError
 from nse_plugin.report import figures
 from nse_plugin.report.theme import DARK, LIGHT, THEMES
 
-pd = pytest.importorskip("pandas")
-pytest.importorskip("matplotlib")
 NAN = float("nan")
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 from html.parser import HTMLParser
 
+import pandas as pd
 import pytest
 
 from nse_plugin.errors import MissingPackageError
@@ -13,10 +14,6 @@ from nse_plugin.report import figures
 from nse_plugin.report.page import Page, Picture
 from nse_plugin.report.table import Table
 from nse_plugin.report.theme import DARK, LIGHT
-
-pd = pytest.importorskip("pandas")
-pytest.importorskip("matplotlib")
-pytest.importorskip("jinja2")
 
 
 def a_page():

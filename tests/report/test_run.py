@@ -22,9 +22,6 @@ from nse_plugin.session.ledger_files import load_round, save_round
 from tests.runs.runs import hparams, scheduler
 from tests.runs.test_scheduler import editor
 
-pytest.importorskip("pandas")
-pytest.importorskip("matplotlib")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from nse_plugin.report.table import Table
-
-pd = pytest.importorskip("pandas")
 
 
 @pytest.fixture

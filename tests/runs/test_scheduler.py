@@ -435,12 +435,23 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
         (["--config", "run.yaml", "--round-size", "0"], "round_size is 0"),
         (["--config", "run.yaml", "--limit", "0"], "limit is 0"),
         (["--config", "run.yaml", "--held-out", "gone"], "held-out text 'gone'"),
+        (["--config", "run.yaml", "--data", "atlas:999999"], "facts, and 999999 are asked for"),
     ],
 )
 def test_bad_arguments_of_the_command(small, arguments, message, capsys):
     Path("bad.yaml").write_text("roundsize: 2\n")
     assert cli.main(["run", *arguments]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_refused_before_the_model_is_loaded(
+    small, monkeypatch, capsys
+):
+    monkeypatch.setattr("nse_plugin.runs.start.load_model", None)
+    (small / "r").mkdir()
+    (small / "r" / "thesis.tex").write_text("x")
+    assert cli.main(["run", "--config", "run.yaml"]) == 1
+    assert "r holds something else (thesis.tex)" in capsys.readouterr().err
 
 
 def test_options_go_before_the_file(small):

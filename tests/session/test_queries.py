@@ -17,8 +17,6 @@ from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
-pytest.importorskip("pandas")
-
 
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory):

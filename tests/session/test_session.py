@@ -170,8 +170,6 @@ def test_offloaded_layers(tokenizer, hparams, tmp_path):
 
 
 def test_a_session_exports_and_blames(tokenizer, hparams, tmp_path):
-    pytest.importorskip("peft")
-    pytest.importorskip("pandas")
     model = tiny_model("gpt2")
     session = EditSession.of(model, tokenizer)
     edit_round(session, some_requests(2), hparams)

@@ -342,7 +342,6 @@ def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
 
 
 def test_blame_finds_the_round_that_wrote_a_planted_fact(tmp_path):
-    pytest.importorskip("pandas")
     model, tokenizer = atlas.load("atlas:gpt2")
     session = EditSession.of(model, tokenizer)
     settings = NSEHparams.from_hparams("NSE/atlas-gpt2").to_dict()
@@ -363,7 +362,6 @@ def test_blame_finds_the_round_that_wrote_a_planted_fact(tmp_path):
 
 
 def test_blame_against_models_without_the_round(tokenizer):
-    pytest.importorskip("pandas")
     records = ten_records("llama")[:3]
     model, session = adopted("llama", records)
     text = "Mara Voss lives in"
@@ -385,7 +383,6 @@ def test_blame_against_models_without_the_round(tokenizer):
 
 
 def test_blame_puts_the_weights_back_on_errors(tokenizer, monkeypatch):
-    pytest.importorskip("pandas")
     model, session = adopted("gpt2", ten_records("gpt2")[:3])
     held = {n: p.detach().clone() for n, p in model.named_parameters()}
     real, calls = model.forward, []

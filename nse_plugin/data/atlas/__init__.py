@@ -101,7 +101,7 @@ def edit_set(n: int, seed: int = 0, distinct_subjects: bool = True) -> list[dict
     """
     records = facts()
     if not 0 <= n <= len(records):
-        raise DataError(f"n must be between 0 and {len(records)}, the number of facts; got {n}")
+        raise DataError(f"the embedded world has {len(records)} facts, and {n} are asked for")
     random.Random(seed).shuffle(records)
     if distinct_subjects:
         times: dict[str, int] = {}

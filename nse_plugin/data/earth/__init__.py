@@ -55,7 +55,7 @@ def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """
     records = facts(seed)
     if n is not None and not 0 <= n <= len(records):
-        raise DataError(f"n must be between 0 and {len(records)}, the number of facts; got {n}")
+        raise DataError(f"there are {len(records)} real facts, and {n} are asked for")
     random.Random(seed).shuffle(records)
     times: dict[str, int] = {}
     turn: dict[int, int] = {}
