@@ -26,7 +26,7 @@ from nse_plugin.evaluation.model_state import (
     relative_change,
     run_harness,
 )
-from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.evaluation.settings import Bounds, Protocol
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.capacity import key_share
 
@@ -137,7 +137,7 @@ class _Texts:
 
 @dataclass
 class MeasuredModel:
-    """The model that is measured."""
+    """The model that is measured, in the state that a round left it in."""
 
     model: nn.Module
     tokenizer: Any
@@ -147,6 +147,23 @@ class MeasuredModel:
     """Gives at most N previous keys [d_ff, n] by layer, for methods that have them."""
     held_out: Sequence[str] = ()
     """Texts for the perplexity."""
+    untouched: bool = False
+    """No round has changed the model, so the frozen answers are its answers."""
+    _answers: dict[str, Answered] = field(default_factory=dict)  # by digest of the request
+
+    def answers(self, edits: Sequence[Edit], bounds: Bounds) -> list[Answered]:
+        """Answers to the probes of some edits; each edit is asked once."""
+        if self.untouched:
+            return [edit.frozen for edit in edits]
+        digests = [edit.request.digest() for edit in edits]
+        new = {
+            digest: edit.request
+            for digest, edit in zip(digests, edits)
+            if digest not in self._answers
+        }
+        asked = ask(self.model, self.tokenizer, list(new.values()), bounds)
+        self._answers.update(zip(new, asked))
+        return [self._answers[digest] for digest in digests]
 
 
 def freeze(
@@ -166,9 +183,7 @@ def measure_round(
 ) -> dict[str, Any]:
     """Scores of one round's own edits, and of the same before it (``before``)."""
     edits = history.edits(history.of_round(number))
-    answered = ask(
-        measured.model, measured.tokenizer, [edit.request for edit in edits], protocol.bounds
-    )
+    answered = measured.answers(edits, protocol.bounds)
     frozen = [edit.frozen for edit in edits]
     texts = history.edited_texts()
     before = summarise(frozen, frozen)
@@ -195,9 +210,7 @@ def measure_all(
     result: dict[str, Any] = {"tested": number, "in_effect": len(edits)}
     if protocol.retention and edits:
         sample = history.edits(_sample(edits, protocol.retention, protocol.seed, number))
-        answered = ask(
-            measured.model, measured.tokenizer, [edit.request for edit in sample], protocol.bounds
-        )
+        answered = measured.answers(sample, protocol.bounds)
         texts = history.edited_texts()
         result |= _retention(sample, answered, texts)
         if protocol.each:

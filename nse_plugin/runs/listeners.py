@@ -27,6 +27,14 @@ _DOING = {
     "write": "writing to disk",
     "untouched model": "measuring the untouched model",
 }
+_PARTS = {
+    "freeze": "freeze",
+    "edit": "edit",
+    "measure": "measure",
+    "final": "measure",
+    "untouched": "measure",
+}
+"""The part of a run's time that a phase counts to, by the first word of its name."""
 QUIET = 30.0
 """Seconds between progress lines if standard error is not a terminal."""
 
@@ -70,23 +78,49 @@ def repeated(seconds: float, call: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
+class Shares:
+    """How the time of a run is shared out between editing, freezing and measuring."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._part, self._since = "other", time.monotonic()
+
+    def hear(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Hear of an event; a phase lasts until the next one begins."""
+        if event not in ("phase", "round", "end"):
+            return
+        now = time.monotonic()
+        self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
+        first_word = facts["name"].partition(" ")[0] if event == "phase" else ""
+        self._part, self._since = _PARTS.get(first_word, "other"), now
+
+    def text(self) -> str:
+        """``edit 71%, measure 25%, freeze 3%, other 1%``; empty before any time has passed."""
+        total = sum(self._seconds.values())
+        by_size = sorted(self._seconds.items(), key=lambda pair: -pair[1])
+        return ", ".join(f"{part} {s / total:.0%}" for part, s in by_size if s > 0)
+
+
 class Bars:
     """One bar for the rounds, with running scores and the time left, one for the work inside."""
 
     def __init__(self) -> None:
         self._rounds: tqdm | None = None
         self._inside: tqdm | None = None
+        self._shares = Shares()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Hear of an event."""
+        self._shares.hear(event, facts)
         if event == "start":
             self.close()
             self._rounds = tqdm(total=facts["rounds"], initial=facts["done"], unit="round")
         elif event == "phase":
             if self._inside is None:
-                self._inside = tqdm(bar_format="{desc} ({elapsed})", leave=False)
+                self._inside = tqdm(bar_format="{desc} ({elapsed}{postfix})", leave=False)
             self._inside.reset()
-            self._inside.set_description_str(_doing(facts["name"]))
+            self._inside.set_description_str(_doing(facts["name"]), refresh=False)
+            self._inside.set_postfix_str(self._shares.text())
         elif event == "note":
             tqdm.write(printable(facts["text"]), file=sys.stderr)
         elif event == "round" and self._rounds is not None:
@@ -117,10 +151,12 @@ class Lines:
         self._show, self._with_rounds = show, rounds
         self._what, self._since = "", 0.0
         self._number, self._total = 0, None
+        self._shares = Shares()
         self._said = time.monotonic()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Hear of an event."""
+        self._shares.hear(event, facts)
         if event == "start":
             self._number, self._total = facts["done"], facts["rounds"]
             if facts["done"]:
@@ -134,6 +170,8 @@ class Lines:
             self._said = time.monotonic()
             if self._with_rounds:
                 self._say(round_text(facts))
+        elif event == "end" and self._shares.text():
+            self._say(f"time: {self._shares.text()}")
 
     def say_what_is_done(self) -> None:
         """Log a progress line if none was written for :data:`QUIET` seconds."""
@@ -166,8 +204,10 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"{len(line['left_out'])} out of bounds")
     if line["stop"]:
         parts.append(f"{line['stop']['rule']}: {line['stop']['action']}")
-    seconds = line["seconds"]["total"]
-    return f"round {line['round']}: {line['edits']} edits, {', '.join(parts)} ({seconds:.1f} s)"
+    seconds = line["seconds"]
+    spent = [f"{part} {seconds[part]:.1f}" for part in ("edit", "measure") if part in seconds]
+    time_text = f"{seconds['total']:.1f} s: {', '.join(spent)}"
+    return f"round {line['round']}: {line['edits']} edits, {', '.join(parts)} ({time_text})"
 
 
 class TensorBoard:

@@ -84,6 +84,8 @@ class SequentialScheduler:
         self._round_size = round_size
         self._order, self._seed = order, seed
         self._held_out, self._listeners, self._max_rounds = held_out, listeners, max_rounds
+        self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
+        self._frozen_in: dict[int, float] = {}  # seconds by round, where it was ahead of its round
         has = {"perplexity": bool(held_out and self.protocol.perplexity),
                "retention": bool(self.protocol.retention)}  # fmt: skip
         for needed in self.rules.needs():
@@ -158,7 +160,7 @@ class SequentialScheduler:
         self._per_round = budget.disk_per_round
         self._tell("phase", name="untouched model")
         contexts = self.backend.prepare(None)
-        base = cast(Measurement, measure_base(self.protocol, self._measured()))
+        base = cast(Measurement, measure_base(self.protocol, self._measured(untouched=True)))
         self._folder.begin(
             new_manifest(run=identity, contexts=contexts, base=base, budget=budget.to_dict())
         )
@@ -201,11 +203,13 @@ class SequentialScheduler:
             self._frozen.keep(planned.number - 1)
         if phase is not None:
             self._tell("phase", name=phase)
+        start = time.perf_counter()
         with self.backend.rewound():
             answered = freeze(
                 self.protocol, self.backend.model, self.backend.tokenizer, planned.requests
             )
         self._frozen.append(planned.number, planned.requests, answered)
+        self._frozen_in[planned.number] = time.perf_counter() - start
 
     def _read_round(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
         return self._frozen.read(number)
@@ -214,8 +218,8 @@ class SequentialScheduler:
         check_disk(self.run_dir, 2 * self._per_round)
         clock: dict[str, float] = {}
         number, requests = planned.number, planned.requests
-        with self._phase("freeze", clock):
-            self._freeze(planned)
+        self._freeze(planned, "freeze")
+        clock["freeze"] = self._frozen_in.pop(number, 0.0)
         superseded = 0
         written: Written | None = None
         scores = measurement = problem = None
@@ -232,10 +236,12 @@ class SequentialScheduler:
             self._warn(number, written, len(requests))
             superseded = self.history.add(number, requests)
             if problem is None:
+                untouched = not self._changed and not written.changed
+                self._state = measured = self._measured(untouched)
                 with self._phase("measure", clock):
-                    scores = measure_round(self.protocol, self._measured(), self.history, number)
+                    scores = measure_round(self.protocol, measured, self.history, number)
                     if self.protocol.is_due(number):
-                        measurement = self._measure_all(number)
+                        measurement = self._measure_all(measured, number)
             stop = stop or self.rules.check(measurement, base, problem)
         kept = written is not None
         if stop is not None:
@@ -244,7 +250,7 @@ class SequentialScheduler:
             if kept and stop["action"] == "undo":
                 self.backend.undo()
                 self.history.take_back(number)
-                kept = False
+                kept, self._state = False, None
         line: RoundLine = {
             "round": number,
             "file": self._n_files + 1 if kept else None,
@@ -288,9 +294,8 @@ class SequentialScheduler:
             number, len(out), n_requests, named, lowest, written.bound,
         )  # fmt: skip
 
-    def _measure_all(self, number: int) -> Measurement:
-        found = measure_all(self.protocol, self._measured(), self.history, number)
-        return cast(Measurement, found)
+    def _measure_all(self, measured: MeasuredModel, number: int) -> Measurement:
+        return cast(Measurement, measure_all(self.protocol, measured, self.history, number))
 
     def _finish(self, last: RoundLine | None) -> RunResult:
         number = last["round"] if last else 0
@@ -305,7 +310,7 @@ class SequentialScheduler:
             if broken:
                 measurement = None
             elif measurement is None or undone:
-                measurement = self._measure_all(number - undone)
+                measurement = self._measure_all(self._as_measured(number - undone), number - undone)
             final = {
                 "status": status,
                 "rounds": number,
@@ -325,10 +330,24 @@ class SequentialScheduler:
 
     # --- what they need ---------------------------------------------------------------------------
 
-    def _measured(self) -> MeasuredModel:
+    def _as_measured(self, number: int) -> MeasuredModel:
+        """The model after the last round, with the answers that the round's own scores needed."""
+        if self._state is not None:
+            return self._state
+        measured = self._measured(untouched=not self._changed)
+        # in the same batches as in a run without interruption, so that all bits are the same
+        measured.answers(self.history.edits(self.history.of_round(number)), self.protocol.bounds)
+        return measured
+
+    def _measured(self, untouched: bool) -> MeasuredModel:
         backend = self.backend
         return MeasuredModel(
-            backend.model, backend.tokenizer, backend.originals(), backend.keys, self._held_out
+            backend.model,
+            backend.tokenizer,
+            backend.originals(),
+            backend.keys,
+            self._held_out,
+            untouched,
         )
 
     def _identity(self, plan: list[PlannedRound] | None) -> Identity:

@@ -49,6 +49,19 @@ def test_a_round_counts_as_said(clock):
     assert said == ["resumed after round 2"]
 
 
+def test_the_end_says_where_the_time_went(clock):
+    said: list[str] = []
+    lines = Lines(said.append, rounds=False)
+    for name, seconds in [
+        ("untouched model", 5), ("freeze 1", 20), ("edit", 50), ("measure", 10), ("write", 5),
+        ("final measurement", 10),
+    ]:  # fmt: skip
+        lines("phase", {"name": name})
+        clock[0] += seconds
+    lines("end", {})
+    assert said == ["time: edit 50%, measure 25%, freeze 20%, other 5%"]
+
+
 def test_bars_on_a_terminal_lines_elsewhere(monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

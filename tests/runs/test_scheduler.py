@@ -20,6 +20,8 @@ from nse_plugin.errors import (
     NotFiniteError,
     RequestError,
 )
+from nse_plugin.evaluation import metrics
+from nse_plugin.evaluation import protocol as evaluation
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
@@ -128,6 +130,23 @@ def test_answers_are_frozen_before_anything_is_edited(tmp_path):
     scheduler(tmp_path / "b", iter(requests())).run()
     late = json.loads((tmp_path / "b/frozen.jsonl").read_text().splitlines()[2])
     assert late == first
+
+
+def test_no_state_of_the_model_is_asked_twice(tmp_path, monkeypatch):
+    """Neither for a round and for all edits, nor of a model that no round has changed."""
+    asked: list[int] = []
+
+    def counted(model, tokenizer, some, bounds):
+        asked.extend(request.case_id for request in some)
+        return metrics.ask(model, tokenizer, some, bounds)
+
+    monkeypatch.setattr(evaluation, "ask", counted)
+    scheduler(tmp_path / "a", protocol=protocol(every=2)).run()
+    # frozen; rounds 1 and 2 with all edits after it; round 3 with all edits at the end
+    assert asked == [*range(6), 0, 1, 2, 3, 0, 1, 4, 5, 0, 1, 2, 3]
+    asked.clear()
+    result = scheduler(tmp_path / "b", hparams=hparams(tmp_path, alpha=1e9)).run()
+    assert asked == [*range(6)] and result.final["measurement"]["all"]["locality"] == 1
 
 
 def test_repeats_are_counted_and_superseded_answers_no_longer_expected(tmp_path):
@@ -384,7 +403,8 @@ def test_listeners_are_told(tmp_path, monkeypatch, capsys):
         listeners.WandB("p", "n"),
     ]  # fmt: skip
     lines = list(scheduler(tmp_path / "run", listeners=told).run().lines())
-    assert len(shown) == 3 and shown[1].startswith("round 2: 2 edits, efficacy ")
+    assert len(shown) == 4 and shown[1].startswith("round 2: 2 edits, efficacy ")
+    assert shown[3].startswith("time: ") and "edit " in shown[3]
     assert "perplexity" in shown[1] and "perplexity" not in shown[0]
     assert written["scores/locality", 2] == lines[1]["scores"]["locality"]
     assert written["measurement/all/efficacy", 2] == lines[1]["measurement"]["all"]["efficacy"]
