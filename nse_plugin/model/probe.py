@@ -31,18 +31,21 @@ def layout_of(model: PreTrainedModel) -> DecoderLayout:
     """The layout of a model; made when it is first asked for.
 
     Raises:
-        ModelError: the family is unknown and could not be probed, or PEFT wraps the model.
+        ModelError: the family is unknown and could not be probed.
     """
     found = _LAYOUTS.get(model)
     if found is None:
-        if not isinstance(model, PreTrainedModel) and hasattr(model, "peft_config"):
-            raise ModelError(
-                f"the model is wrapped in PEFT's {type(model).__name__}, and only the model itself "
-                "can be edited; give model.merge_and_unload(), or the model without the adapter"
-            )
         model_type = getattr(model.config, "model_type", "unknown")
-        family = FAMILIES.get(model_type) or probe_family(model)
-        found = _LAYOUTS[model] = DecoderLayout(model, family)
+        try:
+            family = FAMILIES.get(model_type) or probe_family(model)
+            found = _LAYOUTS[model] = DecoderLayout(model, family)
+        except ModelError as error:
+            if isinstance(model, PreTrainedModel) or not hasattr(model, "peft_config"):
+                raise
+            raise ModelError(
+                f"the model is wrapped in PEFT's {type(model).__name__}, in which its parts are "
+                f"not found; give model.merge_and_unload() instead ({error})"
+            ) from error
     return found
 
 
