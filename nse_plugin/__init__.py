@@ -27,11 +27,13 @@ if TYPE_CHECKING:
         ROMEHparams,
     )
     from nse_plugin.requests import EditRequest
+    from nse_plugin.runs.edits import EditFolder
     from nse_plugin.session.session import EditSession
 
 __all__ = [
     "AlphaEditHparams",
     "BaseEditor",
+    "EditFolder",
     "EditRequest",
     "EditSession",
     "FTHparams",
@@ -50,6 +52,7 @@ __all__ = [
 _HOME = {
     "AlphaEditHparams": "hparams",
     "BaseEditor": "host",
+    "EditFolder": "runs.edits",
     "EditRequest": "requests",
     "EditSession": "session.session",
     "FTHparams": "hparams",

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from nse_plugin.cli.output import INTERRUPTED, complain, exit_code, set_up_logging, show
+from nse_plugin.cli.output import (
+    INTERRUPTED,
+    be_quiet,
+    complain,
+    exit_code,
+    set_up_logging,
+    show_result,
+)
 from nse_plugin.cli.signals import signals_interrupt
 from nse_plugin.version import __version__
 
 EDIT, LOOK, KEEP, MACHINE = "Edit", "Look", "Keep or undo", "Prepare"
 """Groups of commands in the help."""
 
-_COMMANDS = ("demo", "run", "compare", "inspect", "overfit", "undo", "export", "models",
-             "stats", "doctor")  # fmt: skip
+_COMMANDS = ("edit", "demo", "run", "compare", "ask", "chat", "inspect", "overfit", "undo",
+             "export", "models", "stats", "doctor")  # fmt: skip
 """Modules of this folder, in the order of the help."""
 
 # typer.BadParameter is a UsageError, and that a ClickException; where typer keeps them varies
@@ -39,13 +47,15 @@ app = typer.Typer(
 def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
     """Add a function to the subcommands, under its own name.
 
-    It returns its exit code; the errors it raises become one line and an exit code.
+    It returns its exit code; the errors it raises become one line and an exit code.  Each gets
+    the option ``--quiet``.
     """
 
     def added(function: Callable[..., int]) -> Callable[..., int]:
         paragraphs = [" ".join(text.split()) for text in (function.__doc__ or "").split("\n\n")]
 
         @app.command(help="\n\n".join(paragraphs), epilog=epilog, rich_help_panel=group)
+        @_with_quiet
         @functools.wraps(function)
         def guarded(**options: Any) -> int:
             return exit_code(lambda: _call(function, options))
@@ -71,6 +81,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 128 + came[0] if came and code == INTERRUPTED else code
 
 
+def _with_quiet(guarded: Callable[..., int]) -> Callable[..., int]:
+    """Add ``--quiet`` to a command's options."""
+
+    def called(quiet: bool, **options: Any) -> int:
+        if quiet:
+            be_quiet()
+        return guarded(**options)
+
+    functools.update_wrapper(called, guarded)
+    option = typer.Option("--quiet", "-q", help="Print only results and errors.")
+    annotation = Annotated[bool, option]
+    own = inspect.signature(guarded, eval_str=True).parameters.values()
+    quiet = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
+    )
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, quiet)]
+    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in parameters}
+    return called
+
+
 def _call(function: Callable[..., int], options: dict[str, Any]) -> int:
     # transformers reads this when a command first imports it; we draw our own progress bars
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -88,7 +119,7 @@ def _usage(error: Any) -> int:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        show(f"nse_plugin {__version__}")
+        show_result(f"nse_plugin {__version__}")
         raise typer.Exit
 
 

@@ -1,24 +1,72 @@
-"""What the commands print, and how they end."""
+"""What the commands print, and how they end.
+
+Results go to standard output, with ``--json`` as JSON and nothing else; progress and notes go to
+standard error or, in the commands that tell how a long work goes on, before the result.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.printable import printable
 
+if TYPE_CHECKING:
+    from nse_plugin.runs.listeners import Listener
+
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Exit code after a broken output pipe: 128 + SIGPIPE, as shells report it."""
+AS_JSON = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
+]
+_PROGRESS = logging.getLogger("nse_plugin.progress")
 
 
 def show(text: str = "") -> None:
-    """Print for people; control characters in it are spelled out."""
-    print(printable(text), flush=True)
+    """Print for people, unless ``--quiet``; control characters in it are spelled out."""
+    if not _is_quiet():
+        print(printable(text), flush=True)
+
+
+def show_result(result: Any) -> None:
+    """Print what the command was asked for, also with ``--quiet``: a text, or values as JSON."""
+    is_text = isinstance(result, str)
+    text = printable(result) if is_text else json.dumps(result, indent=2, default=str)
+    print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Print a remark on standard error, unless ``--quiet``."""
+    if not _is_quiet():
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def working() -> Iterator[Listener]:
+    """A listener whose phases are shown on standard error as long as the work goes on."""
+    from nse_plugin.runs.listeners import progress
+
+    with progress(note) as listener:
+        yield listener
+
+
+def be_quiet() -> None:
+    """Print only results and errors from now on."""
+    logging.getLogger().setLevel(logging.ERROR)
+    _PROGRESS.setLevel(logging.ERROR)
+
+
+def _is_quiet() -> bool:
+    return _PROGRESS.level > logging.INFO
 
 
 def complain(text: str) -> None:
@@ -74,8 +122,9 @@ def set_up_logging(verbose: bool) -> None:
     """Logs to standard error, control characters spelled out."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, handlers=[handler])
-    logging.getLogger("nse_plugin.progress").setLevel(logging.INFO)  # a line every 30 seconds
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
+    _PROGRESS.setLevel(logging.INFO)  # a line every 30 seconds
     if not verbose:
         # read when huggingface_hub is imported, later; without a network it reports every retry,
         # and the error that follows is enough

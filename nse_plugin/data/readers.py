@@ -17,8 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import yaml
+
 from nse_plugin.data.schemas import SCHEMAS, BadField
 from nse_plugin.errors import DataError, RequestError, did_you_mean
+from nse_plugin.hparams.yaml_files import parse_yaml
 from nse_plugin.requests import EditRequest
 
 log = logging.getLogger(__name__)
@@ -34,7 +37,7 @@ def read_records(
     on_bad: OnBad = "stop",
     limit: int | None = None,
 ) -> list[EditRequest]:
-    """Read a benchmark file: a JSON list, JSON lines, or CSV with named columns; also gzipped.
+    """Read a benchmark file: a list in JSON or YAML, JSON lines, or CSV with named columns.
 
     Args:
         kind: a name in :data:`SCHEMAS`; None recognises each record by its fields.
@@ -140,7 +143,7 @@ def read_mquake(path: str | Path, **options: Any) -> list[EditRequest]:
 
 
 def load_records(path: Path) -> Any:
-    """What a file of JSON, JSON lines or CSV holds; also of one that is gzipped.
+    """What a file of JSON, JSON lines, YAML or CSV holds; also of one that is gzipped.
 
     Raises:
         DataError: the file is missing, empty, cut off or of another form.
@@ -170,6 +173,12 @@ def load_records(path: Path) -> Any:
         raise DataError(f"{path} is empty; give a file with at least one record")
     if suffixes[-1:] in ([".csv"], [".tsv"]):
         return _csv_records(text, path, "\t" if suffixes[-1] == ".tsv" else ",")
+    if suffixes[-1:] in ([".yaml"], [".yml"]):
+        try:
+            return parse_yaml(text)
+        except yaml.YAMLError as error:
+            said = " ".join(str(error).split())
+            raise DataError(f"{path} is not YAML: {said}; mend it") from error
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or _are_json_lines(lines):
         return [_decode(line, path, number) for number, line in lines]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from nse_plugin.files import require
 from nse_plugin.printable import printable
+from nse_plugin.statistics.covariance import PROGRESS_LOG
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Told ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its line),
@@ -43,9 +45,14 @@ QUIET = 30.0
 def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Listener]:
     """Bars where standard error is a terminal, lines of text elsewhere.
 
+    Nothing where the logger ``nse_plugin.progress`` is set to a level above INFO.
+
     Args:
         rounds: show the scores of each round; false if the caller shows them.
     """
+    if PROGRESS_LOG.level > logging.INFO:
+        yield lambda _event, _facts: None
+        return
     if sys.stderr.isatty():
         bars = Bars()
         try:

@@ -8,13 +8,16 @@ from typing import Any, cast
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, read_json
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import (
     FINAL,
+    FROZEN,
     MADE_BY,
     MANIFEST,
     ROUNDS,
     SCHEMA,
     Final,
+    FrozenLine,
     Manifest,
     RoundLine,
     check,
@@ -65,6 +68,26 @@ class RunFiles:
     def final(self) -> Final | None:
         """How the run ended, or None where it has not."""
         return read_final(self.folder)
+
+    def requests(self) -> dict[int, list[EditRequest]]:
+        """The requests of the finished rounds, by the number in :attr:`RoundLine.round`.
+
+        Raises:
+            DataError: a line of ``frozen.jsonl`` is missing or damaged.
+        """
+        frozen: JsonLines[FrozenLine] = JsonLines(
+            self.folder / FROZEN,
+            if_damaged=_WAY_OUT,
+            check=lambda found, what: check(found, FrozenLine, what, _WAY_OUT),
+        )
+        if len(frozen) < len(self.lines):
+            raise DataError(
+                f"{frozen.path} has {len(frozen)} of {len(self.lines)} rounds; {_WAY_OUT}"
+            )
+        return {
+            line["round"]: [EditRequest.from_json(record) for record in asked["edits"]]
+            for line, asked in zip(self.lines, frozen)
+        }
 
     def ledger(self) -> Ledger:
         """The active rounds, and which were undone; empty for a method of the host.

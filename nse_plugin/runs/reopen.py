@@ -41,12 +41,17 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
     ledger = files.ledger()
     model, tokenizer, _ = load_model(SimpleNamespace(**hparams))
     session = EditSession.of(model, tokenizer)
+    check_model(files, session)
+    session.adopt(ledger)
+    return model, session
+
+
+def check_model(files: RunFiles, session: EditSession) -> None:
+    """Raise :class:`DataError` where a session's model is not that of a run."""
     there = files.manifest["run"]["model"]["fingerprint"]
     here = model_fingerprint(session.layout)
     if there != "?" and not same_model(there, here):
         raise DataError(
-            f"{name} is another model now than when {run} was made: its fingerprint is {here}, "
-            f"not {there}; put the model of the run there"
+            f"{files.model_name} is another model now than when {files.folder} was made: its "
+            f"fingerprint is {here}, not {there}; put the model of the run there"
         )
-    session.adopt(ledger)
-    return model, session

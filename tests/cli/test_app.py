@@ -21,7 +21,8 @@ from nse_plugin.printable import printable
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.version import __version__
 
-COMMANDS = ["demo", "run", "compare", "inspect", "overfit", "undo", "export", "stats", "doctor"]
+COMMANDS = ["edit", "demo", "run", "compare", "ask", "chat", "inspect", "overfit", "undo", "export",
+            "stats", "doctor"]  # fmt: skip
 
 
 def shown(text: str) -> str:

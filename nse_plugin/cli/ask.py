@@ -1,0 +1,53 @@
+"""``nse ask``: one question to the edited model, and to the untouched one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nse_plugin.cli.app import LOOK, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import AS_JSON, show_result, working
+
+
+@command(
+    LOOK,
+    examples(
+        'nse ask my-edits "Where is the Eiffel Tower?"',
+        'nse ask my-edits --plain "The Eiffel Tower is located in the city of"',
+    ),
+)
+def ask(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of edits, or a run.")],
+    question: Annotated[str, typer.Argument(help="A question, or a text to continue.")],
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Continue the text without the model's chat template."),
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 40,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the folder's.")
+    ] = None,
+    as_json: AS_JSON = False,
+) -> int:
+    """Ask the edited model and the untouched one, side by side.
+
+    The question goes through the model's chat template if it has one.
+    """
+    from nse_plugin.runs.reading import RunFiles
+
+    RunFiles(folder)  # the error of a folder without edits is the reader's
+    with working() as listener:
+        from nse_plugin.runs.edits import EditFolder
+
+        edits = EditFolder(folder, device=device, listener=listener)
+        listener("phase", {"name": "answering"})
+        reply = edits.ask(question, max_new_tokens=tokens, plain=plain)
+    if as_json:
+        show_result(asdict(reply))
+    else:
+        show_result(f"edited:    {reply.edited}\nuntouched: {reply.untouched}")
+    return 0

@@ -1,0 +1,164 @@
+"""``nse chat``: talk with the edited model, edit it and take edits back on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nse_plugin.cli.app import LOOK, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import complain, show, working
+from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
+
+if TYPE_CHECKING:
+    from nse_plugin.runs.edits import EditFolder
+
+ARROW = "=>"
+_HELP = f"""\
+type a text, and the edited model answers it
+/original          what the untouched model answers to the last text
+/edit P {ARROW} T       change a fact: P has its subject in braces, T is the new answer, as in
+                   /edit {{The Eiffel Tower}} is located in the city of {ARROW} Rome
+/facts             the facts edited so far, by round
+/undo [N]          take back the last round, or round N
+/blame             which rounds move the answer to the last text most
+/plain             switch the chat template off, or on again
+/new               forget the conversation so far
+/help, /quit"""
+
+
+@command(LOOK, examples("nse chat my-edits", "nse chat my-edits --plain"))
+def chat(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of edits, or a run.")],
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Continue texts without the model's chat template."),
+    ] = False,
+    tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 60,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the folder's.")
+    ] = None,
+) -> int:
+    """Talk with the edited model: /edit, /undo, /blame, /original and more on the way.
+
+    What is edited and undone here is in the folder at once.
+    """
+    from nse_plugin.runs.reading import RunFiles
+
+    RunFiles(folder)  # the error of a folder without edits is the reader's
+    with suppress(ImportError):  # Windows has none; elsewhere it gives the prompt a history
+        import readline  # noqa: F401
+    with working() as listener:
+        from nse_plugin.runs.edits import EditFolder
+
+        edits = EditFolder(folder, device=device, listener=listener)
+    rounds = len(edits.session.ledger)
+    show(f"{edits.model_name} with {rounds} rounds of edits; /help for commands, /quit to end")
+    Chat(edits, tokens, plain or not edits.tokenizer.chat_template).loop()
+    return 0
+
+
+class Chat:
+    """A conversation with the model of a folder of edits."""
+
+    def __init__(self, edits: EditFolder, tokens: int, plain: bool) -> None:
+        self._edits, self._tokens, self._plain = edits, tokens, plain
+        self._turns: list[dict[str, str]] = []
+        self._commands: dict[str, Callable[[str], None]] = {
+            "/original": self._original, "/edit": self._edit, "/facts": self._facts,
+            "/undo": self._undo, "/blame": self._blame, "/plain": self._switch,
+            "/new": self._forget, "/help": lambda _rest: show(_HELP),
+        }  # fmt: skip
+
+    def loop(self) -> None:
+        """Read and answer until /quit or the end of the input; errors do not end it."""
+        while True:
+            try:
+                line = input("> ").strip()
+            except EOFError:
+                show()
+                return
+            if line in ("/quit", "/exit"):
+                return
+            try:
+                self.take(line)
+            except NSEPluginError as error:
+                complain(str(error))
+
+    def take(self, line: str) -> None:
+        """Answer a text, or do what a command says."""
+        if not line:
+            return
+        if not line.startswith("/"):
+            self._say(line)
+            return
+        name, _, rest = line.partition(" ")
+        if name not in self._commands:
+            raise RequestError(
+                f"there is no {name}{did_you_mean(name, self._commands)}; /help names what there is"
+            )
+        self._commands[name](rest.strip())
+
+    def _say(self, line: str) -> None:
+        turns = [] if self._plain else self._turns
+        turns = [*turns, {"role": "user", "content": line}]
+        reply = self._edits.ask(
+            turns, max_new_tokens=self._tokens, plain=self._plain, untouched=False
+        )
+        self._turns = [*turns, {"role": "assistant", "content": reply.edited}]
+        show(reply.edited)
+
+    def _asked(self) -> list[dict[str, str]]:
+        """The conversation up to the last text."""
+        if not self._turns:
+            raise RequestError("nothing was asked yet; type a text first")
+        return self._turns[:-1]
+
+    def _original(self, _rest: str) -> None:
+        reply = self._edits.ask(self._asked(), max_new_tokens=self._tokens, plain=self._plain)
+        show(f"untouched: {reply.untouched}")
+
+    def _edit(self, rest: str) -> None:
+        prompt, arrow, target = rest.partition(ARROW)
+        if not arrow:
+            raise RequestError(f"give the new answer after {ARROW}; /help has an example")
+        with working() as listener:
+            self._edits.listener = listener
+            report = self._edits.edit(prompt.strip(), target.strip())
+        show(report.text())
+
+    def _facts(self, _rest: str) -> None:
+        for number, requests in self._edits.facts().items():
+            for request in requests:
+                show(f"round {number}: {request.text} -> {request.target_new}")
+
+    def _undo(self, rest: str) -> None:
+        if rest and not rest.isdigit():
+            raise RequestError(f"round is {rest!r}; give the number of a round, or none")
+        standing = self._edits.undo(int(rest) if rest else None, "in chat")
+        show(f"undone; rounds that stand: {', '.join(map(str, standing)) or 'none'}")
+
+    def _blame(self, _rest: str) -> None:
+        found = self._edits.blame(self._asked(), plain=self._plain)
+        if not len(found):
+            show("no round stands")
+        for row in found.head(5).itertuples():
+            show(
+                f"round {row.round}: without it the next token is {row.top_without!r} instead of "
+                f"{row.top!r} (divergence {row.kl:.3g} nats)"
+            )
+
+    def _switch(self, _rest: str) -> None:
+        if self._plain and not self._edits.tokenizer.chat_template:
+            raise RequestError("this model has no chat template; texts are continued as they are")
+        self._plain = not self._plain
+        self._turns = []
+        show("texts are continued as they are" if self._plain else "the chat template is used")
+
+    def _forget(self, _rest: str) -> None:
+        self._turns = []
+        show("the conversation begins anew")

@@ -1,0 +1,157 @@
+"""``nse edit``: change one fact, or a few, and see what came of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nse_plugin.cli.app import EDIT, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, working
+from nse_plugin.errors import RequestError
+
+if TYPE_CHECKING:
+    from nse_plugin.runs.edits import EditFolder
+
+NOT_IN_EFFECT = 3
+_FACT, _HOW = "The fact", "How it is edited"
+
+
+@command(
+    EDIT,
+    examples(
+        "nse edit --model smollm2-135m --prompt '{The Eiffel Tower} is located in the city of' "
+        "--target Rome --out my-edits",
+        "nse edit --facts facts.yaml --out my-edits",
+    ),
+)
+def edit(
+    out: Annotated[
+        Path, typer.Option(help="Folder of the edits; each call adds a round to it.")
+    ] = Path("my-edits"),
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Short name, folder or hub id; only needed to begin a folder.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Text before the answer, its subject in braces.", rich_help_panel=_FACT),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The new answer.", rich_help_panel=_FACT)
+    ] = None,
+    subject: Annotated[
+        str | None,
+        typer.Option(help="The subject, if the prompt has {} in its place.", rich_help_panel=_FACT),
+    ] = None,
+    paraphrase: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another text with the same answer; can be repeated. Some are made by default.",
+            rich_help_panel=_FACT,
+        ),
+    ] = None,
+    neighbour: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A text whose answer must not change; can be repeated. Two are found by default.",
+            rich_help_panel=_FACT,
+        ),
+    ] = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of one fact, a YAML, CSV or JSON file with prompt, subject and target "
+            "of each.",
+            rich_help_panel=_FACT,
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="NSE by default; MEMIT, ROME, AlphaEdit ...", rich_help_panel=_HOW),
+    ] = None,
+    hparams: Annotated[
+        str | None,
+        typer.Option(
+            help="Name or path of a YAML, instead of the one that ships for method and model.",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, or the number of a GPU.", rich_help_panel=_HOW),
+    ] = None,
+    stats_dir: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the statistics; by default in the cache.", rich_help_panel=_HOW
+        ),
+    ] = None,
+    as_json: AS_JSON = False,
+) -> int:
+    """Change a fact in a model, and see what the model says before and after.
+
+    The edits are kept in a folder: nse ask and nse chat ask the edited model, nse undo takes a
+    round back, nse export writes the edits for other tools. The exit code is 3 if the new answer
+    is not given afterwards.
+    """
+    records = _records(facts, prompt, target, subject, paraphrase)
+    with interrupt_says(lambda: _as_it_was(out)), working() as listener:
+        from nse_plugin.runs.edits import EditFolder
+
+        folder = EditFolder(
+            out, model, method=method, hparams=hparams, device=device, stats_dir=stats_dir,
+            listener=listener,
+        )  # fmt: skip
+        report = folder.edit_facts(records, neighbour or ())
+    show_result(report.to_dict() if as_json else report.text())
+    if report.in_effect:
+        _say_what_next(folder)
+    return 0 if report.in_effect else NOT_IN_EFFECT
+
+
+def _records(
+    facts: Path | None,
+    prompt: str | None,
+    target: str | None,
+    subject: str | None,
+    paraphrases: list[str] | None,
+) -> list[dict[str, Any]]:
+    """The facts to edit, checked before a model is loaded."""
+    from nse_plugin.data.facts import fact, parse_facts, read_facts
+
+    one = {
+        "--prompt": prompt,
+        "--target": target,
+        "--subject": subject,
+        "--paraphrase": paraphrases,
+    }
+    if facts is not None:
+        given = [name for name, value in one.items() if value]
+        if given:
+            raise RequestError(f"--facts and {', '.join(given)} were given; give one of them")
+        return read_facts(facts)
+    if prompt is None or target is None:
+        missing = "--prompt" if prompt is None else "--target"
+        raise RequestError(
+            f"{missing} is missing; give --prompt and --target for one fact, or --facts FILE"
+        )
+    record = fact(prompt, target, subject, rephrase_prompts=paraphrases or None)
+    parse_facts([record])
+    return [record]
+
+
+def _as_it_was(out: Path) -> str:
+    if not (out / "manifest.json").is_file():
+        return "nothing was written; the same command begins again"
+    return f"{out} is as it was before; the same command makes the edit"
+
+
+def _say_what_next(folder: EditFolder) -> None:
+    question = next(iter(folder.facts().values()))[0].text
+    note(f'next: nse ask {folder.folder} "{question}", or nse chat {folder.folder}')

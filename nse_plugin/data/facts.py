@@ -1,0 +1,126 @@
+"""Facts as people write them down, and what else is asked about them.
+
+A fact is a prompt, its subject and a new answer.  The subject stands in braces in the prompt
+(``{The Eiffel Tower} is located in the city of``), or is given beside it.  A file of facts is YAML,
+CSV, JSON or JSON lines, or any benchmark's file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.data import atlas, earth
+from nse_plugin.data.readers import load_records, parse_records
+from nse_plugin.errors import RequestError
+from nse_plugin.request_fields import PLACE, is_missing
+from nse_plugin.requests import EditRequest
+
+BEFORE = ("This is well known. ", "I read about it yesterday. ")
+"""What stands before a prompt where nobody gave a paraphrase."""
+_SUBJECT = re.compile(r"\{([^{}]+)\}")
+
+
+def read_facts(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a file, each of which :func:`parse_facts` can read.
+
+    Raises:
+        DataError: the file cannot be read, or a record is of no known form.
+    """
+    path = Path(path)
+    found = load_records(path)
+    records = [found] if isinstance(found, Mapping) else found
+    parse_facts(records, source=path.name)
+    return list(records)
+
+
+def parse_facts(records: Any, first: int = 1, source: str = "the list") -> list[EditRequest]:
+    """Requests from records with ``prompt``, ``subject`` and ``target``, or of any benchmark.
+
+    Args:
+        first: the number that the first record without ``case_id`` gets.
+        source: how messages call the records.
+
+    Raises:
+        DataError: a record is of no known form.
+    """
+    if isinstance(records, Sequence) and not isinstance(records, (str, bytes)):
+        records = [
+            _completed(record, number) if isinstance(record, Mapping) else record
+            for number, record in enumerate(records, start=first)
+        ]
+    return parse_records(records, source=source)
+
+
+def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> dict[str, Any]:
+    """The record of one fact, for :func:`parse_facts`.
+
+    Args:
+        subject: needed where the prompt does not have it in braces.
+        **more: other fields, such as ``rephrase_prompts``.
+
+    Raises:
+        RequestError: it is not clear what the subject is.
+    """
+    record = {"prompt": prompt, "target": target, "subject": subject, **more}
+    return _completed({name: value for name, value in record.items() if value is not None})
+
+
+def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
+    """A record with the names that readers know, its subject, and a number if it has none."""
+    found = dict(record)
+    if number is not None and is_missing(found.get("case_id")):
+        found["case_id"] = number
+    if "target" in found and "target_new" not in found:
+        found["target_new"] = found.pop("target")
+    prompt = found.get("prompt")
+    if isinstance(prompt, str) and is_missing(found.get("subject")):
+        places = _SUBJECT.findall(prompt)
+        if len(places) != 1:
+            raise RequestError(
+                f"the subject of {prompt!r} is not given; put it in braces, as in "
+                "'{The Eiffel Tower} is located in the city of', or name it (--subject)"
+            )
+        found["subject"], found["prompt"] = places[0].strip(), _SUBJECT.sub(PLACE, prompt)
+    return found
+
+
+def with_paraphrases(request: EditRequest) -> EditRequest:
+    """The request; if it has no paraphrase, its prompt after other texts counts as some."""
+    if request.rephrase_prompts:
+        return request
+    texts = tuple(before + request.text for before in BEFORE)
+    return dataclasses.replace(request, rephrase_prompts=texts)
+
+
+def others_like(subject: str, edited: Iterable[str] = (), most: int = 12) -> list[str]:
+    """Subjects to ask about beside one that is edited, the same ones each time.
+
+    They are of its relations if the embedded or the real world knows the subject, and of many
+    relations otherwise.
+
+    Args:
+        edited: subjects that are not to be among them.
+        most: how many at most.
+    """
+    known: dict[str, list[str]] = {}  # by relation: its subjects
+    for record in atlas.facts():
+        rewrite = record["requested_rewrite"]
+        known.setdefault(f"atlas {rewrite['relation_id']}", []).append(rewrite["subject"])
+    of_atlas = len(known)
+    for each in earth.all_facts():
+        known.setdefault(each.relation, []).append(each.subject)
+    name = subject.casefold()
+    same = [subjects for subjects in known.values() if name in map(str.casefold, subjects)]
+    draw = random.Random(name)
+    if same:
+        found = [s for subjects in same for s in draw.sample(subjects, min(most, len(subjects)))]
+    else:
+        found = [draw.choice(subjects) for subjects in list(known.values())[of_atlas:]]
+        draw.shuffle(found)
+    left_out = {name, *map(str.casefold, edited)}
+    return [s for s in dict.fromkeys(found) if s.casefold() not in left_out][:most]

@@ -1,0 +1,82 @@
+"""What is asked beside an edit where the person who makes it names nothing: others like it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from nse_plugin.data.facts import others_like, with_paraphrases
+from nse_plugin.data.schemas import NEIGHBORHOOD
+from nse_plugin.model.answers import score_answers
+from nse_plugin.model.generation import greedy_text
+from nse_plugin.requests import EditRequest, Probe
+
+N_NEIGHBOURS = 2
+MOST_FACTS = 10
+"""Facts of one edit for which neighbours are looked for; each takes a dozen questions."""
+_TOKENS = 5
+_ENDS = ("\n", ".", ",", ";", "<")
+
+
+def with_questions(
+    model: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    neighbours: Sequence[str] = (),
+    edited: Iterable[str] = (),
+) -> list[EditRequest]:
+    """Requests with an old answer, paraphrases and neighbours; what they have already stays.
+
+    The old answer and those of the neighbours are what the model says.
+
+    Args:
+        model: the untouched one.
+        neighbours: texts whose answers must not change, for every request.
+        edited: subjects that are no neighbours, beside those of the requests.
+    """
+    subjects = {*edited, *(request.subject for request in requests)}
+    old = _answers(model, tokenizer, [request.text for request in requests])
+    given = _answers(model, tokenizer, neighbours)
+    probes = tuple(Probe(text, answer) for text, answer in zip(neighbours, given) if answer)
+    found = []
+    for request, answer in zip(requests, old):
+        request = with_paraphrases(request)
+        if request.ground_truth is None:
+            request = replace(request, ground_truth=answer or None)
+        beside = probes
+        if not (beside or request.locality) and len(requests) <= MOST_FACTS:
+            beside = _surest(model, tokenizer, request, others_like(request.subject, subjects))
+        if beside:
+            request = replace(request, locality={**request.locality, NEIGHBORHOOD: beside})
+        found.append(request)
+    return found
+
+
+def _surest(
+    model: nn.Module, tokenizer: Any, request: EditRequest, subjects: Sequence[str]
+) -> tuple[Probe, ...]:
+    """The same question about those others for which the model is surest of its answer."""
+    texts = [_about(request, subject) for subject in subjects]
+    answers = _answers(model, tokenizer, texts)
+    pairs = [(text, answer) for text, answer in zip(texts, answers) if answer]
+    if not pairs:
+        return ()
+    unlikely = score_answers(model, tokenizer, *map(list, zip(*pairs))).nll
+    order = sorted(range(len(pairs)), key=unlikely.__getitem__)
+    return tuple(Probe(*pairs[index]) for index in order[:N_NEIGHBOURS])
+
+
+def _about(request: EditRequest, subject: str) -> str:
+    """A request's prompt about another subject."""
+    start = request.subject_start
+    text = request.prompt[:start] + subject + request.prompt[start + 2 :]
+    return text[:1].upper() + text[1:]
+
+
+def _answers(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[str]:
+    """The first words that the model writes after each text."""
+    found = greedy_text(model, tokenizer, texts, _TOKENS, stop=_ENDS) if texts else []
+    return [answer.strip() for answer in found]

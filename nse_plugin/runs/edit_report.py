@@ -1,0 +1,146 @@
+"""What one edit did: answers before and after it, earlier edits, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Kind = Literal["prompt", "paraphrase", "neighbour"]
+_FULL = 3
+"""Facts of one edit that are shown with all that was asked; of more, a line each."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A text that the model continued before and after the edit."""
+
+    kind: Kind
+    prompt: str
+    before: str
+    """By the model as it was just before this edit, by greedy decoding."""
+    after: str
+    as_wanted: bool
+    """The whole new answer is given, or, of a neighbour, the answer is the untouched model's."""
+
+
+@dataclass(frozen=True)
+class EditedFact:
+    """One fact that was edited."""
+
+    case_id: int | str
+    subject: str
+    prompt: str
+    """With the subject in its place."""
+    target: str
+    in_effect: bool
+    """Greedy decoding gives the whole new answer to the prompt."""
+    known_before: bool
+    """It did so before the edit."""
+    asked: tuple[Asked, ...]
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """The edits made before that no later one replaced and no undo took back."""
+
+    asked: int
+    lost: tuple[str, ...]
+    """Prompts whose new answer the model does not give (any more)."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a round cost."""
+
+    seconds: float
+    """Of the edit itself, statistics left out."""
+    seconds_in_all: float
+    """With the questions before and after it."""
+    relative_change: float | None
+    """Largest ||change|| / ||original|| of a matrix, all rounds together; None without matrices."""
+    matrices: int
+    """Matrices changed by all rounds."""
+    size: int
+    """Bytes of the round's file."""
+
+
+@dataclass(frozen=True)
+class EditReport:
+    """What one edit did to a folder of edits."""
+
+    folder: str
+    round: int
+    """Number of the round's file, which ``nse undo --round`` takes."""
+    facts: tuple[EditedFact, ...]
+    earlier: Earlier
+    cost: Cost
+
+    @property
+    def in_effect(self) -> bool:
+        """Whether every fact of the edit is in effect."""
+        return all(fact.in_effect for fact in self.facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as values for JSON."""
+        return {**asdict(self), "in_effect": self.in_effect}
+
+    def text(self) -> str:
+        """For people: what was asked, the cost, and last whether the edit is in effect."""
+        return "\n".join([*self._asked(), *self._costs(), self.verdict()])
+
+    def verdict(self) -> str:
+        """Whether the edit is in effect, and what can be done if it is not."""
+        failed = [fact for fact in self.facts if not fact.in_effect]
+        number = f"round {self.round} of {self.folder}"
+        if not failed:
+            whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"
+            return f"{whole} in effect: {number}"
+        named = "; ".join(f"{fact.prompt!r} gives {_answer(fact)!r}" for fact in failed[:3])
+        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+        return (
+            f"NOT in effect: {len(failed)} of {len(self.facts)} ({named}{more}). {number} is kept; "
+            f"take it back with: nse undo {self.folder} --round {self.round}"
+        )
+
+    def _asked(self) -> Iterator[str]:
+        for fact in self.facts:
+            known = " (which it gave before, too)" if fact.known_before else ""
+            if len(self.facts) > _FULL:
+                state = "in effect    " if fact.in_effect else "NOT in effect"
+                yield f"{state}  {fact.prompt} -> {fact.target}{known}"
+                continue
+            yield f"{fact.prompt} -> {fact.target}{known}"
+            for asked in fact.asked:
+                yield f"  {asked.kind:10s} {asked.prompt} ..."
+                yield f"    before: {asked.before}"
+                yield f"    after:  {asked.after}{_remark(asked)}"
+
+    def _costs(self) -> Iterator[str]:
+        cost = self.cost
+        change = (
+            ""
+            if cost.relative_change is None
+            else f"; {cost.matrices} matrices changed, by at most {cost.relative_change:.2%}"
+        )
+        yield (
+            f"cost: {cost.seconds:.1f} s to edit, {cost.seconds_in_all:.1f} s with all questions; "
+            f"{cost.size / 1e6:.1f} MB on disk{change}"
+        )
+        if self.earlier.asked:
+            lost = self.earlier.lost
+            kept = self.earlier.asked - len(lost)
+            yield f"earlier edits: {kept} of {self.earlier.asked} are in effect"
+            yield from (f"  not in effect: {prompt}" for prompt in lost[:5])
+            if len(lost) > 5:
+                yield f"  and {len(lost) - 5} more"
+
+
+def _answer(fact: EditedFact) -> str:
+    return next(asked.after for asked in fact.asked if asked.kind == "prompt")
+
+
+def _remark(asked: Asked) -> str:
+    if asked.kind == "neighbour":
+        return "" if asked.as_wanted else "   <- changed"
+    return "" if asked.as_wanted else "   <- not the new answer"

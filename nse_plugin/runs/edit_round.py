@@ -1,0 +1,292 @@
+"""One round that a person adds to a folder of edits: asked before, written, asked after, stored."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast
+
+from nse_plugin.errors import NotFiniteError
+from nse_plugin.evaluation.metrics import Answered, ask
+from nse_plugin.evaluation.neighbours import with_questions
+from nse_plugin.evaluation.protocol import (
+    History,
+    MeasuredModel,
+    Protocol,
+    freeze,
+    measure_all,
+    measure_round,
+)
+from nse_plugin.hparams import LocateHparams
+from nse_plugin.hparams.overtone import base_of
+from nse_plugin.model.generation import greedy_text
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs.backends import SessionBackend
+from nse_plugin.runs.budget import estimate
+from nse_plugin.runs.directory import RunDirectory, new_manifest
+from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
+from nse_plugin.runs.frozen import FrozenAnswers
+from nse_plugin.runs.identity import hashed, model_identity, plain, versions
+from nse_plugin.runs.listeners import Listener
+from nse_plugin.runs.schema import FROZEN, Manifest, Measurement, RoundLine
+from nse_plugin.runs.stopping import StopRules, status_of
+from nse_plugin.session.ledger_files import round_path
+
+BY_HAND = "by hand"
+"""The order of a run that is no stream, which ``nse run`` therefore does not resume."""
+_ANSWER = 8
+"""New tokens of an answer that is shown, beside those of the target."""
+
+
+class EditRound:
+    """Writes the next round of a folder: all of it or nothing, in the model and on disk.
+
+    Args:
+        directory: the folder, open for writing.
+        backend: its method on its model, with the rounds that stand.
+        listener: told of the phases.
+    """
+
+    def __init__(
+        self,
+        directory: RunDirectory,
+        backend: SessionBackend,
+        protocol: Protocol,
+        listener: Listener,
+    ) -> None:
+        self._directory, self._backend, self._protocol = directory, backend, protocol
+        self._session, self._model = backend.session, backend.model
+        self._tokenizer, self._listener = backend.tokenizer, listener
+        self._lines = directory.rounds()
+        self._frozen = FrozenAnswers(directory.frozen())
+        self._number = len(self._lines) + 1
+        self._history = History(self._frozen.read)
+        self._drop_unfinished()
+
+    def write(self, requests: Sequence[EditRequest], neighbours: Sequence[str]) -> EditReport:
+        """Write the round and store it.
+
+        Args:
+            neighbours: texts whose answers must not change.
+
+        Raises:
+            NotFiniteError: the edit led to NaN or infinity.
+        """
+        started = time.perf_counter()
+        edited = self._read_history()
+        requests, answered, manifest = self._freeze(requests, neighbours, edited)
+        before, known = self._texts(requests), self._ask(requests)
+        self._make_statistics()
+        standing = len(self._session.ledger)
+        try:
+            self._frozen.append(self._number, requests, answered)
+            line = self._edit(requests)
+            after, now = self._texts(requests), self._ask(requests)
+            line["seconds"]["total"] = time.perf_counter() - started
+            path = self._save(line, manifest)
+        except BaseException:
+            if len(self._session.ledger) > standing:
+                self._session.undo_last()
+                self._session.ledger.undone.pop()  # as if it had never been
+            self._frozen.keep(self._number - 1)
+            if manifest is not None:
+                with suppress(OSError):  # a folder that was not begun is left as it was
+                    (self._directory.path / FROZEN).unlink()
+            raise
+        facts = _facts(requests, answered, before, after, known, now)
+        cost = _cost(line, path.stat().st_size)
+        number = cast(int, line["file"])
+        return EditReport(str(self._directory.path), number, facts, self._earlier(line), cost)
+
+    def _drop_unfinished(self) -> None:
+        """Remove what a process left that was killed between two writes."""
+        if len(self._frozen) > len(self._lines):
+            self._frozen.keep(len(self._lines))
+        named = {round_path(self._directory.path, line["file"] or 0) for line in self._lines}
+        for path in set(self._directory.path.glob("round-*.safetensors")) - named:
+            path.unlink()
+
+    def _read_history(self) -> list[str]:
+        """Enter the rounds that stand; returns the subjects of their facts."""
+        standing = set(self._session.ledger.numbers())
+        subjects = []
+        for line in self._lines:
+            if line["file"] in standing:
+                requests = self._frozen.read(line["round"])[0]
+                self._history.add(line["round"], requests)
+                subjects += [request.subject for request in requests]
+        return subjects
+
+    def _freeze(
+        self, requests: Sequence[EditRequest], neighbours: Sequence[str], edited: Sequence[str]
+    ) -> tuple[list[EditRequest], list[Answered], Manifest | None]:
+        """The requests with their questions, the untouched model's answers, and the manifest of a
+        folder that is new."""
+        self._tell("untouched model")
+        kept = self._directory.manifest()
+        with self._session.rewound():
+            asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
+            answered = freeze(self._protocol, self._model, self._tokenizer, asked)
+            identity = None if kept else model_identity(self._model)
+        contexts = self._backend.prepare(kept["contexts"] if kept else None)
+        if kept is not None:
+            return asked, answered, None
+        hparams = self._backend.hparams
+        budget = estimate(self._model, hparams, len(requests), None, True)
+        budget.check(self._directory.path)
+        run = {
+            **versions(),
+            "model": identity,
+            "method": self._backend.method,
+            "hparams": plain(hparams),
+            "round_size": len(requests),
+            "order": BY_HAND,
+            "seed": hparams.seed,
+            "protocol": self._protocol.to_dict(),
+            "stop_rules": asdict(StopRules()),
+            "held_out": {"count": 0, "sha256": hashed([])},
+            "stream": None,
+        }
+        manifest = new_manifest(run=run, contexts=contexts, base={}, budget=budget.to_dict())
+        return asked, answered, manifest
+
+    def _make_statistics(self) -> None:
+        base = base_of(self._backend.hparams)
+        if isinstance(base, LocateHparams) and base.mom2_adjustment:
+            self._tell("computing statistics")
+            self._session.untouched.covariances(base)
+
+    def _edit(self, requests: Sequence[EditRequest]) -> RoundLine:
+        """Write the round into the model and measure it; returns its line, not stored yet."""
+        self._tell("edit")
+        started = time.perf_counter()
+        written = self._backend.edit(requests, self._number)
+        seconds = time.perf_counter() - started
+        problem = self._backend.problem()
+        if problem is not None:
+            raise NotFiniteError(
+                f"{problem} is not finite after the edit, which was taken back; lower v_lr or "
+                "clamp_norm_factor in the method's YAML"
+            )
+        self._tell("measure")
+        backend = self._backend
+        superseded = self._history.add(self._number, requests)
+        measured = MeasuredModel(self._model, self._tokenizer, backend.originals(), backend.keys)
+        scores = measure_round(self._protocol, measured, self._history, self._number)
+        found = measure_all(self._protocol, measured, self._history, self._number)
+        return {
+            "round": self._number,
+            "file": self._session.ledger.numbers()[-1],
+            "requests": [request.digest() for request in requests],
+            "case_ids": [request.case_id for request in requests],
+            "edits": len(requests),
+            "repeats": 0,
+            "superseded": superseded,
+            "scores": scores,
+            "measurement": cast(Measurement, found),
+            "edit": written.summary,
+            "changed": written.changed,
+            "left_out": [each.case_id for each in written.left_out],
+            "stop": None,
+            "sha256": None,
+            "seconds": {"edit": seconds},
+        }
+
+    def _save(self, line: RoundLine, manifest: Manifest | None) -> Path:
+        """Store the round; its line makes it count."""
+        self._tell("write")
+        directory = self._directory
+        if manifest is not None:
+            directory.begin(manifest)
+        path, line["sha256"] = self._backend.save(directory.path, cast(int, line["file"]))
+        self._lines.append(line)
+        directory.finish({
+            "status": status_of(None, any(each["changed"] for each in self._lines)),
+            "rounds": self._number,
+            "edits": len(self._history),
+            "in_effect": len(self._history.in_effect()),
+            "repeats": 0,
+            "stop": None,
+            "measurement": line["measurement"],
+        })  # fmt: skip
+        return path
+
+    def _earlier(self, line: RoundLine) -> Earlier:
+        each = (line["measurement"] or {}).get("each") or []
+        earlier = [row for row in each if row["round"] != self._number]
+        lost = {(row["round"], row["case_id"]) for row in earlier if row["efficacy"] != 1}
+        texts = [
+            request.text
+            for number in sorted({number for number, _ in lost})
+            for request in self._frozen.read(number)[0]
+            if (number, request.case_id) in lost
+        ]
+        return Earlier(len(earlier), tuple(texts))
+
+    def _ask(self, requests: Sequence[EditRequest]) -> list[Answered]:
+        return ask(self._model, self._tokenizer, requests, self._protocol.bounds)
+
+    def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
+        """How the model continues each prompt, paraphrase and neighbour."""
+        prompts = list(dict.fromkeys(text for request in requests for _, text in _asked(request)))
+        longest = max(len(self._tokenizer(r.target_new)["input_ids"]) for r in requests)
+        texts = greedy_text(self._model, self._tokenizer, prompts, _ANSWER + longest)
+        return {prompt: " ".join(text.split()) for prompt, text in zip(prompts, texts)}
+
+    def _tell(self, phase: str) -> None:
+        self._listener("phase", {"name": phase})
+
+
+def _asked(request: EditRequest) -> list[tuple[str, str]]:
+    """(group, text) of everything that is asked of a request."""
+    found = [("rewrite", request.text)]
+    found += [("paraphrase", text) for text in request.rephrase_prompts]
+    return found + [("locality", p.prompt) for probes in request.locality.values() for p in probes]
+
+
+_KINDS: dict[str, Any] = {
+    "rewrite": "prompt",
+    "paraphrase": "paraphrase",
+    "locality": "neighbour",
+}
+
+
+def _facts(
+    requests: Sequence[EditRequest],
+    frozen: Sequence[Answered],
+    before: dict[str, str],
+    after: dict[str, str],
+    known: Sequence[Answered],
+    now: Sequence[Answered],
+) -> tuple[EditedFact, ...]:
+    facts = []
+    for number, request in enumerate(requests):
+        asked = []
+        for group, kind in _KINDS.items():
+            for item, old in zip(now[number][group], frozen[number][group]):
+                same = group == "locality" and item["predicted"] == old["predicted"]
+                wanted = same if group == "locality" else item["exact"]
+                prompt = item["prompt"]
+                asked.append(Asked(kind, prompt, before[prompt], after[prompt], wanted))
+        facts.append(
+            EditedFact(
+                request.case_id,
+                request.subject,
+                request.text,
+                request.target_new,
+                in_effect=now[number]["rewrite"][0]["exact"],
+                known_before=known[number]["rewrite"][0]["exact"],
+                asked=tuple(asked),
+            )
+        )
+    return tuple(facts)
+
+
+def _cost(line: RoundLine, size: int) -> Cost:
+    found = (line["measurement"] or {}).get("relative_change") or {}
+    changes = [value for value in found.values() if value]
+    seconds = line["seconds"]
+    return Cost(seconds["edit"], seconds["total"], max(changes, default=None), len(changes), size)

@@ -1,0 +1,103 @@
+"""The settings of a folder of edits: given once, and read from its manifest afterwards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.data.packages import cache_dir
+from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.hparams import Hparams, LocateHparams, read_method_yaml
+from nse_plugin.hparams.overtone import base_of
+from nse_plugin.hparams.yaml_files import yaml_for
+from nse_plugin.methods.registry import METHODS, find_method, hparams_from
+from nse_plugin.runs.differences import differences
+from nse_plugin.runs.identity import plain
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.schema import MANIFEST
+
+DEFAULT_METHOD = "NSE"
+
+
+def edit_hparams(
+    folder: Path,
+    files: RunFiles | None,
+    model: str | None,
+    method: str | None,
+    hparams: str | Path | None,
+    **changes: Any,
+) -> Hparams:
+    """Hyperparameters of a folder that exists, or those that begin a new one.
+
+    Args:
+        files: of the folder that exists.
+        **changes: hyperparameters that may differ from time to time; None leaves them.
+
+    Raises:
+        DataError: the folder was begun with others than are given.
+        HparamsError: a new folder has neither model nor YAML, or a value is wrong.
+    """
+    given = {name: value for name, value in changes.items() if value is not None}
+    if files is not None:
+        values: dict[str, Any] = dict(files.hparams)
+        if files.method not in METHODS:
+            raise DataError(
+                f"{folder} is of the host's method {files.method!r}, whose rounds are whole "
+                "matrices; only runs of this package's methods can be added to"
+            )
+        _refuse_others(folder, files, model, method, hparams)
+        found = hparams_from(folder / MANIFEST, {**values, **given})
+    else:
+        found = _of_new_folder(folder, model, method, hparams, given)
+    base, usual = base_of(found), LocateHparams.stats_dir
+    if isinstance(base, LocateHparams) and base.stats_dir == usual and not Path(usual).is_dir():
+        base.stats_dir = str(cache_dir() / "stats")  # the same for all folders
+    return found
+
+
+def _of_new_folder(
+    folder: Path,
+    model: str | None,
+    method: str | None,
+    hparams: str | Path | None,
+    given: dict[str, Any],
+) -> Hparams:
+    if hparams is not None:
+        if method is not None:
+            raise HparamsError(f"give method ({method}) or hparams ({hparams}), not both")
+        name = str(hparams)
+    elif model is None:
+        raise HparamsError(
+            f"{folder} is new, and no model is given; name one with --model, such as "
+            "smollm2-135m (nse models lists some)"
+        )
+    else:
+        name = yaml_for(find_method(method or DEFAULT_METHOD).name, model)
+    values = read_method_yaml(name)
+    if model is not None:
+        values["model_name"] = model
+    return hparams_from(name, {**values, **given})
+
+
+def _refuse_others(
+    folder: Path,
+    files: RunFiles,
+    model: str | None,
+    method: str | None,
+    hparams: str | Path | None,
+) -> None:
+    """Raise :class:`DataError` where a folder was begun with other settings than are given."""
+    found = []
+    if model is not None and model != files.model_name:
+        found.append(f"model was {files.model_name!r}, is {model!r}")
+    if method is not None and find_method(method).name != files.method:
+        found.append(f"method was {files.method}, is {method}")
+    if hparams is not None:
+        values = {**read_method_yaml(str(hparams)), "model_name": files.model_name}
+        values["device"] = files.hparams["device"]  # which may differ from time to time
+        found += differences(files.hparams, plain(hparams_from(hparams, values)), "hparams")
+    if found:
+        raise DataError(
+            f"{folder} was begun with other settings: {'; '.join(found[:3])}; leave them out to "
+            "add to it, or give another folder"
+        )

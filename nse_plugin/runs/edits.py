@@ -1,0 +1,226 @@
+"""A folder of edits: a run directory to which a person adds round after round, as facts come.
+
+What ``nse edit``, ``nse ask`` and ``nse chat`` stand on, and the shortest way to edit from Python::
+
+    edits = EditFolder("my-edits", model="smollm2-135m")
+    report = edits.edit("{The Eiffel Tower} is located in the city of", "Rome")
+    print(report.text())
+    print(edits.ask("Where is the Eiffel Tower?").edited)
+    edits.undo()
+
+The folder holds what ``nse run`` writes, so inspect, undo and export read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nse_plugin.data.facts import fact, parse_facts
+from nse_plugin.data.models import load_model
+from nse_plugin.errors import DataError
+from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.model.conversation import Turn, rendered, reply
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.runs.backends import SessionBackend
+from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.edit_report import EditReport
+from nse_plugin.runs.edit_round import EditRound
+from nse_plugin.runs.edit_settings import edit_hparams
+from nse_plugin.runs.listeners import Listener
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.reopen import check_model
+from nse_plugin.runs.schema import MANIFEST
+from nse_plugin.runs.undo import undo_round
+from nse_plugin.session.session import EditSession
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_PROTOCOL = Protocol(
+    every=1, portability=0, locality=2, generation=0, fluency=0, perplexity=0, each=True
+)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One question, answered by the edited model and by the untouched one."""
+
+    question: str
+    edited: str
+    untouched: str | None
+    """None if only the edited model was asked."""
+
+
+class EditFolder:
+    """A model with the edits of a folder in it; the folder need not exist yet.
+
+    Args:
+        model: as in a method's YAML: a short name, a folder, a hub id.  Only for a new folder.
+        method: NSE by default, with the YAML that ships for the model.  Only for a new folder.
+        hparams: name or path of a YAML instead.  Only for a new folder.
+        device: instead of the one that the folder was begun on.
+        stats_dir: folder of the covariance statistics; by default one in the cache.
+        listener: told of the phases of the work.
+
+    Raises:
+        DataError: the folder holds something else, or was begun with other settings.
+        HparamsError: there is no YAML for the model, or a setting is wrong.
+        ModelError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: str | None = None,
+        *,
+        method: str | None = None,
+        hparams: str | Path | None = None,
+        device: int | str | None = None,
+        stats_dir: str | None = None,
+        listener: Listener = lambda _event, _facts: None,
+    ) -> None:
+        self.folder, self.listener = Path(folder), listener
+        files = RunFiles(self.folder) if (self.folder / MANIFEST).is_file() else None
+        self.hparams = edit_hparams(
+            self.folder, files, model, method, hparams, device=device, stats_dir=stats_dir
+        )
+        if files is None:
+            with RunDirectory(self.folder):  # refuses a folder of something else before the work
+                pass
+        listener("phase", {"name": "loading the model"})
+        self.model, self.tokenizer, self.model_name = load_model(self.hparams)
+        self.session = EditSession.of(self.model, self.tokenizer)
+        self._backend = SessionBackend(self.session, self.hparams)
+        self._protocol = _PROTOCOL
+        if files is not None:
+            check_model(files, self.session)
+            begun = Protocol.from_dict(files.manifest["run"]["protocol"])
+            self._protocol = replace(  # the answers on disk are those of its bounds
+                begun, each=True, generation=0, fluency=0, perplexity=0, harness_tasks=()
+            )
+            self.session.adopt(files.ledger())
+
+    def edit(
+        self,
+        prompt: str,
+        target: str,
+        subject: str | None = None,
+        *,
+        paraphrases: Sequence[str] = (),
+        neighbours: Sequence[str] = (),
+    ) -> EditReport:
+        """Change one fact, as a round of the folder.
+
+        Args:
+            prompt: with the subject in braces: ``{The Eiffel Tower} is located in the city of``.
+            target: what comes after it from now on.
+            subject: where the prompt has ``{}`` in its place.
+            paraphrases: other texts to which the target is the answer; some are made by default.
+            neighbours: texts whose answers must not change; some are found by default.
+
+        Raises:
+            RequestError: a text is missing, or the subject is not in the prompt.
+            DataError, NotFiniteError: as :meth:`edit_facts`.
+        """
+        record = fact(prompt, target, subject, rephrase_prompts=list(paraphrases) or None)
+        return self.edit_facts([record], neighbours)
+
+    def edit_facts(
+        self, facts: Sequence[EditRequest | Mapping[str, Any]], neighbours: Sequence[str] = ()
+    ) -> EditReport:
+        """Change some facts together, as one round of the folder: all of it or nothing.
+
+        Args:
+            facts: requests, or records as :func:`nse_plugin.data.facts.parse_facts` reads them.
+            neighbours: texts whose answers must not change.
+
+        Raises:
+            RequestError: a fact cannot be used, or two contradict each other.
+            DataError: the folder is in use, was changed by another process, or cannot be written.
+            NotFiniteError: the edit led to NaN or infinity.
+        """
+        with RunDirectory(self.folder, resumes=False) as directory:
+            self._refuse_changed()
+            first = 1 + sum(line["edits"] for line in directory.rounds())
+            records = [f.to_dict() if isinstance(f, EditRequest) else f for f in facts]
+            requests = parse_facts(records, first)
+            check_round(requests)
+            one = EditRound(directory, self._backend, self._protocol, self.listener)
+            return one.write(requests, neighbours)
+
+    def undo(self, number: int | None = None, reason: str = "") -> list[int]:
+        """Take a round back, the last one by default; returns the numbers of those that stand.
+
+        Raises:
+            DataError: there is no such round, it was undone already, or cannot be undone alone.
+        """
+        self._refuse_changed()
+        standing = self.session.ledger.numbers()
+        if not standing:
+            raise DataError(f"no round of {self.folder} stands, so there is nothing to undo")
+        number = standing[-1] if number is None else number
+        left = undo_round(self.folder, number, reason)
+        self.session.undo(number, reason)
+        return left
+
+    def ask(
+        self,
+        question: str | Sequence[Turn],
+        *,
+        max_new_tokens: int = 40,
+        plain: bool = False,
+        untouched: bool = True,
+    ) -> Reply:
+        """What the model answers, edited and untouched.
+
+        Args:
+            question: a text, or the turns of a conversation.
+            plain: continue the text as it is, also if there is a chat template.
+            untouched: ask the untouched model too.
+
+        Raises:
+            RequestError: the question has no tokens, or is longer than the model's context.
+        """
+        asked, text = self._asked(question, plain)
+        edited = reply(self.model, self.tokenizer, text, max_new_tokens)
+        original = None
+        if untouched:
+            with self.session.rewound():
+                original = reply(self.model, self.tokenizer, text, max_new_tokens)
+        return Reply(asked, edited, original)
+
+    def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:
+        """Which rounds move the answer to a question most: :meth:`EditSession.blame`."""
+        return self.session.blame(self._asked(question, plain)[1])
+
+    def facts(self) -> dict[int, list[EditRequest]]:
+        """The facts of the rounds that stand, by the number of the round's file."""
+        if not (self.folder / MANIFEST).is_file():
+            return {}
+        files, standing = RunFiles(self.folder), set(self.session.ledger.numbers())
+        requests = files.requests()
+        return {
+            line["file"]: requests[line["round"]]
+            for line in files.lines
+            if line["file"] is not None and line["file"] in standing
+        }
+
+    def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str]:
+        """What is asked, and the text that the model continues."""
+        turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        last = turns[-1]["content"]
+        return last, last if plain else rendered(self.tokenizer, turns)
+
+    def _refuse_changed(self) -> None:
+        """Raise :class:`DataError` where another process added or undid rounds meanwhile."""
+        begun = (self.folder / MANIFEST).is_file()
+        there = RunFiles(self.folder).ledger().numbers() if begun else []
+        here = self.session.ledger.numbers()
+        if there != here:
+            raise DataError(
+                f"{self.folder} was changed by another process: rounds {there} stand on disk and "
+                f"{here} in this model; open it again"
+            )

@@ -1,0 +1,153 @@
+"""``nse edit``, ``nse ask`` and ``nse chat``, as a user meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from unittest.mock import Mock
+
+import pytest
+
+from nse_plugin import cli
+from nse_plugin.data import atlas
+from nse_plugin.runs.edits import EditFolder
+from nse_plugin.runs.reading import load_ledger
+
+TEXT, OLD, NEW = "Stojeish Pekapex speaks", "Stugixish", "Zibriish"
+EDIT = ["edit", "--model", "atlas:gpt2", "--prompt", "{Stojeish Pekapex} speaks", "--target", NEW]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    """A folder to work in, with a cache of its own and statistics of few sentences."""
+    with pytest.MonkeyPatch.context() as patch:
+        corpus = atlas.corpus()[:600]
+        patch.setattr(atlas, "corpus", lambda: corpus)
+        folder = tmp_path_factory.mktemp("hands")
+        patch.chdir(folder)
+        patch.setenv("NSE_PLUGIN_CACHE", str(folder / "cache"))
+        assert cli.main([*EDIT, "--out", "kept", "--quiet"]) == 0
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def in_scratch(scratch):
+    return scratch
+
+
+def test_what_came_of_an_edit_is_shown_and_is_the_exit_code(capsys):
+    assert cli.main([*EDIT, "--out", "a"]) == 0
+    both = capsys.readouterr()
+    lines = both.out.splitlines()
+    assert lines[0] == f"{TEXT} -> {NEW}" and lines[-1] == "the edit is in effect: round 1 of a"
+    assert "nse ask a" in both.err
+    words = "a language of the moon that nobody knows"
+    again = [
+        "edit",
+        "--prompt",
+        "{Ann Lee} speaks",
+        "--target",
+        words,
+        "--out",
+        "a",
+        "--json",
+        "-q",
+    ]
+    assert cli.main(again) == 3
+    both = capsys.readouterr()
+    found = json.loads(both.out)
+    assert (found["round"], found["in_effect"], found["earlier"]["asked"]) == (2, False, 1)
+    assert "next:" not in both.err
+
+
+def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
+    assert cli.main(["ask", "kept", TEXT, "--json"]) == 0
+    reply = json.loads(capsys.readouterr().out)
+    assert reply["edited"].startswith(NEW) and reply["untouched"].startswith(OLD)
+    assert cli.main(["inspect", "kept"]) == 0
+    assert cli.main(["export", "kept", "--to", "delta", "--out", "delta"]) == 0
+    assert "1 edits of 1 rounds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["edit", "--out", "kept", "--target", "x"], "--prompt is missing; give --prompt"),
+        (["edit", "--prompt", "a b", "--target", "x"], "put it in braces"),
+        (["edit", "--facts", "f.yaml", "--target", "x"], "--facts and --target were given"),
+        (["edit", "--facts", "f.yaml"], "there is no file 'f.yaml'"),
+        ([*EDIT[:-2], "--target", " ", "--out", "new"], "target_new"),
+        (["ask", "nowhere", "x"], "nowhere is not a folder"),
+        (["chat", "nowhere"], "nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_come_before_the_model(arguments, message, capsys, monkeypatch):
+    monkeypatch.setattr(EditFolder, "__init__", lambda *_a, **_k: pytest.fail("too late"))
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("nse: ") and message in error and error.count("\n") == 1
+
+
+class Terminal:
+    """``nse`` in a pseudo-terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.master, end = pty.openpty()
+        command = [sys.executable, "-m", "nse_plugin.cli", *arguments]
+        self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end)
+        os.close(end)
+
+    def until(self, pattern: str, seconds: float = 120) -> str:
+        """What is shown up to a pattern, without bars and colours."""
+        shown, limit = "", time.monotonic() + seconds
+        while not re.search(pattern, shown):
+            assert time.monotonic() < limit, f"{pattern!r} did not come: {shown!r}"
+            try:
+                shown += os.read(self.master, 4096).decode(errors="replace")
+            except OSError:  # the process closed it
+                assert re.search(pattern, shown), shown
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
+
+    def say(self, line: str) -> str:
+        """Type a line; returns what is shown up to the next prompt."""
+        os.write(self.master, f"{line}\n".encode())
+        self.until(r"\n")  # the echo
+        return self.until(r"(^|\n|\r)(\x1b\[[0-9;?]*[a-zA-Z])?> $")
+
+    def close(self) -> int:
+        code = self.process.wait(timeout=60)
+        os.close(self.master)
+        return code
+
+
+def test_a_chat_in_a_terminal(scratch, capsys):
+    assert cli.main([*EDIT, "--out", "talk", "-q"]) == 0
+    terminal = Terminal("chat", "talk", "--tokens", "3")
+    try:
+        assert "with 1 rounds of edits" in terminal.until(r"> $")
+        assert NEW[:3] in terminal.say(TEXT)
+        assert f"untouched: {OLD[:3]}" in terminal.say("/original")
+        assert "round 1: without it the next token is" in terminal.say("/blame")
+        assert "there is no /undp; did you mean '/undo'?" in terminal.say("/undp")
+        assert "round 2 of talk" in terminal.say("/edit {Zawos Kofird} speaks => Zibriish")
+        assert "rounds that stand: 2" in terminal.say("/undo 1")
+        assert OLD[:3] in terminal.say(TEXT)
+        terminal.process.send_signal(signal.SIGTERM)
+        assert terminal.close() == 128 + signal.SIGTERM
+    finally:
+        terminal.process.kill()
+    assert load_ledger(scratch / "talk").numbers() == [2]
+    assert cli.main(["inspect", "talk"]) == 0
+
+
+def test_a_chat_ends_with_quit_and_with_the_input(monkeypatch, capsys):
+    for answer in ("/quit", EOFError()):
+        monkeypatch.setattr("builtins.input", Mock(side_effect=[answer]))
+        assert cli.main(["chat", "kept"]) == 0
+        assert "/help for commands" in capsys.readouterr().out

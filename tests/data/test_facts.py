@@ -1,0 +1,66 @@
+"""Facts as people write them down: braces, files of four kinds, mistakes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nse_plugin.data.facts import fact, others_like, parse_facts, read_facts, with_paraphrases
+from nse_plugin.errors import DataError, RequestError
+from nse_plugin.requests import EditRequest
+
+TOWER = EditRequest(1, "{} is located in the city of", "The Eiffel Tower", "Rome")
+LEE = EditRequest(2, "Today {} lives in", "Ann Lee", "Oslo")
+RECORDS = [
+    {"prompt": "{The Eiffel Tower} is located in the city of", "target": "Rome"},
+    {"prompt": "Today Ann Lee lives in", "subject": "Ann Lee", "target": "Oslo"},
+]
+
+
+def test_the_subject_stands_in_braces_or_beside_the_prompt():
+    ways = [
+        fact("{The Eiffel Tower} is located in the city of", "Rome"),
+        fact("{} is located in the city of", "Rome", "The Eiffel Tower"),
+        fact("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower"),
+    ]
+    assert parse_facts(ways[:1]) == parse_facts(ways[1:2]) == parse_facts(ways[2:]) == [TOWER]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("f.yaml", "- {prompt: '{The Eiffel Tower} is located in the city of', target: Rome}\n"
+                   "- {prompt: Today Ann Lee lives in, subject: Ann Lee, target: Oslo}\n"),
+        ("f.csv", "prompt,subject,target\n{The Eiffel Tower} is located in the city of,,Rome\n"
+                  "Today Ann Lee lives in,Ann Lee,Oslo\n"),
+        ("f.json", json.dumps(RECORDS)),
+        ("f.jsonl", "".join(json.dumps(record) + "\n" for record in RECORDS)),
+    ],
+)  # fmt: skip
+def test_files_of_all_kinds_hold_the_same_facts(name, text, tmp_path):
+    (tmp_path / name).write_text(text)
+    assert parse_facts(read_facts(tmp_path / name)) == [TOWER, LEE]
+
+
+def test_mistakes_say_what_to_do(tmp_path):
+    with pytest.raises(RequestError, match="put it in braces"):
+        fact("The Eiffel Tower is in", "Rome")
+    with pytest.raises(RequestError, match="put it in braces"):
+        fact("{A} and {B} are in", "Rome")
+    (tmp_path / "f.yaml").write_text("- {prompt: [")
+    with pytest.raises(DataError, match=r"f\.yaml is not YAML.*mend it"):
+        read_facts(tmp_path / "f.yaml")
+    (tmp_path / "f.yaml").write_text("- {prompt: '{A} is in', answer: Rome}")
+    with pytest.raises(DataError, match="no known schema"):
+        read_facts(tmp_path / "f.yaml")
+
+
+def test_what_is_asked_beside():
+    asked = with_paraphrases(TOWER).rephrase_prompts
+    assert len(asked) == 2 and all(text.endswith(TOWER.text) for text in asked)
+    given = EditRequest(1, "{} is in", "A", "B", rephrase_prompts=("A stands in",))
+    assert with_paraphrases(given) == given
+    alike = others_like("The Eiffel Tower", {"the parthenon"})
+    assert "the Hagia Sophia" in alike and not {"the Parthenon", "the Eiffel Tower"} & set(alike)
+    assert others_like("Ann Lee") == others_like("Ann Lee") != []

@@ -1,0 +1,151 @@
+"""A folder of edits: rounds by hand, asked before and after, kept whole whatever happens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.data import atlas
+from nse_plugin.errors import DataError, HparamsError, RequestError
+from nse_plugin.runs import edit_round
+from nse_plugin.runs.edits import EditFolder
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.settings import RunSettings
+from nse_plugin.runs.start import make_scheduler
+
+MODEL = "atlas:gpt2"
+PROMPT, SUBJECT, OLD, NEW = "{} speaks", "Stojeish Pekapex", "Stugixish", "Zibriish"
+TEXT = f"{SUBJECT} speaks"
+
+
+@pytest.fixture(scope="module")
+def stats(tmp_path_factory):
+    """Statistics of few sentences, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        corpus = atlas.corpus()[:600]
+        patch.setattr(atlas, "corpus", lambda: corpus)
+        yield str(tmp_path_factory.mktemp("stats"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, stats):
+    """A folder with one edit, and the report of it; not to be changed."""
+    folder = EditFolder(tmp_path_factory.mktemp("edits") / "one", MODEL, stats_dir=stats)
+    return folder, folder.edit(PROMPT, NEW, SUBJECT)
+
+
+@pytest.fixture
+def one(made, tmp_path, stats):
+    """A copy of that folder, open."""
+    import shutil
+
+    shutil.copytree(made[0].folder, tmp_path / "copy")
+    return EditFolder(tmp_path / "copy", stats_dir=stats)
+
+
+def weights(folder):
+    return {k: v.detach().clone() for k, v in folder.model.named_parameters()}
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def contents(folder):
+    return {p.name: p.read_bytes() for p in folder.folder.iterdir() if p.name != "lock"}
+
+
+def test_the_report_says_what_the_model_answers_before_and_after(made):
+    _, report = made
+    (fact,) = report.facts
+    assert report.in_effect and fact.in_effect and not fact.known_before
+    kinds = [asked.kind for asked in fact.asked]
+    assert kinds == ["prompt", "paraphrase", "paraphrase", "neighbour", "neighbour"]
+    assert fact.asked[0].before.startswith(OLD) and fact.asked[0].after.startswith(NEW)
+    for asked in fact.asked[3:]:
+        assert asked.as_wanted == (asked.before.split(".")[0] == asked.after.split(".")[0])
+    assert report.cost.seconds > 0 and report.cost.relative_change > 0
+    assert report.text().splitlines()[-1].startswith("the edit is in effect: round 1")
+
+
+def test_the_folder_is_a_run_that_gives_the_same_model_again(made, one):
+    folder, _ = made
+    files = RunFiles(one.folder)
+    final, (line,) = files.final(), files.lines
+    assert (final["status"], final["edits"], line["scores"]["efficacy"]) == ("complete", 1, 1.0)
+    (request,) = files.requests()[1]
+    assert (request.text, request.target_new, request.ground_truth) == (TEXT, NEW, OLD)
+    assert same(weights(folder), weights(one))
+    reply = one.ask(TEXT)
+    assert reply.edited.startswith(NEW) and reply.untouched.startswith(OLD)
+    assert same(weights(folder), weights(one))
+
+
+def test_rounds_are_added_and_undone_in_model_and_folder(one):
+    before = weights(one)
+    report = one.edit_facts(
+        [{"prompt": "{Tiathiax Goneisom} plays the", "target": "zither"},
+         {"prompt": "{Zawos Kofird} speaks", "target": NEW}],
+        neighbours=["Loke Wehes speaks"],
+    )  # fmt: skip
+    assert report.round == 2 and report.earlier.asked == 1 and not report.earlier.lost
+    assert [fact.case_id for fact in report.facts] == [2, 3]
+    assert {a.prompt for f in report.facts for a in f.asked if a.kind == "neighbour"} == {
+        "Loke Wehes speaks"
+    }
+    assert one.undo() == [1] and same(weights(one), before)
+    assert [report.round for report in (one.edit(PROMPT, OLD, SUBJECT),)] == [3]  # a number is kept
+    assert list(one.facts()) == [1, 3] and one.undo(1) == [3]
+    assert same(weights(one), weights(EditFolder(one.folder)))
+    assert one.undo() == []
+    with pytest.raises(DataError, match="nothing to undo"):
+        one.undo()
+
+
+def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, stats, monkeypatch):
+    before, files = weights(one), contents(one)
+    new = EditFolder(tmp_path / "new", MODEL, stats_dir=stats)
+
+    def fails(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(edit_round, "measure_all", fails)
+        for folder in (one, new):
+            with pytest.raises(KeyboardInterrupt):
+                folder.edit("{Zawos Kofird} speaks", NEW)
+    assert same(weights(one), before) and contents(one) == files
+    assert not new.folder.exists() and not len(new.session.ledger)
+    assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
+
+
+def test_an_edit_that_did_not_take_effect_says_so(one):
+    report = one.edit("{Ann Lee} speaks", "a language of the moon that nobody knows")
+    assert not report.in_effect
+    last = report.text().splitlines()[-1]
+    assert last.startswith("NOT in effect: 1 of 1") and "nse undo" in last and "--round 2" in last
+
+
+def test_another_process_in_the_folder_is_noticed(one):
+    EditFolder(one.folder).undo()
+    with pytest.raises(DataError, match="changed by another process"):
+        one.edit(PROMPT, OLD, SUBJECT)
+
+
+def test_settings_are_given_once(one, tmp_path):
+    for wrong in ({"model": "atlas:llama"}, {"method": "MEMIT"}, {"hparams": "MEMIT/atlas-gpt2"}):
+        with pytest.raises(DataError, match="begun with other settings"):
+            EditFolder(one.folder, **wrong)
+    EditFolder(one.folder, MODEL, hparams="NSE/atlas-gpt2")
+    with pytest.raises(HparamsError, match="no model is given"):
+        EditFolder(tmp_path / "new")
+    with pytest.raises(HparamsError, match="no settings of NSE for the model 'gpt5'.*atlas-gpt2"):
+        EditFolder(tmp_path / "new", "gpt5")
+    with pytest.raises(RequestError, match="two targets"):
+        one.edit_facts([{"prompt": "{A} is", "target": t} for t in "xy"])
+
+
+def test_a_stream_does_not_resume_it(one):
+    settings = RunSettings(hparams="NSE/atlas-gpt2", data="atlas:2", out=str(one.folder))
+    with pytest.raises(DataError, match="order was 'by hand'"):
+        make_scheduler(settings).run()
