@@ -137,15 +137,17 @@ class Chat:
                 show(f"round {number}: {request.text} -> {request.target_new}")
 
     def _undo(self, rest: str) -> None:
+        from nse_plugin.session.records import active_rounds
+
         if rest and not rest.isdigit():
             raise RequestError(f"round is {rest!r}; give the number of a round, or none")
-        standing = self._edits.undo(int(rest) if rest else None, "in chat")
-        show(f"undone; rounds that stand: {', '.join(map(str, standing)) or 'none'}")
+        active = self._edits.undo(int(rest) if rest else None, "in chat")
+        show(f"undone; {active_rounds(active)}")
 
     def _blame(self, _rest: str) -> None:
         found = self._edits.blame(self._asked(), plain=self._plain)
         if not len(found):
-            show("no round stands")
+            show("no round is active")
         for row in found.head(5).itertuples():
             show(
                 f"round {row.round}: without it the next token is {row.top_without!r} instead of "

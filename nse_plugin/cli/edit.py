@@ -82,6 +82,14 @@ def edit(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Put prompts into the model's chat template; only to begin a folder.",
+            rich_help_panel=_HOW,
+        ),
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(help="cpu, or the number of a GPU.", rich_help_panel=_HOW),
@@ -105,8 +113,8 @@ def edit(
         from nse_plugin.runs.edits import EditFolder
 
         folder = EditFolder(
-            out, model, method=method, hparams=hparams, device=device, stats_dir=stats_dir,
-            listener=listener,
+            out, model, method=method, hparams=hparams, chat=chat, device=device,
+            stats_dir=stats_dir, listener=listener,
         )  # fmt: skip
         report = folder.edit_facts(records, neighbour or ())
     show_result(report.to_dict() if as_json else report.text())

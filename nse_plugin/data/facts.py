@@ -1,6 +1,6 @@
 """Facts as people write them down, and what else is asked about them.
 
-A fact is a prompt, its subject and a new answer.  The subject stands in braces in the prompt
+A fact is a prompt, its subject and a new answer.  The subject is in braces in the prompt
 (``{The Eiffel Tower} is located in the city of``), or is given beside it.  A file of facts is YAML,
 CSV, JSON or JSON lines, or any benchmark's file.
 """

@@ -29,7 +29,7 @@ from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.directory import RunDirectory, new_manifest
 from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import hashed, model_identity, plain, versions
+from nse_plugin.runs.identity import hashed, model_identity, plain, prompt_format, versions
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.schema import FROZEN, Manifest, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, status_of
@@ -46,7 +46,7 @@ class EditRound:
 
     Args:
         directory: the folder, open for writing.
-        backend: its method on its model, with the rounds that stand.
+        backend: its method on its model, with the active rounds.
         listener: told of the phases.
     """
 
@@ -80,7 +80,7 @@ class EditRound:
         requests, answered, manifest = self._freeze(requests, neighbours, edited)
         before, known = self._texts(requests), self._ask(requests)
         self._make_statistics()
-        standing = len(self._session.ledger)
+        active = len(self._session.ledger)
         try:
             self._frozen.append(self._number, requests, answered)
             line = self._edit(requests)
@@ -88,7 +88,7 @@ class EditRound:
             line["seconds"]["total"] = time.perf_counter() - started
             path = self._save(line, manifest)
         except BaseException:
-            if len(self._session.ledger) > standing:
+            if len(self._session.ledger) > active:
                 self._session.undo_last()
                 self._session.ledger.undone.pop()  # as if it had never been
             self._frozen.keep(self._number - 1)
@@ -110,11 +110,11 @@ class EditRound:
             path.unlink()
 
     def _read_history(self) -> list[str]:
-        """Enter the rounds that stand; returns the subjects of their facts."""
-        standing = set(self._session.ledger.numbers())
+        """Enter the active rounds; returns the subjects of their facts."""
+        active = set(self._session.ledger.numbers())
         subjects = []
         for line in self._lines:
-            if line["file"] in standing:
+            if line["file"] in active:
                 requests = self._frozen.read(line["round"])[0]
                 self._history.add(line["round"], requests)
                 subjects += [request.subject for request in requests]
@@ -139,6 +139,7 @@ class EditRound:
         budget.check(self._directory.path)
         run = {
             **versions(),
+            **prompt_format(self._tokenizer),
             "model": identity,
             "method": self._backend.method,
             "hparams": plain(hparams),

@@ -1,6 +1,6 @@
 """A folder of edits: a run directory to which a person adds round after round, as facts come.
 
-What ``nse edit``, ``nse ask`` and ``nse chat`` stand on, and the shortest way to edit from Python::
+``nse edit``, ``nse ask`` and ``nse chat`` use it, and it is the shortest way to edit in Python::
 
     edits = EditFolder("my-edits", model="smollm2-135m")
     report = edits.edit("{The Eiffel Tower} is located in the city of", "Rome")
@@ -22,6 +22,7 @@ from nse_plugin.data.facts import fact, parse_facts
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.protocol import Protocol
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.conversation import Turn, rendered, reply
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.runs.backends import SessionBackend
@@ -61,6 +62,7 @@ class EditFolder:
         model: as in a method's YAML: a short name, a folder, a hub id.  Only for a new folder.
         method: NSE by default, with the YAML that ships for the model.  Only for a new folder.
         hparams: name or path of a YAML instead.  Only for a new folder.
+        chat: put prompts into the model's chat template.  Only for a new folder.
         device: instead of the one that the folder was begun on.
         stats_dir: folder of the covariance statistics; by default one in the cache.
         listener: told of the phases of the work.
@@ -78,6 +80,7 @@ class EditFolder:
         *,
         method: str | None = None,
         hparams: str | Path | None = None,
+        chat: bool = False,
         device: int | str | None = None,
         stats_dir: str | None = None,
         listener: Listener = lambda _event, _facts: None,
@@ -92,14 +95,22 @@ class EditFolder:
                 pass
         listener("phase", {"name": "loading the model"})
         self.model, self.tokenizer, self.model_name = load_model(self.hparams)
-        self.session = EditSession.of(self.model, self.tokenizer)
+        begun = files.manifest["run"] if files is not None else None
+        in_chat = chat if begun is None else "chat" in begun
+        self.session = EditSession.of(
+            self.model, ChatTokenizer(self.tokenizer) if in_chat else self.tokenizer
+        )
         self._backend = SessionBackend(self.session, self.hparams)
         self._protocol = _PROTOCOL
-        if files is not None:
+        if files is not None and begun is not None:
             check_model(files, self.session)
-            begun = Protocol.from_dict(files.manifest["run"]["protocol"])
             self._protocol = replace(  # the answers on disk are those of its bounds
-                begun, each=True, generation=0, fluency=0, perplexity=0, harness_tasks=()
+                Protocol.from_dict(begun["protocol"]),
+                each=True,
+                generation=0,
+                fluency=0,
+                perplexity=0,
+                harness_tasks=(),
             )
             self.session.adopt(files.ledger())
 
@@ -152,16 +163,16 @@ class EditFolder:
             return one.write(requests, neighbours)
 
     def undo(self, number: int | None = None, reason: str = "") -> list[int]:
-        """Take a round back, the last one by default; returns the numbers of those that stand.
+        """Take a round back, the last one by default; returns the numbers of the active ones.
 
         Raises:
             DataError: there is no such round, it was undone already, or cannot be undone alone.
         """
         self._refuse_changed()
-        standing = self.session.ledger.numbers()
-        if not standing:
-            raise DataError(f"no round of {self.folder} stands, so there is nothing to undo")
-        number = standing[-1] if number is None else number
+        active = self.session.ledger.numbers()
+        if not active:
+            raise DataError(f"no round of {self.folder} is active, so there is nothing to undo")
+        number = active[-1] if number is None else number
         left = undo_round(self.folder, number, reason)
         self.session.undo(number, reason)
         return left
@@ -194,18 +205,19 @@ class EditFolder:
 
     def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:
         """Which rounds move the answer to a question most: :meth:`EditSession.blame`."""
-        return self.session.blame(self._asked(question, plain)[1])
+        in_chat = isinstance(self.session.tokenizer, ChatTokenizer)  # which renders it itself
+        return self.session.blame(self._asked(question, plain or in_chat)[1])
 
     def facts(self) -> dict[int, list[EditRequest]]:
-        """The facts of the rounds that stand, by the number of the round's file."""
+        """The facts of the active rounds, by the number of the round's file."""
         if not (self.folder / MANIFEST).is_file():
             return {}
-        files, standing = RunFiles(self.folder), set(self.session.ledger.numbers())
+        files, active = RunFiles(self.folder), set(self.session.ledger.numbers())
         requests = files.requests()
         return {
             line["file"]: requests[line["round"]]
             for line in files.lines
-            if line["file"] is not None and line["file"] in standing
+            if line["file"] is not None and line["file"] in active
         }
 
     def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str]:
@@ -221,6 +233,6 @@ class EditFolder:
         here = self.session.ledger.numbers()
         if there != here:
             raise DataError(
-                f"{self.folder} was changed by another process: rounds {there} stand on disk and "
-                f"{here} in this model; open it again"
+                f"{self.folder} was changed by another process: rounds {there} are active on disk "
+                f"and {here} in this model; open it again"
             )

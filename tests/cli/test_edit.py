@@ -136,7 +136,7 @@ def test_a_chat_in_a_terminal(scratch, capsys):
         assert "round 1: without it the next token is" in terminal.say("/blame")
         assert "there is no /undp; did you mean '/undo'?" in terminal.say("/undp")
         assert "round 2 of talk" in terminal.say("/edit {Zawos Kofird} speaks => Zibriish")
-        assert "rounds that stand: 2" in terminal.say("/undo 1")
+        assert "active rounds: 2" in terminal.say("/undo 1")
         assert OLD[:3] in terminal.say(TEXT)
         terminal.process.send_signal(signal.SIGTERM)
         assert terminal.close() == 128 + signal.SIGTERM
