@@ -71,7 +71,7 @@ def unregister() -> None:
 def __getattr__(name: str) -> Any:
     if name == "BaseEditor":
         if host() == "easyedit":
-            from nse_plugin.easyedit.register import base_editor
+            from nse_plugin.easyedit.editor import base_editor
 
             return base_editor()
         from nse_plugin.editor import BaseEditor
@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
         return BaseEditor
     if name == "compute_edit_quality":
         if host() == "easyedit":
-            from nse_plugin.easyedit.register import evaluator
+            from nse_plugin.easyedit.editor import evaluator
 
             return evaluator()
         from nse_plugin.evaluation.edit_quality import compute_edit_quality
@@ -87,9 +87,9 @@ def __getattr__(name: str) -> Any:
         return compute_edit_quality
     if name == "read_records":
         if host() == "easyedit":
-            from nse_plugin.easyedit.datasets import read_with_host
+            from nse_plugin.easyedit.datasets import read_records
 
-            return read_with_host
+            return read_records
         from nse_plugin.data.readers import read_records
 
         return read_records

@@ -88,9 +88,9 @@ def _check_changes(spec: MethodSpec) -> None:
 
 
 def _host_keys(method: str) -> set[str]:
-    from nse_plugin.easyedit.hparams import host_hparams_class
+    from nse_plugin.easyedit.hparams import hparams_class
 
-    return {field.name for field in dataclasses.fields(host_hparams_class(method))}
+    return {field.name for field in dataclasses.fields(hparams_class(method))}
 
 
 def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
@@ -135,14 +135,14 @@ def editor_of(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
     """
     if not made.hosts_own:
         return EditSession.of(model, tokenizer), made
-    from nse_plugin.easyedit.hparams import host_hparams
-    from nse_plugin.easyedit.register import ReadyModel
+    from nse_plugin.easyedit.editor import ReadyModel
+    from nse_plugin.easyedit.hparams import hparams_of
 
     values = _host_values(made.hparams, model)
     known = _host_keys(made.hparams.method)
     given = {key for key, value in made.hparams.to_dict().items() if value is not None}
     ignored = tuple(sorted(given - known))
-    hparams = host_hparams({key: value for key, value in values.items() if key in known})
+    hparams = hparams_of({key: value for key, value in values.items() if key in known})
     hparams.model_name = ReadyModel(model, tokenizer)
     editor = hosting.BaseEditor.from_hparams(hparams)
     return editor, dataclasses.replace(made, hparams=hparams, ignored=ignored)

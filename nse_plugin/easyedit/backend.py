@@ -129,7 +129,7 @@ class HostBackend:
     def load(self, paths: Sequence[Path]) -> None:
         """Matrices from their files, in order."""
         for path in paths:
-            tensors, about = _read_host_file(path)
+            tensors, about = _read_matrices(path)
             if about.get("in_memory"):
                 raise DataError(
                     f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
@@ -197,7 +197,7 @@ class HostBackend:
             ) from error
 
 
-def _read_host_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Matrices of a round and what is said of it."""
     try:
         with safe_open(path, "pt") as file:

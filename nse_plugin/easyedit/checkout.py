@@ -73,7 +73,7 @@ def find() -> Host | None:
     imported = sys.modules.get(PACKAGE)
     root = os.environ.get(ROOT_VARIABLE)
     if root:
-        host = _host_at(Path(root).expanduser().absolute(), ROOT_VARIABLE)
+        host = _checkout_at(Path(root).expanduser().absolute(), ROOT_VARIABLE)
         if host is None:
             raise HostError(
                 f"{ROOT_VARIABLE} is {root!r}, and there is no {PACKAGE}/__init__.py in it; "
@@ -86,18 +86,18 @@ def find() -> Host | None:
             )
         return host
     if imported is not None:
-        return _host_at(_folder(imported), "already imported")
+        return _checkout_at(_folder(imported), "already imported")
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:  # no origin: some folder of that name, no package
         return None
-    return _host_at(Path(spec.origin).parents[1], "import path")
+    return _checkout_at(Path(spec.origin).parents[1], "import path")
 
 
 def _folder(package: ModuleType) -> Path:
     return Path(package.__file__ or ".").absolute().parents[1]
 
 
-def _host_at(path: Path, source: str) -> Host | None:
+def _checkout_at(path: Path, source: str) -> Host | None:
     if not (path / PACKAGE / "__init__.py").is_file():
         return None
     return Host(path, source, git_commit(path))

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 Fields = dict[str, Any]
 
 
-def read_with_host(
+def read_records(
     path: str | Path,
     kind: str | None = None,
     *,
@@ -76,7 +76,7 @@ def read_with_host(
     """
     host = find()
     if host is None:
-        raise HostError(f"read_with_host() found no EasyEdit. To have it: {HOW_TO_GET_IT}")
+        raise HostError(f"read_records() found no EasyEdit. To have it: {HOW_TO_GET_IT}")
     present = {point.name for point in probe(host) if point.present}
     path = Path(path)
     records = load_records(path)

@@ -14,7 +14,7 @@ from nse_plugin.easyedit.checkout import part, require
 from nse_plugin.errors import HostError, did_you_mean
 
 
-def host_hparams(values: dict[str, Any]) -> Any:
+def hparams_of(values: dict[str, Any]) -> Any:
     """Hyperparameters of one of EasyEdit's own methods, from the keys of its YAML.
 
     Read by EasyEdit's own reader, which for some methods does more than to fill in fields.
@@ -22,7 +22,7 @@ def host_hparams(values: dict[str, Any]) -> Any:
     Raises:
         HostError: there is no EasyEdit, it has no such method, or the keys do not fit it.
     """
-    kind = host_hparams_class(str(values.get("alg_name")))
+    kind = hparams_class(str(values.get("alg_name")))
     name = values.get("model_name")
     texts = {**values, "model_name": str(name) if isinstance(name, str) else "(ready model)"}
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def host_hparams(values: dict[str, Any]) -> Any:
     return hparams
 
 
-def host_hparams_class(name: str) -> Any:
+def hparams_class(name: str) -> Any:
     """EasyEdit's class of hyperparameters for one of its own methods.
 
     Raises:

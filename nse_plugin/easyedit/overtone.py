@@ -13,7 +13,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from nse_plugin.easyedit.hparams import host_hparams, host_hparams_class
+from nse_plugin.easyedit.hparams import hparams_class, hparams_of
 from nse_plugin.easyedit.losses import TERMS, with_objective
 from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.hparams import Hparams, OvertoneHparams
@@ -23,12 +23,12 @@ from nse_plugin.methods.overtone import objective_of
 _OF_THE_EVALUATOR = ("fp16", "use_chat_template", "evaluation_type", "api_key")
 
 
-def is_around_host_editor(hparams: Any) -> bool:
+def wraps_easyedit(hparams: Any) -> bool:
     """Whether these are OVERTONE's, and their base is one of EasyEdit's own editors."""
     return isinstance(hparams, OvertoneHparams) and hparams.base.alg_name in TERMS
 
 
-def host_base(hparams: OvertoneHparams) -> Any:
+def base_hparams(hparams: OvertoneHparams) -> Any:
     """EasyEdit's hyperparameters of the base editor.
 
     Their attribute ``overtone`` holds OVERTONE's settings, for the record of a run.
@@ -38,13 +38,13 @@ def host_base(hparams: OvertoneHparams) -> Any:
         HostError: EasyEdit has no such editor, or wants a key that is not there.
     """
     base = hparams.for_base()
-    kind = host_hparams_class(base.alg_name)
+    kind = hparams_class(base.alg_name)
     known = {f.name for f in dataclasses.fields(kind)}
     values = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)}
     replaced = base.to_host() if isinstance(base, HostEditorHparams) else {}
     _check_lost(base, known | set(replaced) | {"margin_factor"})
     values = {k: v for k, v in values.items() if k in known}
-    found = host_hparams(values | replaced)
+    found = hparams_of(values | replaced)
     for name in _OF_THE_EVALUATOR:
         setattr(found, name, getattr(base, name))
     found.overtone = dataclasses.asdict(objective_of(hparams))
@@ -65,7 +65,7 @@ def in_table(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def apply(model: Any, tok: Any, requests: Any, hparams: Any, *args: Any, **options: Any) -> Any:
-        if is_around_host_editor(hparams):
+        if wraps_easyedit(hparams):
             name = hparams.base.alg_name
             raise HostError(
                 f"OVERTONE around EasyEdit's own {name} needs an editor that knows {name}: make it "

@@ -134,11 +134,11 @@ def read_hparams(name: str, **changes: Any) -> Any:
     _warn_of_other_model(name, values.get("model_name"), changes.get("model_name"))
     values.update({key: value for key, value in changes.items() if value is not None})
     if hosting.host() == "easyedit":
-        from nse_plugin.easyedit.hparams import host_hparams
+        from nse_plugin.easyedit.hparams import hparams_of
         from nse_plugin.easyedit.register import has_own
 
         if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
-            return host_hparams(values)
+            return hparams_of(values)
     return hparams_from(name, values)
 
 

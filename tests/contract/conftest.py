@@ -69,7 +69,7 @@ def editor_class_of(host: str) -> type:
         from nse_plugin.editor import BaseEditor
 
         return BaseEditor
-    from nse_plugin.easyedit.register import base_editor
+    from nse_plugin.easyedit.editor import base_editor
 
     if host == "easyedit":
         return base_editor()

@@ -17,8 +17,7 @@ import pytest
 from nse_plugin import host as hosting
 from nse_plugin.data import readers
 from nse_plugin.easyedit import checkout
-from nse_plugin.easyedit import datasets as host_datasets
-from nse_plugin.easyedit.datasets import read_with_host
+from nse_plugin.easyedit.datasets import read_records
 from nse_plugin.errors import DataError, HostError
 from tests.contract.records import (
     BENCHMARKS,
@@ -38,7 +37,7 @@ from tests.contract.records import (
 
 
 def test_requests_are_the_same_through_the_hosts_class(easyedit, benchmark, path):
-    read = read_with_host(path, benchmark.kind)
+    read = read_records(path, benchmark.kind)
     assert read == readers.read_records(path, benchmark.kind)
     assert len(read) == len(json.loads(path.read_text(encoding="utf-8")))
 
@@ -61,7 +60,7 @@ def test_new_answers_lose_the_blanks_around_them(easyedit, name, tmp_path):
     benchmark = BENCHMARKS[name]
     file, _ = taken(benchmark, shared(benchmark.shared), tmp_path)
     items = list(checkout.part(benchmark.where)(str(file)))
-    requests = read_with_host(file, benchmark.kind)
+    requests = read_records(file, benchmark.kind)
     targets = [(item["target_new"], request.target_new) for item, request in zip(items, requests)]
     differ = {place: theirs for place, (theirs, ours) in enumerate(targets) if theirs != ours}
     assert differ == BLANKS.get(name, {})
@@ -73,7 +72,7 @@ def test_the_subject_that_zsre_drops_is_in_its_question(easyedit, tmp_path):
     file, raw = taken(BENCHMARKS["ZsRE"], shared("zsre_200.json"), tmp_path)
     items = list(checkout.part(BENCHMARKS["ZsRE"].where)(str(file)))
     assert not any("subject" in item or "portability" in item for item in items)
-    requests = read_with_host(file)
+    requests = read_records(file)
     assert [request.text for request in requests] == [item["prompt"] for item in items]
     assert [request.subject for request in requests] == [record["subject"] for record in raw]
 
@@ -85,7 +84,7 @@ def test_wiki_recents_random_probe_is_one_of_ours(easyedit, source, tmp_path):
     path = shared(benchmark.shared) if source == "shared" else write(tmp_path, WIKI_RECENT)
     file, raw = taken(benchmark, path, tmp_path)
     items = list(checkout.part(benchmark.where)(str(file)))
-    for item, request, record in zip(items, read_with_host(file, "wiki_recent"), raw):
+    for item, request, record in zip(items, read_records(file, "wiki_recent"), raw):
         probes = request.locality["Relation_Specificity"]
         assert item["locality_prompt"] in {probe.prompt for probe in probes}
         answers = record["locality"]["Relation_Specificity"]
@@ -99,25 +98,25 @@ def test_wiki_recents_random_probe_is_one_of_ours(easyedit, source, tmp_path):
 @pytest.mark.parametrize("name", ["counterfact_200.json", "mquake_50.json"])
 def test_layouts_without_a_class_are_read_by_ours(easyedit, name):
     path = shared(name)
-    assert read_with_host(path) == readers.read_records(path)
+    assert read_records(path) == readers.read_records(path)
 
 
 def test_layouts_are_recognised_and_limited_as_by_ours(easyedit, benchmark, path):
-    assert read_with_host(path, limit=1) == readers.read_records(path, limit=1)
+    assert read_records(path, limit=1) == readers.read_records(path, limit=1)
 
 
 def test_json_lines_and_a_byte_order_mark_are_read(easyedit, benchmark, tmp_path):
-    whole = read_with_host(write(tmp_path, benchmark.records))
+    whole = read_records(write(tmp_path, benchmark.records))
     lines = tmp_path / "records.jsonl"
     lines.write_text("\n".join(json.dumps(record) for record in benchmark.records))
     marked = tmp_path / "marked.json"
     marked.write_text(json.dumps(benchmark.records, ensure_ascii=False), encoding="utf-8-sig")
-    assert read_with_host(lines) == read_with_host(marked) == whole
+    assert read_records(lines) == read_records(marked) == whole
 
 
 def test_reading_prints_nothing_and_draws_nothing(easyedit, benchmark, path, capsys):
     state = random.getstate()
-    read_with_host(path, benchmark.kind)
+    read_records(path, benchmark.kind)
     assert random.getstate() == state and capsys.readouterr().out == ""
 
 
@@ -154,7 +153,7 @@ def test_a_record_refused_by_the_class_is_read_by_ours(easyedit, what, tmp_path,
     with pytest.raises(Exception, match=reason.partition(": ")[2].strip("'")):
         checkout.part(benchmark.where)(str(path))
     with caplog.at_level(logging.WARNING):
-        assert read_with_host(path, kind) == readers.read_records(path, kind)
+        assert read_records(path, kind) == readers.read_records(path, kind)
     (message,) = [text for text in caplog.messages if "refuses" in text]
     assert f"refuses 1 of 5 records; they were read without it: record 2: {reason}" in message
 
@@ -164,7 +163,7 @@ def test_real_records_refused_by_the_class_are_counted(easyedit, caplog):
     path = shared(benchmark.shared)
     with pytest.raises((KeyError, IndexError)):
         checkout.part(benchmark.where)(str(path))
-    read_with_host(path, benchmark.kind)
+    read_records(path, benchmark.kind)
     assert any(f"refuses {n} of 100 records" in text for text in caplog.messages for n in REFUSED)
 
 
@@ -178,7 +177,7 @@ def test_an_answer_without_an_alias_is_no_answer(easyedit):
         if not all(probe["ground_truth"])
     ]
     for kind in ("knowedit", "wiki_recent"):
-        probes = read_with_host(path, kind)[NO_ALIAS].locality["Relation_Specificity"]
+        probes = read_records(path, kind)[NO_ALIAS].locality["Relation_Specificity"]
         assert [[], [probes[odd[0]].answer]] == odd[1]
 
 
@@ -196,7 +195,7 @@ def test_an_answer_without_an_alias_is_no_answer(easyedit):
 def test_bad_records_raise_or_are_skipped_as_by_ours(easyedit, kind, good, bad, tmp_path, caplog):
     path = write(tmp_path, [good[0], bad, good[1]])
     messages = []
-    for read in (read_with_host, readers.read_records):
+    for read in (read_records, readers.read_records):
         with pytest.raises(DataError, match="record 1 of records.json") as error:
             read(path, kind)
         messages.append(str(error.value))
@@ -215,7 +214,7 @@ def test_bad_records_raise_or_are_skipped_as_by_ours(easyedit, kind, good, bad, 
 def test_files_and_arguments_are_judged_as_by_ours(easyedit, content, arguments, tmp_path):
     path = write(tmp_path, content)
     results = []
-    for read in (read_with_host, readers.read_records):
+    for read in (read_records, readers.read_records):
         try:
             results.append(read(path, **arguments))
         except DataError as error:
@@ -227,21 +226,21 @@ def test_files_and_arguments_are_judged_as_by_ours(easyedit, content, arguments,
 
 
 def test_without_a_host_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr(host_datasets, "find", lambda: None)
+    monkeypatch.setattr("nse_plugin.easyedit.datasets.find", lambda: None)
     with pytest.raises(HostError, match=r"no EasyEdit.*EASYEDIT_ROOT"):
-        read_with_host(write(tmp_path, ZSRE))
+        read_records(write(tmp_path, ZSRE))
 
 
 def test_the_toolkit_reads_with_the_host_that_is_there(host, monkeypatch):
     monkeypatch.setenv("NSE_PLUGIN_HOST", "embedded" if host == "embedded" else "easyedit")
-    wanted = readers.read_records if host == "embedded" else read_with_host
+    wanted = readers.read_records if host == "embedded" else read_records
     assert hosting.read_records is wanted
 
 
 def test_a_class_that_is_gone_is_done_without(easyedit, benchmark, path, monkeypatch):
     module, _, name = benchmark.where.partition(":")
     monkeypatch.delattr(f"{module}.{name}")
-    read = read_with_host(path, benchmark.kind)
+    read = read_records(path, benchmark.kind)
     assert read == readers.read_records(path, benchmark.kind)
 
 
@@ -250,6 +249,6 @@ def test_a_class_that_gives_other_fields_is_named(easyedit, monkeypatch, tmp_pat
         "easyeditor.dataset.zsre.ZsreDataset", lambda path, size=None, **_: [{"case_id": 0}]
     )
     present = [SimpleNamespace(name="ZsRE", present=True)]
-    monkeypatch.setattr(host_datasets, "probe", lambda host: present)
+    monkeypatch.setattr("nse_plugin.easyedit.datasets.probe", lambda host: present)
     with pytest.raises(HostError, match="ZsreDataset gives no 'prompt' for record 0"):
-        read_with_host(write(tmp_path, ZSRE))
+        read_records(write(tmp_path, ZSRE))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nse_plugin.data.readers import parse_records
-from nse_plugin.easyedit.register import ReadyModel
+from nse_plugin.easyedit.editor import ReadyModel
 from nse_plugin.errors import HparamsError, ModelError, RequestError
 from nse_plugin.session.session import EditSession
 from tests.contract.conftest import atlas_hparams, fact, facts, probes, quick
@@ -320,7 +320,7 @@ def test_generation_is_scored_where_asked_for(host, request, editor_class, call_
 def test_missing_fluency_data_are_named_before_any_work(easyedit, saved, monkeypatch, call_name):
     import nltk
 
-    from nse_plugin.easyedit.register import base_editor
+    from nse_plugin.easyedit.editor import base_editor
     from nse_plugin.errors import HostError
 
     monkeypatch.setattr(nltk.data, "path", [])

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nse_plugin.easyedit import checkout
-from nse_plugin.easyedit.hparams import host_hparams
+from nse_plugin.easyedit.editor import base_editor
+from nse_plugin.easyedit.hparams import hparams_of
 from nse_plugin.easyedit.losses import TERMS, with_objective
-from nse_plugin.easyedit.overtone import host_base
-from nse_plugin.easyedit.register import base_editor
+from nse_plugin.easyedit.overtone import base_hparams
 from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.hparams import OvertoneHparams
 from nse_plugin.runs.identity import plain as plain_values
@@ -98,7 +98,7 @@ def plain(keys):
     def make(name: str, **changes: Any) -> Any:
         values = keys(name, **changes)
         needed = DEFAULTS[name]
-        return checkout.part("easyeditor:BaseEditor").from_hparams(host_hparams(needed | values))
+        return checkout.part("easyeditor:BaseEditor").from_hparams(hparams_of(needed | values))
 
     return make
 
@@ -474,7 +474,7 @@ def test_a_copy_is_edited_and_left_without_our_loss(around, name):
 
 def test_wises_margins_are_shrunk(keys):
     hparams = OvertoneHparams.from_dict({"alg_name": "OVERTONE", "base": keys("WISE")})
-    found = host_base(hparams)
+    found = base_hparams(hparams)
     assert type(found).__module__ == "easyeditor.models.wise.wise_hparams"
     assert (found.alpha, found.beta, found.gamma) == pytest.approx((3.0, 12.0, 6.0))
     assert (hparams.lambda_, hparams.epsilon, hparams.n_sigma) == (0.1, 0.05, 1.0)
@@ -486,7 +486,7 @@ def test_wises_margins_are_shrunk(keys):
 ])  # fmt: skip
 def test_easyedit_takes_the_yamls_that_ship(path):
     hparams = OvertoneHparams.from_hparams(f"OVERTONE/{path}")
-    assert host_base(hparams).alg_name == path.partition("/")[0]
+    assert base_hparams(hparams).alg_name == path.partition("/")[0]
 
 
 @pytest.mark.parametrize(("name", "settings", "what"), [

@@ -15,7 +15,7 @@ import sys
 import pytest
 
 from nse_plugin import host as hosting
-from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit import checkout, editor
 from nse_plugin.easyedit import register as plugin
 from nse_plugin.errors import HostError, HparamsError
 from tests.contract.conftest import fact, quick
@@ -471,7 +471,7 @@ def test_methods_that_attach_modules_stay_out(table, name):
         "GRACE": GRACEHparams(alg_name="GRACE", model_name="m", inner_params=["h[0].mlp.weight"]),
     }[name]
     with pytest.raises(HostError, match=f"{name} of nse_plugin attaches modules"):
-        plugin._for_host(hparams)
+        editor._for_host(hparams)
 
 
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "AlphaEdit"])

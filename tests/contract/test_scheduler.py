@@ -10,7 +10,7 @@ import yaml
 
 from nse_plugin import cli
 from nse_plugin.easyedit import checkout
-from nse_plugin.easyedit.register import ReadyModel
+from nse_plugin.easyedit.editor import ReadyModel
 from nse_plugin.runs.scheduler import SequentialScheduler
 from tests.contract.test_state import rome_hparams
 from tests.runs.runs import HELD_OUT, protocol, requests

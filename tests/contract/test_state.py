@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nse_plugin.easyedit import checkout
-from nse_plugin.easyedit.register import ReadyModel
+from nse_plugin.easyedit.editor import ReadyModel
 from nse_plugin.errors import SessionError
 from nse_plugin.session.session import EditSession
 from tests.contract.conftest import fact, facts, probes

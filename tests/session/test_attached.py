@@ -255,7 +255,7 @@ def test_easyedit_is_not_offered_what_it_cannot_take_back(name):
     from nse_plugin.easyedit import register as registering
 
     with pytest.raises(HostError, match=f"{name} of nse_plugin attaches modules"):
-        registering._refuse_attaching([name])
+        registering.refuse_attaching([name])
 
 
 # --- runs -----------------------------------------------------------------------------------------
