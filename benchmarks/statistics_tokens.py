@@ -24,8 +24,6 @@ from nse_plugin import NSEHparams
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.evaluation.metrics import Bounds, ask, summarise
-from nse_plugin.locate.values import Values
-from nse_plugin.methods import spread
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
@@ -50,20 +48,6 @@ def settings(options: argparse.Namespace, stats_dir: str) -> NSEHparams:
         mom2_dataset=options.source,
         stats_dir=stats_dir,
     )
-
-
-def remember_values() -> None:
-    """Let the values of a round be computed once; only the covariance changes between rows."""
-    known: dict[tuple[Any, ...], Values] = {}
-    compute = spread.compute_values
-
-    def remembered(layout: Any, tokenizer: Any, requests: Any, *rest: Any, **more: Any) -> Values:
-        key = tuple(request.case_id for request in requests)
-        if key not in known:
-            known[key] = compute(layout, tokenizer, requests, *rest, **more)
-        return known[key]
-
-    spread.compute_values = remembered
 
 
 def one_row(
@@ -108,11 +92,11 @@ def main() -> None:
     parser.add_argument("--round", type=int, default=10)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    remember_values()
     with tempfile.TemporaryDirectory() as folder:
         hparams = settings(options, folder)
         model, tokenizer, _ = load_model(hparams)
         session = EditSession.of(model, tokenizer)
+        session.untouched.keep_values()  # only the covariance changes between rows
         requests = read_data(options.data, options.edits, 0)
         before = ask(session.model, session.tokenizer, requests, BOUNDS)
         print("| texts | tokens | CPU seconds | " + " | ".join(SHOWN) + " |\n" + "|---" * 6 + "|")

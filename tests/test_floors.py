@@ -29,7 +29,7 @@ FLOORS = (
     ("host",),
     ("runs",),
     ("report", "export"),
-    ("compare",),
+    ("compare", "tune"),
     ("cli",),
 )
 """From the ground up; rooms of one floor do not import each other."""

@@ -25,7 +25,7 @@ from nse_plugin.version import __version__
 EDIT, LOOK, KEEP, MACHINE = "Edit", "Look", "Keep or undo", "Prepare"
 """Groups of commands in the help."""
 
-_COMMANDS = ("edit", "demo", "run", "compare", "ask", "chat", "inspect", "overfit", "undo",
+_COMMANDS = ("edit", "demo", "run", "tune", "compare", "ask", "chat", "inspect", "overfit", "undo",
              "export", "models", "stats", "doctor")  # fmt: skip
 """Modules of this folder, in the order of the help."""
 

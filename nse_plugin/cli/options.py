@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
-import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields
 from typing import Annotated, Any, NamedTuple, Optional, get_args, get_type_hints
 
 import typer
+
+from nse_plugin.hparams.docs import field_docs
 
 
 def config_option(panel: str) -> Any:
@@ -61,26 +61,6 @@ def examples(*lines: str) -> str:
 def escaped(text: str) -> str:
     """Text whose brackets rich shows as they are."""
     return text.replace("[", r"\[")
-
-
-@functools.cache
-def field_docs(settings: type) -> dict[str, str]:
-    """The docstring under each field of a dataclass, as plain text in one line."""
-    found: dict[str, str] = {}
-    for base in reversed(settings.__mro__[:-1]):
-        (body,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        assert isinstance(body, ast.ClassDef)
-        for field, doc in zip(body.body, body.body[1:]):
-            if (
-                isinstance(field, ast.AnnAssign)
-                and isinstance(field.target, ast.Name)
-                and isinstance(doc, ast.Expr)
-                and isinstance(doc.value, ast.Constant)
-                and isinstance(doc.value.value, str)
-            ):
-                text = " ".join(doc.value.value.split())
-                found[field.target.id] = text.replace("``", "")
-    return found
 
 
 def _parameter(group: Group, name: str) -> inspect.Parameter:

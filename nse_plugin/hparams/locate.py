@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.validation import bounded
@@ -85,6 +85,14 @@ class LocateHparams(LayersHparams):
     def context_lengths(self) -> list[int]:
         """Tokens of each generated text."""
         return [self.context_length] * self.n_contexts
+
+    def value_settings(self) -> tuple[Any, ...]:
+        """What a value depends on beside model, request and context texts."""
+        return (
+            self.value_of, self.layers[-1], self.v_lr, self.v_num_grad_steps, self.v_loss_layer,
+            self.v_weight_decay, self.v_stop_loss, self.clamp_norm_factor, self.kl_factor,
+            self.token_budget,
+        )  # fmt: skip
 
     def covariance_weight(self, d_ff: int) -> float:
         """lambda, for a layer of d_ff neurons."""

@@ -84,8 +84,13 @@ def spread_round(
                 return values
             return adjust(values, session, lookups.select(rows), hparams.layers[-1])
 
+        def values_of_all() -> Values:
+            return find_values(torch.arange(len(requests)), trace)
+
         with clock("values"), session.weights.rewound() if rewind else nullcontext():
-            values = find_values(torch.arange(len(requests)), trace)
+            of = tuple(request.digest() for request in requests)
+            key = (of, contexts, *hparams.value_settings(), objective, adjust)
+            values = session.untouched.values(key, values_of_all) if rewind else values_of_all()
         writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
         writer.run()
         repaired = repair(writer, find_values, hparams)

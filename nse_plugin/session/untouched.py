@@ -1,5 +1,5 @@
-"""What methods ask of the untouched model, computed once: context texts, covariances, and what
-follows from covariances and original matrices."""
+"""What methods ask of the untouched model, computed once: context texts, covariances, what
+follows from covariances and original matrices, and values if they are to be kept."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.locate.values import Values
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.sampling import OPENINGS, context_texts
@@ -38,6 +39,7 @@ class Untouched:
         self._contexts: dict[tuple[Any, ...], tuple[str, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
         self._derived: dict[tuple[Any, ...], Any] = {}
+        self._values: dict[tuple[Any, ...], Values] | None = None
 
     def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
         """Texts to put before prompts, separators included; the model writes them once."""
@@ -58,6 +60,18 @@ class Untouched:
     def use_contexts(self, hparams: LocateHparams, texts: Sequence[str]) -> None:
         """Take these texts, of an earlier run, instead of having them written again."""
         self._contexts[_contexts_key(hparams)] = tuple(texts)
+
+    def keep_values(self) -> None:
+        """Keep the values of rounds from now on, for edits that differ in what follows them."""
+        self._values = {} if self._values is None else self._values
+
+    def values(self, key: tuple[Any, ...], compute: Callable[[], Values]) -> Values:
+        """Values optimised in the untouched model: computed, or those kept under this key."""
+        if self._values is None:
+            return compute()
+        if key not in self._values:
+            self._values[key] = compute()
+        return self._values[key]
 
     def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
         """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""

@@ -1,0 +1,88 @@
+"""Settings to begin with, for a model that has no YAML: nothing in them is a number of one model.
+
+``nse run --method NSE --model X`` uses them as they are, ``nse tune`` starts from them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nse_plugin.data.models import model_place
+from nse_plugin.errors import HparamsError, ModelError
+from nse_plugin.hparams.yaml_files import read_method_yaml, yaml_dir
+
+_SPREAD = 5
+"""Layers that NSE, MEMIT and AlphaEdit write."""
+_DEPTH = 0.28
+"""The z-layer as a share of the blocks: 4 to 8 of 30 and 32, 3 to 7 of 28."""
+LOCATE = ("NSE", "MEMIT", "AlphaEdit", "ROME")
+"""Methods that optimise values and use a covariance."""
+
+
+def model_key(model_name: str) -> str:
+    """What the YAMLs of a model are called: ``atlas-gpt2``, or a folder's last part."""
+    return model_name.replace("atlas:", "atlas-").rstrip("/").rpartition("/")[2]
+
+
+def values_for(method: str, model_name: str) -> dict[str, Any]:
+    """The keys of the YAML that ships for a method and model, else those to begin with.
+
+    Raises:
+        HparamsError: there is neither.
+        ModelError: the model's config cannot be read.
+    """
+    path = yaml_dir() / method / f"{model_key(model_name)}.yaml"
+    if path.is_file():
+        return read_method_yaml(path) | {"model_name": model_name}
+    if method not in (*LOCATE, "FT"):
+        raise HparamsError(
+            f"method {method!r} has no settings for {model_name} and none that fit any model; "
+            f"find some with nse tune --method {method} --model {model_name}, or give a YAML"
+        )
+    return first_values(method, model_name, _blocks_of(model_name))
+
+
+def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
+    """Keys of NSE, MEMIT, AlphaEdit, ROME or FT for any model with this number of blocks."""
+    values: dict[str, Any] = {"alg_name": method, "model_name": model_name}
+    last = usual_layer(n_layers)
+    if method in LOCATE:
+        embedded = model_name.startswith("atlas:")
+        values |= {
+            "layers": layers_up_to(last),
+            "v_num_grad_steps": 20,
+            "n_contexts": 1,
+            "mom2_dataset": "atlas" if embedded else "factbook",
+            "mom2_n_samples": 4000 if embedded else 100,
+        }
+    if method in ("NSE", "MEMIT"):
+        values["mom2_update_weight_relative"] = 0.2
+    if method == "NSE":
+        values["max_iterations"] = 1
+    if method == "ROME":
+        values |= {"layers": [max(0, last - 2)], "v_weight_decay": 1e-3}
+    if method == "FT":
+        values |= {"layers": [max(0, last - 2)], "batch_size": 20, "lr": 1e-3}
+    return values
+
+
+def usual_layer(n_layers: int) -> int:
+    """The block that is the z-layer where nothing better is known."""
+    return min(n_layers - 1, max(0, round(_DEPTH * n_layers)))
+
+
+def layers_up_to(last: int) -> list[int]:
+    """The layers that are written for a z-layer."""
+    return list(range(max(0, last - _SPREAD + 1), last + 1))
+
+
+def _blocks_of(model_name: str) -> int:
+    """The number of a model's blocks, from its config alone."""
+    from transformers import AutoConfig
+
+    place = model_place(model_name)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return int(config.get_text_config().num_hidden_layers)
+    except Exception as error:  # of transformers or the hub
+        raise ModelError(f"cannot read the config of {model_name!r}: {error}") from error

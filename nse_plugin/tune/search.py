@@ -1,0 +1,125 @@
+"""The search: stage after stage, each on top of the best settings so far, within a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.errors import ModelError
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+from nse_plugin.tune.stages import Stage, stages, start
+from nse_plugin.tune.trials import ROUND, Trial, Trials, no_facts
+
+EDITS = 0.5
+"""Settings with less efficacy than this on the stream do not count as settings."""
+_HOPELESS = 0.1
+"""A score on few facts below which no stream is tried."""
+_STREAM = 0.25
+"""Share of the time that the first trial on the stream may take."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a search found."""
+
+    method: str
+    trials: list[Trial]
+    """All of them, in order."""
+    best: Trial
+    """The one whose settings are the result."""
+    seconds: float
+
+    @property
+    def found(self) -> bool:
+        """Whether the settings edit this model; otherwise no settings that were tried do."""
+        return self.best.edits > ROUND and (self.best.scores.get("efficacy") or 0) >= EDITS
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The keys of the YAML."""
+        return self.best.settings
+
+
+def tune(
+    model: Any,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    method: str = "NSE",
+    *,
+    minutes: float = 15.0,
+    edits: int = 100,
+    model_name: str = "",
+    given: Mapping[str, Any] | None = None,
+    trials: Path | None = None,
+    told: Callable[[Trial], None] = lambda _trial: None,
+) -> Tuned:
+    """Find settings of a method for a model; the model is untouched before and afterwards.
+
+    Args:
+        requests: facts to try edits on; 20 of them for the first stages, others for the stream.
+        minutes: the search begins no trial that would end later, but makes at least one on few
+            facts and, where something was edited, one on a stream.
+        edits: length of the stream; shorter if a trial of it would take a quarter of the time.
+        model_name: as the YAML is to name the model.
+        given: keys that are not searched, e.g. the folder of statistics.
+        trials: a JSON lines file of finished trials, which another call takes up.
+        told: is told of each trial.
+
+    Raises:
+        HparamsError: there is no such method.
+        ModelError: no trial could be made, or there are too few facts.
+    """
+    session = EditSession.of(model, tokenizer)
+    no_facts(requests)
+    settings = start(session, method, model_name, given or {})
+    search = _Search(Trials(session, trials, told), minutes * 60, time.monotonic())
+    few, others = requests[:ROUND], requests[ROUND:]
+    on_few = [stage for stage in stages(method) if not stage.stream]
+    best = search.trials.run("first", settings, few, layers=on_few[0].layers(session, settings))
+    for stage in on_few:
+        best = search.stage(stage, best, few)
+    errors = [trial.error for trial in search.trials.done]
+    if all(errors):
+        raise ModelError(f"{method} could not be tried: {errors[0]}")
+    if best.score >= _HOPELESS and len(others) >= ROUND:
+        stream = others[: search.affordable(min(edits, len(others)))]
+        best = search.trials.run("stream", best.settings, stream)
+        for stage in (stage for stage in stages(method) if stage.stream):
+            best = search.stage(stage, best, stream)
+    return Tuned(method, search.trials.done, best, time.monotonic() - search.begun)
+
+
+@dataclass
+class _Search:
+    trials: Trials
+    allowed: float
+    """Seconds."""
+    begun: float
+
+    def stage(self, stage: Stage, best: Trial, facts: Sequence[EditRequest]) -> Trial:
+        """The best of the settings so far and those of a stage; of equals the earlier one."""
+        settings = best.settings
+        layers = stage.layers(self.trials.session, settings)
+        for changes in stage.options(self.trials.session, settings):
+            if self._late(stage.until, best.seconds):
+                break
+            trial = self.trials.run(stage.name, settings, facts, changes, layers)
+            best = trial if trial.score > best.score else best
+        return best
+
+    def affordable(self, most: int) -> int:
+        """Length of a stream in whole rounds, by what an edit took so far; two rounds at least."""
+        trials = self.trials.done
+        per_edit = sum(t.seconds for t in trials) / sum(t.edits for t in trials)
+        rounds = int(min(most, _STREAM * self.allowed / max(per_edit, 1e-6))) // ROUND
+        return min(most, ROUND * max(2, rounds))
+
+    def _late(self, share: float, next_seconds: float) -> bool:
+        """Whether a trial that takes as long as the best one would end after a share of the time;
+        finished trials of an earlier call count as what they took."""
+        spent = max(self.trials.seconds, time.monotonic() - self.begun)
+        return spent + next_seconds > share * self.allowed

@@ -1,0 +1,228 @@
+"""The stages of a search, by kind of method: what each of them changes, in which order.
+
+A stage tries its changes on top of the best settings so far and keeps the best of all.  Stages on
+*few* facts write one round; those on a *stream* edit in rounds and are tested after the last one,
+since what one round bears and what a hundred edits bear are two things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nse_plugin.data.defaults import first_values, layers_up_to, usual_layer
+from nse_plugin.errors import HparamsError
+from nse_plugin.hparams import AlphaEditHparams
+from nse_plugin.methods.bases import BASES
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.session.session import EditSession
+
+Settings = Mapping[str, Any]
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One question to the model."""
+
+    name: str
+    options: Callable[[EditSession, Settings], Sequence[Changes]]
+    """Changes to try, given the best settings so far."""
+    until: float
+    """Share of the time after which the stage tries nothing more."""
+    stream: bool = False
+    """On a stream of edits, not on one round."""
+
+    def layers(self, session: EditSession, best: Settings) -> list[int]:
+        """All layers that the stage's changes name."""
+        return [n for changes in self.options(session, best) for n in changes.get("layers", [])]
+
+
+def start(session: EditSession, method: str, model_name: str, given: Settings) -> Changes:
+    """The settings that a search begins with.
+
+    Args:
+        given: keys that are not searched, e.g. the folder of statistics.
+
+    Raises:
+        HparamsError: the method is none that can be tuned.
+    """
+    settings = {**_start(session.layout, method, model_name), **given}
+    if method == "AlphaEdit":  # its two numbers are of one model's scale
+        settings |= _null_spaces(session, settings)[1]
+        settings |= _weights_of_identity(session, settings)[1]
+    return settings
+
+
+def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
+    middle = usual_layer(layout.n_layers)
+    if method == "LoRA":
+        return {
+            "alg_name": method,
+            "model_name": model_name,
+            "target_modules": _attention_inputs(layout),
+            "lr": 2e-3,
+            "batch_size": 20,
+            "stop_loss": 1e-2,
+        }
+    if method == "GRACE":
+        return {
+            "alg_name": method,
+            "model_name": model_name,
+            "inner_params": [_mlp_input(layout, 2 * layout.n_layers // 3)],
+            "n_iter": 30,
+            "stop_loss": 1e-2,
+        }
+    if method not in BASES:
+        raise HparamsError(
+            f"method {method!r} cannot be tuned; there are: {', '.join(sorted(BASES))}. For "
+            "OVERTONE tune its base method, and name that YAML as its base"
+        )
+    return first_values(method, model_name, layout.n_layers) | (
+        {"layers": [middle]} if method in ("ROME", "FT") else {}
+    )
+
+
+def stages(method: str) -> list[Stage]:
+    """The stages of a method's search."""
+    return list(_STAGES[method])
+
+
+def _factors(key: str, *factors: float) -> Callable[[EditSession, Settings], list[Changes]]:
+    """Multiples of a setting, as it stands or as the method's default."""
+
+    def options(_session: EditSession, best: Settings) -> list[Changes]:
+        default = getattr(BASES[best["alg_name"]].hparams, key)
+        now = best.get(key, default)
+        found = [now * factor for factor in factors]
+        return [{key: round(v) if isinstance(now, int) else float(f"{v:.3g}")} for v in found]
+
+    return options
+
+
+def _each(key: str, *values: Any) -> Callable[[EditSession, Settings], list[Changes]]:
+    return lambda _session, _best: [{key: value} for value in values]
+
+
+def _depths(width: int) -> Callable[[EditSession, Settings], list[Changes]]:
+    """Layers over the whole depth, the usual ones first.
+
+    Args:
+        width: 1 for a single layer, more for the layers that a value is spread over.
+    """
+
+    def options(session: EditSession, _best: Settings) -> list[Changes]:
+        n = session.layout.n_layers
+        shares = (0.15, 0.4, 0.55, 0.7, 0.85)
+        lasts = [usual_layer(n), *(min(n - 1, round(share * n)) for share in shares)]
+        return [{"layers": _up_to(last, width)} for last in dict.fromkeys(lasts)]
+
+    return options
+
+
+def _beside(width: int) -> Callable[[EditSession, Settings], list[Changes]]:
+    """Layers half-way to those that were tried on both sides."""
+
+    def options(session: EditSession, best: Settings) -> list[Changes]:
+        n, last = session.layout.n_layers, best["layers"][-1]
+        step = max(1, round(0.07 * n))
+        near = [at for at in (last - step, last + step) if 0 <= at < n]
+        return [{"layers": _up_to(at, width)} for at in near]
+
+    return options
+
+
+def _up_to(last: int, width: int) -> list[int]:
+    return layers_up_to(last) if width > 1 else [last]
+
+
+def _null_spaces(session: EditSession, best: Settings) -> list[Changes]:
+    """Thresholds that leave these shares of the z-layer's directions, as AlphaEdit counts them."""
+    eigenvalues = torch.linalg.eigvalsh(_covariance(session, best).double())
+    found = [float(eigenvalues.quantile(share)) for share in (0.8, 0.6, 0.4)]
+    return [{"nullspace_threshold": float(f"{value:.2g}")} for value in found]
+
+
+def _weights_of_identity(session: EditSession, best: Settings) -> list[Changes]:
+    """L2 as shares of the mean squared norm of a key."""
+    scale = float(_covariance(session, best).trace())
+    return [{"L2": float(f"{share * scale:.2g}")} for share in (0.003, 0.03, 0.3)]
+
+
+def _covariance(session: EditSession, best: Settings) -> torch.Tensor:
+    """C [d_ff, d_ff] of the z-layer."""
+    hparams = AlphaEditHparams(**best)
+    return session.untouched.covariances(hparams)[hparams.layers[-1]]
+
+
+def _grace_layers(session: EditSession, _best: Settings) -> list[Changes]:
+    n = session.layout.n_layers
+    layers = dict.fromkeys(min(n - 1, round(share * n)) for share in (0.65, 0.3, 0.85))
+    return [{"inner_params": [_mlp_input(session.layout, layer)]} for layer in layers]
+
+
+def _mlp_input(layout: DecoderLayout, layer: int) -> str:
+    """Name of the weight that a block's MLP begins with, as GRACE's YAMLs write it."""
+    mlp = layout.blocks[layer].get_submodule(layout.family.mlp)
+    names = [
+        name for name, _ in _matrices(mlp) if mlp.get_submodule(name) is not layout.down(layer)
+    ]
+    if not names:
+        raise HparamsError("GRACE needs an MLP with an input projection, and this model has none")
+    return f"{layout.family.blocks}[{layer}].{layout.family.mlp}.{names[-1]}.weight"
+
+
+def _attention_inputs(layout: DecoderLayout) -> list[str]:
+    """Ends of the names of the modules that LoRA adapts: queries and values, or all in one."""
+    attention = layout.blocks[0].get_submodule(layout.family.attn)
+    names = [name for name, _ in _matrices(attention)]
+    return [name for name in names if name in ("q_proj", "v_proj")] or names[:1]
+
+
+def _matrices(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    for name, part in module.named_modules():
+        weight = getattr(part, "weight", None)
+        if name and isinstance(weight, torch.Tensor) and weight.dim() == 2:
+            yield name, part
+
+
+_VALUES = (
+    Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5, 2.25), 0.45),
+    Stage("learning rate", _factors("v_lr", 0.5, 0.2, 2), 0.55),
+    Stage("steps", _factors("v_num_grad_steps", 0.5, 1.75), 0.6),
+)
+_SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), *_VALUES)
+_CLAMP = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5), 1.0, stream=True)
+_LAMBDA = Stage(
+    "lambda", _each("mom2_update_weight_relative", 0.2, 1.0, 0.04, 5.0), 0.85, stream=True
+)
+_TRAINING = (
+    Stage("learning rate", _factors("lr", 1.0, 0.3, 3.0), 0.5),
+    Stage("steps", _factors("num_steps", 0.5, 2), 0.65),
+    Stage("learning rate", _factors("lr", 1.0, 0.5), 1.0, stream=True),
+)
+_STAGES: dict[str, Sequence[Stage]] = {
+    "NSE": (*_SPREAD, _LAMBDA, _CLAMP, Stage("passes", _each("max_iterations", 2), 1.0, True)),
+    "MEMIT": (*_SPREAD, _LAMBDA, _CLAMP),
+    "AlphaEdit": (
+        *_SPREAD,
+        Stage("null space", _null_spaces, 0.8, stream=True),
+        Stage("weight of the identity", _weights_of_identity, 1.0, stream=True),
+    ),
+    "ROME": (
+        Stage("layers", _depths(1), 0.3),
+        Stage("layers", _beside(1), 0.4),
+        *_VALUES,
+        Stage("clamp", _factors("clamp_norm_factor", 1.0, 0.5), 1.0, stream=True),
+    ),
+    "FT": (Stage("layers", _depths(1), 0.35), *_TRAINING),
+    "LoRA": _TRAINING,
+    "GRACE": (
+        Stage("layers", _grace_layers, 0.3),
+        Stage("radius", _factors("eps", 3, 10, 0.3), 0.6),
+        Stage("radius", _factors("eps", 1.0, 0.5, 2), 1.0, stream=True),
+    ),
+}

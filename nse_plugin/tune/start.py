@@ -1,0 +1,122 @@
+"""A search from its settings: model and facts are loaded, files are written beside the YAML."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nse_plugin.data.defaults import LOCATE, model_key
+from nse_plugin.data.models import load_model
+from nse_plugin.data.streams import read_data
+from nse_plugin.errors import DataError
+from nse_plugin.evaluation.known import keep_known
+from nse_plugin.files import make_folder
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs.identity import versions
+from nse_plugin.tune.result import trial_text, trials_table, write_figure, write_yaml
+from nse_plugin.tune.search import Tuned, tune
+from nse_plugin.tune.settings import TuneSettings
+from nse_plugin.tune.trials import ROUND
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What ``load_model`` reads."""
+
+    model_name: str
+    device: int | str | None
+
+
+def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
+    """Search, method after method; whether settings were found and written for all of them.
+
+    Args:
+        show: takes the lines meant for people.
+    """
+    show(f"loading {settings.model}")
+    model, tokenizer, _ = load_model(_Asked(settings.model, settings.device))
+    facts, about = _facts(settings, model, tokenizer)
+    show(about)
+    if not facts:
+        return False
+    written = []
+    for method in settings.methods:
+        path = _place(settings, method)
+        make_folder(path.parent, "for the settings")
+        tuned = tune(
+            model,
+            tokenizer,
+            facts,
+            method,
+            minutes=settings.minutes,
+            edits=settings.edits,
+            model_name=settings.model,
+            given=_given(settings) if method in LOCATE else {},
+            trials=path.with_suffix(".trials.jsonl"),
+            told=lambda trial: show(trial_text(trial)),
+        )
+        written.append(_write(path, tuned, settings, about, show))
+    return all(written)
+
+
+def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[EditRequest], str]:
+    """As many facts as a search needs, and a line on where they are from."""
+    known = settings.known if settings.known is not None else settings.data.startswith("earth")
+    needed = ROUND + settings.edits
+    requests = read_data(
+        settings.data,
+        settings.limit,
+        settings.seed,
+        schema=settings.schema,
+        on_bad=settings.on_bad_record,
+        choose=known,
+    )
+    if not known:
+        return requests[:needed], f"facts: {settings.data}, seed {settings.seed}"
+    try:
+        found = keep_known(model, tokenizer, requests, limit=needed)
+    except DataError as error:
+        return [], f"nothing to choose settings by: {error}. No YAML was written"
+    return found.requests, f"facts: {settings.data}, seed {settings.seed}; {found}"
+
+
+def _place(settings: TuneSettings, method: str) -> Path:
+    out = Path(settings.out)
+    return out if settings.one_file else out / method / f"{model_key(settings.model)}.yaml"
+
+
+def _given(settings: TuneSettings) -> dict[str, Any]:
+    """Keys that are given and not searched."""
+    given = {"mom2_dataset": settings.source, "stats_dir": settings.stats_dir}
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _write(
+    path: Path, tuned: Tuned, settings: TuneSettings, about: str, show: Callable[[str], None]
+) -> bool:
+    """Show what was found, and write it where anything was."""
+    show("\n" + trials_table(tuned).text(max_rows=60))
+    figure = path.with_suffix(".png")
+    if write_figure(figure, tuned):
+        show(f"layers: {figure}")
+    if not tuned.found:
+        show(
+            f"{tuned.method}: nothing that was tried edits {settings.model}; no YAML was written. "
+            "More --minutes try more; facts that the model does not know cannot be judged"
+        )
+        return False
+    method, model = tuned.method, settings.model
+    command = f"nse tune --model {model} --method {method} --data {settings.data}"
+    made = ", ".join(f"{name} {value}" for name, value in versions().items())
+    head = [
+        f"{method} on {model}, found by",
+        f"    {command} --minutes {settings.minutes:g} --seed {settings.seed}",
+        about,
+        f"{time.strftime('%Y-%m-%d')}; {made}",
+    ]
+    write_yaml(path, tuned, head)
+    show(f"written to {path}; use it with\n  nse run --hparams {path} --data earth:100 --known")
+    return True

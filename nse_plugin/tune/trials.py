@@ -1,0 +1,215 @@
+"""Trials of settings on one model: edit, measure, undo; each is one line of a file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from nse_plugin.errors import HparamsError, ModelError, NSEPluginError
+from nse_plugin.evaluation.metrics import Answered, ask, summarise
+from nse_plugin.evaluation.settings import Bounds
+from nse_plugin.files import JsonLines
+from nse_plugin.hparams import LocateHparams
+from nse_plugin.methods.bases import BASES
+from nse_plugin.objectives.nll import nll
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+
+ROUND = 20
+"""Edits per round."""
+BOUNDS = Bounds(paraphrase=1, portability=0, locality=2)
+"""Probes of a request; few, since a trial is measured as often as it is made."""
+_FLOATS = 2**28
+"""Size of the covariances that are computed ahead, in numbers: 1 GB."""
+SHOWN = ("efficacy", "paraphrase", "locality")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What became of one set of settings."""
+
+    stage: str
+    settings: dict[str, Any]
+    """All keys that are not the method's defaults."""
+    changes: dict[str, Any]
+    """What of them is tried here, on top of the best settings so far."""
+    case_ids: list[int | str]
+    """The facts edited, in rounds of :data:`ROUND`; all are tested after the last round."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    injected: float | None = None
+    """Share of targets that the values themselves give, before anything is written; None with a
+    method without values, and where they were kept from an earlier trial."""
+    left: float | None = None
+    """Mean share of a residual that the write left."""
+    seconds: float = 0.0
+    error: str | None = None
+    """Why there are no scores."""
+
+    @property
+    def score(self) -> float:
+        """The harmonic mean of the scores there are: 0 where nothing is edited or all is lost."""
+        found = [value for name in SHOWN if (value := self.scores.get(name)) is not None]
+        return len(found) / sum(1 / v for v in found) if found and all(found) else 0.0
+
+    @property
+    def edits(self) -> int:
+        """Number of facts edited."""
+        return len(self.case_ids)
+
+
+class Trials:
+    """Runs trials on one session, or finds them in the file of an earlier search.
+
+    Args:
+        path: the file; None keeps nothing.
+    """
+
+    def __init__(
+        self, session: EditSession, path: Path | None, told: Callable[[Trial], None]
+    ) -> None:
+        self.session, self.done = session, list[Trial]()
+        self._told = told
+        self._file: JsonLines[dict[str, Any]] | None = None
+        self._known: dict[str, Trial] = {}
+        self._frozen: dict[str, Answered] = {}
+        if path is not None:
+            self._file = JsonLines(path, writable=True)
+            for line in self._file:
+                trial = Trial(**line)
+                self._known[_key(trial.settings, trial.case_ids)] = trial
+        session.untouched.keep_values()
+
+    @property
+    def seconds(self) -> float:
+        """What the trials took, those of the file that were asked for included."""
+        return sum(trial.seconds for trial in self.done)
+
+    def run(
+        self,
+        stage: str,
+        settings: Mapping[str, Any],
+        facts: Sequence[EditRequest],
+        changes: Mapping[str, Any] | None = None,
+        layers: Sequence[int] = (),
+    ) -> Trial:
+        """The trial of these settings, changes made, on these facts.
+
+        Args:
+            layers: statistics of these layers are computed in one go, as later trials need them.
+        """
+        changes = dict(changes or {})
+        settings = {**settings, **changes}
+        key = _key(settings, [fact.case_id for fact in facts])
+        again = next((t for t in self.done if _key(t.settings, t.case_ids) == key), None)
+        if again is not None:
+            return again
+        trial = self._known.get(key)
+        if trial is None:
+            case_ids = [fact.case_id for fact in facts]
+            self._compute_statistics(settings, layers)
+            trial = self._made(Trial(stage, settings, changes, case_ids), facts)
+            if self._file is not None:
+                self._file.append(asdict(trial))
+        self.done.append(trial)
+        self._told(trial)
+        return trial
+
+    def _compute_statistics(self, settings: Mapping[str, Any], layers: Sequence[int]) -> None:
+        """Covariances that a trial needs, so that its time is that of its edits; those of other
+        layers too if they are no burden."""
+        hparams: Any = BASES[settings["alg_name"]].hparams.from_dict(settings)
+        if not isinstance(hparams, LocateHparams):
+            return
+        wanted = sorted({*layers, *hparams.layers})
+        if len(wanted) * self.session.layout.d_ff**2 > _FLOATS:
+            wanted = hparams.layers
+        hparams.layers = wanted
+        with suppress(ModelError):  # a layer that cannot be edited fails in its own trial
+            self.session.untouched.covariances(hparams)
+
+    def _made(self, trial: Trial, facts: Sequence[EditRequest]) -> Trial:
+        session, begun = self.session, time.monotonic()
+        found: dict[str, Any] = {}
+        try:
+            found = self._edited(trial.settings, facts)
+        except HparamsError:
+            raise
+        except NSEPluginError as error:
+            found = {"error": str(error)}
+        finally:
+            session.undo_all()
+        return replace(trial, **found, seconds=round(time.monotonic() - begun, 2))
+
+    def _edited(self, settings: dict[str, Any], facts: Sequence[EditRequest]) -> dict[str, Any]:
+        method = BASES[settings["alg_name"]]
+        hparams = method.hparams.from_dict(settings)
+        session, seen, left = self.session, _Injected(), list[float]()
+        self._freeze(facts)
+        for first in range(0, len(facts), ROUND):
+            seen.next_round()
+            record = method.edit_round(session, facts[first : first + ROUND], hparams, nll, seen)
+            left += [
+                outcome.residual_after / outcome.residual_before
+                for outcome in record.outcomes
+                if outcome.residual_after is not None and outcome.residual_before
+            ]
+        answered = ask(session.model, session.tokenizer, facts, BOUNDS)
+        texts = {text for fact in facts for text in (fact.text, *fact.rephrase_prompts)}
+        scores = summarise(answered, [self._frozen[fact.digest()] for fact in facts], texts)
+        return {
+            "scores": {name: scores[name] for name in SHOWN},
+            "injected": seen.share() if left else None,
+            "left": sum(left) / len(left) if left else None,
+        }
+
+    def _freeze(self, facts: Sequence[EditRequest]) -> None:
+        """Ask the untouched model, which the session holds between trials, what is new."""
+        new = [fact for fact in facts if fact.digest() not in self._frozen]
+        answered = ask(self.session.model, self.session.tokenizer, new, BOUNDS) if new else []
+        self._frozen.update(zip((fact.digest() for fact in new), answered))
+
+
+def _key(settings: Mapping[str, Any], case_ids: Sequence[int | str]) -> str:
+    """What tells two trials apart; a folder of statistics does not."""
+    told = {key: value for key, value in settings.items() if key not in ("stats_dir", "device")}
+    return json.dumps([told, list(case_ids)], sort_keys=True)
+
+
+class _Injected:
+    """A :class:`TokenTrace` that keeps whether values give their targets when they stop."""
+
+    def __init__(self) -> None:
+        self._round, self._right = 0, dict[tuple[int, int], bool]()
+
+    def next_round(self) -> None:
+        """Requests are counted from 0 again."""
+        self._round += 1
+
+    def record(
+        self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
+    ) -> None:
+        """One evaluation: a later one of a request replaces an earlier one."""
+        right = logits.argmax(dim=1).cpu() == targets.cpu()
+        owner = owner.cpu()
+        for request in owner.unique().tolist():
+            self._right[self._round, request] = bool(right[owner == request].all())
+
+    def share(self) -> float | None:
+        """Share of the requests told of; None where there was none."""
+        return sum(self._right.values()) / len(self._right) if self._right else None
+
+
+def no_facts(facts: Sequence[EditRequest]) -> None:
+    """Raise where there are too few facts to choose anything by."""
+    if len(facts) < ROUND:
+        raise ModelError(
+            f"there are {len(facts)} facts to try edits on, and a search needs {ROUND}; give other "
+            "data, or --no-known to edit facts that the model does not know"
+        )

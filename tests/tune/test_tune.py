@@ -1,0 +1,132 @@
+"""nse tune: on random models it ends with nothing; on a stand-in whose scores are known it ends
+with the best settings, within its time, and takes up what an earlier call has tried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import yaml
+
+from nse_plugin.data.defaults import LOCATE
+from nse_plugin.errors import HparamsError, NotFiniteError
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.methods import bases
+from nse_plugin.methods.registry import load_hparams
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+from nse_plugin.tune import start as starting
+from nse_plugin.tune.result import write_yaml
+from nse_plugin.tune.search import tune
+from nse_plugin.tune.settings import TuneSettings
+from nse_plugin.tune.stages import start
+from nse_plugin.tune.trials import Trial, Trials
+from tests.tiny import tiny_model
+
+
+def facts(n: int) -> list[EditRequest]:
+    return [EditRequest(i, "{} lives in", f"Mara {i}", "Quill by the sea") for i in range(n)]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Trials that edit nothing and score by a rule; gives the list of those made."""
+    made = []
+
+    def edited(self, settings, facts):
+        made.append((settings, len(facts)))
+        off = abs(settings["layers"][-1] - 2) + abs(settings.get("clamp_norm_factor", 0.75) - 0.5)
+        off += settings["mom2_update_weight_relative"] != 1.0
+        value = 1 / (1 + off)
+        return {"scores": {"efficacy": value, "paraphrase": value, "locality": value}}
+
+    monkeypatch.setattr(Trials, "_edited", edited)
+    monkeypatch.setattr(Trials, "_compute_statistics", lambda *_: None)
+    return made
+
+
+def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, tmp_path):
+    model, path = tiny_model("llama"), tmp_path / "my.trials.jsonl"
+    tuned = tune(model, tokenizer, facts(80), edits=60, model_name="x", trials=path)
+    assert tuned.found and tuned.best.edits == 60
+    assert tuned.settings["layers"][-1] == 2
+    assert tuned.settings["clamp_norm_factor"] == pytest.approx(0.5, abs=0.01)
+    assert tuned.settings["mom2_update_weight_relative"] == 1.0
+    assert {n for _, n in scored} == {20, 60}
+    few = {i for t in tuned.trials if t.edits == 20 for i in t.case_ids}
+    assert few.isdisjoint(tuned.best.case_ids)
+    tried = len(scored)
+    again = tune(model, tokenizer, facts(80), edits=60, model_name="x", trials=path)
+    assert (again.settings, len(scored)) == (tuned.settings, tried)
+
+    write_yaml(tmp_path / "my.yaml", tuned, ["NSE on x"])
+    assert load_hparams(tmp_path / "my.yaml") == NSEHparams(**tuned.settings)
+    text = (tmp_path / "my.yaml").read_text(encoding="utf-8")
+    assert "# NSE on x" in text and "Bound of ||delta||" in text and "lambda *" in text
+
+
+def test_no_trial_begins_that_would_end_too_late(tokenizer, scored):
+    tuned = tune(tiny_model("llama"), tokenizer, facts(80), minutes=1e-6, model_name="x")
+    assert [t.stage for t in tuned.trials] == ["first", "stream"]  # what is needed, no more
+
+
+FAMILIES = ["gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2",
+            "gemma3_text", "phi3"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("family", "known"), [*((f, True) for f in FAMILIES), ("gptj", False), ("gemma3_text", False)]
+)
+def test_a_random_model_ends_without_a_yaml(tokenizer, family, known, tmp_path, monkeypatch):
+    """It knows no fact, and where it need not, nothing that is tried in the time edits it."""
+    records = [
+        dict(case_id=fact.case_id, prompt=fact.prompt, subject=fact.subject,
+             target_new=fact.target_new, ground_truth="Ostrell")
+        for fact in facts(60)
+    ]  # fmt: skip
+    (tmp_path / "facts.json").write_text(json.dumps(records), encoding="utf-8")
+    model = tiny_model(family)
+    monkeypatch.setattr(starting, "load_model", lambda _asked: (model, tokenizer, "tiny"))
+    out, shown = tmp_path / "my.yaml", []
+    settings = TuneSettings(model="tiny", minutes=0.001, out=str(out), known=known, source="self",
+                            data=str(tmp_path / "facts.json"), stats_dir=str(tmp_path))  # fmt: skip
+    assert starting.run(settings, shown.append) is False
+    assert ("o YAML was written" in shown[-1]) and not out.exists()
+    assert (tmp_path / "my.trials.jsonl").exists() is not known
+
+
+@pytest.mark.parametrize("method", sorted(bases.BASES))
+def test_every_method_has_a_start_that_it_takes(tokenizer, method, tmp_path):
+    model = tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    given = dict(mom2_dataset="self", mom2_n_samples=40, n_contexts=0, v_num_grad_steps=2)
+    given = given | {"stats_dir": str(tmp_path)} if method in LOCATE else {}
+    settings = start(session, method, "tiny", given)
+    settings |= {"FT": {"num_steps": 1}, "LoRA": {"num_steps": 1}, "GRACE": {"n_iter": 1}}.get(
+        method, {}
+    )
+    hparams = bases.BASES[method].hparams.from_dict(settings)
+    bases.BASES[method].edit_round(session, facts(2), hparams)
+    assert session.ledger.edits() == 2
+
+
+def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(tokenizer, monkeypatch):
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tokenizer)
+
+    def broken(*_arguments, **_options):
+        raise NotFiniteError("all is lost")
+
+    monkeypatch.setitem(bases.BASES, "NSE", replace(bases.BASES["NSE"], edit_round=broken))
+    told: list[Trial] = []
+    monkeypatch.setattr(Trials, "_compute_statistics", lambda *_: None)
+    trials = Trials(session, None, told.append)
+    trial = trials.run("first", start(session, "NSE", "tiny", {}), facts(20))
+    assert told == [trial] and trial.score == 0 and trial.error == "all is lost"
+
+
+def test_one_file_does_not_hold_two_methods():
+    with pytest.raises(HparamsError, match="one YAML, and method names 2 methods"):
+        TuneSettings(model="x", method="NSE,MEMIT", out="my.yaml")
+    assert yaml.safe_load("a: 1") and TuneSettings(model="x", method="NSE, MEMIT", out="d").methods
