@@ -21,6 +21,7 @@ _EDITED, _MEASURED = "What is edited", "What is measured"
     EDIT,
     examples(
         "nse run --hparams NSE/atlas-gpt2 --data atlas:200 --round-size 20 --out run1",
+        "nse run --method NSE --model path/to/model --data earth --known --limit 100 --out run1",
         "nse run --config run.yaml --out run2",
     ),
 )
@@ -28,7 +29,7 @@ _EDITED, _MEASURED = "What is edited", "What is measured"
     Group(
         _EDITED,
         RunSettings,
-        ("hparams", "model", "data", "schema", "on_bad_record", "limit", "known", "chat"),
+        ("hparams", "method", "model", "data", "schema", "on_bad_record", "limit", "known", "chat"),
     ),
     Group("Machine", RunSettings, ("device", "stats_dir")),
     Group("Rounds", RunSettings, ("round_size", "order", "seed", "out")),

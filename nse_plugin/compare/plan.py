@@ -13,6 +13,7 @@ from typing import Any
 from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
 from nse_plugin.compare.settings import PROTOCOL
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
+from nse_plugin.data.defaults import model_key
 from nse_plugin.data.readers import OnBad
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
@@ -43,7 +44,7 @@ class ModelSpec:
         key, equals, source = text.strip().partition("=")
         source = source if equals else key
         if not equals:
-            key = source.replace("atlas:", "atlas-").rstrip("/").rpartition("/")[2]
+            key = model_key(source)
         if not key or not source or "/" in key:
             raise HparamsError(
                 f"models has {text!r}; give e.g. atlas:gpt2, a folder, or gpt2-xl=/path/to/it"

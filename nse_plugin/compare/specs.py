@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
+from nse_plugin.data.defaults import defaults_for
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams import (
     Hparams,
     OvertoneHparams,
-    find_yaml,
     parse_yaml,
     read_method_yaml,
     yaml_dir,
@@ -118,24 +118,23 @@ class MethodSpec:
     def values(self, model_key: str, model_name: Any, folder: Path | None = None) -> dict[str, Any]:
         """The keys of the method's YAML for a model, with the changes made.
 
-        A YAML ``<folder>/METHOD/MODEL.yaml`` goes before a shipped one.  With OVERTONE these are
+        A YAML ``<folder>/METHOD/MODEL.yaml`` goes before a shipped one; without any these are
+        settings for a model without a YAML.  With OVERTONE these are
         the keys under ``base``; its own settings are those of ``OVERTONE/METHOD/MODEL``, or the
         published ones where there is no such YAML.
 
         Raises:
-            HparamsError: there is no such YAML, or it is damaged.
+            HparamsError: there is no such YAML and the method needs one, or it is damaged.
         """
         path = _find(f"{self.method}/{model_key}", folder)
-        if path is None:
-            find_yaml(f"{self.method}/{model_key}")  # says what there is
-            raise HparamsError(f"{self.name}: no YAML for {model_key}")
+        found = defaults_for(self.method, model_name) if path is None else read_method_yaml(path)
         if not self.overtone:
-            return {**read_method_yaml(path), **self.changes, "model_name": model_name}
+            return {**found, **self.changes, "model_name": model_name}
         own_path = _find(f"{OVERTONE}/{self.method}/{model_key}", folder)
         outer = {"alg_name": OVERTONE} if own_path is None else read_method_yaml(own_path)
         its_own = {key: value for key, value in self.changes.items() if key in _OVERTONE_KEYS}
         rest = {key: value for key, value in self.changes.items() if key not in _OVERTONE_KEYS}
-        base = {**read_method_yaml(path), **rest, "model_name": model_name}
+        base = {**found, **rest, "model_name": model_name}
         shared = {key: base[key] for key in _OF_THE_MODEL if key in base}
         return {**outer, **its_own, "base": base, **shared}
 

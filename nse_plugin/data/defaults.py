@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from nse_plugin.data.models import model_place
@@ -34,6 +35,11 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
     path = yaml_dir() / method / f"{model_key(model_name)}.yaml"
     if path.is_file():
         return read_method_yaml(path) | {"model_name": model_name}
+    return defaults_for(method, model_name)
+
+
+def defaults_for(method: str, model_name: str) -> dict[str, Any]:
+    """The keys to begin with, whether or not a YAML ships; errors as of :func:`values_for`."""
     if method not in (*LOCATE, "FT"):
         raise HparamsError(
             f"method {method!r} has no settings for {model_name} and none that fit any model; "
@@ -76,6 +82,7 @@ def layers_up_to(last: int) -> list[int]:
     return list(range(max(0, last - _SPREAD + 1), last + 1))
 
 
+@functools.cache
 def _blocks_of(model_name: str) -> int:
     """The number of a model's blocks, from its config alone."""
     from transformers import AutoConfig

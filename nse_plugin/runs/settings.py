@@ -54,6 +54,9 @@ class RunSettings(CommonSettings):
 
     hparams: str = ""
     """Name or path of a method's YAML."""
+    method: str = ""
+    """Instead of a YAML: the method to use on --model, with the YAML that ships for both, else with
+    settings for a model without one."""
     round_size: int = bounded(100, low=1)
     """Edits per round."""
     out: str = "run"
@@ -73,10 +76,15 @@ class RunSettings(CommonSettings):
     """Log to this project of Weights & Biases."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the method or the data is missing."""
-        for name in ("hparams", "data"):
-            if not getattr(self, name):
-                yield f"{name} is missing; give --{name}, or {name}: in the YAML"
+        """Errors if the method or the data is missing, or the method is given twice."""
+        if not self.data:
+            yield "data is missing; give --data, or data: in the YAML"
+        if self.hparams and self.method:
+            yield f"hparams is {self.hparams!r} and method is {self.method!r}; leave one out"
+        if not self.hparams and not self.method:
+            yield "hparams is missing; give --hparams, or --method with --model"
+        if self.method and not self.model:
+            yield f"method is {self.method!r} and model is missing; give --model too"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from nse_plugin import host as hosting
+from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import held_out_texts, read_data, settled
 from nse_plugin.errors import HparamsError
@@ -45,7 +46,7 @@ def make_scheduler(
 ) -> SequentialScheduler:
     """Load model and data, and build the scheduler; listeners hear of the loading already."""
     hparams = read_hparams(
-        settings.hparams,
+        settings.hparams or values_for(settings.method, str(settings.model)),
         model_name=settings.model,
         device=settings.device,
         stats_dir=settings.stats_dir,
@@ -119,18 +120,19 @@ def _known_only(
     return settled(settings.data, known.requests)
 
 
-def read_hparams(name: str, **changes: Any) -> Any:
+def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
     """Hyperparameters of the method that the YAML names.
 
     Where EasyEdit is the host and has a method of that name they are EasyEdit's own, as in its
     editor; ``alg_name: NAME-plugin`` asks for ours.
 
     Args:
-        name: of the YAML, or its path.
+        given: name or path of the YAML, or its keys.
         **changes: hyperparameters to replace; None leaves them as they are.
 
     """
-    values = read_method_yaml(name)
+    values = dict(given) if isinstance(given, dict) else read_method_yaml(given)
+    name = values["alg_name"] if isinstance(given, dict) else given
     _warn_of_other_model(name, values.get("model_name"), changes.get("model_name"))
     values.update({key: value for key, value in changes.items() if value is not None})
     if hosting.host() == "easyedit":
@@ -147,7 +149,8 @@ def _warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:
     if given is not None and isinstance(tuned_for, str) and _plain(given) != _plain(tuned_for):
         log.warning(
             "%s is tuned for the model %r and used on %r: layers, learning rates, bounds of "
-            "residuals and the covariance's weight are numbers of one model and seldom carry over",
+            "residuals and the covariance's weight are numbers of one model and seldom carry over; "
+            "nse tune finds settings for a model",
             name, tuned_for, given,
         )  # fmt: skip
 

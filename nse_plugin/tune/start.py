@@ -118,5 +118,7 @@ def _write(
         f"{time.strftime('%Y-%m-%d')}; {made}",
     ]
     write_yaml(path, tuned, head)
-    show(f"written to {path}; use it with\n  nse run --hparams {path} --data earth:100 --known")
+    show(
+        f"written to {path}; use it with\n  nse run --hparams {path} --data earth --known --limit 100"
+    )
     return True

@@ -1,0 +1,46 @@
+"""Settings for a model without a YAML: those that ship where there are some, else by its depth."""
+
+from __future__ import annotations
+
+import pytest
+
+from nse_plugin.data.defaults import values_for
+from nse_plugin.errors import HparamsError, ModelError
+from nse_plugin.hparams import read_method_yaml
+from nse_plugin.methods.registry import hparams_from
+from nse_plugin.runs.settings import RunSettings
+from tests.tiny import tiny_model
+
+
+def test_a_yaml_that_ships_goes_first():
+    shipped = read_method_yaml("MEMIT/atlas-gpt2")
+    assert values_for("MEMIT", "atlas:gpt2") == shipped
+
+
+@pytest.mark.parametrize(("n_layers", "layers"), [(30, [4, 5, 6, 7, 8]), (2, [0, 1]), (1, [0])])
+def test_layers_follow_the_depth_of_a_model_without_a_yaml(tmp_path, n_layers, layers):
+    changes = {"num_hidden_layers": n_layers}
+    tiny_model("llama", **changes).config.save_pretrained(tmp_path / "mine")
+    for method in ("NSE", "MEMIT", "AlphaEdit", "ROME", "FT"):
+        hparams = hparams_from(method, values_for(method, str(tmp_path / "mine")))
+        one = method in ("ROME", "FT")
+        assert hparams.layers == ([max(0, layers[-1] - 2)] if one else layers)
+    assert values_for("NSE", str(tmp_path / "mine"))["mom2_update_weight_relative"] == 0.2
+    with pytest.raises(HparamsError, match="nse tune --method LoRA"):
+        values_for("LoRA", str(tmp_path / "mine"))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ModelError, match="cannot read the config"):
+        values_for("NSE", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"hparams": "a", "method": "NSE", "model": "m"}, "leave one out"),
+        ({"method": "NSE"}, "model is missing"),
+        ({}, "hparams is missing; give --hparams, or --method with --model"),
+    ],
+)
+def test_a_run_has_one_method(given, message):
+    with pytest.raises(HparamsError, match=message):
+        RunSettings.from_dict({"data": "atlas:4", **given})
