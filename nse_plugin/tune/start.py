@@ -118,7 +118,6 @@ def _write(
         f"{time.strftime('%Y-%m-%d')}; {made}",
     ]
     write_yaml(path, tuned, head)
-    show(
-        f"written to {path}; use it with\n  nse run --hparams {path} --data earth --known --limit 100"
-    )
+    show(f"written to {path}; use it with")
+    show(f"  nse run --hparams {path} --data earth --known --limit 100")
     return True
