@@ -20,6 +20,7 @@ import torch
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.null_space import busy_directions, into_null_space
 from nse_plugin.locate.update import all_neurons, solve_right
+from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.writer import Factors, Solve
 from nse_plugin.objectives import TokenObjective
@@ -36,9 +37,19 @@ def edit_round(
     hparams: AlphaEditHparams,
     objective: TokenObjective = nll,
     trace: TokenTrace | None = None,
+    values: Values | None = None,
 ) -> RoundRecord:
     """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
-    return spread_round(session, requests, hparams, objective, trace, solver=_solver, rewind=False)
+    return spread_round(
+        session,
+        requests,
+        hparams,
+        objective,
+        trace,
+        solver=_solver,
+        rewind=False,
+        values=values,
+    )
 
 
 def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:

@@ -17,6 +17,7 @@ import torch
 
 from nse_plugin.hparams import MEMITHparams
 from nse_plugin.locate.update import all_neurons, solve_right, submatrix
+from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.writer import Factors, Solve
 from nse_plugin.objectives import TokenObjective
@@ -33,9 +34,19 @@ def edit_round(
     hparams: MEMITHparams,
     objective: TokenObjective = nll,
     trace: TokenTrace | None = None,
+    values: Values | None = None,
 ) -> RoundRecord:
     """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
-    return spread_round(session, requests, hparams, objective, trace, solver=_solver, rewind=False)
+    return spread_round(
+        session,
+        requests,
+        hparams,
+        objective,
+        trace,
+        solver=_solver,
+        rewind=False,
+        values=values,
+    )
 
 
 def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:

@@ -54,6 +54,7 @@ def edit_round(
     hparams: NSEHparams,
     objective: TokenObjective = nll,
     trace: TokenTrace | None = None,
+    values: Values | None = None,
 ) -> RoundRecord:
     """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
     return spread_round(
@@ -72,6 +73,7 @@ def edit_round(
             hparams.upper_bound_relative,
         ),
         adjust=_anchor if hparams.value_norm_anchor else None,
+        values=values,
     )
 
 

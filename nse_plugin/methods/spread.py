@@ -48,6 +48,7 @@ def spread_round(
     rewind: bool,
     passes: Passes = ONE_PASS,
     adjust: Callable[[Values, EditSession, Lookups, int], Values] | None = None,
+    values: Values | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
@@ -57,6 +58,7 @@ def spread_round(
         solver: reads the statistics that the method needs, and gives its closed form.
         rewind: optimise values with the original weights, not with those of now.
         adjust: what is done to the values, of the z-layer, before they are written.
+        values: of the requests, where they are known; none are optimised then.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -87,10 +89,11 @@ def spread_round(
         def values_of_all() -> Values:
             return find_values(torch.arange(len(requests)), trace)
 
-        with clock("values"), session.weights.rewound() if rewind else nullcontext():
-            of = tuple(request.digest() for request in requests)
-            key = (of, contexts, *hparams.value_settings(), objective, adjust)
-            values = session.untouched.values(key, values_of_all) if rewind else values_of_all()
+        if values is None:
+            with clock("values"), session.weights.rewound() if rewind else nullcontext():
+                of = tuple(request.digest() for request in requests)
+                key = (of, contexts, *hparams.value_settings(), objective, adjust)
+                values = session.untouched.values(key, values_of_all) if rewind else values_of_all()
         writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
         writer.run()
         repaired = repair(writer, find_values, hparams)

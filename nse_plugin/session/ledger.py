@@ -13,7 +13,7 @@ import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.session import queries
-from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, not_active
+from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, inside, not_active
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,10 +73,13 @@ class Ledger:
         """Where the round of this number lies.
 
         Raises:
-            SessionError: it was undone, or there is none.
+            SessionError: it was undone, is inside a consolidation, or there is none.
         """
         if number in self.numbers():
             return self.numbers().index(number)
+        for entry in self._rounds:
+            if number in _numbers_within(entry):
+                raise SessionError(inside(number, entry.number))
         raise SessionError(not_active(number, self.numbers(), self.undone))
 
     def keys(self, layer: int) -> torch.Tensor | None:
@@ -150,3 +153,8 @@ class Ledger:
     def who_wrote(self, layer: int, neuron: int) -> DataFrame:
         """See :func:`nse_plugin.session.queries.who_wrote`."""
         return queries.who_wrote(self, layer, neuron)
+
+
+def _numbers_within(entry: ActiveRound) -> list[int]:
+    """Numbers of the rounds that a consolidation takes the place of, also through another one."""
+    return [n for inner in entry.within for n in (inner.number, *_numbers_within(inner))]

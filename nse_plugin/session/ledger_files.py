@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_whole
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.records import AttachedState, Outcome, RoundRecord, Write
+from nse_plugin.session.records import ActiveRound, AttachedState, Outcome, RoundRecord, Write
 
 SCHEMA = 4
 """Version of the files; a reader refuses others."""
@@ -60,6 +60,7 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
         "method": record.method,
         "d_ff": record.d_ff,
         "outcomes": [asdict(outcome) for outcome in record.outcomes],
+        "consolidates": [entry.number for entry in record.within],
         "requests": [request.to_json() for request in record.requests],
         "writes": [
             {
@@ -161,6 +162,10 @@ class RoundFile:
     d_ff: int | None
     sha256: str | None
     """What the file's checksum has to be, where it is known."""
+    consolidates: tuple[int, ...] = ()
+    """Numbers of the rounds that it takes the place of."""
+    within: tuple[ActiveRound, ...] = ()
+    """Those rounds; :func:`load_rounds` knows them."""
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
@@ -173,7 +178,8 @@ class RoundFile:
             header = _record(path, _metadata_of(path))
             counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
             number, edits = int(header["number"]), len(header["outcomes"])
-            return cls(number, str(path), edits, counts, header["d_ff"], sha256)
+            inside = tuple(header["consolidates"])
+            return cls(number, str(path), edits, counts, header["d_ff"], sha256, inside)
         except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise _explained(path, error) from error
 
@@ -188,7 +194,7 @@ class RoundFile:
         Raises:
             DataError: the file is gone or damaged.
         """
-        return load_round(Path(self.path), self.sha256)
+        return replace(load_round(Path(self.path), self.sha256), within=self.within)
 
 
 def load_rounds(paths: Iterable[Path], sums: Mapping[Path, str] | None = None) -> Ledger:
@@ -202,7 +208,17 @@ def load_rounds(paths: Iterable[Path], sums: Mapping[Path, str] | None = None) -
     """
     ledger = Ledger()
     for path in paths:
-        ledger.append(RoundFile.at(path, (sums or {}).get(path)))
+        entry = RoundFile.at(path, (sums or {}).get(path))
+        if entry.consolidates:
+            before = ledger.active()
+            if entry.consolidates != tuple(inner.number for inner in before):
+                raise DataError(
+                    f"{path} takes the place of rounds {list(entry.consolidates)}, and there are "
+                    f"{ledger.numbers()}; restore the files of those rounds"
+                )
+            ledger.truncate(0)
+            entry = replace(entry, within=tuple(before))
+        ledger.append(entry)
     return ledger
 
 

@@ -50,6 +50,8 @@ class Outcome:
     method did not ask."""
     answered: bool | None = None
     """The same at the end of the round."""
+    answered_before_consolidation: bool | None = None
+    """The same before the consolidation whose record this is."""
     residual_before_repair: float | None = None
     """||z - h|| after the round's own passes; ``residual_after`` is of the last value."""
 
@@ -125,6 +127,8 @@ class RoundRecord:
     """The requests of the outcomes, without probes; empty with a method that has no values z."""
     z: torch.Tensor | None = None
     """[n, d_model] float32, the value of each request that was written last."""
+    within: tuple[ActiveRound, ...] = ()
+    """The rounds that this one takes the place of, where it is a consolidation."""
 
     @property
     def edits(self) -> int:
@@ -231,6 +235,10 @@ class ActiveRound(Protocol):
     def d_ff(self) -> int | None:
         """Neurons of an edited layer; None with a method that attaches modules."""
 
+    @property
+    def within(self) -> tuple[ActiveRound, ...]:
+        """The rounds that this one takes the place of, where it is a consolidation."""
+
     def read(self) -> RoundRecord:
         """The round with its tensors."""
 
@@ -261,6 +269,15 @@ def not_active(number: int, active: Sequence[int], undone: Sequence[Undone]) -> 
     if when is None:
         return f"there is no round {number}; {active_rounds(active)}"
     return f"round {number} was undone already, at {when}; {active_rounds(active)}"
+
+
+def inside(number: int, consolidation: int) -> str:
+    """Why a round cannot be undone that a consolidation takes the place of."""
+    return (
+        f"round {number} is inside the consolidation that is round {consolidation}; undo round "
+        f"{consolidation}, then round {number}, and consolidate again: that solves all edits "
+        "without those of the round"
+    )
 
 
 def later_trained(last: int) -> str:

@@ -120,14 +120,23 @@ class EditSession:
             self._layers[name] = layer
         self._elsewhere = self._elsewhere or Watch(self.model)
         self._elsewhere.leave_out(self.weights.names())
-        before, length, state = self.weights.snapshot(), len(self.ledger), self.attached.state()
-        try:
+        with self._as_before_on_error():
             yield
-        except BaseException:
-            self.weights.restore(before)
-            self.attached.set(state)
-            self._truncate(length)
-            raise
+
+    @contextmanager
+    def anew(self) -> Iterator[list[ActiveRound]]:
+        """A round in the place of all active ones, which are given; inside, none is active.
+
+        The record that is committed inside is to keep them as :attr:`RoundRecord.within`, so that
+        undoing it brings them back.  Where an exception leaves the block, all is as before.
+
+        Raises:
+            SessionError: the model was changed.
+        """
+        self.check()
+        with self._as_before_on_error() as entries:
+            self._go_back_to(0)
+            yield entries
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
@@ -177,31 +186,23 @@ class EditSession:
 
         The weights become original + the sum of the other rounds, added in their order: the bits
         that a new session has which adopts those rounds.  Its keys leave the previous keys, and
-        the ledger notes the undo.  Where anything goes wrong, all is as before.
+        the ledger notes the undo.  Undoing a consolidation makes the rounds inside it active again.
+        Where anything goes wrong, all is as before.
 
         Raises:
-            SessionError: the round was undone already, or there is none; it is not the last one
-                and trained what is attached; or somebody else changed the model.
+            SessionError: the round was undone already, is inside a consolidation, or there is
+                none; it is not the last one and trained what is attached; or somebody else
+                changed the model.
         """
         self.check()
         index = self.ledger.index(number)
         if self.attached.kind is not None and index < len(self.ledger) - 1:
             last = self.ledger.numbers()[-1]
             raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
-        records, states = self.ledger.active(), self._states[:]
-        before, state = self.weights.snapshot(), self.attached.state()
-        try:
+        with self._as_before_on_error() as entries:
             self._go_back_to(index)
-            for entry in records[index + 1 :]:
+            for entry in (*entries[index].within, *entries[index + 1 :]):
                 self._replay(entry, entry.read())
-        except BaseException:
-            self._truncate(index)
-            for record in records[index:]:
-                self.ledger.append(record)
-            self._states = states
-            self.weights.restore(before)
-            self.attached.set(state)
-            raise
         self.ledger.undone.append(Undone.now(number, reason))
 
     def put_back(self, number: int) -> None:
@@ -210,23 +211,22 @@ class EditSession:
         if not len(self.ledger):  # as after undo_all
             self.ledger.undone.clear()
 
-    @own_modes()
     def undo_last(self, rounds: int = 1) -> None:
-        """Undo the last rounds: remove their changes and keys; the ledger records it.
+        """Undo the last rounds, the last one first: :meth:`undo`.
 
         Raises:
             SessionError: fewer rounds are active.
         """
         if not 0 <= rounds <= len(self.ledger):
             raise SessionError(f"cannot undo {rounds} rounds: the ledger has {len(self.ledger)}")
-        self.check()
-        numbers = self.ledger.numbers()[len(self.ledger) - rounds :]
-        self._go_back_to(len(self.ledger) - rounds)
-        self.ledger.undone += [Undone.now(number) for number in reversed(numbers)]
+        for number in self.ledger.numbers()[::-1][:rounds]:
+            self.undo(number)
 
+    @own_modes()
     def undo_all(self) -> None:
         """Give the model its original weights, bit for bit, and start over with round 1."""
-        self.undo_last(len(self.ledger))
+        self.check()
+        self._go_back_to(0)
         self.ledger.undone.clear()
 
     @own_modes()
@@ -277,6 +277,22 @@ class EditSession:
     def _state_after(self, length: int) -> dict[str, int]:
         """Fingerprints after ``length`` rounds; a matrix not yet edited then has its original."""
         return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
+
+    @contextmanager
+    def _as_before_on_error(self) -> Iterator[list[ActiveRound]]:
+        """Gives the active rounds; where an exception leaves the block, all is as before it."""
+        entries, states = self.ledger.active(), self._states[:]
+        before, state = self.weights.snapshot(), self.attached.state()
+        try:
+            yield entries
+        except BaseException:
+            self._truncate(0)
+            for entry in entries:
+                self.ledger.append(entry)
+            self._states = states
+            self.weights.restore(before)
+            self.attached.set(state)
+            raise
 
     def _replay(self, entry: ActiveRound, record: RoundRecord) -> None:
         """Write a round's changes and enter it into the ledger again."""

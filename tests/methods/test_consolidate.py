@@ -1,0 +1,173 @@
+"""Consolidation: what it solves, that order does not matter, and that it is undone to the bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nse_plugin.errors import HparamsError, SessionError
+from nse_plugin.hparams import AlphaEditHparams, FTHparams, MEMITHparams, NSEHparams
+from nse_plugin.locate.values import Values
+from nse_plugin.methods.bases import BASES
+from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.session.ledger_files import load_rounds, save_round
+from nse_plugin.session.session import EditSession
+from tests.methods.brute import hparams_of
+from tests.tiny import some_requests, tiny_model, tiny_tokenizer
+
+N = 6
+
+
+@pytest.fixture(scope="module")
+def hparams(tmp_path_factory):
+    stats = str(tmp_path_factory.mktemp("stats"))
+    return hparams_of(
+        NSEHparams, stats_dir=stats, n_contexts=1, context_length=3, neuron_threshold=0.7,
+        max_iterations=2, v_num_grad_steps=2,
+    )  # fmt: skip
+
+
+def some_values(requests) -> Values:
+    """A value for every request that depends on the request alone."""
+    rows = [torch.Generator().manual_seed(int(r.case_id)) for r in requests]
+    z = torch.stack([4 * torch.randn(32, generator=row) for row in rows])
+    zeros = torch.zeros(len(requests))
+    return Values(z, torch.zeros_like(z), zeros, zeros.long())
+
+
+def edited(hparams, rounds, family="llama"):
+    model = tiny_model(family)
+    session = EditSession.of(model, tiny_tokenizer())
+    for requests in rounds:
+        values = some_values(requests)
+        BASES[hparams.method].edit_round(session, requests, hparams, values=values)
+    return model, session
+
+
+def bits(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same(model, kept) -> bool:
+    return all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
+
+
+def in_order(requests):
+    return sorted(requests, key=lambda request: request.without_probes().digest())
+
+
+@settings(max_examples=4, deadline=None)
+@given(order=st.permutations(range(N)), size=st.integers(1, 4))
+def test_the_set_of_edits_decides_not_their_order(hparams, order, size):
+    requests = [some_requests(N)[i] for i in order]
+    model, session = edited(hparams, [requests[i : i + size] for i in range(0, N, size)])
+    consolidate(session, hparams)
+    at_once, _ = edited(hparams, [in_order(requests)])
+    assert same(model, bits(at_once))
+
+
+@pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
+def test_undone_to_the_bit_and_solved_again_without_an_edit(kind, hparams):
+    own = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
+    hparams = hparams_of(kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, **own)
+    rounds = [[request] for request in some_requests(4)]
+    model, session = edited(hparams, rounds)
+    before, untouched = bits(model), bits(tiny_model("llama"))
+    assert consolidate(session, hparams).number == 5
+    assert session.ledger.numbers() == [5] and session.ledger.edits() == 4
+    consolidated = bits(model)
+    assert not same(model, before)
+    with pytest.raises(SessionError, match="round 2 is inside the consolidation that is round 5"):
+        session.undo(2)
+    session.undo(5)
+    assert same(model, before) and session.ledger.numbers() == [1, 2, 3, 4]
+    session.undo(2)
+    record = consolidate(session, hparams)
+    assert record.number == 6 and {o.case_id for o in record.outcomes} == {0, 2, 3}
+    assert not same(model, consolidated)
+    rest = in_order([request for request in some_requests(4) if request.case_id != 1])
+    assert same(model, bits(edited(hparams, [rest])[0]))
+    session.undo_all()
+    assert same(model, untouched) and session.ledger.next_number() == 1
+
+
+def test_later_rounds_files_and_a_second_consolidation(hparams, tmp_path):
+    requests = some_requests(4)
+    changed = replace(requests[0], case_id=9, target_new="Garn")
+    model, session = edited(hparams, [requests[:2], [changed]])
+    files = [save_round(tmp_path, record).path for record in session.ledger]
+    files.append(save_round(tmp_path, consolidate(session, hparams)).path)
+    assert {o.case_id for o in session.ledger[0].outcomes} == {1, 9}, "0 is superseded by 9"
+    P = session.previous_keys.matrix(1, torch.arange(48))
+    keys = session.ledger[0].keys[1].double()
+    torch.testing.assert_close(P, keys @ keys.T)
+    BASES["NSE"].edit_round(session, requests[2:], hparams, values=some_values(requests[2:]))
+    files.append(save_round(tmp_path, session.ledger[-1]).path)
+    assert session.ledger.numbers() == [3, 4] and session.ledger.edits() == 4
+
+    other = tiny_model("llama")
+    resumed = EditSession.of(other, tiny_tokenizer())
+    resumed.adopt(load_rounds(files))
+    assert same(other, bits(model)) and resumed.ledger.numbers() == [3, 4]
+    for each in (session, resumed):  # 1 and 2 are active again, beside 4
+        each.undo(3)
+        assert each.ledger.numbers() == [1, 2, 4]
+    assert same(other, bits(model))
+    consolidate(session, hparams)
+    at_once, _ = edited(hparams, [in_order([requests[1], changed, *requests[2:]])])
+    assert same(model, bits(at_once))
+    session.undo_last()
+    assert same(other, bits(model))
+
+
+def test_outcomes_say_what_was_given_before_and_after(hparams, monkeypatch):
+    _, session = edited(hparams, [some_requests(3)])
+    said = iter([[True, False, False], [True, True, False]])
+    monkeypatch.setattr(
+        "nse_plugin.methods.consolidate.answered", lambda *_: torch.tensor(next(said))
+    )
+    found = [
+        (o.answered_before_consolidation, o.answered)
+        for o in consolidate(session, hparams).outcomes
+    ]
+    assert found == [(True, True), (False, True), (False, False)]
+
+
+def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):
+    model, session = edited(hparams, [some_requests(2), some_requests(4)[2:]])
+    before, P = bits(model), session.previous_keys.matrix(2, torch.arange(48))
+    real, calls = session.write, []
+
+    def failing(layer, change):
+        calls.append(layer)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(layer, change)
+
+    monkeypatch.setattr(session, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        consolidate(session, hparams)
+    assert same(model, before) and session.ledger.numbers() == [1, 2]
+    assert torch.equal(session.previous_keys.matrix(2, torch.arange(48)), P)
+    session.check()
+
+
+def test_what_cannot_be_consolidated_is_refused(hparams):
+    model, session = edited(hparams, [])
+    with pytest.raises(SessionError, match="no round is active"):
+        consolidate(session, hparams)
+    ft = hparams_of(FTHparams, num_steps=1, kl_factor=0.0)
+    BASES["FT"].edit_round(session, some_requests(1), ft)
+    before = bits(model)
+    with pytest.raises(SessionError, match="round 1 was written by FT, which keeps no values"):
+        consolidate(session, hparams)
+    with pytest.raises(HparamsError, match="alg_name is 'FT'"):
+        consolidate(session, ft)
+    assert same(model, before)
+    model, session = edited(hparams, [some_requests(1)])
+    with pytest.raises(SessionError, match=r"round 1 edited layers \[1, 2\], and layers is \[2\]"):
+        consolidate(session, replace(hparams, layers=[2]))
