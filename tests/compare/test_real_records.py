@@ -19,11 +19,11 @@ from tests.compare.grids import arguments, comparison, quiet
 from tests.contract.records import shared
 from tests.tiny import tiny_model, tiny_tokenizer
 
-RECORDS = 100
+RECORDS = 16
 METHODS = "NSE,MEMIT,ROME,AlphaEdit,FT,LoRA,GRACE,NSE+OVERTONE"
 FILES = ["counterfact_200.json", "zsre_200.json"]
 PROTOCOL = dict(every=0, each=True, locality=3, generation=10, generation_tokens=4, fluency=1,
-                weights=True, key_space=100)  # fmt: skip
+                weights=True, key_space=16)  # fmt: skip
 """Every metric there is, over few texts where they are generated."""
 LONGEST = 512
 """Tokens of the tiny model's context: its tokenizer knows 300 entries, so texts are long."""
