@@ -22,6 +22,14 @@ from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_disks():
+    """Nothing here depends on what a loss of power leaves of a file."""
+    real, os.fsync = os.fsync, lambda _descriptor: None
+    yield
+    os.fsync = real
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """A byte-level BPE tokenizer of a few hundred entries."""

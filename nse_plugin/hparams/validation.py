@@ -7,6 +7,7 @@ All mistakes are found together and raised as one :class:`HparamsError`, a line 
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -187,7 +188,7 @@ def _examined(
             if "group" in f.metadata:
                 found[f.name] = _group(key, given[f.name], f.metadata["group"])
             else:
-                hint = typing.get_type_hints(kind)[f.name]
+                hint = _hints(kind)[f.name]
                 found[f.name] = _value(key, given[f.name], hint, f.metadata.get("range", Range()))
         except HparamsError as error:
             mistakes += error.mistakes
@@ -307,6 +308,12 @@ def _shown(value: Any) -> str:
     """A value as an error shows it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+@functools.cache
+def _hints(kind: type[Settings]) -> dict[str, Any]:
+    """The types of the fields; evaluating them takes longer than all checks."""
+    return typing.get_type_hints(kind)
 
 
 def _fields(kind: type[Settings]) -> tuple[Field[Any], ...]:

@@ -41,7 +41,7 @@ def requests(n: int = 6) -> list[EditRequest]:
 
 
 def protocol(**changes) -> Protocol:
-    settings = dict(every=2, generation=3, generation_tokens=4, fluency=1, retention=100)
+    settings = dict(every=2, generation=3, generation_tokens=4, fluency=0, retention=100)
     return Protocol(**{**settings, **changes})
 
 
