@@ -67,7 +67,7 @@ class Killer:
 
     def install(self) -> None:
         """Count file operations before, amid and after, and the steps of an edit."""
-        from nse_plugin.methods import spread
+        from nse_plugin.methods import spread, writer
 
         def around(owner, name):
             real = getattr(owner, name)
@@ -81,7 +81,7 @@ class Killer:
             setattr(owner, name, counted)
 
         for owner, name in (
-            (os, "replace"), (os, "fsync"), (spread._Writer, "_write_layer"),
+            (os, "replace"), (os, "fsync"), (writer.Writer, "_write_layer"),
             (spread, "compute_values"), (JsonLines, "append"), (directory, "write_json"),
         ):  # fmt: skip
             around(owner, name)
