@@ -188,7 +188,7 @@ def _examined(
             if "group" in f.metadata:
                 found[f.name] = _group(key, given[f.name], f.metadata["group"])
             else:
-                hint = _hints(kind)[f.name]
+                hint = _hints(cast(Any, kind))[f.name]
                 found[f.name] = _value(key, given[f.name], hint, f.metadata.get("range", Range()))
         except HparamsError as error:
             mistakes += error.mistakes
