@@ -21,6 +21,9 @@ from nse_plugin.tune.search import Tuned, tune
 from nse_plugin.tune.settings import TuneSettings
 from nse_plugin.tune.trials import ROUND
 
+_PROBES = 4
+"""Locality probes per request and kind from which those that the model knows are taken."""
+
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
@@ -74,6 +77,7 @@ def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[Edi
         on_bad=settings.on_bad_record,
         choose=known,
     )
+    requests = [_with_few_probes(request) for request in requests]
     if not known:
         return requests[:needed], f"facts: {settings.data}, seed {settings.seed}"
     try:
@@ -81,6 +85,12 @@ def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[Edi
     except DataError as error:
         return [], f"nothing to choose settings by: {error}. No YAML was written"
     return found.requests, f"facts: {settings.data}, seed {settings.seed}; {found}"
+
+
+def _with_few_probes(request: EditRequest) -> EditRequest:
+    """The request without probes that no trial asks, which would have to be known too."""
+    locality = {kind: probes[:_PROBES] for kind, probes in request.locality.items()}
+    return dataclasses.replace(request, locality=locality, portability={})
 
 
 def _place(settings: TuneSettings, method: str) -> Path:
