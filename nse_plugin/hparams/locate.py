@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -88,11 +89,9 @@ class LocateHparams(LayersHparams):
 
     def value_settings(self) -> tuple[Any, ...]:
         """What a value depends on beside model, request and context texts."""
-        return (
-            self.value_of, self.layers[-1], self.v_lr, self.v_num_grad_steps, self.v_loss_layer,
-            self.v_weight_decay, self.v_stop_loss, self.clamp_norm_factor, self.kl_factor,
-            self.token_budget,
-        )  # fmt: skip
+        names = [f.name for f in dataclasses.fields(self) if f.name.startswith("v_")]
+        names += ["value_of", "clamp_norm_factor", "kl_factor", "token_budget"]
+        return (self.layers[-1], *(getattr(self, name) for name in names))
 
     def covariance_weight(self, d_ff: int) -> float:
         """lambda, for a layer of d_ff neurons."""

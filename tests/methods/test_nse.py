@@ -12,6 +12,7 @@ from nse_plugin.errors import HparamsError, ModelError, RequestError, Statistics
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.locate.values import compute_values
+from nse_plugin.methods import spread
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.writer import Passes
 from nse_plugin.objectives.nll import nll
@@ -114,6 +115,35 @@ def test_every_fate_is_reported(model, tokenizer, hparams):
         assert (o.status == "out_of_bounds") == (o.residual_after >= high)
         enough = o.residual_after <= max(low, 0.5 * o.residual_before)
         assert (o.status == "converged") == (enough and o.status != "out_of_bounds")
+
+
+def test_values_are_kept_where_nothing_that_they_depend_on_differs(
+    model, tokenizer, hparams, monkeypatch
+):
+    asked, real = [], spread.compute_values
+    monkeypatch.setattr(
+        spread, "compute_values", lambda *given, **more: asked.append(given) or real(*given, **more)
+    )
+    session = EditSession.of(model, tokenizer)
+
+    def edited(**changes):
+        record = edit_round(session, some_requests(3), replace(hparams, **changes))
+        weights = down_weights(model, hparams.layers)
+        session.undo_all()
+        return [outcome.z_norm for outcome in record.outcomes], weights
+
+    first = edited()
+    session.untouched.keep_values()
+    assert edited()[0] == first[0] and len(asked) == 2
+    again = edited()
+    assert all(map(torch.equal, again[1], first[1])) and len(asked) == 2
+    edited(mom2_update_weight=5.0, max_iterations=1)
+    assert len(asked) == 2
+    for number, change in enumerate(
+        (dict(v_lr=0.05), dict(n_contexts=0), dict(layers=[0, 1]), dict(v_num_grad_steps=2))
+    ):
+        edited(**change)
+        assert len(asked) == 3 + number
 
 
 def test_bounds_without_a_unit(model, tokenizer, hparams):
