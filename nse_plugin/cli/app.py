@@ -26,7 +26,7 @@ EDIT, LOOK, KEEP, MACHINE = "Edit", "Look", "Keep or undo", "Prepare"
 """Groups of commands in the help."""
 
 _COMMANDS = ("edit", "demo", "run", "tune", "compare", "ask", "chat", "inspect", "overfit", "undo",
-             "export", "models", "stats", "doctor")  # fmt: skip
+             "consolidate", "export", "models", "stats", "doctor")  # fmt: skip
 """Modules of this folder, in the order of the help."""
 
 # typer.BadParameter is a UsageError, and that a ClickException; where typer keeps them varies

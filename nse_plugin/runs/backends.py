@@ -24,6 +24,7 @@ from nse_plugin.errors import (
 from nse_plugin.hparams import LocateHparams, NSEHparams
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.overtone import base_of
+from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.weights import not_finite
 from nse_plugin.requests import EditRequest
@@ -149,9 +150,14 @@ class SessionBackend:
     def save(self, folder: Path, number: int) -> Saved:
         """Factors and keys of the last round; the ledger reads them from the file from now on."""
         self.session.previous_keys.catch_up()  # while the round is in memory
-        saved = save_round(folder, replace(self.session.ledger[-1], number=number))
-        self.session.ledger.replace_last(RoundFile.at(*saved))
+        record = replace(self.session.ledger[-1], number=number)
+        saved = save_round(folder, record)
+        self.session.ledger.replace_last(replace(RoundFile.at(*saved), within=record.within))
         return saved
+
+    def consolidate(self) -> RoundRecord:
+        """Solve all edits in effect together, in the place of the active rounds."""
+        return consolidate(self.session, self.hparams)
 
     def load(self, paths: Sequence[Path]) -> None:
         """Rounds from their files, in order."""

@@ -16,8 +16,10 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
+from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.reading import read_final, read_manifest
 from nse_plugin.runs.schema import (
+    CONSOLIDATIONS,
     FINAL,
     FROZEN,
     LOCK,
@@ -33,7 +35,7 @@ from nse_plugin.runs.schema import (
     check,
 )
 from nse_plugin.runs.undone import load_undone
-from nse_plugin.session.ledger_files import round_path
+from nse_plugin.session.ledger_files import damaged, round_path
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,7 @@ WAY_OUT = (
 )
 _DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
 _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # runs may share their answers
-_OURS = (MANIFEST, ROUNDS, FINAL, UNDONE, *_MAY_PRECEDE)
+_OURS = (MANIFEST, ROUNDS, FINAL, UNDONE, CONSOLIDATIONS, *_MAY_PRECEDE)
 
 
 class RunDirectory:
@@ -121,7 +123,7 @@ class RunDirectory:
         return self._lines(FROZEN, FrozenLine)
 
     def round_files(self, lines: JsonLines[RoundLine]) -> list[Path]:
-        """Files of the rounds that these lines keep, compared with their checksums.
+        """Files of the rounds that these lines keep and of consolidations, checksums compared.
 
         A last file without a line is removed.  Where the files of the last rounds are gone, their
         lines are dropped, and the run resumes from the round before.
@@ -155,6 +157,7 @@ class RunDirectory:
                     f"remove it and the later ones to resume from round {line['round'] - 1}"
                 )
             files.append(path)
+        files += self._consolidations()
         without_line = sorted(present - set(files))
         if len(without_line) > 1:  # more than the end of a process leaves
             raise DataError(
@@ -164,7 +167,18 @@ class RunDirectory:
         for path in without_line:  # written, but the process ended before the line was
             with explained(path, WAY_OUT):
                 path.unlink()
-        return files
+        return sorted(files)
+
+    def _consolidations(self) -> list[Path]:
+        """Files of the consolidations, compared with their checksums."""
+        found = []
+        for line in consolidations(self.path):
+            path = round_path(self.path, line["file"])
+            with explained(path, WAY_OUT):
+                if checksum(path) != line["sha256"]:
+                    raise damaged(path, CONSOLIDATIONS)
+            found.append(path)
+        return found
 
     def _lines(self, name: str, kind: type) -> JsonLines:
         return JsonLines(

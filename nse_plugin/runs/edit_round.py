@@ -26,6 +26,7 @@ from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.budget import estimate
+from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.directory import RunDirectory, new_manifest
 from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
 from nse_plugin.runs.frozen import FrozenAnswers
@@ -106,12 +107,16 @@ class EditRound:
         if len(self._frozen) > len(self._lines):
             self._frozen.keep(len(self._lines))
         named = {round_path(self._directory.path, line["file"] or 0) for line in self._lines}
+        named |= {
+            round_path(self._directory.path, line["file"])
+            for line in consolidations(self._directory.path)
+        }
         for path in set(self._directory.path.glob("round-*.safetensors")) - named:
             path.unlink()
 
     def _read_history(self) -> list[str]:
         """Enter the active rounds; returns the subjects of their facts."""
-        active = set(self._session.ledger.numbers())
+        active = set(self._session.ledger.numbers_in_effect())
         subjects = []
         for line in self._lines:
             if line["file"] in active:

@@ -26,6 +26,7 @@ from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.conversation import Turn, rendered, reply
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.runs.backends import SessionBackend
+from nse_plugin.runs.consolidate import consolidate_run
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.edit_report import EditReport
 from nse_plugin.runs.edit_round import EditRound
@@ -33,7 +34,7 @@ from nse_plugin.runs.edit_settings import edit_hparams
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import check_model
-from nse_plugin.runs.schema import MANIFEST
+from nse_plugin.runs.schema import MANIFEST, Consolidation
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.session import EditSession
 
@@ -177,6 +178,19 @@ class EditFolder:
         self.session.undo(number, reason)
         return left
 
+    def consolidate(self) -> Consolidation:
+        """Solve all edits in effect together, as a round in the place of the active ones.
+
+        Raises:
+            HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
+            DataError: the folder is in use, was changed by another process, or cannot be written.
+        """
+        with RunDirectory(self.folder, resumes=False):
+            self._refuse_changed()
+            self._backend.prepare(RunFiles(self.folder).manifest["contexts"])
+            self.listener("phase", {"name": "consolidating"})
+            return consolidate_run(self.folder, self._backend)
+
     def ask(
         self,
         question: str | Sequence[Turn],
@@ -212,7 +226,7 @@ class EditFolder:
         """The facts of the active rounds, by the number of the round's file."""
         if not (self.folder / MANIFEST).is_file():
             return {}
-        files, active = RunFiles(self.folder), set(self.session.ledger.numbers())
+        files, active = RunFiles(self.folder), set(self.session.ledger.numbers_in_effect())
         requests = files.requests()
         return {
             line["file"]: requests[line["round"]]

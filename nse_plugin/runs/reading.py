@@ -9,6 +9,7 @@ from typing import Any, cast
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, read_json
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.schema import (
     FINAL,
     FROZEN,
@@ -100,13 +101,15 @@ class RunFiles:
         undone = load_undone(self.folder)
         gone = {entry.number for entry in undone}
         sums: dict[Path, str] = {}
-        for line in self.lines:
-            if line["file"] is None or line["file"] in gone:
+        files = [(line["file"], line["sha256"]) for line in self.lines if line["file"] is not None]
+        files += [(line["file"], line["sha256"]) for line in consolidations(self.folder)]
+        for number, sha256 in sorted(files):
+            if number in gone:
                 continue
-            path = round_path(self.folder, line["file"])
+            path = round_path(self.folder, number)
             if not path.exists():
                 raise DataError(f"{self.folder} lacks {path.name}; restore it from a copy")
-            sums[path] = line["sha256"] or ""
+            sums[path] = sha256 or ""
         hosts = next(iter(sums), None)
         if hosts is not None and host_method(hosts) is not None:
             return Ledger()

@@ -19,6 +19,7 @@ ROUNDS = "rounds.jsonl"
 FROZEN = "frozen.jsonl"
 FINAL = "final.json"
 UNDONE = "undone.json"
+CONSOLIDATIONS = "consolidations.jsonl"
 LOCK = "lock"
 
 Status = Literal["complete", "collapsed", "stopped", "nothing_written"]
@@ -192,6 +193,26 @@ class Final(TypedDict):
     repeats: int
     stop: Stop | None
     measurement: Measurement | None
+
+
+class Consolidation(TypedDict):
+    """A line of ``consolidations.jsonl``: a round that solves all edits before it together."""
+
+    file: int
+    """Number of its ``round-NNNN.safetensors``."""
+    after: int
+    """Rounds of ``rounds.jsonl`` that were finished."""
+    edits: int
+    """Edits in effect, which it solved."""
+    answered_before: int
+    """How many of them the model gave before it."""
+    answered: int
+    """How many it gave afterwards."""
+    edit: dict[str, Any]
+    """Summary of the ledger record."""
+    time: str
+    sha256: str
+    """Of the round's file."""
 
 
 class UndoneRound(TypedDict):

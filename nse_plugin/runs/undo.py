@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nse_plugin.errors import DataError
+from nse_plugin.errors import DataError, SessionError
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undone import add_undone, load_undone
 from nse_plugin.session.ledger_files import host_method, round_path
-from nse_plugin.session.records import active_rounds, later_trained, not_active
+from nse_plugin.session.records import active_rounds, later_trained
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
@@ -32,17 +32,15 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
                 "it cannot be undone alone; only rounds of this package's methods can"
             )
         ledger = RunFiles(run).ledger()
-        active = ledger.numbers()
-        if number not in active:
-            raise DataError(f"{run}: {not_active(number, active, ledger.undone)}")
-        record = ledger[active.index(number)]
-        active.remove(number)
-        if record.state is not None and number < max(active, default=0):
-            raise DataError(
-                f"{run}: round {number} cannot be undone alone: {later_trained(max(active))}"
-            )
+        try:
+            record = ledger[ledger.index(number)]
+        except SessionError as error:
+            raise DataError(f"{run}: {error}") from error
+        last = ledger.numbers()[-1]
+        if record.state is not None and number < last:
+            raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
         add_undone(run, number, reason)
-    return active
+    return RunFiles(run).ledger().numbers()
 
 
 def undone_text(run: Path, active: list[int]) -> str:

@@ -65,6 +65,10 @@ class Ledger:
         """Numbers of the active rounds, in order."""
         return [record.number for record in self._rounds]
 
+    def numbers_in_effect(self) -> list[int]:
+        """The same, with the rounds inside a consolidation, whose edits it has solved again."""
+        return [n for entry in self._rounds for n in (*_numbers_within(entry), entry.number)]
+
     def next_number(self) -> int:
         """The number of the next round: one more than any active or undone."""
         return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1

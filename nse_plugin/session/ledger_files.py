@@ -127,10 +127,10 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
         raise _explained(path, error) from error
 
 
-def damaged(path: Path) -> DataError:
-    """The error about a round file whose checksum is not that in ``rounds.jsonl``."""
+def damaged(path: Path, log: str = "rounds.jsonl") -> DataError:
+    """The error about a round file whose checksum is not that in the log of the rounds."""
     return DataError(
-        f"{path} is damaged: its checksum is not that in rounds.jsonl; restore the file from a copy"
+        f"{path} is damaged: its checksum is not that in {log}; restore the file from a copy"
     )
 
 

@@ -21,8 +21,8 @@ from nse_plugin.printable import printable
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.version import __version__
 
-COMMANDS = ["edit", "demo", "run", "compare", "ask", "chat", "inspect", "overfit", "undo", "export",
-            "stats", "doctor"]  # fmt: skip
+COMMANDS = ["edit", "demo", "run", "compare", "ask", "chat", "inspect", "overfit", "undo",
+            "consolidate", "export", "stats", "doctor"]  # fmt: skip
 
 
 def shown(text: str) -> str:

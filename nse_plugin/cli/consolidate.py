@@ -1,0 +1,34 @@
+"""``nse consolidate``: solve all edits of a run together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nse_plugin.cli.app import KEEP, command
+from nse_plugin.cli.options import examples
+from nse_plugin.cli.output import show
+
+
+@command(KEEP, examples("nse consolidate run1", "nse undo run1 --round 21"))
+def consolidate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of edits.")],
+    device: Annotated[str | None, typer.Option(help="Instead of the run's device.")] = None,
+) -> int:
+    """Solve all edits of a run together, as one round in the place of the others.
+
+    No value is optimised again: the values in the round files are written into the original model,
+    with keys read anew. The new round can be undone like any other.
+    """
+    from nse_plugin.runs.edits import EditFolder
+    from nse_plugin.runs.reading import RunFiles
+
+    RunFiles(run)  # refuses what is no run, before a model is loaded
+    line = EditFolder(run, device=device).consolidate()
+    show(
+        f"round {line['file']} of {run} solves {line['edits']} edits together; the model gave "
+        f"{line['answered_before']} of them before and gives {line['answered']} now"
+    )
+    return 0

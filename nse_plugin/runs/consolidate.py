@@ -1,0 +1,43 @@
+"""Consolidate a run directory: solve all its edits together, as one more round."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from pathlib import Path
+
+from nse_plugin.files import JsonLines
+from nse_plugin.runs.backends import SessionBackend
+from nse_plugin.runs.consolidations import consolidations
+from nse_plugin.runs.schema import ROUNDS, Consolidation
+
+
+def consolidate_run(folder: Path, backend: SessionBackend) -> Consolidation:
+    """Solve all edits of a run together, and store the round: all of it or nothing.
+
+    Args:
+        backend: with the model of the run, its rounds adopted and its contexts prepared.
+
+    Raises:
+        HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
+        DataError: the folder cannot be written.
+    """
+    lines = consolidations(folder, writable=True)
+    record = backend.consolidate()
+    try:
+        saved = backend.save(folder, record.number)
+        line = Consolidation(
+            file=record.number,
+            after=len(JsonLines(folder / ROUNDS)),
+            edits=record.edits,
+            answered_before=sum(bool(o.answered_before_consolidation) for o in record.outcomes),
+            answered=sum(bool(o.answered) for o in record.outcomes),
+            edit=record.summary(),
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            sha256=saved.sha256,
+        )
+        lines.append(line)
+    except BaseException:
+        backend.session.undo(record.number)
+        backend.session.ledger.undone.pop()
+        raise
+    return line

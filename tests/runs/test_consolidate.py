@@ -1,0 +1,76 @@
+"""Consolidating a run: stored, resumed, undone, and whole whatever happens."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.errors import DataError
+from nse_plugin.files import JsonLines
+from nse_plugin.runs.consolidate import consolidate_run
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.undo import undo_round
+from nse_plugin.session.ledger_files import round_path
+from tests.runs import runs
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run of three rounds, and the scheduler that made it."""
+    made = runs.scheduler(tmp_path / "run")
+    made.run()
+    return made
+
+
+def same(one, other):
+    return all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def reopened(folder):
+    subject = runs.session()
+    subject.adopt(RunFiles(folder).ledger())
+    return subject, dict(subject.model.named_parameters())
+
+
+def test_stored_resumed_and_undone(finished):
+    folder, rounds = finished.run_dir, runs.weights(finished)
+    line = consolidate_run(folder, finished.backend)
+    consolidated = runs.weights(finished)
+    assert (line["file"], line["after"], line["edits"]) == (4, 3, 6)
+    assert not same(rounds, consolidated)
+    subject, weights = reopened(folder)
+    assert same(consolidated, weights)
+    assert subject.ledger.numbers() == [4] and subject.ledger.numbers_in_effect() == [1, 2, 3, 4]
+
+    left = round_path(folder, 5)  # a process was killed between the file and its line
+    left.write_bytes(round_path(folder, 4).read_bytes())
+    again = runs.scheduler(folder)
+    assert again.run().status == "complete" and not left.exists()
+    assert same(consolidated, runs.weights(again))
+
+    with pytest.raises(DataError, match="round 2 is inside the consolidation that is round 4"):
+        undo_round(folder, 2)
+    assert undo_round(folder, 4) == [1, 2, 3]
+    assert same(rounds, reopened(folder)[1])
+    assert undo_round(folder, 2) == [1, 3]
+
+
+def test_what_cannot_be_stored_is_not_done(finished, monkeypatch):
+    before, ledger = runs.weights(finished), finished.backend.session.ledger
+
+    def full(self, value):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(JsonLines, "append", full)
+    with pytest.raises(OSError, match="No space"):
+        consolidate_run(finished.run_dir, finished.backend)
+    assert same(before, runs.weights(finished))
+    assert ledger.numbers() == [1, 2, 3] and ledger.undone == []
+
+
+def test_a_damaged_consolidation_is_named(finished):
+    consolidate_run(finished.run_dir, finished.backend)
+    path = round_path(finished.run_dir, 4)
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"checksum is not that in consolidations\.jsonl"):
+        runs.scheduler(finished.run_dir).run()
