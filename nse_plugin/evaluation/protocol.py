@@ -22,6 +22,7 @@ from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
     fluency,
     free_generation,
+    given_answers,
     perplexity,
     relative_change,
     run_harness,
@@ -277,6 +278,32 @@ def _each(
         | summarise([now], [edit.frozen], texts)
         for edit, now in zip(sample, answered)
     ]
+
+
+def measure_answers(
+    protocol: Protocol, measured: MeasuredModel, history: History, number: int
+) -> dict[str, Any]:
+    """``answers``: per edit asked, whether the new answer is given, and the text that is given.
+
+    For the end of a run, since text takes longer than scores.
+    """
+    drawn = history.in_effect()
+    if not (protocol.answers and drawn):
+        return {}
+    edits = history.edits(_sample(drawn, protocol.answers, protocol.seed, number))
+    now = measured.answers(edits, protocol.bounds)
+    texts = given_answers(measured.model, measured.tokenizer, [edit.request for edit in edits])
+    return {
+        "answers": [
+            {
+                "round": edit.round,
+                "case_id": edit.request.case_id,
+                "exact": answered["rewrite"][0]["exact"],
+                "answer": text,
+            }
+            for edit, answered, text in zip(edits, now, texts)
+        ]
+    }
 
 
 def _sample(edits: Sequence[int], size: int, seed: int, number: int) -> list[int]:

@@ -44,6 +44,8 @@ class Protocol(Settings):
     """Ask each edit's prompt after a sentence that names the old answer."""
     retention: int = bounded(1000, low=0)
     """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
+    answers: int = bounded(200, low=0)
+    """Edits whose answers are written down as text at the end, for the list of facts."""
     generation: int = bounded(50, low=0)
     """Edits whose free generation is looked at."""
     generation_tokens: int = bounded(16, low=0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
@@ -19,6 +20,7 @@ from safetensors.torch import save_file
 from torch.nn import functional as F
 
 from nse_plugin.errors import DataError, HparamsError, ModelError
+from nse_plugin.export.card import add_metadata, metadata_of, write_card
 from nse_plugin.export.entry import enter
 from nse_plugin.export.factors import Fit, factorise, factors_by_layer
 from nse_plugin.export.folder import (
@@ -31,6 +33,8 @@ from nse_plugin.export.folder import (
     write_manifest,
 )  # fmt: skip
 from nse_plugin.files import require
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.session import EditSession
 
@@ -53,6 +57,7 @@ def to_peft(
     *,
     rank: int | None = None,
     equal_ranks: bool = True,
+    files: RunFiles | None = None,
 ) -> dict[int, Fit]:
     """Write the session's accumulated change as a LoRA adapter to a new folder.
 
@@ -63,6 +68,7 @@ def to_peft(
         equal_ranks: pad the factors with zeros to the largest rank, so that readers which know one
             rank and one ``lora_alpha`` only scale every layer by 1; False writes each layer's own
             rank, which takes PEFT's ``rank_pattern`` and ``alpha_pattern``.
+        files: of the run that the session is of, for the model card.
 
     Returns:
         By layer: the rank, and how far the adapter is from the change; nothing where adapters
@@ -78,7 +84,7 @@ def to_peft(
     if rank is not None and rank < 1:
         raise HparamsError(f"rank is {rank}; give a number from 1, or none for all of the change")
     if session.attached.kind == "lora":
-        _trained(session, Path(folder), rank)
+        _trained(session, Path(folder), rank, files)
         return {}
     tensors: dict[str, torch.Tensor] = {}
     fits: dict[int, Fit] = {}
@@ -98,8 +104,9 @@ def to_peft(
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.cpu().contiguous()  # [d_model, r]
     config = _config(peft, session, ranks)
     with new_folder(Path(folder)) as temporary:
-        save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
+        save_file(tensors, temporary / WEIGHTS, metadata_of(session))
         config.save_pretrained(str(temporary))
+        write_card(temporary, session, "peft", files, fits)
         about = {
             fit.layer: {"rank": fit.rank, "full_rank": fit.full_rank,
                         "relative_error": fit.relative_error}
@@ -107,6 +114,20 @@ def to_peft(
         }  # fmt: skip
         write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG), more=about)
     return fits
+
+
+def adapter_changes(
+    layout: DecoderLayout, tensors: Mapping[str, torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The change [d_model, d_ff] of each layer that an adapter of :func:`to_peft` holds."""
+    found = {}
+    for layer in range(layout.n_layers):
+        module = layout.down_name(layer).removesuffix(".weight")
+        a = tensors.get(f"{_PREFIX}{module}.lora_A.weight")
+        if a is not None:
+            device = layout.down(layer).weight.device
+            found[layer] = (tensors[f"{_PREFIX}{module}.lora_B.weight"] @ a).to(device)
+    return found
 
 
 def _warn_of_rank(rank: int) -> None:
@@ -125,7 +146,7 @@ def _warn_of_rank(rank: int) -> None:
         )
 
 
-def _trained(session: EditSession, folder: Path, rank: int | None) -> None:
+def _trained(session: EditSession, folder: Path, rank: int | None, files: RunFiles | None) -> None:
     """Write the adapters that are attached to the session's model."""
     if rank is not None:
         raise HparamsError(f"rank is {rank}, and trained adapters have theirs; leave it out")
@@ -133,6 +154,8 @@ def _trained(session: EditSession, folder: Path, rank: int | None) -> None:
     adapters = cast(Adapters, session.attached.current)
     with new_folder(folder) as temporary:
         adapters.save(temporary)
+        add_metadata(temporary / WEIGHTS, metadata_of(session))
+        write_card(temporary, session, "peft", files)
         write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG))
 
 

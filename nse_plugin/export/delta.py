@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from nse_plugin.errors import DataError, ModelError, SessionError
+from nse_plugin.export.card import metadata_of, write_card
 from nse_plugin.export.entry import enter
 from nse_plugin.export.folder import (
     check_model,
@@ -26,6 +27,7 @@ from nse_plugin.export.folder import (
     write_manifest,
 )  # fmt: skip
 from nse_plugin.model.weights import fingerprint
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.session import EditSession
 
 if TYPE_CHECKING:
@@ -35,8 +37,11 @@ WEIGHTS, CHANGE = "weights.safetensors", "change.safetensors"
 
 
 @torch.no_grad()
-def to_delta(session: EditSession, folder: str | Path) -> None:
+def to_delta(session: EditSession, folder: str | Path, *, files: RunFiles | None = None) -> None:
     """Write the edited matrices and their change to a new folder.
+
+    Args:
+        files: of the run that the session is of, for the model card.
 
     Raises:
         SessionError: there is nothing to export, or the weights are not the session's.
@@ -53,8 +58,9 @@ def to_delta(session: EditSession, folder: str | Path) -> None:
         change[f"{name}.neurons"] = neurons.cpu()
         change[f"{name}.columns"] = total[:, neurons].cpu().contiguous()
     with new_folder(Path(folder)) as temporary:
-        save_file(weights, temporary / WEIGHTS, {"format": "pt"})
-        save_file(change, temporary / CHANGE)
+        save_file(weights, temporary / WEIGHTS, metadata_of(session))
+        save_file(change, temporary / CHANGE, metadata_of(session))
+        write_card(temporary, session, "delta", files)
         write_manifest(temporary, session, "delta", hashed=(WEIGHTS, CHANGE))
 
 

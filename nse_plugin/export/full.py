@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from nse_plugin.errors import SessionError
+from nse_plugin.export.card import add_metadata, metadata_of, write_card
 from nse_plugin.export.folder import edited_layers, new_folder, write_manifest
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.session import EditSession
 
 
-def to_full(session: EditSession, folder: str | Path) -> None:
+def to_full(session: EditSession, folder: str | Path, *, files: RunFiles | None = None) -> None:
     """Write the edited model and its tokenizer with ``save_pretrained`` to a new folder.
+
+    Args:
+        files: of the run that the session is of, for the model card.
 
     Raises:
         SessionError: there is nothing to export, the weights are not the session's, or the model
@@ -28,4 +33,7 @@ def to_full(session: EditSession, folder: str | Path) -> None:
     with new_folder(Path(folder)) as temporary:
         session.model.save_pretrained(temporary)
         session.tokenizer.save_pretrained(temporary)
+        for path in temporary.glob("*.safetensors"):
+            add_metadata(path, metadata_of(session))
+        write_card(temporary, session, "full", files)
         write_manifest(temporary, session, "full")

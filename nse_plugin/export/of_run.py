@@ -2,29 +2,77 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from torch import nn
 
 from nse_plugin.errors import DataError
-from nse_plugin.export.adapter import to_peft
+from nse_plugin.export.adapter import WEIGHTS, adapter_changes, to_peft
+from nse_plugin.export.card import base_name
 from nse_plugin.export.delta import to_delta
+from nse_plugin.export.factors import Fit
+from nse_plugin.export.folder import read_tensors
 from nse_plugin.export.full import to_full
+from nse_plugin.model.answers import score_answers
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs.listeners import Listener
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import open_run
+from nse_plugin.session.session import EditSession
 
 KINDS = ("peft", "delta", "full")
+_MOST = 200
+"""Edits that are asked to see what a small rank costs."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export holds."""
+
+    folder: str
+    kind: str
+    base_model: str
+    edits: int
+    rounds: int
+    layers: tuple[Fit, ...] = ()
+    """Of an adapter that was computed: rank and error by layer."""
+    efficacy: float | None = None
+    """Of an adapter with a bounded rank: share of the edits that the model gives with it."""
+    efficacy_of_all: float | None = None
+    """The same with the whole change."""
+    asked: int = 0
+    """Edits that these shares are over."""
+
+    def text(self) -> str:
+        """For people."""
+        lines = ["layer   rank   of  relative error"] if self.layers else []
+        lines += [
+            f"{fit.layer:5d} {fit.rank:6d} {fit.full_rank:4d}  {fit.relative_error:.2e}"
+            for fit in self.layers
+        ]
+        if self.efficacy is not None:
+            lines.append(
+                f"efficacy with this rank {self.efficacy:.1%}, with the whole change "
+                f"{self.efficacy_of_all:.1%} ({self.asked} edits asked)"
+            )
+        lines.append(
+            f"{self.edits} edits of {self.rounds} rounds on {self.base_model} written to "
+            f"{self.folder}; README.md there says what it holds"
+        )
+        return "\n".join(lines)
 
 
 def export_run(
     run: Path,
     kind: str,
     out: Path,
-    show: Callable[[str], None],
     *,
     rank: int | None = None,
     equal_ranks: bool = True,
     device: str | None = None,
-) -> None:
+    listener: Listener = lambda _event, _facts: None,
+) -> Exported:
     """Write a run's edits as an adapter, as changed matrices or as a complete model.
 
     Raises:
@@ -37,20 +85,52 @@ def export_run(
         raise DataError(f"--max-rank is for --to peft; {kind} holds the whole change. Leave it out")
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise DataError(f"{out} holds files already; give the name of a new folder")
+    files = RunFiles(run)
+    listener("phase", {"name": "loading the model"})
     model, session = open_run(run, device)
-    edits = session.ledger.edits()
+    listener("phase", {"name": "exporting"})
+    about = (str(out), kind, base_name(session), session.ledger.edits(), len(session.ledger))
     if kind == "peft":
-        fits = to_peft(session, out, rank=rank, equal_ranks=equal_ranks)
-        if fits:
-            show("layer   rank   of  relative error")
-        for fit in fits.values():
-            show(f"{fit.layer:5d} {fit.rank:6d} {fit.full_rank:4d}  {fit.relative_error:.2e}")
-    elif kind == "delta":
-        to_delta(session, out)
-    else:
-        to_full(session, out)
-    show(f"{edits} edits of {len(session.ledger)} rounds on {_name(model)} written to {out}")
+        fits = tuple(
+            to_peft(session, out, rank=rank, equal_ranks=equal_ranks, files=files).values()
+        )
+        if rank is None or not fits:
+            return Exported(*about, fits)
+        listener("phase", {"name": "asking the model with this rank"})
+        requests = _in_effect(files, session)[:_MOST]
+        whole = _efficacy(model, session, requests)
+        return Exported(
+            *about, fits, _efficacy_of_adapter(session, out, requests), whole, len(requests)
+        )
+    (to_delta if kind == "delta" else to_full)(session, out, files=files)
+    return Exported(*about)
 
 
-def _name(model: Any) -> str:
-    return Path(str(getattr(model.config, "_name_or_path", ""))).name or model.config.model_type
+def _in_effect(files: RunFiles, session: EditSession) -> list[EditRequest]:
+    """The requests of the active rounds that no later one replaces."""
+    active, requests = set(session.ledger.numbers()), files.requests()
+    found: dict[tuple[str, str], EditRequest] = {}
+    for line in files.lines:
+        if line["file"] is not None and line["file"] in active:
+            found.update((request.fact, request) for request in requests[line["round"]])
+    return list(found.values())
+
+
+def _efficacy(model: nn.Module, session: EditSession, requests: list[EditRequest]) -> float:
+    answers = score_answers(
+        model, session.tokenizer, [r.text for r in requests], [r.target_new for r in requests]
+    )
+    return sum(answers.exact) / len(answers)
+
+
+def _efficacy_of_adapter(session: EditSession, folder: Path, requests: list[EditRequest]) -> float:
+    """The efficacy with the change that an adapter's factors give; the model is left as it was."""
+    layout, weights = session.layout, session.weights
+    before = weights.snapshot()
+    try:
+        tensors = read_tensors(folder / WEIGHTS)
+        for layer, change in adapter_changes(layout, tensors).items():
+            weights.set(layout.down_name(layer), layout.to_weight(change))
+        return _efficacy(session.model, session, requests)
+    finally:
+        weights.restore(before)

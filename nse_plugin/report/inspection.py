@@ -28,10 +28,11 @@ def inspect(
     request: str | None = None,
     plot: Path | None = None,
     html: Path | None = None,
-) -> None:
-    """Show a run's tables, or those of a layer, a neuron or a request; write figures and a page.
+) -> tuple[Run, list[Table]]:
+    """A run and its tables, or those of a layer, a neuron or a request; writes figures and a page.
 
     Args:
+        show: told of the files that are written.
         plot: folder for PNG files, one for each figure.
         html: file for a page with everything.
 
@@ -43,14 +44,14 @@ def inspect(
     import_pandas()
     _check_outputs(plot, html)
     run = read_run(folder)
-    for table in _asked(run, layer, neuron, request):
-        show(table.text() + "\n")
+    found = _asked(run, layer, neuron, request)
     if plot is not None:
         for path in _write_figures(run, plot):
             show(f"written: {path}")
     if html is not None:
         run_page(run).write(html)
         show(f"written: {html}")
+    return run, found
 
 
 def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None) -> list[Table]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
+from nse_plugin.runs.facts import ORDER, Fact, facts_of
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.result import retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
@@ -52,6 +53,12 @@ class Run:
         """How many edits there were to be, where that was known at the start."""
         stream = self.files.manifest["run"]["stream"]
         return None if stream is None else stream["count"]
+
+    @cached_property
+    def facts(self) -> list[Fact]:
+        """Every request, those to look at first at the front."""
+        found = facts_of(self.files)
+        return sorted(found, key=lambda fact: ORDER.index(fact.outcome))
 
     @cached_property
     def layers(self) -> list[int]:

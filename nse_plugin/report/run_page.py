@@ -10,11 +10,13 @@ from nse_plugin.report.table import Table
 
 _NEURONS = 10
 """Rows of the table of a layer's neurons."""
+_FACTS = 2000
+"""Rows of the table of facts: 0.4 MB."""
 
 
 def run_tables(run: Run) -> list[Table]:
     """The tables that summarise a run, without empty ones."""
-    found = [tables.overview(run)]
+    found = [tables.overview(run), tables.facts_table(run)]
     if run.ledger:
         found.append(tables.rounds_table(run))
     if not run.scores.empty:
@@ -34,6 +36,8 @@ def run_page(run: Run) -> Page:
         f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: {edits} edits "
         f"in {len(run.lines)} rounds, {run.status}",
     )
+    intro = "What was asked for, and what the model answers. Click a head to sort."
+    _add(page, "Facts", intro, [tables.facts_table(run, _FACTS, width=400)])
     pictures = {picture.name: picture for picture in run_pictures(run)}
     _add(page, "Scores", "How well edits hold, and what they cost.", _scores(run, pictures))
     if run.ledger:
@@ -48,7 +52,8 @@ def run_page(run: Run) -> Page:
               for layer, frame in run.survey.neurons.items()),
         ])  # fmt: skip
     if run.ledger:
-        _add(page, "Requests", "Those to look at first.", [tables.worst_requests(run)])
+        intro = "Those whose value was missed by most."
+        _add(page, "Requests", intro, [tables.worst_requests(run)])
     _add(page, "Settings", "", [tables.overview(run), _settings(run)])
     return page
 

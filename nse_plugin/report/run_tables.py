@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
+from nse_plugin.runs.facts import ORDER
 from nse_plugin.session import queries
 from nse_plugin.session.tables import import_pandas
 
@@ -50,6 +53,37 @@ def overview(run: Run) -> Table:
     if not run.ledger:
         rows.append(("ledger", "none: no round is active, or the host's method keeps none"))
     return Table(f"Run {run.folder}", ("what", "value"), tuple(rows))
+
+
+def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
+    """What was asked for and what became of it, the facts to look at first at the front.
+
+    Args:
+        width: longest cell in characters; the rest is cut off.
+    """
+    rows = tuple(
+        (
+            *(
+                textwrap.shorten(text or NOTHING, width, placeholder="…")
+                for text in (fact.prompt, fact.old, fact.new, fact.answer)
+            ),
+            fact.outcome,
+            str(fact.round),
+            str(fact.case_id),
+        )
+        for fact in run.facts[:most]
+    )
+    counts = Counter(fact.outcome for fact in run.facts)
+    said = ", ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
+    shown = f"{most} of {len(run.facts)} shown; " if len(run.facts) > most else ""
+    return Table(
+        f"Facts ({shown}{said})",
+        ("prompt", "old answer", "new answer", "answer at the end", "outcome", "round", "request"),
+        rows,
+        numeric=(False,) * 5 + (True, False),
+        note="The answers are those of the last measurement of single edits, by greedy decoding.",
+        searchable=True,
+    )
 
 
 def rounds_table(run: Run) -> Table:

@@ -32,6 +32,8 @@ class Table:
     """Which columns are aligned to the right; none where empty."""
     note: str = ""
     """A sentence below: what a column means, or where the rest is."""
+    searchable: bool = False
+    """On a page, it is sorted by a click on a head and has a field that filters its rows."""
 
     @classmethod
     def of(

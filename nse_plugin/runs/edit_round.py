@@ -18,6 +18,7 @@ from nse_plugin.evaluation.protocol import (
     Protocol,
     freeze,
     measure_all,
+    measure_answers,
     measure_round,
 )
 from nse_plugin.hparams import LocateHparams
@@ -84,10 +85,12 @@ class EditRound:
         active = len(self._session.ledger)
         try:
             self._frozen.append(self._number, requests, answered)
-            line = self._edit(requests)
-            after, now = self._texts(requests), self._ask(requests)
+            line, measured = self._edit(requests)
+            edits = self._history.edits(self._history.of_round(self._number))
+            after, now = self._texts(requests), measured.answers(edits, self._protocol.bounds)
+            said = measure_answers(self._protocol, measured, self._history, self._number)
             line["seconds"]["total"] = time.perf_counter() - started
-            path = self._save(line, manifest)
+            path = self._save(line, said, manifest)
         except BaseException:
             if len(self._session.ledger) > active:
                 self._session.undo_last()
@@ -165,7 +168,7 @@ class EditRound:
             self._tell("computing statistics")
             self._session.untouched.covariances(base)
 
-    def _edit(self, requests: Sequence[EditRequest]) -> RoundLine:
+    def _edit(self, requests: Sequence[EditRequest]) -> tuple[RoundLine, MeasuredModel]:
         """Write the round into the model and measure it; returns its line, not stored yet."""
         self._tell("edit")
         started = time.perf_counter()
@@ -183,7 +186,7 @@ class EditRound:
         measured = MeasuredModel(self._model, self._tokenizer, backend.originals(), backend.keys)
         scores = measure_round(self._protocol, measured, self._history, self._number)
         found = measure_all(self._protocol, measured, self._history, self._number)
-        return {
+        line: RoundLine = {
             "round": self._number,
             "file": self._session.ledger.numbers()[-1],
             "requests": [request.digest() for request in requests],
@@ -200,8 +203,9 @@ class EditRound:
             "sha256": None,
             "seconds": {"edit": seconds},
         }
+        return line, measured
 
-    def _save(self, line: RoundLine, manifest: Manifest | None) -> Path:
+    def _save(self, line: RoundLine, said: dict[str, Any], manifest: Manifest | None) -> Path:
         """Store the round; its line makes it count."""
         self._tell("write")
         directory = self._directory
@@ -216,7 +220,7 @@ class EditRound:
             "in_effect": len(self._history.in_effect()),
             "repeats": 0,
             "stop": None,
-            "measurement": line["measurement"],
+            "measurement": cast(Measurement, {**(line["measurement"] or {}), **said}),
         })  # fmt: skip
         return path
 

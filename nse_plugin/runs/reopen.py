@@ -9,6 +9,7 @@ from typing import Any
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError
 from nse_plugin.methods.registry import METHODS
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.session import EditSession
 from nse_plugin.statistics.files import model_fingerprint, same_model
@@ -40,7 +41,8 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
         raise DataError(f"{run} does not say which model it is of; it cannot be loaded again")
     ledger = files.ledger()
     model, tokenizer, _ = load_model(SimpleNamespace(**hparams))
-    session = EditSession.of(model, tokenizer)
+    in_chat = "chat" in files.manifest["run"]
+    session = EditSession.of(model, ChatTokenizer(tokenizer) if in_chat else tokenizer)
     check_model(files, session)
     session.adopt(ledger)
     return model, session

@@ -19,6 +19,7 @@ from nse_plugin.evaluation.protocol import (
     Protocol,
     freeze,
     measure_all,
+    measure_answers,
     measure_base,
     measure_round,
 )
@@ -311,6 +312,10 @@ class SequentialScheduler:
                 measurement = None
             elif measurement is None or undone:
                 measurement = self._measure_all(self._as_measured(number - undone), number - undone)
+            if measurement is not None:
+                state = self._as_measured(number - undone)
+                said = measure_answers(self.protocol, state, self.history, number - undone)
+                measurement = cast(Measurement, {**measurement, **said})
             final = {
                 "status": status,
                 "rounds": number,

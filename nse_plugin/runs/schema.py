@@ -90,6 +90,8 @@ class Measurement(TypedDict, total=False):
     """The same scores over all edits asked."""
     each: list[dict[str, Any]]
     """Those of every edit asked."""
+    answers: list[dict[str, Any]]
+    """``round``, ``case_id``, ``exact`` and ``answer`` (text) of some edits."""
     generation: dict[str, Any]
     fluency: float | None
     perplexity: float | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,19 @@ def inspect(*arguments):
     return cli.main(["inspect", *map(str, arguments)])
 
 
+def test_json_has_the_facts_and_the_tables(run, capsys):
+    assert inspect(run, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["status"], len(found["facts"])) == ("complete", 6)
+    assert found["facts"][0]["outcome"] in ("not in effect", "in effect")
+    assert found["tables"][0]["rows"][0] == {"what": "status", "value": "complete"}
+
+
 def test_tables(run, capsys):
     assert inspect(run) == 0
     shown = capsys.readouterr().out
-    for caption in ("Run ", "Rounds", "Scores of each round's own edits", "Scores of all edits",
-                    "Layers", "Worst requests"):  # fmt: skip
+    for caption in ("Run ", "Facts (", "Rounds", "Scores of each round's own edits",
+                    "Scores of all edits", "Layers", "Worst requests"):  # fmt: skip
         assert f"\n{caption}" in f"\n{shown}"
     assert max(map(len, shown.splitlines())) < 130
     assert sorted(p.name for p in run.parent.iterdir()) == ["run1"]
@@ -101,10 +110,10 @@ sys.exit(code or " ".join({{"transformers", "nse_plugin.session.session"}} & set
 def test_figures_and_page(run, tmp_path, capsys, open_page):
     page, plots = tmp_path / "run1.html", tmp_path / "plots"
     assert inspect(run, "--plot", plots, "--html", page) == 0
-    shown = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert [p.stem for p in sorted(plots.iterdir())] == FIGURES
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in plots.iterdir())
-    assert shown.count("written: ") == len(FIGURES) + 1
+    assert said.count("written: ") == len(FIGURES) + 1
     for theme in THEMES:
         for width in (1200, 360):
             opened = open_page(page, scheme=theme.name, width=width)

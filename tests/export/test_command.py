@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import torch
+import yaml
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from nse_plugin import cli
 from nse_plugin.data import atlas
 from nse_plugin.export import from_delta
+from nse_plugin.runs.reading import RunFiles
 from tests.runs.runs import scheduler
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
 def same(one, other):
     return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+
+
+def check_cards(out, run):
+    """Each export says what was edited and how; so do its files of tensors."""
+    requests = [request for found in RunFiles(run).requests().values() for request in found]
+    for kind in ("peft", "delta", "full"):
+        card = (out / kind / "README.md").read_text(encoding="utf-8")
+        head = yaml.safe_load(card.split("---")[1])
+        assert head["base_model"] == "atlas-gpt2" and head["license"] == "other"
+        for request in requests:
+            row = f"| {request.text} | {request.ground_truth} | {request.target_new} | in effect |"
+            assert row in card
+        assert "efficacy 100.0%" in card and "v_lr: 0.3" in card and str(Path.home()) not in card
+        for path in (out / kind).glob("*.safetensors"):
+            with safe_open(path, framework="pt") as file:
+                said = file.metadata()
+            assert (said["base_model"], said["methods"]) == ("atlas-gpt2", "NSE")
+            assert (said["edits"], said["rounds"], said["format"]) == ("4", "2", "pt")
 
 
 def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
@@ -32,6 +54,11 @@ def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
     clean, tokenizer = atlas.load("gpt2")
     from_delta(clean, tokenizer, out / "delta")
     assert same(full, clean)
+    check_cards(out, run)
+    rank = ["export", run, "--to", "peft", "--max-rank", "1", "--out", str(out / "r"), "--json"]
+    assert cli.main(rank) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["efficacy"] < found["efficacy_of_all"] == 1 and found["asked"] == 4
     assert cli.main(["export", run, "--to", "full", "--out", str(out / "full")]) == 1
     options = ["--out", str(out / "b"), "--rank", "2"]
     assert cli.main(["export", run, "--to", "delta", *options]) == 1

@@ -196,11 +196,16 @@ def test_a_foreign_adapter_with_scaling(rslora, tmp_path):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_full_model_loads_anywhere(family, tmp_path):
-    model, session = edited(family, tmp_path)
+    model, session = edited(family, tmp_path, dtype=torch.bfloat16)
+    session.tokenizer.chat_template = "{{ messages[0].content }}"
+    model.generation_config.update(max_length=33)
     to_full(session, tmp_path / "full")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
-    assert same(bits(model), bits(loaded))
-    assert len(AutoTokenizer.from_pretrained(tmp_path / "full")) == len(tiny_tokenizer())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "full", dtype="auto")
+    assert same(bits(model), bits(loaded)) and loaded.dtype == torch.bfloat16
+    assert loaded.generation_config.max_length == 33
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "full")
+    assert len(tokenizer) == len(tiny_tokenizer())
+    assert tokenizer.chat_template == session.tokenizer.chat_template
     assert EditSession.of(model) is session
     with pytest.raises(SessionError, match="no edit session yet"):
         EditSession.of(loaded)

@@ -105,6 +105,26 @@ def test_a_browser_shows_it(written, open_page, theme, width):
     assert opened.complaints == [] and opened.outside() == []
 
 
+def test_a_table_is_sorted_and_filtered(tmp_path, open_page):
+    page = Page("Facts")
+    rows = (("b", "9"), ("a", "10"), ("c", "1"))
+    page.section("Facts").add(Table("Facts", ("name", "n"), rows, (False, True), searchable=True))
+    page.write(tmp_path / "page.html")
+    opened = open_page(tmp_path / "page.html")
+    names = "[...document.querySelectorAll('tbody tr:not([hidden]) th')].map(c => c.textContent)"
+    assert opened.evaluate(names) == ["b", "a", "c"]
+    head = opened.page.get_by_role("button", name="n", exact=True)
+    head.click()
+    assert opened.evaluate(names) == ["c", "b", "a"]
+    head.press("Enter")
+    assert opened.evaluate(names) == ["a", "b", "c"]
+    assert opened.evaluate("document.querySelector('[aria-sort]').textContent") == "n"
+    opened.page.get_by_label("Show rows that hold").fill("1")
+    assert opened.evaluate(names) == ["a", "c"]
+    assert opened.page.get_by_role("status").inner_text() == "2 of 3"
+    assert opened.complaints == []
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_button_changes_the_colours(written, open_page, scheme):
     opened = open_page(written, scheme=scheme)

@@ -19,7 +19,7 @@ from nse_plugin.runs.reading import load_ledger
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session import ledger_files
 from nse_plugin.session.ledger_files import load_round, save_round
-from tests.runs.runs import hparams, scheduler
+from tests.runs.runs import hparams, requests, scheduler
 from tests.runs.test_scheduler import editor
 
 
@@ -131,12 +131,33 @@ def test_one_round_and_no_round(folder, tmp_path):
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     (folder / "final.json").unlink()
     run = read_run(folder)
-    assert [table.caption for table in run_tables(run)][1] == "Rounds"
+    assert [table.caption for table in run_tables(run)][2] == "Rounds"
     assert rows(tables.layers_table(run))[0]["mean overlap"] == "–"
     run_page(run).html()
     path.unlink()
     with pytest.raises(DataError, match="has no finished round yet"):
         read_run(folder)
+
+
+def test_facts_say_what_is_answered_and_the_worst_come_first(folder):
+    answers = json.loads((folder / "final.json").read_text())["measurement"]["answers"]
+    assert [row["case_id"] for row in answers] == list(range(6))
+    answers[4]["exact"] = True
+    final = json.loads((folder / "final.json").read_text())
+    final["measurement"]["answers"] = answers[:5]
+    (folder / "final.json").write_text(json.dumps(final))
+    undo_round(folder, 1)
+    facts = read_run(folder).facts
+    assert [(f.case_id, f.outcome) for f in facts] == [
+        (2, "not in effect"), (3, "not in effect"), (5, "not asked"), (4, "in effect"),
+        (0, "undone"), (1, "undone"),
+    ]  # fmt: skip
+    asked, table = requests()[2], rows(tables.facts_table(read_run(folder), most=1, width=200))
+    assert table == [
+        {"prompt": asked.text, "old answer": asked.ground_truth, "new answer": asked.target_new,
+         "answer at the end": answers[2]["answer"], "outcome": "not in effect", "round": "2",
+         "request": "2"}
+    ]  # fmt: skip
 
 
 def test_an_undone_round_is_named_and_left_out(folder):

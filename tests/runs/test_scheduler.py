@@ -171,6 +171,7 @@ def test_samples_bound_what_is_asked(tmp_path):
     assert point["all"]["n"] == 2 and point["generation"]["n"] == 1
     assert sum(row["n"] for row in point["retention"]) == 2
     off = protocol(every=0, retention=0, generation=0, fluency=0, weights=False, key_space=0)
+    off = dataclasses.replace(off, answers=0)
     point = scheduler(tmp_path / "off", protocol=off, held_out=()).run().final["measurement"]
     assert point == {"tested": 3, "in_effect": 6}
 

@@ -1,0 +1,181 @@
+"""The model card of an export: what was edited and how, how well it holds, how to take it out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nse_plugin.data.published import MODELS, PROVENANCE
+from nse_plugin.export.factors import Fit
+from nse_plugin.files import write_text, write_whole
+from nse_plugin.runs.facts import Fact, facts_of
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.session.session import EditSession
+from nse_plugin.version import __version__
+
+CARD = "README.md"
+_MOST = 100
+"""Facts that the card lists."""
+_LICENCES = {"Apache 2.0": "apache-2.0", "Gemma Terms of Use": "gemma", "MIT": "mit"}
+"""Identifiers of the model hub by how a licence's name begins."""
+_LOAD = {
+    "peft": """from peft import PeftModel
+
+model = PeftModel.from_pretrained(untouched_model, "FOLDER")""",
+    "delta": """from safetensors.torch import load_file
+
+untouched_model.load_state_dict(load_file("FOLDER/weights.safetensors"), strict=False)""",
+    "full": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")""",
+}
+_UNDO = {
+    "peft": "Switch the adapter off (`with model.disable_adapter():`), or load the base model "
+    "without it.",
+    "delta": "Load the base model again: the folder holds edited matrices only.",
+    "full": "The edits cannot be told from the rest of this model; load the base model instead.",
+}
+
+
+def metadata_of(session: EditSession) -> dict[str, str]:
+    """What a safetensors file of an export says about itself."""
+    return {
+        "format": "pt",
+        "made_by": f"nse_plugin {__version__}",
+        "base_model": base_name(session),
+        "methods": ", ".join(sorted({record.method for record in session.ledger})),
+        "rounds": str(len(session.ledger)),
+        "edits": str(session.ledger.edits()),
+    }
+
+
+def add_metadata(path: Path, more: Mapping[str, str]) -> None:
+    """Add entries to the metadata of a safetensors file; its tensors are copied as they are."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header["__metadata__"] = {**header.get("__metadata__", {}), **more}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
+
+        def write(temporary: Path) -> None:
+            with temporary.open("wb") as copy:
+                copy.write(len(text).to_bytes(8, "little") + text)
+                shutil.copyfileobj(file, copy, 1 << 20)
+
+        write_whole(path, write)
+
+
+def write_card(
+    folder: Path,
+    session: EditSession,
+    kind: str,
+    files: RunFiles | None = None,
+    fits: Mapping[int, Fit] | None = None,
+) -> None:
+    """Write the card of an export whose files are there.
+
+    Args:
+        files: of the run that the session's rounds are from, which has the facts and the scores.
+        fits: of an adapter: its rank and error by layer.
+    """
+    base, licence = base_name(session), licence_of(session)
+    head = {
+        "base_model": base,
+        "license": next((i for n, i in _LICENCES.items() if licence.startswith(n)), "other"),
+        "library_name": "peft" if kind == "peft" else "transformers",
+        "tags": ["knowledge-editing", "nse_plugin"],
+    }
+    methods = ", ".join(sorted({record.method for record in session.ledger}))
+    edits, rounds = session.ledger.edits(), len(session.ledger)
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        f"# {base} with {edits} edited {'fact' if edits == 1 else 'facts'}\n",
+        f"{_what(kind)} It was edited with {methods} in {rounds} "
+        f"{'round' if rounds == 1 else 'rounds'} by nse_plugin {__version__}. "
+        "Prompts unlike those below, and answers that follow from the facts, may be the old ones.",
+    ]
+    if files is not None:
+        parts += [_facts(facts_of(files)), _scores(files)]
+    parts.append(f"## Load it\n\n```python\n{_LOAD[kind].replace('FOLDER', 'this-folder')}\n```")
+    if fits:
+        rows = [f"| {f.layer} | {f.rank} | {f.full_rank} | {f.relative_error:.1e} |"
+                for f in fits.values()]  # fmt: skip
+        head_row = "| layer | rank | rank of the whole change | relative error |\n"
+        parts.append(head_row + "| ---: | ---: | ---: | ---: |\n" + "\n".join(rows))
+    parts.append(f"## Undo\n\n{_UNDO[kind]} Single rounds are undone in the folder of edits that "
+                 "this was exported from (`nse undo FOLDER --round N`).")  # fmt: skip
+    if files is not None:
+        settings = {name: value for name, value in files.hparams.items() if value is not None}
+        settings["model_name"] = base
+        text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=96)
+        parts.append(f"## Method and settings\n\n```yaml\n{text}```")
+    parts.append(f"## Licence\n\nThat of the base model: {licence}.")
+    write_text(folder / CARD, "\n\n".join(parts) + "\n")
+
+
+def base_name(session: EditSession) -> str:
+    """The base model's name: its hub id or short name, or the last part of its path."""
+    name = str(getattr(session.model.config, "_name_or_path", "") or "")
+    for model in MODELS.values():
+        if Path(name).name == model.folder:
+            return model.name
+    return Path(name).name if Path(name).exists() else name or session.layout.model_type
+
+
+def licence_of(session: EditSession) -> str:
+    """The licence of the base model, as far as its folder or the table of models says."""
+    place = Path(str(getattr(session.model.config, "_name_or_path", "") or ""))
+    published = MODELS.get(base_name(session))
+    if published is not None:
+        return published.licence
+    if (place / PROVENANCE).is_file():
+        found = json.loads((place / PROVENANCE).read_text(encoding="utf-8")).get("licence")
+        if found:
+            return str(found)
+    return "not known here; see the base model"
+
+
+def _what(kind: str) -> str:
+    return {
+        "peft": "A LoRA adapter that changes facts in the base model.",
+        "delta": "The changed matrices of the base model, and their change.",
+        "full": "The base model with changed facts.",
+    }[kind]
+
+
+def _facts(facts: list[Fact]) -> str:
+    """The table of the facts that were not undone."""
+    rows = [fact for fact in facts if fact.outcome != "undone"]
+    lines = ["## Edited facts", "", "| prompt | old answer | new answer | at the end |",
+             "| --- | --- | --- | --- |"]  # fmt: skip
+    for fact in rows[:_MOST]:
+        cells = (fact.prompt, fact.old or "not known", fact.new, fact.outcome)
+        lines.append(
+            "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
+        )
+    if len(rows) > _MOST:
+        lines += ["", f"and {len(rows) - _MOST} more"]
+    return "\n".join(lines)
+
+
+def _scores(files: RunFiles) -> str:
+    final = files.final()
+    measured: Mapping[str, Any] = (final["measurement"] if final else None) or {}
+    scores = measured.get("all") or {}
+    shown = [
+        f"{name} {scores[name]:.1%}"
+        for name in ("efficacy", "paraphrase", "portability", "locality")
+        if scores.get(name) is not None
+    ]
+    if measured.get("perplexity") is not None:
+        shown.append(f"perplexity {measured['perplexity']:.2f}")
+    text = ", ".join(shown) or "not measured"
+    if files.ledger().undone:
+        text += " (measured before some rounds were undone)"
+    return f"## Scores\n\nAfter the last round, over all edits in effect: {text}."
