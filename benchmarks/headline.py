@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("compared", type=Path, help="folder of nse compare")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--variants", action="store_true", help="print variants of methods too")
     options = parser.parse_args()
     result = json.loads((options.compared / "results.json").read_text(encoding="utf-8"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -37,14 +38,15 @@ def main() -> None:
     kept["settings"] = {k: v for k, v in kept["settings"].items() if k not in ("out", "stats_dir")}
     text = json.dumps(kept, indent=1, ensure_ascii=False)
     (options.out / "summaries.json").write_text(text + "\n", encoding="utf-8")
-    print("\n".join(table(result)))
+    print("\n".join(table(result, options.variants)))
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Markdown: methods without variants down; per model, scores in percent across."""
+def table(result: dict[str, Any], variants: bool = False) -> list[str]:
+    """Markdown: methods, without variants by default, down; per model, scores in percent across."""
     means = {(s["model"], s["method"], s["score"]): s for s in result["summaries"]}
     models = list(dict.fromkeys(s["model"] for s in result["summaries"]))
-    methods = dict.fromkeys(s["method"] for s in result["summaries"] if ":" not in s["method"])
+    found = (summary["method"] for summary in result["summaries"])
+    methods = dict.fromkeys(method for method in found if variants or ":" not in method)
     heads = [f"{model}: {head}" for model in models for head in SCORES.values()]
     rows = [["", *heads], ["---", *["---:"] * len(heads)]]
     for method in methods:
