@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,9 @@ Where does Lio Brandt come from? Lio Brandt was born in Quill. Therefore the old
 is closed. Because of rain we stayed at home. I think that you know the name of the river.
 You said that Anna is a painter and that Ann, her sister, is a doctor. Is a, was a, has been.
 """
+
+TEXTS = Path(__file__).with_name("tiny.txt")
+"""Forty sentences, for second moments that take less time than those of sampled text."""
 
 _SMALL: dict[str, Any] = dict(
     hidden_size=32,
@@ -210,8 +214,10 @@ def tiny_hparams(**changes: Any) -> NSEHparams:
         v_weight_decay=0.05,
         clamp_norm_factor=4.0,
         mom2_update_weight=1.0,
-        mom2_dataset="self",
+        mom2_dataset=str(TEXTS),
         mom2_n_samples=40,
+        n_contexts=2,
+        context_length=4,
         alpha=0.01,
         max_iterations=2,
         token_budget=4096,
