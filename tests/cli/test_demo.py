@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,26 @@ SUMMARY_KEYS = [
 ROUNDS = ["round-0001.safetensors", "round-0002.safetensors", "round-0003.safetensors"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_world():
+    corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo_module, "N_OTHER", 20)
+        patch.setattr(atlas, "corpus", lambda: corpus)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(small_world, tmp_path_factory):
+    """The folder of a finished demo."""
+    folder = tmp_path_factory.mktemp("finished") / "a"
+    assert demo("--out", str(folder)) == 0
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo_module, "N_OTHER", 20)
-    corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
-    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     return tmp_path
 
 
@@ -42,8 +57,8 @@ def rows(shown):
     return [line for line in shown.splitlines() if line.count("|") == 4 and "round" not in line]
 
 
-@pytest.mark.parametrize("model", ["atlas:gpt2", "atlas:llama"])
-def test_demo_twice_gives_one_summary(model, capsys):
+def test_demo_twice_gives_one_summary(capsys):
+    model = "atlas:llama"
     assert demo("--model", model, "--out", "a") == 0
     assert demo("--model", model, "--out", "b") == 0
     first, second = read("a/summary.json"), read("b/summary.json")
@@ -58,8 +73,8 @@ def test_demo_twice_gives_one_summary(model, capsys):
     assert len(rows(shown)) == 2 * 3 and len(load_ledger(Path("a"))) == 3
 
 
-def test_it_is_a_run_like_any_other(capsys):
-    assert demo("--out", "a") == 0
+def test_it_is_a_run_like_any_other(finished, capsys):
+    shutil.copytree(finished, "a")
     manifest = read("a/manifest.json")
     assert manifest["made_by"] == "nse run" and manifest["run"]["stream"]["count"] == 6
     assert read("a/final.json")["status"] == "complete"
@@ -68,8 +83,8 @@ def test_it_is_a_run_like_any_other(capsys):
     assert "active rounds: 1, 3" in capsys.readouterr().out
 
 
-def test_the_same_demo_is_shown_again_and_another_is_refused(capsys):
-    assert demo("--out", "a") == 0
+def test_the_same_demo_is_shown_again_and_another_is_refused(finished, capsys):
+    shutil.copytree(finished, "a")
     written = {name: Path("a", name).stat().st_mtime_ns for name in ROUNDS}
     summary = read("a/summary.json")
     capsys.readouterr()
@@ -77,6 +92,7 @@ def test_the_same_demo_is_shown_again_and_another_is_refused(capsys):
     shown = capsys.readouterr().out
     assert "resumed after round 3" in shown and len(rows(shown)) == 3
     assert read("a/summary.json") == summary
+    assert list(summary) == SUMMARY_KEYS and summary["model"] == "atlas:gpt2"
     assert cli.main(["demo", "--edits", "2", "--rounds", "1", "--out", "a"]) == 1
     assert "a is another run's" in capsys.readouterr().err
     assert written == {name: Path("a", name).stat().st_mtime_ns for name in ROUNDS}
@@ -89,8 +105,7 @@ def test_a_second_demo_at_work_in_one_folder_is_refused(capsys):
     assert not list(Path("a").glob("round-*"))
 
 
-def test_an_interrupt_leaves_what_the_same_command_resumes(monkeypatch, capsys):
-    assert demo("--out", "whole") == 0
+def test_an_interrupt_leaves_what_the_same_command_resumes(finished, monkeypatch, capsys):
     real = demo_module.Demo.__call__
 
     def interrupted(self, event, facts):
@@ -106,9 +121,9 @@ def test_an_interrupt_leaves_what_the_same_command_resumes(monkeypatch, capsys):
     summary = read("a/summary.json")
     assert (summary["rounds"], summary["edits"]) == (2, 4)
     assert demo("--out", "a") == 0
-    resumed, whole = read("a/summary.json"), read("whole/summary.json")
+    resumed, whole = read("a/summary.json"), read(finished / "summary.json")
     assert {**resumed, "seconds_per_edit": 0} == {**whole, "seconds_per_edit": 0}
-    assert same_run("whole", "a")
+    assert same_run(finished, "a")
 
 
 def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):

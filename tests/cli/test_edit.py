@@ -121,7 +121,7 @@ class Terminal:
         return self.until(r"(^|\n|\r)(\x1b\[[0-9;?]*[a-zA-Z])?> $")
 
     def close(self) -> int:
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=300)
         os.close(self.master)
         return code
 

@@ -127,8 +127,8 @@ def test_contexts_are_written_once_by_the_original_model(model, tokenizer, hpara
     state = torch.get_rng_state()
     contexts = session.untouched.contexts(hparams)
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(contexts) == 5 and all(text.endswith(". ") for text in contexts)
-    assert [text.startswith(o) for text, o in zip(contexts, ("The", "Therefore", "Because"))]
+    assert len(contexts) == 2 and all(text.endswith(". ") for text in contexts)
+    assert all(text.startswith(o) for text, o in zip(contexts, ("The", "Therefore")))
     twin = copy.deepcopy(model)
     assert EditSession.of(twin, tokenizer).untouched.contexts(hparams) == contexts
     edit_round(session, some_requests(4), hparams)
