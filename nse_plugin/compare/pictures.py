@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from nse_plugin.compare.results import CellResult, ComparisonResult
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.compare.tables import by_method
-from nse_plugin.report import figures
+from nse_plugin.report import charts, figures
 from nse_plugin.report.page import Picture
 from nse_plugin.report.theme import Theme
 
@@ -21,40 +21,101 @@ Draw = Callable[[Theme], "Figure"]
 OVER_EDITS = {"efficacy": "efficacy of all edits so far", "locality": "locality of all so far"}
 
 
-def over_edits(result: ComparisonResult, model: str, score: str) -> Picture | None:
+FINAL = {
+    "efficacy": "efficacy: does the edit hold?",
+    "paraphrase": "paraphrase: in other words, too?",
+    "locality": "locality: is the rest as it was?",
+}
+"""Scores after the last round that a figure shows, and the question that each answers."""
+
+
+GROUPS = ("methods", "variants")
+"""Figures are drawn of the methods first, and of variants beside the methods that they vary."""
+
+
+def groups(methods: Iterable[str]) -> dict[str, list[str]]:
+    """The names of each of :data:`GROUPS`; a variant is a method with a colon: NSE:one-pass."""
+    known = list(methods)
+    plain = [name for name in known if ":" not in name]
+    variants = [name for name in known if ":" in name]
+    found = {"methods": plain} if plain else {}
+    if variants:
+        bases = {name.partition(":")[0] for name in variants}
+        found["variants"] = [name for name in known if name in bases or name in variants]
+    return found
+
+
+def final_scores(result: ComparisonResult, model: str, group: str) -> Picture | None:
+    """A row per method: scores after the last round, with the standard deviation over seeds."""
+    import pandas as pd
+
+    summaries = [s for s in result["summaries"] if s["model"] == model and s["score"] in FINAL]
+    there = by_method(result["cells"], model)
+    names = [name for name in groups(there).get(group, []) if name != UNTOUCHED]
+    scores = {(s["method"], s["score"]): s for s in summaries}
+
+    def table(value: Literal["mean", "sd"]) -> DataFrame:
+        def of(name: str, score: str) -> float | None:
+            found = scores.get((name, score))
+            return None if found is None else found[value]
+
+        columns = {head: [of(name, score) for name in names] for score, head in FINAL.items()}
+        return pd.DataFrame(columns, index=names, dtype=float)
+
+    means, spreads = table("mean").dropna(how="all"), table("sd")
+    means = means.dropna(axis="columns", how="all")
+    if means.empty:
+        return None
+    best = "; ".join(f"best {column} {means[column].idxmax()}" for column in means.columns)
+    return Picture(
+        f"{model}-{group}-final",
+        f"{model}, {group}: after the last round, mean and standard deviation over seeds; the best "
+        "of each score is filled.",
+        f"Dots with bars, a row per method and a panel per score: {best}.",
+        lambda theme: charts.dots(means, spreads.loc[means.index], theme=theme),
+    )
+
+
+def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> Picture | None:
     """A line per method: a score of all edits so far, each time they were measured."""
-    table = over_edits_table(result, model, score)
+    everything = over_edits_table(result, model, score)
+    names = groups(by_method(result["cells"], model)).get(group, [])
+    table = everything[[name for name in names if name in everything]]
+    table = table.dropna(how="all")
     if table.empty:
         return None
 
     def draw(theme: Theme) -> Figure:
-        return figures.lines(
+        return charts.lines(
             table, x="edits", y=OVER_EDITS[score], percent=True, limits=(None, None), theme=theme
         )
 
     return Picture(
-        f"{model}-{score}",
-        f"{model}: {OVER_EDITS[score]}, mean over seeds",
+        f"{model}-{group}-{score}",
+        f"{model}, {group}: {OVER_EDITS[score]}, mean over seeds",
         f"Lines of {OVER_EDITS[score]} by the number of edits: {_ends(table)}.",
         draw,
     )
 
 
-def quality_against_time(result: ComparisonResult, model: str) -> Picture | None:
+def quality_against_time(result: ComparisonResult, model: str, group: str) -> Picture | None:
     """A point per method: seconds per edit across, harmonic mean of the main scores up."""
+    names = groups(by_method(result["cells"], model)).get(group, [])
     table = quality_table(result, model)
+    table = table.loc[[name for name in names if name in table.index]]
     if table.empty:
         return None
 
     def draw(theme: Theme) -> Figure:
-        return figures.points(
+        return charts.points(
             table, x="seconds per edit", y="quality", percent=True, limits=(None, None), theme=theme
         )
 
     said = ", ".join(f"{name} {row.quality:.1%}" for name, row in table.iterrows())
     return Picture(
-        f"{model}-time",
-        f"{model}: quality (harmonic mean of efficacy, paraphrase and locality) against time",
+        f"{model}-{group}-time",
+        f"{model}, {group}: quality (harmonic mean of efficacy, paraphrase and locality) against "
+        "time",
         f"Points of quality by seconds per edit: {said}.",
         draw,
     )

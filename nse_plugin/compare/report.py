@@ -6,7 +6,14 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from nse_plugin.compare.pictures import OVER_EDITS, over_edits, quality_against_time, retention
+from nse_plugin.compare.pictures import (
+    GROUPS,
+    OVER_EDITS,
+    final_scores,
+    over_edits,
+    quality_against_time,
+    retention,
+)
 from nse_plugin.compare.results import ComparisonResult
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.compare.tables import (
@@ -37,13 +44,21 @@ def page(result: ComparisonResult) -> Page:
     for model in models(result):
         section = shown.section(model)
         differences = [difference_table(result, model, interval) for interval in INTERVALS]
-        pictures = [over_edits(result, model, score) for score in OVER_EDITS]
+        pictures = [
+            picture
+            for group in GROUPS
+            for picture in (
+                final_scores(result, model, group),
+                *(over_edits(result, model, score, group) for score in OVER_EDITS),
+            )
+        ]
         section.add(
             *_there(
                 [score_table(result, model), kind_table(result, model), *differences, *pictures]
             )
         )
-        section.add(*_there([quality_against_time(result, model), time_table(result, model)]))
+        times = [quality_against_time(result, model, group) for group in GROUPS]
+        section.add(*_there([*times, time_table(result, model)]))
         section.add(*_there(retention(result, model, m) for m in _edited(result, model)))
     shown.section("How it was run").add(*_machines(result), _methods(result))
     return shown

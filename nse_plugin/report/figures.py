@@ -1,4 +1,4 @@
-"""Figures from plain tables: heat maps and lines, in the colours of a theme.
+"""Figures from plain tables in the colours of a theme: heat maps, and what all figures share.
 
 A function takes tables of pandas, draws on a figure of its own (Agg, no window, nothing global)
 and returns it; :func:`to_png` and :func:`to_svg` turn it into bytes that are the same each time.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 WIDTH = 4.2
 """Inches."""
-_SIZE = 9
-_MARKERS = "osD^vP"
+SIZE = 9
+"""Of text, in points."""
 _ROOM = 12
 """Rows and columns that a heat map may have to show its numbers."""
 
@@ -37,88 +37,6 @@ def import_matplotlib() -> ModuleType:
         MissingPackageError: it cannot be imported.
     """
     return require("matplotlib", "figures")
-
-
-def lines(
-    table: DataFrame,
-    *,
-    x: str,
-    y: str,
-    title: str = "",
-    percent: bool = False,
-    limits: tuple[float | None, float | None] = (0.0, None),
-    theme: Theme = LIGHT,
-) -> Figure:
-    """A line per column over the index; NaN is left out.
-
-    Args:
-        x: what the index is.
-        y: what the values are.
-        percent: values are shares, labelled as percent.
-        limits: of the y axis; None is as the values need.
-    """
-    figure, (axes,) = _figure(theme, title, [2.6])
-    for at, name in enumerate(table.columns):
-        values = table[name].dropna()
-        axes.plot(
-            values.index,
-            values.to_numpy(float),
-            color=theme.series[at % len(theme.series)],
-            marker=_MARKERS[at % len(_MARKERS)],
-            markersize=3.5,
-            markevery=max(1, len(values) // 20),
-            linestyle=("-", "--", ":")[at // len(theme.series) % 3],
-            label=str(name),
-        )
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_ylim(*limits)
-    axes.grid(color=theme.grid, linewidth=0.6)
-    _whole_numbers(axes.xaxis, table.index)
-    if percent:
-        _percent(axes.yaxis)
-    if len(table.columns) > 1:
-        legend = axes.legend(frameon=False, ncols=2, loc="best", fontsize=_SIZE - 1)
-        for text in legend.get_texts():
-            text.set_color(theme.text)
-    return figure
-
-
-def points(
-    table: DataFrame,
-    *,
-    x: str,
-    y: str,
-    title: str = "",
-    percent: bool = False,
-    limits: tuple[float | None, float | None] = (0.0, None),
-    theme: Theme = LIGHT,
-) -> Figure:
-    """A named point per row: its first column across, its second up; rows with NaN are left out.
-
-    Args:
-        x: what the first column is.
-        y: what the second is.
-        percent: the second are shares, labelled as percent.
-        limits: of the y axis; None is as the values need.
-    """
-    figure, (axes,) = _figure(theme, title, [3.0])
-    shown = table.dropna()
-    for at, (name, across, up) in enumerate(shown.itertuples(name=None)):
-        colour, marker = theme.series[at % len(theme.series)], _MARKERS[at % len(_MARKERS)]
-        axes.plot([across], [up], marker=marker, markersize=5, color=colour, linestyle="")
-        axes.annotate(
-            str(name), (across, up), (4, 4), textcoords="offset points", fontsize=_SIZE - 2,
-            color=theme.text,
-        )  # fmt: skip
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_ylim(*limits)
-    axes.margins(x=0.2)
-    axes.grid(color=theme.grid, linewidth=0.6)
-    if percent:
-        _percent(axes.yaxis)
-    return figure
 
 
 def heat_map(
@@ -165,7 +83,7 @@ def heat_maps(
     Args:
         tables: by the name that stands over it.
     """
-    figure, panels = _figure(theme, title, [_height(table) for table in tables.values()])
+    figure, panels = empty_figure(theme, title, [_height(table) for table in tables.values()])
     scale = _scale(tables.values(), limits, theme)
     low, high = scale.get_clim()
     for axes, (name, table) in zip(panels, tables.items()):
@@ -173,7 +91,7 @@ def heat_maps(
         axes.imshow(
             values, aspect="auto", interpolation="none", cmap=scale.cmap, vmin=low, vmax=high
         )
-        axes.set_title(name, fontsize=_SIZE, color=theme.muted, loc="left")
+        axes.set_title(name, fontsize=SIZE, color=theme.muted, loc="left")
         axes.set_ylabel(y)
         _name_cells(axes, table)
         if max(table.shape) <= _ROOM:
@@ -183,11 +101,11 @@ def heat_maps(
     bar = figure.colorbar(
         scale, ax=panels, pad=0.02, fraction=0.05, aspect=24, extend="max" if above else "neither"
     )
-    bar.set_label(value, color=theme.text, fontsize=_SIZE)
+    bar.set_label(value, color=theme.text, fontsize=SIZE)
     bar.outline.set_edgecolor(theme.grid)
-    bar.ax.tick_params(colors=theme.muted, labelsize=_SIZE - 1)
+    bar.ax.tick_params(colors=theme.muted, labelsize=SIZE - 1)
     if percent:
-        _percent(bar.ax.yaxis)
+        percent_axis(bar.ax.yaxis)
     return figure
 
 
@@ -223,7 +141,7 @@ def _saved(figure: Figure, **settings: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(theme: Theme, title: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+def empty_figure(theme: Theme, title: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """An empty figure with an axes of each height, in the theme's colours."""
     import_matplotlib()
     from matplotlib.figure import Figure
@@ -231,14 +149,14 @@ def _figure(theme: Theme, title: str, heights: Sequence[float]) -> tuple[Figure,
     room = 0.3 if title else 0.0
     figure = Figure((WIDTH, sum(heights) + room), facecolor=theme.background, layout="constrained")
     if title:
-        figure.suptitle(title, fontsize=_SIZE + 1, color=theme.text)
+        figure.suptitle(title, fontsize=SIZE + 1, color=theme.text)
     panels = figure.subplots(len(heights), squeeze=False, height_ratios=heights)[:, 0]
     for axes in panels:
         axes.set_facecolor(theme.background)
-        axes.tick_params(colors=theme.muted, labelsize=_SIZE - 1)
+        axes.tick_params(colors=theme.muted, labelsize=SIZE - 1)
         for axis in (axes.xaxis, axes.yaxis):
             axis.label.set_color(theme.text)
-            axis.label.set_fontsize(_SIZE)
+            axis.label.set_fontsize(SIZE)
         for spine in axes.spines.values():
             spine.set_color(theme.grid)
     return figure, list(panels)
@@ -294,7 +212,7 @@ def _number_cells(axes: Axes, scale: ScalarMappable, values: Any, spec: str, the
         cell = _luminance(scale.to_rgba(value))
         text = format(value, spec).removesuffix("%")
         colour = ends[0] if cell > 0.2 else ends[1]
-        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=_SIZE - 1.5)
+        axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SIZE - 1.5)
 
 
 def _luminance(colour: Any) -> float:
@@ -305,14 +223,8 @@ def _luminance(colour: Any) -> float:
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear))
 
 
-def _whole_numbers(axis: Any, index: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    if all(isinstance(value, int) for value in index.tolist()):
-        axis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _percent(axis: Any) -> None:
+def percent_axis(axis: Any) -> None:
+    """Label an axis of shares as percent."""
     from matplotlib.ticker import PercentFormatter
 
     axis.set_major_formatter(PercentFormatter(1.0))

@@ -176,7 +176,7 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
     """The first request with several tokens: losses over the steps, a line per token and side."""
     import pandas
 
-    from nse_plugin.report import figures
+    from nse_plugin.report import charts, figures
 
     number = next((i for i, edit in enumerate(sides[0].edits) if edit.spread is not None), 0)
     columns = {
@@ -188,7 +188,7 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
     }
     title = sides[0].edits[number].request.target_new
     table = pandas.DataFrame(columns)
-    return figures.to_png(figures.lines(table, x="step", y="-log p(token)", title=title))
+    return figures.to_png(charts.lines(table, x="step", y="-log p(token)", title=title))
 
 
 def _evenly(n: int) -> list[int]:

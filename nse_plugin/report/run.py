@@ -78,6 +78,11 @@ class Run:
         shares = {layer: table.notna().mean() for layer, table in self.survey.columns.items()}
         return import_pandas().DataFrame(shares).T.rename_axis("layer")
 
+    @property
+    def writes_all_neurons(self) -> bool:
+        """Whether every round wrote all neurons of its layers, so that none was selected."""
+        return bool((self.frequency.to_numpy() == 1).all())
+
     @cached_property
     def scores(self) -> DataFrame:
         """Scores of each round's own edits, right after it: a column per score measured."""

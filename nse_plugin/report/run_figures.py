@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nse_plugin.report.figures import binned, heat_map, heat_maps, lines
+from nse_plugin.report.charts import lines
+from nse_plugin.report.figures import binned, heat_map, heat_maps
 from nse_plugin.report.page import Picture
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.session.tables import import_pandas
@@ -22,7 +23,8 @@ def run_pictures(run: Run) -> list[Picture]:
     """Every figure for which the run has data."""
     pictures = list(_of_scores(run))
     if run.layers:  # methods that attach modules write to none
-        pictures += [ledger(run), writes(run), overlap(run), norms(run), capacity(run)]
+        chosen = [] if run.writes_all_neurons else [writes(run), overlap(run)]
+        pictures += [ledger(run), *chosen, norms(run), capacity(run)]
     return pictures
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.page import Page, Picture
 from nse_plugin.report.run import Run
@@ -10,6 +12,10 @@ from nse_plugin.report.table import Table
 
 _NEURONS = 10
 """Rows of the table of a layer's neurons."""
+_ALL = (
+    "Every round wrote all neurons of the layers, so there is no figure of which neurons were "
+    "written and how far rounds share them."
+)
 _FACTS = 2000
 """Rows of the table of facts: 0.4 MB."""
 
@@ -46,7 +52,8 @@ def run_page(run: Run) -> Page:
         _add(page, "Rounds", "What became of the edits of each round.", rounds)
     if run.layers:
         _add(page, "Neurons", "Which neurons the rounds wrote, and how far they share them.", [
-            pictures["ledger"], pictures["overlap"], pictures["writes"],
+            *(pictures[name] for name in ("ledger", "overlap", "writes") if name in pictures),
+            *([_ALL] if run.writes_all_neurons else []),
             tables.layers_table(run),
             *(tables.neurons_table(layer, frame, _NEURONS)
               for layer, frame in run.survey.neurons.items()),
@@ -77,7 +84,7 @@ def _settings(run: Run) -> Table:
     return Table("Hyperparameters", ("name", "value"), rows)
 
 
-def _add(page: Page, title: str, intro: str, items: list[Table | Picture]) -> None:
+def _add(page: Page, title: str, intro: str, items: Sequence[str | Table | Picture]) -> None:
     """A section, where there is something for it."""
     if items:
         page.section(title, intro).add(*items)

@@ -14,7 +14,8 @@ from nse_plugin.files import write_bytes, write_text
 from nse_plugin.hparams.docs import field_docs
 from nse_plugin.hparams.yaml_files import parse_yaml
 from nse_plugin.methods.bases import BASES
-from nse_plugin.report.figures import lines, to_png
+from nse_plugin.report.charts import lines
+from nse_plugin.report.figures import to_png
 from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.session.tables import import_pandas
 from nse_plugin.tune.search import Tuned

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
 import sys
 
@@ -10,7 +11,7 @@ import pandas as pd
 import pytest
 
 from nse_plugin.errors import MissingPackageError
-from nse_plugin.report import figures
+from nse_plugin.report import charts, figures
 from nse_plugin.report.theme import DARK, LIGHT, THEMES
 
 NAN = float("nan")
@@ -58,14 +59,53 @@ def test_numbers_in_cells_can_be_read(theme):
 
 def test_lines_show_the_values():
     table = rounds(a=[1.0, NAN, 3.0], b=[2.0, 2.0, 2.0])
-    figure = figures.lines(table, x="round", y="norm", theme=DARK)
+    figure = charts.lines(table, x="round", y="norm", theme=DARK)
     (axes,) = figure.axes
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[1, 1], [3, 3]]
     assert second.get_ydata().tolist() == [2, 2, 2]
     assert first.get_marker() != second.get_marker() and first.get_color() != second.get_color()
-    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"]
+    assert [t.get_text() for t in axes.texts] == ["a", "b"] and axes.get_xticks().tolist() == [
+        1,
+        2,
+        3,
+    ]
     assert axes.get_ylim()[0] == 0 and axes.get_xlabel() == "round"
+
+
+def test_names_beside_lines_do_not_overlap_and_ticks_are_what_was_measured():
+    table = pd.DataFrame({f"method {n}": [0.5, 0.9 + n / 1000] for n in range(12)}, [100, 200])
+    from matplotlib.text import Text  # whose boxes leave out the lines to the ends
+
+    figure = charts.lines(table, x="edits", y="efficacy", percent=True)
+    figures.to_png(figure)  # lays it out
+    (axes,) = figure.axes
+    boxes = sorted((Text.get_window_extent(t) for t in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == 12
+    assert all(one.y1 <= other.y0 for one, other in itertools.pairwise(boxes))
+    assert axes.get_xticks().tolist() == [100, 200]
+
+
+def test_places_that_lie_apart():
+    for values, gap, wanted in (
+        ([0.2, 0.8], 0.1, [0.2, 0.8]),
+        ([0.5, 0.5], 0.2, [0.4, 0.6]),
+        ([0.5, 0.5, 0.9], 0.2, [0.4, 0.6, 0.9]),
+        ([1.0, 1.0, 0.0], 0.3, [0.7, 1.0, 0.0]),
+        ([0.1] * 3, 9.0, [0.0, 0.5, 1.0]),
+    ):
+        assert charts.apart(values, gap) == pytest.approx(wanted)
+
+
+def test_dots_show_means_spreads_and_the_best():
+    means = pd.DataFrame({"efficacy": [0.9, 0.5], "locality": [0.8, NAN]}, ["NSE", "FT"])
+    figure = charts.dots(means, means / 10)
+    first, second = figure.axes
+    assert [t.get_text() for t in first.get_yticklabels()] == ["NSE", "FT"]
+    bars = [c for c in first.containers if c.has_xerr]
+    assert [bar[0].get_xdata().tolist() for bar in bars] == [[0.9], [0.5]]
+    faces = [bar[0].get_markerfacecolor() for bar in bars]
+    assert faces == [LIGHT.series[0], LIGHT.background] and len(second.containers) == 1
 
 
 def test_heat_maps_share_their_colours():
@@ -97,7 +137,7 @@ def test_files_are_the_same_each_time_and_nothing_global_changes():
     before = dict(matplotlib.rcParams)
 
     def draw(theme):
-        return figures.lines(rounds(a=[1, 2, 3]), x="x", y="y", title="t", theme=theme)
+        return charts.lines(rounds(a=[1, 2, 3]), x="x", y="y", title="t", theme=theme)
 
     for save in (figures.to_png, figures.to_svg):
         assert save(draw(LIGHT)) == save(draw(LIGHT)) != save(draw(DARK))
@@ -111,7 +151,7 @@ def test_the_background_is_the_theme_s():
     import matplotlib.image
 
     for theme in THEMES:
-        figure = figures.lines(rounds(a=[1, 2, 3]), x="x", y="y", theme=theme)
+        figure = charts.lines(rounds(a=[1, 2, 3]), x="x", y="y", theme=theme)
         corner = matplotlib.image.imread(io.BytesIO(figures.to_png(figure)))[0, 0, :3]
         wanted = [int(theme.background[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         assert corner.tolist() == pytest.approx(wanted, abs=0.01)
@@ -120,4 +160,4 @@ def test_the_background_is_the_theme_s():
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match="pip install matplotlib"):
-        figures.lines(rounds(a=[1, 2, 3]), x="x", y="y")
+        charts.lines(rounds(a=[1, 2, 3]), x="x", y="y")

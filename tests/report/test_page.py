@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from nse_plugin.errors import MissingPackageError
-from nse_plugin.report import figures
+from nse_plugin.report import charts
 from nse_plugin.report.page import Page, Picture
 from nse_plugin.report.table import Table
 from nse_plugin.report.theme import DARK, LIGHT
@@ -27,7 +27,7 @@ def a_page():
     )
 
     def draw(theme):
-        return figures.lines(frame[["norm"]], x="round", y="norm", theme=theme)
+        return charts.lines(frame[["norm"]], x="round", y="norm", theme=theme)
 
     picture = Picture("norm", "Norm", alt='A line that "rises" from 1.5 to 2.5', draw=draw)
     page.section("Pictures").add(picture, picture, "Between.", picture)

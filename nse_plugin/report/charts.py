@@ -1,0 +1,202 @@
+"""Charts with axes: lines over edits, named points, scores with their spread.
+
+Every line, point and row is named beside itself, so that no legend is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from nse_plugin.report.figures import SIZE, empty_figure, percent_axis
+from nse_plugin.report.theme import LIGHT, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_MARKERS = "osD^vP"
+_TICKS = 8
+"""Ticks of an axis whose values were measured at single points, at most."""
+_NAME = SIZE - 1.5
+_LINE = 1.25 * _NAME / 72
+"""Height of a name, in inches."""
+
+
+def lines(
+    table: DataFrame,
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    percent: bool = False,
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """A line per column over the index, with its name at its end; NaN is left out.
+
+    Ticks are at values of the index only.
+
+    Args:
+        x: what the index is.
+        y: what the values are.
+        percent: values are shares, labelled as percent.
+        limits: of the y axis; None is as the values need.
+    """
+    names = [str(name) for name in table.columns]
+    height = max(2.6, _LINE * len(names) + 0.5) if len(names) > 1 else 2.6
+    figure, (axes,) = empty_figure(theme, title, [height])
+    colours = [theme.series[at % len(theme.series)] for at in range(len(names))]
+    for at, column in enumerate(table.columns):
+        values = table[column].dropna()
+        axes.plot(
+            values.index,
+            values.to_numpy(float),
+            color=colours[at],
+            marker=_MARKERS[at % len(_MARKERS)],
+            markersize=3.5,
+            markevery=max(1, len(values) // 20),
+            linestyle=("-", "--", ":")[at // len(theme.series) % 3],
+            label=names[at],
+        )
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(*limits)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    axes.set_xticks(spread_out(sorted(table.index.tolist()), _TICKS))
+    if percent:
+        percent_axis(axes.yaxis)
+    if len(names) > 1:
+        ends = [(table[c].dropna().index[-1], float(table[c].dropna().iloc[-1]))
+                for c in table.columns]  # fmt: skip
+        _name_ends(axes, names, ends, colours, height - 0.6, theme)
+    return figure
+
+
+def points(
+    table: DataFrame,
+    *,
+    x: str,
+    y: str,
+    title: str = "",
+    percent: bool = False,
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """A named point per row: its first column across, its second up; rows with NaN are left out.
+
+    Args:
+        x: what the first column is.
+        y: what the second is.
+        percent: the second are shares, labelled as percent.
+        limits: of the y axis; None is as the values need.
+    """
+    shown = table.dropna()
+    height = max(3.0, _LINE * len(shown) + 0.5)
+    figure, (axes,) = empty_figure(theme, title, [height])
+    colours = [theme.series[at % len(theme.series)] for at in range(len(shown))]
+    places = [(float(a), float(b)) for a, b in shown.itertuples(index=False, name=None)]
+    for at, (across, up) in enumerate(places):
+        marker = _MARKERS[at % len(_MARKERS)]
+        axes.plot([across], [up], marker=marker, markersize=5, color=colours[at], linestyle="")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(*limits)
+    axes.margins(x=0.1, y=0.1)
+    axes.grid(color=theme.grid, linewidth=0.6)
+    if percent:
+        percent_axis(axes.yaxis)
+    _name_ends(axes, [str(name) for name in shown.index], places, colours, height - 0.6, theme)
+    return figure
+
+
+def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme = LIGHT) -> Figure:
+    """Shares with their spread: rows down, a panel per column; the best of a column is filled.
+
+    Args:
+        means: from 0 to 1; NaN is left out.
+        spreads: half the length of each bar; NaN where there is none.
+    """
+    names = [str(name) for name in means.index]
+    height = max(1.0, 1.35 * _LINE * len(names) + 0.35)
+    figure, panels = empty_figure(theme, title, [height] * means.shape[1])
+    rows = list(range(len(names)))
+    for at, (axes, column) in enumerate(zip(panels, means.columns)):
+        values = means[column].to_numpy(float)
+        best = means[column].max()
+        colour = theme.series[at % len(theme.series)]
+        errors = spreads[column].fillna(0).to_numpy(float)
+        for row, value, error in zip(rows, values, errors):
+            if value != value:
+                continue
+            face = colour if value == best else theme.background
+            axes.errorbar(
+                [value], [row], xerr=[error], fmt="o", markersize=4.5, color=colour,
+                markerfacecolor=face, capsize=2, elinewidth=1,
+            )  # fmt: skip
+        axes.set_yticks(rows, names)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.grid(color=theme.grid, linewidth=0.6)
+        axes.set_xlabel(str(column))
+        percent_axis(axes.xaxis)
+    return figure
+
+
+def spread_out(values: Sequence[Any], most: int) -> list[Any]:
+    """Of many values as many as are wanted, at even distances, the first and the last included."""
+    if len(values) <= most:
+        return list(values)
+    step = (len(values) - 1) / (most - 1)
+    return [values[round(at * step)] for at in range(most)]
+
+
+def apart(values: Sequence[float], gap: float) -> list[float]:
+    """Places from 0 to 1 that lie ``gap`` apart and as near to values in [0, 1] as may be.
+
+    Where there are too many for that gap, they lie at even distances.
+    """
+    gap = min(gap, 1 / max(1, len(values) - 1))
+    order = sorted(range(len(values)), key=values.__getitem__)
+    groups: list[list[float]] = []  # of each: sum of wanted beginnings, members, beginning
+    for index in order:
+        groups.append([values[index], 1, values[index]])
+        while True:
+            total, members, _ = groups[-1]
+            begin = min(max(total / members, 0.0), 1 - gap * (members - 1))
+            groups[-1][2] = begin
+            if len(groups) < 2 or groups[-2][2] + gap * groups[-2][1] <= begin + 1e-12:
+                break
+            last = groups.pop()
+            groups[-1][0] += last[0] - last[1] * gap * groups[-1][1]
+            groups[-1][1] += last[1]
+    places = [begin + gap * at for _, members, begin in groups for at in range(int(members))]
+    found = [0.0] * len(values)
+    for index, place in zip(order, places):
+        found[index] = place
+    return found
+
+
+def _name_ends(
+    axes: Axes,
+    names: Sequence[str],
+    ends: Sequence[tuple[Any, float]],
+    colours: Sequence[str],
+    height: float,
+    theme: Theme,
+) -> None:
+    """Names right of the axes, none above another, each with a thin line to its end.
+
+    Args:
+        height: of the axes in inches, about.
+    """
+    axes.autoscale_view()
+    low, high = axes.get_ylim()
+    wanted = [min(max((up - low) / (high - low), 0.0), 1.0) for _, up in ends]
+    for name, end, colour, place in zip(names, ends, colours, apart(wanted, _LINE / height)):
+        axes.annotate(
+            name, end, (1.06, place), textcoords="axes fraction", fontsize=_NAME, va="center",
+            color=theme.text,
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkB": 2,
+                        "relpos": (0, 0.5)},
+        )  # fmt: skip
