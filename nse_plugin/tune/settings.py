@@ -62,6 +62,11 @@ class TuneSettings(Settings):
         return [name for part in self.method.split(",") if (name := part.strip())]
 
     @property
+    def only_known(self) -> bool:
+        """Whether facts that the model does not know are left out."""
+        return self.data.startswith("earth") if self.known is None else self.known
+
+    @property
     def one_file(self) -> bool:
         """Whether ``out`` is a YAML and not a folder."""
         return self.out.endswith((".yaml", ".yml"))

@@ -67,7 +67,7 @@ def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
 
 def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[EditRequest], str]:
     """As many facts as a search needs, and a line on where they are from."""
-    known = settings.known if settings.known is not None else settings.data.startswith("earth")
+    known = settings.only_known
     needed = ROUND + settings.edits
     requests = read_data(
         settings.data,
@@ -129,5 +129,6 @@ def _write(
     ]
     write_yaml(path, tuned, head)
     show(f"written to {path}; use it with")
-    show(f"  nse run --hparams {path} --data earth --known --limit 100")
+    which = " --known" if settings.only_known else ""
+    show(f"  nse run --hparams {path} --data {settings.data}{which} --limit 100")
     return True
