@@ -49,8 +49,8 @@ class LocateHparams(LayersHparams):
     mom2_update_weight: float | None = bounded(None, low=0)
     """lambda, the weight of the covariance against the keys; default 15000."""
     mom2_update_weight_relative: float | None = bounded(None, low=0)
-    """Instead: lambda / d_ff.  It carries over between models: r leaves about r / (1 + r) of a
-    residual where keys are like those of the covariance's text, for which k^T C^-1 k is d_ff."""
+    """lambda / d_ff, instead of lambda.  It carries over between models: r leaves about r / (1 + r)
+    of a residual where keys are like those of the covariance's text, whose k^T C^-1 k is d_ff."""
     mom2_dataset: str = "wikipedia"
     """Source of the covariance: `self`, a text file, a `datasets` name, or that of a .npz."""
     mom2_n_samples: int = bounded(100_000, low=1)
@@ -126,11 +126,11 @@ class NSEHparams(SpreadHparams):
     alpha: float = bounded(0.0, low=0)
     """A request whose residual ||z - h|| is at most this needs no further pass."""
     alpha_relative: float | None = bounded(None, low=0, high=1)
-    """Instead of alpha: as a share of the request's residual before the first pass."""
+    """alpha as a share of the request's residual before the first pass, instead of alpha."""
     upper_bound: float | None = bounded(None, above=0)
     """A request whose residual is at least this is left out of a pass, and reported."""
     upper_bound_relative: float | None = bounded(None, above=0)
-    """Instead of upper_bound: as a multiple of ||h|| of the request."""
+    """upper_bound as a multiple of ||h|| of the request, instead of upper_bound."""
     max_iterations: int = bounded(2, low=1)
     """Write passes over all layers (the published code's 3 gives 2 of them)."""
 

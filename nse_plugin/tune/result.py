@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -106,10 +106,10 @@ def _yaml_lines(settings: Mapping[str, Any]) -> Iterator[str]:
     docs = field_docs(kind)
     names = [field.name for field in fields(kind) if field.name not in _FIRST]
     for name in (*_FIRST, *names):
-        if name not in settings:
+        if name not in settings or name == "stats_dir":  # a place on this machine
             continue
         line = f"{name}: {_as_yaml(settings[name])}"
-        about = textwrap.shorten(docs.get(name, "").split(";")[0], 70, placeholder=" ...")
+        about = re.split(r"[.;:] |\.$", docs.get(name, ""))[0]
         yield (
             f"{line:<{_COMMENT}}  # {about}\n" if about and name not in _FIRST[:3] else f"{line}\n"
         )

@@ -12,7 +12,7 @@ from nse_plugin.errors import ModelError
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from nse_plugin.tune.stages import Stage, stages, start
-from nse_plugin.tune.trials import ROUND, Trial, Trials, no_facts
+from nse_plugin.tune.trials import ROUND, Trial, Trials, check_enough
 
 EDITS = 0.5
 """Settings with less efficacy than this on the stream do not count as settings."""
@@ -74,7 +74,7 @@ def tune(
         ModelError: no trial could be made, or there are too few facts.
     """
     session = EditSession.of(model, tokenizer)
-    no_facts(requests)
+    check_enough(requests)
     settings = start(session, method, model_name, given or {})
     search = _Search(Trials(session, trials, told), minutes * 60, time.monotonic())
     few, others = requests[:ROUND], requests[ROUND:]

@@ -64,7 +64,8 @@ def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
             "alg_name": method,
             "model_name": model_name,
             "target_modules": _attention_inputs(layout),
-            "lr": 2e-3,
+            "lr": 1e-3,
+            "num_steps": 25,
             "batch_size": 20,
             "stop_loss": 1e-2,
         }
@@ -73,6 +74,7 @@ def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
             "alg_name": method,
             "model_name": model_name,
             "inner_params": [_mlp_input(layout, 2 * layout.n_layers // 3)],
+            "eps": 1.0,
             "n_iter": 30,
             "stop_loss": 1e-2,
         }

@@ -206,7 +206,7 @@ class _Injected:
         return sum(self._right.values()) / len(self._right) if self._right else None
 
 
-def no_facts(facts: Sequence[EditRequest]) -> None:
+def check_enough(facts: Sequence[EditRequest]) -> None:
     """Raise where there are too few facts to choose anything by."""
     if len(facts) < ROUND:
         raise ModelError(

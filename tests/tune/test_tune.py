@@ -63,6 +63,7 @@ def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, t
     write_yaml(tmp_path / "my.yaml", tuned, ["NSE on x"])
     assert load_hparams(tmp_path / "my.yaml") == NSEHparams(**tuned.settings)
     text = (tmp_path / "my.yaml").read_text(encoding="utf-8")
+    assert all(len(line) < 120 for line in text.splitlines() if not line.startswith("#"))
     assert "# NSE on x" in text and "Bound of ||delta||" in text and "lambda *" in text
 
 
