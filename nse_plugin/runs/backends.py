@@ -136,9 +136,13 @@ class SessionBackend:
         """Write a round into model and ledger."""
         record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
         summary = record.summary()
+        changes = self._relative_changes(record)
+        for layer, change in changes.items():
+            summary["layers"][str(layer)]["relative_change"] = change
         left_out = [each for each in record.outcomes if each.status == "out_of_bounds"]
         bound = self._base.bound_in_words() if isinstance(self._base, NSEHparams) else ""
-        return Written(summary, self._is_changed(record, summary), left_out, bound)
+        changed = self._is_changed(record, summary)
+        return Written(summary, changed, left_out, max(changes.values(), default=None), bound)
 
     def problem(self) -> str | None:
         """A loss or a weight of the last round that is not finite."""
@@ -188,11 +192,23 @@ class SessionBackend:
         """Whether a round changed the model by more than rounding error."""
         if record.state is not None:
             return True
+        norms = summary["layers"]
+        return any(
+            norms[str(layer)]["norm"] > _ROUNDING * self._original_norm(layer)
+            for layer in record.layers()
+        )
+
+    def _relative_changes(self, record: RoundRecord) -> dict[int, float]:
+        """By edited layer: ||sum of all changes|| / ||original||, after the round."""
         layout, weights = self.session.layout, self.session.weights
-        for layer in record.layers():
-            if layer not in self._norms:
-                original = weights.original(layout.down_name(layer))
-                self._norms[layer] = float(original.float().norm())
-            if summary["layers"][str(layer)]["norm"] > _ROUNDING * self._norms[layer]:
-                return True
-        return False
+        changes = {layer: weights.change(layout.down_name(layer)) for layer in record.key_counts}
+        return {
+            layer: 0.0 if change is None else float(change.norm()) / self._original_norm(layer)
+            for layer, change in changes.items()
+        }
+
+    def _original_norm(self, layer: int) -> float:
+        if layer not in self._norms:
+            original = self.session.weights.original(self.session.layout.down_name(layer))
+            self._norms[layer] = float(original.float().norm())
+        return self._norms[layer]

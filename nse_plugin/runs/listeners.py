@@ -201,6 +201,10 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"all so far {kept:.1%}")
     if point.get("perplexity"):
         parts.append(f"perplexity {point['perplexity']:.2f}")
+    layers = (line["edit"] or {}).get("layers", {}).values()
+    changes = [layer["relative_change"] for layer in layers if "relative_change" in layer]
+    if changes:
+        parts.append(f"weights changed by {max(changes):.1%}")
     if line["repeats"]:
         parts.append(f"{line['repeats']} repeats")
     if line["superseded"]:

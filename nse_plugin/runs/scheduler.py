@@ -232,7 +232,7 @@ class SequentialScheduler:
                 if not self.rules.non_finite:
                     raise
                 problem = str(error)  # the session has put everything back
-        stop = self.rules.check(None, base, problem)
+        stop = self.rules.check(None, base, problem, written.change if written else None)
         if written is not None:
             self._warn(number, written, len(requests))
             superseded = self.history.add(number, requests)

@@ -15,10 +15,10 @@ OnCollapse = Literal["undo", "stop", "continue"]
 class StopRules(Settings):
     """Bounds of a run; None switches one off.
 
-    Every round is checked for values that are not finite.  Perplexity and retention are checked
-    only when the protocol measures them, every ``Protocol.every`` rounds: up to ``every - 1``
-    rounds may follow the one that broke the bound, and ``undo`` undoes only the round that was
-    measured.  ``every=1`` checks after each round.
+    Every round is checked for values that are not finite and for ``max_change``.  Perplexity and
+    retention are checked only when the protocol measures them, every ``Protocol.every`` rounds: up
+    to ``every - 1`` rounds may follow the one that broke the bound, and ``undo`` undoes only the
+    round that was measured.  ``every=1`` checks after each round.
 
     Raises:
         HparamsError: a value is unknown or out of range.
@@ -30,13 +30,20 @@ class StopRules(Settings):
     """Highest perplexity as a multiple of the unedited model's."""
     min_retention: float | None = bounded(None, low=0, high=1)
     """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
+    max_change: float | None = bounded(None, above=0)
+    """Largest ||sum of all changes|| / ||original|| of an edited layer; needs no measurement, so it
+    is checked after every round and can end a run before its scores fall."""
     non_finite: bool = True
     """NaN or infinity in a loss or a weight."""
     on_collapse: OnCollapse = "undo"
     """undo: undo the round and end; stop: keep it and end; continue: note it and continue."""
 
     def check(
-        self, measurement: Measurement | None, base: Measurement, problem: str | None
+        self,
+        measurement: Measurement | None,
+        base: Measurement,
+        problem: str | None,
+        change: float | None = None,
     ) -> Stop | None:
         """The rule that a round broke, or None.
 
@@ -44,9 +51,12 @@ class StopRules(Settings):
             measurement: what the protocol measured after this round, if it did.
             base: what it measured of the untouched model.
             problem: what was not finite, if anything.
+            change: the largest relative change of a layer, where the method writes weights.
         """
         if self.non_finite and problem:
             return self._broken("non_finite", problem, None)
+        if self.max_change is not None and change is not None and not change <= self.max_change:
+            return self._broken("max_change", change, self.max_change)
         if not measurement:
             return None
         perplexity, before = measurement.get("perplexity"), base.get("perplexity")

@@ -60,7 +60,7 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
         "method": record.method,
         "d_ff": record.d_ff,
         "outcomes": [asdict(outcome) for outcome in record.outcomes],
-        "consolidates": [entry.number for entry in record.within],
+        **({"consolidates": [entry.number for entry in record.within]} if record.within else {}),
         "requests": [request.to_json() for request in record.requests],
         "writes": [
             {
@@ -178,7 +178,7 @@ class RoundFile:
             header = _record(path, _metadata_of(path))
             counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
             number, edits = int(header["number"]), len(header["outcomes"])
-            inside = tuple(header["consolidates"])
+            inside = tuple(header.get("consolidates", ()))
             return cls(number, str(path), edits, counts, header["d_ff"], sha256, inside)
         except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise _explained(path, error) from error

@@ -212,6 +212,8 @@ class Written:
     """Whether anything in the model is different now."""
     left_out: Sequence[Outcome] = ()
     """Requests whose residual was out of bounds, which the last pass did not write."""
+    change: float | None = None
+    """Largest ||sum of all changes|| / ||original|| of an edited layer; None where none has one."""
     bound: str = ""
     """The bound, as ``upper_bound 4.0``."""
 

@@ -230,6 +230,23 @@ def test_stop_keeps_the_round_and_continue_goes_on(tmp_path, action, status, rou
     assert again.run().final == result.final and equal(weights(again), weights(made))
 
 
+def test_weights_that_move_too_far_end_a_run_without_a_measurement(tmp_path):
+    first = scheduler(tmp_path / "a")
+    lines = list(first.run().lines())
+    moved = [max(e["relative_change"] for e in x["edit"]["layers"].values()) for x in lines]
+    weights_now = dict(first.backend.model.named_parameters())
+    now = {
+        name: float((weights_now[name].detach() - original).norm() / original.norm())
+        for name, original in first.backend.originals().items()
+    }
+    assert moved[-1] == pytest.approx(max(now.values()), rel=1e-4)
+    rules = StopRules(max_change=(moved[0] + max(moved)) / 2)
+    result = scheduler(tmp_path / "b", stop_rules=rules, protocol=protocol(every=0)).run()
+    assert result.status == "collapsed" and result.final["stop"]["rule"] == "max_change"
+    assert result.final["rounds"] == next(i for i, x in enumerate(moved, 1) if x > rules.max_change)
+    assert len(load_ledger(tmp_path / "b")) == result.final["rounds"] - 1
+
+
 def test_retention_and_relative_perplexity(tmp_path):
     rules = StopRules(min_retention=1.0)
     result = scheduler(tmp_path / "a", stop_rules=rules).run()
