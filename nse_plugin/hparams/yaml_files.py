@@ -74,26 +74,6 @@ def find_yaml(name_or_path: str) -> Path:
     )
 
 
-def yaml_for(method: str, model: str) -> str:
-    """The name of the YAML that ships for a method and a model: ``NSE/smollm2-135m``.
-
-    Args:
-        model: a short name, a folder or a hub id, of which the last part counts.
-
-    Raises:
-        HparamsError: there is none; the message names the models that have one.
-    """
-    there = {path.stem.lower(): path.stem for path in (yaml_dir() / method).glob("*.yaml")}
-    wanted = Path(model).name.lower().replace(":", "-")
-    if wanted not in there:
-        raise HparamsError(
-            f"there are no settings of {method} for the model {model!r}"
-            f"{did_you_mean(wanted, there)}; give a YAML of your own (--hparams), or one of "
-            f"{', '.join(sorted(there.values())) or 'the methods that have some'}"
-        )
-    return f"{method}/{there[wanted]}"
-
-
 def read_yaml(path: Path) -> dict[str, Any]:
     """The keys of a YAML file.
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.data.defaults import model_key, values_for
 from nse_plugin.data.packages import cache_dir
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, read_method_yaml
 from nse_plugin.hparams.overtone import base_of
-from nse_plugin.hparams.yaml_files import yaml_for
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.schema import MANIFEST
+
+log = logging.getLogger(__name__)
 
 DEFAULT_METHOD = "NSE"
 
@@ -65,18 +69,24 @@ def _of_new_folder(
     if hparams is not None:
         if method is not None:
             raise HparamsError(f"give method ({method}) or hparams ({hparams}), not both")
-        name = str(hparams)
+        values = read_method_yaml(str(hparams))
     elif model is None:
         raise HparamsError(
             f"{folder} is new, and no model is given; name one with --model, such as "
             "smollm2-135m (nse models lists some)"
         )
     else:
-        name = yaml_for(find_method(method or DEFAULT_METHOD).name, model)
-    values = read_method_yaml(name)
+        name = find_method(method or DEFAULT_METHOD).name
+        values = values_for(name, model)
+        if not (yaml_dir() / name / f"{model_key(model)}.yaml").is_file():
+            log.warning(
+                "no settings of %s ship for %s; these are a beginning that fits any model, and "
+                "nse tune finds better ones",
+                name, model,
+            )  # fmt: skip
     if model is not None:
         values["model_name"] = model
-    return hparams_from(name, {**values, **given})
+    return hparams_from(hparams or values["alg_name"], {**values, **given})
 
 
 def _refuse_others(

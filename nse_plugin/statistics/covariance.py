@@ -45,6 +45,9 @@ PROGRESS_LOG = logging.getLogger("nse_plugin.progress")
 SAY_EVERY_S = 30.0
 """Seconds between two lines about the progress of a pass."""
 
+_LONG_S = 3.0
+"""A pass of fewer seconds is not announced."""
+
 SAVE_EVERY_S = 30.0
 """Seconds between two writes of an unfinished pass; more where a write takes long."""
 _LONGEST = 1024  # default max_length in tokens
@@ -240,15 +243,20 @@ def _one_pass(
         disable=None if progress is None else not progress,
     )
     next_save = time.monotonic() + SAVE_EVERY_S
-    said = time.monotonic()
+    said, announced = time.monotonic(), False
     with bar, quiet(files.layout.model):
         try:
             for rows in chunks:
                 rows = sorted(rows, key=len, reverse=True)
                 runs = micro_batches([len(row) for row in rows], token_budget)
                 for run in runs[sums.position[1] :]:
+                    started = time.monotonic()
                     with _interrupts_held():
                         sums.add_batch(rows[run])
+                    if not announced:
+                        share = sum(map(len, rows[run])) / sum(map(len, rows))
+                        _announce(files, layers, len(rows), (time.monotonic() - started) / share)
+                        announced = True
                     bar.update(len(rows[run]))
                     if bar.disable and time.monotonic() >= said + SAY_EVERY_S:
                         said = time.monotonic()
@@ -270,6 +278,21 @@ def _one_pass(
         raise StatisticsError(
             f"source {files.source!r} gave no tokens; name another, or mom2_dataset: self"
         )
+
+
+def _announce(files: StatisticsFiles, layers: Sequence[int], n_texts: int, seconds: float) -> None:
+    """Say how long a pass takes, as its first batch lets one expect.
+
+    Args:
+        n_texts: texts of the first chunk, all of which take ``seconds``.
+    """
+    seconds *= files.n_samples / n_texts
+    if seconds > _LONG_S:
+        PROGRESS_LOG.info(
+            "statistics of layers %s from %d texts of %s: about %.0f s; they are made once and "
+            "kept in %s",
+            layers, files.n_samples, files.source, seconds, files.folder,
+        )  # fmt: skip
 
 
 def _check_settings(dtype: str, **numbers: int | None) -> None:

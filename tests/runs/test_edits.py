@@ -139,8 +139,8 @@ def test_settings_are_given_once(one, tmp_path):
     EditFolder(one.folder, MODEL, hparams="NSE/atlas-gpt2")
     with pytest.raises(HparamsError, match="no model is given"):
         EditFolder(tmp_path / "new")
-    with pytest.raises(HparamsError, match="no settings of NSE for the model 'gpt5'.*atlas-gpt2"):
-        EditFolder(tmp_path / "new", "gpt5")
+    with pytest.raises(HparamsError, match="LoRA.*nse tune"):
+        EditFolder(tmp_path / "new", "atlas:gpt3", method="LoRA")
     with pytest.raises(RequestError, match="two targets"):
         one.edit_facts([{"prompt": "{A} is", "target": t} for t in "xy"])
 
