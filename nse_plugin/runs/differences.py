@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import FrozenLine, Identity
 
@@ -15,6 +18,37 @@ _HASHED = {
     "stream": "the requests are others",
 }
 """Values of a manifest that are kept as hashes, and what it means where they differ."""
+
+
+def refuse_another(
+    run_dir: Path,
+    kept: Identity,
+    given: Identity,
+    frozen: Iterable[FrozenLine],
+    requests: Sequence[EditRequest] | None,
+) -> None:
+    """See that a directory holds the run that is to be resumed.
+
+    Args:
+        frozen: the requests that the directory has, in their order.
+        requests: those of now, where they are known.
+
+    Raises:
+        DataError: it holds another one; the message says what differs.
+    """
+    given = json.loads(json.dumps(given))  # as a manifest keeps it
+    if kept == given:
+        return
+    begun, now = kept["stream"], given["stream"]
+    other = None
+    if begun is not None and now is not None and begun != now:
+        other = differing_request(frozen, begun["count"], requests or [])
+    found = run_differences(kept, given, other)
+    shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
+    raise DataError(
+        f"{run_dir} is another run's: {shown}. Give another folder, or the same settings and "
+        "requests to resume it"
+    )
 
 
 def run_differences(kept: Identity, given: Identity, requests: str | None = None) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,9 +30,9 @@ from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.directory import RunDirectory, new_manifest
 from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import hashed, model_identity, plain, prompt_format, versions
+from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
-from nse_plugin.runs.schema import FROZEN, Manifest, Measurement, RoundLine
+from nse_plugin.runs.schema import FROZEN, Identity, Manifest, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, status_of
 from nse_plugin.session.ledger_files import round_path
 
@@ -138,29 +137,21 @@ class EditRound:
         with self._session.rewound():
             asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
             answered = freeze(self._protocol, self._model, self._tokenizer, asked)
-            identity = None if kept else model_identity(self._model)
+            identity = None if kept else self._identity(len(requests))
         contexts = self._backend.prepare(kept["contexts"] if kept else None)
         if kept is not None:
             return asked, answered, None
-        hparams = self._backend.hparams
-        budget = estimate(self._model, hparams, len(requests), None, True)
+        budget = estimate(self._model, self._backend.hparams, len(requests), None, True)
         budget.check(self._directory.path)
-        run = {
-            **versions(),
-            **prompt_format(self._tokenizer),
-            "model": identity,
-            "method": self._backend.method,
-            "hparams": plain(hparams),
-            "round_size": len(requests),
-            "order": BY_HAND,
-            "seed": hparams.seed,
-            "protocol": self._protocol.to_dict(),
-            "stop_rules": asdict(StopRules()),
-            "held_out": {"count": 0, "sha256": hashed([])},
-            "stream": None,
-        }
-        manifest = new_manifest(run=run, contexts=contexts, base={}, budget=budget.to_dict())
+        manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=budget.to_dict())
         return asked, answered, manifest
+
+    def _identity(self, round_size: int) -> Identity:
+        hparams = self._backend.hparams
+        return run_identity(
+            self._model, self._tokenizer, self._backend.method, hparams, round_size=round_size,
+            order=BY_HAND, seed=hparams.seed, protocol=self._protocol, rules=StopRules(),
+        )  # fmt: skip
 
     def _make_statistics(self) -> None:
         base = base_of(self._backend.hparams)

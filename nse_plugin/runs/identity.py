@@ -5,19 +5,64 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
 import transformers
 
 from nse_plugin.errors import ModelError
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import Hparams
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.weights import fingerprint
-from nse_plugin.runs.schema import Format, ModelIdentity, Versions
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs.schema import Format, Identity, ModelIdentity, Texts, Versions
+from nse_plugin.runs.stopping import StopRules
 from nse_plugin.statistics.files import model_fingerprint
 from nse_plugin.version import __version__
+
+
+def run_identity(
+    model: Any,
+    tokenizer: Any,
+    method: str,
+    hparams: Any,
+    *,
+    round_size: int,
+    order: str,
+    seed: int,
+    protocol: Protocol,
+    rules: StopRules,
+    held_out: Sequence[str] = (),
+    requests: Sequence[EditRequest] | None = None,
+) -> Identity:
+    """What has to be equal for a run to be resumed.
+
+    Args:
+        model: the untouched model.
+        requests: all of the run; None if they are not known in advance.
+    """
+    return {
+        **versions(),
+        **prompt_format(tokenizer),
+        "model": model_identity(model),
+        "method": method,
+        "hparams": plain(hparams),
+        "round_size": round_size,
+        "order": order,
+        "seed": seed,
+        "protocol": protocol.to_dict(),
+        "stop_rules": asdict(rules),
+        "held_out": _texts(held_out),
+        "stream": None if requests is None else _texts([r.digest() for r in requests]),
+    }
+
+
+def _texts(texts: Sequence[str]) -> Texts:
+    return {"count": len(texts), "sha256": hashed(list(texts))}
 
 
 def versions() -> Versions:

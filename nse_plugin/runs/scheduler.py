@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,14 +25,14 @@ from nse_plugin.files import explained
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend, backend_of
 from nse_plugin.runs.budget import check_disk, estimate
-from nse_plugin.runs.differences import differing_request, run_differences
+from nse_plugin.runs.differences import refuse_another
 from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_manifest
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import hashed, model_identity, plain, prompt_format, versions
+from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.result import RunResult
-from nse_plugin.runs.schema import ROUNDS, Identity, Measurement, RoundLine, Texts
+from nse_plugin.runs.schema import ROUNDS, Identity, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, ends, status_of
 from nse_plugin.session.records import Written
 
@@ -130,22 +128,11 @@ class SequentialScheduler:
         """Claim the directory for this run, or see that it is this run's; returns the base."""
         self._log, frozen = self._folder.rounds(), self._folder.frozen()
         self._frozen = FrozenAnswers(frozen)
-        identity = self._identity(plan)
+        requests = None if plan is None else [r for planned in plan for r in planned.requests]
+        identity = self._identity(requests)
         kept = self._folder.manifest()
         if kept is not None:
-            given: Identity = json.loads(json.dumps(identity))
-            if kept["run"] != given:
-                requests = [r for planned in plan or [] for r in planned.requests]
-                begun, now = kept["run"]["stream"], given["stream"]
-                other = None
-                if begun is not None and now is not None and begun != now:
-                    other = differing_request(frozen, begun["count"], requests)
-                found = run_differences(kept["run"], given, other)
-                shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
-                raise DataError(
-                    f"{self.run_dir} is another run's: {shown}. Give another folder, or the same "
-                    "settings and requests to resume it"
-                )
+            refuse_another(self.run_dir, kept["run"], identity, frozen, requests)
             self.backend.prepare(kept["contexts"])
             self._per_round = kept["budget"]["disk_per_round"]
             return kept["base"]
@@ -153,7 +140,7 @@ class SequentialScheduler:
             self.backend.model,
             self.backend.hparams,
             self._round_size,
-            None if plan is None else sum(len(planned.requests) for planned in plan),
+            None if requests is None else len(requests),
             isinstance(self.backend, SessionBackend),
         )
         budget.check(self.run_dir)
@@ -234,7 +221,8 @@ class SequentialScheduler:
                 problem = str(error)  # the session has put everything back
         stop = self.rules.check(None, base, problem, written.change if written else None)
         if written is not None:
-            self._warn(number, written, len(requests))
+            if written.left_out:
+                log.warning("round %d: %s", number, written.why_left_out(len(requests)))
             superseded = self.history.add(number, requests)
             if problem is None:
                 untouched = not self._changed and not written.changed
@@ -280,20 +268,6 @@ class SequentialScheduler:
         self._changed |= line["changed"]
         self._tell("round", **line)
         return line
-
-    def _warn(self, number: int, written: Written, n_requests: int) -> None:
-        """Say at once which requests of a round are not written, and why."""
-        out = written.left_out
-        if not out:
-            return
-        named = ", ".join(str(each.case_id) for each in out[:10]) + (", ..." if out[10:] else "")
-        lowest = min(each.residual_after for each in out if each.residual_after is not None)
-        log.warning(
-            "round %d: %d of %d requests are out of bounds and were left out (cases %s): their "
-            "residuals of %.3g and more are not below %s; raise it, or lower v_lr or "
-            "clamp_norm_factor",
-            number, len(out), n_requests, named, lowest, written.bound,
-        )  # fmt: skip
 
     def _measure_all(self, measured: MeasuredModel, number: int) -> Measurement:
         return cast(Measurement, measure_all(self.protocol, measured, self.history, number))
@@ -355,23 +329,13 @@ class SequentialScheduler:
             untouched,
         )
 
-    def _identity(self, plan: list[PlannedRound] | None) -> Identity:
-        """What has to be equal for a run to be resumed."""
-        digests = None if plan is None else [r.digest() for p in plan for r in p.requests]
-        return {
-            **versions(),
-            **prompt_format(self.backend.tokenizer),
-            "model": model_identity(self.backend.model),
-            "method": self.backend.method,
-            "hparams": plain(self.backend.hparams),
-            "round_size": self._round_size,
-            "order": self._order,
-            "seed": self._seed,
-            "protocol": self.protocol.to_dict(),
-            "stop_rules": asdict(self.rules),
-            "held_out": _texts(self._held_out),
-            "stream": None if digests is None else _texts(digests),
-        }
+    def _identity(self, requests: Sequence[EditRequest] | None) -> Identity:
+        backend = self.backend
+        return run_identity(
+            backend.model, backend.tokenizer, backend.method, backend.hparams,
+            round_size=self._round_size, order=self._order, seed=self._seed,
+            protocol=self.protocol, rules=self.rules, held_out=self._held_out, requests=requests,
+        )  # fmt: skip
 
     @contextmanager
     def _phase(self, name: str, clock: dict[str, float]) -> Iterator[None]:
@@ -383,7 +347,3 @@ class SequentialScheduler:
     def _tell(self, event: str, **facts: Any) -> None:
         for listener in self._listeners:
             listener(event, facts)
-
-
-def _texts(texts: Sequence[str]) -> Texts:
-    return {"count": len(texts), "sha256": hashed(list(texts))}

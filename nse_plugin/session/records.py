@@ -217,6 +217,17 @@ class Written:
     bound: str = ""
     """The bound, as ``upper_bound 4.0``."""
 
+    def why_left_out(self, n_requests: int) -> str:
+        """Which of the round's requests were left out, and what helps."""
+        out = self.left_out
+        named = ", ".join(str(each.case_id) for each in out[:10]) + (", ..." if out[10:] else "")
+        lowest = min(each.residual_after for each in out if each.residual_after is not None)
+        return (
+            f"{len(out)} of {n_requests} requests are out of bounds and were left out (cases "
+            f"{named}): their residuals of {lowest:.3g} and more are not below {self.bound}; raise "
+            "it, or lower v_lr or clamp_norm_factor"
+        )
+
 
 class ActiveRound(Protocol):
     """A round that is not undone, wherever it is kept: a :class:`RoundRecord`, or its file."""
