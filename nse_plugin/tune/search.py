@@ -79,7 +79,7 @@ def tune(
     search = _Search(Trials(session, trials, told), minutes * 60, time.monotonic())
     few, others = requests[:ROUND], requests[ROUND:]
     on_few = [stage for stage in stages(method) if not stage.stream]
-    best = search.trials.run("first", settings, few, layers=on_few[0].layers(session, settings))
+    best = search.first(settings, few, on_few[0].layers(session, settings))
     for stage in on_few:
         best = search.stage(stage, best, few)
     errors = [trial.error for trial in search.trials.done]
@@ -99,15 +99,26 @@ class _Search:
     allowed: float
     """Seconds."""
     begun: float
+    ready: float = 0.0
+    """Seconds until the first trial had begun; statistics are computed in them."""
+
+    def first(
+        self, settings: Mapping[str, Any], few: Sequence[EditRequest], layers: Sequence[int]
+    ) -> Trial:
+        """The settings as they are; statistics of all layers that the first stage needs."""
+        trial = self.trials.run("first", settings, few, layers=layers)
+        self.ready = max(0.0, time.monotonic() - self.begun - trial.seconds)
+        return trial
 
     def stage(self, stage: Stage, best: Trial, facts: Sequence[EditRequest]) -> Trial:
         """The best of the settings so far and those of a stage; of equals the earlier one."""
-        settings = best.settings
+        settings, expected = best.settings, best.seconds
         layers = stage.layers(self.trials.session, settings)
         for changes in stage.options(self.trials.session, settings):
-            if self._late(stage.until, best.seconds):
+            if self._late(stage.until, expected):
                 break
             trial = self.trials.run(stage.name, settings, facts, changes, layers)
+            expected = trial.seconds  # of the same kind: with values that are kept, or without
             best = trial if trial.score > best.score else best
         return best
 
@@ -119,7 +130,7 @@ class _Search:
         return min(most, ROUND * max(2, rounds))
 
     def _late(self, share: float, next_seconds: float) -> bool:
-        """Whether a trial that takes as long as the best one would end after a share of the time;
+        """Whether a trial of these seconds would end after a share of the time for trials;
         finished trials of an earlier call count as what they took."""
-        spent = max(self.trials.seconds, time.monotonic() - self.begun)
-        return spent + next_seconds > share * self.allowed
+        spent = max(self.trials.seconds, time.monotonic() - self.begun - self.ready)
+        return spent + next_seconds > share * (self.allowed - self.ready)

@@ -200,7 +200,7 @@ _VALUES = (
 _SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), *_VALUES)
 _CLAMP = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5), 1.0, stream=True)
 _LAMBDA = Stage(
-    "lambda", _each("mom2_update_weight_relative", 0.2, 1.0, 0.04, 5.0), 0.85, stream=True
+    "lambda", _each("mom2_update_weight_relative", 0.2, 0.04, 1.0, 5.0), 1.0, stream=True
 )
 _TRAINING = (
     Stage("learning rate", _factors("lr", 1.0, 0.3, 3.0), 0.5),
@@ -208,7 +208,7 @@ _TRAINING = (
     Stage("learning rate", _factors("lr", 1.0, 0.5), 1.0, stream=True),
 )
 _STAGES: dict[str, Sequence[Stage]] = {
-    "NSE": (*_SPREAD, _LAMBDA, _CLAMP, Stage("passes", _each("max_iterations", 2), 1.0, True)),
+    "NSE": (*_SPREAD, _LAMBDA, Stage("passes", _each("max_iterations", 2), 1.0, True), _CLAMP),
     "MEMIT": (*_SPREAD, _LAMBDA, _CLAMP),
     "AlphaEdit": (
         *_SPREAD,
