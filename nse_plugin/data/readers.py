@@ -122,26 +122,6 @@ def _case_of(record: Any) -> str:
     return "" if found is None else f"request {found}: "
 
 
-def read_counterfact(path: str | Path, **options: Any) -> list[EditRequest]:
-    """CounterFact, nested or EasyEdit's flat schema; options as in :func:`read_records`."""
-    return read_records(path, **options)
-
-
-def read_zsre(path: str | Path, **options: Any) -> list[EditRequest]:
-    """ZsRE with MEND's field names; options as in :func:`read_records`."""
-    return read_records(path, "zsre", **options)
-
-
-def read_knowedit(path: str | Path, **options: Any) -> list[EditRequest]:
-    """Any part of KnowEdit, wiki_recent included; options as in :func:`read_records`."""
-    return read_records(path, "knowedit", **options)
-
-
-def read_mquake(path: str | Path, **options: Any) -> list[EditRequest]:
-    """MQuAKE: one request per rewrite of a record; options as in :func:`read_records`."""
-    return read_records(path, "mquake", **options)
-
-
 def load_records(path: Path) -> Any:
     """What a file of JSON, JSON lines, YAML or CSV holds; also of one that is gzipped.
 

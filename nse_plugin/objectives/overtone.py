@@ -143,24 +143,6 @@ class Overtone:
         return source > torch.minimum(threshold, just_below_top)[:, None]
 
 
-def overtone_loss(
-    logits: Tensor, targets: Tensor, *, lambda_: float, epsilon: float, n_sigma: float
-) -> Tensor:
-    """The mean of OVERTONE's loss over target tokens, to put in place of a cross entropy.
-
-    Args:
-        logits: [n, vocab], what predicts the target tokens.
-        targets: [n], ids.
-        lambda_: share of the one-hot target, 0 to 1.
-        epsilon: where a token's loss is clipped.
-        n_sigma: width of the filter in standard deviations.
-
-    Raises:
-        HparamsError: a setting is out of range.
-    """
-    return Overtone(lambda_, epsilon, n_sigma)(logits, targets).train.mean()
-
-
 class _Divergence(torch.autograd.Function):
     """KL(target || softmax(logits)) per token; its gradient is softmax(logits) - target."""
 

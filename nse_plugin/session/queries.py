@@ -49,7 +49,7 @@ class Survey:
     columns: dict[int, DataFrame]
     """By layer: :func:`column_norms`."""
     growth: DataFrame
-    """See :func:`norm_growth`."""
+    """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
     capacity: DataFrame
     """See :func:`capacity`."""
 
@@ -145,11 +145,6 @@ def column_norms(ledger: Rounds, layer: int) -> DataFrame:
         DataError: no round knows the layer.
     """
     return gather(ledger, ColumnNorms(ledger, layer))[0]
-
-
-def norm_growth(ledger: Rounds) -> DataFrame:
-    """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
-    return gather(ledger, NormGrowth(ledger))[0]
 
 
 def request_writes(ledger: Rounds, case_id: int | str, most: int = 5) -> DataFrame:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nse_plugin.data import atlas
-from nse_plugin.data.readers import read_zsre
+from nse_plugin.data.readers import read_records
 from nse_plugin.easyedit import checkout
 from nse_plugin.session.session import EditSession
 from tests.contract.conftest import atlas_hparams, editor_class_of
@@ -77,7 +77,7 @@ def by_easyedit(path):
 
 def by_ours(path):
     """The same file through our reader, as EasyEdit's parallel lists."""
-    requests = read_zsre(path)
+    requests = read_records(path, "zsre")
 
     def probes(section, kind):
         groups = [getattr(request, section).get(kind) for request in requests]

@@ -11,11 +11,7 @@ import pytest
 
 from nse_plugin.data.readers import (
     parse_records,
-    read_counterfact,
-    read_knowedit,
-    read_mquake,
     read_records,
-    read_zsre,
 )
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest, Probe
@@ -77,7 +73,7 @@ def data(name):
 def test_real_counterfact():
     path, raw = data("counterfact_200.json")
     requests = read_records(path)
-    assert len(requests) == len(raw) == 200 and read_counterfact(path) == requests
+    assert len(requests) == len(raw) == 200
     for request, record in zip(requests, raw):
         rewrite = record["requested_rewrite"]
         assert request.case_id == record["case_id"]
@@ -92,7 +88,7 @@ def test_real_counterfact():
 def test_real_flat_counterfact():
     path, raw = data("counterfact_easyedit_200.json")
     requests = read_records(path)
-    assert len(requests) == 200 and read_counterfact(path) == requests
+    assert len(requests) == 200
     for request, record in zip(requests, raw):
         assert (request.case_id, request.text) == (record["case_id"], record["prompt"])
         assert request.rephrase_prompts == (record["rephrase_prompt"],)
@@ -104,7 +100,7 @@ def test_real_flat_counterfact():
 def test_real_zsre():
     path, raw = data("zsre_200.json")
     requests = read_records(path)
-    assert len(requests) == 200 and read_zsre(path) == requests
+    assert len(requests) == 200 and read_records(path, "zsre") == requests
     for number, (request, record) in enumerate(zip(requests, raw)):
         assert (request.case_id, request.text) == (number, record["src"])
         assert request.ground_truth == record["answers"][0].strip()
@@ -120,7 +116,7 @@ def test_real_knowedit(name, caplog):
     with caplog.at_level(logging.WARNING):
         requests = read_records(path)
     assert not caplog.records
-    assert len(requests) == 100 and read_knowedit(path) == requests
+    assert len(requests) == 100 and read_records(path, "knowedit") == requests
     for request, record in zip(requests, raw):
         for where in ("locality", "portability"):
             probes = getattr(request, where)
@@ -133,7 +129,7 @@ def test_real_knowedit(name, caplog):
 def test_real_mquake():
     path, raw = data("mquake_50.json")
     requests = read_records(path)
-    assert read_mquake(path) == requests
+    assert read_records(path, "mquake") == requests
     assert len(requests) == sum(len(record["requested_rewrite"]) for record in raw)
     first = requests[:4]
     assert [request.case_id for request in first] == ["7417/0", "7417/1", "7417/2", "7417/3"]

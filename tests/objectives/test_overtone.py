@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from nse_plugin.errors import HparamsError
-from nse_plugin.objectives.overtone import Overtone, overtone_loss
+from nse_plugin.objectives.overtone import Overtone
 
 FULL = Overtone(lambda_=0.1, epsilon=0.05, n_sigma=0.5)
 SWITCHES = ("clip", "filter", "argmax_check", "frozen_reference", "mixing")
@@ -176,12 +176,6 @@ def test_lambda_one_and_epsilon_zero_is_cross_entropy_to_the_bit(mixing):
     expected = F.cross_entropy(plain, targets, reduction="none").mean()
     loss.backward(), expected.backward()
     assert torch.equal(loss, expected) and torch.equal(ours.grad, plain.grad)
-
-
-def test_the_function_is_the_mean_of_the_objective():
-    logits, targets = example()
-    loss = overtone_loss(logits, targets, lambda_=0.3, epsilon=0.2, n_sigma=1.5)
-    assert torch.equal(loss, Overtone(0.3, 0.2, 1.5)(logits, targets).train.mean())
 
 
 def test_a_frozen_reference_differs_only_where_the_reference_does():

@@ -135,7 +135,7 @@ def test_column_norms(ledger):
 
 
 def test_norm_growth(ledger):
-    table = queries.norm_growth(ledger)
+    table = queries.survey(ledger).growth
     assert list(table.columns) == [0, 1, 2]
     for layer in table.columns:
         total = torch.zeros(32, 48, dtype=torch.float64)
@@ -219,7 +219,6 @@ def test_without_pandas(ledger, monkeypatch):
 def test_one_pass_gives_every_table(ledger):
     found = queries.survey(ledger)
     assert found.rounds.equals(ledger.rounds()) and found.requests.equals(ledger.requests())
-    assert found.growth.equals(queries.norm_growth(ledger))
     assert found.capacity.equals(ledger.capacity())
     assert found.overlap().equals(ledger.overlap())
     for layer in (0, 1, 2):
