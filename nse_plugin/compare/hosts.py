@@ -78,7 +78,7 @@ def recipe(cell: Cell) -> Recipe:
 
 
 def _check_changes(spec: MethodSpec) -> None:
-    """Raise :class:`HparamsError` where a change would be without effect on the host's method."""
+    """Raise :class:`HparamsError` if a change would be without effect on the host's method."""
     lost = sorted(set(spec.changes) - _host_keys(spec.method))
     if lost:
         raise HparamsError(

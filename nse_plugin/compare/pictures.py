@@ -172,7 +172,7 @@ def quality_table(result: ComparisonResult, model: str) -> DataFrame:
 
 
 def quality(cell: CellResult) -> float | None:
-    """Harmonic mean of efficacy, paraphrase and locality; None where one was not measured."""
+    """Harmonic mean of efficacy, paraphrase and locality; None if one was not measured."""
     values = [cell["scores"].get(name) for name in ("efficacy", "paraphrase", "locality")]
     there = [value for value in values if value is not None]
     if len(there) < len(values):

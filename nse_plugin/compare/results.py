@@ -167,7 +167,7 @@ class ComparisonResult(TypedDict):
 
 
 def read_cell(path: Path) -> CellResult | None:
-    """A cell's result, or None where there is none yet.
+    """A cell's result, or None if there is none yet.
 
     Raises:
         DataError: the file is damaged or of another schema.

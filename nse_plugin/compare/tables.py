@@ -96,7 +96,7 @@ INTERVALS = {
 
 
 def difference_table(result: ComparisonResult, model: str, interval: str = "edits") -> Table | None:
-    """Paired differences to the reference, in points; None where there is nothing to show.
+    """Paired differences to the reference, in points; None if there is nothing to show.
 
     Args:
         interval: one of :data:`INTERVALS`.

@@ -75,7 +75,7 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
 
 
 def usual_layer(n_layers: int) -> int:
-    """The block that is the z-layer where nothing better is known."""
+    """The block that is the z-layer if nothing better is known."""
     return min(n_layers - 1, max(0, round(_DEPTH * n_layers)))
 
 

@@ -21,7 +21,7 @@ from nse_plugin.request_fields import PLACE, is_missing
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
-"""What stands before a prompt where nobody gave a paraphrase."""
+"""What stands before a prompt if nobody gave a paraphrase."""
 _SUBJECT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -60,7 +60,7 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
     """The record of one fact, for :func:`parse_facts`.
 
     Args:
-        subject: needed where the prompt does not have it in braces.
+        subject: needed if the prompt does not have it in braces.
         **more: other fields, such as ``rephrase_prompts``.
 
     Raises:

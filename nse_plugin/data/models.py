@@ -51,7 +51,7 @@ def load_model(hparams: Any) -> tuple[nn.Module, Any, str]:
 def model_place(name: str) -> str:
     """What ``from_pretrained`` is given for a name: a folder, or a hub id.
 
-    Fetches a model of a short name and unpacks a GGUF file, where that is not done yet.
+    Fetches a model of a short name and unpacks a GGUF file, if that is not done yet.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched or unpacked.
@@ -71,7 +71,7 @@ def model_place(name: str) -> str:
 
 
 def refuse_quantised(model: nn.Module) -> None:
-    """Raise :class:`ModelError` where weights are packed: a change cannot be added to them."""
+    """Raise :class:`ModelError` if weights are packed: a change cannot be added to them."""
     config = getattr(model, "config", None)
     settings = getattr(config, "quantization_config", None)
     for name, parameter in model.named_parameters():
@@ -148,7 +148,7 @@ def _pickled(files: set[str]) -> bool:
 
 
 def _check_name(name: str) -> None:
-    """Raise :class:`ModelError` where a name is neither a folder nor may be a hub id."""
+    """Raise :class:`ModelError` if a name is neither a folder nor may be a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         return

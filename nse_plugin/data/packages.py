@@ -46,7 +46,7 @@ def download_wheel(
     """Download one wheel into a folder, without its dependencies; the wheel is not installed.
 
     Args:
-        error: what is raised where it cannot be had.
+        error: what is raised if it cannot be had.
         way_out: what to do instead, for the message.
         progress: let pip show its progress bar.
 

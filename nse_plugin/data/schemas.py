@@ -280,7 +280,7 @@ def _template_request(
 def _neighbour(
     record: Mapping[str, Any], prompt: str, answer: str, kind: str = NEIGHBORHOOD
 ) -> dict[str, Any]:
-    """The one question of a record; none where its field is missing or empty."""
+    """The one question of a record; none if its field is missing or empty."""
     if is_missing(record.get(prompt)):
         return {}
     return {kind: {"prompt": record[prompt], "ground_truth": record.get(answer)}}

@@ -185,7 +185,7 @@ class HostBackend:
         if self._attached:
             raise HostError(
                 f"{self.method} attached modules to the model, which cannot be {what} here; "
-                f"use {self.method}-plugin, where it can"
+                f"use {self.method}-plugin, with which it can"
             )
 
     def _parameter(self, name: str) -> nn.Parameter:
@@ -208,6 +208,6 @@ def _read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
 
 
 def takes_rounds(name: str) -> bool:
-    """Whether EasyEdit, where it is loaded, calls a method for many requests at once."""
+    """Whether EasyEdit, if it is loaded, calls a method for many requests at once."""
     gate = sys.modules.get("easyeditor.editors.batch_editor")
     return gate is None or bool(gate.BatchEditor.is_batchable_method(name))

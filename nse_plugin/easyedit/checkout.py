@@ -41,7 +41,7 @@ class Host:
     source: str
     """How it was found: ``EASYEDIT_ROOT``, ``import path`` or ``already imported``."""
     commit: str | None
-    """Commit that is checked out, where the folder is a git checkout."""
+    """Commit that is checked out, if the folder is a git checkout."""
 
     def __str__(self) -> str:
         return f"EasyEdit {(self.commit or 'of unknown commit')[:17]} at {self.path}"

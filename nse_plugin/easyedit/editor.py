@@ -59,7 +59,7 @@ def base_editor() -> type:
 
 
 def evaluator() -> Callable[..., dict[str, Any]]:
-    """EasyEdit's ``compute_edit_quality``, or ours, which computes the same, where it lacks it.
+    """EasyEdit's ``compute_edit_quality``, or ours, which computes the same, if it lacks it.
 
     Raises:
         HostError: EasyEdit is not there or cannot be imported.
@@ -96,7 +96,7 @@ def _subclass(theirs: type) -> type:
 
 
 def _for_host(hparams: Any) -> Any:
-    """The hparams in words that EasyEdit understands; a copy where anything has to change."""
+    """The hparams in words that EasyEdit understands; a copy if anything has to change."""
 
     if overtone.wraps_easyedit(hparams):
         hparams = overtone.base_hparams(hparams)

@@ -50,7 +50,7 @@ class Registration:
 
 
 def registration() -> Registration | None:
-    """What is registered now, read off EasyEdit; None where nothing is.  Imports nothing."""
+    """What is registered now, read off EasyEdit; None if nothing is.  Imports nothing."""
     return getattr(sys.modules.get(TABLE), _MARK, None)
 
 

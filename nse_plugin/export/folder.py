@@ -170,7 +170,7 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def check_model(folder: Path, manifest: Mapping[str, Any], session: EditSession) -> None:
-    """Raise :class:`ModelError` where an export is of another model than the session's."""
+    """Raise :class:`ModelError` if an export is of another model than the session's."""
     here = model_fingerprint(session.layout)
     if not same_model(manifest["fingerprint"], here):
         raise ModelError(

@@ -131,7 +131,7 @@ class OvertoneHparams(Hparams):
 
 
 def base_of(hparams: Any) -> Any:
-    """The hyperparameters of the method itself, where OVERTONE is around it."""
+    """The hyperparameters of the method itself, if OVERTONE is around it."""
     return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
 
 

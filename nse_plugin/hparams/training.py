@@ -163,7 +163,7 @@ class GRACEHparams(TrainingHparams):
     eps_expand: Literal["coverage"] = "coverage"
     """A ball grows until it covers a near key of the same target; no other choice."""
     num_pert: int = bounded(8, low=0)
-    """Without effect where val_train is sgd."""
+    """Without effect if val_train is sgd."""
     dropout: float = 0.0
     """Without effect in EasyEdit; 0 only."""
 

@@ -82,7 +82,7 @@ class Settings:
     """
 
     key_of: ClassVar[Mapping[str, str]] = {}
-    """The key in a file by the name of the field, where the two differ."""
+    """The key in a file by the name of the field, if the two differ."""
     unknown_key_advice: ClassVar[str] = ""
     """What is said of an unknown key besides the nearest one."""
 
@@ -91,7 +91,7 @@ class Settings:
         found, mistakes = _examined(type(self), given)
         if not mistakes:
             for name, value in found.items():
-                object.__setattr__(self, name, value)  # also where the dataclass is frozen
+                object.__setattr__(self, name, value)  # also if the dataclass is frozen
             mistakes = list(self.conflicts())
         if mistakes:
             raise HparamsError(*mistakes)
@@ -305,7 +305,7 @@ def _plural(kind: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as an error shows it, cut where it is long."""
+    """A value as an error shows it, cut if it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 

@@ -198,10 +198,10 @@ def _width(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget
 def check_length(
     model: nn.Module, lengths: Sequence[int], way_out: str, names: Sequence[str] = ()
 ) -> None:
-    """Raise :class:`RequestError` where a row is longer than the model's context.
+    """Raise :class:`RequestError` if a row is longer than the model's context.
 
     Args:
-        names: what messages call the rows; "text 0" and so on where there are none.
+        names: what messages call the rows; "text 0" and so on if there are none.
     """
     limit = layout_of(model).max_positions
     if limit is not None and lengths and max(lengths) > limit:

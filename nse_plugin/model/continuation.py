@@ -88,7 +88,7 @@ def capture(
 
 @torch.no_grad()
 def _difference(replay: Replay, full: FullPass) -> str:
-    """How the replay of what was captured differs from a whole pass; empty where it does not."""
+    """How the replay of what was captured differs from a whole pass; empty if it does not."""
     got, expected = replay.run(replay.hidden).float(), full.run(full.hidden).float()
     real = torch.arange(got.shape[1], device=got.device) < full.lengths[:, None].to(got.device)
     error = (got - expected)[real].norm() / expected[real].norm()

@@ -17,7 +17,7 @@ Turn = Mapping[str, str]
 def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
     """The text that a model continues to answer the last of these turns.
 
-    With the tokenizer's chat template; where it has none, the last turn as it is.
+    With the tokenizer's chat template; if it has none, the last turn as it is.
 
     Raises:
         RequestError: the template does not take these turns.

@@ -18,7 +18,7 @@ class Family:
     attn: str
     final_norm: str
     conv1d: bool = False
-    """True where the down-projection is stored [d_ff, d_model], as GPT-2's Conv1D does."""
+    """True if the down-projection is stored [d_ff, d_model], as GPT-2's Conv1D does."""
 
     @property
     def body(self) -> str:

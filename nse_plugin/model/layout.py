@@ -81,7 +81,7 @@ class DecoderLayout:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest input in tokens, where the config says so."""
+        """Longest input in tokens, if the config says so."""
         for name in ("max_position_embeddings", "n_positions"):
             value = getattr(self.text_config, name, None)
             if value:
@@ -184,7 +184,7 @@ class DecoderLayout:
 
 
 def experts(block: nn.Module) -> str | None:
-    """Name of the experts in a block, where its MLP is a mixture of them, shared ones or not."""
+    """Name of the experts in a block, if its MLP is a mixture of them, shared ones or not."""
     return next((name for name, _ in block.named_modules() if "expert" in name), None)
 
 
@@ -194,6 +194,6 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Where a module computes; ``default`` where its weights are offloaded or it has none."""
+    """Where a module computes; ``default`` if its weights are offloaded or it has none."""
     weight = next(module.parameters(), None)
     return default if weight is None or weight.is_meta else weight.device

@@ -26,7 +26,7 @@ class EncodedPrompt:
     ids: tuple[int, ...]
     """Token ids, special tokens of the tokenizer included."""
     subject_last: int
-    """Index of the subject's last token (-1 where the text has no subject)."""
+    """Index of the subject's last token (-1 if the text has no subject)."""
     n_target: int = 0
     """How many tokens at the end of :attr:`ids` are the target's."""
 
@@ -125,7 +125,7 @@ def encode_request(
 
 
 def check_vocabulary(layout: DecoderLayout, tokenizer: Any) -> None:
-    """Raise :class:`ModelError` where ordinary tokens of the tokenizer have no embedding.
+    """Raise :class:`ModelError` if ordinary tokens of the tokenizer have no embedding.
 
     Tokens that were added to a tokenizer, as some do for padding, are never written by a text.
     """

@@ -28,7 +28,7 @@ _SMALLEST_GAIN = 1e-3
 class ResidualPath:
     """What a block adds to the residual stream for an output of its down-projection.
 
-    It is ``scale * norm(output)``, or ``scale * output`` where there is no norm in between.
+    It is ``scale * norm(output)``, or ``scale * output`` if there is no norm in between.
     """
 
     scale: float = 1.0
@@ -151,7 +151,7 @@ class _Effect:
 
 
 def _common_factor(changes: list[torch.Tensor], effects: list[_Effect]) -> float | None:
-    """c where effect = c * change for all of them, else None; 1 exactly where it is nearly 1.
+    """c if effect = c * change for all of them, else None; 1 exactly where it is nearly 1.
 
     The few numbers of a stream that are a thousand times the others are left out in half
     precision, where their rounding is larger than the effect.

@@ -22,7 +22,7 @@ class _Seen:
 class Watch:
     """What a model's matrices held when the watch began.
 
-    A matrix is read again only where torch counts a write to it, so looking costs nothing as long
+    A matrix is read again only if torch counts a write to it, so looking costs nothing as long
     as nobody touched the model.  A write through ``parameter.data`` is not counted by torch.  A
     parameter is known by itself, since PEFT wraps modules and so renames it, and where it was
     replaced by its name.

@@ -66,7 +66,7 @@ class EditedWeights:
         return self._edited[name].original
 
     def change(self, name: str) -> torch.Tensor | None:
-        """The float32 sum of all changes, or None where there is none; do not write to it."""
+        """The float32 sum of all changes, or None if there is none; do not write to it."""
         return self._edited[name].change
 
     def value(self, name: str) -> torch.Tensor:
@@ -145,7 +145,7 @@ class EditedWeights:
 
 
 def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
-    """``"weights"`` where one of them holds NaN or infinity, else None."""
+    """``"weights"`` if one of them holds NaN or infinity, else None."""
     return next(("weights" for t in tensors if not bool(torch.isfinite(t).all())), None)
 
 

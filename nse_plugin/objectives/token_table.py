@@ -90,7 +90,7 @@ class TokenTable:
         return Spread.of(self.at_stop(request))
 
     def mean_spread(self) -> Spread | None:
-        """The mean over requests whose target has more than one token; None where none has."""
+        """The mean over requests whose target has more than one token; None if none has."""
         losses = [self.at_stop(request) for request in self.requests()]
         spreads = [Spread.of(tokens) for tokens in losses if len(tokens) > 1]
         if not spreads:

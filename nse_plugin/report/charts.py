@@ -116,7 +116,7 @@ def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme 
 
     Args:
         means: from 0 to 1; NaN is left out.
-        spreads: half the length of each bar; NaN where there is none.
+        spreads: half the length of each bar; NaN if there is none.
     """
     names = [str(name) for name in means.index]
     height = max(1.0, 1.35 * _LINE * len(names) + 0.35)

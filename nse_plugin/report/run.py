@@ -34,7 +34,7 @@ class Run:
     lines: tuple[RoundLine, ...]
     """The finished rounds."""
     final: Final | None
-    """How the run ended, or None where it has not."""
+    """How the run ended, or None if it has not."""
     ledger: Ledger
     """The active rounds; empty for a host's own method, which keeps whole matrices."""
 
@@ -127,7 +127,7 @@ def read_run(folder: Path) -> Run:
 
 
 def mean_overlap(overlap: DataFrame) -> float | None:
-    """Mean over pairs of different rounds; None where there is one round."""
+    """Mean over pairs of different rounds; None if there is one round."""
     n = len(overlap)
     return float((overlap.to_numpy().sum() - n) / (n * (n - 1))) if n > 1 else None
 

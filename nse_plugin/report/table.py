@@ -29,7 +29,7 @@ class Table:
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...] = ()
-    """Which columns are aligned to the right; none where empty."""
+    """Which columns are aligned to the right; none if empty."""
     note: str = ""
     """A sentence below: what a column means, or where the rest is."""
     searchable: bool = False

@@ -77,7 +77,7 @@ class Budget:
         )
 
     def check(self, folder: Path) -> None:
-        """Raise :class:`DataError` where disk or memory is less than the bounds."""
+        """Raise :class:`DataError` if disk or memory is less than the bounds."""
         check_disk(folder, self.disk)
         free = free_memory()
         if self.memory > free:
@@ -104,7 +104,7 @@ def estimate(
     """Bounds for a model and a method.
 
     Args:
-        n_requests: None where the stream is not known in advance.
+        n_requests: None if the stream is not known in advance.
     """
     n_all = n_requests if n_requests is not None else round_size
     n = min(round_size, n_all)
@@ -182,7 +182,7 @@ def _attached(
 
 
 def _shape(model: Any) -> tuple[int, int]:
-    """d_model and d_ff; the longest side of any matrix where the model's parts are not known."""
+    """d_model and d_ff; the longest side of any matrix if the model's parts are not known."""
     try:
         layout = layout_of(model)
         return layout.d_model, layout.d_ff
@@ -192,7 +192,7 @@ def _shape(model: Any) -> tuple[int, int]:
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raise :class:`DataError` where fewer bytes are free."""
+    """Raise :class:`DataError` if fewer bytes are free."""
     free = shutil.disk_usage(folder).free
     if needed + _SPARE > free:
         raise DataError(

@@ -14,7 +14,7 @@ _WAY_OUT = "restore the file from a copy, or remove the file to leave its rounds
 
 
 def consolidations(folder: Path, writable: bool = False) -> JsonLines[Consolidation]:
-    """The consolidations of a run directory, in order; none where there is no file.
+    """The consolidations of a run directory, in order; none if there is no file.
 
     Raises:
         DataError: a line is damaged.

@@ -46,7 +46,7 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores after the last finished round, each from 0 to 1; None where no edit is left."""
+    """The scores after the last finished round, each from 0 to 1; None if no edit is left."""
 
     method: str
     model: str
@@ -200,7 +200,7 @@ class Demo:
         return greedy_text(self.session.model, self.session.tokenizer, prompts, 8)
 
     def _print(self, text: str) -> None:
-        with tqdm.external_write_mode():  # above the bars, where there are any
+        with tqdm.external_write_mode():  # above the bars, if there are any
             self._show(text)
 
 

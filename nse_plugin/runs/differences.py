@@ -17,7 +17,7 @@ _HASHED = {
     "held_out": "the held-out texts are others",
     "stream": "the requests are others",
 }
-"""Values of a manifest that are kept as hashes, and what it means where they differ."""
+"""Values of a manifest that are kept as hashes, and what it means if they differ."""
 
 
 def refuse_another(
@@ -31,7 +31,7 @@ def refuse_another(
 
     Args:
         frozen: the requests that the directory has, in their order.
-        requests: those of now, where they are known.
+        requests: those of now, if they are known.
 
     Raises:
         DataError: it holds another one; the message says what differs.
@@ -55,7 +55,7 @@ def run_differences(kept: Identity, given: Identity, requests: str | None = None
     """What differs between two runs: ``hparams.v_lr was 0.1, is 0.2``, ``the requests are others``.
 
     Args:
-        requests: which requests differ, where that is known.
+        requests: which requests differ, if that is known.
     """
     found = differences(kept, given)
     said = _HASHED["stream"]

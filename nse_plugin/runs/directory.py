@@ -97,7 +97,7 @@ class RunDirectory:
                     folder.rmdir()
 
     def manifest(self) -> Manifest | None:
-        """What run this is, or None where there is none yet."""
+        """What run this is, or None if there is none yet."""
         return read_manifest(self.path)
 
     def begin(self, manifest: Manifest) -> None:
@@ -111,7 +111,7 @@ class RunDirectory:
             write_json(self.path / FINAL, final)
 
     def final(self) -> Final | None:
-        """How the run ended, or None where it has not."""
+        """How the run ended, or None if it has not."""
         return read_final(self.path)
 
     def rounds(self) -> JsonLines[RoundLine]:

@@ -96,7 +96,7 @@ def _refuse_others(
     method: str | None,
     hparams: str | Path | None,
 ) -> None:
-    """Raise :class:`DataError` where a folder was begun with other settings than are given."""
+    """Raise :class:`DataError` if a folder was begun with other settings than are given."""
     found = []
     if model is not None and model != files.model_name:
         found.append(f"model was {files.model_name!r}, is {model!r}")

@@ -241,7 +241,7 @@ class EditFolder:
         return last, last if plain else rendered(self.tokenizer, turns)
 
     def _refuse_changed(self) -> None:
-        """Raise :class:`DataError` where another process added or undid rounds meanwhile."""
+        """Raise :class:`DataError` if another process added or undid rounds meanwhile."""
         begun = (self.folder / MANIFEST).is_file()
         there = RunFiles(self.folder).ledger().numbers() if begun else []
         here = self.session.ledger.numbers()

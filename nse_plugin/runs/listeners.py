@@ -43,9 +43,9 @@ QUIET = 30.0
 
 @contextmanager
 def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Listener]:
-    """Bars where standard error is a terminal, lines of text elsewhere.
+    """Bars if standard error is a terminal, lines of text elsewhere.
 
-    Nothing where the logger ``nse_plugin.progress`` is set to a level above INFO.
+    Nothing if the logger ``nse_plugin.progress`` is set to a level above INFO.
 
     Args:
         rounds: show the scores of each round; false if the caller shows them.
@@ -152,7 +152,7 @@ class Bars:
 
 
 class Lines:
-    """One line for each round, and one in between where nothing was said for a while."""
+    """One line for each round, and one in between if nothing was said for a while."""
 
     def __init__(self, show: Callable[[str], None], rounds: bool = True) -> None:
         self._show, self._with_rounds = show, rounds

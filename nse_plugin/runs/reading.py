@@ -52,7 +52,7 @@ class RunFiles:
 
     @property
     def model_name(self) -> str | None:
-        """The name by which the model can be loaded, where it is known."""
+        """The name by which the model can be loaded, if it is known."""
         name = self.hparams.get("model_name")
         return name if isinstance(name, str) else None
 
@@ -67,7 +67,7 @@ class RunFiles:
         return tuple(read_lines(self.folder))
 
     def final(self) -> Final | None:
-        """How the run ended, or None where it has not."""
+        """How the run ended, or None if it has not."""
         return read_final(self.folder)
 
     def requests(self) -> dict[int, list[EditRequest]]:
@@ -124,7 +124,7 @@ def load_ledger(folder: str | Path) -> Ledger:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What run a directory holds, or None where there is no manifest.
+    """What run a directory holds, or None if there is no manifest.
 
     Raises:
         DataError: it is damaged, of another schema, or something else made it.
@@ -148,7 +148,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_final(folder: Path) -> Final | None:
-    """How a run ended, or None where it has not.
+    """How a run ended, or None if it has not.
 
     Raises:
         DataError: the file is damaged.

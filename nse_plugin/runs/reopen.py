@@ -49,7 +49,7 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
 
 
 def check_model(files: RunFiles, session: EditSession) -> None:
-    """Raise :class:`DataError` where a session's model is not that of a run."""
+    """Raise :class:`DataError` if a session's model is not that of a run."""
     there = files.manifest["run"]["model"]["fingerprint"]
     here = model_fingerprint(session.layout)
     if there != "?" and not same_model(there, here):

@@ -44,7 +44,7 @@ class SequentialScheduler:
 
     Args:
         editor_or_session: an :class:`EditSession` (give ``hparams`` too), or an editor of either
-            host, whose ``apply_algo`` is used where the method is not ours.  Its model is to be
+            host, whose ``apply_algo`` is used if the method is not ours.  Its model is to be
             untouched.
         requests: a list, or an iterator that need not be known in advance.  To resume, give the
             same stream from its beginning.

@@ -74,7 +74,7 @@ class Identity(Versions, Format):
     stop_rules: dict[str, Any]
     held_out: Texts
     stream: Texts | None
-    """None where the requests come from an iterator."""
+    """None if the requests come from an iterator."""
 
 
 class Measurement(TypedDict, total=False):
@@ -95,7 +95,7 @@ class Measurement(TypedDict, total=False):
     generation: dict[str, Any]
     fluency: float | None
     perplexity: float | None
-    """None where it is too large for a number."""
+    """None if it is too large for a number."""
     relative_change: dict[str, float | None]
     """By parameter: ||change|| / ||original||."""
     key_share: dict[str, float | None]

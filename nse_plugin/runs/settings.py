@@ -115,7 +115,7 @@ class DemoSettings(Settings):
 
     @property
     def _usual(self) -> tuple[int, int]:
-        """Edits and rounds where none are given."""
+        """Edits and rounds if none are given."""
         return (100, 10) if self.embedded else (30, 3)
 
     def conflicts(self) -> Iterator[str]:

@@ -145,7 +145,7 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
 
 
 def _warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:
-    """Say where settings are used on another model than the one their file names."""
+    """Say if settings are used on another model than the one their file names."""
     if given is not None and isinstance(tuned_for, str) and _plain(given) != _plain(tuned_for):
         log.warning(
             "%s is tuned for the model %r and used on %r: layers, learning rates, bounds of "

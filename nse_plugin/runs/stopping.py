@@ -51,7 +51,7 @@ class StopRules(Settings):
             measurement: what the protocol measured after this round, if it did.
             base: what it measured of the untouched model.
             problem: what was not finite, if anything.
-            change: the largest relative change of a layer, where the method writes weights.
+            change: the largest relative change of a layer, if the method writes weights.
         """
         if self.non_finite and problem:
             return self._broken("non_finite", problem, None)

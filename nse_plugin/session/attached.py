@@ -84,7 +84,7 @@ class Attached:
         return self._current
 
     def refuse_other(self, kind: str | None, config: Mapping[str, Any] | None = None) -> None:
-        """Raise :class:`SessionError` where something else is attached than this kind."""
+        """Raise :class:`SessionError` if something else is attached than this kind."""
         if self._current is None:
             return
         if kind != self._kind:
@@ -100,7 +100,7 @@ class Attached:
                 )
 
     def state(self) -> AttachedState | None:
-        """A copy of all that was learned, in main memory; None where nothing is attached."""
+        """A copy of all that was learned, in main memory; None if nothing is attached."""
         if self._current is None:
             return None
         tensors = {

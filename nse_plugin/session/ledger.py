@@ -87,7 +87,7 @@ class Ledger:
         raise SessionError(not_active(number, self.numbers(), self.undone))
 
     def keys(self, layer: int) -> torch.Tensor | None:
-        """Previous keys of a layer, [d_ff, N] over all rounds, or None where there is none."""
+        """Previous keys of a layer, [d_ff, N] over all rounds, or None if there is none."""
         found = [record.keys[layer] for record in self if layer in record.keys]
         return torch.cat(found, dim=1) if found else None
 
@@ -131,7 +131,7 @@ class Ledger:
     def change(
         self, layer: int, d_ff: int, device: torch.device | str = "cpu"
     ) -> torch.Tensor | None:
-        """Sum of all changes of one layer, or None where no round wrote it: :meth:`changes`."""
+        """Sum of all changes of one layer, or None if no round wrote it: :meth:`changes`."""
         return self.changes({layer: device}, d_ff).get(layer)
 
     def neurons(self, layer: int) -> DataFrame:

@@ -89,7 +89,7 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
     (safetensors 0.8.0), and the files of a long run are read many times.
 
     Args:
-        sha256: the checksum of what was written, where it is known.
+        sha256: the checksum of what was written, if it is known.
 
     Raises:
         DataError: the file is damaged, holds NaN or infinity, or is of another version.
@@ -161,7 +161,7 @@ class RoundFile:
     """(layer, number of keys)."""
     d_ff: int | None
     sha256: str | None
-    """What the file's checksum has to be, where it is known."""
+    """What the file's checksum has to be, if it is known."""
     consolidates: tuple[int, ...] = ()
     """Numbers of the rounds that it takes the place of."""
     within: tuple[ActiveRound, ...] = ()

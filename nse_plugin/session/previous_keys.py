@@ -30,7 +30,7 @@ class PreviousKeys:
             self._rounds, self._layers = 0, {}
 
     def matrix(self, layer: int, neurons: torch.Tensor) -> torch.Tensor | None:
-        """P[I, I] in float64 on the device of ``neurons`` [|I|]; None where there are no keys."""
+        """P[I, I] in float64 on the device of ``neurons`` [|I|]; None if there are no keys."""
         self.catch_up()
         kept = self._layers.get(layer)
         return None if kept is None else kept.matrix(neurons)

@@ -46,7 +46,7 @@ class Outcome:
     repairs: int = 0
     """Times it was optimised and written again because the model did not give its answer."""
     answered_before_repair: bool | None = None
-    """Whether greedy decoding wrote the whole target after the round's own passes; None where the
+    """Whether greedy decoding wrote the whole target after the round's own passes; None if the
     method did not ask."""
     answered: bool | None = None
     """The same at the end of the round."""
@@ -65,7 +65,7 @@ class Write:
     neurons: torch.Tensor
     """[|I|] int64, columns of the down-projection that were written."""
     left: torch.Tensor | None
-    """[d_model, n] float32, the residual's share; None where the change has no factors (FT)."""
+    """[d_model, n] float32, the residual's share; None if the change has no factors (FT)."""
     right: torch.Tensor
     """[n, |I|] float32, from the solve; without ``left`` the change itself, [d_model, |I|]."""
     case_ids: tuple[int | str, ...]
@@ -86,7 +86,7 @@ class Write:
         return change
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """left [d_model, n] and right [n, |I|]; one of them is the identity where it has none."""
+        """left [d_model, n] and right [n, |I|]; one of them is the identity if it has none."""
         if self.left is not None:
             return self.left, self.right
         d_model, n_neurons = self.right.shape
@@ -213,7 +213,7 @@ class Written:
     left_out: Sequence[Outcome] = ()
     """Requests whose residual was out of bounds, which the last pass did not write."""
     change: float | None = None
-    """Largest ||sum of all changes|| / ||original|| of an edited layer; None where none has one."""
+    """Largest ||sum of all changes|| / ||original|| of an edited layer; None if none has one."""
     bound: str = ""
     """The bound, as ``upper_bound 4.0``."""
 

@@ -65,7 +65,7 @@ class EditSession:
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Any = None) -> EditSession:
-        """The session of this model; a new one where there is none yet.
+        """The session of this model; a new one if there is none yet.
 
         Raises:
             SessionError: the model has no session and no tokenizer was given to start one.
@@ -97,7 +97,7 @@ class EditSession:
     def round(self, layers: list[int], attaches: str | None = None) -> Iterator[None]:
         """One round of editing these layers, or what is attached: all of it or nothing.
 
-        Checks the model first (:meth:`check`).  Where an exception leaves the block, the model
+        Checks the model first (:meth:`check`).  If an exception leaves the block, the model
         holds what it held before.
 
         Args:
@@ -128,7 +128,7 @@ class EditSession:
         """A round in the place of all active ones, which are given; inside, none is active.
 
         The record that is committed inside is to keep them as :attr:`RoundRecord.within`, so that
-        undoing it brings them back.  Where an exception leaves the block, all is as before.
+        undoing it brings them back.  If an exception leaves the block, all is as before.
 
         Raises:
             SessionError: the model was changed.
@@ -187,7 +187,7 @@ class EditSession:
         The weights become original + the sum of the other rounds, added in their order: the bits
         that a new session has which adopts those rounds.  Its keys leave the previous keys, and
         the ledger notes the undo.  Undoing a consolidation makes the rounds inside it active again.
-        Where anything goes wrong, all is as before.
+        If anything goes wrong, all is as before.
 
         Raises:
             SessionError: the round was undone already, is inside a consolidation, or there is
@@ -233,7 +233,7 @@ class EditSession:
     def check(self) -> None:
         """Compare the weights in the model with what this session left there.
 
-        Where somebody put the weights of an earlier round back (EasyEdit does so after an edit
+        If somebody put the weights of an earlier round back (EasyEdit does so after an edit
         that is not sequential), the rounds since then are dropped.
 
         Raises:

@@ -110,7 +110,7 @@ class StatisticsFiles:
         return self.folder / f"layers-{numbers}{self._tail}.partial.npz"
 
     def read(self, layer: int) -> SecondMoment | None:
-        """Read a layer's statistics, our own file first; None where there is no file.
+        """Read a layer's statistics, our own file first; None if there is no file.
 
         Raises:
             StatisticsError: the file is damaged or of another model, text or choice of settings.
@@ -243,7 +243,7 @@ def write_partial(path: Path, header: Mapping[str, Any], sums: Mapping[int, torc
 
 
 def read_partial(path: Path, layers: Iterable[int]) -> tuple[dict[str, Any], dict[int, Any]] | None:
-    """Header and sums (float64 arrays) of an unfinished pass; None where it is of no use."""
+    """Header and sums (float64 arrays) of an unfinished pass; None if it is of no use."""
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))

@@ -48,7 +48,7 @@ def register_text(
 
 
 def check_text(name: str, tokenizer: Any) -> None:
-    """Raise :class:`StatisticsError` where a named text is in another language than a model's."""
+    """Raise :class:`StatisticsError` if a named text is in another language than a model's."""
     text = NAMED_TEXTS.get(name)
     if text is not None and not text.fits(tokenizer):
         raise StatisticsError(

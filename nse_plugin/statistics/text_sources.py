@@ -72,7 +72,7 @@ def source_digest(source: str) -> str | None:
 
 
 def text_file(source: str) -> Path | None:
-    """The path that a source names, or None where it names something else."""
+    """The path that a source names, or None if it names something else."""
     if source in ("self", *NAMED_TEXTS, *DATASETS):
         return None
     if source.startswith("file:"):
@@ -222,7 +222,7 @@ def _sampled_chunks(
 def _starts(
     layout: DecoderLayout, tokenizer: Any, n_rows: int, generator: torch.Generator
 ) -> torch.Tensor:
-    """[rows, 1]: the start token, or ordinary tokens at random where there is none."""
+    """[rows, 1]: the start token, or ordinary tokens at random if there is none."""
     if tokenizer.bos_token_id is not None:
         return torch.full((n_rows, 1), tokenizer.bos_token_id)
     n_vocab = min(len(tokenizer), layout.model.get_input_embeddings().weight.shape[0])
