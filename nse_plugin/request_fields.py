@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 PLACE = "{}"
-"""What stands in a template in the subject's place."""
+"""The subject's placeholder in a template."""
 _BLANKS_AT_END = re.compile(r"[^\S\r\n]+\Z")
 _SPACELESS = ("CJK", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR")
 """How the Unicode names of letters begin whose scripts put no spaces between words."""
@@ -134,7 +134,7 @@ def _paired(entry: Any, where: str) -> list[tuple[Any, Any]]:
 def subject_at(prompt: str, subject: str, *, whole_words: bool = False) -> int:
     """Where in a full prompt the subject begins, -1 where it is not in it.
 
-    Of several places the last one is taken: it is the nearest to the answer, and what stands
+    Of several places the last one is taken: it is the nearest to the answer, and tokens
     before it cannot see it.  Places inside a longer word count only where there is no other, and
     not at all with ``whole_words``.
     """

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 class Probe:
     """A question asked before and after an edit: a full prompt and the answer expected of it.
 
-    Blanks at the end of the prompt and around the answer are dropped: an answer stands one space
+    Blanks at the end of the prompt and around the answer are dropped: an answer comes one space
     after its prompt.
 
     Raises:
@@ -62,11 +62,11 @@ Probes = Mapping[str, tuple[Probe, ...]]
 class EditRequest:
     """One fact to write into a model.
 
-    Blanks at the end of the prompt and around subject and target are dropped: the target stands
+    Blanks at the end of the prompt and around subject and target are dropped: the target comes
     one space after the prompt, and the subject's last token is where methods write.
 
     Raises:
-        RequestError: a field is empty, or it is not clear where in ``prompt`` the subject stands.
+        RequestError: a field is empty, or it is not clear where in ``prompt`` the subject is.
     """
 
     case_id: int | str
@@ -154,8 +154,8 @@ class EditRequest:
         """Read an EasyEdit request: ``prompt``, ``target_new``, ``subject`` and what else there is.
 
         ``prompt`` holds the subject itself, or ``{}`` in its place.  Of several places where the
-        subject stands, the one that ``subject_start`` names is taken, else the last one: it is the
-        nearest to the answer, and what stands before it cannot see it.  A text that is None, NaN
+        subject occurs, the one that ``subject_start`` names is taken, else the last one: it is the
+        nearest to the answer, and tokens before it cannot see it.  A text that is None, NaN
         or empty counts as not given; a probe without a prompt or an answer is left out.
 
         Args:

@@ -60,7 +60,7 @@ def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResu
     An interrupt is raised again; finished rounds stay on disk.
 
     Args:
-        pool: lends the model, and takes it back.
+        pool: provides the untouched model.
         own_process: this process runs only this cell.
     """
     try:

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("serial", "processes", "ray")
 _PATIENCE = 5.0
-"""Seconds that a process has to end when it is told to; then it is killed."""
+"""Seconds that a process has to end when it is asked to; then it is killed."""
 
 
 def check_engine(name: str, jobs: int) -> None:

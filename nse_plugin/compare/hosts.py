@@ -27,7 +27,7 @@ from nse_plugin.session.session import EditSession
 _FROM_THE_MODEL = ("model_name", "lm_head_module")
 """What the host's hyperparameters hold otherwise than the YAML."""
 _NULL_SPACE = "null_space_project.pt"
-"""EasyEdit's AlphaEdit writes its projection there, whatever ``P_loc`` is, and makes it anew in
+"""EasyEdit's AlphaEdit writes its projection there, whatever ``P_loc`` is, and computes it again in
 each round where ``P_loc`` is another file that does not exist."""
 OURS, THEIRS = "nse_plugin", "EasyEdit"
 """The implementations."""

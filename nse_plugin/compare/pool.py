@@ -1,4 +1,4 @@
-"""The untouched model of a process: loaded once and lent to its cells in turn."""
+"""The untouched model of a process: loaded once and used by its cells in turn."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 ``results/<model>/<method>/<seed>.json`` holds a :class:`CellResult`, ``results.json`` a
 :class:`ComparisonResult`.  Scores are shares from 0 to 1 as :mod:`nse_plugin.evaluation.metrics`
-defines them; None stands for what was not measured or is not finite.
+defines them; None means what was not measured or is not finite.
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
     """``NSE,ROME,NSE:p=0.6``; commas inside brackets belong to a value.
 
     Raises:
-        HparamsError: an entry cannot be read, or stands there twice.
+        HparamsError: an entry cannot be read, or is given twice.
     """
     entries = [entry.strip() for entry in re.split(r",(?![^\[]*\])", text) if entry.strip()]
     if not entries:

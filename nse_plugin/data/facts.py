@@ -21,7 +21,7 @@ from nse_plugin.request_fields import PLACE, is_missing
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
-"""What stands before a prompt if nobody gave a paraphrase."""
+"""The text before a prompt if nobody gave a paraphrase."""
 _SUBJECT = re.compile(r"\{([^{}]+)\}")
 
 

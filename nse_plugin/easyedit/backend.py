@@ -28,7 +28,7 @@ class HostBackend:
     """A method of the host that changes weights in place and returns what they held before.
 
     Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
-    and LoRA) returns another object, in which the model lies.  What it attached is kept in memory
+    and LoRA) returns another object, which holds the model.  What it attached is kept in memory
     only: such a run is measured like any other, but can be neither undone nor resumed.
 
     Args:
@@ -133,7 +133,7 @@ class HostBackend:
             if about.get("in_memory"):
                 raise DataError(
                     f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
-                    "run that was cut off cannot be resumed; remove its folder and begin anew"
+                    "run that was cut off cannot be resumed; remove its folder and start again"
                 )
             for name, tensor in tensors.items():
                 parameter = self._parameter(name)
@@ -198,7 +198,7 @@ class HostBackend:
 
 
 def _read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Matrices of a round and what is said of it."""
+    """Matrices of a round, and the description of the round."""
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("host", "{}"))

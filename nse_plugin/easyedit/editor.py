@@ -96,7 +96,7 @@ def _subclass(theirs: type) -> type:
 
 
 def _for_host(hparams: Any) -> Any:
-    """The hparams in words that EasyEdit understands; a copy if anything has to change."""
+    """The hparams in the form that EasyEdit understands; a copy if anything has to change."""
 
     if overtone.wraps_easyedit(hparams):
         hparams = overtone.base_hparams(hparams)

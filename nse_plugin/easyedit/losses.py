@@ -60,7 +60,7 @@ class TermLoss:
     def cross_entropy(
         self, *, reduction: str = "mean", ignore_index: int = _IGNORED, **others: Any
     ) -> Callable[[Tensor, Tensor], Tensor]:
-        """What stands in for the class ``torch.nn.CrossEntropyLoss``."""
+        """The replacement of the class ``torch.nn.CrossEntropyLoss``."""
         if others or reduction not in ("none", "mean", "sum"):
             raise self._unknown(f"CrossEntropyLoss({reduction=}, {others})")
 
@@ -86,7 +86,7 @@ class TermLoss:
         shift_labels: Tensor | None = None,
         **_ignored: Any,
     ) -> Tensor:
-        """What stands in for the ``loss_function`` of a transformers model.
+        """The replacement of the ``loss_function`` of a transformers model.
 
         The mean over each request's target tokens, and the mean of that over requests (where
         transformers takes one mean over the tokens of the batch).
@@ -146,7 +146,7 @@ class Term:
     needs: tuple[str, ...] = ()
     """Hyperparameters that ours may leave out and it cannot."""
     copying: str = "copy"
-    """The argument by which :attr:`apply` is told to work on a copy of the model."""
+    """The argument that makes :attr:`apply` work on a copy of the model."""
 
     def check(self, hparams: Any, model: nn.Module) -> Callable[..., Any]:
         """Look at the place before anything is written; returns EasyEdit's function.

@@ -176,7 +176,7 @@ def refuse_attaching(names: list[str]) -> None:
     if names:
         raise HostError(
             f"{', '.join(names)} of nse_plugin attaches modules to the model, and EasyEdit's "
-            "editors can take back changed weights only; use NSE_PLUGIN_HOST=embedded, or "
+            "editors can undo changes of weights only; use NSE_PLUGIN_HOST=embedded, or "
             "EasyEdit's own method with its own hparams class"
         )
 

@@ -56,7 +56,7 @@ def single_edits(
     if len(session.ledger):
         raise SessionError(
             f"the session has {len(session.ledger)} rounds, and single edits start from the "
-            "untouched model; call session.undo_all(), or load the model anew"
+            "untouched model; call session.undo_all(), or load the model again"
         )
     for request in requests:
         table = TokenTable()

@@ -81,7 +81,7 @@ def from_delta(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Ed
     if len(session.ledger):
         raise SessionError(
             f"this session has {len(session.ledger)} rounds already, and a delta is made from the "
-            "originals; undo_all() them first, or use a model that is loaded anew"
+            "originals; undo_all() them first, or use a freshly loaded model"
         )
     check_model(folder, manifest, session)
     tensors = read_tensors(folder / CHANGE)

@@ -27,7 +27,7 @@ class LocateHparams(LayersHparams):
     """Kept for EasyEdit's YAMLs; all of `layers` are edited."""
 
     v_num_grad_steps: int = bounded(25, low=1)
-    """Evaluations of the value loss; one Adam step lies between two of them."""
+    """Evaluations of the value loss; with one Adam step between two of them."""
     v_lr: float = bounded(0.5, above=0)
     """Adam's learning rate for the value."""
     v_loss_layer: int | None = bounded(None, low=0)

@@ -118,7 +118,7 @@ class OvertoneHparams(Hparams):
         return {**values, "base": self.base.to_dict()}
 
     def for_base(self) -> Any:
-        """The base's hyperparameters, with what all methods share as it stands here now."""
+        """The base's hyperparameters, with the settings that all methods share taken from here."""
         shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Hparams)}
         return dataclasses.replace(self.base, **{**shared, "alg_name": self.base.alg_name})
 

@@ -84,7 +84,7 @@ class Settings:
     key_of: ClassVar[Mapping[str, str]] = {}
     """The key in a file by the name of the field, if the two differ."""
     unknown_key_advice: ClassVar[str] = ""
-    """What is said of an unknown key besides the nearest one."""
+    """Advice added to the error about an unknown key."""
 
     def __post_init__(self) -> None:
         given = {f.name: getattr(self, f.name) for f in _fields(type(self))}

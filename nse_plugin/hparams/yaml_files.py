@@ -12,7 +12,7 @@ from nse_plugin.errors import HparamsError, did_you_mean
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``2e-2`` is a number, and a key that stands twice is an error."""
+    """YAML as people write it: ``2e-2`` is a number, and a key that is given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -20,7 +20,7 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key.value!r} stands twice", key.start_mark
+                        None, None, f"the key {key.value!r} is given twice", key.start_mark
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)

@@ -2,7 +2,7 @@
 
 Teaching a one-hot target pushes the tokens that the model already knows as hard as those it does
 not: they are overfitted by the time the last one is learnt.  With s the logits, pi = softmax(s)
-and y the target token, OVERTONE teaches instead, decided anew per token and step,
+and y the target token, OVERTONE teaches instead, decided again for each token and step,
 
     pi_flt    = softmax over the tokens with s > max(s) - n_sigma * std(s)
     candidate = lambda * onehot(y) + (1 - lambda) * pi_flt

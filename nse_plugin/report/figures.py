@@ -81,7 +81,7 @@ def heat_maps(
     """Heat maps under each other with one scale of colours; see :func:`heat_map`.
 
     Args:
-        tables: by the name that stands over it.
+        tables: by its title.
     """
     figure, panels = empty_figure(theme, title, [_height(table) for table in tables.values()])
     scale = _scale(tables.values(), limits, theme)

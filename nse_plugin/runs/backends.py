@@ -115,7 +115,7 @@ class SessionBackend:
         if len(session.ledger):
             raise SessionError(
                 f"the session has {len(session.ledger)} rounds already, and a run starts from the "
-                "untouched model; call session.undo_all(), or load the model anew"
+                "untouched model; call session.undo_all(), or load the model again"
             )
         self._edit_round = find_method(hparams.alg_name).edit_round
         self._base = base_of(hparams)

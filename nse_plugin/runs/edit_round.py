@@ -48,7 +48,7 @@ class EditRound:
     Args:
         directory: the folder, open for writing.
         backend: its method on its model, with the active rounds.
-        listener: told of the phases.
+        listener: hears of the phases.
     """
 
     def __init__(

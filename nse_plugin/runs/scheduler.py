@@ -50,7 +50,7 @@ class SequentialScheduler:
             same stream from its beginning.
         run_dir: where the run is kept; one that holds the same run is resumed.
         held_out: texts for the perplexity.
-        listeners: told of everything that happens.
+        listeners: called at everything that happens.
         max_rounds: end this call after N rounds; another call resumes the run.
 
     Raises:

@@ -42,7 +42,7 @@ class Adapters:
         if hasattr(self._model, "peft_config"):
             raise ModelError(
                 "the model has PEFT adapters already, which this session did not make; merge or "
-                "unload them first, or load the model anew"
+                "unload them first, or load the model again"
             )
         self._config = dict(config)
         own = {id(parameter) for parameter in self._model.parameters()}

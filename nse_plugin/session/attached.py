@@ -90,7 +90,7 @@ class Attached:
         if kind != self._kind:
             raise SessionError(
                 f"this session's model has {self._kind!r} attached, and rounds of another method "
-                "cannot come on top of it; undo_all() first, or take a model that is loaded anew"
+                "cannot come on top of it; undo_all() first, or use a freshly loaded model"
             )
         for name, value in (config or {}).items():
             if value != self._config[name]:

@@ -180,6 +180,6 @@ def _find(model: nn.Module, name: str) -> Any:
         if isinstance(getattr(hook, "__self__", None), Codebook):
             raise ModelError(
                 f"{name} has a codebook already that is not this session's, as a copy of an edited "
-                "model has; load the model anew"
+                "model has; load the model again"
             )
     return module

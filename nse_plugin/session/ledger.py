@@ -74,7 +74,7 @@ class Ledger:
         return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
 
     def index(self, number: int) -> int:
-        """Where the round of this number lies.
+        """The position of the round of this number.
 
         Raises:
             SessionError: it was undone, is inside a consolidation, or there is none.

@@ -204,7 +204,7 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Written:
-    """What is said of a round that was just written, by whichever method."""
+    """The report of a round that was just written, by whichever method."""
 
     summary: dict[str, Any]
     """For the log; times under ``seconds``."""

@@ -167,7 +167,7 @@ class EditSession:
         if len(self.ledger):
             raise SessionError(
                 f"this session has {len(self.ledger)} rounds already; undo_all() them first, or "
-                "adopt the ledger with a model that is loaded anew"
+                "adopt the ledger with a freshly loaded model"
             )
         try:
             for entry in ledger.active():

@@ -281,7 +281,7 @@ def model_fingerprint(layout: DecoderLayout) -> str:
 
 
 def _matrix_of_attention(layout: DecoderLayout, block: nn.Module) -> torch.Tensor:
-    """The first matrix of a block's attention, or of what stands in its place."""
+    """The first matrix of a block's attention, or of what replaces it."""
     family = layout.family
     matrices = [(name, p) for name, p in block.named_parameters() if p.dim() == 2]
     of_attention = [p for name, p in matrices if name.startswith(f"{family.attn}.")]

@@ -78,7 +78,7 @@ def test_one_request_at_a_time(tmp_path):
 def test_it_can_neither_go_on_nor_be_undone(tmp_path):
     first = engine(attach([]))
     assert scheduled(tmp_path, first, max_rounds=1).run().status == "paused"
-    with pytest.raises(DataError, match="begin anew"):
+    with pytest.raises(DataError, match="start again"):
         scheduled(tmp_path, engine(attach([]))).run()
     with pytest.raises(HostError, match="use SHIFT-plugin"):
         first.undo()

@@ -113,8 +113,8 @@ def test_yaml_as_people_write_it(tmp_path):
         "a": 0.02, "b": 1e5, "c": -30.0, "d": "e5", "e": "1e"}  # fmt: skip
     path = tmp_path / "a.yaml"
     for text, message in [
-        ("a: 1\na: 2", "the key 'a' stands twice"),
-        ("a: {b: 1, b: 2}", "the key 'b' stands twice"),
+        ("a: 1\na: 2", "the key 'a' is given twice"),
+        ("a: {b: 1, b: 2}", "the key 'b' is given twice"),
         ("a: 2024-13-45", "is not YAML: month must be in 1..12"),
         ("[" * 5000, "nested too deeply"),
         ("", "holds nothing"),

@@ -20,7 +20,7 @@ class Fact:
 
     relation: str
     subject: str
-    """As it stands within a sentence: ``the Netherlands``."""
+    """As it is written within a sentence: ``the Netherlands``."""
     answer: str
     also: tuple[str, ...] = ()
     """Other answers that are true, or other names of the answer: no edit may write them."""
