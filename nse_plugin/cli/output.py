@@ -121,7 +121,7 @@ _OUT_OF_MEMORY = (
 def set_up_logging(verbose: bool) -> None:
     """Logs to standard error, control characters spelled out."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s" if verbose else None))
     logging.basicConfig(handlers=[handler])
     logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
     _PROGRESS.setLevel(logging.INFO)  # a line every 30 seconds
@@ -132,8 +132,12 @@ def set_up_logging(verbose: bool) -> None:
 
 
 class _Formatter(logging.Formatter):
+    """Without a format of its own: the message, and the level of what is no progress."""
+
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        text = super().format(record)
+        plain = self._fmt == "%(message)s" and record.levelno >= logging.WARNING
+        return printable(f"{record.levelname.lower()}: {text}" if plain else text)
 
 
 def _of_system(error: OSError) -> str:

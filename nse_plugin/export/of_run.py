@@ -108,7 +108,7 @@ def export_run(
 
 def _in_effect(files: RunFiles, session: EditSession) -> list[EditRequest]:
     """The requests of the active rounds that no later one replaces."""
-    active, requests = set(session.ledger.numbers()), files.requests()
+    active, requests = set(session.ledger.numbers_in_effect()), files.requests()
     found: dict[tuple[str, str], EditRequest] = {}
     for line in files.lines:
         if line["file"] is not None and line["file"] in active:
