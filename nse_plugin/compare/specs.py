@@ -48,19 +48,25 @@ class Variant:
     about: str
 
 
-_REPAIR = Variant(
-    {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
-)
+_REPAIRS = {
+    "repair": Variant(
+        {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
+    ),
+    "repair-all": Variant(
+        {"repair_rounds": 1, "repair_every": 5},
+        "repair, and every 5 rounds of the earlier edits that are lost (ours)",
+    ),
+}
 VARIANTS: dict[str, dict[str, Variant]] = {
-    "AlphaEdit": {"repair": _REPAIR},
+    "AlphaEdit": {**_REPAIRS},
     "MEMIT": {
         "previous-keys": Variant(
             {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
         ),
-        "repair": _REPAIR,
+        **_REPAIRS,
     },
     "NSE": {
-        "repair": _REPAIR,
+        **_REPAIRS,
         "no-rewinding": Variant(
             {"rewind": False}, "values are optimised against the edited model"
         ),

@@ -107,6 +107,9 @@ class SpreadHparams(LocateHparams):
     repair_rounds: int = bounded(0, low=0)
     """How often the edits of a round that the model does not give after the write are optimised in
     the present model and written again; 0 is never (the papers)."""
+    repair_every: int = bounded(0, low=0)
+    """Every N rounds, edits of earlier rounds that the model no longer gives are written again with
+    the round's own; 0 is never (the papers)."""
 
 
 @dataclass(kw_only=True)

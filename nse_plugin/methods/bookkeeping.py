@@ -37,8 +37,14 @@ def outcomes(
     values: Values,
     progress: Progress,
     repaired: Repaired | None = None,
+    earlier: Sequence[int] = (),
 ) -> tuple[Outcome, ...]:
-    """The outcome of every request."""
+    """The outcome of every request.
+
+    Args:
+        earlier: the rounds that wrote the last requests before, which are written again.
+    """
+    rounds = [*[None] * (len(requests) - len(earlier)), *earlier]
     z, shift = values.z, values.z - values.base
     return tuple(
         Outcome(
@@ -52,6 +58,7 @@ def outcomes(
             z_shift=float(shift[i].norm()),
             z_loss=float(values.loss[i]),
             z_steps=int(values.steps[i]),
+            earlier_round=rounds[i],
             **({} if repaired is None else repaired.of(i)),
         )
         for i, request in enumerate(requests)

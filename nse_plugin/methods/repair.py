@@ -6,13 +6,18 @@ and for those whose whole answer is not given a value is optimised in the model 
 written by one more pass.  All other requests of the round are in that pass's solve with no
 residual, as the previous keys are: what they give stays.
 
-This is ours; it is in none of the papers, and off by default (``repair_rounds: 0``).
+Later rounds wear earlier edits away.  With ``repair_every``, every N rounds the earlier edits are
+asked too before the round is written, and those that the model no longer gives join the round with
+values optimised in the model as it is now.  Their old keys are left out of the previous keys, which
+would hold them where they are.
+
+This is ours; it is in none of the papers, and off by default.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +52,52 @@ class Repaired:
             "answered": bool(self.answered[i]),
             "residual_before_repair": float(self.residual_before[i]),
         }
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Edits of earlier rounds that the model no longer gives; they join a round."""
+
+    requests: tuple[EditRequest, ...] = ()
+    rounds: tuple[int, ...] = ()
+    """The round that wrote each last."""
+    keys: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By layer: the keys [d_ff, n] that the ledger has of them."""
+
+
+def lost_edits(
+    session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
+) -> Lost:
+    """Ask the edits of earlier rounds, where ``repair_every`` says so of the next round.
+
+    Args:
+        requests: of the next round; a fact that it edits is not asked.
+    """
+    if session.ledger.next_number() % hparams.repair_every:
+        return Lost()
+    latest: dict[tuple[str, str], tuple[EditRequest, int, dict[int, torch.Tensor]]] = {}
+    for record in session.ledger:
+        for i, request in enumerate(record.requests):  # none with a method that has no values
+            keys = {layer: found[:, i] for layer, found in record.keys.items()}
+            latest[request.fact] = (request, record.number, keys)
+    for request in requests:
+        latest.pop(request.fact, None)
+    edits = list(latest.values())
+    if not edits:
+        return Lost()
+    given = answered(session, [request for request, _, _ in edits], hparams.token_budget).tolist()
+    lost = [edit for edit, yes in zip(edits, given) if not yes]
+    if not lost:
+        return Lost()
+    return Lost(
+        tuple(request for request, _, _ in lost),
+        tuple(number for _, number, _ in lost),
+        {
+            layer: torch.stack([keys[layer] for _, _, keys in lost if layer in keys], dim=1)
+            for layer in hparams.layers
+            if any(layer in keys for _, _, keys in lost)
+        },
+    )
 
 
 def repair(

@@ -4,8 +4,8 @@
 2. write passes: per layer, the keys of the requests still off their value, a closed-form change
    that takes its share of the residual z - h, and the next layer with what is left (MEMIT,
    arXiv 2210.07229, algorithm 1);
-3. with ``repair_rounds``, edits that the model still does not give are written once more
-   (:mod:`nse_plugin.methods.repair`);
+3. with ``repair_rounds`` and ``repair_every``, edits that the model does not give, or no longer,
+   are written once more (:mod:`nse_plugin.methods.repair`);
 4. the keys of all requests, after the last write, join the previous keys.
 
 What differs between methods is the closed form (:data:`~nse_plugin.methods.writer.Solve`), the
@@ -25,7 +25,7 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.repair import repair
+from nse_plugin.methods.repair import Lost, lost_edits, repair
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
@@ -72,6 +72,11 @@ def spread_round(
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
         clock = Clock()
+        lost = Lost()
+        if values is None and hparams.repair_every:
+            with clock("ask"):
+                lost = lost_edits(session, requests, hparams)
+        n_own, requests = len(requests), [*requests, *lost.requests]
         solve = solver(session, hparams)
         contexts = session.untouched.contexts(hparams)
         layout, tokenizer = session.layout, session.tokenizer
@@ -86,23 +91,30 @@ def spread_round(
                 return values
             return adjust(values, session, lookups.select(rows), hparams.layers[-1])
 
-        def values_of_all() -> Values:
-            return find_values(torch.arange(len(requests)), trace)
+        def own_values() -> Values:
+            return find_values(torch.arange(n_own), trace)
 
         if values is None:
             with clock("values"), session.weights.rewound() if rewind else nullcontext():
-                of = tuple(request.digest() for request in requests)
+                of = tuple(request.digest() for request in requests[:n_own])
                 key = (of, contexts, *hparams.value_settings(), objective, adjust)
-                values = session.untouched.values(key, values_of_all) if rewind else values_of_all()
-        writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
-        writer.run()
-        repaired = repair(writer, find_values, hparams)
+                values = session.untouched.values(key, own_values) if rewind else own_values()
+        if lost.requests:
+            with clock("repair"):
+                again = find_values(torch.arange(n_own, len(requests)))
+            values = Values.cat([values, again])
+        with session.previous_keys.without(lost.keys):
+            writer = Writer(
+                session, requests, hparams.layers, lookups, values, solve, passes, clock
+            )
+            writer.run()
+            repaired = repair(writer, find_values, hparams)
         with clock("keys"):
             keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
         record = RoundRecord(
             number=session.ledger.next_number(),
             method=hparams.method,
-            outcomes=outcomes(requests, writer.values, writer.progress(), repaired),
+            outcomes=outcomes(requests, writer.values, writer.progress(), repaired, lost.rounds),
             writes=tuple(writer.writes),
             keys=keys,
             seconds=clock.seconds,

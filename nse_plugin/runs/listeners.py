@@ -211,6 +211,8 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"{line['superseded']} superseded")
     if (line["edit"] or {}).get("repaired"):
         parts.append(f"{line['edit']['repaired']} repaired")
+    if (line["edit"] or {}).get("written_again"):
+        parts.append(f"{line['edit']['written_again']} earlier ones written again")
     if line["left_out"]:
         parts.append(f"{len(line['left_out'])} out of bounds")
     if line["stop"]:

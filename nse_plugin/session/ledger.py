@@ -13,7 +13,14 @@ import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.session import queries
-from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, inside, not_active
+from nse_plugin.session.records import (
+    ActiveRound,
+    RoundRecord,
+    Undone,
+    inside,
+    not_active,
+    written_again,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,11 +81,15 @@ class Ledger:
         return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
 
     def index(self, number: int) -> int:
-        """The position of the round of this number.
+        """The position of the round of this number, which is to be undone.
 
         Raises:
-            SessionError: it was undone, is inside a consolidation, or there is none.
+            SessionError: it was undone, is inside a consolidation, or there is none; or a later
+                round wrote edits of it again.
         """
+        later = [entry.number for entry in self._rounds if number in entry.rewrites]
+        if later:
+            raise SessionError(written_again(number, later[-1]))
         if number in self.numbers():
             return self.numbers().index(number)
         for entry in self._rounds:

@@ -166,6 +166,8 @@ class RoundFile:
     """Numbers of the rounds that it takes the place of."""
     within: tuple[ActiveRound, ...] = ()
     """Those rounds; :func:`load_rounds` knows them."""
+    rewrites: tuple[int, ...] = ()
+    """Earlier rounds of which it wrote edits again, rising."""
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
@@ -177,9 +179,20 @@ class RoundFile:
         try:
             header = _record(path, _metadata_of(path))
             counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
-            number, edits = int(header["number"]), len(header["outcomes"])
+            number = int(header["number"])
+            again = [outcome.get("earlier_round") for outcome in header["outcomes"]]
+            rewrites = tuple(sorted({earlier for earlier in again if earlier is not None}))
             inside = tuple(header.get("consolidates", ()))
-            return cls(number, str(path), edits, counts, header["d_ff"], sha256, inside)
+            return cls(
+                number,
+                str(path),
+                again.count(None),
+                counts,
+                header["d_ff"],
+                sha256,
+                inside,
+                rewrites=rewrites,
+            )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise _explained(path, error) from error
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 import torch
 
 from nse_plugin.session.ledger import Ledger
@@ -23,6 +26,16 @@ class PreviousKeys:
         self._ledger = ledger
         self._rounds = 0  # of the ledger, looked at
         self._layers: dict[int, _Layer] = {}
+        self._left_out: Mapping[int, torch.Tensor] = {}
+
+    @contextmanager
+    def without(self, keys: Mapping[int, torch.Tensor]) -> Iterator[None]:
+        """Inside, P is that without these of its keys, by layer [d_ff, n]."""
+        self._left_out = keys
+        try:
+            yield
+        finally:
+            self._left_out = {}
 
     def drop_from(self, length: int) -> None:
         """Forget what was summed beyond the first ``length`` rounds."""
@@ -33,7 +46,13 @@ class PreviousKeys:
         """P[I, I] in float64 on the device of ``neurons`` [|I|]; None if there are no keys."""
         self.catch_up()
         kept = self._layers.get(layer)
-        return None if kept is None else kept.matrix(neurons)
+        if kept is None:
+            return None
+        P, out = kept.matrix(neurons), self._left_out.get(layer)
+        if out is None:
+            return P
+        chosen = out[neurons.cpu()].to(neurons.device).double()
+        return P - chosen @ chosen.T
 
     def catch_up(self) -> None:
         """Look at the rounds that are new in the ledger."""

@@ -43,6 +43,9 @@ class Outcome:
     """The loss when the optimisation stopped: of the value z, or of what a method trains."""
     z_steps: int | None = None
     """Evaluations of it."""
+    earlier_round: int | None = None
+    """The earlier round that wrote it last, where the model no longer gave its answer and this
+    round wrote it again; None for a request of the round itself."""
     repairs: int = 0
     """Times it was optimised and written again because the model did not give its answer."""
     answered_before_repair: bool | None = None
@@ -132,8 +135,14 @@ class RoundRecord:
 
     @property
     def edits(self) -> int:
-        """How many requests the round has."""
-        return len(self.outcomes)
+        """How many requests the round has; those that it wrote again are not counted."""
+        return sum(outcome.earlier_round is None for outcome in self.outcomes)
+
+    @property
+    def rewrites(self) -> tuple[int, ...]:
+        """Earlier rounds of which it wrote edits again, rising."""
+        found = {o.earlier_round for o in self.outcomes if o.earlier_round is not None}
+        return tuple(sorted(found))
 
     @property
     def key_counts(self) -> dict[int, int]:
@@ -188,7 +197,7 @@ class RoundRecord:
         return {
             "number": self.number,
             "method": self.method,
-            "edits": len(self.outcomes),
+            "edits": self.edits,
             "status": {
                 status: sum(o.status == status for o in self.outcomes)
                 for status in ("converged", "residual_left", "out_of_bounds")
@@ -198,6 +207,7 @@ class RoundRecord:
                 for layer, norm in self.norms().items()
             },
             "repaired": sum(o.repairs > 0 for o in self.outcomes),
+            "written_again": len(self.outcomes) - self.edits,
             "seconds": self.seconds,
         }
 
@@ -249,6 +259,10 @@ class ActiveRound(Protocol):
         """Neurons of an edited layer; None with a method that attaches modules."""
 
     @property
+    def rewrites(self) -> tuple[int, ...]:
+        """Earlier rounds of which it wrote edits again, rising."""
+
+    @property
     def within(self) -> tuple[ActiveRound, ...]:
         """The rounds that this one takes the place of, where it is a consolidation."""
 
@@ -290,6 +304,14 @@ def inside(number: int, consolidation: int) -> str:
         f"round {number} is inside the consolidation that is round {consolidation}; undo round "
         f"{consolidation}, then round {number}, and consolidate again: that solves all edits "
         "without those of the round"
+    )
+
+
+def written_again(number: int, later: int) -> str:
+    """Why a round cannot be undone of which a later one wrote edits again."""
+    return (
+        f"round {number} cannot be undone alone: round {later} wrote edits of it again "
+        f"(repair_every); undo round {later} first"
     )
 
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from nse_plugin.compare.specs import parse_method
+from nse_plugin.errors import SessionError
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
 from nse_plugin.locate.values import compute_values
 from nse_plugin.methods import repair
 from nse_plugin.methods.bases import BASES
 from nse_plugin.objectives.nll import nll
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.ledger_files import load_round, save_round
+from nse_plugin.session.ledger_files import RoundFile, load_round, save_round
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import Brute, hparams_of, three_rounds
 from tests.tiny import some_requests, tiny_model
@@ -119,6 +120,56 @@ def test_an_edit_out_of_bounds_is_reported_and_not_repaired(tokenizer, tmp_path)
         ("out_of_bounds", 0, False)
     }
     assert record.writes == ()
+
+
+def test_lost_edits_join_a_later_round_and_their_old_keys_are_left_out(
+    tokenizer, tmp_path, monkeypatch
+):
+    hparams = quick(NSEHparams, tmp_path, repair_every=2, max_iterations=1)
+    first, new = some_requests(2), some_requests(4)[2:]
+    model, untouched = tiny_model("llama"), tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    BASES["NSE"].edit_round(session, first, hparams)
+    kept = session.ledger[0]
+    brute, clean = Brute.of(model, tokenizer, hparams), EditSession.of(untouched, tokenizer)
+    contexts, C = session.untouched.contexts(hparams), session.untouched.covariances(hparams)
+    z = torch.cat(
+        [  # the new ones with the original weights, the lost one as the model is now
+            compute_values(clean.layout, tokenizer, new, contexts, hparams, nll).z,
+            compute_values(brute.session.layout, tokenizer, first[1:], contexts, hparams, nll).z,
+        ]
+    )
+
+    def solve(layer, K, R):
+        k = kept.keys[layer][:, :1].double()  # of the edit that is not lost
+        A = hparams.covariance_weight(len(K)) * C[layer].double() + k @ k.T + K @ K.T
+        return R @ K.T @ torch.linalg.inv(A)
+
+    before = brute.session.layout.down(1).weight.clone()
+    brute.spread([*new, first[1]], z, contexts, solve)
+    given(monkeypatch, [1, 0])
+    record = BASES["NSE"].edit_round(session, new, hparams)
+    for layer in hparams.layers:
+        got, want = (EditSession.of(m).layout.down(layer).weight for m in (model, brute.model))
+        assert (got - want).norm() < 1e-3 * (want - before).norm()
+    assert [(o.case_id, o.earlier_round) for o in record.outcomes] == [(2, None), (3, None), (1, 1)]
+    assert record.edits == 2 and record.summary()["written_again"] == 1
+    stored = RoundFile.at(save_round(tmp_path, record).path)
+    assert (stored.edits, stored.rewrites) == (2, (1,)) and session.ledger.edits() == 4
+    with pytest.raises(SessionError, match="round 2 wrote edits of it again"):
+        session.undo(1)
+    session.undo_last(2)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), untouched.parameters()))
+
+
+def test_a_fact_that_the_round_itself_edits_is_not_asked(tokenizer, tmp_path, monkeypatch):
+    hparams = quick(MEMITHparams, tmp_path, repair_every=1)
+    session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
+    BASES["MEMIT"].edit_round(session, some_requests(1), hparams)
+    changed = replace(some_requests(1)[0], case_id=9, target_new="Garn")
+    given(monkeypatch)  # asking would fail
+    record = BASES["MEMIT"].edit_round(session, [changed], hparams)
+    assert [o.case_id for o in record.outcomes] == [9] and model is session.model
 
 
 def test_asking_is_free_greedy_generation(tokenizer):
