@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from nse_plugin.locate.rows import Rows
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.prompts import TokenBatch, encode_request, micro_batches
-from nse_plugin.requests import EditRequest
+from nse_plugin.model.prompts import TokenBatch, micro_batches
 
 
 @dataclass(frozen=True)
@@ -40,25 +40,15 @@ class Lookups:
     def of(
         cls,
         layout: DecoderLayout,
-        tokenizer: object,
-        requests: Sequence[EditRequest],
-        contexts: Sequence[str],
+        rows: Sequence[Rows],
         token_budget: int,
     ) -> Lookups:
-        """Tokenise the prompts of a round, bare and after each context."""
-
-        def row(request: EditRequest, context: str) -> tuple[int, ...]:
-            encoded = encode_request(
-                tokenizer, request, context, max_positions=layout.max_positions
-            )
-            return encoded.ids[: encoded.subject_last + 1]
-
-        return cls(
-            layout,
-            tuple(row(request, "") for request in requests),
-            tuple(tuple(row(request, text) for text in contexts) for request in requests),
-            token_budget,
-        )
+        """The places to read in the rows of a round, see :func:`encode_round`."""
+        read = [
+            tuple(prompt.ids[: prompt.subject_last + 1] for prompt in one.rewriting) for one in rows
+        ]
+        bare = tuple(prompts[0] for prompts in read)
+        return cls(layout, bare, tuple(prompts[1:] for prompts in read), token_budget)
 
     def __len__(self) -> int:
         return len(self.bare)

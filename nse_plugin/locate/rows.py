@@ -1,4 +1,4 @@
-"""The rows of tokens from which values are optimised, and where their loss reads."""
+"""The rows of tokens of a round's requests, and where the loss of their values reads them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from nse_plugin.requests import EditRequest
 class Rows:
     """The rows of tokens of one request."""
 
+    case_id: int | str
     rewriting: tuple[EncodedPrompt, ...]
     """The bare prompt, then the prompt after each context, with their targets."""
     essence: EncodedPrompt
@@ -31,24 +32,33 @@ class Rows:
         """Tokens that are computed at every step, in the longest row."""
         return max(len(prompt.ids) - prompt.subject_last for prompt in self.rewriting)
 
-    @classmethod
-    def encode(
-        cls, layout: DecoderLayout, tokenizer: object, request: EditRequest, contexts: Sequence[str]
-    ) -> Rows:
-        """The rows of a request after these contexts.
 
-        Raises:
-            RequestError: a row is longer than the model's context.
-        """
-        longest = layout.max_positions
-        rewriting = tuple(
-            encode_request(tokenizer, request, context, with_target=True, max_positions=longest)
-            for context in ("", *contexts)
+def encode_round(
+    layout: DecoderLayout,
+    tokenizer: object,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+) -> list[Rows]:
+    """Tokenise the requests of a round, for values and keys alike.
+
+    Args:
+        contexts: texts to put before the prompts, separators included; the bare prompt is added.
+
+    Raises:
+        RequestError: a row is longer than the model's context.
+    """
+    longest = layout.max_positions
+    return [
+        Rows(
+            request.case_id,
+            tuple(
+                encode_request(tokenizer, request, context, with_target=True, max_positions=longest)
+                for context in ("", *contexts)
+            ),
+            encode_prompt(tokenizer, f"{request.subject} is a", subject_end=len(request.subject)),
         )
-        essence = encode_prompt(
-            tokenizer, f"{request.subject} is a", subject_end=len(request.subject)
-        )
-        return cls(rewriting, essence)
+        for request in requests
+    ]
 
 
 @dataclass(frozen=True)

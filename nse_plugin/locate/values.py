@@ -34,7 +34,6 @@ from nse_plugin.model.prompts import TokenBatch, micro_batches
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
-from nse_plugin.requests import EditRequest
 
 STEPS_AFTER_FIRST_CHOICE = 2
 """Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""
@@ -73,9 +72,7 @@ class Values:
 
 def compute_values(
     layout: DecoderLayout,
-    tokenizer: object,
-    requests: Sequence[EditRequest],
-    contexts: Sequence[str],
+    rows: Sequence[Rows],
     hparams: LocateHparams,
     objective: TokenObjective,
     *,
@@ -84,15 +81,13 @@ def compute_values(
     """Optimise z for all requests, with the weights that the model holds now.
 
     Args:
-        contexts: texts to put before the prompts, separators included; the bare prompt is added.
+        rows: of the requests, from :func:`nse_plugin.locate.rows.encode_round`.
         objective: loss per target token.
         trace: is told of every evaluation of the loss.
 
     Raises:
-        RequestError: a prompt is longer than the model's context.
         NotFiniteError: a value is not.
     """
-    rows = [Rows.encode(layout, tokenizer, request, contexts) for request in requests]
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
     widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in order]
     with quiet(layout.model):
@@ -102,7 +97,7 @@ def compute_values(
         ]
     values = Values.cat(parts)[torch.tensor(order).argsort()]
     finite = torch.isfinite(values.z).all(dim=1) & torch.isfinite(values.loss)
-    lost = [request.case_id for request, ok in zip(requests, finite.tolist()) if not ok]
+    lost = [one.case_id for one, ok in zip(rows, finite.tolist()) if not ok]
     if lost:
         raise NotFiniteError(
             f"the values of requests {lost} are not finite, so nothing was written; look for NaN "

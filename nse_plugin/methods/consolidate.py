@@ -21,6 +21,7 @@ from nse_plugin.errors import HparamsError, SessionError
 from nse_plugin.hparams import Hparams, SpreadHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.repair import answered
@@ -98,7 +99,8 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[Edit]:
 def _values(session: EditSession, hparams: SpreadHparams, edits: Sequence[Edit]) -> Values:
     """What is known of the edits' values, in the untouched model."""
     requests = [request for request, _, _ in edits]
-    lookups = Lookups.of(session.layout, session.tokenizer, requests, (), hparams.token_budget)
+    rows = encode_round(session.layout, session.tokenizer, requests, ())
+    lookups = Lookups.of(session.layout, rows, hparams.token_budget)
     h = lookups.activations(hparams.layers[-1])
     losses = [outcome.z_loss or 0.0 for _, _, outcome in edits]
     steps = [outcome.z_steps or 0 for _, _, outcome in edits]

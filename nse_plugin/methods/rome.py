@@ -19,6 +19,7 @@ import torch
 
 from nse_plugin.hparams import ROMEHparams
 from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes
@@ -56,19 +57,15 @@ def edit_round(
     check_templates(session, hparams)
     with session.round(hparams.layers):
         layer = hparams.layers[0]
-        lookups = Lookups.of(
-            session.layout,
-            session.tokenizer,
-            requests,
-            session.untouched.contexts(hparams),
-            hparams.token_budget,
-        )
+        contexts = session.untouched.contexts(hparams)
+        rows = encode_round(session.layout, session.tokenizer, requests, contexts)
+        lookups = Lookups.of(session.layout, rows, hparams.token_budget)
         factor = (
             session.untouched.of_covariances(hparams, covariance_factor)[layer]
             if hparams.mom2_adjustment
             else None
         )
-        writer = _Writer(session, requests, hparams, lookups.evenly(), factor)
+        writer = _Writer(session, rows, hparams, lookups.evenly(), factor)
         for number in range(len(requests)):
             writer.write(number, objective, trace)
         with writer.clock("keys"):
@@ -91,7 +88,7 @@ class _Writer:
     """The requests of a round, one after the other."""
 
     session: EditSession
-    requests: Sequence[EditRequest]
+    rows: Sequence[Rows]
     hparams: ROMEHparams
     lookups: Lookups
     factor: torch.Tensor | None  # of the covariance
@@ -125,7 +122,7 @@ class _Writer:
             neurons=all_neurons(mean_key).cpu(),
             left=left.cpu(),
             right=right.cpu(),
-            case_ids=(self.requests[number].case_id,),
+            case_ids=(self.rows[number].case_id,),
             key_mass=1.0,
         )
         with self.clock("write"):
@@ -146,16 +143,14 @@ class _Writer:
         return Progress(
             before,
             after,
-            torch.ones(len(self.requests), dtype=torch.long),
+            torch.ones(len(self.rows), dtype=torch.long),
             tuple("converged" if yes else "residual_left" for yes in reached),
         )
 
     def _value(self, number: int, objective: TokenObjective, trace: TokenTrace | None) -> Values:
         return compute_values(
             self.session.layout,
-            self.session.tokenizer,
-            [self.requests[number]],
-            self.session.untouched.contexts(self.hparams),
+            [self.rows[number]],
             replace(self.hparams, v_loss_layer=None),
             objective,
             trace=None if trace is None else _OneRequest(trace, number),

@@ -22,6 +22,7 @@ import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
 from nse_plugin.methods.clock import Clock
@@ -79,14 +80,13 @@ def spread_round(
         n_own, requests = len(requests), [*requests, *lost.requests]
         solve = solver(session, hparams)
         contexts = session.untouched.contexts(hparams)
-        layout, tokenizer = session.layout, session.tokenizer
-        lookups = Lookups.of(layout, tokenizer, requests, contexts, hparams.token_budget)
+        layout = session.layout
+        encoded = encode_round(layout, session.tokenizer, requests, contexts)
+        lookups = Lookups.of(layout, encoded, hparams.token_budget)
 
         def find_values(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-            chosen = [requests[i] for i in rows.tolist()]
-            values = compute_values(
-                layout, tokenizer, chosen, contexts, hparams, objective, trace=trace
-            )
+            chosen = [encoded[i] for i in rows.tolist()]
+            values = compute_values(layout, chosen, hparams, objective, trace=trace)
             if adjust is None:
                 return values
             return adjust(values, session, lookups.select(rows), hparams.layers[-1])

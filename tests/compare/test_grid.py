@@ -17,7 +17,7 @@ from nse_plugin.compare.comparison import exit_code
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
-from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_page import run_tables
@@ -261,7 +261,7 @@ def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):
     [
         ({"methods": "NSE:v_lrr=1"}, "method 'NSE:v_lrr=1' on tiny: .*did you mean 'v_lr'"),
         ({"methods": "NSE:p=7"}, "at most 1"),
-        ({"models": "atlas:gpt3"}, "no hparams file"),
+        ({"models": "atlas:gpt3"}, "unknown atlas model .*did you mean 'gpt2'"),
         ({"seeds": "0,0"}, "give each once"),
         ({"seeds": "x"}, "seeds is 'x'"),
         ({"engine": "proceses"}, "did you mean 'processes'"),
@@ -273,7 +273,7 @@ def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):
     ],
 )
 def test_errors_before_anything_is_written(world, tmp_path, changes, said):
-    with pytest.raises(HparamsError, match=said):
+    with pytest.raises((HparamsError, ModelError), match=said):
         comparison(world, tmp_path / "out", **changes).run(quiet)
     assert not (tmp_path / "out").exists()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nse_plugin.locate.values import compute_values
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
+from tests.locate.values import values_of
 from tests.tiny import some_requests, tiny_hparams, tiny_model
 
 CONTEXTS = ("The river is closed. ", "I think that you. ")
@@ -85,7 +85,7 @@ def plain_value(model, tokenizer, request, hparams):
 def test_batched_equals_one_at_a_time(any_model, tokenizer):
     hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3)
     requests = some_requests(4)
-    values = compute_values(layout_of(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
+    values = values_of(layout_of(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
         z, loss, steps = plain_value(any_model, tokenizer, request, hparams)
         assert int(values.steps[i]) == steps
@@ -106,7 +106,7 @@ def test_requests_stop_at_their_own_step(tokenizer, targets, stop):
     # where the subject ends the prompt, its activation decides the answer
     prompts = [("We met {}", "Ann"), ("I saw {}", "Oren"), ("It is {}", "Lio")]
     requests = [EditRequest(i, *p, target) for i, (p, target) in enumerate(zip(prompts, targets))]
-    values = compute_values(layout_of(model), tokenizer, requests, CONTEXTS, hparams, nll)
+    values = values_of(layout_of(model), tokenizer, requests, CONTEXTS, hparams, nll)
     assert len(set(values.steps.tolist())) > 1 and values.steps.min() < 20
     for i, request in enumerate(requests):
         z, _, steps = plain_value(model, tokenizer, request, hparams)
@@ -116,16 +116,16 @@ def test_requests_stop_at_their_own_step(tokenizer, targets, stop):
 
 def test_micro_batches_change_nothing(model, tokenizer):
     layout, requests = layout_of(model), some_requests(6)
-    whole = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
-    cut = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(token_budget=64), nll)
+    whole = values_of(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
+    cut = values_of(layout, tokenizer, requests, CONTEXTS, tiny_hparams(token_budget=64), nll)
     torch.testing.assert_close(whole.z, cut.z, rtol=1e-4, atol=1e-4)
     assert whole.steps.tolist() == cut.steps.tolist()
 
 
 def test_loss_layer_below_the_last(model, tokenizer):
     layout, requests = layout_of(model), some_requests(2)
-    early = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(v_loss_layer=2), nll)
-    last = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
+    early = values_of(layout, tokenizer, requests, CONTEXTS, tiny_hparams(v_loss_layer=2), nll)
+    last = values_of(layout, tokenizer, requests, CONTEXTS, tiny_hparams(), nll)
     assert not torch.allclose(early.z, last.z)
 
 
@@ -134,7 +134,7 @@ def test_model_is_left_as_found(model, tokenizer):
     model.lm_head.weight.requires_grad_(False)
     before = {name: p.clone() for name, p in model.named_parameters()}
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
-    compute_values(layout_of(model), tokenizer, some_requests(2), CONTEXTS, tiny_hparams(), nll)
+    values_of(layout_of(model), tokenizer, some_requests(2), CONTEXTS, tiny_hparams(), nll)
     assert model.training
     assert wanted == {name: p.requires_grad for name, p in model.named_parameters()}
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

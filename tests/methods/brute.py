@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.rows import encode_round
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams
@@ -45,7 +46,11 @@ class Brute:
         return cls(model, EditSession.of(model, tokenizer), hparams)
 
     def lookups(self, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Lookups:
-        return Lookups.of(self.session.layout, self.session.tokenizer, requests, contexts, 100_000)
+        return Lookups.of(
+            self.session.layout,
+            encode_round(self.session.layout, self.session.tokenizer, requests, contexts),
+            100_000,
+        )
 
     def spread(
         self,

@@ -10,10 +10,10 @@ import torch
 from nse_plugin.errors import StatisticsError
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.null_space import busy_directions, into_null_space
-from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.alphaedit import edit_round
 from nse_plugin.objectives.nll import nll
 from nse_plugin.session.session import EditSession
+from tests.locate.values import values_of
 from tests.methods.brute import (
     Brute,
     check_equal,
@@ -53,7 +53,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
         return R @ K.T @ P[layer] @ torch.linalg.inv(A)
 
     for requests in three_rounds():
-        z = compute_values(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
+        z = values_of(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
         edit_round(session, requests, hparams)
         for layer, K in brute.spread(requests, z, contexts, solve).items():
             previous[layer] += K @ K.T

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from nse_plugin.hparams import MEMITHparams
-from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.memit import edit_round
 from nse_plugin.objectives.nll import nll
 from nse_plugin.session.session import EditSession
+from tests.locate.values import values_of
 from tests.methods.brute import Brute, check_equal, check_undo, hparams_of, three_rounds
 from tests.tiny import some_requests, tiny_model
 
@@ -36,7 +36,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
 
     for requests in three_rounds():
         # no rewinding: z of every round is that of the model as it is then
-        z = compute_values(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
+        z = values_of(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
         edit_round(session, requests, hparams)
         brute.spread(requests, z, contexts, solve)
     EditSession.of(original, tokenizer)

@@ -10,14 +10,15 @@ import torch
 
 from nse_plugin.errors import HparamsError, ModelError, RequestError, StatisticsError
 from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.update import select_neurons
-from nse_plugin.locate.values import compute_values
 from nse_plugin.methods import spread
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.writer import Passes
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
+from tests.locate.values import values_of
 from tests.tiny import some_requests, tiny_gemma3_with_vision, tiny_hparams, tiny_model
 
 
@@ -41,7 +42,7 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
     layout = session.layout
     contexts = session.untouched.contexts(hparams)
     covariances = session.untouched.covariances(hparams)
-    lookups = Lookups.of(layout, tokenizer, requests, contexts, 100_000)
+    lookups = Lookups.of(layout, encode_round(layout, tokenizer, requests, contexts), 100_000)
     z_layer = hparams.layers[-1]
     for _ in range(hparams.max_iterations):
         distance = (z - lookups.activations(z_layer)).norm(dim=1)
@@ -80,7 +81,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, ru
         contexts = clean.untouched.contexts(hparams)
         assert contexts == brute.untouched.contexts(hparams) == session.untouched.contexts(hparams)
         # real rewinding: z of every round is that of the untouched model
-        z = compute_values(clean.layout, tokenizer, requests, contexts, hparams, nll).z
+        z = values_of(clean.layout, tokenizer, requests, contexts, hparams, nll).z
         edit_round(session, requests, hparams)
         brute_force_round(reference, tokenizer, requests, hparams, earlier, z)
     before = down_weights(original, hparams.layers)
@@ -326,10 +327,12 @@ def brute_variant(model, tokenizer, rounds, hparams):
     P = {layer: torch.zeros(layout.d_ff, layout.d_ff).double() for layer in hparams.layers}
     for requests in rounds:
         source = clean if hparams.rewind else brute
-        z = compute_values(source.layout, tokenizer, requests, contexts, hparams, nll).z
-        lookups = Lookups.of(layout, tokenizer, requests, contexts, 100_000)
+        z = values_of(source.layout, tokenizer, requests, contexts, hparams, nll).z
+        lookups = Lookups.of(layout, encode_round(layout, tokenizer, requests, contexts), 100_000)
         if hparams.value_norm_anchor:
-            h = Lookups.of(clean.layout, tokenizer, requests, contexts, 100_000)
+            h = Lookups.of(
+                clean.layout, encode_round(clean.layout, tokenizer, requests, contexts), 100_000
+            )
             z = z / z.norm(dim=1, keepdim=True)
             z = z * h.activations(z_layer).norm(dim=1, keepdim=True)
         for i, layer in enumerate(hparams.layers):
@@ -423,7 +426,9 @@ def test_anchored_values_have_the_original_norm(model, tokenizer, hparams):
     session = EditSession.of(model, tokenizer)
     for requests in (some_requests(2), some_requests(4)[2:]):
         with session.weights.rewound():
-            lookups = Lookups.of(session.layout, tokenizer, requests, [], 4096)
+            lookups = Lookups.of(
+                session.layout, encode_round(session.layout, tokenizer, requests, []), 4096
+            )
             norms = lookups.activations(2).norm(dim=1).tolist()
         record = edit_round(session, requests, hparams)
         assert [o.z_norm for o in record.outcomes] == pytest.approx(norms, rel=1e-5)

@@ -11,13 +11,13 @@ import torch
 from nse_plugin.compare.specs import parse_method
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
-from nse_plugin.locate.values import compute_values
 from nse_plugin.methods import repair
 from nse_plugin.methods.bases import BASES
 from nse_plugin.objectives.nll import nll
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import RoundFile, load_round, save_round
 from nse_plugin.session.session import EditSession
+from tests.locate.values import values_of
 from tests.methods.brute import Brute, hparams_of, three_rounds
 from tests.tiny import some_requests, tiny_model
 
@@ -48,7 +48,7 @@ def test_what_fails_is_optimised_in_the_present_model_and_the_rest_is_spared(
     contexts = session.untouched.contexts(hparams)
     covariances = session.untouched.covariances(hparams)
     chosen = [requests[i] for i in failed.tolist()]
-    z = compute_values(brute.session.layout, tokenizer, chosen, contexts, hparams, nll).z
+    z = values_of(brute.session.layout, tokenizer, chosen, contexts, hparams, nll).z
     lookups, layers = brute.lookups(requests, contexts), hparams.layers
     for i, layer in enumerate(layers):
         K = lookups.keys([layer])[layer].double()
@@ -135,8 +135,8 @@ def test_lost_edits_join_a_later_round_and_their_old_keys_are_left_out(
     contexts, C = session.untouched.contexts(hparams), session.untouched.covariances(hparams)
     z = torch.cat(
         [  # the new ones with the original weights, the lost one as the model is now
-            compute_values(clean.layout, tokenizer, new, contexts, hparams, nll).z,
-            compute_values(brute.session.layout, tokenizer, first[1:], contexts, hparams, nll).z,
+            values_of(clean.layout, tokenizer, new, contexts, hparams, nll).z,
+            values_of(brute.session.layout, tokenizer, first[1:], contexts, hparams, nll).z,
         ]
     )
 

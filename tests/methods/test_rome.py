@@ -10,10 +10,10 @@ import torch
 
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import ROMEHparams
-from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.rome import _OneRequest, edit_round
 from nse_plugin.objectives.nll import nll
 from nse_plugin.session.session import EditSession
+from tests.locate.values import values_of
 from tests.methods.brute import (
     Brute,
     check_equal,
@@ -51,7 +51,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, adjusted):
         edit_round(session, requests, hparams)
         for request in requests:
             layout = brute.session.layout
-            v = compute_values(layout, tokenizer, [request], contexts, hparams, nll).z[0].double()
+            v = values_of(layout, tokenizer, [request], contexts, hparams, nll).z[0].double()
             bare = brute.lookups([request], [])
             k = bare.keys([layer])[layer].double()[:, 0]
             out = bare.read([], {"out": layout.down(layer)})[1]["out"].double()[0]
@@ -66,7 +66,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, adjusted):
 def test_the_value_is_the_mlps_output_plus_a_bounded_shift(model, tokenizer, hparams):
     session = EditSession.of(model, tokenizer)
     requests = some_requests(4)
-    values = compute_values(
+    values = values_of(
         session.layout, tokenizer, requests, session.untouched.contexts(hparams), hparams, nll
     )
     lookups = Brute(model, session, hparams).lookups(requests, [])

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import compute_values
 from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives.nll import nll
@@ -42,7 +43,7 @@ def test_an_edit_is_watched_from_its_first_to_its_last_step(tokenizer, token_bud
     model, requests = tiny_model("gpt2"), some_requests(4)
     hparams = tiny_hparams(token_budget=token_budget, v_weight_decay=0.0, kl_factor=0.0)
     layout, table = layout_of(model), TokenTable()
-    arguments = (layout, tokenizer, requests, CONTEXTS, hparams, nll)
+    arguments = (layout, encode_round(layout, tokenizer, requests, CONTEXTS), hparams, nll)
     values = compute_values(*arguments, trace=table)
     assert torch.equal(values.z, compute_values(*arguments).z)  # watching changes nothing
     assert table.requests() == [0, 1, 2, 3]

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.locate.values import Values, compute_values
+from nse_plugin.locate.values import Values
 from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives.nll import nll
+from tests.locate.values import values_of
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 
 CASE = CASES["host_values"]
@@ -62,7 +63,7 @@ def ours(family: str, case: str) -> Values:
     hparams = NSEHparams(alg_name="NSE", model_name="parity", **CASE["cases"][case])
     requests = as_requests(CASE["requests"][case])
     model, tokenizer = fixture.model(), fixture.tokenizer()
-    return compute_values(layout_of(model), tokenizer, requests, contexts(), hparams, nll)
+    return values_of(layout_of(model), tokenizer, requests, contexts(), hparams, nll)
 
 
 def check(values: Values, expected: torch.Tensor) -> None:

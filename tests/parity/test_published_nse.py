@@ -45,7 +45,7 @@ def three_rounds(monkeypatch):
         monkeypatch.setattr(
             spread,
             "compute_values",
-            lambda _l, _t, asked, *_rest, **_named: stored_values(inputs["z"], asked),
+            lambda _l, rows, *_rest, **_named: stored_values(inputs["z"], rows),
         )
         hparams = NSEHparams(
             alg_name="NSE",
@@ -71,8 +71,8 @@ def three_rounds(monkeypatch):
     return run
 
 
-def stored_values(z: torch.Tensor, requests: list[Any]) -> Values:
-    of_round = z[[request.case_id for request in requests]]
+def stored_values(z: torch.Tensor, rows: list[Any]) -> Values:
+    of_round = z[[one.case_id for one in rows]]
     n = len(of_round)
     return Values(of_round, of_round, torch.zeros(n), torch.zeros(n, dtype=torch.long))
 

@@ -264,10 +264,10 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
 
     real = spread.compute_values
 
-    def broken(layout, tokenizer, asked, *rest, **named):
-        if asked[0].case_id == 2:
+    def broken(layout, rows, *rest, **named):
+        if rows[0].case_id == 2:
             raise NotFiniteError("case 2")
-        return real(layout, tokenizer, asked, *rest, **named)
+        return real(layout, rows, *rest, **named)
 
     monkeypatch.setattr(spread, "compute_values", broken)
     rules = StopRules(on_collapse=action)

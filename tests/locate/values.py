@@ -1,0 +1,17 @@
+"""Values straight from requests, for the tests that compare with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nse_plugin.locate.rows import encode_round
+from nse_plugin.locate.values import Values, compute_values
+from nse_plugin.objectives.nll import nll
+
+
+def values_of(
+    layout: Any, tokenizer: Any, requests: Any, contexts: Any, hparams: Any, objective: Any = nll
+) -> Values:
+    """Values of some requests with the weights of now."""
+    rows = encode_round(layout, tokenizer, requests, contexts)
+    return compute_values(layout, rows, hparams, objective)
