@@ -18,6 +18,7 @@ each with its own Adam state and its own stop; what a delta cannot change is com
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -30,7 +31,7 @@ from nse_plugin.locate.rows import Reading, Rows
 from nse_plugin.model.continuation import Continuation, capture
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.prompts import TokenBatch, micro_batches
+from nse_plugin.model.prompts import MAX_PADDING, TokenBatch, micro_batches
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
@@ -88,14 +89,11 @@ def compute_values(
     Raises:
         NotFiniteError: a value is not.
     """
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
-    widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in order]
+    batches = _batches(rows, hparams.token_budget)
     with quiet(layout.model):
-        parts = [
-            _optimise(layout, rows, order[run], hparams, objective, trace)
-            for run in micro_batches(widths, hparams.token_budget)
-        ]
-    values = Values.cat(parts)[torch.tensor(order).argsort()]
+        parts = [_optimise(layout, rows, batch, hparams, objective, trace) for batch in batches]
+    order = torch.tensor([i for batch in batches for i in batch])
+    values = Values.cat(parts)[order.argsort()]
     finite = torch.isfinite(values.z).all(dim=1) & torch.isfinite(values.loss)
     lost = [one.case_id for one, ok in zip(rows, finite.tolist()) if not ok]
     if lost:
@@ -104,6 +102,18 @@ def compute_values(
             "in the model's weights, or lower v_lr"
         )
     return values
+
+
+def _batches(rows: Sequence[Rows], token_budget: int) -> list[list[int]]:
+    """Numbers of the requests that are optimised together: with tails of nearly one length, since
+    those are computed at every step, and within the budget."""
+    order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
+    found = []
+    for alike in micro_batches([rows[i].tail for i in order], sys.maxsize, max_padding=MAX_PADDING):
+        some = order[alike]
+        widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in some]
+        found += [some[run] for run in micro_batches(widths, token_budget)]
+    return found
 
 
 def _optimise(

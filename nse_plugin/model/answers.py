@@ -25,11 +25,15 @@ from torch import nn
 from nse_plugin.errors import RequestError
 from nse_plugin.model.hooks import head_at, quiet
 from nse_plugin.model.probe import layout_of
-from nse_plugin.model.prompts import EncodedPrompt, TokenBatch, encode_prompt, micro_batches
+from nse_plugin.model.prompts import (
+    MAX_PADDING,
+    EncodedPrompt,
+    TokenBatch,
+    encode_prompt,
+    micro_batches,
+)
 
 _LOGITS_BUDGET = 2**28  # float32 numbers of logits held at once: 1 GiB
-MAX_PADDING = 1.2
-"""Padded over needed tokens, at most, in a batch of answers."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,9 @@ from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.requests import EditRequest
 
+MAX_PADDING = 1.2
+"""Padded over needed tokens, at most, in a batch of rows of different length."""
+
 
 @dataclass(frozen=True)
 class EncodedPrompt:
@@ -162,6 +165,11 @@ class TokenBatch:
             input_ids[number, : len(row)] = torch.tensor(row)
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         return cls(input_ids.to(device), mask.to(device), lengths.to(device))
+
+    def rows(self) -> list[list[int]]:
+        """The ids without padding."""
+        pairs = zip(self.input_ids.tolist(), self.lengths.tolist())
+        return [row[:length] for row, length in pairs]
 
     def model_inputs(self) -> dict[str, torch.Tensor]:
         """Keyword arguments for a forward pass."""

@@ -1,8 +1,9 @@
 """Replay: call the blocks above a layer with what they were called with before.
 
-One pass over the whole model is kept: the hidden states that leave the layer, the arguments that
-the blocks above it were called with, and the attention keys and values left of the position.  Each
-run computes only the blocks above, only from the position on.
+The rows pass through the whole model once, what several have in common at their start together
+(:mod:`nse_plugin.model.common_prefix`).  Kept are the hidden states that leave the layer, the
+arguments that the blocks above it were called with, and the attention keys and values left of the
+position.  Each run computes only the blocks above, only from the position on.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import DynamicCache
 
 from nse_plugin.errors import ModelError
+from nse_plugin.model.common_prefix import CommonStarts, Group, after, groups
 from nse_plugin.model.hooks import take_positions
 from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
@@ -95,36 +98,24 @@ class Replay:
                 nobody knows how to cut.
         """
         _check_attention(layout)
-        outputs: list[torch.Tensor] = []
-        arguments: dict[int, dict[str, Any]] = {}
-        cache = DynamicCache()
-        with ExitStack() as hooks:
-            z_block = layout.blocks[layer]
-            hooks.callback(
-                z_block.register_forward_hook(
-                    lambda _module, _args, output: outputs.append(first_tensor(output))
-                ).remove
-            )
-            for number in range(layer + 1, last + 1):
-                hooks.callback(_record_call(layout, number, arguments))
-            layout.body(**batch.model_inputs(), past_key_values=cache, use_cache=True)
-
-        for call in arguments.values():
-            if unknown := _unknown_tensors(call):
-                raise ModelError(
-                    f"they take {', '.join(unknown)}, of which it is not known how it goes by "
-                    "position"
-                )
+        rows = batch.rows()
+        starts_by_common = CommonStarts(layout)
         lengths = batch.lengths - starts
         prefix, tail = int(starts.max()), int(lengths.max())
         steps = torch.arange(tail, device=starts.device)
-        index = (starts[:, None] + steps).clamp(max=batch.input_ids.shape[1] - 1)
-        hidden = take_positions(outputs[0], index)
+        pieces, order = [], []
+        for group in groups(rows, starts.tolist()):
+            index = starts[group.rows][:, None] - group.common + steps
+            cache = starts_by_common.cache(rows[group.rows[0]][: group.common], len(group.rows))
+            piece = _Pass.run(layout, batch, group, cache, range(layer, last + 1))
+            pieces.append(piece.cut(index, prefix))
+            order += group.rows
+        back = torch.tensor(order).argsort()
+        hidden = _rows(torch.cat([piece.hidden for piece in pieces]), back)
         calls = []
-        for number, arguments_of_block in sorted(arguments.items()):
-            kv = cache.layers[number]
-            frozen = _FrozenPrefix(kv.keys[:, :, :prefix], kv.values[:, :, :prefix])
-            calls.append(_block_call(layout.blocks[number], arguments_of_block, frozen, index))
+        for number in pieces[0].arguments:
+            of_block = [piece.arguments[number] for piece in pieces]
+            calls.append(_joined(layout.blocks[number], of_block).select(back, prefix, tail))
         mask = _tail_mask(starts, prefix, tail, hidden.dtype).to(hidden.device)
         return cls(hidden, starts, lengths, mask, tuple(calls))
 
@@ -148,6 +139,81 @@ class Replay:
     def up_to(self, n_blocks: int) -> Replay:
         """The same through the first blocks only."""
         return replace(self, calls=self.calls[:n_blocks])
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What one pass over a group of rows showed."""
+
+    hidden: torch.Tensor
+    """[rows, width, d_model], output of the layer; once cut, [rows, tail, d_model]."""
+    arguments: dict[int, Any]
+    """By block above the layer: its arguments by name; once cut, a :class:`_BlockCall`."""
+    cache: DynamicCache
+    blocks: Any
+
+    @classmethod
+    def run(
+        cls,
+        layout: DecoderLayout,
+        batch: TokenBatch,
+        group: Group,
+        cache: DynamicCache,
+        numbers: range,
+    ) -> _Pass:
+        """Run the rows after their common start; ``numbers`` are the layer and the blocks above."""
+        outputs: list[torch.Tensor] = []
+        arguments: dict[int, dict[str, Any]] = {}
+        with ExitStack() as hooks:
+            z_block = layout.blocks[numbers[0]]
+            hooks.callback(
+                z_block.register_forward_hook(
+                    lambda _module, _args, output: outputs.append(first_tensor(output))
+                ).remove
+            )
+            for number in numbers[1:]:
+                hooks.callback(_record_call(layout, number, arguments))
+            layout.body(**after(batch, group), past_key_values=cache, use_cache=True)
+        for call in arguments.values():
+            if unknown := _unknown_tensors(call):
+                raise ModelError(
+                    f"they take {', '.join(unknown)}, of which it is not known how it goes by "
+                    "position"
+                )
+        return cls(outputs[0], arguments, cache, layout.blocks)
+
+    def cut(self, index: torch.Tensor, prefix: int) -> _Pass:
+        """The same from each row's start on: index [rows, tail], and ``prefix`` tokens before."""
+        index = index.clamp(max=self.hidden.shape[1] - 1)
+        calls = {}
+        for number, arguments in sorted(self.arguments.items()):
+            kv = self.cache.layers[number]
+            frozen = _FrozenPrefix(_to_width(kv.keys, prefix), _to_width(kv.values, prefix))
+            calls[number] = _block_call(self.blocks[number], arguments, frozen, index)
+        return replace(self, hidden=take_positions(self.hidden, index), arguments=calls)
+
+
+def _to_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
+    """[rows, heads, width, d_head], cut or padded on the right."""
+    missing = width - tensor.shape[2]
+    return functional.pad(tensor, (0, 0, 0, missing)) if missing > 0 else tensor[:, :, :width]
+
+
+def _joined(block: Any, calls: list[_BlockCall]) -> _BlockCall:
+    """The calls of one block with the rows of several passes, one below the other."""
+    first = calls[0]
+
+    def cat(values: list[Any]) -> Any:
+        if isinstance(values[0], tuple):
+            return tuple(cat(list(items)) for items in zip(*values))
+        return torch.cat(values) if isinstance(values[0], torch.Tensor) else values[0]
+
+    tensors = {name: cat([call.tensors[name] for call in calls]) for name in first.tensors}
+    keys = torch.cat([call.prefix.keys for call in calls])
+    values = torch.cat([call.prefix.values for call in calls])
+    return _BlockCall(
+        block, first.cache_name, _FrozenPrefix(keys, values), tensors, first.constants
+    )
 
 
 def _record_call(
