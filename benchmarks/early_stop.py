@@ -28,7 +28,7 @@ from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
 
 SCORES = ("efficacy", "paraphrase", "paraphrase_probability", "locality", "locality_probability")
-QUIET = Protocol(every=0, generation=0, fluency=0, perplexity=0, portability=0)
+QUIET = Protocol(every=0, generation=0, fluency=0, perplexity=0, portability=0, locality=3)
 
 
 def one_run(session: EditSession, hparams: NSEHparams, requests: Any, size: int) -> dict[str, Any]:

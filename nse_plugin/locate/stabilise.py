@@ -41,13 +41,18 @@ def top_directions(weight: torch.Tensor, amount: float) -> TopDirections:
         amount: from 1 on, how many; below 1, the fewest that hold this share of the sum of the
             squared singular values.
     """
-    U, S, Vh = torch.linalg.svd(weight.double(), full_matrices=False)
+    W = weight.double()
+    if W.shape[0] > W.shape[1]:
+        return TopDirections(*reversed(top_directions(weight.T, amount)))
+    squares, U = torch.linalg.eigh(W @ W.T)  # of the smaller side: the large directions are exact
+    squares, U = squares.flip(0).clamp(min=0), U.flip(1)
     if amount >= 1:
-        count = min(int(amount), len(S))
+        count = min(int(amount), len(squares))
     else:
-        energy = S.square().cumsum(dim=0)
+        energy = squares.cumsum(dim=0)
         count = int((energy < amount * energy[-1]).sum()) + 1
-    return TopDirections(U[:, :count].contiguous(), Vh[:count].T.contiguous())
+    V, _ = torch.linalg.qr(W.T @ U[:, :count])  # of orthogonal columns, the largest first
+    return TopDirections(U[:, :count].contiguous(), V)
 
 
 def keep_out(

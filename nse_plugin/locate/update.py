@@ -8,6 +8,7 @@ sum of k k^T over earlier keys, I the selected neurons (arXiv 2410.04045, equati
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -96,12 +97,7 @@ def solve_right(
         NotFiniteError: a key is not.
         StatisticsError: the system is singular; the message says what it was built from.
     """
-    k = keys.double()
-    if not bool(torch.isfinite(k).all()):
-        raise NotFiniteError(
-            f"the keys of layer {layer} hold NaN or infinity: earlier edits broke the model; take "
-            "the last rounds back, or edit with smaller changes (lower v_lr)"
-        )
+    k = _finite(keys, layer)
     system = k @ k.T
     if covariance is not None:
         system += weight * covariance.double()
@@ -115,11 +111,91 @@ def solve_right(
     else:  # rounding can push a semidefinite system below zero; LU decides
         solved, failed = torch.linalg.solve_ex(system, k)
     if bool(failed) or not bool(torch.isfinite(solved).all()):
-        raise StatisticsError(
-            f"the system of layer {layer} is singular ({keys.shape[0]} neurons); raise "
-            f"mom2_n_samples so that the covariance has full rank, or {weight_name}"
-        )
+        raise _singular(layer, len(keys), weight_name)
     return solved.T.float().contiguous()
+
+
+def few_keys_right(
+    keys: torch.Tensor,
+    solved: torch.Tensor,
+    earlier: torch.Tensor,
+    earlier_solved: torch.Tensor,
+    *,
+    layer: int,
+    weight_name: str = "mom2_update_weight",
+) -> torch.Tensor:
+    """K^T (A + E E^T + K K^T)^-1 of all neurons, by a system of as many unknowns as keys.
+
+    With U = [K, E] this is the first n rows of (I + U^T A^-1 U)^-1 U^T A^-1 (Woodbury), so A
+    has to be factored once and not in every round.
+
+    Args:
+        keys: K [d_ff, n].
+        solved: A^-1 K [d_ff, n], float64.
+        earlier: E [d_ff, m], the keys of earlier rounds, float64.
+        earlier_solved: A^-1 E [d_ff, m], float64.
+        layer, weight_name: for the message.
+
+    Returns:
+        float32 [n, d_ff].
+
+    Raises:
+        NotFiniteError: a key is not.
+        StatisticsError: the system is singular.
+    """
+    k = _finite(keys, layer)
+    U, solved_U = torch.cat([k, earlier], dim=1), torch.cat([solved, earlier_solved], dim=1)
+    system = U.T @ solved_U
+    system = (system + system.T) / 2
+    system.diagonal().add_(1.0)
+    factor, failed = torch.linalg.cholesky_ex(system)
+    wanted = torch.eye(len(system), keys.shape[1], dtype=torch.float64, device=system.device)
+    right = (solved_U @ torch.cholesky_solve(wanted, factor)).T
+    if bool(failed) or not bool(torch.isfinite(right).all()):
+        raise _singular(layer, len(keys), weight_name)
+    return right.float().contiguous()
+
+
+def smallest_right(keys: torch.Tensor, earlier: torch.Tensor, *, layer: int) -> torch.Tensor:
+    """K^T (E E^T + K K^T)^+, the smallest change that fits where there is no covariance.
+
+    It is the first n rows of the pseudo-inverse of [K, E].
+
+    Args:
+        keys: K [|I|, n], rows of the selected neurons.
+        earlier: E [|I|, m].
+        layer: for the message.
+
+    Returns:
+        float32 [n, |I|].
+    """
+    U = torch.cat([_finite(keys, layer), earlier.double()], dim=1)
+    tolerance = math.sqrt(len(U) * torch.finfo(torch.float64).eps)  # U U^T has its square
+    return torch.linalg.pinv(U, rtol=tolerance)[: keys.shape[1]].float().contiguous()
+
+
+def _finite(keys: torch.Tensor, layer: int) -> torch.Tensor:
+    """The keys in float64; raises :class:`NotFiniteError` where one is not finite."""
+    k = keys.double()
+    if not bool(torch.isfinite(k).all()):
+        raise NotFiniteError(
+            f"the keys of layer {layer} hold NaN or infinity: earlier edits broke the model; take "
+            "the last rounds back, or edit with smaller changes (lower v_lr)"
+        )
+    return k
+
+
+def _singular(layer: int, n_neurons: int, weight_name: str) -> StatisticsError:
+    return StatisticsError(
+        f"the system of layer {layer} is singular ({n_neurons} neurons); raise "
+        f"mom2_n_samples so that the covariance has full rank, or {weight_name}"
+    )
+
+
+def factor_if_regular(covariance: torch.Tensor, device: str) -> torch.Tensor | None:
+    """The Cholesky factor of C [d_ff, d_ff] on a device, float64; None where C is singular."""
+    factor, failed = torch.linalg.cholesky_ex(covariance.to(device).double())
+    return None if bool(failed) else factor
 
 
 def covariance_factor(covariance: torch.Tensor) -> torch.Tensor:

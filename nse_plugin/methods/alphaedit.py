@@ -19,7 +19,7 @@ import torch
 
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.null_space import busy_directions, into_null_space
-from nse_plugin.locate.update import all_neurons, solve_right
+from nse_plugin.locate.update import all_neurons, few_keys_right, solve_right
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.writer import Factors, Solve
@@ -58,11 +58,20 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)
         spared = busy[layer].to(keys.device)
+        projected = into_null_space(spared, keys.double())
+        earlier = session.previous_keys.few(layer, keys)
+        if earlier is not None and 2 * (keys.shape[1] + earlier.shape[1]) <= len(keys):
+            earlier = into_null_space(spared, earlier)
+            right = few_keys_right(
+                projected, projected / hparams.L2, earlier, earlier / hparams.L2,
+                layer=layer, weight_name="L2",
+            )  # fmt: skip
+            return Factors(neurons, residual, right)
         previous = session.previous_keys.matrix(layer, neurons)
         if previous is not None:
             previous = into_null_space(spared, into_null_space(spared, previous).T)
         right = solve_right(
-            into_null_space(spared, keys.double()),
+            projected,
             covariance=torch.eye(len(neurons), dtype=torch.float64, device=keys.device),
             weight=hparams.L2,
             previous=previous,

@@ -16,9 +16,10 @@ from collections.abc import Sequence
 import torch
 
 from nse_plugin.hparams import MEMITHparams
-from nse_plugin.locate.update import all_neurons, solve_right, submatrix
+from nse_plugin.locate.update import all_neurons
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Factors, Solve
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
@@ -50,18 +51,10 @@ def edit_round(
 
 
 def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
-    P = session.previous_keys
-    covariances = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
+    systems = Systems(session, hparams, hparams.use_previous_keys)
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)
-        right = solve_right(
-            keys,
-            covariance=submatrix(covariances.get(layer), neurons),
-            weight=hparams.covariance_weight(len(keys)),
-            previous=P.matrix(layer, neurons) if hparams.use_previous_keys else None,
-            layer=layer,
-        )
-        return Factors(neurons, residual, right)
+        return Factors(neurons, residual, systems.right(layer, keys, neurons))
 
     return solve

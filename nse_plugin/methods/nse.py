@@ -18,7 +18,7 @@ last of which is the z-layer L:
 
 Where to read on: this file has step 2's formula, :mod:`nse_plugin.methods.spread` the loops of
 steps 2 and 3, which MEMIT and AlphaEdit share, :mod:`nse_plugin.locate.values` the optimisation of
-step 1, and :mod:`nse_plugin.locate.update` the selection and the solve.
+step 1, and :mod:`nse_plugin.methods.systems` the solve.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ from nse_plugin.locate.update import (
     all_neurons,
     select_by,
     select_neurons,
-    solve_right,
-    submatrix,
 )
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Factors, Passes, Solve
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
@@ -84,35 +83,24 @@ def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
     """The formula of step 2, for one layer after the other."""
-    C = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
-    P = session.previous_keys
+    systems = Systems(session, hparams, hparams.use_previous_keys)
     amount = hparams.protect_top_directions
     protected = (
         session.untouched.of_originals(hparams.layers, top_directions, amount) if amount else {}
     )
-
-    def right_factor(layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-        """K_I^T (lambda C[I, I] + P[I, I] + K_I K_I^T)^-1, where I are the neurons."""
-        return solve_right(
-            K[neurons],
-            covariance=submatrix(C.get(layer), neurons),
-            weight=hparams.covariance_weight(len(K)),
-            previous=P.matrix(layer, neurons) if hparams.use_previous_keys else None,
-            layer=layer,
-        )
 
     def select(layer: int, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
         """The neurons I; ``selection_by: update`` ranks them by what all would get together."""
         p, rule = hparams.neuron_threshold, hparams.selection_rule
         if hparams.selection_by == "key_mass" or p >= 1.0:
             return select_neurons(K, p, rule)
-        right = right_factor(layer, K, all_neurons(K)).double()
+        right = systems.right(layer, K, all_neurons(K)).double()
         Delta = R.to(right.device).double() @ right  # layers may lie on other devices
         return select_by(Delta.norm(dim=0), p, rule)
 
     def solve(layer: int, K: torch.Tensor, R: torch.Tensor) -> Factors:
         neurons = select(layer, K, R)
-        right = right_factor(layer, K, neurons)
+        right = systems.right(layer, K, neurons)
         if layer in protected:
             return Factors(neurons, *keep_out(protected[layer], neurons, R, right))
         return Factors(neurons, R, right)

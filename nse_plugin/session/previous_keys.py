@@ -1,8 +1,8 @@
-"""P, the sum of k k^T over the keys of earlier rounds, updated incrementally."""
+"""The keys of earlier rounds, and P, the sum of their k k^T, updated incrementally."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,16 +10,16 @@ import torch
 from nse_plugin.session.ledger import Ledger
 
 _SMALL = 4096
-"""Up to this d_ff the matrix P is kept; above, only once there are more keys than neurons."""
+"""Up to this d_ff the matrix P is kept once it was asked for; above, made from few keys anew."""
 
 
 class PreviousKeys:
-    """P by layer, kept up to date with a ledger.
+    """Keys and P by layer, kept up to date with a ledger.
 
-    While there are few keys, P[I, I] is made from them when it is asked for: a matrix [d_ff, d_ff]
-    would be larger than they are.  Later, P is kept.  Each round is looked at once, so that the
-    cost of a round does not grow with the number of rounds before it.  Rounds are added in their
-    order, so a resumed session has the same bits.
+    While the keys are few (at most half as many as neurons) they are kept as they are, since solves
+    with all neurons need nothing else; later, P is kept in their place.  Each round is looked at
+    once, so that the cost of a round does not grow with the number of rounds before it.  Rounds are
+    taken one by one and in their order, so a resumed session has the same bits.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -54,6 +54,32 @@ class PreviousKeys:
         chosen = out[neurons.cpu()].to(neurons.device).double()
         return P - chosen @ chosen.T
 
+    def few(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
+        """All keys E [d_ff, m] in float64 on the device of the keys ``like`` [d_ff, n].
+
+        None if they are not few, or some are left out; m is 0 if there are none.
+        """
+        self.catch_up()
+        kept = self._layers.get(layer)
+        if layer in self._left_out:
+            return None
+        if kept is None:
+            return like.new_empty(len(like), 0, dtype=torch.float64)
+        return kept.few(like.device)
+
+    def solved(
+        self, layer: int, factor: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """``solve(E)`` [d_ff, m] of the few keys, round by round; that of earlier rounds is kept.
+
+        Args:
+            factor: what ``solve`` depends on; with another one all is solved anew.
+        """
+        kept = self._layers.get(layer)
+        if kept is None:
+            return factor.new_empty(len(factor), 0)
+        return kept.solve(factor, solve)
+
     def catch_up(self) -> None:
         """Look at the rounds that are new in the ledger."""
         for index in range(self._rounds, len(self._ledger)):
@@ -65,24 +91,55 @@ class PreviousKeys:
 
 class _Layer:
     def __init__(self, d_ff: int) -> None:
-        self.keys = torch.empty(d_ff, 0)  # while they are few, in one piece
-        self.total: torch.Tensor | None = None  # P float64 [d_ff, d_ff], once they are many
+        self.d_ff = d_ff
+        self.count = 0  # keys
+        self.keys: list[torch.Tensor] = []  # by round [d_ff, n], while they are few
+        self.total: torch.Tensor | None = (
+            None  # P float64 [d_ff, d_ff], of the first `summed` rounds
+        )
+        self.summed = 0
+        self.solved: list[torch.Tensor] = []  # by round [d_ff, n], with `factor`
+        self.factor: torch.Tensor | None = None
+
+    @property
+    def are_few(self) -> bool:
+        return 2 * self.count <= self.d_ff
 
     def add(self, keys: torch.Tensor) -> None:
-        self.keys = torch.cat([self.keys, keys], dim=1)
-        d_ff, n_keys = self.keys.shape
-        if self.total is None and d_ff > _SMALL and n_keys <= d_ff:
-            return
-        if self.total is None:
-            self.total = torch.zeros(d_ff, d_ff, dtype=torch.float64)
-        new = self.keys.double()
-        self.total.addmm_(new, new.T)
-        self.keys = self.keys[:, :0].clone()
+        self.keys.append(keys)
+        self.count += keys.shape[1]
+        if not self.are_few:
+            self._sum()
+            self.keys, self.summed = [], 0
+            self.solved, self.factor = [], None
+
+    def few(self, device: torch.device) -> torch.Tensor | None:
+        return torch.cat(self.keys, dim=1).to(device).double() if self.are_few else None
+
+    def solve(
+        self, factor: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        if self.factor is not factor:
+            self.factor, self.solved = factor, []
+        for keys in self.keys[len(self.solved) :]:
+            self.solved.append(solve(keys.to(factor.device).double()))
+        return torch.cat(self.solved, dim=1)
 
     def matrix(self, neurons: torch.Tensor) -> torch.Tensor:
         rows = neurons.cpu()
-        if self.total is None:
-            chosen = self.keys[rows].to(neurons.device).double()
+        if self.are_few and self.d_ff > _SMALL:
+            chosen = torch.cat(self.keys, dim=1)[rows].to(neurons.device).double()
             return chosen @ chosen.T
-        whole = len(rows) == self.total.shape[0]
-        return (self.total if whole else self.total[rows][:, rows]).to(neurons.device)
+        total = self._sum()
+        whole = len(rows) == self.d_ff
+        return (total if whole else total[rows][:, rows]).to(neurons.device)
+
+    def _sum(self) -> torch.Tensor:
+        """P, with the rounds that it lacks added."""
+        if self.total is None:
+            self.total = torch.zeros(self.d_ff, self.d_ff, dtype=torch.float64)
+        for keys in self.keys[self.summed :]:
+            new = keys.double()
+            self.total.addmm_(new, new.T)
+        self.summed = len(self.keys)
+        return self.total

@@ -99,6 +99,13 @@ class Untouched:
         """``function(C, *settings)`` by layer, computed once and kept."""
         return self._derive(self.covariances(hparams), function, settings, _source(hparams))
 
+    def of_covariance(
+        self, hparams: LocateHparams, layer: int, function: Callable[..., T], *settings: Any
+    ) -> T:
+        """The same for one of the layers."""
+        C = {layer: self.covariances(hparams)[layer]}
+        return self._derive(C, function, settings, _source(hparams))[layer]
+
     def of_originals(
         self, layers: Sequence[int], function: Callable[..., T], *settings: Any
     ) -> dict[int, T]:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from nse_plugin.errors import StatisticsError
-from nse_plugin.locate.update import select_neurons, solve_right
+from nse_plugin.locate.update import (
+    factor_if_regular,
+    few_keys_right,
+    select_neurons,
+    smallest_right,
+    solve_right,
+)
 
 KEYS = npst.arrays(
     np.float32, st.tuples(st.integers(1, 7), st.integers(1, 3)),
@@ -68,6 +74,29 @@ def test_solve_against_float64_brute_force(n_previous, with_covariance):
     np.testing.assert_allclose(right.double().numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("n_earlier", [0, 5])
+def test_few_keys_against_float64_brute_force(n_earlier):
+    """A is badly conditioned, as the second moments of real keys are."""
+    generator = torch.Generator().manual_seed(0)
+    keys, samples = (
+        torch.randn(40, 4, generator=generator),
+        torch.randn(40, 90, generator=generator),
+    )
+    scale = torch.logspace(0, -4, 40)[:, None]
+    A = (scale * samples @ (scale * samples).T).double()
+    earlier = torch.randn(40, n_earlier, generator=generator).double()
+    factor = factor_if_regular(A, "cpu")
+    solved = [torch.cholesky_solve(k, factor) for k in (keys.double(), earlier)]
+    right = few_keys_right(keys, solved[0], earlier, solved[1], layer=1)
+    system = (A + earlier @ earlier.T + keys.double() @ keys.double().T).numpy()
+    expected = np.linalg.solve(system, keys.double().numpy()).T
+    np.testing.assert_allclose(right.double().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_singular_covariance_has_no_factor():
+    assert factor_if_regular(torch.zeros(3, 3), "cpu") is None
+
+
 def test_all_neurons_equal_the_dense_solve():
     generator = torch.Generator().manual_seed(0)
     keys, residual = torch.randn(12, 3, generator=generator), torch.randn(5, 3, generator=generator)
@@ -93,6 +122,8 @@ def test_without_covariance_the_change_is_the_smallest_that_fits(n_previous):
     previous = torch.randn(20, n_previous, generator=generator) if n_previous else None
     gram = None if previous is None else previous.double() @ previous.double().T
     right = solve_right(keys, covariance=None, weight=1.0, previous=gram, layer=1)
+    few = smallest_right(keys, torch.zeros(20, 0) if previous is None else previous, layer=1)
+    torch.testing.assert_close(few, right, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(right @ keys, torch.eye(4), atol=1e-4, rtol=1e-4)
     if previous is not None:  # earlier answers stay as they are
         torch.testing.assert_close(right @ previous, torch.zeros(4, n_previous), atol=1e-4, rtol=0)

@@ -31,7 +31,7 @@ def test_every_row_is_in_one_group_and_what_is_common_is(pairs, data):
 
 def test_a_common_start_is_computed_once(any_model):
     layout, start = layout_of(any_model), list(range(1, 13))
-    rows = [start + [20, 21, 22], start + [23, 24, 25, 26], [30, 31, 32, 33], start + [27, 28, 29]]
+    rows = [[*start, 20, 21, 22], [*start, 23, 24, 25, 26], [30, 31, 32, 33], [*start, 27, 28, 29]]
     starts = torch.tensor([13, 14, 2, 12])
     batch = TokenBatch.of(rows, "cpu")
     whole = FullPass.capture(layout, batch, starts, layer=1, last=3)

@@ -48,6 +48,13 @@ def test_against_a_sum_over_all_keys(small, monkeypatch):
                 previous.drop_from(len(ledger))
             ledger.append(record(number, n, layers=(1,) if n == 3 else (1, 2)))
             expected = brute_force(ledger, 1, neurons)
+            few = previous.few(1, torch.empty(D_FF, 1))
+            assert (few is None) == (2 * sum(r.key_counts.get(1, 0) for r in ledger) > D_FF)
+            if few is not None:
+                torch.testing.assert_close((few @ few.T)[neurons][:, neurons], expected)
+                for factor in (torch.eye(D_FF).double(), 2 * torch.eye(D_FF).double()):
+                    solved = previous.solved(1, factor, lambda k, by=factor: by @ k)
+                    torch.testing.assert_close(solved, factor @ few)
             torch.testing.assert_close(previous.matrix(1, neurons), expected)
         torch.testing.assert_close(
             PreviousKeys(ledger).matrix(1, neurons), previous.matrix(1, neurons)

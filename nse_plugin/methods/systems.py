@@ -1,0 +1,72 @@
+"""The solve that NSE and MEMIT share: K_I^T (lambda C[I, I] + P[I, I] + K_I K_I^T)^-1.
+
+C is the second moment of the keys of general text, P the sum of k k^T over earlier rounds, K the
+keys to write, I the neurons.  With all neurons and few keys only C is factored, once per model:
+a write then costs d_ff^2 n and not d_ff^3.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nse_plugin.hparams import LocateHparams
+from nse_plugin.locate.update import (
+    factor_if_regular,
+    few_keys_right,
+    smallest_right,
+    solve_right,
+    submatrix,
+)
+from nse_plugin.session.session import EditSession
+
+
+class Systems:
+    """The systems of a round, by layer.
+
+    Args:
+        use_previous: P is in them.
+    """
+
+    def __init__(self, session: EditSession, hparams: LocateHparams, use_previous: bool) -> None:
+        self._untouched, self._previous = session.untouched, session.previous_keys
+        self._hparams, self._use_previous = hparams, use_previous
+        self._C = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
+
+    def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
+        E = self._previous.few(layer, K) if self._use_previous else _no_keys(K)
+        found = None
+        if E is not None and layer not in self._C:
+            return smallest_right(K[neurons], E[neurons], layer=layer)
+        if E is not None and len(neurons) == len(K):
+            found = self._of_all(layer, K, E)
+        if found is not None:
+            return found
+        return solve_right(
+            K[neurons],
+            covariance=submatrix(self._C.get(layer), neurons),
+            weight=self._hparams.covariance_weight(len(K)),
+            previous=self._previous.matrix(layer, neurons) if self._use_previous else None,
+            layer=layer,
+        )
+
+    def _of_all(self, layer: int, K: torch.Tensor, E: torch.Tensor) -> torch.Tensor | None:
+        """The same for all neurons; None where C has no factor or the keys are not few."""
+        weight = self._hparams.covariance_weight(len(K))
+        if not weight or 2 * (K.shape[1] + E.shape[1]) > len(K):
+            return None
+        factor = self._untouched.of_covariance(
+            self._hparams, layer, factor_if_regular, str(K.device)
+        )
+        if factor is None:
+            return None
+
+        def solved(keys: torch.Tensor) -> torch.Tensor:
+            return torch.cholesky_solve(keys.double(), factor)
+
+        E_solved = self._previous.solved(layer, factor, solved) if E.shape[1] else E
+        return few_keys_right(K, solved(K) / weight, E, E_solved / weight, layer=layer)
+
+
+def _no_keys(like: torch.Tensor) -> torch.Tensor:
+    return like.new_empty(len(like), 0, dtype=torch.float64)
