@@ -69,7 +69,7 @@ class HostBackend:
         """
         records = [request.to_dict() for request in requests]
         self._before = {}
-        with seeded(self._seed, number):
+        with seeded(self._seed, number, self.model):
             for part in [records] if self._whole_rounds else [[record] for record in records]:
                 for name, tensor in self._called(part).items():
                     self._before.setdefault(name, tensor)

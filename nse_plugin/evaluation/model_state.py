@@ -20,6 +20,7 @@ from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
+from nse_plugin.model.seeding import gpus_of
 from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
@@ -139,7 +140,7 @@ def run_harness(
     models = require("lm_eval.models.huggingface", f"harness_tasks {list(tasks)}", **wanted)
     wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer)
     try:
-        with _random_numbers_kept():  # it seeds all generators of the process
+        with _random_numbers_kept(model):  # it seeds all generators of the process
             found = lm_eval.simple_evaluate(
                 model=wrapped, tasks=list(tasks), limit=limit, log_samples=False
             )
@@ -158,12 +159,12 @@ def run_harness(
 
 
 @contextmanager
-def _random_numbers_kept() -> Iterator[None]:
+def _random_numbers_kept(model: nn.Module) -> Iterator[None]:
     """Restore the states of Python's, numpy's and torch's random generators afterwards."""
     import numpy as np
 
     python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=gpus_of(model)):
         try:
             yield
         finally:

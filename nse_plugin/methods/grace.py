@@ -53,7 +53,7 @@ def edit_round(
     """
     check_round(requests)
     clock, number = Clock(), session.ledger.next_number()
-    with session.round([], attaches=KIND), seeded(hparams.seed, number):
+    with session.round([], attaches=KIND), seeded(hparams.seed, number, session.model):
         config = {"module": hparams.inner_params[0], "eps": hparams.eps}
         codebook = cast(Codebook, session.attached.ensure(KIND, config))
         with quiet(session.model):

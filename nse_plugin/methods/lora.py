@@ -47,7 +47,7 @@ def edit_round(
     """
     check_round(requests)
     clock, number = Clock(), session.ledger.next_number()
-    with session.round([], attaches=KIND), seeded(hparams.seed, number):
+    with session.round([], attaches=KIND), seeded(hparams.seed, number, session.model):
         config = {name: getattr(hparams, name) for name in _CONFIG}
         adapters = cast(Adapters, session.attached.ensure(KIND, config))
         with clock("train"), quiet(session.model):

@@ -37,9 +37,14 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Gradients, float32 for new tensors and no autocast, whatever modes the caller has set."""
-    dtype = torch.get_default_dtype()
+    """Gradients, float32 for new tensors, no autocast and no TF32, whatever the caller has set.
+
+    Undo and export rely on bits, and TF32 (``torch.set_float32_matmul_precision("high")``) changes
+    them.
+    """
+    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     torch.set_default_dtype(torch.float32)
+    torch.set_float32_matmul_precision("highest")
     try:
         with ExitStack() as modes:
             modes.enter_context(torch.inference_mode(False))
@@ -49,6 +54,7 @@ def own_modes() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
+        torch.set_float32_matmul_precision(precision)
 
 
 @contextmanager

@@ -8,19 +8,25 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 
 @contextmanager
-def seeded(seed: int, number: int = 0) -> Iterator[None]:
+def seeded(seed: int, number: int = 0, model: nn.Module | None = None) -> Iterator[None]:
     """Seed Python's, numpy's and torch's random generators; restore their states afterwards.
 
     Args:
         number: of the round: a resumed run draws in it what an uninterrupted one would.
+        model: the GPUs that it is on are seeded too; no other one is woken.
     """
     state, arrays = random.getstate(), np.random.get_state()
     start = seed * 1_000_003 + number
-    with torch.random.fork_rng():
-        torch.manual_seed(start)
+    gpus = gpus_of(model)
+    with torch.random.fork_rng(devices=gpus):
+        torch.default_generator.manual_seed(start)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(start)
         random.seed(start)
         np.random.seed(start % 2**32)
         try:
@@ -28,3 +34,9 @@ def seeded(seed: int, number: int = 0) -> Iterator[None]:
         finally:
             random.setstate(state)
             np.random.set_state(arrays)
+
+
+def gpus_of(model: nn.Module | None) -> list[int]:
+    """Numbers of the GPUs that a model's parameters are on."""
+    devices = {parameter.device for parameter in model.parameters()} if model is not None else ()
+    return sorted(device.index for device in devices if device.type == "cuda")

@@ -149,6 +149,8 @@ def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
     return next(("weights" for t in tensors if not bool(torch.isfinite(t).all())), None)
 
 
+_AT_ONCE = 2**24
+"""Numbers of a matrix that a fingerprint holds as long integers at once: 128 MiB."""
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
@@ -161,8 +163,13 @@ def fingerprint(weight: torch.Tensor) -> int:
     """
     matrix = weight.detach().reshape(weight.shape[0], -1)  # experts and patches have more axes
     bits = matrix.contiguous().view(_BITS[weight.element_size()])
-    by_row = bits.sum(dim=-1, dtype=torch.int64)
-    by_column = bits.sum(dim=0, dtype=torch.int64)
+    by_row = bits.new_empty(bits.shape[0], dtype=torch.int64)
+    by_column = bits.new_zeros(bits.shape[1], dtype=torch.int64)
+    step = max(1, _AT_ONCE // max(1, bits.shape[1]))
+    for start in range(0, bits.shape[0], step):  # sums of short integers are made from long copies
+        chunk = bits[start : start + step].long()
+        by_row[start : start + step] = chunk.sum(dim=-1)
+        by_column += chunk.sum(dim=0)
     rows = torch.arange(1, by_row.numel() + 1, device=bits.device)
     columns = torch.arange(1, by_column.numel() + 1, device=bits.device)
     return int((by_row * rows).sum() + 31 * (by_column * columns).sum())

@@ -86,8 +86,13 @@ def model_identity(model: Any) -> ModelIdentity:
         parts = model_fingerprint(layout_of(model))
     except ModelError:
         parts = "?"
-    dtype = str(next(model.parameters()).dtype)
-    return {"fingerprint": parts, "weights": hashed(weights), "dtype": dtype}
+    first = next(model.parameters())
+    return {
+        "fingerprint": parts,
+        "weights": hashed(weights),
+        "dtype": str(first.dtype),
+        "device": first.device.type,
+    }
 
 
 def prompt_format(tokenizer: Any) -> Format:

@@ -35,6 +35,8 @@ class ModelIdentity(TypedDict):
     weights: str
     """SHA-256 over fingerprints of all matrices."""
     dtype: str
+    device: str
+    """cpu or cuda: they give different bits."""
 
 
 class Texts(TypedDict):

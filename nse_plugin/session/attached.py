@@ -111,7 +111,7 @@ class Attached:
     def set(self, state: AttachedState | None) -> None:
         """Have exactly this attached; None is nothing."""
         if state is not None:
-            with seeded(0):  # adapters begin at random, which is replaced here
+            with seeded(0, model=self._layout.model):  # a random start, which is replaced
                 attachment = self.ensure(state.kind, state.config)
             attachment.load(state.tensors)
         elif self._current is not None:

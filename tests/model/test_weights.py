@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from nse_plugin.errors import ModelError
+from nse_plugin.model import weights as weights_module
 from nse_plugin.model.weights import EditedWeights, fingerprint
 
 
@@ -89,6 +90,14 @@ def test_weights_that_cannot_be_edited_are_refused():
     with pytest.raises(ModelError, match="NaN or infinity"):
         weights.track("c", torch.tensor([[1.0, float("nan")]]))
     assert weights.names() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fingerprint_in_pieces_is_that_of_the_whole(dtype, monkeypatch):
+    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)).to(dtype)
+    whole = fingerprint(weight)
+    monkeypatch.setattr(weights_module, "_AT_ONCE", 10)
+    assert fingerprint(weight) == whole
 
 
 @settings(max_examples=50, deadline=None)
