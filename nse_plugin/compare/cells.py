@@ -31,14 +31,15 @@ from nse_plugin.compare.untouched import NoEdits
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.easyedit.checkout import ROOT_VARIABLE
 from nse_plugin.errors import NSEPluginError
-from nse_plugin.evaluation.metrics import SCORES
+from nse_plugin.evaluation.metrics import SCORES, Answered
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.files import write_text
+from nse_plugin.files import JsonLines
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import hashed, plain
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
@@ -104,7 +105,6 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
             if made.hosts_own and cell.run_dir.exists():
                 log.info("%s was cut off, and the host's method has lost its state", cell)
                 shutil.rmtree(cell.run_dir)
-            _share_frozen(cell)
         prepare = _prepare(edited, made)
         result = _schedule(cell, edited, made.hparams, requests, texts)
         memory = meter.read()
@@ -134,6 +134,7 @@ def _schedule(
         order=settings.order,
         seed=cell.seed,
         held_out=texts,
+        frozen=_frozen(cell),
     ).run()
 
 
@@ -173,12 +174,19 @@ def _own_folder(made: Recipe) -> Iterator[None]:
             os.chdir(before)
 
 
-def _share_frozen(cell: Cell) -> None:
-    """Copy the untouched model's answers to this stream, if its cell has all of them."""
-    run = cell.frozen.parent
-    target = cell.run_dir / "frozen.jsonl"
-    if (run / "final.json").exists() and not target.exists():
-        write_text(target, cell.frozen.read_text(encoding="utf-8"))
+def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
+    """What the untouched model answered to rounds, by the digests of their requests.
+
+    From its own cells that are finished, of any seed.  Only whole rounds are taken over: the last
+    bits of an answer depend on the questions asked beside it.
+    """
+    found = {}
+    for final in sorted(cell.frozen.parent.parent.glob("*/final.json")):
+        frozen = FrozenAnswers(JsonLines(final.with_name("frozen.jsonl")))
+        for number in range(1, len(frozen) + 1):
+            requests, answers = frozen.read(number)
+            found[tuple(request.digest() for request in requests)] = answers
+    return found
 
 
 def _prepare(edited: Any, made: Recipe) -> float:

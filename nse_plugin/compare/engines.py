@@ -15,6 +15,8 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+import torch
+
 from nse_plugin.compare.cells import failed, run_cell
 from nse_plugin.compare.engine import RETRIES, Engine, Results, lost
 from nse_plugin.compare.plan import Cell
@@ -82,19 +84,24 @@ class Processes:
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
         self._context: Any = _context()
+        self._gpus = torch.cuda.device_count()
 
     def run(self, cells: Sequence[Cell]) -> Results:
         """Results as they come.  Leaving ends the processes that are at work."""
         waiting = deque((cell, 0) for cell in cells)
         running: dict[Connection, tuple[Any, Cell, int]] = {}
+        slots: dict[Connection, int] = {}  # which of the N jobs each one is
         try:
             while waiting or running:
                 while waiting and len(running) < self._jobs:
                     cell, tries = waiting.popleft()
-                    process, connection = self._start(cell)
+                    slot = min(set(range(self._jobs)) - set(slots.values()))
+                    process, connection = self._start(cell, gpu_of(cell.device, slot, self._gpus))
                     running[connection] = (process, cell, tries)
+                    slots[connection] = slot
                 for connection in _ended(running):
                     process, cell, tries = running.pop(connection)
+                    del slots[connection]
                     result = _received(connection)
                     process.join()
                     if result is not None:
@@ -110,14 +117,23 @@ class Processes:
     def close(self) -> None:
         """Nothing to release between calls."""
 
-    def _start(self, cell: Cell) -> tuple[Any, Connection]:
+    def _start(self, cell: Cell, gpu: int | None) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
         from nse_plugin.compare.worker import work
 
-        process = self._context.Process(target=work, args=(cell, theirs), daemon=True)
+        process = self._context.Process(target=work, args=(cell, theirs, gpu), daemon=True)
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return process, ours
+
+
+def gpu_of(device: str, slot: int, n_gpus: int) -> int | None:
+    """The GPU that one of N jobs takes in place of the first; None where it takes what is named.
+
+    Jobs are spread over the GPUs of a machine; a cell that names another than the first keeps it.
+    """
+    first = device.removeprefix("cuda:") in ("0", "cuda")
+    return slot % n_gpus if first and n_gpus > 1 else None
 
 
 def _end(processes: Sequence[Any]) -> None:

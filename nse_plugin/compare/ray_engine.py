@@ -16,6 +16,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from nse_plugin.compare.cells import failed, run_cell
@@ -97,6 +98,8 @@ def _handler_kept() -> Iterator[None]:
 
 
 def _work(cell: Cell) -> str:
+    if cell.device not in ("cpu", "0"):  # Ray shows a task the GPU that it gives it, as number 0
+        cell = replace(cell, settings=replace(cell.settings, device="0"))
     return json.dumps(run_cell(cell, _pool()))
 
 

@@ -19,8 +19,15 @@ if TYPE_CHECKING:
     from nse_plugin.compare.plan import Cell
 
 
-def work(cell: Cell, connection: Connection) -> None:
-    """Run a cell and send its result."""
+def work(cell: Cell, connection: Connection, gpu: int | None = None) -> None:
+    """Run a cell and send its result.
+
+    Args:
+        gpu: the only one that this process sees; None for all.  CUDA has not been woken here yet.
+    """
+    if gpu is not None:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     result = run_cell(cell, ModelPool(), own_process=True)

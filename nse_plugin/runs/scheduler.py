@@ -52,6 +52,8 @@ class SequentialScheduler:
         held_out: texts for the perplexity.
         listeners: called at everything that happens.
         max_rounds: end this call after N rounds; another call resumes the run.
+        frozen: what the untouched model answers to rounds, by the digests of their requests, where
+            another run has asked it already.
 
     Raises:
         NSEPluginError: an argument is wrong; nothing was changed.
@@ -72,6 +74,7 @@ class SequentialScheduler:
         held_out: Sequence[str] = (),
         listeners: Sequence[Listener] = (),
         max_rounds: int | None = None,
+        frozen: Mapping[tuple[str, ...], Sequence[Answered]] | None = None,
     ) -> None:
         self.protocol = protocol or Protocol()
         self.rules = stop_rules or StopRules()
@@ -83,6 +86,7 @@ class SequentialScheduler:
         self._round_size = round_size
         self._order, self._seed = order, seed
         self._held_out, self._listeners, self._max_rounds = held_out, listeners, max_rounds
+        self._frozen_elsewhere = frozen or {}
         self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
         self._frozen_in: dict[int, float] = {}  # seconds by round, where it was ahead of its round
         has = {"perplexity": bool(held_out and self.protocol.perplexity),
@@ -192,10 +196,12 @@ class SequentialScheduler:
         if phase is not None:
             self._tell("phase", name=phase)
         start = time.perf_counter()
-        with self.backend.rewound():
-            answered = freeze(
-                self.protocol, self.backend.model, self.backend.tokenizer, planned.requests
-            )
+        digests = tuple(request.digest() for request in planned.requests)
+        answered = self._frozen_elsewhere.get(digests)
+        if answered is None:
+            backend = self.backend
+            with backend.rewound():
+                answered = freeze(self.protocol, backend.model, backend.tokenizer, planned.requests)
         self._frozen.append(planned.number, planned.requests, answered)
         self._frozen_in[planned.number] = time.perf_counter() - start
 

@@ -35,8 +35,8 @@ class Victims(Processes):
         super().__init__(jobs)
         self.victims = victims
 
-    def _start(self, cell):
-        process, connection = super()._start(cell)
+    def _start(self, cell, gpu):
+        process, connection = super()._start(cell, gpu)
         if self.victims.get(str(cell), 0):
             self.victims[str(cell)] -= 1
             os.kill(process.pid, signal.SIGKILL)
@@ -52,6 +52,13 @@ def test_processes(world, whole, tmp_path, monkeypatch):
     assert victims == {"tiny NSE seed 1": 0}
     assert_equal(result, whole)
     assert all(c["memory"]["own_process"] for c in result["cells"])
+
+
+def test_jobs_are_spread_over_gpus():
+    assert [engines.gpu_of("0", slot, 2) for slot in range(3)] == [0, 1, 0]
+    assert engines.gpu_of("cuda", 3, 4) == engines.gpu_of("cuda:0", 3, 4) == 3
+    for device, n_gpus in [("cpu", 2), ("1", 2), ("0", 1), ("0", 0)]:
+        assert engines.gpu_of(device, 1, n_gpus) is None
 
 
 def test_a_process_lost_again_and_again_is_a_failed_row(world, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from nse_plugin.evaluation import protocol as evaluation
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
+from nse_plugin.runs import scheduler as scheduling
 from nse_plugin.runs.backends import backend_of
 from nse_plugin.runs.reading import load_ledger
 from nse_plugin.runs.result import same_run
@@ -147,6 +148,19 @@ def test_no_state_of_the_model_is_asked_twice(tmp_path, monkeypatch):
     asked.clear()
     result = scheduler(tmp_path / "b", hparams=hparams(tmp_path, alpha=1e9)).run()
     assert asked == [*range(6)] and result.final["measurement"]["all"]["locality"] == 1
+
+
+def test_rounds_that_another_run_has_asked_are_not_asked_again(tmp_path, monkeypatch):
+    whole = scheduler(tmp_path / "a")
+    whole.run()
+    lines = [json.loads(line) for line in (tmp_path / "a/frozen.jsonl").open()]
+    known = {tuple(line["requests"]): line["answers"] for line in lines[:2]}
+    asked = []
+    real = scheduling.freeze
+    monkeypatch.setattr(scheduling, "freeze", lambda *a: asked.append(a[-1]) or real(*a))
+    scheduler(tmp_path / "b", frozen=known).run()
+    assert [[r.case_id for r in some] for some in asked] == [[4, 5]]
+    assert same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_repeats_are_counted_and_superseded_answers_no_longer_expected(tmp_path):
