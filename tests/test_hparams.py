@@ -102,6 +102,7 @@ def test_easyedits_memit_keys_are_taken():
         ({"alg_name": "MEMIT"}, "alg_name is 'MEMIT', and NSEHparams is for 'NSE'"),
         ({"alpha": 5, "upper_bound": 5}, "upper_bound is 5.0 and alpha is 5.0"),
         ({"alpha": 5, "alpha_relative": 0.1}, "alpha is 5.0 and alpha_relative is 0.1"),
+        ({"v_lr": 5, "v_lr_relative": 0.1}, "v_lr is 5.0 and v_lr_relative is 0.1"),
         (
             {"upper_bound": 5, "upper_bound_relative": 2},
             "upper_bound is 5.0 and upper_bound_relative is 2.0",

@@ -56,7 +56,7 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
         embedded = model_name.startswith("atlas:")
         values |= {
             "layers": layers_up_to(last),
-            "v_lr": 0.5,
+            "v_lr_relative": 0.15,
             "v_num_grad_steps": 20,
             "clamp_norm_factor": 0.75,
             "n_contexts": 1,

@@ -28,8 +28,10 @@ class LocateHparams(LayersHparams):
 
     v_num_grad_steps: int = bounded(25, low=1)
     """Evaluations of the value loss; with one Adam step between two of them."""
-    v_lr: float = bounded(0.5, above=0)
-    """Adam's learning rate for the value."""
+    v_lr: float | None = bounded(None, above=0)
+    """Adam's learning rate for the value; default 0.5."""
+    v_lr_relative: float | None = bounded(None, above=0)
+    """v_lr as a share of the root mean square of h, instead of v_lr."""
     v_loss_layer: int | None = bounded(None, low=0)
     """Block whose output the target's loss reads through final norm and head; default the last."""
     v_weight_decay: float = bounded(0.5, low=0)
@@ -70,7 +72,7 @@ class LocateHparams(LayersHparams):
     def conflicts(self) -> Iterator[str]:
         """Errors if the loss is read from a block before the edit, or two keys give one bound."""
         yield from super().conflicts()
-        for name in ("mom2_update_weight", "alpha", "upper_bound"):
+        for name in ("v_lr", "mom2_update_weight", "alpha", "upper_bound"):
             absolute, relative = getattr(self, name, None), getattr(self, f"{name}_relative", None)
             if relative is not None and absolute not in (None, 0):
                 yield (

@@ -140,7 +140,7 @@ def _optimise(
     steps = torch.zeros(n, dtype=torch.long, device=base.device)
     settled = torch.zeros_like(steps)  # evaluations in a row with the target as first choice
     active = torch.arange(n, device=base.device)
-    adam = _Adam(hparams.v_lr, torch.zeros_like(base))
+    adam = _Adam(_learning_rate(hparams, base), torch.zeros_like(base))
     longest = hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
 
     for step in range(hparams.v_num_grad_steps):
@@ -271,10 +271,17 @@ def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> tor
     return path_of(layout, layer)(found["down"].float())
 
 
+def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> float | torch.Tensor:
+    """v_lr, or [n, 1] for h [n, d_model] where it is relative to the root mean square of h."""
+    if hparams.v_lr_relative is None:
+        return 0.5 if hparams.v_lr is None else hparams.v_lr
+    return hparams.v_lr_relative * base.square().mean(dim=1, keepdim=True).sqrt()
+
+
 class _Adam:
     """Adam with one state per row, so that rows can leave; the update is torch.optim.Adam's."""
 
-    def __init__(self, lr: float, zeros: torch.Tensor) -> None:
+    def __init__(self, lr: float | torch.Tensor, zeros: torch.Tensor) -> None:
         self.lr = lr
         self.steps = 0
         self.mean, self.square = zeros, zeros.clone()
@@ -291,4 +298,6 @@ class _Adam:
     def select(self, rows: torch.Tensor) -> _Adam:
         """The same with some of the rows."""
         self.mean, self.square = self.mean[rows], self.square[rows]
+        if isinstance(self.lr, torch.Tensor):
+            self.lr = self.lr[rows]
         return self

@@ -193,7 +193,7 @@ def _matrices(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
 _VALUES = (
     Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5, 2.25), 0.45),
-    Stage("learning rate", _factors("v_lr", 0.5, 0.2, 2), 0.55),
+    Stage("learning rate", _factors("v_lr_relative", 0.5, 2, 0.2), 0.55),
     Stage("steps", _factors("v_num_grad_steps", 0.5, 1.75), 0.57),
     Stage("stop", _each("v_stop", "rank"), 0.6),
 )
