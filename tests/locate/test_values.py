@@ -144,8 +144,8 @@ def test_model_is_left_as_found(model, tokenizer):
 def test_a_relative_learning_rate_is_that_of_each_request(model, tokenizer):
     layout, requests = layout_of(model), some_requests(3)
     share = dict(v_lr=None, v_lr_relative=0.2)
-    whole = compute_values(layout, tokenizer, requests, CONTEXTS, tiny_hparams(**share), nll)
+    whole = values_of(layout, tokenizer, requests, CONTEXTS, tiny_hparams(**share), nll)
     for i, request in enumerate(requests):
         rate = 0.2 * float(whole.base[i].square().mean().sqrt())
-        alone = compute_values(layout, tokenizer, [request], CONTEXTS, tiny_hparams(v_lr=rate), nll)
+        alone = values_of(layout, tokenizer, [request], CONTEXTS, tiny_hparams(v_lr=rate), nll)
         torch.testing.assert_close(whole.z[i], alone.z[0], rtol=1e-3, atol=1e-3)
