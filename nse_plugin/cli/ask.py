@@ -10,7 +10,7 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result, working
+from nse_plugin.cli.output import AS_JSON, note, show_result, working
 
 
 @command(
@@ -46,8 +46,16 @@ def ask(
         edits = EditFolder(folder, device=device, listener=listener)
         listener("phase", {"name": "answering"})
         reply = edits.ask(question, max_new_tokens=tokens, plain=plain)
+        missed = edits.missed(question, reply.edited)
     if as_json:
         show_result(asdict(reply))
     else:
         show_result(f"edited:    {reply.edited}\nuntouched: {reply.untouched}")
+    for request in missed:
+        note(
+            f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer: an "
+            "edit may not reach questions unlike its prompt. "
+            + ("Ask with its prompt" if plain else "Ask with its prompt and --plain")
+            + ", or edit in the words and the format that you ask in (nse edit --chat)"
+        )
     return 0

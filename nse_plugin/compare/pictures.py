@@ -79,7 +79,7 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
     """A line per method: a score of all edits so far, each time they were measured."""
     everything = over_edits_table(result, model, score)
     names = groups(by_method(result["cells"], model)).get(group, [])
-    table = everything[[name for name in names if name in everything]]
+    table = everything[[name for name in names if name in everything and name != UNTOUCHED]]
     table = table.dropna(how="all")
     if table.empty:
         return None

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _MARKERS = "osD^vP"
+_BEYOND = 0.02
+"""How far an axis of shares reaches beyond 0 and 1, at most."""
 _TICKS = 8
 """Ticks of an axis whose values were measured at single points, at most."""
 _NAME = SIZE - 1.5
@@ -67,6 +69,8 @@ def lines(
     axes.set_xticks(spread_out(sorted(table.index.tolist()), _TICKS))
     if percent:
         percent_axis(axes.yaxis)
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -_BEYOND), min(high, 1 + _BEYOND))
     if len(names) > 1:
         ends = [(table[c].dropna().index[-1], float(table[c].dropna().iloc[-1]))
                 for c in table.columns]  # fmt: skip
@@ -118,6 +122,8 @@ def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme 
         means: from 0 to 1; NaN is left out.
         spreads: half the length of each bar; NaN if there is none.
     """
+    from matplotlib.ticker import MaxNLocator
+
     names = [str(name) for name in means.index]
     height = max(1.0, 1.35 * _LINE * len(names) + 0.35)
     figure, panels = empty_figure(theme, title, [height] * means.shape[1])
@@ -140,6 +146,9 @@ def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme 
         axes.grid(color=theme.grid, linewidth=0.6)
         axes.set_xlabel(str(column))
         percent_axis(axes.xaxis)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -_BEYOND), min(high, 1 + _BEYOND))
     return figure
 
 

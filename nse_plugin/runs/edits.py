@@ -217,6 +217,16 @@ class EditFolder:
                 original = reply(self.model, self.tokenizer, text, max_new_tokens)
         return Reply(asked, edited, original)
 
+    def missed(self, question: str, answer: str) -> list[EditRequest]:
+        """The facts about a subject in the question whose new answer is not in the answer."""
+        asked, said = question.casefold(), answer.casefold()
+        latest = {request.fact: request for found in self.facts().values() for request in found}
+        return [
+            request
+            for request in latest.values()
+            if request.subject.casefold() in asked and request.target_new.casefold() not in said
+        ]
+
     def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:
         """Which rounds move the answer to a question most: :meth:`EditSession.blame`."""
         in_chat = isinstance(self.session.tokenizer, ChatTokenizer)  # which renders it itself

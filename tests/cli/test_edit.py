@@ -70,6 +70,11 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
     assert cli.main(["ask", "kept", TEXT, "--json"]) == 0
     reply = json.loads(capsys.readouterr().out)
     assert reply["edited"].startswith(NEW) and reply["untouched"].startswith(OLD)
+    assert (
+        cli.main(["ask", "kept", f"Who is Stojeish Pekapex? {TEXT} {NEW} and", "--tokens", "1"])
+        == 0
+    )
+    assert "does not show in this answer" in capsys.readouterr().err
     assert cli.main(["inspect", "kept"]) == 0
     assert cli.main(["export", "kept", "--to", "delta", "--out", "delta"]) == 0
     assert "1 edits of 1 rounds" in capsys.readouterr().out
