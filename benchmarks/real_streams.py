@@ -1,0 +1,213 @@
+"""Which edits of a long stream fail, and when: read off finished runs, or a comparison's cells.
+
+    nse compare --methods NSE,NSE:repair,MEMIT:previous-keys --models smollm2-135m --out streams \\
+        --data counterfact.json --limit 300 --rounds 15
+    python benchmarks/real_streams.py streams/cells/smollm2-135m/*/0
+
+With ``--solve`` the model of each run is loaded, everything is asked again as it is, with all edits
+solved together, and the same with repair; also with h *set* to each edit's value: what fails then
+fails whatever is written.  A row that is in the results file is not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nse_plugin.errors import DataError
+from nse_plugin.evaluation.metrics import GROUPS, Answered, ask, summarise
+from nse_plugin.evaluation.model_state import relative_change
+from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.files import JsonLines, write_json
+from nse_plugin.locate.keys import Lookups
+from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.methods.registry import hparams_from
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.prompts import encode_request
+from nse_plugin.requests import EditRequest
+from nse_plugin.runs.frozen import FrozenAnswers
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.reopen import open_run
+from nse_plugin.runs.schema import FROZEN
+
+ROWS = ("as run", "consolidated", "consolidated, with repair")
+
+
+class Run:
+    """A finished run, its model and its edits."""
+
+    def __init__(self, folder: Path, device: str | None, stats_dir: str | None) -> None:
+        self.files = RunFiles(folder)
+        settings = {**self.files.hparams, "stats_dir": stats_dir or self.files.hparams["stats_dir"]}
+        self.hparams = hparams_from(folder, settings)
+        self.model, self.session = open_run(folder, device)
+        self.session.untouched.use_contexts(self.hparams, self.files.manifest["contexts"])
+        self.bounds = Protocol.from_dict(self.files.manifest["run"]["protocol"]).bounds
+        self.bounds = replace(self.bounds, negation=False, distractor=False)
+        frozen = FrozenAnswers(JsonLines(folder / FROZEN))
+        self.requests: list[EditRequest] = []
+        self.frozen: list[Answered] = []
+        for line in self.files.lines:
+            requests, answers = frozen.read(line["round"])
+            self.requests += requests
+            self.frozen += [{group: each[group] for group in GROUPS} for each in answers]
+
+    def row(self, name: str) -> dict[str, Any]:
+        """One row; the session is as before."""
+        start = time.process_time()
+        if name != "as run":
+            repairs = 1 if name.endswith("repair") else 0
+            consolidate(self.session, replace(self.hparams, repair_rounds=repairs))
+        seconds = time.process_time() - start
+        found = self.measured() | {"cpu_seconds": seconds}
+        if name != "as run":
+            self.session.undo_last()
+        return found
+
+    def measured(self) -> dict[str, Any]:
+        """Scores of all edits and of the first and last tenth, and how far the values are."""
+        session, n = self.session, len(self.requests)
+        answers = ask(self.model, session.tokenizer, self.requests, self.bounds)
+        texts = {request.text for request in self.requests}
+
+        def efficacy(some: slice) -> Any:
+            return summarise(answers[some], self.frozen[some])["efficacy"]
+
+        outcomes = [outcome for record in session.ledger for outcome in record.outcomes]
+        return {
+            **summarise(answers, self.frozen, texts),
+            "first_tenth": efficacy(slice(0, n // 10)),
+            "last_tenth": efficacy(slice(n - n // 10, n)),
+            "repaired": sum(outcome.repairs > 0 for outcome in outcomes),
+            **self._of_values(),
+            "relative_change": {
+                name: relative_change(session.weights.original(name), weight)
+                for name, weight in self.model.named_parameters()
+                if name in session.weights
+            },
+        }
+
+    def _of_values(self) -> dict[str, float]:
+        """Residuals at the end, and the share of edits that are given where h is the value."""
+        session = self.session
+        of = {r.digest(): z for record in session.ledger for r, z in zip(record.requests, record.z)}
+        chosen = [r for r in self.requests if r.without_probes().digest() in of]
+        z = torch.stack([of[r.without_probes().digest()] for r in chosen])
+        z_layer = self.hparams.layers[-1]
+        lookups = Lookups.of(session.layout, session.tokenizer, chosen, (), 8192)
+        h = lookups.activations(z_layer)
+        with session.rewound():
+            h_original = lookups.activations(z_layer)
+            in_original = self._given_with(chosen, z)
+        residual = ((z - h).norm(dim=1) / (z - h_original).norm(dim=1)).mean()
+        return {
+            "residual": float(residual),
+            "given_with_h_set_to_z": self._given_with(chosen, z),
+            "given_with_h_set_to_z_in_the_original": in_original,
+        }
+
+    @torch.no_grad()
+    def _given_with(self, requests: list[EditRequest], z: torch.Tensor) -> float:
+        """Share of edits given where the z-layer's output at the subject is z [n, d_model]."""
+        session = self.session
+        block = session.layout.blocks[self.hparams.layers[-1]]
+        given = 0
+        for request, value in zip(requests, z):
+            encoded = encode_request(session.tokenizer, request, with_target=True)
+
+            def put(_module: Any, _inputs: Any, output: Any) -> None:
+                hidden = output[0] if isinstance(output, tuple) else output
+                hidden[0, encoded.subject_last] = value  # noqa: B023  (called in this turn)
+
+            handle = block.register_forward_hook(put)
+            try:
+                with quiet(self.model):
+                    logits = self.model(torch.tensor([encoded.ids])).logits[0]
+            finally:
+                handle.remove()
+            said = logits[encoded.n_prompt - 1 : -1].argmax(dim=1).tolist()
+            given += said == list(encoded.target_ids)
+        return given / len(requests)
+
+
+def thirds(folder: Path) -> dict[str, Any]:
+    """Efficacy of each third of the rounds, right after they were written and at the end."""
+    files = RunFiles(folder)
+    final = files.final()
+    if final is None or final["measurement"] is None:
+        raise DataError(f"{folder} is not finished; resume it first")
+    at_end = {row["edited"]: row for row in final["measurement"]["retention"]}
+    lines = [line for line in files.lines if line["scores"] is not None]
+    size = -(-len(lines) // 3)
+    found: dict[str, Any] = {"method": files.manifest["run"]["method"]}
+    for name, some in zip(
+        ("first", "middle", "last"), (lines[:size], lines[size : 2 * size], lines[2 * size :])
+    ):
+        n = sum(line["edits"] for line in some)
+        after = sum(line["edits"] * line["scores"]["efficacy"] for line in some) / n
+        end = sum(line["edits"] * at_end[line["round"]]["efficacy"] for line in some) / n
+        found[name] = {"right_after": after, "at_the_end": end}
+    edits = [line["edit"] for line in lines if line["edit"]]
+    for name in ("repaired", "written_again"):
+        found[name] = sum(edit.get(name, 0) for edit in edits)
+    found["all"] = final["measurement"]["all"]
+    found["perplexity"] = final["measurement"].get("perplexity")
+    found["seconds_per_edit"] = {
+        name: sum(edit["seconds"].get(name, 0.0) for edit in edits) / final["edits"]
+        for name in sorted({name for edit in edits for name in edit["seconds"]})
+    }
+    return found
+
+
+def main() -> None:
+    """Parse, measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
+    parser.add_argument("--solve", action="store_true", help="also with all edits solved together")
+    parser.add_argument("--out", type=Path, default=Path("real-streams.json"))
+    parser.add_argument("--stats-dir", help="instead of the runs'")
+    parser.add_argument("--device")
+    options = parser.parse_args()
+    found = json.loads(options.out.read_text()) if options.out.exists() else {}
+    print("| run | first third | middle | last | paraphrase | locality | perplexity | repaired |")
+    print("|---|---|---|---|---|---|---|---|")
+    for folder in options.runs:
+        name = folder.parent.name if folder.name.isdigit() else folder.name
+        rows = found.setdefault(name, {})
+        rows["thirds"] = thirds(folder)
+        print(f"| {name} | " + " | ".join(cells(rows["thirds"])) + " |", flush=True)
+        run = None
+        for row in ROWS if options.solve else ():
+            if row not in rows:
+                run = run or Run(folder, options.device, options.stats_dir)
+                rows[row] = run.row(row)
+                write_json(options.out, found)
+            print(name, row, *shown(rows[row]), sep=" | ", flush=True)
+    write_json(options.out, found)
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Cells of the table."""
+    halves = [f"{row[n]['right_after']:.3f} -> {row[n]['at_the_end']:.3f}" for n in
+              ("first", "middle", "last")]  # fmt: skip
+    scores = [f"{row['all'][name]:.3f}" for name in ("paraphrase", "locality")]
+    perplexity = "-" if row["perplexity"] is None else f"{row['perplexity']:.2f}"
+    return [*halves, *scores, perplexity, str(row["repaired"] + row["written_again"])]
+
+
+def shown(row: dict[str, Any]) -> list[str]:
+    """Cells of a solved row."""
+    names = ("efficacy", "paraphrase", "locality", "first_tenth", "last_tenth", "residual",
+             "given_with_h_set_to_z", "given_with_h_set_to_z_in_the_original")  # fmt: skip
+    changes = " ".join(f"{value:.2f}" for value in row["relative_change"].values())
+    return [*(f"{row[name]:.3f}" for name in names), str(row["repaired"]), changes]
+
+
+if __name__ == "__main__":
+    main()
