@@ -24,6 +24,7 @@ class NoEdits:
     """A backend of :mod:`nse_plugin.runs.backends` whose rounds change nothing."""
 
     method = UNTOUCHED
+    changes_model = False
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer

@@ -39,6 +39,8 @@ class HostBackend:
     resumed run draws what an uninterrupted one would.
     """
 
+    changes_model = True
+
     def __init__(
         self,
         model: nn.Module,

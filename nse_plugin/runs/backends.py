@@ -41,6 +41,8 @@ class Backend(typing.Protocol):
     """A method at work on one model."""
 
     method: str
+    changes_model: bool
+    """False for the untouched model as a row of a comparison."""
     model: nn.Module
     tokenizer: Any
     hparams: Any
@@ -110,6 +112,8 @@ class SessionBackend:
     Raises:
         SessionError: the session has rounds, so its model is not the untouched one.
     """
+
+    changes_model = True
 
     def __init__(self, session: EditSession, hparams: Any) -> None:
         if len(session.ledger):

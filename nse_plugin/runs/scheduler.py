@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from nse_plugin.errors import DataError, HparamsError, NotFiniteError, RequestError
+from nse_plugin.errors import DataError, NotFiniteError, RequestError
 from nse_plugin.evaluation.metrics import Answered
 from nse_plugin.evaluation.protocol import (
     History,
@@ -89,14 +89,10 @@ class SequentialScheduler:
         self._frozen_elsewhere = frozen or {}
         self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
         self._frozen_in: dict[int, float] = {}  # seconds by round, where it was ahead of its round
-        has = {"perplexity": bool(held_out and self.protocol.perplexity),
-               "retention": bool(self.protocol.retention)}  # fmt: skip
-        for needed in self.rules.needs():
-            if not has[needed]:
-                raise HparamsError(
-                    f"a stop rule bounds {needed}, which is not measured; switch it on in the "
-                    "protocol (perplexity also needs held-out text), or leave the rule out"
-                )
+        self.rules.refuse_unmeasured(
+            perplexity=bool(held_out and self.protocol.perplexity),
+            retention=bool(self.protocol.retention),
+        )
 
     def run(self) -> RunResult:
         """Write and measure all rounds that are not on disk yet.
@@ -306,7 +302,7 @@ class SequentialScheduler:
                 "measurement": measurement,
             }
             self._folder.finish(final)
-        if status == "nothing_written":
+        if status == "nothing_written" and self.backend.changes_model:
             log.warning("%s: no round changed the model; the requests of each round are in %s with "
                         "their outcomes. Settings of another model seldom carry over: nse tune "
                         "finds some for this one", self.run_dir, ROUNDS)  # fmt: skip

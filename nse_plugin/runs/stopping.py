@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.validation import Settings, bounded
 from nse_plugin.runs.schema import Measurement, Status, Stop
 
@@ -80,10 +81,18 @@ class StopRules(Settings):
     def _broken(self, rule: str, value: Any, bound: Any) -> Stop:
         return {"rule": rule, "value": value, "bound": bound, "action": self.on_collapse}
 
-    def needs(self) -> list[str]:
-        """What the protocol has to measure: ``perplexity``, ``retention``."""
-        needed = ["perplexity"] if self.max_perplexity or self.max_perplexity_ratio else []
-        return needed + (["retention"] if self.min_retention is not None else [])
+    def refuse_unmeasured(self, *, perplexity: bool, retention: bool) -> None:
+        """Raise :class:`HparamsError` if a rule bounds what a run does not measure."""
+        bounded_ones = {
+            "perplexity": bool(self.max_perplexity or self.max_perplexity_ratio) and not perplexity,
+            "retention": self.min_retention is not None and not retention,
+        }
+        for name, unmeasured in bounded_ones.items():
+            if unmeasured:
+                raise HparamsError(
+                    f"a stop rule bounds {name}, which is not measured; switch it on in the "
+                    "protocol (perplexity also needs held-out text), or leave the rule out"
+                )
 
 
 def ends(stop: Stop | None) -> bool:
