@@ -18,7 +18,6 @@ each with its own Adam state and its own stop; what a delta cannot change is com
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -31,7 +30,7 @@ from nse_plugin.locate.rows import Reading, Rows
 from nse_plugin.model.continuation import Continuation, capture
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.prompts import MAX_PADDING, TokenBatch, micro_batches
+from nse_plugin.model.prompts import TokenBatch, cheapest_batches, micro_batches
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
@@ -105,11 +104,11 @@ def compute_values(
 
 
 def _batches(rows: Sequence[Rows], token_budget: int) -> list[list[int]]:
-    """Numbers of the requests that are optimised together: with tails of nearly one length, since
-    those are computed at every step, and within the budget."""
+    """Numbers of the requests that are optimised together: by length of the tails, which are
+    computed at every step, and within the budget."""
     order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
     found = []
-    for alike in micro_batches([rows[i].tail for i in order], sys.maxsize, max_padding=MAX_PADDING):
+    for alike in cheapest_batches([rows[i].tail for i in order], len(rows[0].rewriting)):
         some = order[alike]
         widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in some]
         found += [some[run] for run in micro_batches(widths, token_budget)]

@@ -7,7 +7,6 @@ their start is run once, and its attention keys and values serve all of them.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.prompts import MAX_PADDING, TokenBatch, micro_batches
+from nse_plugin.model.prompts import TokenBatch, cheapest_batches
 
 _WORTH = 6
 """Common tokens from which a pass of their own pays."""
@@ -49,7 +48,7 @@ def groups(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Group]:
     for members, common in [*together, (alone, 0)]:
         members = sorted(members, key=lambda i: len(rows[i]))
         lengths = [len(rows[i]) - common for i in members]
-        for run in micro_batches(lengths, sys.maxsize, max_padding=MAX_PADDING):
+        for run in cheapest_batches(lengths):
             found.append(Group(members[run], common))
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from nse_plugin.model.common_prefix import groups
 from nse_plugin.model.full_pass import FullPass
 from nse_plugin.model.probe import layout_of
-from nse_plugin.model.prompts import MAX_PADDING, TokenBatch
+from nse_plugin.model.prompts import PASS, TokenBatch, cheapest_batches
 from nse_plugin.model.replay import Replay
 
 ROW = st.tuples(st.sampled_from([0, 6, 9]), st.lists(st.integers(1, 2), min_size=1, max_size=12))
@@ -25,8 +27,20 @@ def test_every_row_is_in_one_group_and_what_is_common_is(pairs, data):
     for group in found:
         assert len({tuple(rows[i][: group.common]) for i in group.rows}) == 1
         assert group.common <= min(starts[i] for i in group.rows)
-        rest = [len(rows[i]) - group.common for i in group.rows]
-        assert max(rest) * len(rest) <= MAX_PADDING * sum(rest)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=8).map(sorted))
+def test_batches_cost_least(widths):
+    def cost(runs):
+        return sum(PASS + len(widths[run]) * max(widths[run]) for run in runs)
+
+    found = cheapest_batches(widths)
+    assert [w for run in found for w in widths[run]] == widths
+    places = range(1, len(widths))
+    cuts = [c for k in range(len(widths)) for c in itertools.combinations(places, k)]
+    ways = [[slice(a, b) for a, b in zip((0, *c), (*c, len(widths)))] for c in cuts]
+    assert cost(found) == min(cost(way) for way in ways)
 
 
 def test_a_common_start_is_computed_once(any_model):
