@@ -82,8 +82,6 @@ def test_a_process_lost_again_and_again_is_a_failed_row(world, tmp_path, monkeyp
 def test_a_signal_leaves_no_process_and_what_can_be_resumed(
     number, to_all, code, world, whole, tmp_path
 ):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and number == signal.SIGINT:
-        pytest.skip("the tests were started with Ctrl-C ignored, as a background job is")
     out = tmp_path / "out"
     given = arguments(world, out, engine="processes", jobs=2)
     child = subprocess.Popen(

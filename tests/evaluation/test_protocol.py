@@ -280,10 +280,11 @@ def test_harness_stub_and_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", stub)
     monkeypatch.setitem(sys.modules, "lm_eval.models", models)
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
-    found = run_harness("model", "tok", ["mmlu"], 5)
+    model = torch.nn.Linear(1, 1)
+    found = run_harness(model, "tok", ["mmlu"], 5)
     assert found == {"mmlu": {"acc,none": 0.5, "alias": "mmlu", "err": None}}
     arguments = {"tasks": ["mmlu"], "limit": 5, "log_samples": False}
-    assert seen == {"model": ("model", "tok"), **arguments}
+    assert seen == {"model": (model, "tok"), **arguments}
 
 
 def test_bad_protocols():
