@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from nse_plugin.data.models import model_place
+from nse_plugin.data.models import model_place, why_not_loaded
 from nse_plugin.errors import HparamsError, ModelError
 from nse_plugin.hparams.yaml_files import read_method_yaml, yaml_dir
 
@@ -94,4 +94,6 @@ def _blocks_of(model_name: str) -> int:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
         return int(config.get_text_config().num_hidden_layers)
     except Exception as error:  # of transformers or the hub
-        raise ModelError(f"cannot read the config of {model_name!r}: {error}") from error
+        raise ModelError(
+            f"cannot read the config of {model_name!r}: {why_not_loaded(place, error)}"
+        ) from error

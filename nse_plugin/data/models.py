@@ -104,7 +104,7 @@ def _load_pretrained(
             output_loading_info=True,
         )
     except Exception as error:  # of transformers, tokenizers, safetensors or the hub
-        raise ModelError(f"cannot load model {name!r}: {_why(place, error)}") from error
+        raise ModelError(f"cannot load model {name!r}: {why_not_loaded(place, error)}") from error
     if found["missing_keys"] or found.get("mismatched_keys"):
         odd = sorted(map(str, (*found["missing_keys"], *found.get("mismatched_keys", ()))))
         raise ModelError(
@@ -118,7 +118,7 @@ def _load_pretrained(
     return model.eval(), tokenizer
 
 
-def _why(place: str, error: Exception) -> str:
+def why_not_loaded(place: str, error: Exception) -> str:
     """Why loading failed, and what to do about it."""
     said = " ".join(str(error).split())
     folder = Path(place)
