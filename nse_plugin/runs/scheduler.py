@@ -83,8 +83,7 @@ class SequentialScheduler:
         self.run_dir = Path(run_dir)
         self.history = History(self._read_round)
         self._known = isinstance(requests, Sequence)
-        self._round_size = round_size
-        self._order, self._seed = order, seed
+        self._round_size, self._order, self._seed = round_size, order, seed
         self._held_out, self._listeners, self._max_rounds = held_out, listeners, max_rounds
         self._frozen_elsewhere = frozen or {}
         self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
