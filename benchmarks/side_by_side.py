@@ -79,6 +79,24 @@ class CudaIsCpu(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
+def _blocks_give_tuples(nethook: ModuleType) -> None:
+    """Show it the outputs of blocks as tuples, as transformers gave them then."""
+    real, copied = nethook.invoke_with_optional_args, nethook.recursive_copy
+
+    def copy_of(x, *args, **kwargs):
+        found = copied(x, *args, **kwargs)
+        return (found,) if isinstance(found, torch.Tensor) else found
+
+    def invoke(function, *args, **kwargs):
+        output = kwargs.get("output")
+        if not isinstance(output, torch.Tensor):
+            return real(function, *args, **kwargs)
+        edited = real(function, *args, **{**kwargs, "output": (output,)})
+        return edited[0] if isinstance(edited, tuple) else edited
+
+    nethook.invoke_with_optional_args, nethook.recursive_copy = invoke, copy_of
+
+
 class Setup:
     """Model, requests, contexts and second moments that all implementations share."""
 
@@ -160,6 +178,7 @@ class Setup:
             module = importlib.import_module("nse.nse_main")
         finally:
             os.chdir(before)
+        _blocks_give_tuples(sys.modules["util.nethook"])
         gpt2 = self.session.layout.model_type == "gpt2"
         host = SimpleNamespace(
             **settings_of("NSE", self.layers, self.last), **self._templates(),
@@ -199,8 +218,10 @@ class Setup:
 
     def _templates(self) -> dict[str, str]:
         templates = self.session.layout.templates()
-        if self.session.layout.model_type == "gpt2":
-            templates["lm_head_module"] = "transformer.wte"
+        embedding, head = self.theirs.get_input_embeddings(), self.theirs.get_output_embeddings()
+        if head.weight is embedding.weight:  # a tied head is found by the name of the embedding
+            names = {module: name for name, module in self.theirs.named_modules()}
+            templates["lm_head_module"] = names[embedding]
         return templates
 
 
