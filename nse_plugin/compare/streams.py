@@ -34,7 +34,7 @@ def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
         return settings.requests(cell.seed)
     if not cell.stream.exists():
         known = keep_known(model, tokenizer, settings.requests(cell.seed), limit=settings.limit)
-        log.info("%s seed %d: %s", cell.model.key, cell.seed, known)
+        log.warning("%s seed %d: %s", cell.model.key, cell.seed, known)
         chosen = settled(settings.data, known.requests)
         lines = [json.dumps(request.to_json(), ensure_ascii=False) for request in chosen]
         cell.stream.parent.mkdir(parents=True, exist_ok=True)

@@ -62,10 +62,7 @@ def lines(
             linestyle=("-", "--", ":")[at // len(theme.series) % 3],
             label=names[at],
         )
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_ylim(*limits)
-    axes.grid(color=theme.grid, linewidth=0.6)
+    _label(axes, x, y, limits, theme)
     axes.set_xticks(spread_out(sorted(table.index.tolist()), _TICKS))
     if percent:
         percent_axis(axes.yaxis)
@@ -104,11 +101,8 @@ def points(
     for at, (across, up) in enumerate(places):
         marker = _MARKERS[at % len(_MARKERS)]
         axes.plot([across], [up], marker=marker, markersize=5, color=colours[at], linestyle="")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.set_ylim(*limits)
+    _label(axes, x, y, limits, theme)
     axes.margins(x=0.1, y=0.1)
-    axes.grid(color=theme.grid, linewidth=0.6)
     if percent:
         percent_axis(axes.yaxis)
     _name_ends(axes, [str(name) for name in shown.index], places, colours, height - 0.6, theme)
@@ -184,6 +178,16 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
     for index, place in zip(order, places):
         found[index] = place
     return found
+
+
+def _label(
+    axes: Axes, x: str, y: str, limits: tuple[float | None, float | None], theme: Theme
+) -> None:
+    """Say what the axes are, bound the y axis, and draw the grid."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_ylim(*limits)
+    axes.grid(color=theme.grid, linewidth=0.6)
 
 
 def _name_ends(

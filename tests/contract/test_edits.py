@@ -279,7 +279,7 @@ def test_the_weights_before_the_call_are_returned(make_editor, options):
 @pytest.fixture
 def punkt(tmp_path, monkeypatch):
     """nltk's sentence splitter, untrained, where a download would put the trained one."""
-    nltk = pytest.importorskip("nltk")
+    nltk = pytest.importorskip("nltk", reason="nltk, which EasyEdit imports, is not installed")
     from nltk.tokenize import punkt as trained
 
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path / "nltk_data")])  # it writes nowhere else

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -43,6 +44,8 @@ from nse_plugin.data.atlas.world import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 VOCAB_SIZE = 1024  # larger, names become single tokens, and facts move away from the subject
 PLANS = {"gpt2": TrainingPlan(), "llama": TrainingPlan()}
@@ -182,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".build-") as scratch:
         if options.model is None:
             facts = Path(scratch) / "facts.json"
-            print(f"{build_facts(facts)} facts")
+            log.info("%d facts", build_facts(facts))
             _replace(facts, options.out / "data" / "facts.json")
             return _build_side_by_side(options.out, options.precision)
         torch.set_num_threads(1)
@@ -192,10 +195,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(scratch) / f"atlas-{options.model}"
         scores = build_model(options.model, folder, use_bfloat16)
         text = "; ".join(f"{k} {v:.1%}" for k, v in scores.items())
-        print(f"\n{folder.name}: recall of {text}")
+        log.info("%s: recall of %s", folder.name, text)
         _replace(folder, options.out / "weights" / folder.name)
     return 0
 
 
 if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     raise SystemExit(main())
