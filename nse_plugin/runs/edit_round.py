@@ -94,7 +94,9 @@ class EditRound:
             if len(self._session.ledger) > active:
                 self._session.undo_last()
                 self._session.ledger.undone.pop()  # as if it had never been
-            self._frozen.keep(self._number - 1)
+            if len(self._lines) >= self._number:  # stored, but not the file that sums up the run
+                self._lines.keep(self._number - 1)
+            self._drop_unfinished()
             if manifest is not None:
                 with suppress(OSError):  # a folder that was not begun is left as it was
                     (self._directory.path / FROZEN).unlink()
@@ -105,7 +107,7 @@ class EditRound:
         return EditReport(str(self._directory.path), number, facts, self._earlier(line), cost)
 
     def _drop_unfinished(self) -> None:
-        """Remove what a process left that was killed between two writes."""
+        """Remove what was written of a round that has no line."""
         if len(self._frozen) > len(self._lines):
             self._frozen.keep(len(self._lines))
         named = {round_path(self._directory.path, line["file"] or 0) for line in self._lines}

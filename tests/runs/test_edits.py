@@ -7,7 +7,9 @@ import torch
 
 from nse_plugin.data import atlas
 from nse_plugin.errors import DataError, HparamsError, RequestError
+from nse_plugin.files import JsonLines
 from nse_plugin.runs import edit_round
+from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
@@ -116,6 +118,28 @@ def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, stats, mo
                 folder.edit("{Zawos Kofird} speaks", NEW)
     assert same(weights(one), before) and contents(one) == files
     assert not new.folder.exists() and not len(new.session.ledger)
+    assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
+
+
+@pytest.mark.parametrize("part", ["rounds", "finish"])
+def test_a_disk_that_fails_at_the_last_write_leaves_no_half_round(one, monkeypatch, part):
+    before, files = weights(one), contents(one)
+
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    append = JsonLines.append
+
+    def append_or_fail(lines, value):
+        return full() if lines.path.name == "rounds.jsonl" else append(lines, value)
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        if part == "rounds":
+            patch.setattr(JsonLines, "append", append_or_fail)
+        else:
+            patch.setattr(RunDirectory, "finish", full)
+        one.edit("{Zawos Kofird} speaks", NEW)
+    assert same(weights(one), before) and contents(one) == files
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
 
 
