@@ -16,7 +16,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.model.answers import score_answers
 from nse_plugin.requests import EditRequest, Probe
 
-_AT_ONCE = 256  # requests asked before the limit is looked at
+_AT_ONCE = 64  # requests asked before the limit is looked at
 
 
 @dataclass
