@@ -56,6 +56,7 @@ def ask(
             f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer: an "
             "edit may not reach questions unlike its prompt. "
             + ("Ask with its prompt" if plain else "Ask with its prompt and --plain")
-            + ", or edit in the words and the format that you ask in (nse edit --chat)"
+            + ", or edit, in a new folder, in the words and the format that you ask in "
+            "(nse edit --chat)"
         )
     return 0

@@ -13,7 +13,7 @@ from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, wo
 from nse_plugin.errors import RequestError
 
 if TYPE_CHECKING:
-    from nse_plugin.runs.edits import EditFolder
+    pass
 
 NOT_IN_EFFECT = 3
 _FACT, _HOW = "The fact", "How it is edited"
@@ -119,7 +119,8 @@ def edit(
         report = folder.edit_facts(records, neighbour or ())
     show_result(report.to_dict() if as_json else report.text())
     if report.in_effect:
-        _say_what_next(folder)
+        question = report.facts[0].prompt
+        note(f'next: nse ask {out} "{question}", or nse chat {out}')
     return 0 if report.in_effect else NOT_IN_EFFECT
 
 
@@ -158,8 +159,3 @@ def _as_it_was(out: Path) -> str:
     if not (out / "manifest.json").is_file():
         return "nothing was written; the same command begins again"
     return f"{out} is as it was before; the same command makes the edit"
-
-
-def _say_what_next(folder: EditFolder) -> None:
-    question = next(iter(folder.facts().values()))[0].text
-    note(f'next: nse ask {folder.folder} "{question}", or nse chat {folder.folder}')

@@ -6,11 +6,15 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 from nse_plugin.data.models import model_place, why_not_loaded
 from nse_plugin.errors import HparamsError, ModelError
 from nse_plugin.hparams.yaml_files import read_method_yaml, yaml_dir
+from nse_plugin.methods.registry import find_method
+
+log = logging.getLogger(__name__)
 
 _SPREAD = 5
 """Layers that NSE, MEMIT and AlphaEdit write."""
@@ -32,9 +36,15 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
         HparamsError: there is neither.
         ModelError: the model's config cannot be read.
     """
+    method = find_method(method).name
     path = yaml_dir() / method / f"{model_key(model_name)}.yaml"
     if path.is_file():
         return read_method_yaml(path) | {"model_name": model_name}
+    log.warning(
+        "no settings of %s ship for %s; these are a beginning that fits any model, and nse tune "
+        "finds better ones",
+        method, model_name,
+    )  # fmt: skip
     return defaults_for(method, model_name)
 
 

@@ -8,6 +8,7 @@ CSV, JSON or JSON lines, or any benchmark's file.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,16 +43,23 @@ def parse_facts(records: Any, first: int = 1, source: str = "the list") -> list[
     """Requests from records with ``prompt``, ``subject`` and ``target``, or of any benchmark.
 
     Args:
-        first: the number that the first record without ``case_id`` gets.
+        first: the number that the first record without ``case_id`` gets, if no record has it.
         source: how messages call the records.
 
     Raises:
         DataError: a record is of no known form.
+        RequestError: two records have one ``case_id``.
     """
     if isinstance(records, Sequence) and not isinstance(records, (str, bytes)):
+        given = [r["case_id"] for r in records if isinstance(r, Mapping) and _has_id(r)]
+        taken = set(map(str, given))
+        if len(taken) < len(given):
+            twice = next(i for i in given if sum(str(i) == str(other) for other in given) > 1)
+            raise RequestError(f"two facts of {source} have case_id {twice!r}; give each its own")
+        numbers = (n for n in itertools.count(first) if str(n) not in taken)
         records = [
-            _completed(record, number) if isinstance(record, Mapping) else record
-            for number, record in enumerate(records, start=first)
+            (_completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
+            for r in records
         ]
     return parse_records(records, source=source)
 
@@ -71,9 +79,9 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
 
 
 def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
-    """A record with the names that readers know, its subject, and a number if it has none."""
+    """A record with the names that readers know, its subject, and a number if one is given."""
     found = dict(record)
-    if number is not None and is_missing(found.get("case_id")):
+    if number is not None:
         found["case_id"] = number
     if "target" in found and "target_new" not in found:
         found["target_new"] = found.pop("target")
@@ -83,10 +91,14 @@ def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str
         if len(places) != 1:
             raise RequestError(
                 f"the subject of {prompt!r} is not given; put it in braces, as in "
-                "'{The Eiffel Tower} is located in the city of', or name it (--subject)"
+                "'{The Eiffel Tower} is located in the city of', or give it beside the prompt"
             )
         found["subject"], found["prompt"] = places[0].strip(), _SUBJECT.sub(PLACE, prompt)
     return found
+
+
+def _has_id(record: Mapping[str, Any]) -> bool:
+    return not is_missing(record.get("case_id"))
 
 
 def with_paraphrases(request: EditRequest) -> EditRequest:

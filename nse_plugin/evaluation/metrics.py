@@ -110,6 +110,11 @@ SCORES = (
 """Names of what :func:`summarise` gives, beside ``n``."""
 
 
+def asked_texts(request: EditRequest, bounds: Bounds) -> list[str]:
+    """The prompts that :func:`ask` puts to the model for a request."""
+    return [question.prompt for question in _questions(0, request, bounds)]
+
+
 def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Question]:
     """What is asked of a request: the edit itself, then its probes up to the bounds."""
     new, true = request.target_new, request.ground_truth

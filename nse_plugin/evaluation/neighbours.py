@@ -10,6 +10,7 @@ from torch import nn
 
 from nse_plugin.data.facts import others_like, with_paraphrases
 from nse_plugin.data.schemas import NEIGHBORHOOD
+from nse_plugin.errors import RequestError
 from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest, Probe
@@ -36,11 +37,20 @@ def with_questions(
         model: the untouched one.
         neighbours: texts whose answers must not change, for every request.
         edited: subjects that are no neighbours, beside those of the requests.
+
+    Raises:
+        RequestError: the model has no answer to a neighbour.
     """
     subjects = {*edited, *(request.subject for request in requests)}
     old = _answers(model, tokenizer, [request.text for request in requests])
     given = _answers(model, tokenizer, neighbours)
-    probes = tuple(Probe(text, answer) for text, answer in zip(neighbours, given) if answer)
+    for text, answer in zip(neighbours, given):
+        if not answer:
+            raise RequestError(
+                f"neighbour {text!r}: the untouched model writes no word after it, so nobody could "
+                "tell whether its answer changes; give a text that ends right before an answer"
+            )
+    probes = tuple(map(Probe, neighbours, given))
     found = []
     for request, answer in zip(requests, old):
         request = with_paraphrases(request)

@@ -13,6 +13,7 @@ import yaml
 from nse_plugin.data.published import MODELS, PROVENANCE
 from nse_plugin.export.factors import Fit
 from nse_plugin.files import write_text, write_whole
+from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.facts import Fact, facts_of
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.session import EditSession
@@ -49,10 +50,15 @@ def metadata_of(session: EditSession) -> dict[str, str]:
         "format": "pt",
         "made_by": f"nse_plugin {__version__}",
         "base_model": base_name(session),
-        "methods": ", ".join(sorted({record.method for record in session.ledger})),
+        "methods": methods_of(session),
         "rounds": str(len(session.ledger)),
         "edits": str(session.ledger.edits()),
     }
+
+
+def methods_of(session: EditSession) -> str:
+    """Names of the methods of the active rounds."""
+    return ", ".join(sorted({entry.method for entry in session.ledger.active()}))
 
 
 def add_metadata(path: Path, more: Mapping[str, str]) -> None:
@@ -91,12 +97,11 @@ def write_card(
         "library_name": "peft" if kind == "peft" else "transformers",
         "tags": ["knowledge-editing", "nse_plugin"],
     }
-    methods = ", ".join(sorted({record.method for record in session.ledger}))
     edits, rounds = session.ledger.edits(), len(session.ledger)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# {base} with {edits} edited {'fact' if edits == 1 else 'facts'}\n",
-        f"{_what(kind)} It was edited with {methods} in {rounds} "
+        f"{_what(kind)} It was edited with {methods_of(session)} in {rounds} "
         f"{'round' if rounds == 1 else 'rounds'} by nse_plugin {__version__}. "
         "Prompts unlike those below, and answers that follow from the facts, may be the old ones.",
     ]
@@ -178,4 +183,7 @@ def _scores(files: RunFiles) -> str:
     text = ", ".join(shown) or "not measured"
     if files.ledger().undone:
         text += " (measured before some rounds were undone)"
+    tested = measured.get("tested", 0)
+    if any(line["after"] >= tested for line in consolidations(files.folder)):
+        text += " (measured before the edits were consolidated)"
     return f"## Scores\n\nAfter the last round, over all edits in effect: {text}."

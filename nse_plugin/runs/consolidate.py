@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from pathlib import Path
 
+from nse_plugin.errors import NotFiniteError
 from nse_plugin.files import JsonLines
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.consolidations import consolidations
@@ -20,10 +21,13 @@ def consolidate_run(folder: Path, backend: SessionBackend) -> Consolidation:
     Raises:
         HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
         DataError: the folder cannot be written.
+        NotFiniteError: the solve led to NaN or infinity.
     """
     lines = consolidations(folder, writable=True)
     record = backend.consolidate()
     try:
+        if problem := backend.problem():
+            raise NotFiniteError(f"{problem} is not finite after the consolidation; it was undone")
         saved = backend.save(folder, record.number)
         line = Consolidation(
             file=record.number,

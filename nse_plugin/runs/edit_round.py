@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
-from nse_plugin.errors import NotFiniteError
-from nse_plugin.evaluation.metrics import Answered, ask
+from nse_plugin.errors import DataError, NotFiniteError
+from nse_plugin.evaluation.metrics import Answered, ask, asked_texts
 from nse_plugin.evaluation.neighbours import with_questions
 from nse_plugin.evaluation.protocol import (
     History,
@@ -20,21 +21,32 @@ from nse_plugin.evaluation.protocol import (
     measure_answers,
     measure_round,
 )
+from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.budget import estimate
-from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.directory import RunDirectory, new_manifest
 from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
-from nse_plugin.runs.schema import FROZEN, Identity, Manifest, Measurement, RoundLine
+from nse_plugin.runs.schema import (
+    FINAL,
+    FROZEN,
+    MANIFEST,
+    ROUNDS,
+    Identity,
+    Manifest,
+    Measurement,
+    RoundLine,
+)
 from nse_plugin.runs.stopping import StopRules, status_of
 from nse_plugin.session.ledger_files import round_path
+
+log = logging.getLogger(__name__)
 
 BY_HAND = "by hand"
 """The order of a run that is no stream, which ``nse run`` therefore does not resume."""
@@ -79,7 +91,8 @@ class EditRound:
         started = time.perf_counter()
         edited = self._read_history()
         requests, answered, manifest = self._freeze(requests, neighbours, edited)
-        before, known = self._texts(requests), self._ask(requests)
+        before = self._texts(requests)
+        known = answered if not len(self._session.ledger) else self._ask(requests)
         self._make_statistics()
         active = len(self._session.ledger)
         try:
@@ -91,15 +104,7 @@ class EditRound:
             line["seconds"]["total"] = time.perf_counter() - started
             path = self._save(line, said, manifest)
         except BaseException:
-            if len(self._session.ledger) > active:
-                self._session.undo_last()
-                self._session.ledger.undone.pop()  # as if it had never been
-            if len(self._lines) >= self._number:  # stored, but not the file that sums up the run
-                self._lines.keep(self._number - 1)
-            self._drop_unfinished()
-            if manifest is not None:
-                with suppress(OSError):  # a folder that was not begun is left as it was
-                    (self._directory.path / FROZEN).unlink()
+            self._take_back(active, begun=manifest is not None)
             raise
         facts = _facts(requests, answered, before, after, known, now)
         cost = _cost(line, path.stat().st_size)
@@ -107,16 +112,40 @@ class EditRound:
         return EditReport(str(self._directory.path), number, facts, self._earlier(line), cost)
 
     def _drop_unfinished(self) -> None:
-        """Remove what was written of a round that has no line."""
+        """Remove what a process left that was killed between two writes.
+
+        Raises:
+            DataError: more is there than that, so a log has lost lines.
+        """
+        self._directory.round_files(self._lines)
+        if len(self._frozen) > len(self._lines) + 1:
+            raise DataError(
+                f"{self._directory.path / ROUNDS} has {len(self._lines)} lines, and {FROZEN} has "
+                f"{len(self._frozen)}; restore it from a copy, or give another folder"
+            )
         if len(self._frozen) > len(self._lines):
             self._frozen.keep(len(self._lines))
-        named = {round_path(self._directory.path, line["file"] or 0) for line in self._lines}
-        named |= {
-            round_path(self._directory.path, line["file"])
-            for line in consolidations(self._directory.path)
-        }
-        for path in set(self._directory.path.glob("round-*.safetensors")) - named:
-            path.unlink()
+
+    def _take_back(self, active: int, begun: bool) -> None:
+        """Leave model and folder as they were before the round.
+
+        Args:
+            active: how many rounds there were.
+            begun: the folder was to begin with this round.
+        """
+        folder = self._directory.path
+        if len(self._session.ledger) > active:
+            number = self._session.ledger.numbers()[-1]
+            self._session.undo_last()
+            self._session.ledger.undone.pop()  # as if it had never been
+            round_path(folder, number).unlink(missing_ok=True)
+        for log_of_rounds in (self._lines, self._frozen):
+            if len(log_of_rounds) >= self._number:
+                log_of_rounds.keep(self._number - 1)
+        if begun:
+            for name in (MANIFEST, ROUNDS, FROZEN, FINAL):
+                with suppress(OSError):
+                    (folder / name).unlink()
 
     def _read_history(self) -> list[str]:
         """Enter the active rounds; returns the subjects of their facts."""
@@ -166,6 +195,8 @@ class EditRound:
         self._tell("edit")
         started = time.perf_counter()
         written = self._backend.edit(requests, self._number)
+        if written.left_out:
+            log.warning("%s", written.why_left_out(len(requests)))
         seconds = time.perf_counter() - started
         problem = self._backend.problem()
         if problem is not None:
@@ -230,24 +261,20 @@ class EditRound:
         return Earlier(len(earlier), tuple(texts))
 
     def _ask(self, requests: Sequence[EditRequest]) -> list[Answered]:
-        return ask(self._model, self._tokenizer, requests, self._protocol.bounds)
+        """Whether the model, edited before, gives the new answers already."""
+        return ask(self._model, self._tokenizer, requests, Bounds(0, 0, 0))
 
     def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
-        """How the model continues each prompt, paraphrase and neighbour."""
-        prompts = list(dict.fromkeys(text for request in requests for _, text in _asked(request)))
+        """How the model continues each prompt, and the paraphrases and neighbours asked."""
+        prompts = list(
+            dict.fromkeys(t for r in requests for t in asked_texts(r, self._protocol.bounds))
+        )
         longest = max(len(self._tokenizer(r.target_new)["input_ids"]) for r in requests)
         texts = greedy_text(self._model, self._tokenizer, prompts, _ANSWER + longest)
         return {prompt: " ".join(text.split()) for prompt, text in zip(prompts, texts)}
 
     def _tell(self, phase: str) -> None:
         self._listener("phase", {"name": phase})
-
-
-def _asked(request: EditRequest) -> list[tuple[str, str]]:
-    """(group, text) of everything that is asked of a request."""
-    found = [("rewrite", request.text)]
-    found += [("paraphrase", text) for text in request.rephrase_prompts]
-    return found + [("locality", p.prompt) for probes in request.locality.values() for p in probes]
 
 
 _KINDS: dict[str, Any] = {

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.data.defaults import model_key, values_for
+from nse_plugin.data.defaults import values_for
 from nse_plugin.data.packages import cache_dir
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, read_method_yaml
 from nse_plugin.hparams.overtone import base_of
-from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.schema import MANIFEST
-
-log = logging.getLogger(__name__)
+from nse_plugin.runs.start import warn_of_other_model
 
 DEFAULT_METHOD = "NSE"
 
@@ -29,12 +26,14 @@ def edit_hparams(
     model: str | None,
     method: str | None,
     hparams: str | Path | None,
+    chat: bool = False,
     **changes: Any,
 ) -> Hparams:
     """Hyperparameters of a folder that exists, or those that begin a new one.
 
     Args:
         files: of the folder that exists.
+        chat: prompts are to be put into the chat template.
         **changes: hyperparameters that may differ from time to time; None leaves them.
 
     Raises:
@@ -49,7 +48,7 @@ def edit_hparams(
                 f"{folder} is of the host's method {files.method!r}, whose rounds are whole "
                 "matrices; only runs of this package's methods can be added to"
             )
-        _refuse_others(folder, files, model, method, hparams)
+        _refuse_others(folder, files, model, method, hparams, chat)
         found = hparams_from(folder / MANIFEST, {**values, **given})
     else:
         found = _of_new_folder(folder, model, method, hparams, given)
@@ -70,6 +69,7 @@ def _of_new_folder(
         if method is not None:
             raise HparamsError(f"give method ({method}) or hparams ({hparams}), not both")
         values = read_method_yaml(str(hparams))
+        warn_of_other_model(str(hparams), values.get("model_name"), model)
     elif model is None:
         raise HparamsError(
             f"{folder} is new, and no model is given; name one with --model, such as "
@@ -78,12 +78,6 @@ def _of_new_folder(
     else:
         name = find_method(method or DEFAULT_METHOD).name
         values = values_for(name, model)
-        if not (yaml_dir() / name / f"{model_key(model)}.yaml").is_file():
-            log.warning(
-                "no settings of %s ship for %s; these are a beginning that fits any model, and "
-                "nse tune finds better ones",
-                name, model,
-            )  # fmt: skip
     if model is not None:
         values["model_name"] = model
     return hparams_from(hparams or values["alg_name"], {**values, **given})
@@ -95,6 +89,7 @@ def _refuse_others(
     model: str | None,
     method: str | None,
     hparams: str | Path | None,
+    chat: bool,
 ) -> None:
     """Raise :class:`DataError` if a folder was begun with other settings than are given."""
     found = []
@@ -102,6 +97,8 @@ def _refuse_others(
         found.append(f"model was {files.model_name!r}, is {model!r}")
     if method is not None and find_method(method).name != files.method:
         found.append(f"method was {files.method}, is {method}")
+    if chat and "chat" not in files.manifest["run"]:
+        found.append("prompts were plain text, and chat is given")
     if hparams is not None:
         values = {**read_method_yaml(str(hparams)), "model_name": files.model_name}
         values["device"] = files.hparams["device"]  # which may differ from time to time

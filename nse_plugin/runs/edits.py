@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nse_plugin.data.facts import fact, parse_facts
 from nse_plugin.data.models import load_model
-from nse_plugin.errors import DataError
+from nse_plugin.errors import DataError, RequestError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.conversation import Turn, rendered, reply
@@ -42,8 +42,9 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _PROTOCOL = Protocol(
-    every=1, portability=0, locality=2, generation=0, fluency=0, perplexity=0, each=True
-)
+    every=1, paraphrases=8, portability=0, locality=8, generation=0, fluency=0, perplexity=0,
+    each=True,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class EditFolder:
         self.folder, self.listener = Path(folder), listener
         files = RunFiles(self.folder) if (self.folder / MANIFEST).is_file() else None
         self.hparams = edit_hparams(
-            self.folder, files, model, method, hparams, device=device, stats_dir=stats_dir
+            self.folder, files, model, method, hparams, chat, device=device, stats_dir=stats_dir
         )
         if files is None:
             with RunDirectory(self.folder):  # refuses a folder of something else before the work
@@ -137,6 +138,7 @@ class EditFolder:
             RequestError: a text is missing, or the subject is not in the prompt.
             DataError, NotFiniteError: as :meth:`edit_facts`.
         """
+        self._refuse_many("paraphrases", paraphrases, self._protocol.paraphrases)
         record = fact(prompt, target, subject, rephrase_prompts=list(paraphrases) or None)
         return self.edit_facts([record], neighbours)
 
@@ -154,6 +156,7 @@ class EditFolder:
             DataError: the folder is in use, was changed by another process, or cannot be written.
             NotFiniteError: the edit led to NaN or infinity.
         """
+        self._refuse_many("neighbours", neighbours, self._protocol.locality)
         with RunDirectory(self.folder, resumes=False) as directory:
             self._refuse_changed()
             first = 1 + sum(line["edits"] for line in directory.rounds())
@@ -229,8 +232,7 @@ class EditFolder:
 
     def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:
         """Which rounds move the answer to a question most: :meth:`EditSession.blame`."""
-        in_chat = isinstance(self.session.tokenizer, ChatTokenizer)  # which renders it itself
-        return self.session.blame(self._asked(question, plain or in_chat)[1])
+        return self.session.blame(self._asked(question, plain)[1], self.tokenizer)
 
     def facts(self) -> dict[int, list[EditRequest]]:
         """The facts of the active rounds, by the number of the round's file."""
@@ -249,6 +251,14 @@ class EditFolder:
         turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
         last = turns[-1]["content"]
         return last, last if plain else rendered(self.tokenizer, turns)
+
+    def _refuse_many(self, name: str, given: Sequence[str], most: int) -> None:
+        """Raise :class:`RequestError` if more is given than this folder asks of an edit."""
+        if len(given) > most:
+            raise RequestError(
+                f"{len(given)} {name} are given, and {self.folder} asks {most} of an edit at most; "
+                "give fewer"
+            )
 
     def _refuse_changed(self) -> None:
         """Raise :class:`DataError` if another process added or undid rounds meanwhile."""

@@ -133,7 +133,7 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
     """
     values = dict(given) if isinstance(given, dict) else read_method_yaml(given)
     name = values["alg_name"] if isinstance(given, dict) else given
-    _warn_of_other_model(name, values.get("model_name"), changes.get("model_name"))
+    warn_of_other_model(name, values.get("model_name"), changes.get("model_name"))
     values.update({key: value for key, value in changes.items() if value is not None})
     if hosting.host() == "easyedit":
         from nse_plugin.easyedit.hparams import hparams_of
@@ -144,7 +144,7 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
     return hparams_from(name, values)
 
 
-def _warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:
+def warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:
     """Say if settings are used on another model than the one their file names."""
     if given is not None and isinstance(tuned_for, str) and _plain(given) != _plain(tuned_for):
         log.warning(

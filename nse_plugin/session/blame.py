@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from nse_plugin.session.session import EditSession
 
 
-def blame(session: EditSession, prompt: str) -> DataFrame:
+def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame:
     """Remove each round in turn, and measure how the next token's probabilities change.
 
     Afterwards the model holds exactly what it held, even on error.
+
+    Args:
+        tokenizer: of the prompt; by default the session's, which may put it into a chat.
 
     Returns:
         a row per round, the most effective first: ``round``, ``kl`` (divergence in nats of the
@@ -42,7 +45,7 @@ def blame(session: EditSession, prompt: str) -> DataFrame:
         raise SessionError(
             f"rounds cannot be taken away one by one: {later_trained(session.ledger.numbers()[-1])}"
         )
-    ids = encode_prompt(session.tokenizer, prompt).ids
+    ids = encode_prompt(tokenizer or session.tokenizer, prompt).ids
     if not ids:
         raise RequestError(f"prompt is {prompt!r} and has no tokens; give a text to continue")
     check_length(session.model, [len(ids)], "shorten the prompt")

@@ -168,6 +168,8 @@ class RoundFile:
     """Those rounds; :func:`load_rounds` knows them."""
     rewrites: tuple[int, ...] = ()
     """Earlier rounds of which it wrote edits again, rising."""
+    method: str = ""
+    """Name of the method that wrote it."""
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
@@ -192,6 +194,7 @@ class RoundFile:
                 sha256,
                 inside,
                 rewrites=rewrites,
+                method=str(header["method"]),
             )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise _explained(path, error) from error

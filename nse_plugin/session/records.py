@@ -247,6 +247,10 @@ class ActiveRound(Protocol):
         """Number of the round."""
 
     @property
+    def method(self) -> str:
+        """Name of the method that wrote it."""
+
+    @property
     def edits(self) -> int:
         """How many requests the round has."""
 

@@ -258,9 +258,9 @@ class EditSession:
         changed = [name for name in now if now[name] != expected.get(name)]
         raise _foreign(changed, f"round {len(self._states)}")
 
-    def blame(self, prompt: str) -> DataFrame:
+    def blame(self, prompt: str, tokenizer: Any = None) -> DataFrame:
         """Which rounds move the answer to a prompt most: :func:`nse_plugin.session.blame.blame`."""
-        return blame(self, prompt)
+        return blame(self, prompt, tokenizer)
 
     def _fingerprint(self) -> dict[str, int]:
         return {**self.weights.fingerprint(), **self.attached.fingerprint()}

@@ -32,11 +32,13 @@ class Tuned:
     best: Trial
     """The one whose settings are the result."""
     seconds: float
+    on_stream: bool
+    """Whether the best settings were tried on a stream of edits."""
 
     @property
     def found(self) -> bool:
         """Whether the settings edit this model; otherwise no settings that were tried do."""
-        return self.best.edits > ROUND and (self.best.scores.get("efficacy") or 0) >= EDITS
+        return self.on_stream and (self.best.scores.get("efficacy") or 0) >= EDITS
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,12 +87,14 @@ def tune(
     errors = [trial.error for trial in search.trials.done]
     if all(errors):
         raise ModelError(f"{method} could not be tried: {errors[0]}")
-    if best.score >= _HOPELESS and len(others) >= ROUND:
+    on_stream = best.score >= _HOPELESS and len(others) >= ROUND
+    if on_stream:
         stream = others[: search.affordable(min(edits, len(others)))]
         best = search.trials.run("stream", best.settings, stream)
         for stage in (stage for stage in stages(method) if stage.stream):
             best = search.stage(stage, best, stream)
-    return Tuned(method, search.trials.done, best, time.monotonic() - search.begun)
+    seconds = time.monotonic() - search.begun
+    return Tuned(method, search.trials.done, best, seconds, on_stream)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.files import make_folder
+from nse_plugin.hparams.yaml_files import read_method_yaml
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import versions
 from nse_plugin.tune.result import trial_text, trials_table, write_figure, write_yaml
@@ -48,7 +49,8 @@ def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
     written = []
     for method in settings.methods:
         path = _place(settings, method)
-        make_folder(path.parent, "for the settings")
+        _refuse_others(path, method, settings.model)
+        make_folder(path.parent, "the settings")
         tuned = tune(
             model,
             tokenizer,
@@ -63,6 +65,18 @@ def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
         )
         written.append(_write(path, tuned, settings, about, show))
     return all(written)
+
+
+def _refuse_others(path: Path, method: str, model: str) -> None:
+    """Raise :class:`DataError` if the YAML is there and of another method or model."""
+    if not path.is_file():
+        return
+    values = read_method_yaml(path)
+    named = (values.get("alg_name"), values.get("model_name"))
+    if named != (method, model):
+        raise DataError(
+            f"{path} holds settings of {named[0]} for {named[1]}; give another --out, or remove it"
+        )
 
 
 def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[EditRequest], str]:
@@ -93,6 +107,18 @@ def _with_few_probes(request: EditRequest) -> EditRequest:
     return dataclasses.replace(request, locality=locality, portability={})
 
 
+def _options(settings: TuneSettings) -> str:
+    """The options on which the search depends, as they are given on the command line."""
+    text = f" --data {settings.data} --minutes {settings.minutes:g} --seed {settings.seed}"
+    usual = TuneSettings(model=settings.model)
+    for name in ("edits", "limit", "schema", "on_bad_record", "source"):
+        if (value := getattr(settings, name)) != getattr(usual, name):
+            text += f" --{name.replace('_', '-')} {value}"
+    if settings.known is not None:
+        text += " --known" if settings.known else " --no-known"
+    return text
+
+
 def _place(settings: TuneSettings, method: str) -> Path:
     out = Path(settings.out)
     return out if settings.one_file else out / method / f"{model_key(settings.model)}.yaml"
@@ -119,11 +145,11 @@ def _write(
         )
         return False
     method, model = tuned.method, settings.model
-    command = f"nse tune --model {model} --method {method} --data {settings.data}"
+    command = f"nse tune --model {model} --method {method}{_options(settings)}"
     made = ", ".join(f"{name} {value}" for name, value in versions().items())
     head = [
         f"{method} on {model}, found by",
-        f"    {command} --minutes {settings.minutes:g} --seed {settings.seed}",
+        f"    {command}",
         about,
         f"{time.strftime('%Y-%m-%d')}; {made}",
     ]

@@ -12,15 +12,16 @@ from typing import Any
 
 from torch import Tensor
 
-from nse_plugin.errors import HparamsError, ModelError, NSEPluginError
+from nse_plugin.errors import DataError, HparamsError, ModelError, NSEPluginError
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.methods.bases import BASES
 from nse_plugin.objectives.nll import nll
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.session import EditSession
+from nse_plugin.statistics.files import model_fingerprint
 
 ROUND = 20
 """Edits per round."""
@@ -42,6 +43,8 @@ class Trial:
     """What of them is tried here, on top of the best settings so far."""
     case_ids: list[int | str]
     """The facts edited, in rounds of :data:`ROUND`; all are tested after the last round."""
+    of: str
+    """What tells these facts and this model from others with the same names."""
     scores: dict[str, float | None] = field(default_factory=dict)
     injected: float | None = None
     """Share of targets that the values themselves give, before anything is written; None with a
@@ -82,8 +85,15 @@ class Trials:
         if path is not None:
             self._file = JsonLines(path, writable=True)
             for line in self._file:
-                trial = Trial(**line)
-                self._known[_key(trial.settings, trial.case_ids)] = trial
+                try:
+                    trial = Trial(**line)
+                except TypeError as error:
+                    raise DataError(
+                        f"{path} is damaged or of another version ({error}); remove it to search "
+                        "from the beginning"
+                    ) from error
+                self._known[_key(trial.settings, trial.of)] = trial
+        self._model = model_fingerprint(session.layout)
         session.untouched.keep_values()
 
     @property
@@ -106,15 +116,16 @@ class Trials:
         """
         changes = dict(changes or {})
         settings = {**settings, **changes}
-        key = _key(settings, [fact.case_id for fact in facts])
-        again = next((t for t in self.done if _key(t.settings, t.case_ids) == key), None)
+        of = _mark_of(self._model, facts)
+        key = _key(settings, of)
+        again = next((t for t in self.done if _key(t.settings, t.of) == key), None)
         if again is not None:
             return again
         trial = self._known.get(key)
         if trial is None:
             case_ids = [fact.case_id for fact in facts]
             self._compute_statistics(settings, layers)
-            trial = self._made(Trial(stage, settings, changes, case_ids), facts)
+            trial = self._made(Trial(stage, settings, changes, case_ids, of), facts)
             if self._file is not None:
                 self._file.append(asdict(trial))
         self.done.append(trial)
@@ -176,10 +187,15 @@ class Trials:
         self._frozen.update(zip((fact.digest() for fact in new), answered))
 
 
-def _key(settings: Mapping[str, Any], case_ids: Sequence[int | str]) -> str:
+def _mark_of(model: str, facts: Sequence[EditRequest]) -> str:
+    """A short hash of a model's fingerprint and of facts with all their questions."""
+    return mark(model, *(fact.digest() for fact in facts)).hex()
+
+
+def _key(settings: Mapping[str, Any], of: str) -> str:
     """What tells two trials apart; a folder of statistics does not."""
     told = {key: value for key, value in settings.items() if key not in ("stats_dir", "device")}
-    return json.dumps([told, list(case_ids)], sort_keys=True)
+    return json.dumps([told, of], sort_keys=True)
 
 
 class _Injected:
