@@ -42,7 +42,8 @@ def with_questions(
         RequestError: the model has no answer to a neighbour.
     """
     subjects = {*edited, *(request.subject for request in requests)}
-    old = _answers(model, tokenizer, [request.text for request in requests])
+    unknown = [request.text for request in requests if request.ground_truth is None]
+    old = dict(zip(unknown, _answers(model, tokenizer, unknown)))
     given = _answers(model, tokenizer, neighbours)
     for text, answer in zip(neighbours, given):
         if not answer:
@@ -52,14 +53,14 @@ def with_questions(
             )
     probes = tuple(map(Probe, neighbours, given))
     found = []
-    for request, answer in zip(requests, old):
-        request = with_paraphrases(request)
+    for request in map(with_paraphrases, requests):
         if request.ground_truth is None:
-            request = replace(request, ground_truth=answer or None)
+            request = replace(request, ground_truth=old[request.text] or None)
         beside = probes
         if not (beside or request.locality) and len(requests) <= MOST_FACTS:
             beside = _surest(model, tokenizer, request, others_like(request.subject, subjects))
         if beside:
+            beside = (*request.locality.get(NEIGHBORHOOD, ()), *beside)
             request = replace(request, locality={**request.locality, NEIGHBORHOOD: beside})
         found.append(request)
     return found
@@ -81,8 +82,7 @@ def _surest(
 
 def _about(request: EditRequest, subject: str) -> str:
     """A request's prompt about another subject."""
-    start = request.subject_start
-    text = request.prompt[:start] + subject + request.prompt[start + 2 :]
+    text = replace(request, subject=subject).text
     return text[:1].upper() + text[1:]
 
 

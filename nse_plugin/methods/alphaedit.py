@@ -66,7 +66,7 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
                 projected, projected / hparams.L2, earlier, earlier / hparams.L2,
                 layer=layer, weight_name="L2",
             )  # fmt: skip
-            return Factors(neurons, residual, right)
+            return Factors(neurons, residual, right[: residual.shape[1]])
         previous = session.previous_keys.matrix(layer, neurons)
         if previous is not None:
             previous = into_null_space(spared, into_null_space(spared, previous).T)
@@ -78,6 +78,6 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
             layer=layer,
             weight_name="L2",
         )
-        return Factors(neurons, residual, right)
+        return Factors(neurons, residual, right[: residual.shape[1]])
 
     return solve

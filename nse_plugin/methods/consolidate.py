@@ -18,13 +18,14 @@ from dataclasses import replace
 import torch
 
 from nse_plugin.errors import HparamsError, SessionError
-from nse_plugin.hparams import Hparams, SpreadHparams
-from nse_plugin.hparams.overtone import base_of
+from nse_plugin.hparams import Hparams, OvertoneHparams, SpreadHparams
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.bases import BASES
+from nse_plugin.methods.overtone import objective_of
 from nse_plugin.methods.repair import answered
+from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
@@ -48,7 +49,7 @@ def consolidate(session: EditSession, hparams: Hparams) -> RoundRecord:
         SessionError: no round is active; one has no values, or edited other layers; or somebody
             else changed the weights.  All is as before.
     """
-    base = base_of(hparams)
+    base = hparams.for_base() if isinstance(hparams, OvertoneHparams) else hparams
     if not isinstance(base, SpreadHparams):
         raise HparamsError(
             f"alg_name is {base.alg_name!r}, and consolidation solves for values, which NSE, MEMIT "
@@ -60,8 +61,11 @@ def consolidate(session: EditSession, hparams: Hparams) -> RoundRecord:
     before = answered(session, requests, base.token_budget).tolist()
     with session.anew() as entries:
         values = _values(session, base, edits)
-        record = BASES[base.method].edit_round(session, requests, base, values=values)
-        after = answered(session, requests, base.token_budget).tolist()
+        objective = objective_of(hparams) if isinstance(hparams, OvertoneHparams) else nll
+        record = BASES[base.method].edit_round(session, requests, base, objective, values=values)
+        after = [outcome.answered for outcome in record.outcomes]  # a repair has asked
+        if None in after:
+            after = answered(session, requests, base.token_budget).tolist()
         outcomes = tuple(
             replace(outcome, answered_before_consolidation=was, answered=now)
             for outcome, was, now in zip(record.outcomes, before, after)
@@ -104,5 +108,9 @@ def _values(session: EditSession, hparams: SpreadHparams, edits: Sequence[Edit])
     h = lookups.activations(hparams.layers[-1])
     losses = [outcome.z_loss or 0.0 for _, _, outcome in edits]
     steps = [outcome.z_steps or 0 for _, _, outcome in edits]
-    z = torch.stack([z for _, z, _ in edits]).to(h.device)
-    return Values(z, h, torch.tensor(losses), torch.tensor(steps))
+    return Values(
+        torch.stack([z for _, z, _ in edits]).to(h.device),
+        h,
+        torch.tensor(losses, dtype=h.dtype, device=h.device),
+        torch.tensor(steps, device=h.device),
+    )

@@ -55,6 +55,7 @@ def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)
-        return Factors(neurons, residual, systems.right(layer, keys, neurons))
+        right = systems.right(layer, keys, neurons)
+        return Factors(neurons, residual, right[: residual.shape[1]])
 
     return solve

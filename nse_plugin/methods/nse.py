@@ -91,16 +91,16 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
 
     def select(layer: int, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
         """The neurons I; ``selection_by: update`` ranks them by what all would get together."""
-        p, rule = hparams.neuron_threshold, hparams.selection_rule
+        p, rule, n = hparams.neuron_threshold, hparams.selection_rule, R.shape[1]
         if hparams.selection_by == "key_mass" or p >= 1.0:
-            return select_neurons(K, p, rule)
-        right = systems.right(layer, K, all_neurons(K)).double()
+            return select_neurons(K[:, :n], p, rule)
+        right = systems.right(layer, K, all_neurons(K))[:n].double()
         Delta = R.to(right.device).double() @ right  # layers may lie on other devices
         return select_by(Delta.norm(dim=0), p, rule)
 
     def solve(layer: int, K: torch.Tensor, R: torch.Tensor) -> Factors:
         neurons = select(layer, K, R)
-        right = systems.right(layer, K, neurons)
+        right = systems.right(layer, K, neurons)[: R.shape[1]]  # K may hold keys to be spared
         if layer in protected:
             return Factors(neurons, *keep_out(protected[layer], neurons, R, right))
         return Factors(neurons, R, right)

@@ -96,8 +96,8 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         session = EditSession.of(model, tok)
         session.check()  # a host may have put weights back since the last round
         before = session.weights.snapshot()
-        n_before = session.ledger.edits()
-        record = method.edit_round(session, as_requests(requests, first=n_before), hparams)
+        first = session.ledger.edits_made()
+        record = method.edit_round(session, as_requests(requests, first=first), hparams)
         if record.state is not None:
             return model, functools.partial(session.put_back, record.number)
         if not (return_orig_weights or keep_original_weight):

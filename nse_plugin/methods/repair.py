@@ -16,8 +16,10 @@ This is ours; it is in none of the papers, and off by default.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ class Lost:
     rounds: tuple[int, ...] = ()
     """The round that wrote each last."""
     keys: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """By layer: the keys [d_ff, n] that the ledger has of them."""
+    """By layer: all keys [d_ff, n] that the ledger has of them, of earlier rewrites too."""
 
 
 def lost_edits(
@@ -75,29 +77,35 @@ def lost_edits(
     """
     if session.ledger.next_number() % hparams.repair_every:
         return Lost()
-    latest: dict[tuple[str, str], tuple[EditRequest, int, dict[int, torch.Tensor]]] = {}
-    for record in session.ledger:
-        for i, request in enumerate(record.requests):  # none with a method that has no values
-            keys = {layer: found[:, i] for layer, found in record.keys.items()}
-            latest[request.fact] = (request, record.number, keys)
+    latest: dict[tuple[str, str], tuple[EditRequest, int]] = {}
+    columns: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)  # round, column
+    for index, record in enumerate(session.ledger):
+        for column, request in enumerate(record.requests):  # none if values are not kept
+            latest[request.fact] = (request, record.number)
+            columns[request.fact].append((index, column))
     for request in requests:
         latest.pop(request.fact, None)
     edits = list(latest.values())
     if not edits:
         return Lost()
-    given = answered(session, [request for request, _, _ in edits], hparams.token_budget).tolist()
+    given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
     lost = [edit for edit, yes in zip(edits, given) if not yes]
-    if not lost:
-        return Lost()
+    places = [place for request, _ in lost for place in columns[request.fact]]
     return Lost(
-        tuple(request for request, _, _ in lost),
-        tuple(number for _, number, _ in lost),
-        {
-            layer: torch.stack([keys[layer] for _, _, keys in lost if layer in keys], dim=1)
-            for layer in hparams.layers
-            if any(layer in keys for _, _, keys in lost)
-        },
+        tuple(request for request, _ in lost),
+        tuple(number for _, number in lost),
+        _keys_at(session, sorted(places)),
     )
+
+
+def _keys_at(session: EditSession, places: Sequence[tuple[int, int]]) -> dict[int, torch.Tensor]:
+    """By layer: the keys [d_ff, n] of some (round of the ledger, column), each round read once."""
+    found: dict[int, list[torch.Tensor]] = defaultdict(list)
+    for index, group in groupby(places, key=lambda place: place[0]):
+        some = [column for _, column in group]
+        for layer, keys in session.ledger[index].keys.items():
+            found[layer].append(keys[:, some])
+    return {layer: torch.cat(parts, dim=1) for layer, parts in found.items()}
 
 
 def repair(
@@ -128,8 +136,10 @@ def repair(
             break
         with writer.clock("repair"):
             values = find_values(failed)
-        writer.rewrite(failed, values)
-        times[failed] += 1
+        written = writer.rewrite(failed, values)
+        if not len(written):
+            break
+        times[written] += 1
         now = ask()
     return Repaired(times, before, now, residual)
 

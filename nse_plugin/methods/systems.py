@@ -34,8 +34,9 @@ class Systems:
 
     def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         """float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
-        E = self._previous.few(layer, K) if self._use_previous else _no_keys(K)
-        found = None
+        E = found = None
+        if layer not in self._C or len(neurons) == len(K):  # the other way needs P
+            E = self._previous.few(layer, K) if self._use_previous else _no_keys(K)
         if E is not None and layer not in self._C:
             return smallest_right(K[neurons], E[neurons], layer=layer)
         if E is not None and len(neurons) == len(K):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 
+from nse_plugin.errors import NotFiniteError
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.bookkeeping import Progress
@@ -31,8 +32,9 @@ class Factors(NamedTuple):
 
 
 Solve = Callable[[int, torch.Tensor, torch.Tensor], Factors]
-"""``solve(layer, keys [d_ff, n], residual [d_model, n])``: the change that takes ``keys`` to what
-they give now plus ``residual``, as far as the method lets it."""
+"""``solve(layer, keys [d_ff, n + m], residual [d_model, n])``: the change that takes the first n
+keys to what they give now plus ``residual``, as far as the method lets it; the others are
+spared."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +97,25 @@ class Writer:
                 break
             self._write(active)
 
-    def rewrite(self, rows: torch.Tensor, values: Values) -> None:
+    def rewrite(self, rows: torch.Tensor, values: Values) -> torch.Tensor:
         """One more pass, with other values for some requests; the others keep what they give.
 
         Args:
             rows: [n], the requests.
             values: theirs.
+
+        Returns:
+            The requests written [m]; a new value that is out of bounds is not taken.
         """
-        self.values = self.values.replaced(rows, values)
-        self.after = self._residual_norms()
-        self.first = self.first.index_copy(0, rows, self.after[rows])
-        active = rows[(self.after < self._bounds()[1])[rows]]
+        first = (values.z - self.h[rows.to(self.h.device)]).norm(dim=1).cpu()
+        _, high = self.allowed.bounds(first, values.base.norm(dim=1).to(first))
+        inside = (first < high).nonzero()[:, 0]
+        active = rows[inside]
         if len(active):
+            self.values = self.values.replaced(active, values[inside])
+            self.first = self.first.index_copy(0, active, first[inside])
             self._write(active, spare_others=True)
+        return active
 
     def progress(self) -> Progress:
         """The outcome of every request."""
@@ -138,7 +146,7 @@ class Writer:
     def _write_layer(
         self, layer: int, active: torch.Tensor, spared: torch.Tensor, pass_number: int
     ) -> None:
-        layout, n = self.session.layout, len(active)
+        layout = self.session.layout
         with self.clock("keys"):
             outputs_of = {"h": layout.blocks[self.layers[-1]], "down": layout.down(layer)}
             found, outputs = self.lookups.select(active).read([layer], outputs_of)
@@ -146,18 +154,18 @@ class Writer:
             layers_left = len(self.layers) - self.layers.index(layer)
             residual = self.values.z[active.to(self.values.z.device)] - outputs["h"]
             share = path_of(layout, layer).pull_back(residual / layers_left, outputs["down"])
+            whole = keys
             if len(spared):
                 others = self.lookups.select(spared).keys([layer])[layer]
-                keys = torch.cat([keys, others], dim=1)
-                share = torch.cat([share, share.new_zeros(len(spared), share.shape[1])])
+                whole = torch.cat([keys, others], dim=1)
         with self.clock("solve"):
-            neurons, left, right = self.solve(layer, keys, share.T)  # share: [n, d_model]
+            neurons, left, right = self.solve(layer, whole, share.T)  # share: [n, d_model]
         write = Write(
             layer=layer,
             pass_number=pass_number,
             neurons=neurons.cpu(),
-            left=left[:, :n].contiguous().cpu(),
-            right=right[:n].contiguous().cpu(),
+            left=left.contiguous().cpu(),
+            right=right.contiguous().cpu(),
             case_ids=tuple(self.requests[i].case_id for i in active.tolist()),
             key_mass=float(keys[neurons].abs().sum() / keys.abs().sum()),
         )
@@ -170,7 +178,18 @@ class Writer:
         return self.allowed.bounds(self.first, h)
 
     def _residual_norms(self) -> torch.Tensor:
-        """||z - h|| with the weights as they are now, [n]."""
+        """||z - h|| with the weights as they are now, [n].
+
+        Raises:
+            NotFiniteError: one is not finite.
+        """
         with self.clock("keys"):
-            h = self.lookups.activations(self.layers[-1])
-            return (self.values.z - h).norm(dim=1).cpu()
+            self.h = self.lookups.activations(self.layers[-1])  # [n, d_model]
+            norms = (self.values.z - self.h).norm(dim=1).cpu()
+        lost = [r.case_id for r, ok in zip(self.requests, norms.isfinite().tolist()) if not ok]
+        if lost:
+            raise NotFiniteError(
+                f"what the model computes at requests {lost} is not finite, so the round was taken "
+                "back; earlier edits may have broken the model: undo them, or load it in float32"
+            )
+        return norms

@@ -68,6 +68,10 @@ class Ledger:
         """How many requests the rounds have, without reading them."""
         return sum(entry.edits for entry in self._rounds)
 
+    def edits_made(self) -> int:
+        """The same, with the edits inside a consolidation that later ones superseded."""
+        return sum(map(_made, self._rounds))
+
     def numbers(self) -> list[int]:
         """Numbers of the active rounds, in order."""
         return [record.number for record in self._rounds]
@@ -168,6 +172,11 @@ class Ledger:
     def who_wrote(self, layer: int, neuron: int) -> DataFrame:
         """See :func:`nse_plugin.session.queries.who_wrote`."""
         return queries.who_wrote(self, layer, neuron)
+
+
+def _made(entry: ActiveRound) -> int:
+    """Requests of a round, or of those that it takes the place of."""
+    return sum(map(_made, entry.within)) or entry.edits
 
 
 def _numbers_within(entry: ActiveRound) -> list[int]:

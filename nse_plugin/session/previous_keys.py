@@ -70,15 +70,13 @@ class PreviousKeys:
     def solved(
         self, layer: int, factor: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """``solve(E)`` [d_ff, m] of the few keys, round by round; that of earlier rounds is kept.
+        """``solve(E)`` [d_ff, m] of the few keys, of which there is one at least, round by round;
+        that of earlier rounds is kept.
 
         Args:
             factor: what ``solve`` depends on; with another one all is solved anew.
         """
-        kept = self._layers.get(layer)
-        if kept is None:
-            return factor.new_empty(len(factor), 0)
-        return kept.solve(factor, solve)
+        return self._layers[layer].solve(factor, solve)
 
     def catch_up(self) -> None:
         """Look at the rounds that are new in the ledger."""

@@ -29,7 +29,8 @@ class Outcome:
     status: Status
     """converged: written and takes effect, since little of the residual is left, or, with a method
     that has no residual, since every token of the target is the model's first choice;
-    residual_left: written and falls short; out_of_bounds: left out, residual >= upper_bound."""
+    residual_left: written and falls short; out_of_bounds: left out of the last pass, since its
+    residual was not below upper_bound."""
     passes: int
     """Write passes that the request took part in."""
     residual_before: float | None = None
@@ -127,7 +128,7 @@ class RoundRecord:
     d_ff: int | None = None
     """Neurons of an edited layer; None with a method that attaches modules."""
     requests: tuple[EditRequest, ...] = ()
-    """The requests of the outcomes, without probes; empty with a method that has no values z."""
+    """The requests of the outcomes, without probes; empty if the method keeps no values."""
     z: torch.Tensor | None = None
     """[n, d_model] float32, the value of each request that was written last."""
     within: tuple[ActiveRound, ...] = ()

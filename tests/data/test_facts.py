@@ -27,6 +27,14 @@ def test_the_subject_stands_in_braces_or_beside_the_prompt():
     assert parse_facts(ways[:1]) == parse_facts(ways[1:2]) == parse_facts(ways[2:]) == [TOWER]
 
 
+def test_every_fact_has_a_number_of_its_own():
+    records = [{**RECORDS[0]}, {**RECORDS[1], "case_id": 1}, {**RECORDS[0], "subject": "X"}]
+    records[2]["prompt"] = "{} is in"
+    assert [request.case_id for request in parse_facts(records)] == [2, 1, 3]
+    with pytest.raises(RequestError, match="case_id 1"):
+        parse_facts([{**record, "case_id": 1} for record in RECORDS])
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

@@ -10,8 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nse_plugin.errors import HparamsError, SessionError
-from nse_plugin.hparams import AlphaEditHparams, FTHparams, MEMITHparams, NSEHparams
+from nse_plugin.hparams import (
+    AlphaEditHparams,
+    FTHparams,
+    MEMITHparams,
+    NSEHparams,
+    OvertoneHparams,
+)
 from nse_plugin.locate.values import Values
+from nse_plugin.methods import spread
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.session.ledger_files import load_rounds, save_round
@@ -46,6 +53,35 @@ def edited(hparams, rounds, family="llama"):
         values = some_values(requests)
         BASES[hparams.method].edit_round(session, requests, hparams, values=values)
     return model, session
+
+
+def test_overtone_consolidates_with_its_own_contexts_and_loss(hparams, monkeypatch):
+    seen = []
+    overtone = OvertoneHparams.wrap(replace(hparams, repair_rounds=1), seed=5)
+    base = overtone.for_base()
+    model = tiny_model("gpt2")
+    session = EditSession.of(model, tiny_tokenizer())
+    values = some_values(some_requests(2))
+    BASES["NSE"].edit_round(session, some_requests(2), base, values=values)
+    contexts = session.untouched.contexts(base)
+    compute = spread.compute_values
+
+    def watched(layout, rows, hparams, objective, **named):
+        seen.append((type(objective).__name__, hparams.seed))
+        return compute(layout, rows, hparams, objective, **named)
+
+    monkeypatch.setattr(spread, "compute_values", watched)
+    consolidate(session, overtone)
+    assert seen == [("Overtone", 5)]
+    assert list(session.untouched._contexts.values()) == [contexts]
+
+
+def test_edits_are_numbered_on_after_a_superseded_one_is_gone(hparams):
+    first, second = some_requests(2)
+    changed = replace(first, case_id=2, target_new="Garn")
+    _, session = edited(hparams, [[first, second], [changed]])
+    consolidate(session, hparams)
+    assert (session.ledger.edits(), session.ledger.edits_made()) == (2, 3)
 
 
 def bits(model):

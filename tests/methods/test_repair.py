@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from nse_plugin.compare.specs import parse_method
-from nse_plugin.errors import SessionError
+from nse_plugin.errors import NotFiniteError, SessionError
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
-from nse_plugin.methods import repair
+from nse_plugin.locate.values import Values
+from nse_plugin.methods import nse, repair, spread
 from nse_plugin.methods.bases import BASES
 from nse_plugin.objectives.nll import nll
 from nse_plugin.session.ledger import Ledger
@@ -116,10 +117,75 @@ def test_an_edit_out_of_bounds_is_reported_and_not_repaired(tokenizer, tmp_path)
     hparams = quick(NSEHparams, tmp_path, repair_rounds=1, upper_bound=1e-6)
     model = tiny_model("gpt2")
     record = BASES["NSE"].edit_round(EditSession.of(model, tokenizer), some_requests(2), hparams)
-    assert {(o.status, o.passes, o.answered) for o in record.outcomes} == {
-        ("out_of_bounds", 0, False)
+    assert {(o.status, o.passes, o.answered, o.repairs) for o in record.outcomes} == {
+        ("out_of_bounds", 0, False, 0)
     }
-    assert record.writes == ()
+    assert record.writes == () and record.summary()["repaired"] == 0
+
+
+def test_a_repair_value_out_of_bounds_is_not_taken(tokenizer, tmp_path, monkeypatch):
+    """The round stays as its first pass left it, and says so."""
+    hparams = quick(NSEHparams, tmp_path, max_iterations=1)
+    compute, rounds = spread.compute_values, []
+    models = [tiny_model("gpt2"), tiny_model("gpt2")]
+    for model, changes in zip(models, ({}, {"repair_rounds": 1})):
+        session = EditSession.of(model, tokenizer)
+        given(monkeypatch, [0, 1])
+        if changes:
+
+            def far(layout, rows, *arguments, **named):
+                found = compute(layout, rows, *arguments, **named)
+                return found if len(rows) == 2 else replace(found, z=found.z + 1e4)
+
+            monkeypatch.setattr(spread, "compute_values", far)
+            bound = max(o.residual_before for o in rounds[0].outcomes) + 1
+            changes = {**changes, "upper_bound": bound}
+        record = BASES["NSE"].edit_round(session, some_requests(2), replace(hparams, **changes))
+        rounds.append(record)
+    once, tried = rounds
+    assert torch.equal(once.z, tried.z) and len(once.writes) == len(tried.writes)
+    for before, after in zip(once.outcomes, tried.outcomes):
+        assert (after.status, after.residual_after) == (before.status, before.residual_after)
+        assert after.repairs == 0
+
+
+def test_spared_requests_have_no_part_in_the_choice_of_neurons(tokenizer, tmp_path, monkeypatch):
+    seen = []
+    select = nse.select_neurons
+    monkeypatch.setattr(
+        nse, "select_neurons", lambda K, *rest: seen.append(K.shape[1]) or select(K, *rest)
+    )
+    given(monkeypatch, [1, 0, 1], [1, 1, 1])
+    hparams = quick(NSEHparams, tmp_path, repair_rounds=1, max_iterations=1, neuron_threshold=0.5)
+    session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
+    record = BASES["NSE"].edit_round(session, some_requests(3), hparams)
+    assert model is session.model
+    n_layers = len(hparams.layers)
+    assert seen == [3] * n_layers + [1] * n_layers
+    assert {len(write.case_ids) for write in record.writes[n_layers:]} == {1}
+
+
+def test_all_earlier_keys_of_a_lost_fact_are_left_out(tokenizer, tmp_path, monkeypatch):
+    hparams = quick(MEMITHparams, tmp_path, repair_every=1)
+    session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
+    given(monkeypatch, [0], [0, 1], [0, 1, 1])
+    for request in some_requests(3):
+        BASES["MEMIT"].edit_round(session, [request], hparams)
+    lost = repair.lost_edits(session, [], hparams)
+    assert [request.case_id for request in lost.requests] == [0] and lost.rounds == (3,)
+    columns = [record.keys[1][:, -1 if i else 0] for i, record in enumerate(session.ledger)]
+    assert torch.equal(lost.keys[1], torch.stack(columns, dim=1)) and model is session.model
+
+
+def test_a_model_that_computes_nan_is_noticed(tokenizer, tmp_path):
+    hparams = quick(NSEHparams, tmp_path)
+    session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
+    broken = Values(*torch.full((2, 1, model.config.n_embd), float("nan")), *torch.zeros(2, 1))
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    with pytest.raises(NotFiniteError, match=r"requests \[0\]"):
+        BASES["NSE"].edit_round(session, some_requests(1), hparams, values=broken)
+    assert not len(session.ledger)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_lost_edits_join_a_later_round_and_their_old_keys_are_left_out(

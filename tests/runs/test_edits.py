@@ -7,6 +7,7 @@ import torch
 
 from nse_plugin.data import atlas
 from nse_plugin.errors import DataError, HparamsError, RequestError
+from nse_plugin.evaluation import neighbours
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import edit_round
 from nse_plugin.runs.directory import RunDirectory
@@ -148,6 +149,27 @@ def test_an_edit_that_did_not_take_effect_says_so(one):
     assert not report.in_effect
     last = report.text().splitlines()[-1]
     assert last.startswith("NOT in effect: 1 of 1") and "nse undo" in last and "--round 2" in last
+
+
+def test_what_cannot_be_asked_is_refused_before_anything_is_written(one, monkeypatch):
+    files = contents(one)
+    with pytest.raises(RequestError, match="9 neighbours .* asks 8"):
+        one.edit(PROMPT, NEW, SUBJECT, neighbours=[f"{i} speaks" for i in range(9)])
+    monkeypatch.setattr(neighbours, "_answers", lambda _m, _t, texts: [""] * len(texts))
+    with pytest.raises(RequestError, match="'The end': .* writes no word"):
+        one.edit(PROMPT, NEW, SUBJECT, neighbours=["The end"])
+    assert contents(one) == files
+
+
+def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):
+    for subject in ("Zawos Kofird", "Ann Lee"):
+        one.edit(f"{{{subject}}} speaks", NEW)
+    log = one.folder / "rounds.jsonl"
+    log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    files = contents(one)
+    with pytest.raises(DataError, match="has no line for"):
+        EditFolder(one.folder, stats_dir=one.hparams.stats_dir).edit("{Bo Ash} speaks", NEW)
+    assert contents(one).keys() == files.keys()
 
 
 def test_another_process_in_the_folder_is_noticed(one):

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nse_plugin.data.defaults import LOCATE
-from nse_plugin.errors import HparamsError, NotFiniteError
+from nse_plugin.errors import DataError, HparamsError, NotFiniteError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods import bases
 from nse_plugin.methods.registry import load_hparams
@@ -60,11 +60,27 @@ def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, t
     again = tune(model, tokenizer, facts(80), edits=60, model_name="x", trials=path)
     assert (again.settings, len(scored)) == (tuned.settings, tried)
 
+    others = [replace(fact, target_new="Garn") for fact in facts(80)]
+    tune(model, tokenizer, others, edits=60, model_name="x", trials=path)
+    assert len(scored) == 2 * tried, "trials on other facts with the same numbers do not count"
+
     write_yaml(tmp_path / "my.yaml", tuned, ["NSE on x"])
     assert load_hparams(tmp_path / "my.yaml") == NSEHparams(**tuned.settings)
     text = (tmp_path / "my.yaml").read_text(encoding="utf-8")
     assert all(len(line) < 120 for line in text.splitlines() if not line.startswith("#"))
     assert "# NSE on x" in text and "Bound of ||delta||" in text and "lambda *" in text
+
+
+def test_a_stream_of_one_round_is_enough(tokenizer, scored):
+    assert tune(tiny_model("llama"), tokenizer, facts(40), edits=20, model_name="x").found
+
+
+def test_the_settings_of_another_model_are_not_overwritten(tmp_path):
+    path = tmp_path / "tuned.yaml"
+    path.write_text("alg_name: NSE\nmodel_name: other\nlayers: [1]\n", encoding="utf-8")
+    with pytest.raises(DataError, match="settings of NSE for other"):
+        starting._refuse_others(path, "NSE", "mine")
+    starting._refuse_others(path, "NSE", "other")
 
 
 def test_no_trial_begins_that_would_end_too_late(tokenizer, scored):
