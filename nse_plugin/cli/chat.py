@@ -43,9 +43,9 @@ def chat(
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the folder's.")
     ] = None,
 ) -> int:
-    """Talk with the edited model: /edit, /undo, /blame, /original and more on the way.
+    """Talk with the edited model, with commands such as /edit, /undo, /blame and /original.
 
-    What is edited and undone here is in the folder at once.
+    Edits and undos made here are written to the folder at once.
     """
     from nse_plugin.runs.reading import RunFiles
 

@@ -15,12 +15,14 @@ from nse_plugin.cli.output import show
 @command(KEEP, examples("nse consolidate run1", "nse undo run1 --round 21"))
 def consolidate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of edits.")],
-    device: Annotated[str | None, typer.Option(help="Instead of the run's device.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's.")
+    ] = None,
 ) -> int:
     """Solve all edits of a run together, as one round in the place of the others.
 
     No value is optimised again: the values in the round files are written into the original model,
-    with keys read anew. The new round can be undone like any other.
+    with keys computed anew. The new round can be undone like any other.
     """
     from nse_plugin.runs.edits import EditFolder
     from nse_plugin.runs.reading import RunFiles

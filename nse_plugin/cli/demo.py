@@ -23,7 +23,7 @@ from nse_plugin.runs.settings import DemoSettings
 )
 @with_fields(Group("Options", DemoSettings, ("model", "edits", "rounds", "seed", "out")))
 def demo(given: dict[str, Any]) -> int:
-    """Edit facts in rounds and measure after each: of an embedded world, or real ones.
+    """Edit facts of an embedded world, or real ones, in rounds, and measure after each.
 
     It is an nse run with its settings chosen: the same command resumes it, and nse inspect, undo
     and export read its folder.

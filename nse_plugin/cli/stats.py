@@ -33,7 +33,7 @@ def stats(
     source: Annotated[
         str | None,
         typer.Option(
-            help="factbook (real prose), self (sampled from the model), atlas, a file, a dataset."
+            help="factbook (real prose), self (written by the model), atlas, a file or a dataset."
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of texts.")] = None,

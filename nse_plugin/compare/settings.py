@@ -45,7 +45,7 @@ class CompareSettings(CommonSettings):
     engine: str = "serial"
     """serial, processes or ray."""
     jobs: int = bounded(1, low=1)
-    """Number of cells at a time."""
+    """Number of cells (one model, method and seed each) at a time."""
     threads: int = bounded(1, low=1)
     """Number of torch's threads in each cell."""
     out: str = "compared"

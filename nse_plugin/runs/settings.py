@@ -55,8 +55,8 @@ class RunSettings(CommonSettings):
     hparams: str = ""
     """Name or path of a method's YAML."""
     method: str = ""
-    """Instead of a YAML: the method to use on --model, with the YAML that ships for both, else with
-    settings for a model without one."""
+    """Instead of a YAML: the method to use on --model. The YAML that ships for both is used, or
+    general settings if there is none."""
     round_size: int = bounded(100, low=1)
     """Edits per round."""
     out: str = "run"
