@@ -51,10 +51,12 @@ def perplexity(
     return finite(math.exp(total)) if total < 700 else None
 
 
-def given_answers(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> list[str]:
-    """The first words that the model writes after each edit's prompt, in one line."""
-    longest = max(len(encode_text(tokenizer, r.target_new, special=False)) for r in requests)
-    texts = greedy_text(model, tokenizer, [r.text for r in requests], longest + _MORE)
+def first_words(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], targets: Sequence[str]
+) -> list[str]:
+    """What the model writes after each prompt, in one line; a little longer than any target."""
+    longest = max(len(encode_text(tokenizer, target, special=False)) for target in targets)
+    texts = greedy_text(model, tokenizer, prompts, longest + _MORE)
     return [" ".join(text.split()) for text in texts]
 
 

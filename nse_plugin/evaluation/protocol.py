@@ -20,9 +20,9 @@ from torch import nn
 
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
+    first_words,
     fluency,
     free_generation,
-    given_answers,
     perplexity,
     relative_change,
     run_harness,
@@ -292,7 +292,8 @@ def measure_answers(
         return {}
     edits = history.edits(_sample(drawn, protocol.answers, protocol.seed, number))
     now = measured.answers(edits, protocol.bounds)
-    texts = given_answers(measured.model, measured.tokenizer, [edit.request for edit in edits])
+    prompts, targets = zip(*((edit.request.text, edit.request.target_new) for edit in edits))
+    texts = first_words(measured.model, measured.tokenizer, prompts, targets)
     return {
         "answers": [
             {

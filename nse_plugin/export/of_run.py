@@ -108,12 +108,8 @@ def export_run(
 
 def _in_effect(files: RunFiles, session: EditSession) -> list[EditRequest]:
     """The requests of the active rounds that no later one replaces."""
-    active, requests = set(session.ledger.numbers_in_effect()), files.requests()
-    found: dict[tuple[str, str], EditRequest] = {}
-    for line in files.lines:
-        if line["file"] is not None and line["file"] in active:
-            found.update((request.fact, request) for request in requests[line["round"]])
-    return list(found.values())
+    rounds = files.requests_of(session.ledger.numbers_in_effect()).values()
+    return list({request.fact: request for requests in rounds for request in requests}.values())
 
 
 def _efficacy(model: nn.Module, session: EditSession, requests: list[EditRequest]) -> float:

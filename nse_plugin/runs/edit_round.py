@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from nse_plugin.errors import DataError, NotFiniteError
 from nse_plugin.evaluation.metrics import Answered, ask, asked_texts
+from nse_plugin.evaluation.model_state import first_words
 from nse_plugin.evaluation.neighbours import with_questions
 from nse_plugin.evaluation.protocol import (
     History,
@@ -24,7 +25,6 @@ from nse_plugin.evaluation.protocol import (
 from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
-from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.budget import estimate
@@ -50,8 +50,6 @@ log = logging.getLogger(__name__)
 
 BY_HAND = "by hand"
 """The order of a run that is no stream, which ``nse run`` therefore does not resume."""
-_ANSWER = 8
-"""New tokens of an answer that is shown, beside those of the target."""
 
 
 class EditRound:
@@ -269,9 +267,8 @@ class EditRound:
         prompts = list(
             dict.fromkeys(t for r in requests for t in asked_texts(r, self._protocol.bounds))
         )
-        longest = max(len(self._tokenizer(r.target_new)["input_ids"]) for r in requests)
-        texts = greedy_text(self._model, self._tokenizer, prompts, _ANSWER + longest)
-        return {prompt: " ".join(text.split()) for prompt, text in zip(prompts, texts)}
+        targets = [request.target_new for request in requests]
+        return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
 
     def _tell(self, phase: str) -> None:
         self._listener("phase", {"name": phase})

@@ -33,7 +33,7 @@ from nse_plugin.runs.edit_round import EditRound
 from nse_plugin.runs.edit_settings import edit_hparams
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.reopen import check_model
+from nse_plugin.runs.reopen import session_of
 from nse_plugin.runs.schema import MANIFEST, Consolidation
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.session import EditSession
@@ -97,24 +97,16 @@ class EditFolder:
                 pass
         listener("phase", {"name": "loading the model"})
         self.model, self.tokenizer, self.model_name = load_model(self.hparams)
-        begun = files.manifest["run"] if files is not None else None
-        in_chat = chat if begun is None else "chat" in begun
-        self.session = EditSession.of(
-            self.model, ChatTokenizer(self.tokenizer) if in_chat else self.tokenizer
-        )
-        self._backend = SessionBackend(self.session, self.hparams)
-        self._protocol = _PROTOCOL
-        if files is not None and begun is not None:
-            check_model(files, self.session)
+        if files is None:
+            tokenizer = ChatTokenizer(self.tokenizer) if chat else self.tokenizer
+            self.session, self._protocol = EditSession.of(self.model, tokenizer), _PROTOCOL
+        else:
+            self.session = session_of(files, self.model, self.tokenizer)
             self._protocol = replace(  # the answers on disk are those of its bounds
-                Protocol.from_dict(begun["protocol"]),
-                each=True,
-                generation=0,
-                fluency=0,
-                perplexity=0,
-                harness_tasks=(),
-            )
-            self.session.adopt(files.ledger())
+                Protocol.from_dict(files.manifest["run"]["protocol"]),
+                each=True, generation=0, fluency=0, perplexity=0, harness_tasks=(),
+            )  # fmt: skip
+        self._backend = SessionBackend(self.session, self.hparams)
 
     def edit(
         self,
@@ -238,13 +230,7 @@ class EditFolder:
         """The facts of the active rounds, by the number of the round's file."""
         if not (self.folder / MANIFEST).is_file():
             return {}
-        files, active = RunFiles(self.folder), set(self.session.ledger.numbers_in_effect())
-        requests = files.requests()
-        return {
-            line["file"]: requests[line["round"]]
-            for line in files.lines
-            if line["file"] is not None and line["file"] in active
-        }
+        return RunFiles(self.folder).requests_of(self.session.ledger.numbers_in_effect())
 
     def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str]:
         """What is asked, and the text that the model continues."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -88,6 +89,19 @@ class RunFiles:
         return {
             line["round"]: [EditRequest.from_json(record) for record in asked["edits"]]
             for line, asked in zip(self.lines, frozen)
+        }
+
+    def requests_of(self, files: Collection[int]) -> dict[int, list[EditRequest]]:
+        """The requests of the rounds with these files, by the number of the file.
+
+        Raises:
+            DataError: as :meth:`requests`.
+        """
+        requests = self.requests()
+        return {
+            line["file"]: requests[line["round"]]
+            for line in self.lines
+            if line["file"] is not None and line["file"] in files
         }
 
     def ledger(self) -> Ledger:

@@ -39,17 +39,25 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
         )
     if name is None:
         raise DataError(f"{run} does not say which model it is of; it cannot be loaded again")
-    ledger = files.ledger()
     model, tokenizer, _ = load_model(SimpleNamespace(**hparams))
+    return model, session_of(files, model, tokenizer)
+
+
+def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
+    """A session of a model that was loaded for a run, with the run's rounds in it.
+
+    Raises:
+        DataError: it is not the run's model, or a file of the run is damaged.
+    """
+    ledger = files.ledger()
     in_chat = "chat" in files.manifest["run"]
     session = EditSession.of(model, ChatTokenizer(tokenizer) if in_chat else tokenizer)
-    check_model(files, session)
+    _check_model(files, session)
     session.adopt(ledger)
-    return model, session
+    return session
 
 
-def check_model(files: RunFiles, session: EditSession) -> None:
-    """Raise :class:`DataError` if a session's model is not that of a run."""
+def _check_model(files: RunFiles, session: EditSession) -> None:
     there = files.manifest["run"]["model"]["fingerprint"]
     here = model_fingerprint(session.layout)
     if there != "?" and not same_model(there, here):
