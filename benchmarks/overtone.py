@@ -1,11 +1,14 @@
-"""OVERTONE around FT-M, LoRA, NSE and MEMIT on both embedded models; writes docs/overtone.md.
+"""OVERTONE around other editors, with intervals over edits, on any model and any records.
 
-Single edits (each from the untouched model), sequential edits, and the ablation on LoRA:
+Single edits (each from the untouched model) or sequential ones, by the number of target tokens:
 
-    python benchmarks/overtone.py --out docs/overtone.md [--jobs 2] [--work FOLDER] [--quick]
+    python benchmarks/overtone.py --model smollm2-135m --data zsre.json --work run-overtone \\
+        --bases "LoRA, paper" FT-M NSE --strata one many --edits 25
 
-Each cell (model, base editor, variant, kind, seed) is a JSON file in the work folder; the same
-command goes on after an interrupt and only writes the page when all cells are there.
+The bases are those of :data:`BASES`: ``LoRA, paper`` has the settings of the paper's LoRA, and all
+others are what ships for the model in ``hparams/``.  A cell (model, stratum, base, variant, kind,
+seed) is a JSON file in the work folder; the same command goes on after an interrupt, and prints the
+tables of its cells.
 """
 
 from __future__ import annotations
@@ -13,33 +16,49 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import multiprocessing
-import platform
+import random
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
 
-from nse_plugin.data import atlas
-from nse_plugin.data.readers import parse_records
+from nse_plugin.compare.intervals import differences
+from nse_plugin.data.models import load_model
+from nse_plugin.data.streams import read_data
+from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import Bounds, ask, summarise
-from nse_plugin.evaluation.overfitting import single_edits
-from nse_plugin.files import write_json, write_text
+from nse_plugin.evaluation.overfitting import relative_norm, single_edits, table_for
+from nse_plugin.files import write_json
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
-from nse_plugin.objectives.token_table import TokenTable
+from nse_plugin.model.prompts import encode_request
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
 
-MODELS = ("gpt2", "llama")
-BASES = {"FT": "FT-M", "LoRA": "LoRA", "NSE": "NSE", "MEMIT": "MEMIT"}
-"""Base editors by alg_name, as the tables name them."""
+PAPER_LORA = {
+    "lora_type": "adalora", "target_modules": ["q_proj", "v_proj"], "layers": [], "rank": 8,
+    "lora_alpha": 32, "lora_dropout": 0.1, "lr": 5e-3, "num_steps": 70, "stop_loss": 0.0,
+    "weight_decay": 0.0, "batch_size": 1,
+}  # fmt: skip
+"""EasyEdit's settings of LoRA (hparams/LoRA/llama-7b.yaml), which OVERTONE's paper uses."""
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoRA": ("LoRA", {}),
+    "LoRA, paper": ("LoRA", PAPER_LORA),
+    "LoRA, paper, stop at 0.05": ("LoRA", {**PAPER_LORA, "stop_loss": 0.05}),
+    "LoRA, paper, lr 1e-3": ("LoRA", {**PAPER_LORA, "lr": 1e-3}),
+    "LoRA, paper, 20 steps": ("LoRA", {**PAPER_LORA, "num_steps": 20}),
+    "LoRA, paper, lora": ("LoRA", {**PAPER_LORA, "lora_type": "lora"}),
+    "FT-M": ("FT", {}),
+    "NSE": ("NSE", {}),
+    "MEMIT": ("MEMIT", {}),
+}
+"""Method, and what differs from the YAML that ships for it."""
 VARIANTS: dict[str, dict[str, bool] | None] = {
     "base": None,
     "full": {},
@@ -47,16 +66,18 @@ VARIANTS: dict[str, dict[str, bool] | None] = {
     "frozen reference": {"frozen_reference": True},
     "no argmax check": {"argmax_check": False},
     "no filter": {"filter": False},
+    "no mixing": {"mixing": False},
 }
 """Switches by name; None is the base editor's own loss."""
-ABLATION = ("base", "no clip", "frozen reference", "no argmax check", "no filter", "full")
 SCORES = {
-    "Rel": ("efficacy", "efficacy_tokens"),
-    "Gen": ("paraphrase", "paraphrase_tokens"),
-    "Por": ("portability", "portability_tokens"),
-    "Loc": ("locality_exact", "locality"),
+    "Rel": ("efficacy_tokens", "efficacy"),
+    "Gen": ("paraphrase_tokens", "paraphrase"),
+    "Por": ("portability_tokens", "portability"),
+    "Loc": ("locality", "locality_exact"),
 }
-"""Columns: whole answers, and answer tokens under teacher forcing."""
+"""Columns: answer tokens under teacher forcing, as the paper counts them, and whole answers."""
+STRATA = {"all": range(1, 1000), "one": range(1, 2), "two": range(2, 3), "many": range(3, 1000)}
+"""Numbers of tokens of a target."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,7 @@ class Cell:
     kind: str
     """single or sequential."""
     model: str
+    stratum: str
     base: str
     variant: str
     seed: int
@@ -74,261 +96,252 @@ class Cell:
     @property
     def file(self) -> str:
         """Name of its JSON file."""
-        parts = (self.kind, self.model, self.base, self.variant, self.seed, self.edits)
-        return "-".join(map(str, parts)).replace(" ", "_") + ".json"
+        text = "-".join(map(str, asdict(self).values()))
+        return "".join(c if c.isalnum() or c in "-." else "_" for c in text) + ".json"
 
-
-def cells(seeds: Sequence[int], single: int, sequential: int) -> list[Cell]:
-    """All cells of the page; the long ones first, so that no process waits at the end."""
-    rows = [
-        Cell("sequential", model, base, variant, seed, sequential)
-        for base in BASES
-        for variant in ("base", "full")
-        for model in MODELS
-        for seed in seeds
-    ]
-    for base in BASES:
-        for variant in ABLATION if base == "LoRA" else ("base", "full"):
-            for model in MODELS:
-                rows += [Cell("single", model, base, variant, seed, single) for seed in seeds]
-    return rows
+    @property
+    def method(self) -> str:
+        """Name of its row."""
+        if self.variant == "base":
+            return self.base
+        more = "" if self.variant == "full" else f", {self.variant}"
+        return f"{self.base} + OVERTONE{more}"
 
 
 # --- one cell -----------------------------------------------------------------------------------
 
 
-def run_cell(cell: Cell, work: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, data: Sequence[str], work: Path) -> dict[str, Any]:
     """Edit and measure, or read what was measured before."""
-    path = work / cell.file
-    hparams = hparams_of(cell, work)
-    identity = {"version": __version__, "cell": asdict(cell), "hparams": hparams.to_dict()}
+    path, hparams = work / cell.file, hparams_of(cell)
+    files = {name: Path(name).stat().st_size for name in data if Path(name).is_file()}
+    identity = {
+        "version": __version__, "cell": asdict(cell), "hparams": hparams.to_dict(),
+        "data": [Path(name).name for name in data], "sizes": list(files.values()),
+    }  # fmt: skip
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
         if known["identity"] == identity:
             return known
-    torch.set_num_threads(1)
     start = time.perf_counter()
-    model, tokenizer = atlas.load(cell.model)
-    requests = parse_records(atlas.edit_set(cell.edits, seed=cell.seed))
-    bounds = Bounds()
-    frozen = ask(model, tokenizer, requests, bounds)
+    model, tokenizer, _ = load_model(hparams)
+    requests = chosen(cell, data, tokenizer)
+    frozen = ask(model, tokenizer, requests, Bounds())
     session = EditSession.of(model, tokenizer)
     measure = single if cell.kind == "single" else sequential
-    answered, spreads = measure(session, requests, hparams, bounds)
+    each = measure(session, requests, hparams, frozen)
     result = {
         "identity": identity,
-        "scores": summarise(answered, frozen, edited_texts(cell, requests)),
+        "each": each,
         "before": summarise(frozen, frozen),
-        "spread": fmean(spreads),
         "seconds": time.perf_counter() - start,
     }
     write_json(path, result)
     return result
 
 
-def hparams_of(cell: Cell, work: Path) -> Hparams:
-    """What ships for the base editor, or for OVERTONE around it with this variant's switches."""
+def hparams_of(cell: Cell) -> Hparams:
+    """Those of the base editor, or of OVERTONE around it with this variant's switches."""
+    method, changes = BASES[cell.base]
+    name = cell.model.replace(":", "-")
+    hparams = find_method(method).hparams.from_hparams(f"{method}/{name}")
+    hparams = dataclasses.replace(hparams, **changes)
     switches = VARIANTS[cell.variant]
-    folder = cell.base if switches is None else f"OVERTONE/{cell.base}"
-    kind = find_method(folder.partition("/")[0]).hparams
-    hparams = kind.from_hparams(f"{folder}/atlas-{cell.model}")
-    inner = hparams.base if isinstance(hparams, OvertoneHparams) else hparams
-    if hasattr(inner, "stats_dir"):
-        inner.stats_dir = str(work / "stats")
-    return dataclasses.replace(hparams, **(switches or {}))
+    return hparams if switches is None else OvertoneHparams.wrap(hparams, **switches)
+
+
+def chosen(cell: Cell, data: Sequence[str], tokenizer: Any) -> list[EditRequest]:
+    """The cell's edits: of the stratum, with portability and locality, drawn by the seed."""
+    fitting = {
+        request.text: request
+        for name in data
+        for request in read_data(name, None, cell.seed, on_bad="skip")
+        if request.portability
+        and request.locality
+        and len(encode_request(tokenizer, request, with_target=True).target_ids)
+        in STRATA[cell.stratum]
+    }
+    if len(fitting) < cell.edits:
+        raise DataError(
+            f"{len(fitting)} records have portability, locality and a target of stratum "
+            f"{cell.stratum!r}; give --edits {len(fitting)} or more data"
+        )
+    return random.Random(cell.seed).sample(list(fitting.values()), cell.edits)
 
 
 def single(
-    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, bounds: Bounds
-) -> tuple[list[Any], list[float]]:
-    """Answers after each edit by itself, and the spreads at the stops."""
-    answered, spreads = [], []
-    for edit in single_edits(session, requests, hparams):
-        answered += ask(session.model, session.tokenizer, [edit.request], bounds)
-        if edit.spread is not None:
-            spreads.append(edit.spread.range)
-    return answered, spreads
-
-
-def sequential(
-    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, bounds: Bounds
-) -> tuple[list[Any], list[float]]:
-    """Answers after the last of all edits, made one after the other, and the spreads."""
-    edit_round, spreads = find_method(hparams.alg_name).edit_round, []
-    for request in requests:
-        table = TokenTable()
-        edit_round(session, [request], hparams, trace=table)
-        spread = table.mean_spread()
-        if spread is not None:
-            spreads.append(spread.range)
-    return ask(session.model, session.tokenizer, requests, bounds), spreads
-
-
-def edited_texts(cell: Cell, requests: Sequence[EditRequest]) -> set[str]:
-    """Prompts that may change: locality is not asked of what another edit of the run was about."""
-    if cell.kind == "single":
-        return set()
-    return {text for request in requests for text in (request.text, *request.rephrase_prompts)}
-
-
-# --- all cells ----------------------------------------------------------------------------------
-
-
-def run_all(todo: Sequence[Cell], work: Path, jobs: int) -> dict[Cell, dict[str, Any]]:
-    """Every cell, in so many processes of one thread each."""
-    work.mkdir(parents=True, exist_ok=True)
-    context = multiprocessing.get_context("spawn")
-    found = {}
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-        futures = {pool.submit(run_cell, cell, work): cell for cell in todo}
-        for future in as_completed(futures):
-            cell = futures[future]
-            found[cell] = future.result()
-            print(
-                f"{len(found)}/{len(todo)} {cell.file} {found[cell]['seconds']:.0f} s", flush=True
-            )
+    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, frozen: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """Each edit by itself."""
+    found = []
+    for edit, before in zip(single_edits(session, requests, hparams), frozen):
+        answered = ask(session.model, session.tokenizer, [edit.request], Bounds())
+        found.append(
+            {
+                "case_id": len(found),
+                **summarise(answered, [before]),
+                "spread": None if edit.spread is None else edit.spread.range,
+                "loss": fmean(edit.losses),
+                "steps": edit.steps,
+                "change": edit.change,
+                "course": course_of(edit.courses),
+            }
+        )
     return found
 
 
-# --- the page -----------------------------------------------------------------------------------
+def course_of(courses: Sequence[Any]) -> dict[str, list[float]]:
+    """Per step, means over the target's tokens of what was noted, and the spread."""
+    steps = list(zip(*(course.steps for course in courses)))
+    names = steps[0][0]._fields if steps else ()
+    means = {
+        name: [round(fmean(getattr(token, name) for token in step), 5) for step in steps]
+        for name in names
+    }
+    spreads = [round(max(t.loss for t in s) - min(t.loss for t in s), 5) for s in steps]
+    return {**means, "spread": spreads}
 
 
-@dataclass(frozen=True)
-class Results:
-    """All cells, looked up by what they are of."""
+def sequential(
+    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, frozen: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """All edits one after the other; answers after the last one.
 
-    found: dict[Cell, dict[str, Any]]
+    Locality is not asked of what another edit was about.
+    """
+    edit_round, spreads, losses = find_method(hparams.alg_name).edit_round, [], []
+    for request in requests:
+        table = table_for(hparams)
+        edit_round(session, [request], hparams, trace=table)
+        spread = table.mean_spread()
+        spreads.append(None if spread is None else spread.range)
+        losses.append(fmean(table.at_stop(0)))
+    edited = {text for request in requests for text in (request.text, *request.rephrase_prompts)}
+    answered = ask(session.model, session.tokenizer, requests, Bounds())
+    norm = relative_norm(session)
+    return [
+        {
+            "case_id": number,
+            **summarise([now], [before], edited),
+            "spread": spread,
+            "loss": loss,
+            "change": norm,
+        }
+        for number, (now, before, spread, loss) in enumerate(
+            zip(answered, frozen, spreads, losses)
+        )
+    ]
 
-    def of(self, kind: str, model: str, base: str, variant: str) -> list[dict[str, Any]]:
-        """The seeds of one row, by seed."""
-        rows = [
-            (cell.seed, result)
-            for cell, result in self.found.items()
-            if (cell.kind, cell.model, cell.base, cell.variant) == (kind, model, base, variant)
-        ]
-        return [result for _, result in sorted(rows, key=lambda row: row[0])]
 
-    def edits(self, kind: str) -> int:
-        """Edits per run."""
-        return next(cell.edits for cell in self.found if cell.kind == kind)
+# --- tables -------------------------------------------------------------------------------------
 
 
-def table(rows: Iterator[tuple[str, list[dict[str, Any]]]]) -> str:
-    """A row per way of editing: whole answers / answer tokens, in percent, mean over the seeds."""
-    lines = ["| | " + " | ".join([*SCORES, "average", "spread"]) + " |", "|---" * 7 + "|"]
-    for name, results in rows:
-        pairs = [tuple(mean_score(results, score) for score in both) for both in SCORES.values()]
-        average = tuple(mean_of([pair[i] for pair in pairs]) for i in (0, 1))
-        spread = mean_of([result.get("spread") for result in results])
-        cells_ = [*map(shown, [*pairs, average]), "-" if spread is None else f"{spread:.3f}"]
-        lines.append(f"| {name} | " + " | ".join(cells_) + " |")
+def tables(found: dict[Cell, dict[str, Any]]) -> Iterator[str]:
+    """For each model, kind and stratum a table of scores, and what changed against the first row."""
+    groups: dict[tuple[str, str, str], dict[Cell, dict[str, Any]]] = {}
+    for cell, result in found.items():
+        key = (cell.model, cell.kind, cell.stratum)
+        groups.setdefault(key, {})[cell] = result
+    for (model, kind, stratum), group in groups.items():
+        edits = sorted({cell.edits for cell in group})
+        seeds = sorted({cell.seed for cell in group})
+        yield (
+            f"{model}, {kind} edits, targets: {stratum}; edits {edits}, seeds {seeds}\n\n"
+            + scores_table(group)
+            + "\n\n"
+            + differences_table(group)
+        )
+
+
+def scores_table(group: dict[Cell, dict[str, Any]]) -> str:
+    """A row per way of editing: answer tokens / whole answers in percent, mean over all edits."""
+    heads = [*SCORES, "average", "spread", "loss", "steps", "change"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    befores = [result["before"] for result in group.values()]
+    lines.append(row("untouched model", befores[:1]))
+    methods = dict.fromkeys(cell.method for cell in group)
+    for method in methods:
+        each = [e for cell, r in group.items() if cell.method == method for e in r["each"]]
+        lines.append(row(method, each))
     return "\n".join(lines)
 
 
-def comparison(results: Results, kind: str, model: str) -> Iterator[tuple[str, list[Any]]]:
-    """Each base editor without and with OVERTONE, below the model as it was."""
-    first = results.of(kind, model, next(iter(BASES)), "base")
-    yield "untouched model", [{"scores": result["before"]} for result in first]
-    for base, name in BASES.items():
-        yield name, results.of(kind, model, base, "base")
-        yield f"{name} + OVERTONE", results.of(kind, model, base, "full")
+def row(name: str, each: Sequence[dict[str, Any]]) -> str:
+    """One row of the table of scores."""
+    pairs = [tuple(mean_of(each, score) for score in both) for both in SCORES.values()]
+    known = [[pair[i] for pair in pairs if pair[i] is not None] for i in (0, 1)]
+    pairs.append(tuple(fmean(values) if values else None for values in known))
+    cells = [" / ".join("-" if v is None else f"{100 * v:.1f}" for v in pair) for pair in pairs]
+    for extra, digits in (("spread", 3), ("loss", 3), ("steps", 0), ("change", 4)):
+        value = mean_of(each, extra)
+        cells.append("-" if value is None else f"{value:.{digits}f}")
+    return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def ablation(results: Results, model: str) -> Iterator[tuple[str, list[Any]]]:
-    """LoRA with one part of OVERTONE left out at a time."""
-    for variant in ABLATION:
-        name = {"base": "LoRA", "full": "OVERTONE, full"}.get(variant, f"OVERTONE, {variant}")
-        yield name, results.of("single", model, "LoRA", variant)
-
-
-def findings(results: Results, kind: str) -> str:
-    """What OVERTONE changed, seed by seed, in points of answer tokens and of whole answers."""
-    lines = []
-    for base, name in BASES.items():
-        for model in MODELS:
-            plain, full = (results.of(kind, model, base, variant) for variant in ("base", "full"))
-            parts = []
-            for column, both in SCORES.items():
-                deltas = [deltas_of(plain, full, score) for score in both]
-                parts.append(f"{column} " + " / ".join(map(signed, deltas)))
-            spread = mean_of([b["spread"] - a["spread"] for a, b in zip(plain, full)])
-            parts.append(f"spread {spread:+.3f}")
-            lines.append(f"- {name}, atlas:{model}: " + ", ".join(parts))
+def differences_table(group: dict[Cell, dict[str, Any]]) -> str:
+    """What each variant gained against its base, in points, with intervals over edits."""
+    names = [both[0] for both in SCORES.values()]
+    heads = [*SCORES, "spread"]
+    lines = ["| gained | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for base in dict.fromkeys(cell.base for cell in group):
+        results = [as_result(c, r, [*names, "spread"]) for c, r in group.items() if c.base == base]
+        gained = differences(results, base)
+        for method in dict.fromkeys(found["method"] for found in gained):
+            by_score = {d["score"]: d for d in gained if d["method"] == method}
+            parts = [shown(by_score.get(name), 100, 1) for name in names]
+            parts.append(shown(by_score.get("spread"), 1, 3))
+            lines.append(f"| {method} | " + " | ".join(parts) + " |")
     return "\n".join(lines)
 
 
-def deltas_of(plain: list[Any], full: list[Any], score: str) -> list[float]:
-    """Per seed, points gained."""
-    pairs = [(a["scores"][score], b["scores"][score]) for a, b in zip(plain, full)]
-    return [100 * (b - a) for a, b in pairs if a is not None and b is not None]
+def as_result(cell: Cell, result: dict[str, Any], names: Sequence[str]) -> Any:
+    """What :func:`nse_plugin.compare.intervals.differences` reads of a comparison's cell."""
+    return {
+        "run_info": {
+            "model": cell.model, "method": cell.method, "seed": cell.seed, "status": "complete",
+        },
+        "scores": {name: mean_of(result["each"], name) for name in names},
+        "each": [{"round": 0, **each} for each in result["each"]],
+    }  # fmt: skip
 
 
-def signed(deltas: list[float]) -> str:
-    """The mean, and in brackets its sign in how many seeds."""
-    if not deltas:
+def shown(difference: Any, factor: float, digits: int) -> str:
+    """A difference and its interval."""
+    if difference is None or difference["mean"] is None:
         return "-"
-    mean = fmean(deltas)
-    same = sum(delta * mean > 0 for delta in deltas)
-    return f"{mean:+.1f}" + (f" ({same} of {len(deltas)})" if abs(mean) >= 0.05 else "")
+    mean, low, high = (factor * difference[name] for name in ("mean", "low", "high"))
+    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
 
 
-def mean_score(results: list[dict[str, Any]], score: str) -> float | None:
-    """Mean over seeds; None where no request has such probes."""
-    return mean_of([result["scores"][score] for result in results])
-
-
-def mean_of(values: Sequence[float | None]) -> float | None:
-    """Mean of those that there are."""
-    there = [value for value in values if value is not None]
+def mean_of(each: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Mean over the edits that have the score."""
+    there = [entry[name] for entry in each if entry.get(name) is not None]
     return fmean(there) if there else None
 
 
-def shown(pair: Sequence[float | None]) -> str:
-    """Two shares in percent."""
-    return " / ".join("-" if value is None else f"{100 * value:.1f}" for value in pair)
-
-
-def page(results: Results, seeds: Sequence[int], command: str, minutes: float) -> str:
-    """The whole page: the text beside this file around the tables."""
-    parts = {
-        "seeds": f"{min(seeds)} to {max(seeds)}",
-        "n_seeds": str(len(seeds)),
-        "single": str(results.edits("single")),
-        "sequential": str(results.edits("sequential")),
-        "single_findings": findings(results, "single"),
-        "sequential_findings": findings(results, "sequential"),
-        "made_by": f"`{command}` in {minutes:.0f} minutes of computing (sum over the cells), "
-        f"nse_plugin {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-    }
-    for model in MODELS:
-        for kind in ("single", "sequential"):
-            parts[f"{kind}_{model}"] = table(comparison(results, kind, model))
-        parts[f"ablation_{model}"] = table(ablation(results, model))
-    text = (Path(__file__).parent / "overtone.md.in").read_text(encoding="utf-8")
-    for name, value in parts.items():
-        text = text.replace(f"@{name}@", value)
-    return text
-
-
 def main() -> None:
-    """Parse, run, write."""
+    """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, default=Path("docs/overtone.md"))
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--data", nargs="+", required=True, help="JSON files, or atlas:N, earth:N")
+    parser.add_argument("--bases", nargs="+", choices=BASES, default=["LoRA, paper"])
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["base", "full"])
+    parser.add_argument("--strata", nargs="+", choices=STRATA, default=["many", "one"])
+    parser.add_argument("--kind", choices=("single", "sequential"), default="single")
+    parser.add_argument("--edits", type=int, default=25, help="edits per cell")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", type=Path, default=Path("run-overtone"), help="folder of cells")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--single", type=int, default=20, help="single edits per seed")
-    parser.add_argument("--sequential", type=int, default=100, help="sequential edits per seed")
-    parser.add_argument("--quick", action="store_true", help="two edits, one seed: a test")
     options = parser.parse_args()
-    if options.quick:
-        options.seeds, options.single, options.sequential = [0], 2, 2
-    todo = cells(options.seeds, options.single, options.sequential)
-    found = run_all(todo, options.work, options.jobs)
-    minutes = sum(result["seconds"] for result in found.values()) / 60
-    command = "python benchmarks/overtone.py" + (" --quick" if options.quick else "")
-    write_text(options.out, page(Results(found), options.seeds, command, minutes))
-    print(f"written to {options.out}")
+    options.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    found = {}
+    wanted = product(options.strata, options.seeds, options.bases, options.variants)
+    for stratum, seed, base, variant in wanted:
+        cell = Cell(options.kind, options.model, stratum, base, variant, seed, options.edits)
+        found[cell] = run_cell(cell, options.data, options.work)
+        print(f"{cell.file} {found[cell]['seconds']:.0f} s", flush=True)
+    for text in tables(found):
+        print(f"\n{text}", flush=True)
 
 
 if __name__ == "__main__":

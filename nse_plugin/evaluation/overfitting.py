@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from nse_plugin.errors import HparamsError, SessionError
-from nse_plugin.hparams import Hparams
+from nse_plugin.hparams import Hparams, OvertoneHparams
+from nse_plugin.methods.overtone import objective_of
 from nse_plugin.methods.registry import find_method
 from nse_plugin.objectives.token_table import Spread, TokenCourse, TokenTable
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.session import EditSession
 
 
@@ -19,16 +21,18 @@ class Watched:
 
     request: EditRequest
     courses: tuple[TokenCourse, ...]
+    change: float | None
+    """See :func:`relative_norm`."""
 
     @property
     def steps(self) -> int:
         """Evaluations of the loss."""
-        return max((len(course.losses) for course in self.courses), default=0)
+        return max((len(course.steps) for course in self.courses), default=0)
 
     @property
     def losses(self) -> list[float]:
         """Of the target's tokens, at the step where the edit stopped."""
-        return [course.losses[-1] for course in self.courses]
+        return [course.steps[-1].loss for course in self.courses]
 
     @property
     def spread(self) -> Spread | None:
@@ -59,9 +63,32 @@ def single_edits(
             "untouched model; call session.undo_all(), or load the model again"
         )
     for request in requests:
-        table = TokenTable()
+        table = table_for(hparams)
         method.edit_round(session, [request], hparams, trace=table)
         try:
-            yield Watched(request, tuple(table.courses(0)))
+            yield Watched(request, tuple(table.courses(0)), relative_norm(session))
         finally:
             session.undo_all()
+
+
+def table_for(hparams: Hparams) -> TokenTable:
+    """An empty table that notes OVERTONE's decisions: these settings', or the base's defaults."""
+    wrapped = hparams if isinstance(hparams, OvertoneHparams) else OvertoneHparams.wrap(hparams)
+    return TokenTable(objective_of(wrapped))
+
+
+def relative_norm(session: EditSession) -> float | None:
+    """||change|| / ||weight||, Frobenius, over all matrices that the session changed together.
+
+    None if it changed no matrix, as with a codebook.
+    """
+    weights, attached = session.weights, session.attached.current
+    pairs = [(weights.change(name), weights.original(name)) for name in weights.names()]
+    pairs = [(change, weight) for change, weight in pairs if change is not None]
+    if isinstance(attached, Adapters):
+        pairs += attached.changes()
+    if not pairs:
+        return None
+    squares = [(change.float().norm() ** 2, weight.float().norm() ** 2) for change, weight in pairs]
+    changed, original = (float(sum(column)) for column in zip(*squares))
+    return (changed / original) ** 0.5

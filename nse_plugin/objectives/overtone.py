@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,30 @@ from torch.nn import functional as F
 
 from nse_plugin.errors import HparamsError
 from nse_plugin.objectives import TokenLoss
+
+
+class Decisions(NamedTuple):
+    """What is decided for each target token at one step; all [tokens]."""
+
+    smoothed: Tensor
+    """bool: the filter keeps another token than the target, so that there is something to mix."""
+    disagrees: Tensor
+    """bool: the mixture prefers another token, so that the argmax check takes the one-hot."""
+    settled: Tensor
+    """bool: KL(target || pi) is at most epsilon, so that the token is not trained further."""
+
+
+class _Mixture(NamedTuple):
+    """The targets of all tokens as entries that may be above zero."""
+
+    rows: Tensor
+    """[entries], token."""
+    items: Tensor
+    """[entries], vocabulary item."""
+    target: Tensor
+    """[entries], probability."""
+    agrees: Tensor
+    """[tokens] bool: the target token is the mixture's argmax, before the check."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +113,23 @@ class Overtone:
             source = log_p
             if self.frozen_reference and reference is not None:
                 source = F.log_softmax(_at_least_float32(reference.detach()), dim=1)
-            kl = _Divergence.apply(logits, log_p, *self._target(source, targets))
+            kl = _Divergence.apply(logits, log_p, *self._mixture(source, targets)[:3])
         return TokenLoss(self._clipped(kl), kl.detach())
+
+    @torch.no_grad()
+    def decisions(self, logits: Tensor, targets: Tensor) -> Decisions:
+        """What the current model's distribution leads to, also where another one is mixed in.
+
+        Args:
+            logits: [tokens, vocab].
+            targets: [tokens], ids.
+        """
+        log_p = F.log_softmax(_at_least_float32(logits), dim=1)
+        rows, items, target, agrees = self._mixture(log_p, targets)
+        others = (items != targets[rows]).to(log_p.dtype)
+        smoothed = log_p.new_zeros(len(targets)).index_add(0, rows, others) > 0
+        kl = _Divergence.apply(log_p, log_p, rows, items, target)
+        return Decisions(smoothed, ~agrees, kl <= self.epsilon)
 
     @property
     def _mixes(self) -> bool:
@@ -102,8 +141,8 @@ class Overtone:
             return kl
         return torch.where(kl <= self.epsilon, self.epsilon, kl)
 
-    def _target(self, source: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The targets of all tokens as entries that may be above zero.
+    def _mixture(self, source: Tensor, targets: Tensor) -> _Mixture:
+        """The targets of all tokens.
 
         A filtered distribution has few tokens left, so the entries are listed: the whole
         vocabulary is gone through once to find them, and never again.
@@ -111,9 +150,6 @@ class Overtone:
         Args:
             source: [tokens, vocab], log probabilities of the distribution to mix in.
             targets: [tokens].
-
-        Returns:
-            Three times [entries]: token, vocabulary item, probability.
         """
         token = torch.arange(len(targets), device=targets.device)
         keep = self._survivors(source)
@@ -126,12 +162,13 @@ class Overtone:
         mass = source.new_zeros(len(targets)).index_add(0, rows, probability)
         filtered = probability / mass[rows]
         onehot = is_target.to(filtered.dtype)
-        candidate = self.lambda_ * onehot + (1 - self.lambda_) * filtered
+        share = self.lambda_ if self.mixing else 1.0
+        candidate = share * onehot + (1 - share) * filtered
+        top = torch.zeros_like(mass).scatter_reduce(0, rows, candidate, "amax")
+        agrees = candidate[is_target] >= top  # one entry per token, in the tokens' order
         if self.argmax_check:
-            top = torch.zeros_like(mass).scatter_reduce(0, rows, candidate, "amax")
-            agrees = candidate[is_target] >= top  # one entry per token, in the tokens' order
             candidate = torch.where(agrees[rows], candidate, onehot)
-        return rows, items, candidate
+        return _Mixture(rows, items, candidate, agrees)
 
     def _survivors(self, source: Tensor) -> Tensor:
         """[tokens, vocab] bool, the top-n-sigma filter on log probabilities (or logits)."""

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nse_plugin.objectives.overtone import Overtone
+
 
 class Spread(NamedTuple):
     """How far apart the losses of a target's tokens are."""
@@ -31,25 +33,52 @@ class Spread(NamedTuple):
         return cls(max(losses) - min(losses), pstdev(losses))
 
 
+class TokenStep(NamedTuple):
+    """One target token at one step; means over the contexts that came before it."""
+
+    loss: float
+    """-log p(token), whatever loss was trained."""
+    probability: float
+    """p(token)."""
+    entropy: float
+    """Of the model's next-token distribution, in nats."""
+    smoothed: float
+    """Share in which the filter of OVERTONE keeps another token than the target."""
+    disagrees: float
+    """Share in which the mixture prefers another token, so that the target is one-hot."""
+    settled: float
+    """Share in which OVERTONE's loss is at most epsilon."""
+
+
 @dataclass(frozen=True)
 class TokenCourse:
-    """One target token over the steps; means over the contexts that came before it."""
+    """One target token over the steps."""
 
     place: int
     """In its target, from 0."""
     token: int
     """Its id."""
-    losses: tuple[float, ...]
-    """-log p(token) per step, whatever loss was trained."""
-    probabilities: tuple[float, ...]
-    """p(token) per step."""
+    steps: tuple[TokenStep, ...]
+    """One for each evaluation of the loss."""
+
+    @property
+    def losses(self) -> list[float]:
+        """-log p(token) per step."""
+        return [step.loss for step in self.steps]
 
 
 class TokenTable:
-    """A :class:`nse_plugin.objectives.trace.TokenTrace` that keeps everything, for one round."""
+    """A :class:`nse_plugin.objectives.trace.TokenTrace` that keeps everything, for one round.
 
-    def __init__(self) -> None:
-        self._rows: dict[tuple[int, int], list[tuple[int, float, float]]] = {}
+    Args:
+        overtone: whose decisions are noted.  Around an edit without OVERTONE they say what it
+            would do there.
+    """
+
+    def __init__(self, overtone: Overtone | None = None) -> None:
+        self._overtone = overtone or Overtone()
+        self._rows: dict[tuple[int, int], list[TokenStep]] = {}
+        self._ids: dict[tuple[int, int], int] = {}
 
     @torch.no_grad()
     def record(
@@ -57,16 +86,19 @@ class TokenTable:
     ) -> None:
         """One evaluation; see :class:`nse_plugin.objectives.trace.TokenTrace`."""
         targets = targets.to(logits.device)
-        log_p = F.log_softmax(logits.float(), dim=1)[torch.arange(len(targets)), targets].cpu()
+        log_p = F.log_softmax(logits.float(), dim=1)
+        at_target = log_p[torch.arange(len(targets)), targets]
+        entropy = torch.special.entr(log_p.exp()).sum(dim=1)
+        decided = (column.float() for column in self._overtone.decisions(logits, targets))
+        columns = torch.stack([-at_target, at_target.exp(), entropy, *decided], dim=1).cpu()
         names = torch.stack([owner.cpu(), place.cpu()], dim=1)
         tokens, index = names.unique(dim=0, return_inverse=True)
-        count = torch.bincount(index).float()
-        loss = torch.zeros(len(tokens)).index_add(0, index, -log_p) / count
-        probability = torch.zeros(len(tokens)).index_add(0, index, log_p.exp()) / count
+        sums = torch.zeros(len(tokens), columns.shape[1]).index_add(0, index, columns)
+        means = sums / torch.bincount(index)[:, None]
         ids = torch.zeros(len(tokens), dtype=torch.long).index_put((index,), targets.cpu())
-        columns = zip(tokens.tolist(), ids.tolist(), loss.tolist(), probability.tolist())
-        for (request, at), *values in columns:
-            self._rows.setdefault((request, at), []).append(tuple(values))
+        for (request, at), token, values in zip(tokens.tolist(), ids.tolist(), means.tolist()):
+            self._ids[request, at] = token
+            self._rows.setdefault((request, at), []).append(TokenStep(*values))
 
     def requests(self) -> list[int]:
         """Requests that were told of, as their index in the round."""
@@ -74,16 +106,15 @@ class TokenTable:
 
     def courses(self, request: int) -> list[TokenCourse]:
         """The tokens of a request's target, in order."""
-        found = []
-        for (owner, place), rows in sorted(self._rows.items()):
-            if owner == request:
-                ids, losses, probabilities = zip(*rows)
-                found.append(TokenCourse(place, ids[0], losses, probabilities))
-        return found
+        return [
+            TokenCourse(place, self._ids[owner, place], tuple(steps))
+            for (owner, place), steps in sorted(self._rows.items())
+            if owner == request
+        ]
 
     def at_stop(self, request: int) -> list[float]:
         """Losses of a request's tokens at the step where it stopped."""
-        return [course.losses[-1] for course in self.courses(request)]
+        return [course.steps[-1].loss for course in self.courses(request)]
 
     def spread(self, request: int) -> Spread:
         """How unevenly a request's tokens were learnt when it stopped."""

@@ -140,6 +140,11 @@ class Adapters:
                 terms.append((p @ p.T - torch.eye(len(p), device=p.device)).norm())
         return self._peft_config.orth_reg_weight * torch.stack(terms).mean()
 
+    @torch.no_grad()
+    def changes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Of each module with an adapter: what the adapter adds to its weight, and the weight."""
+        return [(layer.get_delta_weight(_NAME), layer.base_layer.weight) for layer in self._layers()]
+
     def save(self, folder: Path) -> None:
         """Write PEFT's own files, which ``PeftModel.from_pretrained`` loads."""
         state = self._peft.get_peft_model_state_dict(self._model)
