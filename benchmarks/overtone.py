@@ -176,10 +176,13 @@ def single(
     found = []
     for edit, before in zip(single_edits(session, requests, hparams), frozen):
         answered = ask(session.model, session.tokenizer, [edit.request], Bounds())
+        scores = summarise(answered, [before])
+        parts = (f"{name} {scores[both[0]]}" for name, both in SCORES.items())
+        print(len(found), *parts, f"change {edit.change}", flush=True)
         found.append(
             {
                 "case_id": len(found),
-                **summarise(answered, [before]),
+                **scores,
                 "spread": None if edit.spread is None else edit.spread.range,
                 "loss": fmean(edit.losses),
                 "steps": edit.steps,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from nse_plugin.errors import HparamsError, SessionError
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.overtone import objective_of
@@ -77,6 +79,7 @@ def table_for(hparams: Hparams) -> TokenTable:
     return TokenTable(objective_of(wrapped))
 
 
+@torch.no_grad()
 def relative_norm(session: EditSession) -> float | None:
     """||change|| / ||weight||, Frobenius, over all matrices that the session changed together.
 
