@@ -76,8 +76,8 @@ SCORES = {
     "Loc": ("locality", "locality_exact"),
 }
 """Columns: answer tokens under teacher forcing, as the paper counts them, and whole answers."""
-STRATA = {"all": range(1, 1000), "one": range(1, 2), "two": range(2, 3), "many": range(3, 1000)}
-"""Numbers of tokens of a target."""
+STRATA = {"all": None, "one": range(1, 2), "two": range(2, 3), "many": range(3, 1000)}
+"""Numbers of tokens of a target; None takes every record."""
 
 
 @dataclass(frozen=True)
@@ -151,22 +151,30 @@ def hparams_of(cell: Cell) -> Hparams:
 
 
 def chosen(cell: Cell, data: Sequence[str], tokenizer: Any) -> list[EditRequest]:
-    """The cell's edits: of the stratum, with portability and locality, drawn by the seed."""
-    fitting = {
-        request.text: request
-        for name in data
-        for request in read_data(name, None, cell.seed, on_bad="skip")
-        if request.portability
-        and request.locality
-        and len(encode_request(tokenizer, request, with_target=True).target_ids)
-        in STRATA[cell.stratum]
-    }
+    """The cell's edits: of the stratum, with portability and locality, drawn by the seed.
+
+    Of stratum ``all`` any record is taken.
+    """
+    every = [r for name in data for r in read_data(name, None, cell.seed, on_bad="skip")]
+    lengths = STRATA[cell.stratum]
+    fitting = [
+        request
+        for request in {request.text: request for request in every}.values()
+        if lengths is None
+        or (
+            request.portability
+            and request.locality
+            and len(encode_request(tokenizer, request, with_target=True).target_ids) in lengths
+        )
+    ]
     if len(fitting) < cell.edits:
         raise DataError(
             f"{len(fitting)} records have portability, locality and a target of stratum "
             f"{cell.stratum!r}; give --edits {len(fitting)} or more data"
         )
-    return random.Random(cell.seed).sample(list(fitting.values()), cell.edits)
+    if len(fitting) == cell.edits:
+        return fitting
+    return random.Random(cell.seed).sample(fitting, cell.edits)
 
 
 def single(
@@ -187,22 +195,10 @@ def single(
                 "loss": fmean(edit.losses),
                 "steps": edit.steps,
                 "change": edit.change,
-                "course": course_of(edit.courses),
+                "course": {n: [round(v, 5) for v in vs] for n, vs in edit.course.items()},
             }
         )
     return found
-
-
-def course_of(courses: Sequence[Any]) -> dict[str, list[float]]:
-    """Per step, means over the target's tokens of what was noted, and the spread."""
-    steps = list(zip(*(course.steps for course in courses)))
-    names = steps[0][0]._fields if steps else ()
-    means = {
-        name: [round(fmean(getattr(token, name) for token in step), 5) for step in steps]
-        for name in names
-    }
-    spreads = [round(max(t.loss for t in s) - min(t.loss for t in s), 5) for s in steps]
-    return {**means, "spread": spreads}
 
 
 def sequential(
@@ -230,9 +226,7 @@ def sequential(
             "loss": loss,
             "change": norm,
         }
-        for number, (now, before, spread, loss) in enumerate(
-            zip(answered, frozen, spreads, losses)
-        )
+        for number, (now, before, spread, loss) in enumerate(zip(answered, frozen, spreads, losses))
     ]
 
 
@@ -240,7 +234,7 @@ def sequential(
 
 
 def tables(found: dict[Cell, dict[str, Any]]) -> Iterator[str]:
-    """For each model, kind and stratum a table of scores, and what changed against the first row."""
+    """For each model, kind and stratum: scores, and what OVERTONE changed."""
     groups: dict[tuple[str, str, str], dict[Cell, dict[str, Any]]] = {}
     for cell, result in found.items():
         key = (cell.model, cell.kind, cell.stratum)

@@ -1,4 +1,4 @@
-"""benchmarks/overtone.py: what its page says of given numbers, and that finished cells are kept."""
+"""benchmarks/overtone.py: its tables against numbers worked out by hand, and its cells."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from nse_plugin.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -20,61 +22,92 @@ def benchmark():
     return module
 
 
-def made_up(benchmark):
-    """OVERTONE gains 2 points of Por in seed 0 and 4 in seed 1, all else is equal."""
+def made_up(benchmark, variant, portability, spread):
+    """A cell of two edits."""
+    cell = benchmark.Cell("single", "a-model", "many", "LoRA", variant, 0, 2)
     names = [name for both in benchmark.SCORES.values() for name in both]
-    found = {}
-    for cell in benchmark.cells([0, 1], 3, 5):
-        scores = dict.fromkeys(names, 0.5)
-        if cell.variant != "base":
-            scores["portability"] += 0.02 * (cell.seed + 1)
-        before = dict.fromkeys(names, 0.25)
-        found[cell] = {"scores": scores, "before": before, "spread": 0.125, "seconds": 60.0}
-    return benchmark.Results(found)
+    each = [
+        {"case_id": i, **dict.fromkeys(names, 0.5), "portability_tokens": por, "spread": spread}
+        for i, por in enumerate(portability)
+    ]
+    return cell, {"each": each, "before": dict.fromkeys(names, 0.25), "seconds": 60.0}
 
 
-def test_tables_and_findings_follow_from_the_numbers(benchmark):
-    page = benchmark.page(made_up(benchmark), [0, 1], "command", 1.0)
-    assert "@" not in page
-    plain = "| 50.0 / 50.0 " * 5 + "| 0.125 |"
-    assert page.count(f"| FT-M {plain}") == 4  # two kinds, two models
-    assert page.count(f"| LoRA {plain}") == 6  # and the ablation's
-    full = "| NSE + OVERTONE | 50.0 / 50.0 | 50.0 / 50.0 | 53.0 / 50.0 | 50.0 / 50.0 | 50.8 / 50.0 "
-    assert page.count(full) == 4
-    assert page.count("| untouched model " + "| 25.0 / 25.0 " * 5 + "| - |") == 4
-    assert page.count("Por +3.0 (2 of 2) / +0.0") == 16
-    for variant in ("no clip", "frozen reference", "no argmax check", "no filter"):
-        assert page.count(f"| OVERTONE, {variant} |") == 2
+def test_tables_follow_from_the_numbers(benchmark):
+    found = dict(
+        [
+            made_up(benchmark, "base", [0.2, 0.4], 0.5),
+            made_up(benchmark, "full", [0.5, 0.5], 0.25),
+        ]
+    )
+    (text,) = benchmark.tables(found)
+    half = "50.0 / 50.0 | 50.0 / 50.0"
+    assert "| untouched model " + "| 25.0 / 25.0 " * 5 in text
+    assert f"| LoRA | {half} | 30.0 / 50.0 | 50.0 / 50.0 | 45.0 / 50.0 | 0.500 |" in text
+    assert f"| LoRA + OVERTONE | {half} | 50.0 / 50.0 | 50.0 / 50.0 | 50.0 / 50.0 | 0.250 |" in text
+    # per edit +0.3 and +0.1: the bootstrap over two edits has the ends (0.1, 0.1) and (0.3, 0.3)
+    gained = "+0.0 (+0.0 to +0.0)"
+    assert (
+        f"| LoRA + OVERTONE | {gained} | {gained} | +20.0 (+10.0 to +30.0) | {gained} "
+        "| -0.250 (-0.250 to -0.250) |"
+    ) in text
 
 
-def test_cells_are_those_of_the_page_each_once(benchmark):
-    cells = benchmark.cells([0, 1, 2], 20, 100)
-    assert len(cells) == len(set(cells)) == len({cell.file for cell in cells}) == 120
+def test_edits_are_of_the_stratum_and_drawn_by_the_seed(benchmark, tmp_path, tokenizer):
+    records = [
+        {
+            "prompt": f"The river of town {i} is", "subject": f"town {i}", "target_new": target,
+            "locality": {"near": {"prompt": "The sea is", "ground_truth": "wide"}},
+            "portability": {"hop": {"prompt": f"By town {i} flows", "ground_truth": "water"}},
+        }
+        for i, target in enumerate(["a", "the long grey water"] * 4)
+    ]  # fmt: skip
+    del records[1]["portability"]
+    path = tmp_path / "records.json"
+    path.write_text(json.dumps(records))
+
+    def drawn(stratum, seed, edits):
+        cell = benchmark.Cell("single", "a-model", stratum, "LoRA", "base", seed, edits)
+        return [r.subject for r in benchmark.chosen(cell, [str(path)], tokenizer)]
+
+    assert drawn("many", 0, 3) == ["town 3", "town 5", "town 7"]  # not the one without portability
+    assert drawn("all", 0, 8) == [f"town {i}" for i in range(8)]
+    assert drawn("many", 0, 2) == drawn("many", 0, 2)
+    assert {tuple(drawn("many", seed, 2)) for seed in range(9)} != {tuple(drawn("many", 0, 2))}
+    with pytest.raises(DataError, match="give --edits 3"):
+        drawn("many", 0, 4)
 
 
 def test_a_finished_cell_is_read_and_not_run_again(benchmark, tmp_path, monkeypatch):
-    cell = benchmark.Cell("single", "gpt2", "NSE", "full", 0, 1)
+    cell = benchmark.Cell("single", "atlas:gpt2", "all", "NSE", "full", 0, 1)
     calls = []
 
-    def quick(session, requests, hparams, bounds):
+    def quick(session, requests, hparams, frozen):
         calls.append(hparams)
-        answers = benchmark.ask(session.model, session.tokenizer, requests, bounds)
-        return answers, [0.5]
+        return [{"case_id": 0}]
 
     monkeypatch.setattr(benchmark, "single", quick)
-    first = benchmark.run_cell(cell, tmp_path)
-    assert benchmark.run_cell(cell, tmp_path) == first and len(calls) == 1
-    assert calls[0].method == "OVERTONE" and calls[0].base.stats_dir == str(tmp_path / "stats")
+    first = benchmark.run_cell(cell, ["atlas:1"], tmp_path)
+    assert benchmark.run_cell(cell, ["atlas:1"], tmp_path) == first and len(calls) == 1
+    assert calls[0].method == "OVERTONE" and calls[0].base.method == "NSE"
     stale = json.loads((tmp_path / cell.file).read_text())
     stale["identity"]["hparams"]["epsilon"] = 7  # of other settings
     (tmp_path / cell.file).write_text(json.dumps(stale))
-    assert benchmark.run_cell(cell, tmp_path)["scores"] == first["scores"] and len(calls) == 2
+    assert benchmark.run_cell(cell, ["atlas:1"], tmp_path)["each"] == first["each"]
+    assert len(calls) == 2
 
 
-def test_variants_switch_one_thing_off(benchmark, tmp_path):
+def test_bases_have_the_settings_that_they_name_and_variants_one_switch(benchmark):
+    for base, (method, changes) in benchmark.BASES.items():
+        cell = benchmark.Cell("single", "smollm2-135m", "many", base, "base", 0, 1)
+        hparams = benchmark.hparams_of(cell)
+        assert hparams.method == method
+        assert {key: getattr(hparams, key) for key in changes} == changes
     for variant, switches in benchmark.VARIANTS.items():
-        cell = benchmark.Cell("single", "llama", "LoRA", variant, 0, 1)
-        hparams = benchmark.hparams_of(cell, tmp_path)
+        cell = benchmark.Cell("single", "smollm2-135m", "many", "LoRA, paper", variant, 0, 1)
+        hparams = benchmark.hparams_of(cell)
         assert hparams.method == ("LoRA" if switches is None else "OVERTONE")
+        if switches is not None:
+            assert (hparams.lambda_, hparams.epsilon, hparams.n_sigma) == (0.1, 0.05, 0.5)
         for name, value in (switches or {}).items():
             assert getattr(hparams, name) is value

@@ -18,6 +18,7 @@ from nse_plugin.runs.settings import CommonSettings
     examples(
         "nse overfit --hparams NSE/atlas-gpt2",
         "nse overfit --hparams OVERTONE/NSE/atlas-gpt2 --data atlas:30 --plot tokens.png",
+        "nse overfit --hparams OVERTONE/LoRA/smollm2-135m --data earth:5",
     ),
 )
 @with_fields(Group("Records", CommonSettings, ("limit", "schema", "on_bad_record")))
@@ -31,15 +32,20 @@ def overfit(
             "method, or OVERTONE's base method."
         ),
     ] = None,
-    data: Annotated[str, typer.Option(help="A JSON file, or atlas:N.")] = "atlas:10",
-    seed: Annotated[int, typer.Option(help="Seed that chooses the facts of atlas:N.")] = 0,
+    data: Annotated[str, typer.Option(help="A JSON file, atlas:N or earth:N.")] = "atlas:10",
+    seed: Annotated[
+        int, typer.Option(help="Seed that chooses the facts of atlas:N and earth:N.")
+    ] = 0,
     model: Annotated[
         str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
     ] = None,
     shown: Annotated[int, typer.Option(help="Number of edits shown token by token.")] = 3,
     plot: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a PNG of the first edit's tokens."),
+        typer.Option(
+            metavar="FILE",
+            help="Write a PNG of the first edit's tokens and of the means over all edits.",
+        ),
     ] = None,
 ) -> int:
     """Show how evenly an edit learns its target's tokens, with and without OVERTONE."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
@@ -11,7 +12,7 @@ from nse_plugin.errors import HparamsError, SessionError
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.overtone import objective_of
 from nse_plugin.methods.registry import find_method
-from nse_plugin.objectives.token_table import Spread, TokenCourse, TokenTable
+from nse_plugin.objectives.token_table import Spread, TokenCourse, TokenStep, TokenTable
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.session import EditSession
@@ -40,6 +41,30 @@ class Watched:
     def spread(self) -> Spread | None:
         """How far apart they are; None of fewer than two tokens."""
         return Spread.of(self.losses) if len(self.courses) > 1 else None
+
+    @property
+    def course(self) -> dict[str, list[float]]:
+        """Means over the target's tokens at each step, by field of TokenStep, and ``spread``."""
+        rows = list(zip(*(course.steps for course in self.courses)))  # [steps][tokens]
+        means = {
+            name: [fmean(getattr(token, name) for token in row) for row in rows]
+            for name in TokenStep._fields
+        }
+        return {**means, "spread": [Spread.of([token.loss for token in row]).range for row in rows]}
+
+
+def mean_course(edits: Sequence[Watched]) -> dict[str, list[float]]:
+    """Means over edits of their courses; one that has stopped keeps its last values."""
+    courses = [edit.course for edit in edits if edit.steps]
+    longest = max((edit.steps for edit in edits), default=0)
+    names = courses[0] if courses else ()
+    return {
+        name: [
+            fmean(course[name][min(step, len(course[name]) - 1)] for course in courses)
+            for step in range(longest)
+        ]
+        for name in names
+    }
 
 
 def single_edits(
@@ -86,8 +111,11 @@ def relative_norm(session: EditSession) -> float | None:
     None if it changed no matrix, as with a codebook.
     """
     weights, attached = session.weights, session.attached.current
-    pairs = [(weights.change(name), weights.original(name)) for name in weights.names()]
-    pairs = [(change, weight) for change, weight in pairs if change is not None]
+    pairs = [
+        (change, weights.original(name))
+        for name in weights.names()
+        if (change := weights.change(name)) is not None
+    ]
     if isinstance(attached, Adapters):
         pairs += attached.changes()
     if not pairs:

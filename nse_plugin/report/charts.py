@@ -5,7 +5,7 @@ Every line, point and row is named beside itself, so that no legend is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nse_plugin.report.figures import SIZE, empty_figure, percent_axis
@@ -46,32 +46,54 @@ def lines(
         percent: values are shares, labelled as percent.
         limits: of the y axis; None is as the values need.
     """
-    names = [str(name) for name in table.columns]
-    height = max(2.6, _LINE * len(names) + 0.5) if len(names) > 1 else 2.6
-    figure, (axes,) = empty_figure(theme, title, [height])
-    colours = [theme.series[at % len(theme.series)] for at in range(len(names))]
-    for at, column in enumerate(table.columns):
-        values = table[column].dropna()
-        axes.plot(
-            values.index,
-            values.to_numpy(float),
-            color=colours[at],
-            marker=_MARKERS[at % len(_MARKERS)],
-            markersize=3.5,
-            markevery=max(1, len(values) // 20),
-            linestyle=("-", "--", ":")[at // len(theme.series) % 3],
-            label=names[at],
-        )
-    _label(axes, x, y, limits, theme)
-    axes.set_xticks(spread_out(sorted(table.index.tolist()), _TICKS))
-    if percent:
-        percent_axis(axes.yaxis)
-        low, high = axes.get_ylim()
-        axes.set_ylim(max(low, -_BEYOND), min(high, 1 + _BEYOND))
-    if len(names) > 1:
-        ends = [(table[c].dropna().index[-1], float(table[c].dropna().iloc[-1]))
-                for c in table.columns]  # fmt: skip
-        _name_ends(axes, names, ends, colours, height - 0.6, theme)
+    shares = (y,) if percent else ()
+    return line_panels({y: table}, x=x, title=title, shares=shares, limits=limits, theme=theme)
+
+
+def line_panels(
+    tables: Mapping[str, DataFrame],
+    *,
+    x: str,
+    title: str = "",
+    shares: Container[str] = (),
+    limits: tuple[float | None, float | None] = (0.0, None),
+    theme: Theme = LIGHT,
+) -> Figure:
+    """:func:`lines` of several tables, one panel below the other, by what their values are.
+
+    Args:
+        shares: those whose values are shares, labelled as percent.
+    """
+    heights = [
+        max(2.6, _LINE * table.shape[1] + 0.5) if table.shape[1] > 1 else 2.6
+        for table in tables.values()
+    ]
+    figure, panels = empty_figure(theme, title, heights)
+    for axes, height, (y, table) in zip(panels, heights, tables.items()):
+        names = [str(name) for name in table.columns]
+        colours = [theme.series[at % len(theme.series)] for at in range(len(names))]
+        for at, column in enumerate(table.columns):
+            values = table[column].dropna()
+            axes.plot(
+                values.index,
+                values.to_numpy(float),
+                color=colours[at],
+                marker=_MARKERS[at % len(_MARKERS)],
+                markersize=3.5,
+                markevery=max(1, len(values) // 20),
+                linestyle=("-", "--", ":")[at // len(theme.series) % 3],
+                label=names[at],
+            )
+        _label(axes, x, y, limits, theme)
+        axes.set_xticks(spread_out(sorted(table.index.tolist()), _TICKS))
+        if y in shares:
+            percent_axis(axes.yaxis)
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(low, -_BEYOND), min(high, 1 + _BEYOND))
+        if len(names) > 1:
+            ends = [(table[c].dropna().index[-1], float(table[c].dropna().iloc[-1]))
+                    for c in table.columns]  # fmt: skip
+            _name_ends(axes, names, ends, colours, height - 0.6, theme)
     return figure
 
 

@@ -1,4 +1,8 @@
-"""Token overfitting, made visible: how evenly two ways of editing learn a target's tokens."""
+"""Token overfitting, made visible: how evenly two ways of editing learn a target's tokens.
+
+Beside losses it shows what OVERTONE decides at each step: it changes an edit only where a token is
+smoothed and the mixture agrees with it, or where a token is settled before the others are.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import OnBad
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.evaluation.overfitting import Watched, single_edits
+from nse_plugin.evaluation.overfitting import Watched, mean_course, single_edits
 from nse_plugin.files import write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
@@ -22,6 +26,18 @@ from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
 
 _STEPS_SHOWN = 6
+_LOADING = ("model_name", "device", "dtype", "fp16", "model_parallel")
+"""Settings that decide what model is loaded; both sides share it."""
+_COURSES = {
+    "loss": "-log p(token)",
+    "spread": "spread",
+    "entropy": "entropy in nats",
+    "smoothed": "smoothed",
+    "disagrees": "argmax check: one-hot",
+    "settled": "settled",
+}
+"""What is shown of each step, and as what."""
+_SHARES = ("smoothed", "argmax check: one-hot", "settled")
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Side:
     edits: Sequence[Watched]
 
     def means(self) -> tuple[float | None, ...]:
-        """Over the requests: steps, and at the stop the mean and largest loss, range and std."""
+        """Over the requests: steps; at the stop mean and largest loss, range and std; change."""
         spreads = [edit.spread for edit in self.edits if edit.spread is not None]
         return (
             _mean([edit.steps for edit in self.edits]),
@@ -40,6 +56,7 @@ class Side:
             _mean([max(edit.losses) for edit in self.edits]),
             _mean([spread.range for spread in spreads]),
             _mean([spread.std for spread in spreads]),
+            _mean([edit.change for edit in self.edits if edit.change is not None]),
         )
 
 
@@ -63,15 +80,16 @@ def overfit(
         hparams: name or path of a method's YAML.
         against: of another.  Without it, OVERTONE's base where hparams are OVERTONE's, and
             OVERTONE around them where they are not.
-        data: a benchmark's file, or ``atlas:10``.
+        data: a benchmark's file, ``atlas:10`` or ``earth:10``.
         limit: read at most this number of records.
         model: another model than that of the hparams.
         shown: requests whose tokens are listed one by one; the means are over all.
-        plot: a PNG of the first request's tokens over the steps.
+        plot: a PNG of the first request's tokens over the steps, and of the means.
         schema, on_bad_record: as in :func:`nse_plugin.data.streams.read_data`.
 
     Raises:
-        HparamsError: a method is unknown, or trains no loss over target tokens.
+        HparamsError: a method is unknown, or trains no loss over target tokens, or the two need
+            models that are loaded in different ways.
         DataError: the data cannot be read.
         HostError: a plot is asked for and matplotlib is not there.
     """
@@ -81,10 +99,12 @@ def overfit(
     )
     if isinstance(first, OvertoneHparams) and against is None:
         first, second = second, first
-    if first.model_name != second.model_name:
+    differing = differing_settings(first, second)
+    loading = [f"{name} is {a} and {b}" for name, (a, b) in differing.items() if name in _LOADING]
+    if loading:
         raise HparamsError(
-            f"model_name is {first.model_name!r} and {second.model_name!r}; give hparams of one "
-            "model, or --model"
+            "; ".join(loading) + "; both sides edit one loaded model: give hparams that agree in "
+            "these, or --model for another model_name"
         )
     if plot is not None:
         _check_plot(plot)
@@ -98,6 +118,11 @@ def overfit(
     for number in range(min(shown, len(requests))):
         show(_one_request(requests[number], [s.edits[number] for s in sides], sides, tokenizer))
         show("")
+    show(_settings(sides, differing).text())
+    show("")
+    for side in sides:
+        show(_course(side).text())
+        show("")
     show(_means(sides).text())
     if plot is not None:
         write_bytes(plot, _png(sides, tokenizer))
@@ -110,6 +135,22 @@ def name_of(hparams: Hparams) -> str:
     if isinstance(hparams, OvertoneHparams):
         return f"{hparams.method} {hparams.base.method}"
     return hparams.method
+
+
+def differing_settings(first: Hparams, second: Hparams) -> dict[str, tuple[str, str]]:
+    """Settings that the two do not share, as text by key; OVERTONE's base's count as its own."""
+    flat = []
+    for hparams in (first, second):
+        values = hparams.to_dict()
+        base = values.pop("base", {})
+        flat.append({**base, **values, "alg_name": name_of(hparams)})
+    sides = [
+        {key: repr(values[key]) if key in values else "–" for key in {**flat[0], **flat[1]}}
+        for values in flat
+    ]
+    return {
+        key: (sides[0][key], sides[1][key]) for key in sides[0] if sides[0][key] != sides[1][key]
+    }
 
 
 def _ours(hparams: Any) -> Hparams:
@@ -145,7 +186,10 @@ def _one_request(
         rows = tuple(
             (
                 repr(tokenizer.decode([course.token])),
-                *(f"{course.losses[s]:.3f} ({course.probabilities[s]:.0%})" for s in steps),
+                *(
+                    f"{at.loss:.3f} ({at.probability:.0%})"
+                    for at in map(course.steps.__getitem__, steps)
+                ),
             )
             for course in edit.courses
         )
@@ -157,7 +201,7 @@ def _one_request(
 
 
 def _means(sides: Sequence[Side]) -> Table:
-    heads = ("", "steps", "mean loss", "largest loss", "spread", "std")
+    heads = ("", "steps", "mean loss", "largest loss", "spread", "std", "change")
     rows = tuple(
         (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means())) for side in sides
     )
@@ -168,27 +212,58 @@ def _means(sides: Sequence[Side]) -> Table:
         rows,
         (False, *(True for _ in heads[1:])),
         "Losses are -log p of the target's tokens. spread: largest less smallest of one target; "
-        f"spread and std over the {n_several} targets of several tokens.",
+        f"spread and std over the {n_several} targets of several tokens. change: norm of the "
+        "change of all changed matrices, relative to theirs.",
+    )
+
+
+def _settings(sides: Sequence[Side], differing: dict[str, tuple[str, str]]) -> Table:
+    rows = tuple((key, *values) for key, values in differing.items())
+    heads = ("", *(side.name for side in sides))
+    return Table("settings that differ (all others are the same)", heads, rows)
+
+
+def _course(side: Side) -> Table:
+    """The means over edits and tokens at some of the steps."""
+    course = mean_course(side.edits)
+    steps = _evenly(len(course.get("loss", ())))
+    rows = tuple(
+        (shown, *(f"{course[name][s]:.0%}" if shown in _SHARES else f"{course[name][s]:.3f}"
+                  for s in steps))
+        for name, shown in _COURSES.items()
+    )  # fmt: skip
+    return Table(
+        f"{side.name}: means over edits and target tokens",
+        ("", *(f"step {s}" for s in steps)),
+        rows,
+        (False, *(True for _ in steps)),
+        "smoothed: OVERTONE's filter keeps another token than the target. one-hot: the mixture "
+        "prefers another token. settled: OVERTONE's loss is at most epsilon. Without OVERTONE, "
+        "these are what it would decide.",
     )
 
 
 def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
-    """The first request with several tokens: losses over the steps, a line per token and side."""
+    """Losses of the first request with several tokens, a line per token, and all means."""
     import pandas
 
     from nse_plugin.report import charts, figures
 
     number = next((i for i, edit in enumerate(sides[0].edits) if edit.spread is not None), 0)
-    columns = {
+    tokens = {
         f"{side.name}: {course.place + 1} {tokenizer.decode([course.token])!r}": pandas.Series(
             course.losses
         )
         for side in sides
         for course in side.edits[number].courses
     }
-    title = sides[0].edits[number].request.target_new
-    table = pandas.DataFrame(columns)
-    return figures.to_png(charts.lines(table, x="step", y="-log p(token)", title=title))
+    target = sides[0].edits[number].request.target_new
+    panels = {f"-log p, tokens of {target!r}": pandas.DataFrame(tokens)}
+    courses = {side.name: mean_course(side.edits) for side in sides}
+    for name, shown in _COURSES.items():
+        series = {side: pandas.Series(course[name]) for side, course in courses.items()}
+        panels[shown] = pandas.DataFrame(series)
+    return figures.to_png(charts.line_panels(panels, x="step", shares=_SHARES))
 
 
 def _evenly(n: int) -> list[int]:

@@ -143,7 +143,9 @@ class Adapters:
     @torch.no_grad()
     def changes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Of each module with an adapter: what the adapter adds to its weight, and the weight."""
-        return [(layer.get_delta_weight(_NAME), layer.base_layer.weight) for layer in self._layers()]
+        return [
+            (layer.get_delta_weight(_NAME), layer.base_layer.weight) for layer in self._layers()
+        ]
 
     def save(self, folder: Path) -> None:
         """Write PEFT's own files, which ``PeftModel.from_pretrained`` loads."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ import torch
 from nse_plugin.cli import main
 from nse_plugin.data import atlas
 from nse_plugin.errors import HparamsError, SessionError
-from nse_plugin.evaluation.overfitting import single_edits
+from nse_plugin.evaluation.overfitting import Watched, mean_course, single_edits
 from nse_plugin.hparams import OvertoneHparams
+from nse_plugin.hparams.training import FTHparams, LoRAHparams
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.objectives.token_table import TokenCourse, TokenStep
 from nse_plugin.report.overfit import overfit
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model
@@ -60,8 +63,51 @@ def test_the_numbers_of_an_edit(tokenizer, hparams):
     session = EditSession.of(model, tokenizer)
     (edit,) = single_edits(session, some_requests(1), hparams)
     assert edit.losses == [course.losses[-1] for course in edit.courses]
-    assert edit.steps == len(edit.courses[0].losses)
+    assert edit.steps == len(edit.courses[0].steps)
     assert edit.spread.range == max(edit.losses) - min(edit.losses)
+    assert edit.course["loss"][-1] == pytest.approx(sum(edit.losses) / len(edit.losses))
+    assert edit.course["spread"][-1] == edit.spread.range
+
+
+def steps(*losses):
+    return tuple(TokenStep(loss, math.exp(-loss), 0.0, 0.0, 0.0, 0.0) for loss in losses)
+
+
+def test_an_edit_that_has_stopped_keeps_its_last_values_in_the_mean():
+    short = Watched(
+        None, (TokenCourse(0, 7, steps(2.0, 1.0)), TokenCourse(1, 8, steps(4.0, 1.0))), None
+    )
+    long = Watched(None, (TokenCourse(0, 7, steps(5.0, 3.0, 0.0)),), None)
+    course = mean_course([short, long])
+    assert course["loss"] == [(3 + 5) / 2, (1 + 3) / 2, (1 + 0) / 2]
+    assert course["spread"] == [1.0, 0.0, 0.0]
+    assert mean_course([Watched(None, (), None)]) == {}
+
+
+@pytest.mark.parametrize("method", ["FT", "LoRA"])
+def test_the_norm_of_the_change(tokenizer, method):
+    """Against the matrices as they are before and after, with the adapters merged by hand."""
+    model = tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    common = dict(alg_name=method, model_name="", lr=0.01, num_steps=3)
+    if method == "FT":
+        hparams, name = FTHparams(**common, layers=[1]), "mlp.down_proj"
+    else:
+        hparams = LoRAHparams(
+            **common, target_modules=["v_proj"], layers=[1], lora_alpha=16, rank=2
+        )
+        name = "self_attn.v_proj"
+    before = model.model.layers[1].get_submodule(name).weight.detach().clone()
+    for edit in single_edits(session, some_requests(1), hparams):
+        module = model.model.layers[1].get_submodule(name)
+        if method == "FT":
+            change = module.weight - before
+        else:
+            change = 8 * module.lora_B["default"].weight @ module.lora_A["default"].weight
+        assert edit.change == pytest.approx(
+            float((change.norm() / before.norm()).detach()), rel=1e-4
+        )
+        assert edit.change > 0
 
 
 def test_only_from_the_untouched_model(tokenizer, hparams):
@@ -77,7 +123,8 @@ def test_the_command_prints_and_plots(yaml_file, tmp_path, capsys):
     arguments = ["overfit", "--hparams", yaml_file, "--data", "atlas:2", "--shown", "1"]
     assert main([*arguments, "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
-    for what in ("NSE: ", "OVERTONE NSE: ", "step 0", "mean over 2 edits", "spread"):
+    for what in ("NSE: ", "OVERTONE NSE: ", "step 0", "mean over 2 edits", "spread", "entropy",
+                 "smoothed", "settled", "lambda", "change"):  # fmt: skip
         assert what in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
 
@@ -98,6 +145,9 @@ def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, capsys):
     other = tmp_path / "other.yaml"
     other.write_text(QUICK.replace("gpt2", "llama"))
     with pytest.raises(HparamsError, match="'atlas:gpt2' and 'atlas:llama'"):
+        overfit(yaml_file, str, against=str(other))
+    other.write_text(QUICK + "dtype: bfloat16\n")
+    with pytest.raises(HparamsError, match="dtype is None and 'bfloat16'"):
         overfit(yaml_file, str, against=str(other))
     assert main(["overfit", "--hparams", yaml_file, "--plot", "tokens.jpg"]) == 1
     assert "ends in .png" in capsys.readouterr().err
