@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         NSEHyperParams,
         OvertoneHparams,
         ROMEHparams,
+        UltraEditHparams,
     )
     from nse_plugin.requests import EditRequest
     from nse_plugin.runs.edits import EditFolder
@@ -44,6 +45,7 @@ __all__ = [
     "NSEHyperParams",
     "OvertoneHparams",
     "ROMEHparams",
+    "UltraEditHparams",
     "__version__",
     "register",
     "unregister",
@@ -63,6 +65,7 @@ _HOME = {
     "NSEHyperParams": "hparams",
     "OvertoneHparams": "hparams",
     "ROMEHparams": "hparams",
+    "UltraEditHparams": "hparams",
     "register": "host",
     "unregister": "host",
 }

@@ -20,6 +20,8 @@ _SPREAD = 5
 """Layers that NSE, MEMIT and AlphaEdit write."""
 _DEPTH = 0.28
 """The z-layer as a share of the blocks: 4 to 8 of 30 and 32, 3 to 7 of 28."""
+_LATE = 0.9
+"""Where UltraEdit's last layer lies: 30 of 32 and 26 of 28 in the paper, 27 of 30 here."""
 LOCATE = ("NSE", "MEMIT", "AlphaEdit", "ROME")
 """Methods that optimise values and use a covariance."""
 
@@ -50,7 +52,7 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
 
 def defaults_for(method: str, model_name: str) -> dict[str, Any]:
     """The keys to begin with, whether or not a YAML ships; errors as of :func:`values_for`."""
-    if method not in (*LOCATE, "FT"):
+    if method not in (*LOCATE, "FT", "UltraEdit"):
         raise HparamsError(
             f"method {method!r} has no settings for {model_name} and none that fit any model; "
             f"find some with nse tune --method {method} --model {model_name}, or give a YAML"
@@ -59,7 +61,7 @@ def defaults_for(method: str, model_name: str) -> dict[str, Any]:
 
 
 def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
-    """Keys of NSE, MEMIT, AlphaEdit, ROME or FT for any model with this number of blocks."""
+    """Keys of a method (no LoRA or GRACE) for any model with this number of blocks."""
     values: dict[str, Any] = {"alg_name": method, "model_name": model_name}
     last = usual_layer(n_layers)
     if method in LOCATE:
@@ -81,6 +83,9 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
         values |= {"layers": [max(0, last - 2)], "clamp_norm_factor": 4.0, "v_weight_decay": 1e-3}
     if method == "FT":
         values |= {"layers": [max(0, last - 2)], "lr": 1e-3, "num_steps": 25, "batch_size": 20}
+    if method == "UltraEdit":
+        late = min(n_layers - 1, round(_LATE * n_layers))
+        values |= {"layers": layers_up_to(late), "lr": 1e-3, "batch_size": 20}
     return values
 
 

@@ -18,7 +18,13 @@ from nse_plugin.hparams.locate import (
     SpreadHparams,
 )
 from nse_plugin.hparams.overtone import OvertoneHparams
-from nse_plugin.hparams.training import FTHparams, GRACEHparams, LoRAHparams, TrainingHparams
+from nse_plugin.hparams.training import (
+    FTHparams,
+    GRACEHparams,
+    LoRAHparams,
+    TrainingHparams,
+    UltraEditHparams,
+)
 from nse_plugin.hparams.validation import Settings, bounded, group, mistakes_in
 from nse_plugin.hparams.yaml_files import (
     find_yaml,
@@ -47,6 +53,7 @@ __all__ = [
     "Settings",
     "SpreadHparams",
     "TrainingHparams",
+    "UltraEditHparams",
     "WISEHparams",
     "bounded",
     "find_yaml",

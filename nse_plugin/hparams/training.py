@@ -1,7 +1,8 @@
-"""Hyperparameters of methods that train on target tokens: FT, LoRA and GRACE.
+"""Hyperparameters of methods that follow target tokens' gradients: FT, LoRA, GRACE, UltraEdit.
 
-Keys are those of EasyEdit's YAMLs.  Some of them have one value in all of its YAMLs, and others
-have no effect in its code; a value that would mean something else is refused by name.
+Keys of the first three are those of EasyEdit's YAMLs.  Some of them have one value in all of its
+YAMLs, and others have no effect in its code; a value that would mean something else is refused by
+name.
 """
 
 from __future__ import annotations
@@ -97,6 +98,16 @@ class FTHparams(_EpochHparams, LayersHparams):
     prompt's last token."""
     stop_loss: float = bounded(1e-2, low=0)
     """Skip a batch, or end after a pass, whose mean loss is below this; EasyEdit uses 0.01."""
+
+
+@dataclass(kw_only=True)
+class UltraEditHparams(LayersHparams):
+    """UltraEdit: a closed form in one gradient of each request (arXiv 2505.14679)."""
+
+    method: ClassVar[str] = "UltraEdit"
+
+    lr: float = bounded(1e-6, above=0)
+    """Scale of the values; it depends on the model (1e-6 with 7B, larger with small models)."""
 
 
 @dataclass(kw_only=True)

@@ -14,8 +14,9 @@ from nse_plugin.hparams import (
     MEMITHparams,
     NSEHparams,
     ROMEHparams,
+    UltraEditHparams,
 )
-from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, rome
+from nse_plugin.methods import alphaedit, ft, grace, lora, memit, nse, rome, ultraedit
 from nse_plugin.session.records import RoundRecord
 
 
@@ -58,4 +59,5 @@ BASES: dict[str, Method] = by_name(
     Method("MEMIT", memit.edit_round, MEMITHparams),
     Method("NSE", nse.edit_round, NSEHparams),
     Method("ROME", rome.edit_round, ROMEHparams),
+    Method("UltraEdit", ultraedit.edit_round, UltraEditHparams),
 )

@@ -17,10 +17,9 @@ from typing import Any
 import torch
 from torch.func import functional_call
 
-from nse_plugin.errors import ModelError
 from nse_plugin.hparams.training import FTHparams
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.training import Training
+from nse_plugin.methods.training import Training, check_template
 from nse_plugin.model.hooks import quiet
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
@@ -48,7 +47,7 @@ def edit_round(
         SessionError: somebody else changed the edited weights since the last round.
     """
     check_round(requests)
-    _check_template(session, hparams)
+    check_template(session, hparams)
     clock = Clock()
     with session.round(hparams.layers):
         with clock("train"), quiet(session.model):
@@ -117,14 +116,3 @@ def _write(layer: int, change: torch.Tensor) -> Write:
     neurons = (change != 0).any(dim=0).nonzero()[:, 0]
     columns = change[:, neurons].cpu().contiguous()
     return Write(layer, 1, neurons.cpu(), None, columns, case_ids=(), key_mass=None)
-
-
-def _check_template(session: EditSession, hparams: FTHparams) -> None:
-    """Raise :class:`ModelError` where EasyEdit would train something else."""
-    given = hparams.rewrite_module_tmp
-    expected = session.layout.templates()["rewrite_module_tmp"]
-    if given is not None and given.removesuffix(".weight") != expected:
-        raise ModelError(
-            f"rewrite_module_tmp is {given!r}, but FT trains the MLP's down-projection, which in a "
-            f"{session.layout.model_type} model is {expected!r}; mend it or leave it out"
-        )

@@ -1,4 +1,4 @@
-"""What methods that train on target tokens share: batches, steps, the stop, and the outcomes."""
+"""What methods share that follow gradients of target tokens: batches, steps, stop, outcomes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from nse_plugin.errors import NotFiniteError
+from nse_plugin.errors import ModelError, NotFiniteError
+from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.training import TrainingHparams
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.model.targets import Targets
-from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives import TokenLoss, TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome
@@ -112,11 +113,11 @@ class Training:
             n = sum(len(self.batches[index]) for index in chosen)
             if total / n < hparams.stop_loss:
                 break
-        self._finish(chosen, step)
+        self.finish(chosen, step)
 
     @torch.no_grad()
-    def _finish(self, chosen: Iterable[int], steps: int) -> None:
-        """What was reached.
+    def finish(self, chosen: Iterable[int], steps: int) -> None:
+        """Ask what was reached for the outcomes, after so many steps.
 
         Raises:
             NotFiniteError: a loss is not.
@@ -138,14 +139,19 @@ class Training:
     def _evaluate(self, index: int, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[n] to train on, detached [n] for stopping, and [n] whether the targets are right."""
         batch = self.batches[index]
+        losses, logits = self.token_losses(index, step)
+        right = batch.all_first(logits.detach())
+        return batch.means(losses.train), batch.means(losses.stop).detach(), right
+
+    def token_losses(self, index: int, step: int) -> tuple[TokenLoss, torch.Tensor]:
+        """A batch's losses by token [k], and the logits [k, vocab] that they are of."""
+        batch = self.batches[index]
         logits = batch.logits(self.layout, self._forward)
         target = batch.target.to(logits.device)
         if self._trace is not None:
             owner = batch.owner + self.starts[index]
             self._trace.record(step, owner, batch.place, logits.detach(), target)
-        losses = self._objective(logits, target, self._references[index])
-        right = batch.all_first(logits.detach())
-        return batch.means(losses.train), batch.means(losses.stop).detach(), right
+        return self._objective(logits, target, self._references[index]), logits
 
     def outcomes(self) -> tuple[Outcome, ...]:
         """The outcome of every request: converged if every target token is the first choice."""
@@ -159,4 +165,16 @@ class Training:
                 z_steps=int(self.steps[i]),
             )
             for i, request in enumerate(self.requests)
+        )
+
+
+def check_template(session: EditSession, hparams: LayersHparams) -> None:
+    """Raise :class:`ModelError` where the module named is not what is edited."""
+    given = hparams.rewrite_module_tmp
+    expected = session.layout.templates()["rewrite_module_tmp"]
+    if given is not None and given.removesuffix(".weight") != expected:
+        raise ModelError(
+            f"rewrite_module_tmp is {given!r}, but {hparams.method} edits the MLP's "
+            f"down-projection, which in a {session.layout.model_type} model is {expected!r}; "
+            "mend it or leave it out"
         )

@@ -8,10 +8,10 @@ covariance [d_ff, d_ff] in float32, and P [d_ff, d_ff] in float64 where it is ke
 or more edits than d_ff; else the keys of all edits, twice while some are added), and a solve takes
 four such matrices in float64.
 
-FT keeps the matrices that a round changed, and what is attached to the model (LoRA, GRACE) is kept
-whole after each round, so a codebook is counted at its last size.  With a method of the host, a
-round is as large as the matrices it changes, which is known after the first one only; until then
-one down-projection per layer is assumed.
+FT keeps the matrices that a round changed, UltraEdit these or factors that are smaller, and what is
+attached to the model (LoRA, GRACE) is kept whole after each round, so a codebook is counted at its
+last size.  With a method of the host, a round is as large as the matrices it changes, which is
+known after the first one only; until then one down-projection per layer is assumed.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from nse_plugin.hparams import (
     LoRAHparams,
     NSEHparams,
     SpreadHparams,
+    UltraEditHparams,
 )
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.probe import layout_of
@@ -112,7 +113,7 @@ def estimate(
     base = base_of(hparams) if ours else None
     if isinstance(base, (GRACEHparams, LoRAHparams)):
         sizes = _attached(model, base, n, n_all, rounds)
-    elif isinstance(base, FTHparams):
+    elif isinstance(base, (FTHparams, UltraEditHparams)):
         sizes = _trained(*_shape(model), base, n, rounds)
     elif isinstance(base, LocateHparams):
         sizes = _located(*_shape(model), base, n, n_requests, n_all, rounds)
@@ -154,9 +155,13 @@ def _located(
     )
 
 
-def _trained(d_model: int, d_ff: int, hparams: FTHparams, n: int, rounds: int) -> _Sizes:
+def _trained(
+    d_model: int, d_ff: int, hparams: FTHparams | UltraEditHparams, n: int, rounds: int
+) -> _Sizes:
     layers = len(hparams.layers)
     factors = layers * (4 * d_model * d_ff + 8 * d_ff)
+    if isinstance(hparams, UltraEditHparams):  # moments of the features
+        factors += layers * 16 * (d_model + d_ff)
     return _Sizes(
         per_round=factors + n * _RECORD + 4096,
         ledger=rounds * factors,

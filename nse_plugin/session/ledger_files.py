@@ -21,6 +21,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_whole
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.moments import Moments
 from nse_plugin.session.records import ActiveRound, AttachedState, Outcome, RoundRecord, Write
 
 SCHEMA = 4
@@ -51,6 +52,8 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
         tensors[f"keys.{layer}"] = keys.contiguous()
     if record.z is not None:
         tensors["z"] = record.z.contiguous()
+    for layer, found in record.moments.items():
+        tensors[f"moments.{layer}"] = torch.stack([found.mean, found.squares])
     if record.state is not None:
         for name, tensor in record.state.tensors.items():
             tensors[f"state.{name}"] = tensor.contiguous()
@@ -72,6 +75,7 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
             for write in record.writes
         ],
         "key_counts": {str(layer): count for layer, count in record.key_counts.items()},
+        "moments": {str(layer): found.count for layer, found in record.moments.items()},
         "seconds": record.seconds,
         "state": record.state and {"kind": record.state.kind, "config": record.state.config},
     }
@@ -122,6 +126,10 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
             d_ff=header["d_ff"],
             requests=tuple(EditRequest.from_json(each) for each in header["requests"]),
             z=tensors.get("z"),
+            moments={
+                int(layer): Moments(count, *tensors[f"moments.{layer}"])
+                for layer, count in header.get("moments", {}).items()
+            },
         )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise _explained(path, error) from error

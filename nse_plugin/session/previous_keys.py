@@ -1,4 +1,4 @@
-"""The keys of earlier rounds, and P, the sum of their k k^T, updated incrementally."""
+"""What earlier rounds left for later ones, updated incrementally: keys, P, moments of features."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from contextlib import contextmanager
 import torch
 
 from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.moments import Moments
 
 _SMALL = 4096
 """Up to this d_ff the matrix P is kept once it was asked for; above, made from few keys anew."""
 
 
 class PreviousKeys:
-    """Keys and P by layer, kept up to date with a ledger.
+    """Keys, P (the sum of their k k^T) and moments by layer, kept up to date with a ledger.
 
     While the keys are few (at most half as many as neurons) they are kept as they are, since solves
     with all neurons need nothing else; later, P is kept in their place.  Each round is looked at
@@ -26,6 +27,7 @@ class PreviousKeys:
         self._ledger = ledger
         self._rounds = 0  # of the ledger, looked at
         self._layers: dict[int, _Layer] = {}
+        self._moments: dict[int, Moments] = {}
         self._left_out: Mapping[int, torch.Tensor] = {}
 
     @contextmanager
@@ -40,7 +42,7 @@ class PreviousKeys:
     def drop_from(self, length: int) -> None:
         """Forget what was summed beyond the first ``length`` rounds."""
         if self._rounds > length:
-            self._rounds, self._layers = 0, {}
+            self._rounds, self._layers, self._moments = 0, {}, {}
 
     def matrix(self, layer: int, neurons: torch.Tensor) -> torch.Tensor | None:
         """P[I, I] in float64 on the device of ``neurons`` [|I|]; None if there are no keys."""
@@ -78,12 +80,21 @@ class PreviousKeys:
         """
         return self._layers[layer].solve(factor, solve)
 
+    def moments(self, layer: int) -> Moments | None:
+        """Moments of the editing features of all rounds; None if no round has any."""
+        self.catch_up()
+        return self._moments.get(layer)
+
     def catch_up(self) -> None:
         """Look at the rounds that are new in the ledger."""
         for index in range(self._rounds, len(self._ledger)):
-            for layer, keys in self._ledger[index].keys.items():
+            record = self._ledger[index]
+            for layer, keys in record.keys.items():
                 if keys.shape[1]:
                     self._layers.setdefault(layer, _Layer(keys.shape[0])).add(keys)
+            for layer, found in record.moments.items():
+                before = self._moments.get(layer)
+                self._moments[layer] = found if before is None else before.merged(found)
             self._rounds = index + 1
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.moments import Moments
 from nse_plugin.session.norms import column_norms
 
 Status = Literal["converged", "residual_left", "out_of_bounds"]
@@ -133,6 +134,8 @@ class RoundRecord:
     """[n, d_model] float32, the value of each request that was written last."""
     within: tuple[ActiveRound, ...] = ()
     """The rounds that this one takes the place of, where it is a consolidation."""
+    moments: Mapping[int, Moments] = field(default_factory=dict)
+    """By layer: moments of the round's editing features; empty with a method that has none."""
 
     @property
     def edits(self) -> int:

@@ -223,6 +223,11 @@ _STAGES: dict[str, Sequence[Stage]] = {
     ),
     "FT": (Stage("layers", _depths(1), 0.35), *_TRAINING),
     "LoRA": _TRAINING,
+    "UltraEdit": (
+        Stage("layers", _depths(5), 0.35),
+        Stage("learning rate", _factors("lr", 3, 10, 0.3), 0.65),
+        Stage("learning rate", _factors("lr", 1.0, 0.5), 1.0, stream=True),
+    ),
     "GRACE": (
         Stage("layers", _grace_layers, 0.3),
         Stage("radius", _factors("eps", 3, 10, 0.3), 0.6),

@@ -513,10 +513,11 @@ def test_options_go_before_the_file(small):
     assert len(HELD_OUT) == 2
 
 
-@pytest.mark.parametrize("name", ["FT", "LoRA", "GRACE"])
+@pytest.mark.parametrize("name", ["FT", "LoRA", "GRACE", "UltraEdit"])
 def test_the_bounds_hold_for_methods_that_train(name, tmp_path):
     settings = {
         "FT": dict(layers=[0, 1], num_steps=2),
+        "UltraEdit": dict(layers=[0, 1], lr=1e-2),
         "LoRA": dict(target_modules=["c_attn", "c_proj"], num_steps=2),
         "GRACE": dict(inner_params=["transformer.h[1].mlp.c_fc.weight"], n_iter=2),
     }[name]

@@ -1,0 +1,170 @@
+"""UltraEdit: a closed form in one gradient of each request (arXiv 2505.14679).
+
+Every token of a target gives one editing feature z = [h; g] per layer: h is the down-projection's
+input where the token is predicted, and g the gradient of the requests' losses in its output there.
+Features are normalised by the mean and standard deviation over all rounds so far, this one included
+(lifelong normalisation), and the normalised ones say what the layer shall add to its output:
+
+    v = -lr ||h^||^2 g^,    Delta = V^T H (H^T H + I)^-1
+
+with the h of the round as rows of H [n, d_ff], as they are, and the v as rows of V [n, d_model].
+No subject, covariance or earlier key is used.  What a session remembers are the moments of the
+features, which the ledger has by round: undoing a round takes its features out of them.
+
+The paper also edits up- and gate-projections of some models; here, as for its Mistral and GPT-J,
+only down-projections.  Its code takes the mean loss over a mini-batch and moments over mini-batches
+with a factor n / (n - 1) in their squares; here the losses of tokens are summed and moments are
+exact, so that nothing depends on how a round is cut into batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.hparams import UltraEditHparams
+from nse_plugin.locate.update import all_neurons
+from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.training import Training, check_template
+from nse_plugin.model.hooks import quiet
+from nse_plugin.model.targets import Targets
+from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.session.moments import Moments
+from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.session import EditSession
+
+
+def edit_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: UltraEditHparams,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+) -> RoundRecord:
+    """Write one round of requests.
+
+    Where anything goes wrong half-way, model and ledger are as before.
+
+    Raises:
+        RequestError: the requests cannot be written together, or a prompt is too long.
+        ModelError: layers or templates do not fit the model.
+        NotFiniteError: a loss is not finite.
+        SessionError: somebody else changed the edited weights since the last round.
+    """
+    check_round(requests)
+    check_template(session, hparams)
+    clock = Clock()
+    with session.round(hparams.layers), quiet(session.model):
+        training = Training(session, requests, hparams.batch_size, objective, trace)
+        with clock("train"):
+            features = _features(session, training, hparams.layers)
+        owners = [row + start for start, batch in zip(training.starts, training.batches)
+                  for row in batch.owner.tolist()]  # fmt: skip
+        case_ids = tuple(requests[i].case_id for i in owners)
+        moments, writes = {}, []
+        with clock("solve"):
+            for layer, rows in features.items():
+                moments[layer] = Moments.of(rows)
+                before = session.previous_keys.moments(layer)
+                known = moments[layer] if before is None else before.merged(moments[layer])
+                writes.append(_write(layer, rows, known, session.layout.d_ff, hparams.lr, case_ids))
+        with clock("write"):
+            for write in writes:
+                device = session.layout.down(write.layer).weight.device
+                session.write(write.layer, write.change(session.layout.d_ff, device))
+        with clock("ask"):
+            training.finish(range(len(training.batches)), 1)
+        record = RoundRecord(
+            number=session.ledger.next_number(),
+            method=hparams.method,
+            outcomes=training.outcomes(),
+            writes=tuple(writes),
+            keys={layer: torch.zeros(session.layout.d_ff, 0) for layer in hparams.layers},
+            seconds=clock.seconds,
+            d_ff=session.layout.d_ff,
+            moments=moments,
+        )
+        session.commit(record)
+    return record
+
+
+def _write(
+    layer: int,
+    features: torch.Tensor,
+    known: Moments,
+    d_ff: int,
+    lr: float,
+    case_ids: tuple[int | str, ...],
+) -> Write:
+    """The change of a layer, for features [n, d_ff + d_model] of the requests of these ids [n].
+
+    It is a pair of factors, or the matrix where that is smaller.
+    """
+    h_hat, g_hat = known.standardised(features).split([d_ff, features.shape[1] - d_ff], dim=1)
+    v = -lr * h_hat.square().sum(dim=1, keepdim=True) * g_hat  # [n, d_model]
+    h = features[:, :d_ff].double()
+    system = h @ h.T + torch.eye(len(h), dtype=h.dtype, device=h.device)
+    left, right = v.T, torch.linalg.solve(system, h)  # H (H^T H + I)^-1 = (H H^T + I)^-1 H
+    neurons = all_neurons(h.T).cpu()
+    if left.numel() + right.numel() > v.shape[1] * d_ff:
+        return Write(layer, 1, neurons, None, _stored(left @ right), (), None)
+    return Write(layer, 1, neurons, _stored(left), _stored(right), case_ids, None)
+
+
+def _stored(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().cpu().contiguous()
+
+
+def _features(
+    session: EditSession, training: Training, layers: Sequence[int]
+) -> dict[int, torch.Tensor]:
+    """By layer: [h; g] of all target tokens, float32 [n, d_ff + d_model], from one pass each."""
+    downs = {layer: session.layout.down(layer) for layer in layers}
+    parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    for index, batch in enumerate(training.batches):
+        with _watched(downs) as (inputs, shifts):
+            losses, _ = training.token_losses(index, 0)
+        gradients = torch.autograd.grad(losses.train.sum(), [shifts[layer] for layer in layers])
+        for layer, gradient in zip(layers, gradients):
+            both = _at(inputs[layer], batch), _at(gradient, batch)
+            parts[layer].append(torch.cat(both, dim=1))
+    return {layer: torch.cat(found) for layer, found in parts.items()}
+
+
+@contextmanager
+def _watched(
+    modules: Mapping[int, nn.Module],
+) -> Iterator[tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]]:
+    """Inside, passes leave each module's input, and a zero that they added to its output."""
+    inputs: dict[int, torch.Tensor] = {}
+    shifts: dict[int, torch.Tensor] = {}
+
+    def watch(layer: int) -> Any:
+        def hook(_module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> Any:
+            inputs[layer] = args[0].detach()
+            shifts[layer] = torch.zeros_like(output, requires_grad=True)
+            return output + shifts[layer]
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(layer)) for layer, module in modules.items()]
+    try:
+        yield inputs, shifts
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _at(value: torch.Tensor, batch: Targets) -> torch.Tensor:
+    """Where the target tokens are predicted: float32 [k, features]."""
+    value = value.reshape(
+        *batch.batch.input_ids.shape, -1
+    )  # OPT's blocks work on [rows * width, ...]
+    return value[batch.owner.to(value.device), batch.position.to(value.device)].float()
