@@ -108,6 +108,8 @@ class Overtone:
         logits = _at_least_float32(logits)
         if not self._mixes:  # KL(onehot || pi) is cross entropy, to the bit
             kl = F.cross_entropy(logits, targets, reduction="none")
+        elif not self.filter and not self.needs_reference:
+            kl = self._unfiltered(logits, targets)
         else:
             log_p = F.log_softmax(logits.detach(), dim=1)
             source = log_p
@@ -135,6 +137,24 @@ class Overtone:
     def _mixes(self) -> bool:
         return self.mixing and self.lambda_ < 1
 
+    def _unfiltered(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[tokens], KL(target || pi) where all of pi is mixed in.
+
+        The target is lambda onehot + (1 - lambda) pi, so the gradient pi - target is lambda times
+        that of cross entropy, and the sum over the vocabulary has a closed form.
+        """
+        cross = F.cross_entropy(logits, targets, reduction="none")
+        log_p, rest = -cross.detach(), 1 - self.lambda_
+        p = log_p.exp()
+        mixed = self.lambda_ + rest * p
+        kl = rest * (1 - p) * math.log(rest) + torch.special.xlogy(mixed, mixed) - mixed * log_p
+        weight = torch.full_like(kl, self.lambda_)
+        if self.argmax_check:
+            top = logits.detach().amax(dim=1) - logits.detach().gather(1, targets[:, None])[:, 0]
+            agrees = mixed >= rest * (log_p + top).exp()
+            kl, weight = torch.where(agrees, kl, -log_p), torch.where(agrees, weight, 1.0)
+        return kl + weight * (cross - cross.detach())
+
     def _clipped(self, kl: Tensor) -> Tensor:
         """max(kl, epsilon), with no gradient at or below epsilon; NaN stays what it is."""
         if not self.clip or self.epsilon == 0:
@@ -144,21 +164,28 @@ class Overtone:
     def _mixture(self, source: Tensor, targets: Tensor) -> _Mixture:
         """The targets of all tokens.
 
-        A filtered distribution has few tokens left, so the entries are listed: the whole
-        vocabulary is gone through once to find them, and never again.
+        A filtered distribution has few tokens left, so the entries are listed.  Most rows of a
+        model that knows its tokens have none but the target, which one pass over the vocabulary
+        finds; only the others are gone through for their entries.
 
         Args:
             source: [tokens, vocab], log probabilities of the distribution to mix in.
             targets: [tokens].
         """
         token = torch.arange(len(targets), device=targets.device)
-        keep = self._survivors(source)
-        target_kept = keep[token, targets]
-        keep[token, targets] = True  # an entry, whether or not it survived
-        rows, items = keep.nonzero(as_tuple=True)
-        is_target = items == targets[rows]
-        probability = source[rows, items].exp()
-        probability = probability.masked_fill(is_target & ~target_kept[rows], 0.0)
+        at_target = source[token, targets]
+        std = _std(source) if self.filter else None
+        source[token, targets] = -math.inf  # until the other tokens are listed
+        other = source.amax(dim=1)
+        bound = self._bound(torch.maximum(other, at_target), std)
+        several = (other > bound).nonzero()[:, 0]
+        found, others = (source[several] > bound[several, None]).nonzero(as_tuple=True)
+        rows = torch.cat([several[found], token])
+        items = torch.cat([others, targets])
+        source[token, targets] = at_target
+        is_target = torch.cat([torch.zeros_like(others), torch.ones_like(token)]).bool()
+        lost = is_target & (at_target <= bound)[rows]
+        probability = source[rows, items].exp().masked_fill(lost, 0.0)
         mass = source.new_zeros(len(targets)).index_add(0, rows, probability)
         filtered = probability / mass[rows]
         onehot = is_target.to(filtered.dtype)
@@ -170,14 +197,12 @@ class Overtone:
             candidate = torch.where(agrees[rows], candidate, onehot)
         return _Mixture(rows, items, candidate, agrees)
 
-    def _survivors(self, source: Tensor) -> Tensor:
-        """[tokens, vocab] bool, the top-n-sigma filter on log probabilities (or logits)."""
-        if not self.filter:
-            return source > -math.inf
-        top = source.amax(dim=1)
-        threshold = top - self.n_sigma * _std(source)
+    def _bound(self, top: Tensor, std: Tensor | None) -> Tensor:
+        """[tokens]: log probabilities above it survive the filter; top and std: [tokens]."""
+        if std is None:
+            return torch.full_like(top, -math.inf)
         just_below_top = torch.nextafter(top, torch.full_like(top, -math.inf))
-        return source > torch.minimum(threshold, just_below_top)[:, None]
+        return torch.minimum(top - self.n_sigma * std, just_below_top)
 
 
 class _Divergence(torch.autograd.Function):
@@ -212,7 +237,7 @@ def _std(values: Tensor) -> Tensor:
     """[rows], unbiased standard deviation over the finite ones of values [rows, vocab]."""
     n = values.new_full((len(values),), values.shape[1])
     centred = values - values.mean(dim=1, keepdim=True)
-    masked = values.amin(dim=1).isneginf()
+    masked = centred[:, 0].isfinite().logical_not()  # a row with -inf has no finite mean
     if masked.any():
         some = values[masked]
         finite = some.isfinite()

@@ -143,6 +143,22 @@ def test_no_gradient_flows_through_the_target():
     assert torch.equal(*gradients)
 
 
+@pytest.mark.parametrize("argmax_check", [True, False])
+def test_without_a_filter_the_closed_form_equals_the_sum_over_the_vocabulary(argmax_check):
+    """A frozen reference that says what the model says now is summed token by token."""
+    logits, targets = example()
+    unfiltered = replace(FULL, filter=False, argmax_check=argmax_check)
+    losses, gradients = [], []
+    for objective in (unfiltered, replace(unfiltered, frozen_reference=True)):
+        leaf = logits.clone().requires_grad_()
+        loss = objective(leaf, targets, logits.clone()).train
+        loss.sum().backward()
+        losses.append(loss.detach())
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+
+
 def test_the_gradient_is_probabilities_less_target():
     logits, targets = example()
     leaf = logits.clone().requires_grad_()
