@@ -26,6 +26,7 @@ from nse_plugin.evaluation.model_state import relative_change
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines, write_json
 from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.rows import encode_round
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import hparams_from
 from nse_plugin.model.hooks import quiet
@@ -100,7 +101,9 @@ class Run:
         chosen = [r for r in self.requests if r.without_probes().digest() in of]
         z = torch.stack([of[r.without_probes().digest()] for r in chosen])
         z_layer = self.hparams.layers[-1]
-        lookups = Lookups.of(session.layout, session.tokenizer, chosen, (), 8192)
+        lookups = Lookups.of(
+            session.layout, encode_round(session.layout, session.tokenizer, chosen, ()), 8192
+        )
         h = lookups.activations(z_layer)
         with session.rewound():
             h_original = lookups.activations(z_layer)

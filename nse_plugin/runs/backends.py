@@ -84,11 +84,12 @@ def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Ba
     Raises:
         HparamsError: there are no hparams.
         HostError: it is neither a session nor an editor.
+        SessionError: the session has rounds, so its model is not the untouched one.
     """
     if isinstance(editor_or_session, EditSession):
         if hparams is None:
             raise HparamsError("hparams is None; a session needs the hyperparameters of a method")
-        return SessionBackend(editor_or_session, hparams)
+        return SessionBackend(_untouched(editor_or_session), hparams)
     if isinstance(editor_or_session, Backend):
         return editor_or_session
     editor = editor_or_session
@@ -101,26 +102,26 @@ def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Ba
     hparams = hparams if hparams is not None else editor.hparams
     name = str(getattr(hparams, "alg_name", "")).removesuffix("-plugin")
     if name in METHODS and isinstance(hparams, METHODS[name].hparams):
-        return SessionBackend(EditSession.of(editor.model, editor.tok), hparams)
+        return SessionBackend(_untouched(EditSession.of(editor.model, editor.tok)), hparams)
     rounds = takes_rounds(str(getattr(hparams, "alg_name", "")))
     return HostBackend(editor.model, editor.tok, editor.apply_algo, hparams, seed, rounds)
 
 
-class SessionBackend:
-    """A method of ours.
+def _untouched(session: EditSession) -> EditSession:
+    if len(session.ledger):
+        raise SessionError(
+            f"the session has {len(session.ledger)} rounds already, and a run starts from the "
+            "untouched model; call session.undo_all(), or load the model again"
+        )
+    return session
 
-    Raises:
-        SessionError: the session has rounds, so its model is not the untouched one.
-    """
+
+class SessionBackend:
+    """A method of ours."""
 
     changes_model = True
 
     def __init__(self, session: EditSession, hparams: Any) -> None:
-        if len(session.ledger):
-            raise SessionError(
-                f"the session has {len(session.ledger)} rounds already, and a run starts from the "
-                "untouched model; call session.undo_all(), or load the model again"
-            )
         self._edit_round = find_method(hparams.alg_name).edit_round
         self._base = base_of(hparams)
         self._norms: dict[int, float] = {}  # of the original matrix of each edited layer
