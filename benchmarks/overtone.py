@@ -6,7 +6,8 @@ Single edits (each from the untouched model) or sequential ones, by the number o
         --bases "LoRA, paper" FT-M NSE --strata one many --edits 25
 
 The bases are those of :data:`BASES`: ``LoRA, paper`` has the settings of the paper's LoRA, and all
-others are what ships for the model in ``hparams/``.  A cell (model, stratum, base, variant, kind,
+others are what ships for the model in ``hparams/``; ``"LoRA, paper, stop_loss=0.05"`` changes a
+setting.  A cell (model, stratum, base, variant, kind,
 seed) is a JSON file in the work folder; the same command goes on after an interrupt, and prints the
 tables of its cells.
 """
@@ -17,6 +18,7 @@ import argparse
 import dataclasses
 import json
 import random
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -32,11 +34,14 @@ from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import Bounds, ask, summarise
-from nse_plugin.evaluation.overfitting import relative_norm, single_edits, table_for
-from nse_plugin.files import write_json
+from nse_plugin.evaluation.overfitting import mean_course, relative_norm, single_edits, table_for
+from nse_plugin.files import write_bytes, write_json
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.prompts import encode_request
+from nse_plugin.report.charts import line_panels
+from nse_plugin.report.figures import to_png
+from nse_plugin.report.overfit import SHARES, course_panels
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
@@ -50,10 +55,6 @@ PAPER_LORA = {
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA": ("LoRA", {}),
     "LoRA, paper": ("LoRA", PAPER_LORA),
-    "LoRA, paper, stop at 0.05": ("LoRA", {**PAPER_LORA, "stop_loss": 0.05}),
-    "LoRA, paper, lr 1e-3": ("LoRA", {**PAPER_LORA, "lr": 1e-3}),
-    "LoRA, paper, 20 steps": ("LoRA", {**PAPER_LORA, "num_steps": 20}),
-    "LoRA, paper, lora": ("LoRA", {**PAPER_LORA, "lora_type": "lora"}),
     "FT-M": ("FT", {}),
     "NSE": ("NSE", {}),
     "MEMIT": ("MEMIT", {}),
@@ -114,10 +115,9 @@ class Cell:
 def run_cell(cell: Cell, data: Sequence[str], work: Path) -> dict[str, Any]:
     """Edit and measure, or read what was measured before."""
     path, hparams = work / cell.file, hparams_of(cell)
-    files = {name: Path(name).stat().st_size for name in data if Path(name).is_file()}
+    sizes = {Path(d).name: Path(d).stat().st_size if Path(d).is_file() else None for d in data}
     identity = {
-        "version": __version__, "cell": asdict(cell), "hparams": hparams.to_dict(),
-        "data": [Path(name).name for name in data], "sizes": list(files.values()),
+        "version": __version__, "cell": asdict(cell), "hparams": hparams.to_dict(), "data": sizes,
     }  # fmt: skip
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
@@ -142,10 +142,13 @@ def run_cell(cell: Cell, data: Sequence[str], work: Path) -> dict[str, Any]:
 
 def hparams_of(cell: Cell) -> Hparams:
     """Those of the base editor, or of OVERTONE around it with this variant's switches."""
-    method, changes = BASES[cell.base]
-    name = cell.model.replace(":", "-")
-    hparams = find_method(method).hparams.from_hparams(f"{method}/{name}")
-    hparams = dataclasses.replace(hparams, **changes)
+    name, *more = re.split(r", (?=\w+=)", cell.base)
+    method, changes = BASES[name]
+    changes = changes | {
+        key: json.loads(value) for key, _, value in (text.partition("=") for text in more)
+    }
+    yaml = f"{method}/{cell.model.replace(':', '-')}"
+    hparams = dataclasses.replace(find_method(method).hparams.from_hparams(yaml), **changes)
     switches = VARIANTS[cell.variant]
     return hparams if switches is None else OvertoneHparams.wrap(hparams, **switches)
 
@@ -187,17 +190,12 @@ def single(
         scores = summarise(answered, [before])
         parts = (f"{name} {scores[both[0]]}" for name, both in SCORES.items())
         print(len(found), *parts, f"change {edit.change}", flush=True)
+        course = {name: [round(v, 5) for v in values] for name, values in edit.course.items()}
+        spread = None if edit.spread is None else edit.spread.range
         found.append(
-            {
-                "case_id": len(found),
-                **scores,
-                "spread": None if edit.spread is None else edit.spread.range,
-                "loss": fmean(edit.losses),
-                "steps": edit.steps,
-                "change": edit.change,
-                "course": {n: [round(v, 5) for v in vs] for n, vs in edit.course.items()},
-            }
-        )
+            {"case_id": len(found), **scores, "spread": spread, "loss": fmean(edit.losses),
+             "steps": edit.steps, "change": edit.change, "course": course}
+        )  # fmt: skip
     return found
 
 
@@ -219,15 +217,12 @@ def sequential(
     answered = ask(session.model, session.tokenizer, requests, Bounds())
     norm = relative_norm(session)
     return [
-        {
-            "case_id": number,
-            **summarise([now], [before], edited),
-            "spread": spread,
-            "loss": loss,
-            "change": norm,
-        }
-        for number, (now, before, spread, loss) in enumerate(zip(answered, frozen, spreads, losses))
-    ]
+        {"case_id": number, **summarise([now], [before], edited), "spread": spread, "loss": loss,
+         "change": norm}
+        for number, (now, before, spread, loss) in enumerate(
+            zip(answered, frozen, spreads, losses)
+        )
+    ]  # fmt: skip
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -254,8 +249,7 @@ def scores_table(group: dict[Cell, dict[str, Any]]) -> str:
     """A row per way of editing: answer tokens / whole answers in percent, mean over all edits."""
     heads = [*SCORES, "average", "spread", "loss", "steps", "change"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    befores = [result["before"] for result in group.values()]
-    lines.append(row("untouched model", befores[:1]))
+    lines.append(row("untouched model", [next(iter(group.values()))["before"]]))
     methods = dict.fromkeys(cell.method for cell in group)
     for method in methods:
         each = [e for cell, r in group.items() if cell.method == method for e in r["each"]]
@@ -316,29 +310,40 @@ def mean_of(each: Sequence[dict[str, Any]], name: str) -> float | None:
     return fmean(there) if there else None
 
 
+def plot(found: dict[Cell, dict[str, Any]], path: Path) -> None:
+    """A PNG of what OVERTONE decides at each step of single edits, means over all of a method."""
+    courses: dict[str, list[dict[str, list[float]]]] = {}
+    for cell, result in found.items():
+        courses.setdefault(cell.method, []).extend(each["course"] for each in result["each"])
+    panels = course_panels({method: mean_course(each) for method, each in courses.items()})
+    write_bytes(path, to_png(line_panels(panels, x="step", shares=SHARES), dpi=100))
+
+
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", nargs="+", required=True, help="JSON files, or atlas:N, earth:N")
-    parser.add_argument("--bases", nargs="+", choices=BASES, default=["LoRA, paper"])
+    parser.add_argument("--bases", nargs="+", default=["LoRA, paper"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["base", "full"])
     parser.add_argument("--strata", nargs="+", choices=STRATA, default=["many", "one"])
     parser.add_argument("--kind", choices=("single", "sequential"), default="single")
     parser.add_argument("--edits", type=int, default=25, help="edits per cell")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--work", type=Path, default=Path("run-overtone"), help="folder of cells")
+    parser.add_argument("--plot", type=Path, help="write a PNG of the steps of single edits")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     found = {}
-    wanted = product(options.strata, options.seeds, options.bases, options.variants)
-    for stratum, seed, base, variant in wanted:
-        cell = Cell(options.kind, options.model, stratum, base, variant, seed, options.edits)
+    for key in product(options.strata, options.bases, options.variants, options.seeds):
+        cell = Cell(options.kind, options.model, *key, options.edits)
         found[cell] = run_cell(cell, options.data, options.work)
         print(f"{cell.file} {found[cell]['seconds']:.0f} s", flush=True)
     for text in tables(found):
         print(f"\n{text}", flush=True)
+    if options.plot:
+        plot(found, options.plot)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,9 @@ def test_bases_have_the_settings_that_they_name_and_variants_one_switch(benchmar
         hparams = benchmark.hparams_of(cell)
         assert hparams.method == method
         assert {key: getattr(hparams, key) for key in changes} == changes
+    changed = replace(cell, base="LoRA, paper, stop_loss=0.05, layers=[3]")
+    hparams = benchmark.hparams_of(changed)
+    assert (hparams.stop_loss, hparams.layers, hparams.lora_type) == (0.05, [3], "adalora")
     for variant, switches in benchmark.VARIANTS.items():
         cell = benchmark.Cell("single", "smollm2-135m", "many", "LoRA, paper", variant, 0, 1)
         hparams = benchmark.hparams_of(cell)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -53,17 +53,16 @@ class Watched:
         return {**means, "spread": [Spread.of([token.loss for token in row]).range for row in rows]}
 
 
-def mean_course(edits: Sequence[Watched]) -> dict[str, list[float]]:
-    """Means over edits of their courses; one that has stopped keeps its last values."""
-    courses = [edit.course for edit in edits if edit.steps]
-    longest = max((edit.steps for edit in edits), default=0)
-    names = courses[0] if courses else ()
+def mean_course(courses: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
+    """Means over edits of :attr:`Watched.course`; one that has stopped keeps its last values."""
+    courses = [course for course in courses if course["loss"]]
+    longest = max((len(course["loss"]) for course in courses), default=0)
     return {
         name: [
             fmean(course[name][min(step, len(course[name]) - 1)] for course in courses)
             for step in range(longest)
         ]
-        for name in names
+        for name in (courses[0] if courses else ())
     }
 
 

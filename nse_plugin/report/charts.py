@@ -64,8 +64,9 @@ def line_panels(
     Args:
         shares: those whose values are shares, labelled as percent.
     """
+    least = 2.6 if len(tables) == 1 else 1.7
     heights = [
-        max(2.6, _LINE * table.shape[1] + 0.5) if table.shape[1] > 1 else 2.6
+        max(least, _LINE * table.shape[1] + 0.5) if table.shape[1] > 1 else least
         for table in tables.values()
     ]
     figure, panels = empty_figure(theme, title, heights)

@@ -6,11 +6,11 @@ smoothed and the mixture agrees with it, or where a token is settled before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import OnBad
@@ -25,10 +25,13 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 _STEPS_SHOWN = 6
 _LOADING = ("model_name", "device", "dtype", "fp16", "model_parallel")
 """Settings that decide what model is loaded; both sides share it."""
-_COURSES = {
+COURSES = {
     "loss": "-log p(token)",
     "spread": "spread",
     "entropy": "entropy in nats",
@@ -37,7 +40,8 @@ _COURSES = {
     "settled": "settled",
 }
 """What is shown of each step, and as what."""
-_SHARES = ("smoothed", "argmax check: one-hot", "settled")
+SHARES = ("smoothed", "argmax check: one-hot", "settled")
+"""Those that are shares of tokens."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class Side:
 
     name: str
     edits: Sequence[Watched]
+
+    def course(self) -> dict[str, list[float]]:
+        """Over the requests and their target tokens, step by step."""
+        return mean_course([edit.course for edit in self.edits])
 
     def means(self) -> tuple[float | None, ...]:
         """Over the requests: steps; at the stop mean and largest loss, range and std; change."""
@@ -225,12 +233,12 @@ def _settings(sides: Sequence[Side], differing: dict[str, tuple[str, str]]) -> T
 
 def _course(side: Side) -> Table:
     """The means over edits and tokens at some of the steps."""
-    course = mean_course(side.edits)
+    course = side.course()
     steps = _evenly(len(course.get("loss", ())))
     rows = tuple(
-        (shown, *(f"{course[name][s]:.0%}" if shown in _SHARES else f"{course[name][s]:.3f}"
+        (shown, *(f"{course[name][s]:.0%}" if shown in SHARES else f"{course[name][s]:.3f}"
                   for s in steps))
-        for name, shown in _COURSES.items()
+        for name, shown in COURSES.items()
     )  # fmt: skip
     return Table(
         f"{side.name}: means over edits and target tokens",
@@ -259,11 +267,20 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
     }
     target = sides[0].edits[number].request.target_new
     panels = {f"-log p, tokens of {target!r}": pandas.DataFrame(tokens)}
-    courses = {side.name: mean_course(side.edits) for side in sides}
-    for name, shown in _COURSES.items():
-        series = {side: pandas.Series(course[name]) for side, course in courses.items()}
-        panels[shown] = pandas.DataFrame(series)
-    return figures.to_png(charts.line_panels(panels, x="step", shares=_SHARES))
+    panels |= course_panels({side.name: side.course() for side in sides})
+    return figures.to_png(charts.line_panels(panels, x="step", shares=SHARES), dpi=100)
+
+
+def course_panels(courses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, DataFrame]:
+    """What :func:`nse_plugin.report.charts.line_panels` draws of courses: a line for each."""
+    import pandas
+
+    return {
+        shown: pandas.DataFrame(
+            {side: pandas.Series(list(course[name])) for side, course in courses.items()}
+        )
+        for name, shown in COURSES.items()
+    }
 
 
 def _evenly(n: int) -> list[int]:

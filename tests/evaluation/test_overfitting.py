@@ -78,10 +78,10 @@ def test_an_edit_that_has_stopped_keeps_its_last_values_in_the_mean():
         None, (TokenCourse(0, 7, steps(2.0, 1.0)), TokenCourse(1, 8, steps(4.0, 1.0))), None
     )
     long = Watched(None, (TokenCourse(0, 7, steps(5.0, 3.0, 0.0)),), None)
-    course = mean_course([short, long])
+    course = mean_course([short.course, long.course])
     assert course["loss"] == [(3 + 5) / 2, (1 + 3) / 2, (1 + 0) / 2]
     assert course["spread"] == [1.0, 0.0, 0.0]
-    assert mean_course([Watched(None, (), None)]) == {}
+    assert mean_course([Watched(None, (), None).course]) == {}
 
 
 @pytest.mark.parametrize("method", ["FT", "LoRA"])
