@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.evaluation.settings import Protocol
 
@@ -33,6 +33,7 @@ _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 def compare(
     given: dict[str, Any],
     config: Annotated[Path | None, config_option(_GRID)] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """Compare methods side by side on the same streams of edits.
 
@@ -48,11 +49,13 @@ def compare(
         write_report,
     )
 
-    out = Path(settings.out)
+    out, show = Path(settings.out), teller(as_json)
     with interrupt_says(lambda: _finished_cells(out)):
         result = read_comparison(settings).run(show)
     show("\n" + shown_tables(result))
     write_report(out, result)
+    if as_json:
+        show_result({"out": str(out), **{k: v for k, v in result.items() if k != "cells"}})
     show(f"written to {out}: report.html, table.md, results.json, results/, cells/")
     return exit_code(result)
 

@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, show_result
 
 
 @command(KEEP, examples("nse consolidate run1", "nse undo run1 --round 21"))
@@ -18,6 +18,7 @@ def consolidate(
     device: Annotated[
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's.")
     ] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """Solve all edits of a run together, as one round in the place of the others.
 
@@ -29,8 +30,9 @@ def consolidate(
 
     RunFiles(run)  # refuses what is no run, before a model is loaded
     line = EditFolder(run, device=device).consolidate()
-    show(
+    text = (
         f"round {line['file']} of {run} solves {line['edits']} edits together; the model gave "
         f"{line['answered_before']} of them before and gives {line['answered']} now"
     )
+    show_result(line if as_json else text)
     return 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, examples, with_fields
-from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
 from nse_plugin.cli.run import exit_code_of
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import DemoSettings
@@ -22,13 +23,13 @@ from nse_plugin.runs.settings import DemoSettings
     ),
 )
 @with_fields(Group("Options", DemoSettings, ("model", "edits", "rounds", "seed", "out")))
-def demo(given: dict[str, Any]) -> int:
+def demo(given: dict[str, Any], as_json: AS_JSON = False) -> int:
     """Edit facts of an embedded world, or real ones, in rounds, and measure after each.
 
     It is an nse run with its settings chosen: the same command resumes it, and nse inspect, undo
     and export read its folder.
     """
-    settings = DemoSettings(**given)
+    settings, show = DemoSettings(**given), teller(as_json)
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):
         from nse_plugin.runs.demo import Demo
 
@@ -44,5 +45,7 @@ def demo(given: dict[str, Any]) -> int:
         f"\nafter {summary.rounds} rounds: {shown or 'no edit is left'}, "
         f"{summary.seconds_per_edit:.3f} s per edit"
     )
+    if as_json:
+        show_result({"out": settings.out, "status": result.status, **asdict(summary)})
     show(f"written to {settings.out}: summary.json and the files of a run; see nse inspect")
     return exit_code_of(result.status)

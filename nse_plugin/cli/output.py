@@ -44,6 +44,11 @@ def show_result(result: Any) -> None:
     print(text, flush=True)
 
 
+def teller(as_json: bool) -> Callable[[str], None]:
+    """Prints how the work goes on; beside JSON on standard error, so that it stays JSON."""
+    return note if as_json else show
+
+
 def note(text: str) -> None:
     """Print a remark on standard error, unless ``--quiet``."""
     if not _is_quiet():

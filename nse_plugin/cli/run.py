@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
@@ -40,6 +40,7 @@ _EDITED, _MEASURED = "What is edited", "What is measured"
 def run(
     given: dict[str, Any],
     config: Annotated[Path | None, config_option(_EDITED)] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """Edit a stream of facts in rounds.
 
@@ -48,6 +49,7 @@ def run(
     rules = {name: given.pop(name) for name in _STOP if name in given}
     protocol = {"every": given.pop("every", None)}
     settings = RunSettings.read(config, {**given, "protocol": protocol, "stop": rules})
+    show = teller(as_json)
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):
         from nse_plugin.runs.start import run as run_rounds
 
@@ -64,6 +66,8 @@ def run(
         f"{result.status}: {final['edits']} edits in {final['rounds']} rounds"
         + (f"; {', '.join(shown)}" if shown else "")
     )
+    if as_json:
+        show_result({"out": settings.out, "status": result.status, **final})
     show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
     return exit_code_of(result.status)
 

@@ -11,7 +11,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import show, working
+from nse_plugin.cli.output import AS_JSON, show, show_result, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 
@@ -42,6 +42,7 @@ def stats(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute them even if they are on disk.")
     ] = False,
+    as_json: AS_JSON = False,
 ) -> int:
     """Compute the covariance statistics that a method's hyperparameters ask for."""
     moments = make_statistics(
@@ -54,9 +55,16 @@ def stats(
         mom2_n_samples=samples,
         stats_dir=stats_dir,
     )
+    found = []
     for layer, moment, path in moments:
-        where = f", written to {path}" if path else ""
-        show(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
+        found.append(
+            {"layer": layer, "tokens": moment.count, "texts": moment.n_samples, "npz": path}
+        )
+        if not as_json:
+            where = f", written to {path}" if path else ""
+            show(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
+    if as_json:
+        show_result(found)
     return 0
 
 

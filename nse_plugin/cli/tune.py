@@ -6,7 +6,7 @@ from typing import Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, examples, with_fields
-from nse_plugin.cli.output import interrupt_says, show
+from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
 from nse_plugin.tune.settings import TuneSettings
 
 
@@ -23,7 +23,7 @@ from nse_plugin.tune.settings import TuneSettings
     Group("Facts", TuneSettings, ("on_bad_record", "seed")),
     Group("Machine", TuneSettings, ("device", "source", "stats_dir")),
 )
-def tune(given: dict[str, Any]) -> int:
+def tune(given: dict[str, Any], as_json: AS_JSON = False) -> int:
     """Find settings for a model that has no YAML.
 
     Layers, values and the weight of the covariance are tried in stages, and judged on a stream of
@@ -33,4 +33,7 @@ def tune(given: dict[str, Any]) -> int:
     with interrupt_says(lambda: "finished trials are kept; the same command resumes the search"):
         from nse_plugin.tune.start import run
 
-        return 0 if run(settings, show) else 3
+        found = run(settings, teller(as_json))
+    if as_json:
+        show_result([one.to_dict() for one in found])
+    return 0 if found and all(one.yaml for one in found) else 3

@@ -34,8 +34,30 @@ class _Asked:
     device: int | str | None
 
 
-def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
-    """Search, method after method; whether settings were found and written for all of them.
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """A finished search."""
+
+    tuned: Tuned
+    yaml: Path | None
+    """Where its settings were written; None if nothing that was tried edits the model."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of JSON types."""
+        best = self.tuned.best
+        return {
+            "method": self.tuned.method,
+            "yaml": None if self.yaml is None else str(self.yaml),
+            "settings": best.settings,
+            "scores": best.scores,
+            "edits": best.edits,
+            "trials": len(self.tuned.trials),
+            "seconds": self.tuned.seconds,
+        }
+
+
+def run(settings: TuneSettings, show: Callable[[str], None]) -> list[Search]:
+    """Search, method after method; none where the model knows none of the facts.
 
     Args:
         show: takes the lines meant for people.
@@ -45,8 +67,8 @@ def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
     facts, about = _facts(settings, model, tokenizer)
     show(about)
     if not facts:
-        return False
-    written = []
+        return []
+    found = []
     for method in settings.methods:
         path = _place(settings, method)
         _refuse_others(path, method, settings.model)
@@ -63,8 +85,9 @@ def run(settings: TuneSettings, show: Callable[[str], None]) -> bool:
             trials=path.with_suffix(".trials.jsonl"),
             told=lambda trial: show(trial_text(trial)),
         )
-        written.append(_write(path, tuned, settings, about, show))
-    return all(written)
+        written = _write(path, tuned, settings, about, show)
+        found.append(Search(tuned, path if written else None))
+    return found
 
 
 def _refuse_others(path: Path, method: str, model: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,9 @@ def test_stats_are_made_once_and_written_for_easyedit(capsys):
     before = {p: p.stat().st_mtime_ns for p in Path("s").rglob("*.safetensors")}
     assert len(before) == 2 and cli.main(arguments) == 0
     assert before == {p: p.stat().st_mtime_ns for p in Path("s").rglob("*.safetensors")}
+    capsys.readouterr()
+    assert cli.main([*arguments, "--json"]) == 0
+    assert [row["texts"] for row in json.loads(capsys.readouterr().out)] == [50, 50]
 
 
 @pytest.mark.parametrize(

@@ -242,9 +242,12 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "out of luck" in page
     monkeypatch.setattr(cells_module, "editor_of", real)
-    assert cli.main(["compare", *given]) == 0
+    capsys.readouterr()
+    assert cli.main(["compare", *given, "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
     kept = read_comparison(tmp_path / "out" / "results.json")
     assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])
+    assert shown["summaries"] == kept["summaries"] and "cells" not in shown
 
 
 def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):

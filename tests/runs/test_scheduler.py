@@ -468,6 +468,13 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
     assert manifest["run"]["protocol"]["every"] == 1 and manifest["run"]["order"] == "grouped"
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
     assert "resumed after round 2" in capsys.readouterr().out
+    assert cli.main(["run", "--config", "run.yaml", "--order", "grouped", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {
+        "out": "r",
+        "status": "complete",
+        **json.loads(Path("r/final.json").read_text()),
+    }
     assert cli.main(["run", "--config", "run.yaml"]) == 1
     assert "order was 'grouped', is 'given'" in capsys.readouterr().err
     arguments = ["--out", "s", "--max-perplexity", "1", "--data", "atlas", "--limit", "4"]

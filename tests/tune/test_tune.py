@@ -108,7 +108,8 @@ def test_a_random_model_ends_without_a_yaml(tokenizer, family, known, tmp_path, 
     out, shown = tmp_path / "my.yaml", []
     settings = TuneSettings(model="tiny", minutes=0.001, out=str(out), known=known, source="self",
                             data=str(tmp_path / "facts.json"), stats_dir=str(tmp_path))  # fmt: skip
-    assert starting.run(settings, shown.append) is False
+    found = [search.to_dict()["yaml"] for search in starting.run(settings, shown.append)]
+    assert found == ([] if known else [None])
     assert ("o YAML was written" in shown[-1]) and not out.exists()
     assert (tmp_path / "my.trials.jsonl").exists() is not known
 
