@@ -1,10 +1,10 @@
-"""What a comparison comes to: the README's table, and the files of docs/results.
+"""What a comparison comes to: a short table, and the files of docs/results.
 
     nse compare --methods ... --out compared     # docs/results/README.md has the whole command
     python benchmarks/headline.py compared
 
 Copies the tables, writes the summaries without the scores of every single edit (which make
-up most of results.json), and prints the table.
+up most of results.json), and prints a table of the final scores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KEPT = ("schema", "settings", "summaries", "differences")
 
 
 def main() -> None:
-    """Read the folder of a comparison, write docs/results, print the README's table."""
+    """Read the folder of a comparison, write docs/results, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("compared", type=Path, help="folder of nse compare")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
