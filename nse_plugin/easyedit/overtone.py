@@ -78,7 +78,7 @@ def in_table(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_lost(base: Hparams, known: set[str]) -> None:
     """Refuse a setting that would have no effect."""
-    shared = {f.name for f in dataclasses.fields(Hparams)}
+    shared = {f.name for f in dataclasses.fields(Hparams)} - {"target_eos"}
     for f in dataclasses.fields(base):
         value = getattr(base, f.name)
         if f.name in known | shared or value == f.default:

@@ -50,6 +50,9 @@ class Hparams(Settings):
     seed: int = bounded(0, low=0, high=LARGEST_SEED)
     """Seed of what a method draws: context texts, dropout, the start of adapters and of values."""
 
+    target_eos: bool = False
+    """Train on the end-of-text token after each target too, so that the answer ends there."""
+
     def conflicts(self) -> Iterator[str]:
         """Errors if ``alg_name`` names another method."""
         if self.alg_name not in (self.method, f"{self.method}-plugin"):

@@ -92,7 +92,7 @@ class LocateHparams(LayersHparams):
     def value_settings(self) -> tuple[Any, ...]:
         """What a value depends on beside model, request and context texts."""
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith("v_")]
-        names += ["value_of", "clamp_norm_factor", "kl_factor", "token_budget"]
+        names += ["value_of", "clamp_norm_factor", "kl_factor", "token_budget", "target_eos"]
         return (self.layers[-1], *(getattr(self, name) for name in names))
 
     def covariance_weight(self, d_ff: int) -> float:

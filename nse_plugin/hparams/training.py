@@ -99,6 +99,15 @@ class FTHparams(_EpochHparams, LayersHparams):
     stop_loss: float = bounded(1e-2, low=0)
     """Skip a batch, or end after a pass, whose mean loss is below this; EasyEdit uses 0.01."""
 
+    def conflicts(self) -> Iterator[str]:
+        """Errors if the end of the text is asked for where the prompt ends."""
+        yield from super().conflicts()
+        if self.target_eos and self.objective_optimization == "prompt_last":
+            yield (
+                "target_eos is true and objective_optimization is 'prompt_last', which trains "
+                "every token to follow the prompt; write 'target_new', or leave target_eos out"
+            )
+
 
 @dataclass(kw_only=True)
 class UltraEditHparams(LayersHparams):

@@ -38,11 +38,13 @@ def encode_round(
     tokenizer: object,
     requests: Sequence[EditRequest],
     contexts: Sequence[str],
+    with_end: bool = False,
 ) -> list[Rows]:
     """Tokenise the requests of a round, for values and keys alike.
 
     Args:
         contexts: texts to put before the prompts, separators included; the bare prompt is added.
+        with_end: put the end-of-text token after each target.
 
     Raises:
         RequestError: a row is longer than the model's context.
@@ -52,7 +54,14 @@ def encode_round(
         Rows(
             request.case_id,
             tuple(
-                encode_request(tokenizer, request, context, with_target=True, max_positions=longest)
+                encode_request(
+                    tokenizer,
+                    request,
+                    context,
+                    with_target=True,
+                    with_end=with_end,
+                    max_positions=longest,
+                )
                 for context in ("", *contexts)
             ),
             encode_prompt(tokenizer, f"{request.subject} is a", subject_end=len(request.subject)),

@@ -103,6 +103,7 @@ def _train(
         trace,
         forward=forward,
         from_prompt=hparams.objective_optimization == "prompt_last",
+        with_end=hparams.target_eos,
     )
     training.run(list(trained.values()), hparams, after_step=keep_within_bounds)
     changes = {

@@ -57,7 +57,7 @@ def edit_round(
         config = {"module": hparams.inner_params[0], "eps": hparams.eps}
         codebook = cast(Codebook, session.attached.ensure(KIND, config))
         with quiet(session.model):
-            training = Training(session, requests, 1, objective, trace)
+            training = Training(session, requests, 1, objective, trace, with_end=hparams.target_eos)
             with clock("keys"):
                 queries, outputs = _read(session, codebook, requests)
             with clock("train"):

@@ -51,7 +51,9 @@ def edit_round(
         config = {name: getattr(hparams, name) for name in _CONFIG}
         adapters = cast(Adapters, session.attached.ensure(KIND, config))
         with clock("train"), quiet(session.model):
-            training = Training(session, requests, hparams.batch_size, objective, trace)
+            training = Training(
+                session, requests, hparams.batch_size, objective, trace, with_end=hparams.target_eos
+            )
             with adapters.training() as parameters:
                 training.run(
                     parameters,

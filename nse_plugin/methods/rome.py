@@ -58,7 +58,9 @@ def edit_round(
     with session.round(hparams.layers):
         layer = hparams.layers[0]
         contexts = session.untouched.contexts(hparams)
-        rows = encode_round(session.layout, session.tokenizer, requests, contexts)
+        rows = encode_round(
+            session.layout, session.tokenizer, requests, contexts, hparams.target_eos
+        )
         lookups = Lookups.of(session.layout, rows, hparams.token_budget)
         factor = (
             session.untouched.of_covariances(hparams, covariance_factor)[layer]

@@ -81,7 +81,7 @@ def spread_round(
         solve = solver(session, hparams)
         contexts = session.untouched.contexts(hparams)
         layout = session.layout
-        encoded = encode_round(layout, session.tokenizer, requests, contexts)
+        encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
         lookups = Lookups.of(layout, encoded, hparams.token_budget)
 
         def find_values(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:

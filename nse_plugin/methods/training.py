@@ -30,6 +30,7 @@ class Training:
     Args:
         forward: runs the model as it is being trained; default the model itself.
         from_prompt: see :meth:`Targets.of`.
+        with_end: put the end-of-text token after each target.
 
     Raises:
         RequestError: a prompt is longer than the model's context.
@@ -45,12 +46,19 @@ class Training:
         *,
         forward: Forward | None = None,
         from_prompt: bool = False,
+        with_end: bool = False,
     ) -> None:
         self.layout, self.requests = session.layout, requests
         self._objective, self._trace, self._forward = objective, trace, forward
         longest, device = self.layout.max_positions, self.layout.input_device
         prompts = [
-            encode_request(session.tokenizer, request, with_target=True, max_positions=longest)
+            encode_request(
+                session.tokenizer,
+                request,
+                with_target=True,
+                with_end=with_end,
+                max_positions=longest,
+            )
             for request in requests
         ]
         self.starts = range(0, len(prompts), batch_size)

@@ -62,7 +62,9 @@ def edit_round(
     check_template(session, hparams)
     clock = Clock()
     with session.round(hparams.layers), quiet(session.model):
-        training = Training(session, requests, hparams.batch_size, objective, trace)
+        training = Training(
+            session, requests, hparams.batch_size, objective, trace, with_end=hparams.target_eos
+        )
         with clock("train"):
             features = _features(session, training, hparams.layers)
         owners = [row + start for start, batch in zip(training.starts, training.batches)

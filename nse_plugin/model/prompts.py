@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,6 +113,7 @@ def encode_request(
     context: str = "",
     *,
     with_target: bool = False,
+    with_end: bool = False,
     max_positions: int | None = None,
 ) -> EncodedPrompt:
     """Tokenise a request's prompt after a context text.
@@ -120,14 +121,27 @@ def encode_request(
     Args:
         context: text put directly before the prompt, its own separator included.
         with_target: put the new target after the prompt.
+        with_end: and the end-of-text token after it, as its last token.
+
+    Raises:
+        RequestError: the text is longer than the model's context.
+        ModelError: the tokenizer cannot map tokens to characters, or has no end-of-text token.
     """
-    return encode_prompt(
+    encoded = encode_prompt(
         tokenizer,
         context + request.text,
         subject_end=len(context) + request.subject_end,
         target=request.target_new if with_target else None,
         max_positions=max_positions,
     )
+    if not with_end:
+        return encoded
+    end = getattr(tokenizer, "eos_token_id", None)
+    if end is None:
+        raise ModelError(
+            "target_eos is true, and the tokenizer has no end-of-text token; leave target_eos out"
+        )
+    return replace(encoded, ids=(*encoded.ids, end), n_target=encoded.n_target + 1)
 
 
 def check_vocabulary(layout: DecoderLayout, tokenizer: Any) -> None:
