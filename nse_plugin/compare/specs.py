@@ -59,6 +59,12 @@ _REPAIRS = {
 }
 VARIANTS: dict[str, dict[str, Variant]] = {
     "AlphaEdit": {**_REPAIRS},
+    "FT": {
+        "breadth-first": Variant(
+            {"replay": True, "target_eos": True, "batch_size": 20},
+            "epochs over all edits so far, with the end of the text (arXiv 2509.22072)",
+        ),
+    },
     "MEMIT": {
         "previous-keys": Variant(
             {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"

@@ -98,6 +98,8 @@ class FTHparams(_EpochHparams, LayersHparams):
     prompt's last token."""
     stop_loss: float = bounded(1e-2, low=0)
     """Skip a batch, or end after a pass, whose mean loss is below this; EasyEdit uses 0.01."""
+    replay: bool = False
+    """Train on all edits in effect in every round, not on the round's own alone."""
 
     def conflicts(self) -> Iterator[str]:
         """Errors if the end of the text is asked for where the prompt ends."""

@@ -1,8 +1,8 @@
-"""What every method that writes weights records of a round: outcomes and inputs."""
+"""What every method that writes weights records of a round, and which edits of others stand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from nse_plugin.errors import ModelError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.records import Outcome, Status
+from nse_plugin.session.records import Outcome, RoundRecord, Status
 from nse_plugin.session.session import EditSession
 
 if TYPE_CHECKING:
@@ -63,6 +63,23 @@ def outcomes(
         )
         for i, request in enumerate(requests)
     )
+
+
+def last_edits(
+    records: Iterable[RoundRecord], but: Sequence[EditRequest]
+) -> list[tuple[EditRequest, int]]:
+    """The last edit of every fact and the round that wrote it.
+
+    Args:
+        records: of a ledger; those of methods that keep no requests have none.
+        but: requests whose facts are left out.
+    """
+    latest: dict[tuple[str, str], tuple[EditRequest, int]] = {}
+    for record in records:
+        latest |= {request.fact: (request, record.number) for request in record.requests}
+    for request in but:
+        latest.pop(request.fact, None)
+    return list(latest.values())
 
 
 def check_templates(session: EditSession, hparams: LocateHparams) -> None:

@@ -5,19 +5,25 @@ target token is predicted from the one before it) and FT-L (``prompt_last``, all
 prompt's last token; arXiv 2401.01286 has the names).  ``norm_constraint`` keeps every weight
 within a distance of what it was before the round (arXiv 2012.00363).
 
-A round trains on top of the rounds before it.  EasyEdit also trains the bias of a layer whose
+A round trains on top of the rounds before it.  With ``replay`` it goes through all edits so far, in
+mini-batches that mix them: breadth-first, as fine-tuning is done elsewhere (arXiv 2509.22072; all
+requests in one round are the paper's setting).  EasyEdit also trains the bias of a layer whose
 ``rewrite_module_tmp`` does not end in ``.weight``; here only matrices are edited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.func import functional_call
 
+from nse_plugin.errors import SessionError
 from nse_plugin.hparams.training import FTHparams
+from nse_plugin.methods.bookkeeping import last_edits
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.training import Training, check_template
 from nse_plugin.model.hooks import quiet
@@ -44,30 +50,54 @@ def edit_round(
         RequestError: the requests cannot be written together, or a prompt is too long.
         ModelError: layers or templates do not fit the model.
         NotFiniteError: a loss is not finite.
-        SessionError: somebody else changed the edited weights since the last round.
+        SessionError: somebody else changed the edited weights since the last round; or ``replay``
+            is on, and an earlier round has no requests to go through again.
     """
     check_round(requests)
     check_template(session, hparams)
     clock = Clock()
     with session.round(hparams.layers):
+        number = session.ledger.next_number()
+        earlier = last_edits(_replayable(session), but=requests) if hparams.replay else []
+        edits = [*requests, *(request for request, _ in earlier)]
+        rounds = [*[None] * len(requests), *(written for _, written in earlier)]
+        order = list(range(len(edits)))
+        if earlier:  # a mini-batch has some of each
+            random.Random(f"{hparams.seed} {number}").shuffle(order)
         with clock("train"), quiet(session.model):
-            changes, training = _train(session, requests, hparams, objective, trace)
+            asked = [edits[i] for i in order]
+            changes, training = _train(session, asked, hparams, objective, trace)
+        outcomes = dict(zip(order, training.outcomes()))
         with clock("write"):
             writes = tuple(_write(layer, change) for layer, change in changes.items())
             for write in writes:
                 device = session.layout.down(write.layer).weight.device
                 session.write(write.layer, write.change(session.layout.d_ff, device))
         record = RoundRecord(
-            number=session.ledger.next_number(),
+            number=number,
             method=hparams.method,
-            outcomes=training.outcomes(),
+            outcomes=tuple(
+                replace(outcomes[i], earlier_round=written) for i, written in enumerate(rounds)
+            ),
             writes=writes,
             keys={layer: torch.zeros(session.layout.d_ff, 0) for layer in hparams.layers},
             seconds=clock.seconds,
             d_ff=session.layout.d_ff,
+            requests=tuple(request.without_probes() for request in edits),
         )
         session.commit(record)
     return record
+
+
+def _replayable(session: EditSession) -> Iterator[RoundRecord]:
+    """The rounds of the ledger, which must have kept their requests."""
+    for record in session.ledger:
+        if not record.requests:
+            raise SessionError(
+                f"replay is true, and round {record.number} was written by {record.method}, which "
+                "keeps no requests to train on again; undo it, or leave replay out"
+            )
+        yield record
 
 
 def _train(

@@ -17,15 +17,15 @@ This is ours; it is in none of the papers, and off by default.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.values import Values
+from nse_plugin.methods.bookkeeping import last_edits
 from nse_plugin.methods.writer import Writer
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.prompts import encode_request
@@ -77,34 +77,26 @@ def lost_edits(
     """
     if session.ledger.next_number() % hparams.repair_every:
         return Lost()
-    latest: dict[tuple[str, str], tuple[EditRequest, int]] = {}
-    columns: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)  # round, column
-    for index, record in enumerate(session.ledger):
-        for column, request in enumerate(record.requests):  # none if values are not kept
-            latest[request.fact] = (request, record.number)
-            columns[request.fact].append((index, column))
-    for request in requests:
-        latest.pop(request.fact, None)
-    edits = list(latest.values())
+    edits = last_edits(session.ledger, but=requests)
     if not edits:
         return Lost()
     given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
     lost = [edit for edit, yes in zip(edits, given) if not yes]
-    places = [place for request, _ in lost for place in columns[request.fact]]
     return Lost(
         tuple(request for request, _ in lost),
         tuple(number for _, number in lost),
-        _keys_at(session, sorted(places)),
+        _keys_of(session, {request.fact for request, _ in lost}),
     )
 
 
-def _keys_at(session: EditSession, places: Sequence[tuple[int, int]]) -> dict[int, torch.Tensor]:
-    """By layer: the keys [d_ff, n] of some (round of the ledger, column), each round read once."""
+def _keys_of(session: EditSession, facts: Collection[tuple[str, str]]) -> dict[int, torch.Tensor]:
+    """By layer: all keys [d_ff, n] that the ledger has of edits of these facts."""
     found: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for index, group in groupby(places, key=lambda place: place[0]):
-        some = [column for _, column in group]
-        for layer, keys in session.ledger[index].keys.items():
-            found[layer].append(keys[:, some])
+    for record in session.ledger if facts else ():
+        some = [i for i, request in enumerate(record.requests) if request.fact in facts]
+        if record.z is not None:  # FT keeps requests and has no keys
+            for layer, keys in record.keys.items():
+                found[layer].append(keys[:, some])
     return {layer: torch.cat(parts, dim=1) for layer, parts in found.items()}
 
 

@@ -114,7 +114,8 @@ def estimate(
     if isinstance(base, (GRACEHparams, LoRAHparams)):
         sizes = _attached(model, base, n, n_all, rounds)
     elif isinstance(base, (FTHparams, UltraEditHparams)):
-        sizes = _trained(*_shape(model), base, n, rounds)
+        replayed = isinstance(base, FTHparams) and base.replay
+        sizes = _trained(*_shape(model), base, n_all if replayed else n, rounds)
     elif isinstance(base, LocateHparams):
         sizes = _located(*_shape(model), base, n, n_requests, n_all, rounds)
     else:

@@ -46,8 +46,9 @@ class Outcome:
     z_steps: int | None = None
     """Evaluations of it."""
     earlier_round: int | None = None
-    """The earlier round that wrote it last, where the model no longer gave its answer and this
-    round wrote it again; None for a request of the round itself."""
+    """The earlier round that wrote it last, where this round wrote it again, since the model no
+    longer gave its answer (repair) or with all others (FT's replay); None for a request of the
+    round itself."""
     repairs: int = 0
     """Times it was optimised and written again because the model did not give its answer."""
     answered_before_repair: bool | None = None
@@ -129,7 +130,7 @@ class RoundRecord:
     d_ff: int | None = None
     """Neurons of an edited layer; None with a method that attaches modules."""
     requests: tuple[EditRequest, ...] = ()
-    """The requests of the outcomes, without probes; empty if the method keeps no values."""
+    """The requests of the outcomes, without probes; empty if the method does not keep them."""
     z: torch.Tensor | None = None
     """[n, d_model] float32, the value of each request that was written last."""
     within: tuple[ActiveRound, ...] = ()
@@ -319,7 +320,7 @@ def written_again(number: int, later: int) -> str:
     """Why a round cannot be undone of which a later one wrote edits again."""
     return (
         f"round {number} cannot be undone alone: round {later} wrote edits of it again "
-        f"(repair_every); undo round {later} first"
+        f"(repair_every, or FT's replay); undo round {later} first"
     )
 
 

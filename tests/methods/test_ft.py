@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from nse_plugin.errors import HparamsError, ModelError, NotFiniteError
-from nse_plugin.hparams import FTHparams
+from nse_plugin.errors import HparamsError, ModelError, NotFiniteError, SessionError
+from nse_plugin.hparams import FTHparams, UltraEditHparams
+from nse_plugin.methods import ultraedit
 from nse_plugin.methods.ft import edit_round
 from nse_plugin.objectives import TokenLoss
 from nse_plugin.objectives.nll import nll
@@ -199,3 +201,54 @@ def test_easyedits_values():
         hparams(kl_factor=1)
     with pytest.raises(HparamsError, match="did you mean 'prompt_last'"):
         hparams(objective_optimization="promptz_last")
+
+
+def test_replay_trains_on_all_edits_so_far(model, tokenizer):
+    h = hparams(replay=True, batch_size=6)  # one mini-batch, so that their order plays no part
+    requests = some_requests(4)
+    changed = replace(requests[0], case_id=9, target_new="Garn")
+    later = [requests[3], changed]  # the last one takes the place of the first
+    expected = tiny_model(model.config.model_type)
+    literal(expected, tokenizer, requests[:3], h)
+    literal(expected, tokenizer, [requests[3], changed, *requests[1:3]], h)
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, requests[:3], h)
+    record = edit_round(session, later, h)
+    for layer in h.layers:
+        name = session.layout.down_name(layer)
+        moved = expected.get_parameter(name).detach() - session.weights.original(name)
+        error = (model.get_parameter(name) - expected.get_parameter(name)).detach()
+        assert float(error.norm()) < 1e-3 * float(moved.norm())
+    assert [(o.case_id, o.earlier_round) for o in record.outcomes] == [
+        (3, None), (9, None), (1, 1), (2, 1)
+    ]  # fmt: skip
+    assert record.edits == 2 and [r.case_id for r in record.requests] == [3, 9, 1, 2]
+    with pytest.raises(SessionError, match="round 2 wrote edits of it again"):
+        session.undo(1)
+
+
+def test_replay_mixes_old_and_new_and_is_the_same_again(tokenizer):
+    found = []
+    for _ in range(2):
+        model = tiny_model("llama")
+        session = EditSession.of(model, tokenizer)
+        for batch in (some_requests(3), some_requests(6)[3:]):
+            record = edit_round(session, batch, hparams(replay=True, num_steps=2))
+        assert [o.case_id for o in record.outcomes] == [3, 4, 5, 0, 1, 2]
+        for outcome, request in zip(record.outcomes, some_requests(6)[3:] + some_requests(3)):
+            loss = float(loss_of(model, tokenizer, request, hparams()).detach())
+            assert outcome.z_loss == pytest.approx(loss, 1e-3)
+        found.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found))
+
+
+def test_replay_names_a_round_that_it_cannot_train_on_again(tokenizer):
+    model = tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    ultraedit.edit_round(
+        session,
+        some_requests(1),
+        UltraEditHparams(alg_name="UltraEdit", model_name="tiny", layers=[1]),
+    )
+    with pytest.raises(SessionError, match="round 1 was written by UltraEdit, which keeps no"):
+        edit_round(session, some_requests(2)[1:], hparams(replay=True))
