@@ -114,7 +114,7 @@ class BaseEditor:
         test_generation: bool = False,
         **kwargs: Any,
     ) -> tuple[Metrics, nn.Module, Any]:
-        """Like :meth:`edit`, from request dicts or :class:`EditRequest`s.
+        """Like :meth:`edit`, from request dicts or from :class:`EditRequest` objects.
 
         Raises:
             HparamsError: ``batch_size`` in the hparams is not 1, as EasyEdit demands.

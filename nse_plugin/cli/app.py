@@ -65,14 +65,19 @@ def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[
     return added
 
 
+def command_group() -> Any:
+    """The command with all its subcommands."""
+    for name in _COMMANDS:
+        importlib.import_module(f"nse_plugin.cli.{name}")
+    return typer.main.get_command(app)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (see :func:`nse_plugin.cli.output.exit_code`).
 
     2 means an invalid command line; 128 + N means that signal N ended the command.
     """
-    for name in _COMMANDS:
-        importlib.import_module(f"nse_plugin.cli.{name}")
-    group = typer.main.get_command(app)
+    group = command_group()
     with signals_interrupt() as came:
         try:
             code = int(group.main(arguments, prog_name="nse", standalone_mode=False) or 0)

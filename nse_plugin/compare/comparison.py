@@ -209,7 +209,7 @@ def write_report(folder: Path, result: ComparisonResult) -> None:
     """
     tables = all_tables(result)
     text = "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables)
-    write_text(folder / "table.md", text + "\n")
+    write_text(folder / "table.md", f"# Scores of the comparison\n\n{text}\n")
     page(result).write(folder / "report.html")
 
 

@@ -1,0 +1,164 @@
+"""The pages of the site that are made from the code, and what it changes in those that are not."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.cli import get_docs_for_click
+
+import nse_plugin
+from nse_plugin.cli.app import command_group
+from nse_plugin.compare.settings import CompareSettings
+from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.hparams.docs import field_docs
+from nse_plugin.hparams.validation import Settings
+from nse_plugin.methods.registry import METHODS
+from nse_plugin.runs.settings import RunSettings
+from nse_plugin.runs.stopping import StopRules
+
+HERE = Path(__file__).parent
+GENERATED = HERE / "generated"
+MOVED = {
+    HERE.parent / "README.md": GENERATED / "readme.md",
+    HERE.parent / "CHANGELOG.md": GENERATED / "changelog.md",
+}
+"""Pages outside this folder, and where the site has them."""
+
+MADE = """- [Commands](generated/commands.md) with all their options
+- [The Python package](generated/python.md): its public names
+- [Keys of the YAML files](generated/settings.md)
+"""
+"""Entries of index.md that only the site has."""
+
+LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
+SECTION = re.compile(r"^## (.+)\n((?:.*\n)*?)(?=## |\Z)", re.MULTILINE)
+ENTRY = re.compile(r"\]\(([^)]+)\.md\)")
+
+
+def write_pages() -> None:
+    """Write each page that changed; Sphinx then reads only those again."""
+    GENERATED.mkdir(exist_ok=True)
+    pages = {"python": python_page(), "commands": commands_page(), "settings": settings_page()}
+    found = {GENERATED / f"{name}.md": text for name, text in pages.items()}
+    for page, at in MOVED.items():
+        found[at] = relinked(page.read_text(encoding="utf-8"), page, at)
+    for path, text in found.items():
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def edit_source(app: Any, name: str, source: list[str]) -> None:
+    """What Sphinx reads in place of a page; it calls this with the page's name and text."""
+    page = HERE / f"{name}.md"
+    if page.parent != GENERATED:
+        source[0] = relinked(source[0], page, page)
+    if name == "index":
+        head = "## Reference\n\n"
+        source[0] = SECTION.sub(with_contents, source[0].replace(head, head + MADE))
+
+
+def relinked(text: str, page: Path, at: Path) -> str:
+    """A page's text with its links as they are right for the place where the site has it."""
+
+    def link(found: re.Match[str]) -> str:
+        target = Path(os.path.normpath(page.parent / found[0]))
+        return os.path.relpath(MOVED.get(target, target), at.parent)
+
+    return LINK.sub(link, text)
+
+
+def with_contents(found: re.Match[str]) -> str:
+    """A section of index.md with the pages of its list as contents of the site under its title."""
+    pages = "\n".join(ENTRY.findall(found[2]))
+    contents = f"```{{toctree}}\n:hidden:\n:caption: {found[1]}\n\n{pages}\n```\n\n"
+    return found[0] + (contents if pages else "")
+
+
+def commands_page() -> str:
+    """The commands with all their options, as typer writes them."""
+    commands = command_group()
+    context = typer.Context(commands, help_option_names=["-h", "--help"])
+    text = get_docs_for_click(obj=commands, ctx=context, name="nse", title="Commands")
+    examples = re.compile(r"^Examples:\n((?:\n  \S.*\n)+)", re.MULTILINE)
+
+    def block(found: re.Match[str]) -> str:
+        lines = "".join(f"{line.strip()}\n" for line in found[1].splitlines() if line.strip())
+        return f"```console\n{lines}```\n"
+
+    return examples.sub(block, text.replace("\\[", "["))
+
+
+def python_page() -> str:
+    """The public names of the package, from their docstrings, and the files of a run as types."""
+    classes = {name: getattr(nse_plugin, name) for name in nse_plugin.__all__}
+    lines = ["# Python", "", "```{eval-rst}"]
+    for name, found in classes.items():
+        kind = "class" if inspect.isclass(found) else "function"
+        if name == "__version__" or name != getattr(found, "__name__", name):
+            continue
+        lines += [f".. auto{kind}:: nse_plugin.{name}"]
+        if kind == "class":
+            lines += ["   :members: from_hparams, to_dict" if issubclass(found, Settings) else
+                      "   :members:"]  # fmt: skip
+        lines += [""]
+    lines += ["```", "", "## Files of a run as types", "", "```{eval-rst}"]
+    lines += [".. automodule:: nse_plugin.runs.schema", "   :members:", "   :undoc-members:"]
+    return "\n".join([*lines, "```", ""])
+
+
+def settings_page() -> str:
+    """The keys of the YAML files, from the dataclasses that read them."""
+    methods = [method.hparams for method in METHODS.values()]
+    others: list[type] = [RunSettings, Protocol, StopRules, CompareSettings]
+    order: dict[type, None] = {}
+    for settings in (*methods, *others):
+        for base in reversed(settings.__mro__):
+            if issubclass(base, Settings) and base is not Settings:
+                order[base] = None
+    text = "# Keys of the YAML files\n\nA key without a default is required.\n"
+    return text + "".join(map(settings_section, order))
+
+
+def settings_section(settings: type) -> str:
+    """The keys that a class of settings adds to those of its base."""
+    (base, *_) = settings.__bases__
+    inherited = {f.name for f in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else ()
+    own = [f for f in dataclasses.fields(settings) if f.name not in inherited]
+    docs = field_docs(settings)
+    lines = ["", f"## {settings.__name__}", "", paragraph(settings), ""]
+    if inherited:
+        lines += [f"Also takes the keys of [{base.__name__}](#{base.__name__.lower()}).", ""]
+    if own:
+        lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for field in own:
+        cells = (f"`{settings.key_of.get(field.name, field.name)}`", value(field), default(field),
+                 docs.get(field.name, ""))  # fmt: skip
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def paragraph(found: type) -> str:
+    """The first paragraph of a docstring."""
+    return " ".join(inspect.getdoc(found).split("\n\n")[0].split())
+
+
+def value(field: dataclasses.Field) -> str:
+    """What a key may hold."""
+    words = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace(", ", " or "), str(field.type))
+    words = words.replace(" | ", " or ").replace("None", "null").replace('"', "")
+    return f"{words}{field.metadata.get('range', '')}"
+
+
+def default(field: dataclasses.Field) -> str:
+    """The value of a key that is not given."""
+    if field.default_factory is not dataclasses.MISSING:
+        return f"`{field.default_factory()}`"
+    if field.default is dataclasses.MISSING:
+        return ""
+    return f"`{'null' if field.default is None else field.default!r}`"
