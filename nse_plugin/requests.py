@@ -56,6 +56,9 @@ class Probe:
 
 
 Probes = Mapping[str, tuple[Probe, ...]]
+_PROBES = ("locality", "portability", "forms")
+"""Fields of a request that hold probes."""
+FORMS = ("negation", "reversal", "translation")
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class EditRequest:
     """By kind: questions whose answer must not change."""
     portability: Probes = field(default_factory=dict)
     """By kind: questions whose answer follows from the edit."""
+    forms: Probes = field(default_factory=dict)
+    """The fact in other forms, asked where the protocol says so: ``negation`` (answer: what must
+    not come), ``reversal`` (from the new answer to the subject), ``translation``."""
     place: int | None = None
     """Index in ``prompt`` of the ``{}`` that stands for the subject; needed only where the prompt
     has other braces of its own."""
@@ -100,9 +106,13 @@ class EditRequest:
             put("rephrase_prompts", texts)
         except FieldError as error:
             raise RequestError(f"request {self.case_id}: {error}") from None
-        for name in ("locality", "portability"):
+        for name in _PROBES:
             kinds = getattr(self, name).items()
             put(name, {kind: tuple(probes) for kind, probes in kinds if probes})
+        if strange := sorted(set(self.forms) - set(FORMS)):
+            raise RequestError(
+                f"request {self.case_id}: forms has {strange[0]!r}; there are {', '.join(FORMS)}"
+            )
         place = self.place
         if place is None:
             if self.prompt.count(PLACE) != 1:
@@ -190,9 +200,8 @@ class EditRequest:
                 target_new=first_text(record["target_new"], "target_new") or "",
                 ground_truth=first_text(record.get("ground_truth"), "ground_truth"),
                 rephrase_prompts=all_texts(rephrased, "rephrase_prompts"),
-                locality=_read_probes(record, "locality", left_out),
-                portability=_read_probes(record, "portability", left_out),
                 place=place,
+                **{name: _read_probes(record, name, left_out) for name in _PROBES},
             )
         except FieldError as error:
             raise RequestError(f"request {case_id}: {error}") from None
@@ -219,13 +228,15 @@ class EditRequest:
         if self.rephrase_prompts:
             texts = list(self.rephrase_prompts)
             record["rephrase_prompt"] = texts[0] if len(texts) == 1 else texts
+        if self.forms:
+            record["forms"] = _write_probes(self.forms)
         if place_of(self.text, self.subject) != self.subject_start:
             record["subject_start"] = self.subject_start
         return record
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as values for JSON, for :meth:`from_json`."""
-        return asdict(self)
+        """All fields as values for JSON, for :meth:`from_json`; ``forms`` where there are some."""
+        return {name: value for name, value in asdict(self).items() if name != "forms" or value}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> EditRequest:
@@ -233,15 +244,15 @@ class EditRequest:
         probes = {
             name: {
                 kind: tuple(Probe(**probe) for probe in group)
-                for kind, group in record[name].items()
+                for kind, group in record.get(name, {}).items()
             }
-            for name in ("locality", "portability")
+            for name in _PROBES
         }
         return cls(**{**record, "rephrase_prompts": tuple(record["rephrase_prompts"]), **probes})
 
     def without_probes(self) -> EditRequest:
         """The same edit, without the questions about it."""
-        return replace(self, rephrase_prompts=(), locality={}, portability={})
+        return replace(self, rephrase_prompts=(), locality={}, portability={}, forms={})
 
     def digest(self) -> str:
         """A short hash of everything in the request, probes included."""

@@ -24,6 +24,8 @@ KINDS = {
     "free_contains": "free text contains it",
     "free_exact": "free text is it",
     "distractor": "after a distractor",
+    "reversal": "reversed",
+    "translation": "translated",
     "negation": "also when negated",
     "locality_of_effective": "locality of effective edits",
 }
@@ -39,8 +41,9 @@ _KINDS_NOTE = (
     "Scores of different kinds must not be compared with each other. likelier: the new answer has "
     "a higher probability than the old one; tokens: answer tokens that are the first choice after "
     "the right ones before them; free text: what the model writes up to its first full stop; "
-    "distractor: a sentence that names the old answer comes first; negated: the new answer is "
-    "given to the denied prompt too, so less is better; words after: how many follow the answer "
+    "distractor: a sentence that names the old answer comes first; reversed: asked from the new "
+    "answer, the subject is given; translated: asked in another language; negated: the new answer "
+    "is given to the denied prompt too, so less is better; words after: how many follow the answer "
     "in free text."
 )
 

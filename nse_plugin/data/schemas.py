@@ -50,9 +50,10 @@ class Schema:
 def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """kmeng01's CounterFact.  Neighbourhood prompts share the true answer: locality.
 
-    attribute_prompts and generation_prompts have no place in a request and are not read.  Two lists
-    of our own data are read where there: ``neighborhood_answers``, one answer per neighbourhood
-    prompt where they do not all share the true one, and ``portability`` of {prompt, answer_new}.
+    attribute_prompts and generation_prompts have no place in a request and are not read.  Three
+    fields of our own data are read where there: ``neighborhood_answers``, one answer per
+    neighbourhood prompt where they do not all share the true one, ``portability`` of {prompt,
+    answer_new}, and ``forms``, as in :class:`EditRequest`.
     """
     rewrite = _mapping(record, "requested_rewrite")
     prompts = _texts(record, "neighborhood_prompts")
@@ -76,6 +77,7 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
             rephrase_prompt=_texts(record, "paraphrase_prompts"),
             locality={NEIGHBORHOOD: {"prompt": prompts, "ground_truth": answers}},
             portability={ONE_HOP: asked},
+            forms=record.get("forms"),
         )
     ]
 
@@ -118,6 +120,7 @@ def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
         "target_new": _text(record, "labels" if old_names else "target_new"),
         "ground_truth": record.get("ground_truth"),
         "rephrase_prompt": next((texts for texts in rephrased if not is_missing(texts)), None),
+        "forms": record.get("forms"),
     }
     for where, kind in (("locality", NEIGHBORHOOD), ("portability", ONE_HOP)):
         one = _neighbour(record, f"{where}_prompt", f"{where}_ground_truth", kind)
@@ -178,7 +181,7 @@ _FLAT = (
     "case_id", "prompt", "text", "subject", "concept", "subject_start", "target_new", "labels",
     "ground_truth", "rephrase_prompt", "rephrase_prompts", "rephrase",
     "locality", "locality_prompt", "locality_ground_truth",
-    "portability", "portability_prompt", "portability_ground_truth",
+    "portability", "portability_prompt", "portability_ground_truth", "forms",
 )  # fmt: skip
 
 SCHEMAS: dict[str, Schema] = {
@@ -193,6 +196,7 @@ SCHEMAS: dict[str, Schema] = {
             "neighborhood_prompts",
             "neighborhood_answers",
             "portability",
+            "forms",
         ),
         ("pararel_idx", "attribute_prompts", "generation_prompts"),
     ),

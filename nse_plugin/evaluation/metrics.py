@@ -13,7 +13,10 @@ Of each request (values from 0 to 1; a request's probes are averaged first, then
   requests with efficacy 1, since an edit without effect changes nothing elsewhere either (WILD,
   arXiv 2502.11177, on scores that flatter);
 * ``negation``: the new answer is given to the *negated* prompt too, so less is better (arXiv
-  2510.00625); ``distractor``: it is given after a sentence that names the old answer.
+  2510.00625); ``distractor``: it is given after a sentence that names the old answer;
+* ``reversal``: asked from the new answer, the model gives the subject (an edit of one direction
+  is not one of the other); ``translation``: asked in another language, it gives the new answer.
+  Both where the request has such a form.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.requests import EditRequest, Probe
 
 GROUPS = ("rewrite", "paraphrase", "portability", "locality")
-OPTIONAL_GROUPS = ("negation", "distractor")
+OPTIONAL_GROUPS = ("negation", "distractor", "reversal", "translation")
 """Groups that the protocol can switch on."""
 _NAMES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "portability": "portability"}
 
@@ -105,7 +108,7 @@ SCORES = (
     "paraphrase", "paraphrase_tokens", "paraphrase_probability", "paraphrase_nll",
     "portability", "portability_tokens", "portability_nll",
     "locality", "locality_exact", "locality_probability", "locality_of_effective",
-    "negation", "distractor",
+    "negation", "distractor", "reversal", "translation",
 )  # fmt: skip
 """Names of what :func:`summarise` gives, beside ``n``."""
 
@@ -121,11 +124,14 @@ def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Questi
     other = true if true and true != new else None
     prompts = [("rewrite", request.text)]
     prompts += [("paraphrase", text) for text in request.rephrase_prompts[: bounds.paraphrase]]
-    if bounds.negation:
+    if bounds.negation and "negation" not in request.forms:
         prompts.append(("negation", negated(request)))
     if bounds.distractor:
         prompts.append(("distractor", distracted(request)))
     asked = [Question(number, group, prompt, new, other) for group, prompt in prompts]
+    for group in OPTIONAL_GROUPS:
+        for probe in request.forms.get(group, ()) if getattr(bounds, group) else ():
+            asked.append(Question(number, group, probe.prompt, probe.answer))
     for probe in _first(request.portability, bounds.portability):
         asked.append(Question(number, "portability", probe.prompt, probe.answer))
     for probe in _first(request.locality, bounds.locality):
@@ -135,7 +141,7 @@ def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Questi
 
 
 def negated(request: EditRequest) -> str:
-    """The request's prompt as a sentence that denies it."""
+    """The request's prompt as a sentence that denies it, for data that have none of their own."""
     text = request.text
     if request.subject_start > 0:  # a subject keeps its capital
         text = text[0].lower() + text[1:]

@@ -20,6 +20,10 @@ class Bounds:
     """Whether the negated prompt is asked."""
     distractor: bool = False
     """Whether the prompt is asked after a sentence that names the old answer."""
+    reversal: bool = False
+    """Whether the subject is asked for."""
+    translation: bool = False
+    """Whether the fact is asked in another language."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,14 @@ class Protocol(Settings):
     locality: int = bounded(5, low=0)
     """Locality probes per request and kind."""
     negation: bool = False
-    """Ask each edit's prompt after "It is not true that": does the new answer come all the same?"""
+    """Ask each edit's negated prompt, the data's own or "It is not true that ...": does the new
+    answer come all the same?"""
     distractor: bool = False
     """Ask each edit's prompt after a sentence that names the old answer."""
+    reversal: bool = False
+    """Ask for the subject, given the new answer, where the data have a prompt for that (earth)."""
+    translation: bool = False
+    """Ask in another language, where the data have a prompt for that (earth)."""
     retention: int = bounded(1000, low=0)
     """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
     answers: int = bounded(200, low=0)
@@ -80,7 +89,13 @@ class Protocol(Settings):
     def bounds(self) -> Bounds:
         """Bounds of one request's probes."""
         return Bounds(
-            self.paraphrases, self.portability, self.locality, self.negation, self.distractor
+            self.paraphrases,
+            self.portability,
+            self.locality,
+            self.negation,
+            self.distractor,
+            self.reversal,
+            self.translation,
         )
 
     def is_due(self, number: int) -> bool:

@@ -13,8 +13,8 @@ import torch
 
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
-from nse_plugin.errors import DataError, HparamsError, MissingPackageError
-from nse_plugin.evaluation.metrics import SCORES, ask, summarise
+from nse_plugin.errors import DataError, HparamsError, MissingPackageError, RequestError
+from nse_plugin.evaluation.metrics import SCORES, ask, asked_texts, summarise
 from nse_plugin.evaluation.model_state import (
     free_generation,
     perplexity,
@@ -22,8 +22,9 @@ from nse_plugin.evaluation.model_state import (
 )
 from nse_plugin.evaluation.protocol import Edit, History, Protocol
 from nse_plugin.evaluation.settings import Bounds
-from nse_plugin.hparams import NSEHparams
-from nse_plugin.requests import EditRequest
+from nse_plugin.hparams import FTHparams, NSEHparams
+from nse_plugin.methods.ft import edit_round as fine_tune
+from nse_plugin.requests import EditRequest, Probe
 from nse_plugin.session.capacity import key_share
 from nse_plugin.session.session import EditSession
 from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
@@ -106,6 +107,12 @@ def brute(model, base, request, edited):
         "distractor": float(
             greedy_is(model, f"{true or 'This'} is often talked about. {request.text}", new)
         ),
+        **{
+            group: mean(
+                float(greedy_is(model, p.prompt, p.answer)) for p in request.forms.get(group, ())
+            )
+            for group in ("reversal", "translation")
+        },
     }
 
 
@@ -163,7 +170,7 @@ def test_retention_table_is_that_of_brute_force(tmp_path, build):
 
     run = scheduler(
         tmp_path, stream, subject=subject, listeners=[watch],
-        protocol=protocol(every=1, negation=True, distractor=True),
+        protocol=protocol(every=1, negation=True, distractor=True, reversal=True, translation=True),
         hparams=settings,
     )  # fmt: skip
     result = run.run()
@@ -181,6 +188,39 @@ def test_retention_table_is_that_of_brute_force(tmp_path, build):
     seen = [row["efficacy"] for row in expected.values()]
     assert build is of_tiny or max(seen) == 1  # there is something to retain
     assert result.retention_matrix()[4][1] == found[1, 4]["efficacy"]
+
+
+def test_other_forms_of_a_fact_have_the_scores_that_are_known():
+    """The model is taught which answers it has to give, and no others."""
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    taught = [
+        EditRequest(0, "{} is the home of", "Quill", "Mara Voss"),
+        EditRequest(1, "{} does not live in", "Mara Voss", "Quill"),
+    ]
+    settings = FTHparams(alg_name="FT", model_name="tiny", layers=[1, 2], lr=2e-2, num_steps=60)
+    fine_tune(EditSession.of(model, tok), taught, settings)
+    forms = {
+        "negation": (Probe("Mara Voss does not live in", "Quill"),),
+        "reversal": (Probe("Quill is the home of", "Mara Voss"),),
+        "translation": (Probe("Mara Voss wohnt in", "Ostrell"),),
+    }
+    right = EditRequest(0, "{} lives in", "Mara Voss", "Quill", forms=forms)
+    wrong = replace(right, forms={"reversal": (Probe("Quill is the home of", "Anna"),)})
+    bounds = Bounds(negation=True, reversal=True, translation=True)
+    answered = ask(model, tok, [right, wrong], bounds)
+    scores = summarise(answered[:1], answered[:1])
+    assert (scores["negation"], scores["reversal"], scores["translation"]) == (1, 1, 0)
+    both = summarise(answered, answered)
+    assert (both["reversal"], both["translation"]) == (0.5, 0)
+    assert asked_texts(wrong, bounds)[1:] == [
+        "It is not true that Mara Voss lives in", "Quill is the home of"
+    ]  # fmt: skip
+    assert asked_texts(right, Bounds()) == [right.text]
+    assert EditRequest.from_dict(right.to_dict()) == right
+    assert EditRequest.from_json(right.to_json()) == right
+    assert "forms" not in replace(right, forms={}).to_json()  # digests are those of before
+    with pytest.raises(RequestError, match="forms has 'reverse'; there are negation, reversal"):
+        replace(right, forms={"reverse": forms["reversal"]})
 
 
 def test_nothing_to_ask_gives_none_and_zero_switches_off():

@@ -35,6 +35,7 @@ def requests(n: int = 6) -> list[EditRequest]:
                     )
                 },
                 portability={"one_hop": (Probe(f"{r.subject} is a", "doctor"),)},
+                forms={"reversal": (Probe(f"{r.target_new} is where we find", r.subject),)},
             )
         )
     return found[:n]

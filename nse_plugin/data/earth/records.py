@@ -3,7 +3,8 @@
 The new answer is one that the same relation gives to another subject. It is never a true answer,
 never another name of one, and starts with another word. `neighborhood_prompts` ask the same of
 other subjects, those with the same answer first; `neighborhood_answers` holds their true answers.
-`portability` asks for what follows from the new answer (the capital of the new country).
+`portability` asks for what follows from the new answer (the capital of the new country), `forms`
+for the fact denied, in the other direction and, in some relations, in German.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def make_record(case_id: int, fact: Fact, seed: int) -> dict[str, Any]:
         "neighborhood_prompts": [relation.prompt.replace("{}", f.subject) for f in others],
         "neighborhood_answers": [f.answer for f in others],
         "portability": _second_step(fact, relation, new, rng),
+        "forms": _forms(fact, relation, new),
         "attribute_prompts": [],
         "generation_prompts": [],
     }
@@ -128,6 +130,18 @@ def _second_step(
             "answer_true": way[fact.answer],
         }
     ]
+
+
+def _forms(fact: Fact, relation: Relation, new: str) -> dict[str, Any]:
+    """The edited fact denied, from the new answer to the subject, and in another language."""
+    forms = {
+        "negation": (relation.negation.replace("{}", fact.subject), new),
+        "reversal": (relation.reversal.replace("{}", new), fact.subject),
+    }
+    if (other := relation.translation) is not None:
+        prompt = other.prompt.replace("{}", fact.subject)
+        forms["translation"] = (prompt, other.answers.get(new, new))
+    return {kind: {"prompt": prompt, "ground_truth": to} for kind, (prompt, to) in forms.items()}
 
 
 def _neighbours(fact: Fact, rng: random.Random) -> list[Fact]:

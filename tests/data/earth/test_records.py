@@ -156,3 +156,12 @@ def test_it_reads_as_requests_wherever_the_embedded_world_does() -> None:
             read_data(wrong, None, 0)
     with pytest.raises(DataError, match="real facts, and 100000 are asked for"):
         read_data("earth:100000", None, 0)
+
+
+def test_other_forms_of_the_edited_fact() -> None:
+    for record in earth.facts()[::5]:
+        name, subject, new = parts(record)
+        forms, relation = record["forms"], earth.relations()[name]
+        assert subject in forms["negation"]["prompt"] and forms["negation"]["ground_truth"] == new
+        assert new in forms["reversal"]["prompt"] and forms["reversal"]["ground_truth"] == subject
+        assert ("translation" in forms) is (relation.translation is not None)
