@@ -4,9 +4,10 @@
         --data counterfact.json --limit 300 --rounds 15
     python benchmarks/real_streams.py streams/cells/smollm2-135m/*/0
 
-With ``--solve`` the model of each run is loaded, everything is asked again as it is, with all edits
-solved together, and the same with repair; also with h *set* to each edit's value: what fails then
-fails whatever is written.  A row that is in the results file is not made again.
+With ``--solve`` the model of each run is loaded, and everything is asked again: as it is, with all
+edits solved together, and the same with one and three repairs; also with h *set* to each edit's
+value: what fails then fails whatever is written.  A row that is in the results file is not made
+again.
 """
 
 from __future__ import annotations
@@ -37,7 +38,13 @@ from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import open_run
 from nse_plugin.runs.schema import FROZEN
 
-ROWS = ("as run", "consolidated", "consolidated, with repair")
+ROWS = {
+    "as run": None,
+    "consolidated": 0,
+    "consolidated, with repair": 1,
+    "consolidated, with 3 repairs": 3,
+}
+"""Names, and the ``repair_rounds`` of a consolidation."""
 
 
 class Run:
@@ -62,12 +69,12 @@ class Run:
     def row(self, name: str) -> dict[str, Any]:
         """One row; the session is as before."""
         start = time.process_time()
-        if name != "as run":
-            repairs = 1 if name.endswith("repair") else 0
-            consolidate(self.session, replace(self.hparams, repair_rounds=repairs))
+        repairs = ROWS[name]
+        if repairs is not None:
+            consolidate(self.session, self.hparams, repairs)
         seconds = time.process_time() - start
         found = self.measured() | {"cpu_seconds": seconds}
-        if name != "as run":
+        if repairs is not None:
             self.session.undo_last()
         return found
 

@@ -12,24 +12,33 @@ from nse_plugin.cli.options import examples
 from nse_plugin.cli.output import AS_JSON, show_result
 
 
-@command(KEEP, examples("nse consolidate run1", "nse undo run1 --round 21"))
+@command(KEEP, examples("nse consolidate run1 --repair-rounds 3", "nse undo run1 --round 21"))
 def consolidate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of edits.")],
     device: Annotated[
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's.")
     ] = None,
+    repair_rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Write edits that the model does not give afterwards once more, with new values, "
+            "up to N times; by default as often as the run's hyperparameters say.",
+        ),
+    ] = None,
     as_json: AS_JSON = False,
 ) -> int:
     """Solve all edits of a run together, as one round in the place of the others.
 
-    No value is optimised again: the values in the round files are written into the original model,
-    with keys computed anew. The new round can be undone like any other.
+    The values in the round files are written into the original model, with keys computed anew.
+    Without repair none is optimised again. The new round can be undone like any other.
     """
     from nse_plugin.runs.edits import EditFolder
     from nse_plugin.runs.reading import RunFiles
 
     RunFiles(run)  # refuses what is no run, before a model is loaded
-    line = EditFolder(run, device=device).consolidate()
+    line = EditFolder(run, device=device).consolidate(repair_rounds)
     text = (
         f"round {line['file']} of {run} solves {line['edits']} edits together; the model gave "
         f"{line['answered_before']} of them before and gives {line['answered']} now"

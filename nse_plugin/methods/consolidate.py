@@ -34,18 +34,21 @@ Edit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its outcome until now."""
 
 
-def consolidate(session: EditSession, hparams: Hparams) -> RoundRecord:
+def consolidate(
+    session: EditSession, hparams: Hparams, repair_rounds: int | None = None
+) -> RoundRecord:
     """Solve all edits in effect together, in the place of the active rounds.
 
     Args:
-        hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote; with
-            ``repair_rounds``, what the model does not give afterwards is repaired.
+        hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.
+        repair_rounds: how often edits that the model does not give afterwards are written once
+            more, with new values; instead of the hyperparameters' number.
 
     Returns:
         The new round; its outcomes say of each request whether it was given before and after.
 
     Raises:
-        HparamsError: the method has no values.
+        HparamsError: the method has no values, or ``repair_rounds`` is negative.
         SessionError: no round is active; one has no values, or edited other layers; or somebody
             else changed the weights.  All is as before.
     """
@@ -55,6 +58,8 @@ def consolidate(session: EditSession, hparams: Hparams) -> RoundRecord:
             f"alg_name is {base.alg_name!r}, and consolidation solves for values, which NSE, MEMIT "
             "and AlphaEdit have; give the hyperparameters of one of them"
         )
+    if repair_rounds is not None:
+        base = replace(base, repair_rounds=repair_rounds)
     edits = _in_effect(session.ledger.active(), base.layers)
     requests = [request for request, _, _ in edits]
     number = session.ledger.next_number()

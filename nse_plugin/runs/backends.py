@@ -164,9 +164,9 @@ class SessionBackend:
         self.session.ledger.replace_last(replace(RoundFile.at(*saved), within=record.within))
         return saved
 
-    def consolidate(self) -> RoundRecord:
+    def consolidate(self, repair_rounds: int | None = None) -> RoundRecord:
         """Solve all edits in effect together, in the place of the active rounds."""
-        return consolidate(self.session, self.hparams)
+        return consolidate(self.session, self.hparams, repair_rounds)
 
     def load(self, paths: Sequence[Path]) -> None:
         """Rounds from their files, in order."""

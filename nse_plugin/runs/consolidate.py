@@ -12,11 +12,14 @@ from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.schema import ROUNDS, Consolidation
 
 
-def consolidate_run(folder: Path, backend: SessionBackend) -> Consolidation:
+def consolidate_run(
+    folder: Path, backend: SessionBackend, repair_rounds: int | None = None
+) -> Consolidation:
     """Solve all edits of a run together, and store the round: all of it or nothing.
 
     Args:
         backend: with the model of the run, its rounds adopted and its contexts prepared.
+        repair_rounds: instead of the number in the run's hyperparameters.
 
     Raises:
         HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
@@ -24,7 +27,7 @@ def consolidate_run(folder: Path, backend: SessionBackend) -> Consolidation:
         NotFiniteError: the solve led to NaN or infinity.
     """
     lines = consolidations(folder, writable=True)
-    record = backend.consolidate()
+    record = backend.consolidate(repair_rounds)
     try:
         if problem := backend.problem():
             raise NotFiniteError(f"{problem} is not finite after the consolidation; it was undone")

@@ -173,8 +173,12 @@ class EditFolder:
         self.session.undo(number, reason)
         return left
 
-    def consolidate(self) -> Consolidation:
+    def consolidate(self, repair_rounds: int | None = None) -> Consolidation:
         """Solve all edits in effect together, as a round in the place of the active ones.
+
+        Args:
+            repair_rounds: how often edits that are not given afterwards are written once more,
+                with new values; by default as the folder's hyperparameters say.
 
         Raises:
             HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
@@ -184,7 +188,7 @@ class EditFolder:
             self._refuse_changed()
             self._backend.prepare(RunFiles(self.folder).manifest["contexts"])
             self.listener("phase", {"name": "consolidating"})
-            return consolidate_run(self.folder, self._backend)
+            return consolidate_run(self.folder, self._backend, repair_rounds)
 
     def ask(
         self,

@@ -173,6 +173,20 @@ def test_outcomes_say_what_was_given_before_and_after(hparams, monkeypatch):
     assert found == [(True, True), (False, True), (False, False)]
 
 
+def test_the_number_of_repairs_can_be_given(hparams, monkeypatch):
+    _, session = edited(hparams, [some_requests(3)])
+    nothing = torch.zeros(3, dtype=torch.bool)
+    for module in ("consolidate", "repair"):
+        monkeypatch.setattr(f"nse_plugin.methods.{module}.answered", lambda *_: nothing)
+    assert [o.repairs for o in consolidate(session, hparams, 2).outcomes] == [2, 2, 2]
+    session.undo_last()
+    often = replace(hparams, repair_rounds=1)
+    assert [o.repairs for o in consolidate(session, often, 0).outcomes] == [0, 0, 0]
+    session.undo_last()
+    with pytest.raises(HparamsError, match="repair_rounds is -1"):
+        consolidate(session, hparams, -1)
+
+
 def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):
     model, session = edited(hparams, [some_requests(2), some_requests(4)[2:]])
     before, P = bits(model), session.previous_keys.matrix(2, torch.arange(48))
