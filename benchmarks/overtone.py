@@ -92,7 +92,8 @@ class Cell:
     base: str
     variant: str
     seed: int
-    edits: int
+    edits: int | None
+    """Of sequential edits their number; None of single ones, to which more can be added."""
 
     @property
     def file(self) -> str:
@@ -112,32 +113,28 @@ class Cell:
 # --- one cell -----------------------------------------------------------------------------------
 
 
-def run_cell(cell: Cell, data: Sequence[str], work: Path) -> dict[str, Any]:
-    """Edit and measure, or read what was measured before."""
+def run_cell(cell: Cell, n: int, data: Sequence[str], work: Path) -> dict[str, Any]:
+    """Edit and measure, and go on from what was measured before; ``n`` edits."""
     path, hparams = work / cell.file, hparams_of(cell)
     sizes = {Path(d).name: Path(d).stat().st_size if Path(d).is_file() else None for d in data}
     identity = {
         "version": __version__, "cell": asdict(cell), "hparams": hparams.to_dict(), "data": sizes,
     }  # fmt: skip
+    result: dict[str, Any] = {"identity": identity, "each": [], "seconds": 0.0}
     if path.exists():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["identity"] == identity:
-            return known
-    start = time.perf_counter()
-    model, tokenizer, _ = load_model(hparams)
-    requests = chosen(cell, data, tokenizer)
-    frozen = ask(model, tokenizer, requests, Bounds())
-    session = EditSession.of(model, tokenizer)
-    measure = single if cell.kind == "single" else sequential
-    each = measure(session, requests, hparams, frozen)
-    result = {
-        "identity": identity,
-        "each": each,
-        "before": summarise(frozen, frozen),
-        "seconds": time.perf_counter() - start,
-    }
-    write_json(path, result)
-    return result
+        result = known if known["identity"] == identity else result
+    if len(result["each"]) < n:
+        start = time.perf_counter() - result["seconds"]
+        model, tokenizer, _ = load_model(hparams)
+        session = EditSession.of(model, tokenizer)
+        measure = single if cell.kind == "single" else sequential
+        requests = chosen(cell, n, data, tokenizer)
+        for entry in measure(session, requests, hparams, len(result["each"])):
+            result["each"].append(entry)
+            result["seconds"] = time.perf_counter() - start
+            write_json(path, result)
+    return {**result, "each": result["each"][:n]}
 
 
 def hparams_of(cell: Cell) -> Hparams:
@@ -153,76 +150,72 @@ def hparams_of(cell: Cell) -> Hparams:
     return hparams if switches is None else OvertoneHparams.wrap(hparams, **switches)
 
 
-def chosen(cell: Cell, data: Sequence[str], tokenizer: Any) -> list[EditRequest]:
-    """The cell's edits: of the stratum, with portability and locality, drawn by the seed.
+def chosen(cell: Cell, n: int, data: Sequence[str], tokenizer: Any) -> list[EditRequest]:
+    """The first n edits of the stratum with portability and locality, shuffled by the seed.
 
-    Of stratum ``all`` any record is taken.
+    Of stratum ``all`` every record is taken, in its order.
     """
     every = [r for name in data for r in read_data(name, None, cell.seed, on_bad="skip")]
-    lengths = STRATA[cell.stratum]
-    fitting = [
-        request
-        for request in {request.text: request for request in every}.values()
-        if lengths is None
-        or (
-            request.portability
-            and request.locality
+    found, lengths = (
+        list({request.text: request for request in every}.values()),
+        STRATA[cell.stratum],
+    )
+    if lengths is not None:
+        found = [
+            request
+            for request in found
+            if request.portability and request.locality
             and len(encode_request(tokenizer, request, with_target=True).target_ids) in lengths
-        )
-    ]
-    if len(fitting) < cell.edits:
+        ]  # fmt: skip
+        found = random.Random(cell.seed).sample(found, len(found))
+    if len(found) < n:
         raise DataError(
-            f"{len(fitting)} records have portability, locality and a target of stratum "
-            f"{cell.stratum!r}; give --edits {len(fitting)} or more data"
+            f"{len(found)} records have portability, locality and a target of stratum "
+            f"{cell.stratum!r}; give --edits {len(found)} or more data"
         )
-    if len(fitting) == cell.edits:
-        return fitting
-    return random.Random(cell.seed).sample(fitting, cell.edits)
+    return found[:n]
 
 
 def single(
-    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, frozen: Sequence[Any]
-) -> list[dict[str, Any]]:
-    """Each edit by itself."""
-    found = []
-    for edit, before in zip(single_edits(session, requests, hparams), frozen):
-        answered = ask(session.model, session.tokenizer, [edit.request], Bounds())
-        scores = summarise(answered, [before])
-        parts = (f"{name} {scores[both[0]]}" for name, both in SCORES.items())
-        print(len(found), *parts, f"change {edit.change}", flush=True)
-        course = {name: [round(v, 5) for v in values] for name, values in edit.course.items()}
-        spread = None if edit.spread is None else edit.spread.range
-        found.append(
-            {"case_id": len(found), **scores, "spread": spread, "loss": fmean(edit.losses),
-             "steps": edit.steps, "change": edit.change, "course": course}
-        )  # fmt: skip
-    return found
+    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, done: int
+) -> Iterator[dict[str, Any]]:
+    """Each edit by itself, from the untouched model."""
+    for number, request in enumerate(requests[done:], start=done):
+        before = ask(session.model, session.tokenizer, [request], Bounds())
+        for edit in single_edits(session, [request], hparams):
+            answered = ask(session.model, session.tokenizer, [request], Bounds())
+            course = {name: [round(v, 5) for v in values] for name, values in edit.course.items()}
+            spread = None if edit.spread is None else edit.spread.range
+            yield {
+                "case_id": number, **summarise(answered, before), "spread": spread,
+                "loss": fmean(edit.losses), "steps": edit.steps, "change": edit.change,
+                "before": summarise(before, before), "course": course,
+            }  # fmt: skip
 
 
 def sequential(
-    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, frozen: Sequence[Any]
-) -> list[dict[str, Any]]:
-    """All edits one after the other; answers after the last one.
+    session: EditSession, requests: Sequence[EditRequest], hparams: Hparams, done: int
+) -> Iterator[dict[str, Any]]:
+    """All edits one after the other, from the first on; answers after the last one.
 
     Locality is not asked of what another edit was about.
     """
-    edit_round, spreads, losses = find_method(hparams.alg_name).edit_round, [], []
+    before = ask(session.model, session.tokenizer, requests, Bounds())
+    edit_round, tables = find_method(hparams.alg_name).edit_round, []
     for request in requests:
-        table = table_for(hparams)
-        edit_round(session, [request], hparams, trace=table)
-        spread = table.mean_spread()
-        spreads.append(None if spread is None else spread.range)
-        losses.append(fmean(table.at_stop(0)))
+        tables.append(table_for(hparams))
+        edit_round(session, [request], hparams, trace=tables[-1])
     edited = {text for request in requests for text in (request.text, *request.rephrase_prompts)}
-    answered = ask(session.model, session.tokenizer, requests, Bounds())
+    now = ask(session.model, session.tokenizer, requests, Bounds())
     norm = relative_norm(session)
-    return [
-        {"case_id": number, **summarise([now], [before], edited), "spread": spread, "loss": loss,
-         "change": norm}
-        for number, (now, before, spread, loss) in enumerate(
-            zip(answered, frozen, spreads, losses)
-        )
-    ]  # fmt: skip
+    for number in range(done, len(requests)):
+        at_stop = tables[number].at_stop(0)
+        yield {
+            "case_id": number, **summarise([now[number]], [before[number]], edited),
+            "spread": max(at_stop) - min(at_stop) if len(at_stop) > 1 else None,
+            "loss": fmean(at_stop), "change": norm,
+            "before": summarise([before[number]], [before[number]]),
+        }  # fmt: skip
 
 
 # --- tables -------------------------------------------------------------------------------------
@@ -235,7 +228,7 @@ def tables(found: dict[Cell, dict[str, Any]]) -> Iterator[str]:
         key = (cell.model, cell.kind, cell.stratum)
         groups.setdefault(key, {})[cell] = result
     for (model, kind, stratum), group in groups.items():
-        edits = sorted({cell.edits for cell in group})
+        edits = sorted({len(result["each"]) for result in group.values()})
         seeds = sorted({cell.seed for cell in group})
         yield (
             f"{model}, {kind} edits, targets: {stratum}; edits {edits}, seeds {seeds}\n\n"
@@ -249,7 +242,8 @@ def scores_table(group: dict[Cell, dict[str, Any]]) -> str:
     """A row per way of editing: answer tokens / whole answers in percent, mean over all edits."""
     heads = [*SCORES, "average", "spread", "loss", "steps", "change"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    lines.append(row("untouched model", [next(iter(group.values()))["before"]]))
+    untouched = [entry["before"] for entry in max((r["each"] for r in group.values()), key=len)]
+    lines.append(row("untouched model", untouched))
     methods = dict.fromkeys(cell.method for cell in group)
     for method in methods:
         each = [e for cell, r in group.items() if cell.method == method for e in r["each"]]
@@ -337,8 +331,9 @@ def main() -> None:
     torch.set_num_threads(1)
     found = {}
     for key in product(options.strata, options.bases, options.variants, options.seeds):
-        cell = Cell(options.kind, options.model, *key, options.edits)
-        found[cell] = run_cell(cell, options.data, options.work)
+        edits = options.edits if options.kind == "sequential" else None
+        cell = Cell(options.kind, options.model, *key, edits)
+        found[cell] = run_cell(cell, options.edits, options.data, options.work)
         print(f"{cell.file} {found[cell]['seconds']:.0f} s", flush=True)
     for text in tables(found):
         print(f"\n{text}", flush=True)
