@@ -25,13 +25,15 @@ def benchmark():
 
 def made_up(benchmark, variant, portability, spread):
     """A cell of two edits."""
-    cell = benchmark.Cell("single", "a-model", "many", "LoRA", variant, 0, 2)
+    cell = benchmark.Cell("single", "a-model", "many", "LoRA", variant, 0, None)
     names = [name for both in benchmark.SCORES.values() for name in both]
+    before = dict.fromkeys(names, 0.25)
     each = [
-        {"case_id": i, **dict.fromkeys(names, 0.5), "portability_tokens": por, "spread": spread}
+        {"case_id": i, **dict.fromkeys(names, 0.5), "portability_tokens": por, "spread": spread,
+         "before": before}
         for i, por in enumerate(portability)
-    ]
-    return cell, {"each": each, "before": dict.fromkeys(names, 0.25), "seconds": 60.0}
+    ]  # fmt: skip
+    return cell, {"each": each, "seconds": 60.0}
 
 
 def test_tables_follow_from_the_numbers(benchmark):
@@ -68,39 +70,43 @@ def test_edits_are_of_the_stratum_and_drawn_by_the_seed(benchmark, tmp_path, tok
     path.write_text(json.dumps(records))
 
     def drawn(stratum, seed, edits):
-        cell = benchmark.Cell("single", "a-model", stratum, "LoRA", "base", seed, edits)
-        return [r.subject for r in benchmark.chosen(cell, [str(path)], tokenizer)]
+        cell = benchmark.Cell("single", "a-model", stratum, "LoRA", "base", seed, None)
+        return [r.subject for r in benchmark.chosen(cell, edits, [str(path)], tokenizer)]
 
-    assert drawn("many", 0, 3) == ["town 3", "town 5", "town 7"]  # not the one without portability
+    three = drawn("many", 0, 3)
+    assert sorted(three) == ["town 3", "town 5", "town 7"]  # not the one without portability
     assert drawn("all", 0, 8) == [f"town {i}" for i in range(8)]
-    assert drawn("many", 0, 2) == drawn("many", 0, 2)
+    assert drawn("many", 0, 2) == three[:2]  # more edits are added to the same ones
     assert {tuple(drawn("many", seed, 2)) for seed in range(9)} != {tuple(drawn("many", 0, 2))}
     with pytest.raises(DataError, match="give --edits 3"):
         drawn("many", 0, 4)
 
 
-def test_a_finished_cell_is_read_and_not_run_again(benchmark, tmp_path, monkeypatch):
-    cell = benchmark.Cell("single", "atlas:gpt2", "all", "NSE", "full", 0, 1)
+def test_a_cell_goes_on_after_its_last_edit(benchmark, tmp_path, monkeypatch):
+    cell = benchmark.Cell("single", "atlas:gpt2", "all", "NSE", "full", 0, None)
     calls = []
 
-    def quick(session, requests, hparams, frozen):
-        calls.append(hparams)
-        return [{"case_id": 0}]
+    def quick(session, requests, hparams, done):
+        calls.append((hparams, done))
+        yield from ({"case_id": number} for number in range(done, len(requests)))
 
     monkeypatch.setattr(benchmark, "single", quick)
-    first = benchmark.run_cell(cell, ["atlas:1"], tmp_path)
-    assert benchmark.run_cell(cell, ["atlas:1"], tmp_path) == first and len(calls) == 1
-    assert calls[0].method == "OVERTONE" and calls[0].base.method == "NSE"
+    first = benchmark.run_cell(cell, 2, ["atlas:3"], tmp_path)
+    assert benchmark.run_cell(cell, 2, ["atlas:3"], tmp_path) == first and len(calls) == 1
+    assert calls[0][0].method == "OVERTONE" and calls[0][0].base.method == "NSE"
+    more = benchmark.run_cell(cell, 3, ["atlas:3"], tmp_path)
+    assert [entry["case_id"] for entry in more["each"]] == [0, 1, 2] and calls[1][1] == 2
+    assert benchmark.run_cell(cell, 1, ["atlas:3"], tmp_path)["each"] == more["each"][:1]
     stale = json.loads((tmp_path / cell.file).read_text())
     stale["identity"]["hparams"]["epsilon"] = 7  # of other settings
     (tmp_path / cell.file).write_text(json.dumps(stale))
-    assert benchmark.run_cell(cell, ["atlas:1"], tmp_path)["each"] == first["each"]
-    assert len(calls) == 2
+    benchmark.run_cell(cell, 2, ["atlas:3"], tmp_path)
+    assert calls[2][1] == 0
 
 
 def test_bases_have_the_settings_that_they_name_and_variants_one_switch(benchmark):
     for base, (method, changes) in benchmark.BASES.items():
-        cell = benchmark.Cell("single", "smollm2-135m", "many", base, "base", 0, 1)
+        cell = benchmark.Cell("single", "smollm2-135m", "many", base, "base", 0, None)
         hparams = benchmark.hparams_of(cell)
         assert hparams.method == method
         assert {key: getattr(hparams, key) for key in changes} == changes
@@ -108,7 +114,7 @@ def test_bases_have_the_settings_that_they_name_and_variants_one_switch(benchmar
     hparams = benchmark.hparams_of(changed)
     assert (hparams.stop_loss, hparams.layers, hparams.lora_type) == (0.05, [3], "adalora")
     for variant, switches in benchmark.VARIANTS.items():
-        cell = benchmark.Cell("single", "smollm2-135m", "many", "LoRA, paper", variant, 0, 1)
+        cell = benchmark.Cell("single", "smollm2-135m", "many", "LoRA, paper", variant, 0, None)
         hparams = benchmark.hparams_of(cell)
         assert hparams.method == ("LoRA" if switches is None else "OVERTONE")
         if switches is not None:
