@@ -23,6 +23,14 @@ class Opened:
     def evaluate(self, script: str) -> Any:
         return self.page.evaluate(script)
 
+    def barriers(self) -> list[str]:
+        """What axe-core finds that keeps people out: contrast, names, headings, roles, order."""
+        axe = pytest.importorskip(
+            "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+        )
+        found = axe.Axe().run(self.page).response["violations"]
+        return [f"{f['id']}: {node['html']}" for f in found for node in f["nodes"]]
+
     def outside(self) -> list[str]:
         """Requests for anything but the file itself and what it holds."""
         return [url for url in self.requests if not url.startswith(("file:", "data:"))]

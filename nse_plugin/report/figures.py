@@ -8,6 +8,7 @@ Figures are 4.2 inches wide, so that their text can still be read on a phone.
 from __future__ import annotations
 
 import io
+import re
 from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
@@ -26,6 +27,8 @@ WIDTH = 4.2
 """Inches."""
 SIZE = 9
 """Of text, in points."""
+_UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
+_DECIMALS = re.compile(r"\b([1-9]\d*\.\d\d)\d+")
 _ROOM = 12
 """Rows and columns that a heat map may have to show its numbers."""
 
@@ -130,9 +133,16 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
 
 
 def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG, letters as outlines: it needs no font."""
+    """The figure as SVG, letters as outlines: it needs no font.
+
+    What matplotlib writes and nobody sees is left out: comments, indents, metadata, and the third
+    and later decimals of a coordinate, which is in points.
+    """
     with import_matplotlib().rc_context({"svg.hashsalt": "nse", "svg.fonttype": "path"}):
-        return _saved(figure, format="svg", metadata={"Date": None, "Creator": None})
+        text = _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
+    text = _UNSEEN.sub("", text[text.index("<svg") :])
+    text = _DECIMALS.sub(r"\1", text)
+    return re.sub(r"\s+", " ", text).replace("> <", "><").encode()
 
 
 def _saved(figure: Figure, **settings: Any) -> bytes:

@@ -14,11 +14,11 @@ forbids itself every request by a content security policy.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from nse_plugin.files import require, write_text
 from nse_plugin.report.figures import to_svg
@@ -42,9 +42,9 @@ class Picture:
     draw: Callable[[Theme], Figure]
 
     def data_uri(self, theme: Theme) -> str:
-        """The figure as ``data:image/svg+xml``."""
-        encoded = base64.b64encode(to_svg(self.draw(theme))).decode("ascii")
-        return f"data:image/svg+xml;base64,{encoded}"
+        """The figure as ``data:image/svg+xml``, fit for an attribute in double quotes."""
+        svg = to_svg(self.draw(theme)).decode().replace('"', "'")
+        return "data:image/svg+xml," + quote(svg, safe=" !$()*+,-./:;=?@_~'")
 
 
 @dataclass

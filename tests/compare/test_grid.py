@@ -352,7 +352,7 @@ def test_markdown_and_page_show_the_numbers(whole):
 
 def test_the_page_in_a_browser(whole, open_page):
     shown = open_page(whole[0] / "report.html", width=400)
-    assert shown.outside() == [] and shown.complaints == []
+    assert shown.outside() == [] and shown.complaints == [] and shown.barriers() == []
     assert shown.evaluate("document.querySelectorAll('img').length") >= 8
     assert shown.evaluate("[...document.images].every(i => i.complete && i.naturalWidth > 0)")
     assert shown.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import pandas as pd
 import pytest
@@ -80,7 +81,12 @@ def test_the_page_is_whole_and_accessible(written):
 
 def test_nothing_comes_from_elsewhere(written):
     html = written.read_text(encoding="utf-8")
-    assert not re.search(r"(?:src|href)=[\"'](?!#|data:)|@import|url\(", html)
+    pictures = [unquote(p) for p in re.findall(r'"data:image/svg\+xml,([^"]*)"', html)]
+    assert len(pictures) == 2 * 3
+    assert not any(re.search(r"href='(?!#|data:)|url\((?!#)", svg) for svg in pictures)
+    assert max(map(len, pictures)) < 13_000
+    bare = re.sub(r'"data:[^"]*"', '"data:"', html)
+    assert not re.search(r"(?:src|href)=[\"'](?!#|data:)|@import|url\(", bare)
     assert "default-src 'none'" in html
     assert a_page().html() == html  # the same each time
 
@@ -105,6 +111,17 @@ def test_a_browser_shows_it(written, open_page, theme, width):
     assert opened.complaints == [] and opened.outside() == []
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_kept_out(written, open_page, scheme):
+    opened = open_page(written, scheme=scheme, width=390)
+    assert opened.barriers() == []
+    opened.page.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.id") == "theme"
+    for _ in range(3):  # two sections in the contents, and then the table that scrolls
+        opened.page.keyboard.press("Tab")
+    assert opened.evaluate("document.activeElement.getAttribute('role')") == "group"
+
+
 def test_a_table_is_sorted_and_filtered(tmp_path, open_page):
     page = Page("Facts")
     rows = (("b", "9"), ("a", "10"), ("c", "1"))
@@ -122,7 +139,7 @@ def test_a_table_is_sorted_and_filtered(tmp_path, open_page):
     opened.page.get_by_label("Show rows that hold").fill("1")
     assert opened.evaluate(names) == ["a", "c"]
     assert opened.page.get_by_role("status").inner_text() == "2 of 3"
-    assert opened.complaints == []
+    assert opened.complaints == [] and opened.barriers() == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -147,6 +164,7 @@ def test_the_browser_would_notice(tmp_path, open_page):
     opened = open_page(path)
     assert opened.outside() == ["http://example.org/x.png"]
     assert "no" in opened.complaints
+    assert any(found.startswith("image-alt:") for found in opened.barriers())
 
 
 def test_without_jinja(monkeypatch):
