@@ -264,7 +264,7 @@ def _scores(measurement: Mapping[str, Any]) -> dict[str, float | None]:
     generation = measurement.get("generation") or {}
     for name in ("exact", "contains", "natural_stop", "words_after"):
         scores[f"free_{name}"] = generation.get(name)
-    for name in ("perplexity", "fluency"):
+    for name in ("perplexity", "fluency", "ability"):
         scores[name] = measurement.get(name)
     return scores
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from nse_plugin.compare.results import CellResult, ComparisonResult, Difference, ScoreSummary
@@ -17,6 +17,8 @@ SHOWN = {
     "retention_first": "first round",
 }
 """Scores of the first table, all shares, with their heads."""
+ABILITY = {"ability": "unedited facts"}
+"""The first table's score that the protocol can switch on, with its head."""
 KINDS = {
     "efficacy_probability": "likelier than the old",
     "efficacy_tokens": "tokens, teacher-forced",
@@ -35,7 +37,8 @@ COMPARED = ("efficacy", "paraphrase", "portability", "locality")
 _NOTE = (
     "After the last round, over all edits, in percent; mean ± sd over seeds. efficacy, paraphrase, "
     "portability: greedy decoding gives the whole answer; locality: tokens as the untouched "
-    "model's; first round: efficacy of its edits. PPL: perplexity of held-out text."
+    "model's; first round: efficacy of its edits; unedited facts: share of those asked that are "
+    "given. PPL: perplexity of held-out text."
 )
 _KINDS_NOTE = (
     "Scores of different kinds must not be compared with each other. likelier: the new answer has "
@@ -51,14 +54,16 @@ _KINDS_NOTE = (
 def score_table(result: ComparisonResult, model: str) -> Table:
     """Methods down, scores across, of one model."""
     scores = {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
+    methods = by_method(result["cells"], model)
+    optional = _measured(ABILITY, scores, methods)
     rows = []
-    for method, cells in by_method(result["cells"], model).items():
+    for method, cells in methods.items():
         row = [method]
-        row += [_share(scores.get((method, name))) for name in SHOWN]
+        row += [_share(scores.get((method, name))) for name in (*SHOWN, *optional)]
         row += [_number(scores.get((method, "perplexity")), ".3f")]
         row += [_seconds(method, cells), _memory(cells), _status(cells)]
         rows.append(tuple(row))
-    heads = ("method", *SHOWN.values(), "PPL", "s/edit", "peak MiB", "seeds")
+    heads = ("method", *SHOWN.values(), *optional.values(), "PPL", "s/edit", "peak MiB", "seeds")
     return Table(
         f"{model}: scores", heads, tuple(rows), (False, *[True] * (len(heads) - 2), False), _NOTE
     )
@@ -68,12 +73,7 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
     """The same edits by kind of score; a score that nothing has is left out."""
     scores = {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
     methods = list(by_method(result["cells"], model))
-
-    def measured(name: str) -> bool:
-        found = (scores.get((method, name)) for method in methods)
-        return any(one is not None and one["mean"] is not None for one in found)
-
-    kinds = {name: head for name, head in KINDS.items() if measured(name)}
+    kinds = _measured(KINDS, scores, methods)
     rows = [
         (
             method,
@@ -87,6 +87,22 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
     return Table(
         f"{model}: the same edits by kind of score", heads, tuple(rows), numeric, _KINDS_NOTE
     )
+
+
+def _measured(
+    heads: Mapping[str, str],
+    scores: Mapping[tuple[str, str], ScoreSummary],
+    methods: Iterable[str],
+) -> dict[str, str]:
+    """The scores, with their heads, that some method has."""
+    return {
+        name: head
+        for name, head in heads.items()
+        if any(
+            (found := scores.get((method, name))) is not None and found["mean"] is not None
+            for method in methods
+        )
+    }
 
 
 INTERVALS = {

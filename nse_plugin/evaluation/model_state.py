@@ -1,4 +1,4 @@
-"""What is measured of the model as a whole: perplexity, free generation, weights, key space."""
+"""What is measured of the model as a whole: perplexity, known facts, free generation, weights."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from nse_plugin.data import earth
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.fluency import ngram_entropy
 from nse_plugin.evaluation.questions import finite, mean
 from nse_plugin.files import require
-from nse_plugin.model.answers import score_encoded
+from nse_plugin.model.answers import score_answers, score_encoded
 from nse_plugin.model.generation import greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
@@ -49,6 +50,18 @@ def perplexity(
     scores = score_encoded(model, pairs)
     total = sum(nll * n for nll, n in zip(scores.nll, scores.n_tokens)) / sum(scores.n_tokens)
     return finite(math.exp(total)) if total < 700 else None
+
+
+def ability(model: nn.Module, tokenizer: Any, n: int) -> float | None:
+    """Share of facts that are never edited whose true answer greedy decoding gives.
+
+    They are of ``earth``, the same ones for every run; compare with the untouched model's share.
+
+    Args:
+        n: how many facts, at most.
+    """
+    prompts, answers = zip(*earth.unedited(n))
+    return mean([float(right) for right in score_answers(model, tokenizer, prompts, answers).exact])
 
 
 def first_words(

@@ -20,6 +20,7 @@ from torch import nn
 
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
+    ability,
     first_words,
     fluency,
     free_generation,
@@ -204,8 +205,8 @@ def measure_all(
     Returns:
         ``retention``: one row ``{edited, n, efficacy, ...}`` per round edited; ``all``: the same
         scores over all edits asked; ``each``: those of every edit; ``generation``, ``fluency``,
-        ``perplexity``, ``relative_change`` by parameter, ``key_share`` by layer and ``harness``,
-        where asked for.
+        ``perplexity``, ``ability``, ``relative_change`` by parameter, ``key_share`` by layer and
+        ``harness``, where asked for.
     """
     edits = history.in_effect()
     result: dict[str, Any] = {"tested": number, "in_effect": len(edits)}
@@ -247,6 +248,8 @@ def _whole_model(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
     texts = list(measured.held_out[: protocol.perplexity])
     if texts:
         result["perplexity"] = perplexity(measured.model, measured.tokenizer, texts)
+    if protocol.ability:
+        result["ability"] = ability(measured.model, measured.tokenizer, protocol.ability)
     if protocol.harness_tasks:
         result["harness"] = run_harness(
             measured.model, measured.tokenizer, protocol.harness_tasks, protocol.harness_limit

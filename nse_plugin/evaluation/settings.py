@@ -63,6 +63,8 @@ class Protocol(Settings):
     """Edits that a text of 100 tokens is sampled from."""
     perplexity: int = bounded(100, low=0)
     """Number of held-out texts, from the first."""
+    ability: int = bounded(0, low=0)
+    """Facts of ``earth`` about subjects that it never edits, asked of the model as a whole."""
     each: bool = False
     """Also write down the scores of every single earlier edit asked."""
     weights: bool = True

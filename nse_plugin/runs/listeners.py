@@ -201,6 +201,8 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"all so far {kept:.1%}")
     if point.get("perplexity"):
         parts.append(f"perplexity {point['perplexity']:.2f}")
+    if point.get("ability") is not None:
+        parts.append(f"unedited facts {point['ability']:.1%}")
     layers = (line["edit"] or {}).get("layers", {}).values()
     changes = [layer["relative_change"] for layer in layers if "relative_change" in layer]
     if changes:

@@ -98,6 +98,8 @@ class Measurement(TypedDict, total=False):
     fluency: float | None
     perplexity: float | None
     """None if it is too large for a number."""
+    ability: float | None
+    """Share of facts that are never edited whose true answer is given."""
     relative_change: dict[str, float | None]
     """By parameter: ||change|| / ||original||."""
     key_share: dict[str, float | None]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from nse_plugin.data import atlas
+from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HparamsError, MissingPackageError, RequestError
 from nse_plugin.evaluation.metrics import SCORES, ask, asked_texts, summarise
@@ -20,7 +20,13 @@ from nse_plugin.evaluation.model_state import (
     perplexity,
     run_harness,
 )
-from nse_plugin.evaluation.protocol import Edit, History, Protocol
+from nse_plugin.evaluation.protocol import (
+    Edit,
+    History,
+    MeasuredModel,
+    Protocol,
+    measure_base,
+)
 from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.hparams import FTHparams, NSEHparams
 from nse_plugin.methods.ft import edit_round as fine_tune
@@ -221,6 +227,20 @@ def test_other_forms_of_a_fact_have_the_scores_that_are_known():
     assert "forms" not in replace(right, forms={}).to_json()  # digests are those of before
     with pytest.raises(RequestError, match="forms has 'reverse'; there are negation, reversal"):
         replace(right, forms={"reverse": forms["reversal"]})
+
+
+def test_ability_is_the_share_of_unedited_facts_that_are_given():
+    model, tok = tiny_model("gpt2"), tiny_tokenizer()
+    (prompt, answer), _ = facts = earth.unedited(2)
+    subject = prompt.removesuffix(" became famous in the sport of")
+    asked = protocol(ability=2, perplexity=0)
+    assert measure_base(asked, MeasuredModel(model, tok)) == {"ability": 0.0}
+    settings = FTHparams(alg_name="FT", model_name="tiny", layers=[1, 2], lr=2e-2, num_steps=60)
+    edit = EditRequest(0, "{} became famous in the sport of", subject, answer)
+    fine_tune(EditSession.of(model, tok), [edit], settings)
+    right = [greedy_is(model, *fact) for fact in facts]
+    assert right == [True, False]
+    assert measure_base(asked, MeasuredModel(model, tok)) == {"ability": 0.5}
 
 
 def test_nothing_to_ask_gives_none_and_zero_switches_off():

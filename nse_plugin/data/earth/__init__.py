@@ -27,6 +27,7 @@ __all__ = [
     "facts",
     "other_facts",
     "relations",
+    "unedited",
     "without_moved_steps",
 ]
 
@@ -88,6 +89,17 @@ def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
         asked = {kind: group for kind, group in probes.items() if group}
         kept.append(dataclasses.replace(request, portability=asked))
     return kept
+
+
+def unedited(n: int) -> list[tuple[str, str]]:
+    """At most `n` true sentences as (prompt, answer) about subjects that are never edited.
+
+    Relations are mixed; the draw is always the same, and a smaller one is the beginning of it.
+    """
+    found = [fact for fact in all_facts() if fact.subject in kept_back()]
+    random.Random(0).shuffle(found)
+    prompts = {name: relation.prompt for name, relation in relations().items()}
+    return [(prompts[f.relation].replace("{}", f.subject), f.answer) for f in found[:n]]
 
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:

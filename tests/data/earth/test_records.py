@@ -165,3 +165,15 @@ def test_other_forms_of_the_edited_fact() -> None:
         assert subject in forms["negation"]["prompt"] and forms["negation"]["ground_truth"] == new
         assert new in forms["reversal"]["prompt"] and forms["reversal"]["ground_truth"] == subject
         assert ("translation" in forms) is (relation.translation is not None)
+
+
+def test_unedited_facts_are_true_and_of_subjects_that_no_record_edits() -> None:
+    edited = {record["requested_rewrite"]["subject"] for record in earth.facts()}
+    sentences = {
+        (earth.relations()[fact.relation].prompt.replace("{}", fact.subject), fact.answer)
+        for fact in earth.all_facts()
+        if fact.subject not in edited
+    }
+    found = earth.unedited(10_000)
+    assert set(found) == sentences and len(found) > 400
+    assert earth.unedited(20) == found[:20]
