@@ -54,7 +54,7 @@ def output_of(folder: Path, script: str, *arguments: object) -> str:
 
 
 def test_all_scripts_are_tested():
-    assert SCRIPTS == ["edit_a_stream.py", "edit_one_fact.py", "run_nse_editing.py"]
+    assert SCRIPTS == ["edit_a_stream.py", "edit_one_fact.py", "neurons.py", "run_nse_editing.py"]
 
 
 def test_one_fact(folder):
