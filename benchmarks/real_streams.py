@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
+from nse_plugin.data.streams import held_out_texts
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import GROUPS, Answered, ask, summarise
-from nse_plugin.evaluation.model_state import relative_change
+from nse_plugin.evaluation.model_state import perplexity, relative_change
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines, write_json
 from nse_plugin.locate.keys import Lookups
@@ -50,14 +51,16 @@ ROWS = {
 class Run:
     """A finished run, its model and its edits."""
 
-    def __init__(self, folder: Path, device: str | None, stats_dir: str | None) -> None:
+    def __init__(
+        self, folder: Path, device: str | None, stats_dir: str | None, held_out: str
+    ) -> None:
         self.files = RunFiles(folder)
         settings = {**self.files.hparams, "stats_dir": stats_dir or self.files.hparams["stats_dir"]}
         self.hparams = hparams_from(folder, settings)
         self.model, self.session = open_run(folder, device)
         self.session.untouched.use_contexts(self.hparams, self.files.manifest["contexts"])
-        self.bounds = Protocol.from_dict(self.files.manifest["run"]["protocol"]).bounds
-        self.bounds = replace(self.bounds, negation=False, distractor=False)
+        protocol = Protocol.from_dict(self.files.manifest["run"]["protocol"])
+        self.bounds = replace(protocol.bounds, negation=False, distractor=False)
         frozen = FrozenAnswers(JsonLines(folder / FROZEN))
         self.requests: list[EditRequest] = []
         self.frozen: list[Answered] = []
@@ -65,6 +68,8 @@ class Run:
             requests, answers = frozen.read(line["round"])
             self.requests += requests
             self.frozen += [{group: each[group] for group in GROUPS} for each in answers]
+        texts = held_out_texts(held_out, str(self.files.model_name), self.requests)
+        self.texts = texts[: protocol.perplexity]
 
     def row(self, name: str) -> dict[str, Any]:
         """One row; the session is as before."""
@@ -94,6 +99,9 @@ class Run:
             "last_tenth": efficacy(slice(n - n // 10, n)),
             "repaired": sum(outcome.repairs > 0 for outcome in outcomes),
             **self._of_values(),
+            "perplexity": (
+                perplexity(self.model, session.tokenizer, self.texts) if self.texts else None
+            ),
             "relative_change": {
                 name: relative_change(session.weights.original(name), weight)
                 for name, weight in self.model.named_parameters()
@@ -182,6 +190,7 @@ def main() -> None:
     parser.add_argument("--solve", action="store_true", help="also with all edits solved together")
     parser.add_argument("--out", type=Path, default=Path("real-streams.json"))
     parser.add_argument("--stats-dir", help="instead of the runs'")
+    parser.add_argument("--held-out", default="none", help="texts for the perplexity with --solve")
     parser.add_argument("--device")
     options = parser.parse_args()
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -195,7 +204,7 @@ def main() -> None:
         run = None
         for row in ROWS if options.solve else ():
             if row not in rows:
-                run = run or Run(folder, options.device, options.stats_dir)
+                run = run or Run(folder, options.device, options.stats_dir, options.held_out)
                 rows[row] = run.row(row)
                 write_json(options.out, found)
             print(name, row, *shown(rows[row]), sep=" | ", flush=True)
@@ -216,7 +225,8 @@ def shown(row: dict[str, Any]) -> list[str]:
     names = ("efficacy", "paraphrase", "locality", "first_tenth", "last_tenth", "residual",
              "given_with_h_set_to_z", "given_with_h_set_to_z_in_the_original")  # fmt: skip
     changes = " ".join(f"{value:.2f}" for value in row["relative_change"].values())
-    return [*(f"{row[name]:.3f}" for name in names), str(row["repaired"]), changes]
+    ppl = "-" if row["perplexity"] is None else f"{row['perplexity']:.2f}"
+    return [*(f"{row[name]:.3f}" for name in names), str(row["repaired"]), ppl, changes]
 
 
 if __name__ == "__main__":
