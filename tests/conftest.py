@@ -18,6 +18,7 @@ from nse_plugin.model import make_torchvision_importable
 make_torchvision_importable()  # before anything here imports transformers
 
 from tests.browser import chromium, open_page  # noqa: F401  fixtures
+from tests.devices import PLACES, Place, place_of
 from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
@@ -45,10 +46,19 @@ def any_model(request):
     return tiny_model(request.param)
 
 
+@pytest.fixture(params=PLACES)
+def device(request) -> Place:
+    """The CPU in float32, and where there is a GPU also that, in float32 and bfloat16.
+
+    A test that names this among its arguments gets its ``model`` there; the others stay on the CPU.
+    """
+    return request.param
+
+
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
     """A fresh tiny model: GPT-2 (Conv1D) and Llama (Linear, grouped heads)."""
-    return tiny_model(request.param)
+    return place_of(request).put(tiny_model(request.param))
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def test_nothing_left_to_write_in_is_an_error(model, tokenizer, hparams):
         busy_directions(covariance, hparams.nullspace_threshold)
 
 
-def test_the_projection_is_computed_once(model, tokenizer, hparams, monkeypatch):
+def test_the_projection_is_computed_once(model, tokenizer, hparams, monkeypatch, device):
     import nse_plugin.methods.alphaedit as alphaedit
 
     seen = []

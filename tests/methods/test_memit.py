@@ -43,7 +43,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
     check_equal(original, model, brute.model, hparams.layers)
 
 
-def test_one_pass_whose_keys_are_remembered(model, tokenizer, hparams):
+def test_one_pass_whose_keys_are_remembered(model, tokenizer, hparams, device):
     session = EditSession.of(model, tokenizer)
     record = edit_round(session, some_requests(3), hparams)
     assert [(w.layer, w.pass_number) for w in record.writes] == [(1, 1), (2, 1)]

@@ -91,7 +91,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, ru
         assert (w - expected).norm() < 1e-3 * (expected - w0).norm()
 
 
-def test_the_round_reaches_its_values(model, tokenizer, hparams):
+def test_the_round_reaches_its_values(model, tokenizer, hparams, device):
     hparams.mom2_update_weight, hparams.alpha = 1e-3, 0.0
     session = EditSession.of(model, tokenizer)
     record = edit_round(session, some_requests(4), hparams)
@@ -119,7 +119,7 @@ def test_every_fate_is_reported(model, tokenizer, hparams):
 
 
 def test_values_are_kept_where_nothing_that_they_depend_on_differs(
-    model, tokenizer, hparams, monkeypatch
+    model, tokenizer, hparams, monkeypatch, device
 ):
     asked, real = [], spread.compute_values
     monkeypatch.setattr(
@@ -189,7 +189,7 @@ def test_fewer_neurons_than_all_are_written(model, tokenizer, hparams):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_side_changes_nothing(model, tokenizer, hparams, side):
+def test_padding_side_changes_nothing(model, tokenizer, hparams, side, device):
     tok = copy.deepcopy(tokenizer)
     tok.padding_side = side
     other = copy.deepcopy(model)
@@ -245,7 +245,7 @@ def test_gemma3_beside_its_vision_tower(tokenizer, hparams):
     assert all(o.residual_after < 0.5 * o.residual_before for o in record.outcomes)
 
 
-def test_an_exception_half_way_leaves_all_as_it_was(model, tokenizer, hparams, monkeypatch):
+def test_an_exception_half_way_leaves_all_as_it_was(model, tokenizer, hparams, monkeypatch, device):
     session = EditSession.of(model, tokenizer)
     edit_round(session, some_requests(2), hparams)
     before = {name: p.clone() for name, p in model.named_parameters()}

@@ -54,9 +54,9 @@ def hparams(folder: Path, **changes):
     return tiny_hparams(**{**settings, **changes})
 
 
-def session(family: str = "gpt2", **changes) -> EditSession:
+def session(family: str = "gpt2", device: str = "cpu", **changes) -> EditSession:
     sizes = SMALL if family == "gpt2" else {}
-    model = tiny_model(family, **{**sizes, **changes})
+    model = tiny_model(family, **{**sizes, **changes}).to(device)
     found = EditSession.of(model, tiny_tokenizer())
     found.kept = model  # a session does not keep its model alive
     return found

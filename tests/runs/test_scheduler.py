@@ -86,11 +86,15 @@ def test_a_run_that_writes_nothing_never_says_complete(tmp_path, changes, caplog
         assert left_out == [[], [], []]
 
 
-def test_an_iterator_goes_on_where_it_was(tmp_path):
-    whole = scheduler(tmp_path / "a", iter(requests()))
+def test_an_iterator_goes_on_where_it_was(tmp_path, device):
+    def run(folder, **changes):
+        subject = session(device=device.name, dtype=device.dtype)
+        return scheduler(tmp_path / folder, iter(requests()), subject=subject, **changes)
+
+    whole = run("a")
     whole.run()
-    assert scheduler(tmp_path / "b", iter(requests()), max_rounds=1).run().status == "paused"
-    rest = scheduler(tmp_path / "b", iter(requests()))
+    assert run("b", max_rounds=1).run().status == "paused"
+    rest = run("b")
     rest.run()
     assert equal(weights(whole), weights(rest)) and same_run(tmp_path / "a", tmp_path / "b")
 

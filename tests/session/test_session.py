@@ -44,7 +44,7 @@ def test_the_session_goes_with_its_model(tokenizer):
     assert gone() is None and session() is None
 
 
-def test_weights_that_the_host_put_back(model, tokenizer, hparams):
+def test_weights_that_the_host_put_back(model, tokenizer, hparams, device):
     apply = apply_function("NSE")
     clean = copy.deepcopy(model)
     _, originals = apply(model, tokenizer, [r.to_dict() for r in some_requests(2)], hparams)
@@ -61,7 +61,7 @@ def test_weights_that_the_host_put_back(model, tokenizer, hparams):
         assert torch.equal(a, b)
 
 
-def test_going_back_to_an_earlier_round_drops_the_later_ones(model, tokenizer, hparams):
+def test_going_back_to_an_earlier_round_drops_the_later_ones(model, tokenizer, hparams, device):
     session = EditSession.of(model, tokenizer)
     states = []
     for request in some_requests(3):
@@ -111,7 +111,7 @@ def test_undoing_more_than_there_is(model, tokenizer):
         EditSession.of(model, tokenizer).undo_last(2)
 
 
-def test_other_layers_in_a_later_round(model, tokenizer, hparams):
+def test_other_layers_in_a_later_round(model, tokenizer, hparams, device):
     before = {n: p.clone() for n, p in model.named_parameters()}
     session = EditSession.of(model, tokenizer)
     edit_round(session, some_requests(1), hparams)

@@ -134,7 +134,7 @@ def test_same_bits_as_a_session_that_never_had_the_round(dtype):
     assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
 
 
-def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, tokenizer):
+def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, tokenizer, device):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     session = EditSession.of(model, tokenizer)
     for request in some_requests(3):
@@ -152,7 +152,7 @@ def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, t
     assert edit_round(session, some_requests(1), hparams()).number == 1
 
 
-def test_weights_put_back_after_an_undo(model, tokenizer):
+def test_weights_put_back_after_an_undo(model, tokenizer, device):
     """The states of the active rounds are known again, the one with the undone round is not."""
     session = EditSession.of(model, tokenizer)
     names = [session.layout.down_name(layer) for layer in (1, 2)]

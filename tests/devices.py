@@ -1,0 +1,33 @@
+"""Where the models of tests are: the CPU always, and a GPU where there is one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+
+
+class Place(NamedTuple):
+    """Where a test's models are, and in which type of number."""
+
+    name: str
+    dtype: torch.dtype
+
+    def put(self, model: Any) -> Any:
+        """A model there."""
+        return model.to(self.name, self.dtype)
+
+
+CPU = Place("cpu", torch.float32)
+PLACES = [pytest.param(CPU, id="cpu")]
+if torch.cuda.is_available():
+    PLACES += [
+        pytest.param(Place("cuda", dtype), id=f"cuda-{dtype}", marks=pytest.mark.cuda)
+        for dtype in (torch.float32, torch.bfloat16)
+    ]
+
+
+def place_of(request: pytest.FixtureRequest) -> Place:
+    """The place of the test that asks for a model: the CPU if it does not name ``device``."""
+    return request.getfixturevalue("device") if "device" in request.fixturenames else CPU
