@@ -45,7 +45,9 @@ def outcomes(
         earlier: the rounds that wrote the last requests before, which are written again.
     """
     rounds = [*[None] * (len(requests) - len(earlier)), *earlier]
-    z, shift = values.z, values.z - values.base
+    # to wait for a GPU once, and not for each request
+    z, shift = values.z.cpu(), (values.z - values.base).cpu()
+    loss, steps = values.loss.tolist(), values.steps.tolist()
     return tuple(
         Outcome(
             case_id=request.case_id,
@@ -56,8 +58,8 @@ def outcomes(
             residual_after=float(progress.after[i]),
             z_norm=float(z[i].norm()),
             z_shift=float(shift[i].norm()),
-            z_loss=float(values.loss[i]),
-            z_steps=int(values.steps[i]),
+            z_loss=loss[i],
+            z_steps=steps[i],
             earlier_round=rounds[i],
             **({} if repaired is None else repaired.of(i)),
         )

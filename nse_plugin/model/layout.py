@@ -194,6 +194,10 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Where a module computes; ``default`` if its weights are offloaded or it has none."""
+    """Where a module computes: that of its weights, or, if they are offloaded, where accelerate
+    puts them when they are needed; ``default`` if it has none."""
     weight = next(module.parameters(), None)
-    return default if weight is None or weight.is_meta else weight.device
+    if weight is None or not weight.is_meta:
+        return default if weight is None else weight.device
+    place = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+    return default if place is None else torch.device(place)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model.families import FAMILIES
+from nse_plugin.model.layout import device_of
 from nse_plugin.model.probe import layout_of, probe_family
 from nse_plugin.model.residual_path import path_of
 from tests.tiny import UNKNOWN_FAMILIES, tiny_model
@@ -148,3 +150,12 @@ def test_a_layout_is_made_once_per_model_and_not_copied_with_it(model):
     assert layout_of(model) is layout_of(model)
     other = copy.deepcopy(model)
     assert layout_of(other).model is other
+
+
+def test_offloaded_weights_are_where_accelerate_puts_them():
+    one = nn.Sequential(nn.Linear(2, 3))
+    elsewhere = torch.device("meta")  # anything but what is expected
+    assert device_of(one[0], elsewhere) == torch.device("cpu")
+    accelerate.cpu_offload(one, execution_device=torch.device("cpu"))
+    assert one[0].weight.is_meta and device_of(one[0], elsewhere) == torch.device("cpu")
+    assert device_of(nn.Identity(), elsewhere) == elsewhere
