@@ -44,7 +44,9 @@ def load_model(hparams: Any) -> tuple[nn.Module, Any, str]:
         return model, tokenizer, getattr(config, "_name_or_path", "") or config.model_type
     name = str(name)
     place, dtype = model_place(name), _dtype(hparams)
-    model, tokenizer = _load_pretrained(name, place, dtype, "auto" if parallel else None)
+    # weights that go to a GPU are read straight to it, not through a whole model in main memory
+    straight = None if device.type == "cpu" else {"": device}
+    model, tokenizer = _load_pretrained(name, place, dtype, "auto" if parallel else straight)
     return (model if parallel else model.to(device)), tokenizer, name
 
 
@@ -89,7 +91,7 @@ def refuse_quantised(model: nn.Module) -> None:
 
 
 def _load_pretrained(
-    name: str, place: str, dtype: torch.dtype, device_map: str | None
+    name: str, place: str, dtype: torch.dtype, device_map: str | dict[str, torch.device] | None
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

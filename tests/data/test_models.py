@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nse_plugin.data import models
 from nse_plugin.data.models import load_model, refuse_quantised
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams
@@ -28,6 +29,23 @@ def folder(tmp_path):
 def test_a_whole_folder_is_loaded(folder):
     model, tokenizer, name = load(folder)
     assert name == str(folder) and not model.training and tokenizer.pad_token_id is not None
+
+
+def test_weights_for_a_gpu_are_read_straight_to_it(folder, monkeypatch):
+    asked, real = [], models._load_pretrained
+
+    def load_on_cpu(name, place, dtype, device_map):
+        asked.append(device_map)
+        return real(name, place, dtype, device_map and {"": torch.device("cpu")})
+
+    monkeypatch.setattr(models, "_load_pretrained", load_on_cpu)
+    plain, _, _ = load(folder)
+    monkeypatch.setattr(models, "find_device", lambda _value: torch.device("cuda:1"))
+    monkeypatch.setattr(type(plain), "to", lambda model, _device: model)
+    straight, _, _ = load(folder)
+    assert asked == [None, {"": torch.device("cuda:1")}]
+    assert all(map(torch.equal, plain.parameters(), straight.parameters()))
+    assert not any(hasattr(module, "_hf_hook") for module in straight.modules())
 
 
 def refused(folder, message):
