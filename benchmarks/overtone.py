@@ -242,23 +242,27 @@ def scores_table(group: dict[Cell, dict[str, Any]]) -> str:
     """A row per way of editing: answer tokens / whole answers in percent, mean over all edits."""
     heads = [*SCORES, "average", "spread", "loss", "steps", "change"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    untouched = [entry["before"] for entry in max((r["each"] for r in group.values()), key=len)]
-    lines.append(row("untouched model", untouched))
-    methods = dict.fromkeys(cell.method for cell in group)
-    for method in methods:
-        each = [e for cell, r in group.items() if cell.method == method for e in r["each"]]
-        lines.append(row(method, each))
+    longest = {c.seed: r["each"] for c, r in sorted(group.items(), key=lambda i: len(i[1]["each"]))}
+    lines.append(row("untouched model", [[e["before"] for e in each] for each in longest.values()]))
+    for method in dict.fromkeys(cell.method for cell in group):
+        runs = [result["each"] for cell, result in group.items() if cell.method == method]
+        lines.append(row(method, runs))
     return "\n".join(lines)
 
 
-def row(name: str, each: Sequence[dict[str, Any]]) -> str:
-    """One row of the table of scores."""
-    pairs = [tuple(mean_of(each, score) for score in both) for both in SCORES.values()]
+def row(name: str, runs: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """One row of the table of scores: means over the edits of a seed, and then over seeds."""
+
+    def mean(score: str) -> float | None:
+        found = [value for each in runs if (value := mean_of(each, score)) is not None]
+        return fmean(found) if found else None
+
+    pairs = [tuple(map(mean, both)) for both in SCORES.values()]
     known = [[pair[i] for pair in pairs if pair[i] is not None] for i in (0, 1)]
     pairs.append(tuple(fmean(values) if values else None for values in known))
     cells = [" / ".join("-" if v is None else f"{100 * v:.1f}" for v in pair) for pair in pairs]
     for extra, digits in (("spread", 3), ("loss", 3), ("steps", 0), ("change", 4)):
-        value = mean_of(each, extra)
+        value = mean(extra)
         cells.append("-" if value is None else f"{value:.{digits}f}")
     return f"| {name} | " + " | ".join(cells) + " |"
 
