@@ -48,7 +48,10 @@ class Variant:
     about: str
 
 
-_REPAIRS = {
+_SHARED = {
+    "merged": Variant(
+        {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
+    ),
     "repair": Variant(
         {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
     ),
@@ -58,7 +61,7 @@ _REPAIRS = {
     ),
 }
 VARIANTS: dict[str, dict[str, Variant]] = {
-    "AlphaEdit": {**_REPAIRS},
+    "AlphaEdit": {**_SHARED},
     "FT": {
         "breadth-first": Variant(
             {"replay": True, "target_eos": True, "batch_size": 20},
@@ -69,10 +72,10 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "previous-keys": Variant(
             {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
         ),
-        **_REPAIRS,
+        **_SHARED,
     },
     "NSE": {
-        **_REPAIRS,
+        **_SHARED,
         "no-rewinding": Variant(
             {"rewind": False}, "values are optimised against the edited model"
         ),

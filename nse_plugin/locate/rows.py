@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -21,6 +21,12 @@ class Rows:
     """The bare prompt, then the prompt after each context, with their targets."""
     essence: EncodedPrompt
     """The text "{subject} is a", where the model should stay as it is."""
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """Tokens that the key depends on: the bare prompt's up to the subject's last."""
+        bare = self.rewriting[0]
+        return bare.ids[: bare.subject_last + 1]
 
     @property
     def width(self) -> int:
@@ -68,6 +74,24 @@ def encode_round(
         )
         for request in requests
     ]
+
+
+def merged(rows: Sequence[Rows]) -> tuple[list[Rows], list[int]]:
+    """Requests whose bare prompts are the same up to the subject's last token, as one each.
+
+    Returns:
+        The rows of all their prompts together, and for each request its number among them.
+    """
+    numbers: dict[tuple[int, ...], int] = {}
+    found: list[Rows] = []
+    for one in rows:
+        number = numbers.setdefault(one.read, len(found))
+        if number == len(found):
+            found.append(one)
+        else:
+            both = (*found[number].rewriting, *one.rewriting)
+            found[number] = replace(found[number], rewriting=both)
+    return found, [numbers[one.read] for one in rows]
 
 
 @dataclass(frozen=True)

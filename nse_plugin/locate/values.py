@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch.nn import functional as F
@@ -195,7 +196,7 @@ class _Problem:
         rewriting, essence = both.select(every[:n_rewriting]), both.select(every[n_rewriting:])
         if hparams.v_loss_layer is not None:  # the divergence is of the whole model all the same
             rewriting = rewriting.up_to(hparams.v_loss_layer - z_layer)
-        bare = every[:n_rewriting][:: len(rows[0].rewriting)]
+        bare = every[list(accumulate((len(item.rewriting) for item in rows[:-1]), initial=0))]
         return cls(
             layout,
             rewriting,

@@ -58,13 +58,25 @@ class Repaired:
 
 @dataclass(frozen=True)
 class Lost:
-    """Edits of earlier rounds that the model no longer gives; they join a round."""
+    """Edits of earlier rounds that the model no longer gives, or would not; they join a round."""
 
     requests: tuple[EditRequest, ...] = ()
     rounds: tuple[int, ...] = ()
     """The round that wrote each last."""
     keys: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """By layer: all keys [d_ff, n] that the ledger has of them, of earlier rewrites too."""
+
+    def __add__(self, other: Lost) -> Lost:
+        layers = self.keys.keys() | other.keys.keys()
+        parts = {
+            layer: [lost.keys[layer] for lost in (self, other) if layer in lost.keys]
+            for layer in layers
+        }
+        return Lost(
+            self.requests + other.requests,
+            self.rounds + other.rounds,
+            {layer: torch.cat(keys, dim=1) for layer, keys in parts.items()},
+        )
 
 
 def lost_edits(
@@ -86,6 +98,21 @@ def lost_edits(
         tuple(request for request, _ in lost),
         tuple(number for _, number in lost),
         _keys_of(session, {request.fact for request, _ in lost}),
+    )
+
+
+def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> Lost:
+    """Edits of earlier rounds with the key of a request: they would be overwritten by its value."""
+    read = {request.text[: request.subject_end] for request in requests}
+    same = [
+        edit
+        for edit in last_edits(session.ledger, but=requests)
+        if edit[0].text[: edit[0].subject_end] in read
+    ]
+    return Lost(
+        tuple(request for request, _ in same),
+        tuple(number for _, number in same),
+        _keys_of(session, {request.fact for request, _ in same}),
     )
 
 
@@ -126,6 +153,10 @@ def repair(
         failed = (~now).nonzero()[:, 0]
         if not len(failed):
             break
+        if hparams.merge_subjects:  # one value for all that share a key
+            keys = writer.lookups.bare
+            shared = {keys[i] for i in failed.tolist()}
+            failed = torch.tensor([i for i, key in enumerate(keys) if key in shared])
         with writer.clock("repair"):
             values = find_values(failed)
         written = writer.rewrite(failed, values)

@@ -22,11 +22,11 @@ import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups
-from nse_plugin.locate.rows import encode_round
+from nse_plugin.locate.rows import encode_round, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.repair import Lost, lost_edits, repair
+from nse_plugin.methods.repair import Lost, lost_edits, repair, same_subject_edits
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
@@ -73,11 +73,14 @@ def spread_round(
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
         clock = Clock()
-        lost = Lost()
+        same = lost = Lost()
+        if values is None and hparams.merge_subjects:
+            same = same_subject_edits(session, requests)
         if values is None and hparams.repair_every:
             with clock("ask"):
-                lost = lost_edits(session, requests, hparams)
-        n_own, requests = len(requests), [*requests, *lost.requests]
+                lost = lost_edits(session, [*requests, *same.requests], hparams)
+        again = same + lost
+        n_own, requests = len(requests) + len(same.requests), [*requests, *again.requests]
         solve = solver(session, hparams)
         contexts = session.untouched.contexts(hparams)
         layout = session.layout
@@ -86,7 +89,11 @@ def spread_round(
 
         def find_values(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
             chosen = [encoded[i] for i in rows.tolist()]
+            if hparams.merge_subjects:
+                chosen, numbers = merged(chosen)
             values = compute_values(layout, chosen, hparams, objective, trace=trace)
+            if hparams.merge_subjects:
+                values = values[torch.tensor(numbers)]
             if adjust is None:
                 return values
             return adjust(values, session, lookups.select(rows), hparams.layers[-1])
@@ -97,13 +104,14 @@ def spread_round(
         if values is None:
             with clock("values"), session.weights.rewound() if rewind else nullcontext():
                 of = tuple(request.digest() for request in requests[:n_own])
-                key = (of, contexts, *hparams.value_settings(), objective, adjust)
+                settings = (*hparams.value_settings(), hparams.merge_subjects)
+                key = (of, contexts, *settings, objective, adjust)
                 values = session.untouched.values(key, own_values) if rewind else own_values()
         if lost.requests:
             with clock("repair"):
-                again = find_values(torch.arange(n_own, len(requests)))
-            values = Values.cat([values, again])
-        with session.previous_keys.without(lost.keys):
+                found = find_values(torch.arange(n_own, len(requests)))
+            values = Values.cat([values, found])
+        with session.previous_keys.without(again.keys):
             writer = Writer(
                 session, requests, hparams.layers, lookups, values, solve, passes, clock
             )
@@ -114,7 +122,7 @@ def spread_round(
         record = RoundRecord(
             number=session.ledger.next_number(),
             method=hparams.method,
-            outcomes=outcomes(requests, writer.values, writer.progress(), repaired, lost.rounds),
+            outcomes=outcomes(requests, writer.values, writer.progress(), repaired, again.rounds),
             writes=tuple(writer.writes),
             keys=keys,
             seconds=clock.seconds,

@@ -47,8 +47,8 @@ class Outcome:
     """Evaluations of it."""
     earlier_round: int | None = None
     """The earlier round that wrote it last, where this round wrote it again, since the model no
-    longer gave its answer (repair) or with all others (FT's replay); None for a request of the
-    round itself."""
+    longer gave its answer (repair), for a value that both share, or with all others (replay); None
+    for a request of the round itself."""
     repairs: int = 0
     """Times it was optimised and written again because the model did not give its answer."""
     answered_before_repair: bool | None = None
@@ -320,7 +320,7 @@ def written_again(number: int, later: int) -> str:
     """Why a round cannot be undone of which a later one wrote edits again."""
     return (
         f"round {number} cannot be undone alone: round {later} wrote edits of it again "
-        f"(repair_every, or FT's replay); undo round {later} first"
+        f"(repair_every, merge_subjects, or FT's replay); undo round {later} first"
     )
 
 

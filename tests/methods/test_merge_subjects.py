@@ -1,0 +1,77 @@
+"""merge_subjects: edits with one key share one value, within a round and with earlier ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from nse_plugin.errors import SessionError
+from nse_plugin.hparams import MEMITHparams, NSEHparams
+from nse_plugin.methods.bases import BASES
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+from tests.methods.brute import hparams_of
+from tests.tiny import some_requests, tiny_model
+
+LIVES = EditRequest(10, "{} lives in", "Mara Voss", "Quill")
+WORKS = EditRequest(11, "{} works as a", "Mara Voss", "painter")
+TRADE = EditRequest(12, "By trade, the woman called {} is a", "Mara Voss", "doctor")
+
+
+def settings(kind, folder, **changes: Any):
+    few = dict(v_num_grad_steps=4, n_contexts=1, context_length=3, stats_dir=str(folder))
+    return hparams_of(kind, **{**few, **changes})
+
+
+def test_a_shared_value_has_the_mean_loss_and_others_keep_theirs(tokenizer, tmp_path):
+    requests = [LIVES, some_requests(2)[1], WORKS, TRADE]
+    losses, z = [], []
+    for merge in (False, True):
+        hparams = settings(NSEHparams, tmp_path, v_num_grad_steps=1, merge_subjects=merge)
+        session = EditSession.of(model := tiny_model("llama"), tokenizer)
+        record = BASES["NSE"].edit_round(session, requests, hparams)
+        losses.append([o.z_loss for o in record.outcomes])
+        hparams = replace(hparams, v_num_grad_steps=4)
+        session.undo_all()
+        z.append(BASES["NSE"].edit_round(session, requests, hparams).z)
+        assert session.model is model
+    (own, shared), mean = losses, (losses[0][0] + losses[0][2]) / 2
+    assert shared == pytest.approx([mean, own[1], mean, own[3]], rel=1e-4)
+    assert not torch.equal(z[0][0], z[0][2]) and torch.equal(z[1][0], z[1][2])
+    torch.testing.assert_close(z[1][[1, 3]], z[0][[1, 3]], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [MEMITHparams, NSEHparams])
+def test_both_values_are_reached_in_one_round_and_in_two(kind, tokenizer, tmp_path):
+    for merge in (False, True):
+        hparams = settings(
+            kind, tmp_path, mom2_update_weight=1e-3, n_contexts=0, merge_subjects=merge
+        )
+        model = tiny_model("llama")
+        session, edit_round = EditSession.of(model, tokenizer), BASES[kind.method].edit_round
+        outcomes = edit_round(session, [LIVES, WORKS], hparams).outcomes
+        reached = [o.residual_after < 0.1 * o.residual_before for o in outcomes]
+        assert reached == [merge, merge]  # one key cannot have two values
+        session.undo_all()
+        edit_round(session, [LIVES], hparams)
+        record = edit_round(session, [WORKS], hparams)
+        assert [(o.case_id, o.earlier_round) for o in record.outcomes] == (
+            [(11, None), (10, 1)] if merge else [(11, None)]
+        )
+    assert record.edits == 1 and torch.equal(record.z[0], record.z[1])
+    assert all(o.residual_after < 0.1 * o.residual_before for o in record.outcomes)
+    with pytest.raises(SessionError, match="round 2 wrote edits of it again"):
+        session.undo(1)
+
+
+def test_a_repair_takes_all_that_share_the_value(tokenizer, tmp_path, monkeypatch):
+    said = iter([[False, True, True], [True, True, True]])
+    monkeypatch.setattr("nse_plugin.methods.repair.answered", lambda *_: torch.tensor(next(said)))
+    hparams = settings(MEMITHparams, tmp_path, merge_subjects=True, repair_rounds=1)
+    session = EditSession.of(model := tiny_model("llama"), tokenizer)
+    record = BASES["MEMIT"].edit_round(session, [LIVES, TRADE, WORKS], hparams)
+    assert [o.repairs for o in record.outcomes] == [1, 0, 1] and session.model is model
+    assert torch.equal(record.z[0], record.z[2])
