@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nse_plugin.errors import DataError
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_edits_are_of_the_stratum_and_drawn_by_the_seed(benchmark, tmp_path, tok
         drawn("many", 0, 4)
 
 
-def test_a_cell_goes_on_after_its_last_edit(benchmark, tmp_path, monkeypatch):
+def test_a_cell_goes_on_after_its_last_edit(benchmark, tmp_path, monkeypatch, tokenizer):
     cell = benchmark.Cell("single", "atlas:gpt2", "all", "NSE", "full", 0, None)
     calls = []
 
@@ -91,6 +92,7 @@ def test_a_cell_goes_on_after_its_last_edit(benchmark, tmp_path, monkeypatch):
         yield from ({"case_id": number} for number in range(done, len(requests)))
 
     monkeypatch.setattr(benchmark, "single", quick)
+    monkeypatch.setattr(benchmark, "load_model", lambda _: (tiny_model("gpt2"), tokenizer, ""))
     first = benchmark.run_cell(cell, 2, ["atlas:3"], tmp_path)
     assert benchmark.run_cell(cell, 2, ["atlas:3"], tmp_path) == first and len(calls) == 1
     assert calls[0][0].method == "OVERTONE" and calls[0][0].base.method == "NSE"
