@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import os
 import re
 from pathlib import Path
@@ -37,8 +38,9 @@ MADE = """- [Commands](generated/commands.md) with all their options
 """Entries of index.md that only the site has."""
 
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
+ANCHOR = re.compile(r'^<a id="([\w-]+)"></a>', re.MULTILINE)
 SECTION = re.compile(r"^## (.+)\n((?:.*\n)*?)(?=## |\Z)", re.MULTILINE)
-ENTRY = re.compile(r"\]\(([^)]+)\.md\)")
+ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+)\.md\)")
 
 
 def write_pages() -> None:
@@ -57,7 +59,7 @@ def edit_source(app: Any, name: str, source: list[str]) -> None:
     """What Sphinx reads in place of a page; it calls this with the page's name and text."""
     page = HERE / f"{name}.md"
     if page.parent != GENERATED:
-        source[0] = relinked(source[0], page, page)
+        source[0] = ANCHOR.sub(r"(\1)=\n", relinked(source[0], page, page))
     if name == "index":
         head = "## Reference\n\n"
         source[0] = SECTION.sub(with_contents, source[0].replace(head, head + MADE))
@@ -75,8 +77,9 @@ def relinked(text: str, page: Path, at: Path) -> str:
 
 def with_contents(found: re.Match[str]) -> str:
     """A section of index.md with the pages of its list as contents of the site under its title."""
-    pages = "\n".join(ENTRY.findall(found[2]))
-    contents = f"```{{toctree}}\n:hidden:\n:caption: {found[1]}\n\n{pages}\n```\n\n"
+    pages = [f"{text[0].upper()}{text[1:]} <{page}>" for text, page in ENTRY.findall(found[2])]
+    listed = "\n".join(pages)
+    contents = f"```{{toctree}}\n:hidden:\n:caption: {found[1]}\n\n{listed}\n```\n\n"
     return found[0] + (contents if pages else "")
 
 
@@ -96,17 +99,20 @@ def commands_page() -> str:
 
 def python_page() -> str:
     """The public names of the package, from their docstrings, and the files of a run as types."""
-    classes = {name: getattr(nse_plugin, name) for name in nse_plugin.__all__}
-    lines = ["# Python", "", "```{eval-rst}"]
-    for name, found in classes.items():
-        kind = "class" if inspect.isclass(found) else "function"
-        if name == "__version__" or name != getattr(found, "__name__", name):
-            continue
-        lines += [f".. auto{kind}:: nse_plugin.{name}"]
-        if kind == "class":
-            lines += ["   :members: from_hparams, to_dict" if issubclass(found, Settings) else
-                      "   :members:"]  # fmt: skip
-        lines += [""]
+    names = [name for name in nse_plugin.__all__ if name != "__version__"]
+    names = [name for name in names if getattr(nse_plugin, name).__name__ == name]  # no aliases
+    keyed = [name for name in names if name.endswith("Hparams")]
+    lines = ["# The Python package", "", "## Editing", "", "```{eval-rst}"]
+    for name in names:
+        if name not in keyed:
+            is_class = inspect.isclass(getattr(nse_plugin, name))
+            lines += [f".. auto{'class' if is_class else 'function'}:: nse_plugin.{name}"]
+            lines += ["   :members:", ""] if is_class else [""]
+    lines += ["```", "", "## Hyperparameters", ""]
+    lines += ["Their fields are the [keys of the YAML files](settings.md).", "", "```{eval-rst}"]
+    for name in keyed:
+        lines += [f".. autoclass:: nse_plugin.{name}(**keys)"]
+        lines += ["   :members: from_hparams, from_dict, to_dict", ""]
     lines += ["```", "", "## Files of a run as types", "", "```{eval-rst}"]
     lines += [".. automodule:: nse_plugin.runs.schema", "   :members:", "   :undoc-members:"]
     return "\n".join([*lines, "```", ""])
@@ -151,14 +157,14 @@ def paragraph(found: type) -> str:
 def value(field: dataclasses.Field) -> str:
     """What a key may hold."""
     words = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace(", ", " or "), str(field.type))
-    words = words.replace(" | ", " or ").replace("None", "null").replace('"', "")
+    words = words.replace(" | ", " or ").replace("None", "null")
+    words = re.sub("[\"']", "", words)
     return f"{words}{field.metadata.get('range', '')}"
 
 
 def default(field: dataclasses.Field) -> str:
     """The value of a key that is not given."""
+    made = field.default
     if field.default_factory is not dataclasses.MISSING:
-        return f"`{field.default_factory()}`"
-    if field.default is dataclasses.MISSING:
-        return ""
-    return f"`{'null' if field.default is None else field.default!r}`"
+        made = field.default_factory()
+    return "" if made is dataclasses.MISSING else f"`{json.dumps(made)}`"
