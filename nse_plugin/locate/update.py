@@ -192,9 +192,9 @@ def _singular(layer: int, n_neurons: int, weight_name: str) -> StatisticsError:
     )
 
 
-def factor_if_regular(covariance: torch.Tensor, device: str) -> torch.Tensor | None:
-    """The Cholesky factor of C [d_ff, d_ff] on a device, float64; None where C is singular."""
-    factor, failed = torch.linalg.cholesky_ex(covariance.to(device).double())
+def factor_if_regular(covariance: torch.Tensor) -> torch.Tensor | None:
+    """The Cholesky factor of C [d_ff, d_ff], float64; None where C is singular."""
+    factor, failed = torch.linalg.cholesky_ex(covariance.double())
     return None if bool(failed) else factor
 
 

@@ -56,9 +56,7 @@ class Systems:
         weight = self._hparams.covariance_weight(len(K))
         if not weight or 2 * (K.shape[1] + E.shape[1]) > len(K):
             return None
-        factor = self._untouched.of_covariance(
-            self._hparams, layer, factor_if_regular, str(K.device)
-        )
+        factor = self._untouched.of_covariance(self._hparams, layer, factor_if_regular)
         if factor is None:
             return None
 

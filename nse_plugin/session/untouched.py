@@ -3,8 +3,9 @@ follows from covariances and original matrices, and values if they are to be kep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -96,42 +97,50 @@ class Untouched:
     def of_covariances(
         self, hparams: LocateHparams, function: Callable[..., T], *settings: Any
     ) -> dict[int, T]:
-        """``function(C, *settings)`` by layer, computed once and kept."""
-        return self._derive(self.covariances(hparams), function, settings, _source(hparams))
+        """``function(C, *settings)`` by layer, on the layer's device, computed once and kept."""
+        return {
+            layer: self.of_covariance(hparams, layer, function, *settings)
+            for layer in hparams.layers
+        }
 
     def of_covariance(
         self, hparams: LocateHparams, layer: int, function: Callable[..., T], *settings: Any
     ) -> T:
         """The same for one of the layers."""
-        C = {layer: self.covariances(hparams)[layer]}
-        return self._derive(C, function, settings, _source(hparams))[layer]
+
+        def there() -> torch.Tensor:
+            device = self._layout.down(layer).weight.device
+            return self.covariances(hparams)[layer].to(device)
+
+        return self._derive(layer, there, function, settings, _source(hparams))
 
     def of_originals(
         self, layers: Sequence[int], function: Callable[..., T], *settings: Any
     ) -> dict[int, T]:
         """``function(W, *settings)`` by layer for the original matrices W [d_model, d_ff] of a
         round's layers, computed once and kept."""
-        layout = self._layout
-        originals = {
-            layer: layout.to_weight(self._weights.original(layout.down_name(layer)))
+
+        def original(layer: int) -> torch.Tensor:
+            weight = self._weights.original(self._layout.down_name(layer))
+            return self._layout.to_weight(weight)
+
+        return {
+            layer: self._derive(layer, partial(original, layer), function, settings)
             for layer in layers
         }
-        return self._derive(originals, function, settings)
 
     def _derive(
         self,
-        matrices: Mapping[int, torch.Tensor],
+        layer: int,
+        matrix: Callable[[], torch.Tensor],
         function: Callable[..., T],
         settings: tuple[Any, ...],
         of: tuple[Any, ...] = (),
-    ) -> dict[int, T]:
-        found = {}
-        for layer, matrix in matrices.items():
-            key = (layer, function, settings, of)
-            if key not in self._derived:
-                self._derived[key] = function(matrix, *settings)
-            found[layer] = self._derived[key]
-        return found
+    ) -> T:
+        key = (layer, function, settings, of)
+        if key not in self._derived:
+            self._derived[key] = function(matrix(), *settings)
+        return self._derived[key]
 
 
 def _contexts_key(hparams: LocateHparams) -> tuple[Any, ...]:

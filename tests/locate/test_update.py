@@ -85,7 +85,7 @@ def test_few_keys_against_float64_brute_force(n_earlier):
     scale = torch.logspace(0, -4, 40)[:, None]
     A = (scale * samples @ (scale * samples).T).double()
     earlier = torch.randn(40, n_earlier, generator=generator).double()
-    factor = factor_if_regular(A, "cpu")
+    factor = factor_if_regular(A)
     solved = [torch.cholesky_solve(k, factor) for k in (keys.double(), earlier)]
     right = few_keys_right(keys, solved[0], earlier, solved[1], layer=1)
     system = (A + earlier @ earlier.T + keys.double() @ keys.double().T).numpy()
@@ -94,7 +94,7 @@ def test_few_keys_against_float64_brute_force(n_earlier):
 
 
 def test_a_singular_covariance_has_no_factor():
-    assert factor_if_regular(torch.zeros(3, 3), "cpu") is None
+    assert factor_if_regular(torch.zeros(3, 3)) is None
 
 
 def test_all_neurons_equal_the_dense_solve():
