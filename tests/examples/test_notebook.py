@@ -18,6 +18,7 @@ def test_it_edits_looks_and_undoes(tmp_path, monkeypatch):
     corpus = atlas.corpus()[:600]  # statistics of less text take less time
     monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where the notebook puts its folder
     outputs, values = runpy.run_path(str(NOTEBOOK))["app"].run()
     assert len(values["reports"]) == 4 and all(report.in_effect for report in values["reports"])
     assert set(values["writers"]["round"]) <= {1, 2, 3, 4} and len(values["writers"])
