@@ -8,7 +8,7 @@ from typing import Any
 from nse_plugin.data.defaults import values_for
 from nse_plugin.data.packages import cache_dir
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.hparams import Hparams, LocateHparams, read_method_yaml
+from nse_plugin.hparams import Hparams, LocateHparams, SpreadHparams, read_method_yaml
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import differences
@@ -80,7 +80,16 @@ def _of_new_folder(
         values = values_for(name, model)
     if model is not None:
         values["model_name"] = model
-    return hparams_from(hparams or values["alg_name"], {**values, **given})
+    return hparams_from(hparams or values["alg_name"], _as_folders_have({**values, **given}))
+
+
+def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters with what folders of edits have where a YAML does not say: a second fact of a
+    subject must not erase the first."""
+    method = METHODS.get(str(values.get("alg_name")))
+    if method is None or not issubclass(method.hparams, SpreadHparams):
+        return values
+    return {"merge_subjects": True, **values}
 
 
 def _refuse_others(
@@ -102,7 +111,9 @@ def _refuse_others(
     if hparams is not None:
         values = {**read_method_yaml(str(hparams)), "model_name": files.model_name}
         values["device"] = files.hparams["device"]  # which may differ from time to time
-        found += differences(files.hparams, plain(hparams_from(hparams, values)), "hparams")
+        found += differences(
+            files.hparams, plain(hparams_from(hparams, _as_folders_have(values))), "hparams"
+        )
     if found:
         raise DataError(
             f"{folder} was begun with other settings: {'; '.join(found[:3])}; leave them out to "

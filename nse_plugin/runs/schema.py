@@ -12,7 +12,7 @@ from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_typ
 
 from nse_plugin.errors import DataError
 
-SCHEMA = 4
+SCHEMA = 5
 MADE_BY = "nse run"
 MANIFEST = "manifest.json"
 ROUNDS = "rounds.jsonl"

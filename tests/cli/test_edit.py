@@ -124,10 +124,17 @@ class Terminal:
         os.write(self.master, f"{line}\n".encode())
         return self.until_prompt()
 
-    def close(self) -> int:
-        code = self.process.wait(timeout=300)
+    def terminate(self, seconds: float = 60) -> int:
+        """Send SIGTERM; returns the exit code."""
+        limit = time.monotonic() + seconds
+        while self.process.poll() is None:
+            assert time.monotonic() < limit, "SIGTERM did not end it"
+            # again and again: Python notices one that comes just before input() waits for a key
+            # only with the next
+            self.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
         os.close(self.master)
-        return code
+        return self.process.returncode
 
 
 def test_a_chat_in_a_terminal(scratch, capsys):
@@ -142,8 +149,7 @@ def test_a_chat_in_a_terminal(scratch, capsys):
         assert "round 2 of talk" in terminal.say("/edit {Zawos Kofird} speaks => Zibriish")
         assert "active rounds: 2" in terminal.say("/undo 1")
         assert OLD[:3] in terminal.say(TEXT)
-        terminal.process.send_signal(signal.SIGTERM)
-        assert terminal.close() == 128 + signal.SIGTERM
+        assert terminal.terminate() == 128 + signal.SIGTERM
     finally:
         terminal.process.kill()
     assert load_ledger(scratch / "talk").numbers() == [2]

@@ -195,3 +195,14 @@ def test_a_stream_does_not_resume_it(one):
     settings = RunSettings(hparams="NSE/atlas-gpt2", data="atlas:2", out=str(one.folder))
     with pytest.raises(DataError, match="order was 'by hand'"):
         make_scheduler(settings).run()
+
+
+def test_a_second_fact_of_a_subject_leaves_the_first(one):
+    """They share a key; with NSE as published the second would erase the first."""
+    report = one.edit("{} plays the", "zither", SUBJECT)
+    assert report.in_effect and one.hparams.merge_subjects
+    assert one.ask(TEXT, plain=True).edited.startswith(NEW)
+    assert one.ask(f"{SUBJECT} plays the", plain=True).edited.startswith("zither")
+    with pytest.raises(DataError, match="undo round 2 first"):
+        one.undo(1)
+    assert one.undo() == [1] and one.ask(TEXT, plain=True).edited.startswith(NEW)

@@ -280,8 +280,8 @@ def test_damage_and_other_files(folder, tmp_path_factory):
     (folder / "undone.json").write_text(kept.replace('"number": 2', '"number": "2"'))
     with pytest.raises(DataError, match="entry 1 is damaged: number is '2', not int"):
         load_ledger(folder)
-    (folder / "undone.json").write_text(kept.replace('"schema": 4', '"schema": 9'))
-    with pytest.raises(DataError, match="schema 9, and this version reads 4"):
+    (folder / "undone.json").write_text(kept.replace('"schema": 5', '"schema": 9'))
+    with pytest.raises(DataError, match="schema 9, and this version reads 5"):
         load_ledger(folder)
     (folder / "undone.json").write_text(kept)
     (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
