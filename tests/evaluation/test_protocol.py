@@ -56,8 +56,8 @@ def first_choices(model, prompt, answer):
     return answer_ids, at.argmax(-1), logp
 
 
-def greedy_is(model, prompt, answer):
-    tok = TOKENIZER[0]
+def greedy_is(model, prompt, answer, tok=None):
+    tok = tok or TOKENIZER[0]  # of the model that the scores are of
     ids = tok(prompt)["input_ids"]
     wanted = tok(f"{prompt} {answer}")["input_ids"][len(ids) :]
     for token in wanted:
@@ -238,7 +238,7 @@ def test_ability_is_the_share_of_unedited_facts_that_are_given():
     settings = FTHparams(alg_name="FT", model_name="tiny", layers=[1, 2], lr=2e-2, num_steps=60)
     edit = EditRequest(0, "{} became famous in the sport of", subject, answer)
     fine_tune(EditSession.of(model, tok), [edit], settings)
-    right = [greedy_is(model, *fact) for fact in facts]
+    right = [greedy_is(model, *fact, tok) for fact in facts]
     assert right == [True, False]
     assert measure_base(asked, MeasuredModel(model, tok)) == {"ability": 0.5}
 

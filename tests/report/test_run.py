@@ -230,7 +230,7 @@ def test_a_flipped_bit_is_named_by_every_reader(folder, capsys):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(schema=2), "has schema 2, and this version reads 4; use the version"),
+        (dict(schema=2), "has schema 2, and this version reads 5; use the version"),
         (dict(made_by="nse demo"), "made by 'nse demo'"),
         (dict(run=5), "manifest.json is damaged: run is 5, not Identity"),
         (dict(contexts=None), "contexts is None, not list"),
