@@ -57,8 +57,9 @@ class Repaired:
 
 
 @dataclass(frozen=True)
-class Lost:
-    """Edits of earlier rounds that the model no longer gives, or would not; they join a round."""
+class EarlierEdits:
+    """Edits of earlier rounds that are written again with a round: those that the model no longer
+    gives, or that would be overwritten."""
 
     requests: tuple[EditRequest, ...] = ()
     rounds: tuple[int, ...] = ()
@@ -66,13 +67,13 @@ class Lost:
     keys: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """By layer: all keys [d_ff, n] that the ledger has of them, of earlier rewrites too."""
 
-    def __add__(self, other: Lost) -> Lost:
+    def __add__(self, other: EarlierEdits) -> EarlierEdits:
         layers = self.keys.keys() | other.keys.keys()
         parts = {
             layer: [lost.keys[layer] for lost in (self, other) if layer in lost.keys]
             for layer in layers
         }
-        return Lost(
+        return EarlierEdits(
             self.requests + other.requests,
             self.rounds + other.rounds,
             {layer: torch.cat(keys, dim=1) for layer, keys in parts.items()},
@@ -81,27 +82,27 @@ class Lost:
 
 def lost_edits(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
-) -> Lost:
+) -> EarlierEdits:
     """Ask the edits of earlier rounds, where ``repair_every`` says so of the next round.
 
     Args:
         requests: of the next round; a fact that it edits is not asked.
     """
     if session.ledger.next_number() % hparams.repair_every:
-        return Lost()
+        return EarlierEdits()
     edits = last_edits(session.ledger, but=requests)
     if not edits:
-        return Lost()
+        return EarlierEdits()
     given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
     lost = [edit for edit, yes in zip(edits, given) if not yes]
-    return Lost(
+    return EarlierEdits(
         tuple(request for request, _ in lost),
         tuple(number for _, number in lost),
         _keys_of(session, {request.fact for request, _ in lost}),
     )
 
 
-def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> Lost:
+def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> EarlierEdits:
     """Edits of earlier rounds with the key of a request: they would be overwritten by its value."""
     read = {request.text[: request.subject_end] for request in requests}
     same = [
@@ -109,7 +110,7 @@ def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) ->
         for edit in last_edits(session.ledger, but=requests)
         if edit[0].text[: edit[0].subject_end] in read
     ]
-    return Lost(
+    return EarlierEdits(
         tuple(request for request, _ in same),
         tuple(number for _, number in same),
         _keys_of(session, {request.fact for request, _ in same}),

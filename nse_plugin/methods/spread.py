@@ -26,7 +26,7 @@ from nse_plugin.locate.rows import encode_round, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.repair import Lost, lost_edits, repair, same_subject_edits
+from nse_plugin.methods.repair import EarlierEdits, lost_edits, repair, same_subject_edits
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
@@ -73,7 +73,7 @@ def spread_round(
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
         clock = Clock()
-        same = lost = Lost()
+        same = lost = EarlierEdits()
         if values is None and hparams.merge_subjects:
             same = same_subject_edits(session, requests)
         if values is None and hparams.repair_every:

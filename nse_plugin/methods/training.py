@@ -125,7 +125,7 @@ class Training:
 
     @torch.no_grad()
     def finish(self, chosen: Iterable[int], steps: int) -> None:
-        """Ask what was reached for the outcomes, after so many steps.
+        """Ask what was reached for the outcomes, after this number of steps.
 
         Raises:
             NotFiniteError: a loss is not.
