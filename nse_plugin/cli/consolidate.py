@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result
+from nse_plugin.cli.output import AS_JSON, note, show_result
 
 
 @command(KEEP, examples("nse consolidate run1 --repair-rounds 3", "nse undo run1 --round 21"))
@@ -44,4 +44,6 @@ def consolidate(
         f"{line['answered_before']} of them before and gives {line['answered']} now"
     )
     show_result(line if as_json else text)
+    if line["answered"] < line["answered_before"]:
+        note(f"fewer than before; nse undo {run} --round {line['file']} takes it back")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -11,9 +11,6 @@ from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import examples
 from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, working
 from nse_plugin.errors import RequestError
-
-if TYPE_CHECKING:
-    pass
 
 NOT_IN_EFFECT = 3
 _FACT, _HOW = "The fact", "How it is edited"

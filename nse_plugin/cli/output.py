@@ -45,7 +45,7 @@ def show_result(result: Any) -> None:
 
 
 def teller(as_json: bool) -> Callable[[str], None]:
-    """Prints how the work goes on; beside JSON on standard error, so that it stays JSON."""
+    """What prints progress: to standard output, or to standard error where JSON goes to that."""
     return note if as_json else show
 
 

@@ -11,7 +11,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show, show_result, working
+from nse_plugin.cli.output import AS_JSON, show_result, teller, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 
@@ -55,14 +55,13 @@ def stats(
         mom2_n_samples=samples,
         stats_dir=stats_dir,
     )
-    found = []
+    found, tell = [], teller(as_json)
     for layer, moment, path in moments:
         found.append(
             {"layer": layer, "tokens": moment.count, "texts": moment.n_samples, "npz": path}
         )
-        if not as_json:
-            where = f", written to {path}" if path else ""
-            show(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
+        where = f", written to {path}" if path else ""
+        tell(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
     if as_json:
         show_result(found)
     return 0

@@ -104,7 +104,7 @@ class EditFolder:
             self.session = session_of(files, self.model, self.tokenizer)
             self._protocol = replace(  # the answers on disk are those of its bounds
                 Protocol.from_dict(files.manifest["run"]["protocol"]),
-                each=True, generation=0, fluency=0, perplexity=0, harness_tasks=(),
+                each=True, generation=0, fluency=0, perplexity=0, ability=0, harness_tasks=(),
             )  # fmt: skip
         self._backend = SessionBackend(self.session, self.hparams)
 

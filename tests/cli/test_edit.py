@@ -157,3 +157,20 @@ def test_a_chat_ends_with_quit_and_with_the_input(monkeypatch, capsys):
         monkeypatch.setattr("builtins.input", Mock(side_effect=[answer]))
         assert cli.main(["chat", "kept"]) == 0
         assert "/help for commands" in capsys.readouterr().out
+
+
+def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):
+    line = {"file": 3, "edits": 5, "answered_before": 5, "answered": 4}
+    monkeypatch.setattr("nse_plugin.runs.reading.RunFiles", Mock())
+    monkeypatch.setattr(
+        "nse_plugin.runs.edits.EditFolder",
+        Mock(return_value=Mock(consolidate=Mock(return_value=line))),
+    )
+    assert cli.main(["consolidate", "run1", "--repair-rounds", "2"]) == 0
+    shown = capsys.readouterr()
+    assert "gave 5 of them before and gives 4 now" in shown.out
+    assert "nse undo run1 --round 3 takes it back" in shown.err
+    line["answered"] = 5
+    assert cli.main(["consolidate", "run1", "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == line and "undo" not in shown.err
