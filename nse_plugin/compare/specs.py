@@ -49,6 +49,10 @@ class Variant:
 
 
 _SHARED = {
+    "consolidated": Variant(
+        {"repair_rounds": 1, "consolidate_every": 5},
+        "every 5 rounds, all edits are solved together, and repaired (ours)",
+    ),
     "merged": Variant(
         {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
     ),

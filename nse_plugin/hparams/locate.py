@@ -112,6 +112,9 @@ class SpreadHparams(LocateHparams):
     repair_every: int = bounded(0, low=0)
     """Every N rounds, edits of earlier rounds that the model no longer gives are written again with
     the round's own; 0 is never (the papers)."""
+    consolidate_every: int = bounded(0, low=0)
+    """Every N rounds, all edits in effect are solved together with the round's own, in the place of
+    the rounds before (``nse consolidate``); 0 is never (the papers)."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""

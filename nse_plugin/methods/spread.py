@@ -16,6 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -27,6 +29,7 @@ from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.repair import EarlierEdits, lost_edits, repair, same_subject_edits
+from nse_plugin.methods.together import is_due, solve_together
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
@@ -69,66 +72,91 @@ def spread_round(
     """
     check_round(requests)
     check_templates(session, hparams)
+    write = partial(_write_round, session, objective=objective, solver=solver, rewind=rewind,
+                    passes=passes, adjust=adjust)  # fmt: skip
     with session.round(hparams.layers):
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
-        clock = Clock()
-        same = lost = EarlierEdits()
-        if values is None and hparams.merge_subjects:
-            same = same_subject_edits(session, requests)
-        if values is None and hparams.repair_every:
-            with clock("ask"):
-                lost = lost_edits(session, [*requests, *same.requests], hparams)
-        again = same + lost
-        n_own, requests = len(requests) + len(same.requests), [*requests, *again.requests]
-        solve = solver(session, hparams)
-        contexts = session.untouched.contexts(hparams)
-        layout = session.layout
-        encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
-        lookups = Lookups.of(layout, encoded, hparams.token_budget)
-
-        def find_values(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-            chosen = [encoded[i] for i in rows.tolist()]
-            if hparams.merge_subjects:
-                chosen, numbers = merged(chosen)
-            values = compute_values(layout, chosen, hparams, objective, trace=trace)
-            if hparams.merge_subjects:
-                values = values[torch.tensor(numbers)]
-            if adjust is None:
-                return values
-            return adjust(values, session, lookups.select(rows), hparams.layers[-1])
-
-        def own_values() -> Values:
-            return find_values(torch.arange(n_own), trace)
-
-        if values is None:
-            with clock("values"), session.weights.rewound() if rewind else nullcontext():
-                of = tuple(request.digest() for request in requests[:n_own])
-                settings = (*hparams.value_settings(), hparams.merge_subjects)
-                key = (of, contexts, *settings, objective, adjust)
-                values = session.untouched.values(key, own_values) if rewind else own_values()
-        if lost.requests:
-            with clock("repair"):
-                found = find_values(torch.arange(n_own, len(requests)))
-            values = Values.cat([values, found])
-        with session.previous_keys.without(again.keys):
-            writer = Writer(
-                session, requests, hparams.layers, lookups, values, solve, passes, clock
-            )
-            writer.run()
-            repaired = repair(writer, find_values, hparams)
-        with clock("keys"):
-            keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
-        record = RoundRecord(
-            number=session.ledger.next_number(),
-            method=hparams.method,
-            outcomes=outcomes(requests, writer.values, writer.progress(), repaired, again.rounds),
-            writes=tuple(writer.writes),
-            keys=keys,
-            seconds=clock.seconds,
-            d_ff=session.layout.d_ff,
-            requests=tuple(request.without_probes() for request in requests),
-            z=writer.values.z.cpu(),
+        if values is not None or not is_due(session, hparams):
+            return write(requests, hparams, trace=trace, values=values)
+        once = replace(hparams, repair_rounds=0, repair_every=0)  # the joint solve repairs
+        newest = write(requests, once, trace=trace)
+        again = replace(hparams, repair_every=0)
+        return solve_together(
+            session, hparams, lambda edits, known: write(edits, again, values=known), newest
         )
-        session.commit(record)
+
+
+def _write_round(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: H,
+    *,
+    objective: TokenObjective,
+    solver: Callable[[EditSession, H], Solve],
+    rewind: bool,
+    passes: Passes,
+    adjust: Callable[[Values, EditSession, Lookups, int], Values] | None,
+    trace: TokenTrace | None = None,
+    values: Values | None = None,
+) -> RoundRecord:
+    """One round, written; see :func:`spread_round`."""
+    clock = Clock()
+    same = lost = EarlierEdits()
+    if values is None and hparams.merge_subjects:
+        same = same_subject_edits(session, requests)
+    if values is None and hparams.repair_every:
+        with clock("ask"):
+            lost = lost_edits(session, [*requests, *same.requests], hparams)
+    again = same + lost
+    n_own, requests = len(requests) + len(same.requests), [*requests, *again.requests]
+    solve = solver(session, hparams)
+    contexts = session.untouched.contexts(hparams)
+    layout = session.layout
+    encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
+    lookups = Lookups.of(layout, encoded, hparams.token_budget)
+
+    def find_values(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
+        chosen = [encoded[i] for i in rows.tolist()]
+        if hparams.merge_subjects:
+            chosen, numbers = merged(chosen)
+        values = compute_values(layout, chosen, hparams, objective, trace=trace)
+        if hparams.merge_subjects:
+            values = values[torch.tensor(numbers)]
+        if adjust is None:
+            return values
+        return adjust(values, session, lookups.select(rows), hparams.layers[-1])
+
+    def own_values() -> Values:
+        return find_values(torch.arange(n_own), trace)
+
+    if values is None:
+        with clock("values"), session.weights.rewound() if rewind else nullcontext():
+            of = tuple(request.digest() for request in requests[:n_own])
+            settings = (*hparams.value_settings(), hparams.merge_subjects)
+            key = (of, contexts, *settings, objective, adjust)
+            values = session.untouched.values(key, own_values) if rewind else own_values()
+    if lost.requests:
+        with clock("repair"):
+            found = find_values(torch.arange(n_own, len(requests)))
+        values = Values.cat([values, found])
+    with session.previous_keys.without(again.keys):
+        writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
+        writer.run()
+        repaired = repair(writer, find_values, hparams)
+    with clock("keys"):
+        keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
+    record = RoundRecord(
+        number=session.ledger.next_number(),
+        method=hparams.method,
+        outcomes=outcomes(requests, writer.values, writer.progress(), repaired, again.rounds),
+        writes=tuple(writer.writes),
+        keys=keys,
+        seconds=clock.seconds,
+        d_ff=session.layout.d_ff,
+        requests=tuple(request.without_probes() for request in requests),
+        z=writer.values.z.cpu(),
+    )
+    session.commit(record)
+
     return record

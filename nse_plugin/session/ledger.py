@@ -175,8 +175,8 @@ class Ledger:
 
 
 def _made(entry: ActiveRound) -> int:
-    """Requests of a round, or of those that it takes the place of."""
-    return sum(map(_made, entry.within)) or entry.edits
+    """Requests of a round, and of those that it takes the place of."""
+    return sum(map(_made, entry.within)) + entry.new_edits
 
 
 def _numbers_within(entry: ActiveRound) -> list[int]:

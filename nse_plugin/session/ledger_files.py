@@ -178,6 +178,8 @@ class RoundFile:
     """Earlier rounds of which it wrote edits again, rising."""
     method: str = ""
     """Name of the method that wrote it."""
+    new_edits: int = 0
+    """How many requests came with it, and were in no round before."""
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
@@ -190,7 +192,8 @@ class RoundFile:
             header = _record(path, _metadata_of(path))
             counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
             number = int(header["number"])
-            again = [outcome.get("earlier_round") for outcome in header["outcomes"]]
+            outcomes = [Outcome(**outcome) for outcome in header["outcomes"]]
+            again = [outcome.earlier_round for outcome in outcomes]
             rewrites = tuple(sorted({earlier for earlier in again if earlier is not None}))
             inside = tuple(header.get("consolidates", ()))
             return cls(
@@ -203,6 +206,7 @@ class RoundFile:
                 inside,
                 rewrites=rewrites,
                 method=str(header["method"]),
+                new_edits=sum(outcome.is_new for outcome in outcomes),
             )
         except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise _explained(path, error) from error

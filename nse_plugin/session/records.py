@@ -57,9 +57,15 @@ class Outcome:
     answered: bool | None = None
     """The same at the end of the round."""
     answered_before_consolidation: bool | None = None
-    """The same before the consolidation whose record this is."""
+    """The same before the consolidation whose record this is; None for a request that came with
+    it, and outside one."""
     residual_before_repair: float | None = None
     """||z - h|| after the round's own passes; ``residual_after`` is of the last value."""
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the request came with this round, and was in none before."""
+        return self.earlier_round is None and self.answered_before_consolidation is None
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,11 @@ class RoundRecord:
     def edits(self) -> int:
         """How many requests the round has; those that it wrote again are not counted."""
         return sum(outcome.earlier_round is None for outcome in self.outcomes)
+
+    @property
+    def new_edits(self) -> int:
+        """The same, without the edits of the rounds that a consolidation takes the place of."""
+        return sum(outcome.is_new for outcome in self.outcomes)
 
     @property
     def rewrites(self) -> tuple[int, ...]:
@@ -258,6 +269,10 @@ class ActiveRound(Protocol):
     @property
     def edits(self) -> int:
         """How many requests the round has."""
+
+    @property
+    def new_edits(self) -> int:
+        """The same, without the edits of the rounds that a consolidation takes the place of."""
 
     @property
     def key_counts(self) -> dict[int, int]:

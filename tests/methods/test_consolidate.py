@@ -163,9 +163,7 @@ def test_later_rounds_files_and_a_second_consolidation(hparams, tmp_path):
 def test_outcomes_say_what_was_given_before_and_after(hparams, monkeypatch):
     _, session = edited(hparams, [some_requests(3)])
     said = iter([[True, False, False], [True, True, False]])
-    monkeypatch.setattr(
-        "nse_plugin.methods.consolidate.answered", lambda *_: torch.tensor(next(said))
-    )
+    monkeypatch.setattr("nse_plugin.methods.together.answered", lambda *_: torch.tensor(next(said)))
     found = [
         (o.answered_before_consolidation, o.answered)
         for o in consolidate(session, hparams).outcomes
@@ -176,7 +174,7 @@ def test_outcomes_say_what_was_given_before_and_after(hparams, monkeypatch):
 def test_the_number_of_repairs_can_be_given(hparams, monkeypatch):
     _, session = edited(hparams, [some_requests(3)])
     nothing = torch.zeros(3, dtype=torch.bool)
-    for module in ("consolidate", "repair"):
+    for module in ("together", "repair"):
         monkeypatch.setattr(f"nse_plugin.methods.{module}.answered", lambda *_: nothing)
     assert [o.repairs for o in consolidate(session, hparams, 2).outcomes] == [2, 2, 2]
     session.undo_last()
@@ -185,6 +183,56 @@ def test_the_number_of_repairs_can_be_given(hparams, monkeypatch):
     session.undo_last()
     with pytest.raises(HparamsError, match="repair_rounds is -1"):
         consolidate(session, hparams, -1)
+
+
+@pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
+def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
+    own = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
+    plain = hparams_of(
+        kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, v_num_grad_steps=2, **own
+    )
+    every = replace(plain, consolidate_every=2)
+    rounds = [some_requests(6)[i : i + 2] for i in (0, 2, 4)]
+    edit_round = BASES[kind.method].edit_round
+
+    model, session = edited(every, [])
+    files, states = [], []
+    for requests in rounds:
+        record = edit_round(session, requests, every)
+        files.append(save_round(tmp_path, record).path)
+        states.append(bits(model))
+        assert (record.edits, record.new_edits) == (4 if record.number == 2 else 2, 2)
+    assert session.ledger.numbers() == [2, 3] and session.ledger.edits_made() == 6
+    assert [entry.number for entry in session.ledger[0].within] == [1]
+
+    by_hand, other = edited(plain, [])
+    for requests in rounds[:2]:
+        edit_round(other, requests, plain)
+    consolidate(other, plain)
+    assert same(by_hand, states[1])
+
+    resumed = EditSession.of(other := tiny_model("llama"), tiny_tokenizer())
+    resumed.adopt(load_rounds(files))
+    assert same(other, states[2]) and resumed.ledger.edits_made() == 6
+    resumed.undo_last(2)
+    assert same(other, states[0]) and resumed.ledger.numbers() == [1]
+
+
+def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch):
+    every = replace(hparams, consolidate_every=2, repair_rounds=1, repair_every=1)
+    nothing = torch.zeros(2, dtype=torch.bool)
+    monkeypatch.setattr(
+        "nse_plugin.methods.repair.answered", lambda _, asked, __: nothing[: len(asked)]
+    )
+    model, session = edited(every, [])
+    before = bits(model)
+    BASES["NSE"].edit_round(session, some_requests(1), every)
+    record = BASES["NSE"].edit_round(session, some_requests(2)[1:], every)
+    passes = {write.pass_number for write in record.writes}
+    assert [o.repairs for o in record.outcomes] == [1, 1] and max(passes) == 3
+    assert sorted(o.is_new for o in record.outcomes) == [False, True]
+    session.undo_all()
+    assert same(model, before)
 
 
 def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):

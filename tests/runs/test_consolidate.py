@@ -55,6 +55,21 @@ def test_stored_resumed_and_undone(finished):
     assert undo_round(folder, 2) == [1, 3]
 
 
+def test_a_run_that_consolidates_by_itself_resumes_to_the_bit(tmp_path):
+    every = dict(hparams=runs.hparams(tmp_path, consolidate_every=2, repair_rounds=1))
+    whole = runs.scheduler(tmp_path / "whole", **every)
+    result = whole.run()
+    for cut in (1, 2):
+        folder = tmp_path / f"cut{cut}"
+        assert runs.scheduler(folder, max_rounds=cut, **every).run().status == "paused"
+        resumed = runs.scheduler(folder, **every)
+        assert resumed.run().final["measurement"] == result.final["measurement"]
+        assert same(runs.weights(whole), runs.weights(resumed))
+    subject, _ = reopened(whole.run_dir)
+    assert subject.ledger.numbers() == [2, 3] and subject.ledger.numbers_in_effect() == [1, 2, 3]
+    assert undo_round(whole.run_dir, 3) == [2] and undo_round(whole.run_dir, 2) == [1]
+
+
 def test_what_cannot_be_stored_is_not_done(finished, monkeypatch):
     before, ledger = runs.weights(finished), finished.backend.session.ledger
 
