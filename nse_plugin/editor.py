@@ -30,7 +30,8 @@ from tqdm import tqdm
 from nse_plugin.data.editor_arguments import Asked, check_all, read_options, requests_of
 from nse_plugin.data.models import find_device, load_model
 from nse_plugin.errors import HparamsError, RequestError
-from nse_plugin.evaluation.edit_quality import compute_many, finalize_locality, mean_metrics
+from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
+from nse_plugin.evaluation.edit_quality import compute_many
 from nse_plugin.files import write_json
 from nse_plugin.methods.registry import apply_function
 from nse_plugin.requests import EditRequest

@@ -19,7 +19,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from nse_plugin.data.schemas import SCHEMAS, BadField
+from nse_plugin.data.schema_fields import BadField
+from nse_plugin.data.schemas import SCHEMAS
 from nse_plugin.errors import DataError, RequestError, did_you_mean
 from nse_plugin.hparams.yaml_files import parse_yaml
 from nse_plugin.requests import EditRequest
@@ -92,6 +93,7 @@ def parse_records(
     skipped: list[str] = []
     notes: list[str] = []
     unread: Counter[str] = Counter()
+    left: dict[str, None] = {}
     for index, record in enumerate(records[:limit]):
         name = kind
         try:
@@ -101,6 +103,7 @@ def parse_records(
             schema = SCHEMAS[name]
             requests.extend(schema.parse(record, index, notes))
             unread.update(str(key) for key in set(record) - {*schema.reads, *schema.leaves})
+            left |= dict.fromkeys(schema.left_out(record))
         except (BadField, RequestError) as error:
             as_what = f" (read as {name})" if name else ""
             case = _case_of(record) if isinstance(error, BadField) else ""
@@ -112,6 +115,8 @@ def parse_records(
             skipped.append(what)
     warn_of(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
     warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
+    if left:
+        log.warning("%s: left out, as requests have no place for it: %s", source, ", ".join(left))
     counted = [f"{name} ({count} records)" for name, count in sorted(unread.items())]
     warn_of(f"{source}: fields that are not read", counted)
     return requests
@@ -162,7 +167,15 @@ def load_records(path: Path) -> Any:
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or _are_json_lines(lines):
         return [_decode(line, path, number) for number, line in lines]
-    return _decode(text, path)
+    found = _decode(text, path)
+    if isinstance(found, dict) and found and all(_is_uniedit(entry) for entry in found.values()):
+        return [{"case_id": name, **entry} for name, entry in found.items()]
+    return found
+
+
+def _is_uniedit(entry: Any) -> bool:
+    """Whether it is a record of UniEdit, whose files hold them by name."""
+    return isinstance(entry, dict) and SCHEMAS["uniedit"].fits(entry)
 
 
 def _are_json_lines(lines: Sequence[tuple[int, str]]) -> bool:

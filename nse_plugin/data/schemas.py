@@ -6,45 +6,25 @@ with the fields that they are recognised by.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-from nse_plugin.request_fields import all_texts, is_missing
+from nse_plugin.data.graph_schemas import GRAPH_SCHEMAS
+from nse_plugin.data.schema_fields import (
+    MISSING,
+    MULTI_HOP,
+    NEIGHBORHOOD,
+    ONE_HOP,
+    BadField,
+    Schema,
+    mapping_of,
+    neighbour_of,
+    target_of,
+    text_of,
+    texts_of,
+)
+from nse_plugin.request_fields import is_missing
 from nse_plugin.requests import EditRequest
-
-NEIGHBORHOOD = "neighborhood"
-"""Locality kind of benchmarks that have only one."""
-ONE_HOP = "one_hop"
-"""Portability kind of ZsRE and of the embedded world."""
-MULTI_HOP = "multi_hop"
-"""Portability kind of MQuAKE."""
-
-_MISSING = object()
-
-
-class BadField(Exception):
-    """A field of a record is missing or cannot be used."""
-
-    def __init__(self, field: str, value: Any, wanted: str) -> None:
-        found = "missing" if value is _MISSING else repr(value)[:80]
-        super().__init__(f"field {field!r} is {found}, wanted {wanted}")
-
-
-@dataclass(frozen=True)
-class Schema:
-    """One benchmark's record layout."""
-
-    fields: tuple[str, ...]
-    """Fields that every record of it has."""
-    parse: Callable[[Mapping[str, Any], int, list[str]], list[EditRequest]]
-    """From (record, its index, list for notes on left-out probes) to requests."""
-    fits: Callable[[Mapping[str, Any]], bool]
-    """Whether a record is of this schema."""
-    reads: tuple[str, ...]
-    """All fields that :attr:`parse` looks at."""
-    leaves: tuple[str, ...] = ()
-    """Fields of the benchmark that have no place in a request."""
 
 
 def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
@@ -55,11 +35,11 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
     neighbourhood prompt where they do not all share the true one, ``portability`` of {prompt,
     answer_new}, and ``forms``, as in :class:`EditRequest`.
     """
-    rewrite = _mapping(record, "requested_rewrite")
-    prompts = _texts(record, "neighborhood_prompts")
-    answers: tuple[str, ...] = (_target(rewrite, "target_true"),) * len(prompts)
+    rewrite = mapping_of(record, "requested_rewrite")
+    prompts = texts_of(record, "neighborhood_prompts")
+    answers: tuple[str, ...] = (target_of(rewrite, "target_true"),) * len(prompts)
     if "neighborhood_answers" in record:
-        answers = _texts(record, "neighborhood_answers")
+        answers = texts_of(record, "neighborhood_answers")
         if len(answers) != len(prompts):
             wanted = f"{len(prompts)} answers, one per neighborhood prompt"
             raise BadField("neighborhood_answers", answers, wanted)
@@ -74,7 +54,7 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
             index,
             rewrite,
             notes,
-            rephrase_prompt=_texts(record, "paraphrase_prompts"),
+            rephrase_prompt=texts_of(record, "paraphrase_prompts"),
             locality={NEIGHBORHOOD: {"prompt": prompts, "ground_truth": answers}},
             portability={ONE_HOP: asked},
             forms=record.get("forms"),
@@ -82,20 +62,46 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
     ]
 
 
+def _akew(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """AKEW: the fact itself, not the text that tells it or what was extracted from that text."""
+    question = mapping_of(record, "requested_rewrite").get("question")
+    rephrased = record.get("paraphrase_prompts") or ([] if is_missing(question) else [question])
+    whole = {"neighborhood_prompts": [], **record, "paraphrase_prompts": rephrased}
+    return _counterfact(whole, index, notes)
+
+
+def _qaedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
+    """QAEdit: questions of three question-answering benchmarks."""
+    near = [neighbour_of(one, "loc", "loc_ans").get(NEIGHBORHOOD) for one in record["locality"]]
+    fields = {
+        "case_id": record.get("case_id", record.get("id")),
+        "prompt": text_of(record, "prompt"),
+        "subject": text_of(record, "subject"),
+        "target_new": text_of(record, "target_new" if "target_new" in record else "target"),
+        "rephrase_prompt": record.get("rephrase"),
+        "locality": {NEIGHBORHOOD: [one for one in near if one]},
+    }
+    return [EditRequest.from_dict(fields, index, notes)]
+
+
 def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """ZsRE; the locality question keeps its "nq question: " as the evaluators expect."""
+    """ZsRE; the locality question keeps its "nq question: " as the evaluators expect.
+
+    WikiBigEdit's pipeline writes these fields too, with ``genv2_mixed`` for ``personas``.
+    """
     fields: dict[str, Any] = {
         "case_id": record.get("case_id"),
-        "prompt": _text(record, "src"),
-        "subject": _text(record, "subject"),
-        "target_new": _text(record, "alt"),
+        "prompt": text_of(record, "src"),
+        "subject": text_of(record, "subject"),
+        "target_new": text_of(record, "alt"),
         "ground_truth": record.get("answers"),
-        "rephrase_prompt": record.get("rephrase"),
-        "locality": _neighbour(record, "loc", "loc_ans"),
+        "rephrase_prompt": [record.get("rephrase"), record.get("genv2_mixed")],
+        "locality": neighbour_of(record, "loc", "loc_ans"),
+        "portability": neighbour_of(record, "mhop", "mhop_ans", MULTI_HOP),
     }
     hop = record.get("portability")
     if isinstance(hop, Mapping):
-        fields["portability"] = {
+        fields["portability"] |= {
             ONE_HOP: {"prompt": hop.get("New Question"), "ground_truth": hop.get("New Answer")}
         }
     elif not is_missing(hop):
@@ -114,16 +120,16 @@ def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
     rephrased = [record.get(name) for name in ("rephrase_prompt", "rephrase_prompts", "rephrase")]
     fields: dict[str, Any] = {
         "case_id": record.get("case_id"),
-        "prompt": _text(record, "text" if old_names else "prompt"),
-        "subject": _text(record, "concept" if concept else "subject"),
+        "prompt": text_of(record, "text" if old_names else "prompt"),
+        "subject": text_of(record, "concept" if concept else "subject"),
         "subject_start": record.get("subject_start"),
-        "target_new": _text(record, "labels" if old_names else "target_new"),
+        "target_new": text_of(record, "labels" if old_names else "target_new"),
         "ground_truth": record.get("ground_truth"),
         "rephrase_prompt": next((texts for texts in rephrased if not is_missing(texts)), None),
         "forms": record.get("forms"),
     }
     for where, kind in (("locality", NEIGHBORHOOD), ("portability", ONE_HOP)):
-        one = _neighbour(record, f"{where}_prompt", f"{where}_ground_truth", kind)
+        one = neighbour_of(record, f"{where}_prompt", f"{where}_ground_truth", kind)
         kinds = record.get(where)
         if one and is_missing(kinds):
             kinds = {}
@@ -135,12 +141,12 @@ def _wikibigedit(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
     """WikiBigEdit as it is published; ``personas`` asks the same in the words of a persona."""
     fields = {
         "case_id": record.get("case_id"),
-        "prompt": _text(record, "update"),
-        "subject": _text(record, "subject"),
-        "target_new": _text(record, "ans"),
+        "prompt": text_of(record, "update"),
+        "subject": text_of(record, "subject"),
+        "target_new": text_of(record, "ans"),
         "rephrase_prompt": [record.get("rephrase"), record.get("personas")],
-        "locality": _neighbour(record, "loc", "loc_ans"),
-        "portability": _neighbour(record, "mhop", "mhop_ans", MULTI_HOP),
+        "locality": neighbour_of(record, "loc", "loc_ans"),
+        "portability": neighbour_of(record, "mhop", "mhop_ans", MULTI_HOP),
     }
     return [EditRequest.from_dict(fields, index, notes)]
 
@@ -148,11 +154,11 @@ def _wikibigedit(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
 def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """MQuAKE.  The multi-hop questions need all rewrites, so they stand with the last one only:
     in a sequential run they are asked when all are written, and each is counted once."""
-    rewrites = record.get("requested_rewrite", _MISSING)
+    rewrites = record.get("requested_rewrite", MISSING)
     if not isinstance(rewrites, list) or not rewrites:
         raise BadField("requested_rewrite", rewrites, "a list of rewrites")
-    answer = _text(record, "new_answer")
-    questions = _texts(record, "questions")
+    answer = text_of(record, "new_answer")
+    questions = texts_of(record, "questions")
     asked = {MULTI_HOP: {"prompt": questions, "ground_truth": (answer,) * len(questions)}}
     case_id = record.get("case_id")
     case_id = index if is_missing(case_id) else case_id
@@ -177,6 +183,15 @@ def _is_knowedit(record: Mapping[str, Any]) -> bool:
     return edit and ("locality" in record or "portability" in record)
 
 
+_OF_AKEW = tuple(
+    f"requested_rewrite.{name}"
+    for name in ("fact_new_uns", "unsfact_triplets_GPT", "time_new", "time_true")
+)
+_COUNTERFACT = (
+    "case_id", "requested_rewrite", "paraphrase_prompts", "neighborhood_prompts",
+    "neighborhood_answers", "portability", "forms",
+)  # fmt: skip
+_NOT_OF_COUNTERFACT = ("pararel_idx", "attribute_prompts", "generation_prompts")
 _FLAT = (
     "case_id", "prompt", "text", "subject", "concept", "subject_start", "target_new", "labels",
     "ground_truth", "rephrase_prompt", "rephrase_prompts", "rephrase",
@@ -185,62 +200,63 @@ _FLAT = (
 )  # fmt: skip
 
 SCHEMAS: dict[str, Schema] = {
+    "akew": Schema(
+        ("requested_rewrite with fact_new_uns",),
+        _akew,
+        lambda record: (
+            isinstance(record.get("requested_rewrite"), Mapping)
+            and "fact_new_uns" in record["requested_rewrite"]
+        ),
+        _COUNTERFACT,
+        (*_NOT_OF_COUNTERFACT, *_OF_AKEW),
+    ),
     "counterfact": Schema(
         ("requested_rewrite", "paraphrase_prompts", "neighborhood_prompts"),
         _counterfact,
         lambda record: isinstance(record.get("requested_rewrite"), Mapping),
-        (
-            "case_id",
-            "requested_rewrite",
-            "paraphrase_prompts",
-            "neighborhood_prompts",
-            "neighborhood_answers",
-            "portability",
-            "forms",
-        ),
-        ("pararel_idx", "attribute_prompts", "generation_prompts"),
+        _COUNTERFACT,
+        _NOT_OF_COUNTERFACT,
     ),
     "mquake": Schema(
         ("requested_rewrite", "questions", "new_answer"),
         _mquake,
         lambda record: isinstance(record.get("requested_rewrite"), list),
         ("case_id", "requested_rewrite", "questions", "new_answer"),
-        ("answer", "answer_alias", "new_answer_alias", "single_hops", "new_single_hops", "orig"),
+        (
+            "answer", "answer_alias", "new_answer_alias", "single_hops", "new_single_hops", "orig",
+            "split", "6334_split", "edit_triples", "orig_triples", "orig_triples_labeled",
+            "new_triples", "new_triples_labeled", *_OF_AKEW,
+        ),
     ),
     "zsre": Schema(
         ("src", "subject", "alt"),
         _zsre,
         lambda record: {"src", "alt"} <= set(record),
         (
-            "case_id",
-            "src",
-            "subject",
-            "alt",
-            "answers",
-            "rephrase",
-            "loc",
-            "loc_ans",
-            "portability",
+            "case_id", "src", "subject", "alt", "answers", "rephrase", "loc", "loc_ans",
+            "portability", "genv2_mixed", "mhop", "mhop_ans",
         ),
-        ("pred", "cond"),
+        ("pred", "cond", "tag"),
     ),
     "wikibigedit": Schema(
         ("update", "subject", "ans"),
         _wikibigedit,
         lambda record: {"update", "ans"} <= set(record),
         (
-            "case_id",
-            "update",
-            "subject",
-            "ans",
-            "rephrase",
-            "personas",
-            "loc",
-            "loc_ans",
-            "mhop",
+            "case_id", "update", "subject", "ans", "rephrase", "personas", "loc", "loc_ans", "mhop",
             "mhop_ans",
         ),
         ("tag",),
+    ),
+    **GRAPH_SCHEMAS,
+    "qaedit": Schema(
+        ("prompt", "subject", "target", "locality as a list"),
+        _qaedit,
+        lambda record: "prompt" in record and isinstance(record.get("locality"), list),
+        (
+            "case_id", "id", "prompt", "subject", "target", "target_new", "rephrase", "locality",
+        ),
+        ("source",),
     ),
     "knowedit": Schema(
         ("prompt", "subject", "target_new", "locality and/or portability"),
@@ -258,11 +274,8 @@ SCHEMAS: dict[str, Schema] = {
     "wiki_recent": Schema(  # KnowEdit's layout, and recognised as that; EasyEdit has a class for it
         ("prompt", "subject", "target_new", "locality"), _flat, lambda record: False, _FLAT
     ),
-}
+}  # fmt: skip
 """Schemas by name, in the order in which a record is tried."""
-
-
-# --- fields -------------------------------------------------------------------------------------
 
 
 def _template_request(
@@ -273,48 +286,9 @@ def _template_request(
         raise BadField("requested_rewrite", rewrite, "an object with prompt and subject")
     edit = EditRequest(
         case_id=index if is_missing(case_id) else case_id,
-        prompt=_text(rewrite, "prompt"),
-        subject=_text(rewrite, "subject"),
-        target_new=_target(rewrite, "target_new"),
-        ground_truth=_target(rewrite, "target_true"),
+        prompt=text_of(rewrite, "prompt"),
+        subject=text_of(rewrite, "subject"),
+        target_new=target_of(rewrite, "target_new"),
+        ground_truth=target_of(rewrite, "target_true"),
     )
     return EditRequest.from_dict({**edit.to_dict(), **fields}, index, notes)
-
-
-def _neighbour(
-    record: Mapping[str, Any], prompt: str, answer: str, kind: str = NEIGHBORHOOD
-) -> dict[str, Any]:
-    """The one question of a record; none if its field is missing or empty."""
-    if is_missing(record.get(prompt)):
-        return {}
-    return {kind: {"prompt": record[prompt], "ground_truth": record.get(answer)}}
-
-
-def _text(record: Mapping[str, Any], field: str) -> str:
-    value = record.get(field, _MISSING)
-    if not isinstance(value, str) or not value.strip():
-        raise BadField(field, value, "a text that is not empty")
-    return value
-
-
-def _texts(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
-    value = record.get(field, _MISSING)
-    if not isinstance(value, list) or not all(
-        isinstance(text, str) or is_missing(text) for text in value
-    ):
-        raise BadField(field, value, "a list of texts")
-    return all_texts(value, field)
-
-
-def _mapping(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
-    value = record.get(field, _MISSING)
-    if not isinstance(value, Mapping):
-        raise BadField(field, value, "an object")
-    return value
-
-
-def _target(rewrite: Mapping[str, Any], field: str) -> str:
-    value = rewrite.get(field, _MISSING)
-    if isinstance(value, Mapping):
-        value = value.get("str", _MISSING)
-    return _text({field: value} if value is not _MISSING else {}, field).strip()

@@ -1,7 +1,7 @@
 """The metrics of one edit, in EasyEdit's schema and by its definitions, many records at a time.
 
 ``rewrite_acc``, ``rephrase_acc`` and portability are token accuracies under teacher forcing;
-locality keeps the first choices, to be compared before and after (:func:`finalize_locality`).
+locality keeps the first choices, to be compared before and after (:mod:`.before_after`).
 
 Where this differs from EasyEdit, and why:
 
@@ -27,6 +27,7 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
+from nse_plugin.evaluation import generated
 from nse_plugin.evaluation.fluency import ngram_entropy, plain
 from nse_plugin.evaluation.questions import Question, Reply, put_questions
 from nse_plugin.model.generation import sampled_text
@@ -37,6 +38,8 @@ from nse_plugin.request_fields import filled
 EVAL_METRICS = ("token_em", "exact match", "ppl")
 """Known metrics; EasyEdit's default name "exact match" means token accuracy, as "token_em" does."""
 
+_NAMES = {"rewrite": "rewrite", "paraphrase": "rephrase"}
+"""EasyEdit's words for the groups that have no kinds."""
 _FLUENCY_TOKENS = 100  # prompt and sampled continuation together
 
 
@@ -60,7 +63,7 @@ def compute_edit_quality(
 
     Raises:
         RequestError: a field is missing or prompts and answers do not pair up.
-        HparamsError: unknown ``eval_metric``, or an ``evaluation_type`` that is not offered.
+        HparamsError: unknown ``eval_metric``, or ``evaluation_type`` needs a chat template.
     """
     return compute_many(
         model, hparams, tok, [record], eval_metric=eval_metric, test_generation=test_generation
@@ -83,82 +86,36 @@ def compute_many(
         Per record: ``rewrite_acc [float]`` (or ``rewrite_ppl float``), the same for
         ``rephrase``, ``locality {kind_output: [[token ids]]}``, ``portability {kind_acc:
         [float]}``, ``metric_meta`` and, where asked for, ``fluency {"ngram_entropy": float}``.
+        With an ``evaluation_type`` of :mod:`.generated` there are ``..._gen_content [text]``, and
+        ``..._acc`` where they are judged.
     """
-    _check_options(hparams, eval_metric)
-    chat = _chat(hparams, tok)
+    if eval_metric not in EVAL_METRICS:
+        raise HparamsError(
+            f"unknown eval_metric {eval_metric!r}{did_you_mean(eval_metric, EVAL_METRICS)}; "
+            f"there are: {', '.join(EVAL_METRICS)}"
+        )
+    writes = getattr(hparams, "evaluation_type", None) in generated.EVALUATIONS
+    chat = None if writes else _chat(hparams, tok)
     questions = [
         question
         for number, record in enumerate(records)
         for question in _questions(number, record, chat)
     ]
     names = [record.get("case_id", number) for number, record in enumerate(records)]
-    replies = put_questions(
-        model, tok, questions, names, encode=_encode_as_host, token_budget=token_budget
-    )
     results: list[dict[str, Any]] = [{"locality": {}, "portability": {}} for _ in records]
-    asked = zip(questions, replies)
-    for (record_number, group, kind), of_metric in groupby(
-        asked, key=lambda pair: _metric(pair[0])
-    ):
-        told = [reply for _, reply in of_metric]
-        _fill_in(results[record_number], group, kind, told, eval_metric)
+    if writes:
+        _fill_in_texts(model, tok, hparams, questions, results, token_budget)
+    else:
+        replies = put_questions(
+            model, tok, questions, names, encode=_encode_as_host, token_budget=token_budget
+        )
+        asked = zip(questions, replies)
+        for (number, group, kind), of_metric in groupby(asked, key=lambda pair: _metric(pair[0])):
+            told = [reply for _, reply in of_metric]
+            _fill_in(results[number], group, kind, told, eval_metric)
     if test_generation:
         _add_fluency(model, tok, records, results, token_budget)
     return results
-
-
-def finalize_locality(metric: dict[str, Any]) -> dict[str, Any]:
-    """Add ``{kind}_acc`` to ``metric["post"]["locality"]`` and return the metric.
-
-    It is the share, per probe, of tokens whose first choice is as before the edit.
-
-    Args:
-        metric: one entry of an editor's metrics, with ``pre`` and ``post``.
-
-    Raises:
-        RequestError: ``pre`` lacks a kind that ``post`` has, or has another number of probes.
-    """
-    before, after = metric["pre"]["locality"], metric["post"]["locality"]
-    for key in [key for key in after if key.endswith("_output")]:
-        kind = key.removesuffix("_output")
-        if key not in before or len(before[key]) != len(after[key]):
-            raise RequestError(
-                f"case {metric.get('case_id')}: locality {kind!r} has {len(after[key])} outputs "
-                f"after the edit and {len(before.get(key, []))} before; "
-                "measure both with the same record"
-            )
-        after[f"{kind}_acc"] = [
-            _share(old, new) for old, new in zip(before[key], after[key], strict=True)
-        ]
-        metric["post"].setdefault("metric_meta", {})[f"locality.{kind}"] = {
-            "result_key": f"locality.{kind}_acc",
-            "protocol": "pre_post_argmax_token_match",
-            "scorer": "token_match",
-            "comparable_group": "locality.lm.pre_post_argmax_token_match",
-        }
-    return metric
-
-
-def mean_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Averages over the cases of an editor's metrics, as EasyEdit prints them.
-
-    Returns:
-        By phase (``pre``, ``post``): the mean of ``rewrite_acc`` and so on, and by section
-        (``locality``, ``portability``) that of each ``{kind}_acc``, each case counted once.
-    """
-    means: dict[str, Any] = {}
-    for phase in ("pre", "post"):
-        values: dict[tuple[str, ...], list[float]] = {}
-        for metric in metrics:
-            for path, value in _numbers(metric.get(phase, {})):
-                values.setdefault(path, []).append(value)
-        means[phase] = {}
-        for path, numbers in values.items():
-            section = means[phase]
-            for name in path[:-1]:
-                section = section.setdefault(name, {})
-            section[path[-1]] = sum(numbers) / len(numbers)
-    return means
 
 
 # --- what a record asks -------------------------------------------------------------------------
@@ -252,7 +209,7 @@ def _encode_as_host(tok: Any, question: Question, answer: str) -> EncodedPrompt:
 def _fill_in(
     result: dict[str, Any], group: str, kind: str, replies: Sequence[Reply], eval_metric: str
 ) -> None:
-    name = "rephrase" if group == "paraphrase" else group  # EasyEdit's word
+    name = _NAMES.get(group, group)
     if group == "locality":
         result["locality"][f"{kind}_output"] = [reply.predicted for reply in replies]
     elif group == "portability":
@@ -263,6 +220,30 @@ def _fill_in(
     else:
         result[f"{name}_acc"] = _accuracies(replies)
         _add_meta(result, name, "acc", "decoder_only_teacher_forcing", "token_accuracy")
+
+
+def _fill_in_texts(
+    model: nn.Module,
+    tok: Any,
+    hparams: Any,
+    questions: Sequence[Question],
+    results: list[dict[str, Any]],
+    token_budget: int,
+) -> None:
+    kind_of = hparams.evaluation_type
+    judge = generated.Judge.of(hparams) if kind_of == generated.JUDGED else None
+    texts = generated.chat_texts(model, tok, [q.prompt for q in questions], token_budget)
+    answered = zip(questions, texts)
+    for (number, group, kind), pairs in groupby(answered, key=lambda pair: _metric(pair[0])):
+        asked, said = map(list, zip(*pairs))
+        section = results[number] if group in _NAMES else results[number][group]
+        name = _NAMES.get(group, kind)
+        section[f"{name}_gen_content"] = said
+        if kind_of == generated.JUDGED and group != "locality":
+            section[f"{name}_acc"] = generated.scores(asked, said, judge)
+        if group in _NAMES:
+            meta = results[number].setdefault("metric_meta", {})
+            meta[name] = generated.description(kind_of, name, judge)
 
 
 def _add_meta(
@@ -292,21 +273,6 @@ def _perplexity(replies: Sequence[Reply]) -> float:
     return math.exp(sum(nll * n for nll, n in losses if nll is not None) / total)
 
 
-def _share(old: Sequence[int], new: Sequence[int]) -> float:
-    return sum(a == b for a, b in zip(old, new)) / len(old) if old else math.nan
-
-
-def _numbers(section: Mapping[str, Any], path: tuple[str, ...] = ()) -> Any:
-    """(path, mean) of every score in nested metrics."""
-    for key, value in section.items():
-        if isinstance(value, Mapping) and key != "metric_meta":
-            yield from _numbers(value, (*path, key))
-        elif key.endswith(("_acc", "_ppl", "ngram_entropy")):
-            numbers = [number for number in _listed(value) if not math.isnan(number)]
-            if numbers:
-                yield (*path, key), sum(numbers) / len(numbers)
-
-
 def _add_fluency(
     model: nn.Module,
     tok: Any,
@@ -324,17 +290,3 @@ def _add_fluency(
     for group, result in zip(prompts, results):
         entropies = [ngram_entropy(plain(next(texts))) for _ in group]
         result["fluency"] = {"ngram_entropy": sum(entropies) / len(entropies)}
-
-
-def _check_options(hparams: Any, eval_metric: str) -> None:
-    if eval_metric not in EVAL_METRICS:
-        raise HparamsError(
-            f"unknown eval_metric {eval_metric!r}{did_you_mean(eval_metric, EVAL_METRICS)}; "
-            f"there are: {', '.join(EVAL_METRICS)}"
-        )
-    evaluation_type = getattr(hparams, "evaluation_type", None)
-    if evaluation_type in ("LLM-judge", "generate-text"):
-        raise HparamsError(
-            f"evaluation_type {evaluation_type!r} is not offered here; leave it out to score by "
-            "teacher forcing, or generate with nse_plugin.model.generation.greedy_text"
-        )

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.data.facts import others_like, with_paraphrases
-from nse_plugin.data.schemas import NEIGHBORHOOD
+from nse_plugin.data.schema_fields import NEIGHBORHOOD
 from nse_plugin.errors import RequestError
 from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text

@@ -61,7 +61,7 @@ def greedy_text(
         rows,
         [max_new_tokens] * len(rows),
         lambda logits, _rows: logits.argmax(dim=-1),
-        end_ids=_end_ids(model, tokenizer),
+        end_ids=end_ids(model, tokenizer),
         ended=ended,
         token_budget=token_budget,
     )
@@ -210,7 +210,8 @@ def _encode_all(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
     return rows
 
 
-def _end_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+def end_ids(model: nn.Module, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end a text."""
     found: set[int] = set()
     for source in (getattr(model, "generation_config", None), tokenizer):
         value: Any = getattr(source, "eos_token_id", None)

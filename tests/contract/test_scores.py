@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -167,3 +168,27 @@ def test_real_records_break_the_hosts_scorer_unless_they_are_read(easyedit):
     assert reasons["empty"] == 5 and reasons["nested"] > 100
     for request in read_records(path)[:20]:
         their_scores(model, tokenizer, request.to_dict())
+
+
+@pytest.mark.parametrize(
+    ("kind", "family"), [("generate-text", "gpt2"), ("LLM-judge", "gpt2"), ("LLM-judge", "llama")]
+)
+def test_generated_texts_and_their_scores_are_the_same(easyedit, kind, family):
+    """Some answers are what the model says, in other letters, so that not all scores are 0."""
+    record = readers.parse_records(FLAT)[0].to_dict()
+    near = {"prompt": "Anna is a", "ground_truth": "painter"}
+    record |= {"locality": {"k": near}, "portability": {"k": near}, "rephrase_prompt": "Where?"}
+    sizes = {"n_positions" if family == "gpt2" else "max_position_embeddings": 600}
+    model, tokenizer = tiny_model(family, **sizes), tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}:"
+    hparams = SimpleNamespace(**{**vars(HPARAMS), "evaluation_type": kind})
+    evaluate = checkout.part("easyeditor.evaluate.evaluate:compute_edit_quality")
+    (said,) = compute_edit_quality(model, "", hparams, tokenizer, record)["rewrite_gen_content"]
+    for record["target_new"] in ("something else", f" The {said.upper()}, "):
+        ours, theirs = (
+            plain(score(model, "tiny-model", hparams, tokenizer, record, "cpu"))
+            for score in (compute_edit_quality, evaluate)
+        )
+        assert ours == theirs
+    assert kind == "generate-text" or ours["rewrite_acc"] == [1.0]

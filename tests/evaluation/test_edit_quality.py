@@ -14,12 +14,8 @@ from tokenizers.processors import TemplateProcessing
 
 from nse_plugin.errors import HparamsError, RequestError
 from nse_plugin.evaluation import questions
-from nse_plugin.evaluation.edit_quality import (
-    compute_edit_quality,
-    compute_many,
-    finalize_locality,
-    mean_metrics,
-)
+from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
+from nse_plugin.evaluation.edit_quality import compute_edit_quality, compute_many
 from nse_plugin.evaluation.fluency import ngram_entropy
 from tests.editor_model import tiny_model, tiny_tokenizer
 
@@ -196,7 +192,7 @@ def test_options_that_are_not_offered_are_named(model):
     with pytest.raises(HparamsError, match="unknown eval_metric 'pppl'; did you mean 'ppl'"):
         compute_many(model, HPARAMS, tokenizer, [record()], eval_metric="pppl")
     judged = SimpleNamespace(alg_name="NSE", evaluation_type="LLM-judge")
-    with pytest.raises(HparamsError, match="LLM-judge"):
+    with pytest.raises(HparamsError, match="LLM-judge.* no chat template"):
         compute_many(model, judged, tokenizer, [record()])
     with pytest.raises(RequestError, match="'target_new' is missing"):
         compute_many(model, HPARAMS, tokenizer, [{"prompt": "a"}])
