@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 
 from nse_plugin.compare.results import CellResult, Difference, ScoreSummary
+from nse_plugin.errors import DataError
+from nse_plugin.runs.differences import differences as differing
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -49,6 +51,9 @@ def differences(
     """Differences of each method's scores from the reference's, on the seeds that both completed.
 
     Every method and score of a model is resampled with the same draws.
+
+    Raises:
+        DataError: two cells asked for other groups of scores, or other questions.
     """
     found: list[Difference] = []
     for (model,), group in _by(cells, "model").items():
@@ -63,9 +68,23 @@ def differences(
                 for c in own
                 if c["run_info"]["seed"] in base
             }
+            for mine, theirs in pairs.values():
+                _refuse_unlike(mine, theirs)
             for name in _score_names(pairs):
                 found.append(_difference(model, method, reference, name, pairs, draws, confidence))
     return found
+
+
+def _refuse_unlike(own: CellResult, base: CellResult) -> None:
+    """Scores of two cells are compared only where both were measured in one way."""
+    for key in ("data", "order", "protocol", "stream"):
+        found = differing(base["run_info"].get(key), own["run_info"].get(key), key)
+        if found:
+            raise DataError(
+                f"{own['run_info']['method']} and {base['run_info']['method']} were not measured "
+                f"in one way, so they cannot be compared: {'; '.join(found[:4])}. Run both with "
+                "the same data and protocol"
+            )
 
 
 def t_quantile(probability: float, degrees: int) -> float:

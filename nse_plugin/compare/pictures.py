@@ -1,4 +1,4 @@
-"""A comparison as figures: scores over edits, retention, quality against time."""
+"""A comparison as figures: scores over edits, retention, efficacy against time."""
 
 from __future__ import annotations
 
@@ -97,25 +97,25 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
     )
 
 
-def quality_against_time(result: ComparisonResult, model: str, group: str) -> Picture | None:
-    """A point per method: seconds per edit across, harmonic mean of the main scores up."""
+def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> Picture | None:
+    """A point per method: seconds per edit across, efficacy after the last round up."""
     names = groups(by_method(result["cells"], model)).get(group, [])
-    table = quality_table(result, model)
+    table = time_table(result, model)
     table = table.loc[[name for name in names if name in table.index]]
     if table.empty:
         return None
 
     def draw(theme: Theme) -> Figure:
         return charts.points(
-            table, x="seconds per edit", y="quality", percent=True, limits=(None, None), theme=theme
-        )
+            table, x="seconds per edit", y="efficacy", percent=True, limits=(None, None),
+            theme=theme,
+        )  # fmt: skip
 
-    said = ", ".join(f"{name} {row.quality:.1%}" for name, row in table.iterrows())
+    said = ", ".join(f"{name} {row.efficacy:.1%}" for name, row in table.iterrows())
     return Picture(
         f"{model}-{group}-time",
-        f"{model}, {group}: quality (harmonic mean of efficacy, paraphrase and locality) against "
-        "time",
-        f"Points of quality by seconds per edit: {said}.",
+        f"{model}, {group}: efficacy after the last round against time",
+        f"Points of efficacy by seconds per edit: {said}.",
         draw,
     )
 
@@ -157,27 +157,21 @@ def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFr
     return pd.DataFrame(columns).sort_index().dropna(axis="columns", how="all")
 
 
-def quality_table(result: ComparisonResult, model: str) -> DataFrame:
-    """Seconds per edit and quality of the methods that have both, mean over seeds."""
+def time_table(result: ComparisonResult, model: str) -> DataFrame:
+    """Seconds per edit and efficacy of the methods that have both, mean over seeds."""
     import pandas as pd
 
     rows = {}
     for method, cells in by_method(result["cells"], model).items():
-        done = [c for c in cells if c["run_info"]["status"] == "complete" and c["seconds"]]
-        qualities = [q for cell in done if (q := quality(cell)) is not None]
-        if method != UNTOUCHED and qualities:
-            seconds = fmean(c["seconds"]["edit"] for c in done if c["seconds"])
-            rows[method] = (seconds, fmean(qualities))
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "quality"])
-
-
-def quality(cell: CellResult) -> float | None:
-    """Harmonic mean of efficacy, paraphrase and locality; None if one was not measured."""
-    values = [cell["scores"].get(name) for name in ("efficacy", "paraphrase", "locality")]
-    there = [value for value in values if value is not None]
-    if len(there) < len(values):
-        return None
-    return len(there) / sum(1 / v for v in there) if all(there) else 0.0
+        done = [
+            (cell["seconds"]["edit"], efficacy)
+            for cell in cells
+            if cell["run_info"]["status"] == "complete" and cell["seconds"]
+            if (efficacy := cell["scores"].get("efficacy")) is not None
+        ]
+        if method != UNTOUCHED and done:
+            rows[method] = [fmean(column) for column in zip(*done)]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "efficacy"])
 
 
 def retention_table(cells: Sequence[CellResult], score: str = "efficacy") -> DataFrame:

@@ -9,15 +9,16 @@ from typing import Any
 from nse_plugin.compare.pictures import (
     GROUPS,
     OVER_EDITS,
+    efficacy_against_time,
     final_scores,
     over_edits,
-    quality_against_time,
     retention,
 )
 from nse_plugin.compare.results import ComparisonResult
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.compare.tables import (
     INTERVALS,
+    age_tables,
     by_method,
     difference_table,
     kind_table,
@@ -54,10 +55,16 @@ def page(result: ComparisonResult) -> Page:
         ]
         section.add(
             *_there(
-                [score_table(result, model), kind_table(result, model), *differences, *pictures]
+                [
+                    score_table(result, model),
+                    kind_table(result, model),
+                    *age_tables(result, model),
+                    *differences,
+                    *pictures,
+                ]
             )
         )
-        times = [quality_against_time(result, model, group) for group in GROUPS]
+        times = [efficacy_against_time(result, model, group) for group in GROUPS]
         section.add(*_there([*times, time_table(result, model)]))
         section.add(*_there(retention(result, model, m) for m in _edited(result, model)))
     shown.section("How it was run").add(*_machines(result), _methods(result))

@@ -32,6 +32,11 @@ KINDS = {
     "locality_of_effective": "locality of effective edits",
 }
 """Scores of the second table: the same edits by kind of score, from the easiest to the hardest."""
+AGED = {
+    "whole answers": ("efficacy", "paraphrase", "portability"),
+    "tokens about other facts": ("locality", "locality_of_effective"),
+}
+"""Scores that are shown by the age of the edit, a table for each kind."""
 COMPARED = ("efficacy", "paraphrase", "portability", "locality")
 """Scores whose differences are shown."""
 _NOTE = (
@@ -39,6 +44,10 @@ _NOTE = (
     "portability: greedy decoding gives the whole answer; locality: tokens as the untouched "
     "model's; first round: efficacy of its edits; unedited facts: share of those asked that are "
     "given. PPL: perplexity of held-out text."
+)
+_AGE_NOTE = (
+    "In percent. right after: each round before the next, mean over rounds; thirds of the rounds "
+    "are tested at the end. locality of effective edits: of the edits that are given."
 )
 _KINDS_NOTE = (
     "Scores of different kinds must not be compared with each other. likelier: the new answer has "
@@ -87,6 +96,49 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
     return Table(
         f"{model}: the same edits by kind of score", heads, tuple(rows), numeric, _KINDS_NOTE
     )
+
+
+def age_tables(result: ComparisonResult, model: str) -> list[Table]:
+    """Scores right after each round, and at the end by when the edit was made; a table per kind."""
+    complete = [cell for cell in result["cells"] if cell["run_info"]["status"] == "complete"]
+    found = []
+    for kind, names in AGED.items():
+        rows: dict[str, list[str]] = {}
+        heads: list[str] = []
+        for name in names:
+            ages = {m: _ages(c, name) for m, c in by_method(complete, model).items()}
+            if all(values == [None] * 4 for values in ages.values()):
+                continue
+            head = SHOWN.get(name) or KINDS[name]
+            heads += [f"{head}: right after", "at the end", "oldest third", "newest third"]
+            for method, values in ages.items():
+                rows.setdefault(method, [method]).extend(map(_percent, values))
+        if rows:
+            numeric = (False, *[True] * len(heads))
+            body = tuple(map(tuple, rows.values()))
+            title = f"{model}: by age of the edit, {kind}"
+            found.append(Table(title, ("method", *heads), body, numeric, _AGE_NOTE))
+    return found
+
+
+def _ages(cells: Sequence[CellResult], name: str) -> list[float | None]:
+    """Means right after the rounds; and at the end of all edits, the oldest and the newest."""
+    ages: list[list[float]] = [[], [], [], []]
+    for cell in cells:
+        before = 0
+        for point in cell["points"]:
+            count, before = point["edits"] - before, point["edits"]
+            value = (point["scores"] or {}).get(name)
+            ages[0] += [] if value is None else [value] * count
+        rounds = sorted({entry["round"] for entry in cell["each"]})
+        third = -(-len(rounds) // 3)
+        for entry in cell["each"]:
+            value = entry.get(name)
+            if value is not None:
+                ages[1].append(value)
+                ages[2] += [value] if entry["round"] in rounds[:third] else []
+                ages[3] += [value] if entry["round"] in rounds[-third:] else []
+    return [fmean(values) if values else None for values in ages]
 
 
 def _measured(
@@ -182,6 +234,7 @@ def all_tables(result: ComparisonResult) -> list[Table]:
         found += [
             score_table(result, model),
             kind_table(result, model),
+            *age_tables(result, model),
             *(difference_table(result, model, interval) for interval in INTERVALS),
             time_table(result, model),
         ]
@@ -208,6 +261,10 @@ def _share(summary: ScoreSummary | None) -> str:
         return NOTHING
     spread = "" if summary["sd"] is None else f" ± {100 * summary['sd']:.1f}"
     return f"{100 * summary['mean']:.1f}{spread}"
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}"
 
 
 def _number(summary: ScoreSummary | None, spec: str) -> str:

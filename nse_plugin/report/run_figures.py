@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _STRETCHES = 192
+_TOKENS = "locality"
+"""The score that counts tokens, where the others count whole answers."""
 _OFTEN = 0.995
 """Share of the cells of the ledger that the colours tell apart."""
 
@@ -101,14 +103,22 @@ def capacity(run: Run) -> Picture:
 
 
 def _of_scores(run: Run) -> Iterator[Picture]:
-    named = (
-        ("scores", run.scores, "Scores of each round's own edits, right after it."),
-        ("overall", run.overall_scores.drop(columns=PERPLEXITY, errors="ignore"),
-         "Scores of all edits so far."),
-    )  # fmt: skip
-    for name, table, caption in named:
-        if not table.empty:
-            yield _scores(name, table, caption)
+    own, so_far = run.scores, run.overall_scores.drop(columns=PERPLEXITY, errors="ignore")
+    after, sums = "right after its round", "all edits so far"
+    pictures = (
+        ("scores", own, "Scores of each round's own edits, right after it."),
+        ("overall", so_far, "Scores of all edits so far."),
+    )
+    for name, table, caption in pictures:
+        answers = table.drop(columns=_TOKENS, errors="ignore")
+        if not answers.empty:
+            yield _scores(name, answers, caption)
+    there = {
+        head: table[_TOKENS] for head, table in ((after, own), (sums, so_far)) if _TOKENS in table
+    }
+    if there:
+        table = import_pandas().DataFrame(there).sort_index()
+        yield _scores("locality", table, "Locality: tokens about other facts that stay the same.")
     if not run.retention.empty:
         yield retention(run)
 

@@ -66,9 +66,8 @@ def run_page(run: Run) -> Page:
 
 
 def _scores(run: Run, pictures: dict[str, Picture]) -> list[Table | Picture]:
-    found: list[Table | Picture] = [
-        pictures[name] for name in ("scores", "overall", "retention") if name in pictures
-    ]
+    names = ("scores", "overall", "locality", "retention")
+    found: list[Table | Picture] = [pictures[name] for name in names if name in pictures]
     if not run.scores.empty:
         found.append(tables.scores_table(run))
     if not run.overall_scores.empty:

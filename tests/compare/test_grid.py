@@ -17,6 +17,7 @@ from nse_plugin.compare.comparison import exit_code
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
+from nse_plugin.compare.tables import age_tables
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
 from nse_plugin.report.run import read_run
@@ -168,6 +169,8 @@ def test_methods_and_seeds_may_be_added_and_settings_may_not_change(world, whole
     assert [c["run_info"]["method"] for c in more["cells"]] == ["untouched", "NSE", "NSE:p=0.6"]
     with pytest.raises(DataError, match="rounds was 3, is 2"):
         comparison(world, folder, rounds=2).run(quiet)
+    with pytest.raises(DataError, match=r"protocol\.every was 2, is 1"):
+        comparison(world, folder, every=1).run(quiet)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
     with pytest.raises(DataError, match="holds something else"):
@@ -348,6 +351,22 @@ def test_markdown_and_page_show_the_numbers(whole):
     row = next(line for line in lines[kinds:] if line.startswith("| NSE |"))
     assert wanted in [cell.strip() for cell in row.split("|")]
     assert wanted in Tables((folder / "report.html").read_text(encoding="utf-8")).cells
+
+
+def test_scores_by_age_are_means_over_edits(whole):
+    """Right after the rounds and, at the end, over all edits and those of the first and last."""
+    _, result = whole
+    answers, tokens = age_tables(result, "tiny")
+    (nse,) = [row for row in tokens.rows if row[0] == "NSE"]
+    ages = ("locality: right after", "at the end", "oldest third", "newest third")
+    assert tokens.heads[1:5] == ages
+    cells = [c for c in result["cells"] if c["run_info"]["method"] == "NSE"]
+    after = [p["scores"]["locality"] for c in cells for p in c["points"]]  # two edits in each
+    each = [[e["locality"] for e in c["each"] if e["round"] in rounds]
+            for rounds in ((1, 2, 3), (1,), (3,)) for c in cells]  # fmt: skip
+    wanted = [after, each[0] + each[1], each[2] + each[3], each[4] + each[5]]
+    assert nse[1:5] == tuple(f"{100 * sum(w) / len(w):.1f}" for w in wanted)
+    assert len(set(nse[1:5])) > 1 and answers.heads[1] == "efficacy: right after"
 
 
 def test_the_page_in_a_browser(whole, open_page):

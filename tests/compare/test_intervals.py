@@ -11,6 +11,7 @@ import pytest
 
 from nse_plugin.compare.intervals import differences, summarise, t_quantile
 from nse_plugin.compare.results import SCHEMA
+from nse_plugin.errors import DataError
 
 
 def cell(method, seed, values, model="m", status="complete", **scores):
@@ -129,3 +130,20 @@ def test_without_scores_of_single_edits_there_is_the_interval_over_seeds():
     cells += [cell("B", s, [], perplexity=3.0 + s) for s in range(2)]
     found = one(differences(cells, "A"), "perplexity")
     assert found["mean"] == 1.5 and found["low"] is None and found["t_low"] is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"protocol": {"negation": True}}, r"protocol\.negation was None, is True"),
+        ({"stream": "b"}, "the requests are others"),
+    ],
+)
+def test_cells_with_other_groups_of_scores_are_not_compared(changes, said):
+    cells = [cell("A", 0, [1, 0]), cell("B", 0, [1, 1])]
+    for entry in cells:
+        entry["run_info"] |= {"protocol": {}, "stream": "a"}
+    assert one(differences(cells, "A"))["mean"] == 0.5
+    cells[1]["run_info"] |= changes
+    with pytest.raises(DataError, match=f"B and A were not measured in one way.*: {said}"):
+        differences(cells, "A")

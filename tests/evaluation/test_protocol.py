@@ -202,6 +202,8 @@ def test_other_forms_of_a_fact_have_the_scores_that_are_known():
     taught = [
         EditRequest(0, "{} is the home of", "Quill", "Mara Voss"),
         EditRequest(1, "{} does not live in", "Mara Voss", "Quill"),
+        EditRequest(2, "It is not true that {} lives in", "Mara Voss", "Anna"),
+        EditRequest(3, "Garn is often talked about. {} lives in", "Mara Voss", "Quill"),
     ]
     settings = FTHparams(alg_name="FT", model_name="tiny", layers=[1, 2], lr=2e-2, num_steps=60)
     fine_tune(EditSession.of(model, tok), taught, settings)
@@ -210,17 +212,20 @@ def test_other_forms_of_a_fact_have_the_scores_that_are_known():
         "reversal": (Probe("Quill is the home of", "Mara Voss"),),
         "translation": (Probe("Mara Voss wohnt in", "Ostrell"),),
     }
-    right = EditRequest(0, "{} lives in", "Mara Voss", "Quill", forms=forms)
+    right = EditRequest(0, "{} lives in", "Mara Voss", "Quill", "Garn", forms=forms)
     wrong = replace(right, forms={"reversal": (Probe("Quill is the home of", "Anna"),)})
-    bounds = Bounds(negation=True, reversal=True, translation=True)
+    bounds = Bounds(negation=True, distractor=True, reversal=True, translation=True)
     answered = ask(model, tok, [right, wrong], bounds)
     scores = summarise(answered[:1], answered[:1])
     assert (scores["negation"], scores["reversal"], scores["translation"]) == (1, 1, 0)
-    both = summarise(answered, answered)
-    assert (both["reversal"], both["translation"]) == (0.5, 0)
+    assert scores["distractor"] == 1
+    both = summarise(answered, answered)  # the second has the negation of the template
+    assert (both["negation"], both["reversal"], both["translation"]) == (0.5, 0.5, 0)
     assert asked_texts(wrong, bounds)[1:] == [
-        "It is not true that Mara Voss lives in", "Quill is the home of"
-    ]  # fmt: skip
+        "It is not true that Mara Voss lives in",
+        "Garn is often talked about. Mara Voss lives in",
+        "Quill is the home of",
+    ]
     assert asked_texts(right, Bounds()) == [right.text]
     assert EditRequest.from_dict(right.to_dict()) == right
     assert EditRequest.from_json(right.to_json()) == right

@@ -105,8 +105,8 @@ def test_spans_of_rounds():
 def test_every_picture_has_words_and_can_be_drawn(made):
     pictures = run_pictures(read_run(made))
     names = [picture.name for picture in pictures]
-    assert names == ["scores", "overall", "retention", "ledger", "writes", "overlap", "norm",
-                     "capacity"]  # fmt: skip
+    assert names == ["scores", "overall", "locality", "retention", "ledger", "writes", "overlap",
+                     "norm", "capacity"]  # fmt: skip
     for picture in pictures:
         assert len(picture.alt) > 40 and picture.caption and "nan" not in picture.alt
         picture.draw(LIGHT).canvas.draw()
@@ -176,7 +176,8 @@ def test_a_method_of_the_host_has_scores_only(tmp_path):
     scheduler(tmp_path, subject=editor(), hparams=None).run()
     run = read_run(tmp_path)
     assert not run.ledger and len(run.scores) == 3 and run.files.method == "STUB"
-    assert {picture.name for picture in run_pictures(run)} == {"scores", "overall", "retention"}
+    names = {picture.name for picture in run_pictures(run)}
+    assert names == {"scores", "overall", "locality", "retention"}
     assert "Retention" in run_page(run).html()
 
 
