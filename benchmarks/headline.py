@@ -15,6 +15,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.report.kinds import KINDS
+
 SCORES = {
     "efficacy": "efficacy",
     "paraphrase": "paraphrase",
@@ -30,6 +33,7 @@ def main() -> None:
     parser.add_argument("compared", type=Path, help="folder of nse compare")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--variants", action="store_true", help="print variants of methods too")
+    parser.add_argument("--ranks", action="store_true", help="print the order by kind of score")
     options = parser.parse_args()
     result = json.loads((options.compared / "results.json").read_text(encoding="utf-8"))
     options.out.mkdir(parents=True, exist_ok=True)
@@ -39,6 +43,8 @@ def main() -> None:
     text = json.dumps(kept, indent=1, ensure_ascii=False)
     (options.out / "summaries.json").write_text(text + "\n", encoding="utf-8")
     print("\n".join(table(result, options.variants)))
+    if options.ranks:
+        print("\n".join(["", *ranks(result)]))
 
 
 def table(result: dict[str, Any], variants: bool = False) -> list[str]:
@@ -52,6 +58,22 @@ def table(result: dict[str, Any], variants: bool = False) -> list[str]:
     for method in methods:
         cells = [share(means.get((model, method, name))) for model in models for name in SCORES]
         rows.append([method, *cells])
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def ranks(result: dict[str, Any]) -> list[str]:
+    """Markdown: a kind of score down; the methods from the best to the worst, in percent."""
+    rows = [["kind of score", "from the best to the worst"], ["---", "---"]]
+    for name, head in {**KINDS, "paraphrase": "paraphrase, greedy"}.items():
+        found = {
+            summary["method"]: 100 * summary["mean"]
+            for summary in result["summaries"]
+            if summary["score"] == name and summary["mean"] is not None
+            if summary["method"] != UNTOUCHED
+        }
+        best_first = sorted(found, key=found.__getitem__, reverse=name != "negation")
+        if found:
+            rows.append([head, ", ".join(f"{method} {found[method]:.0f}" for method in best_first)])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from nse_plugin.compare.results import CellResult, ComparisonResult, Difference, ScoreSummary
 from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.report.kinds import KINDS, KINDS_NOTE
 from nse_plugin.report.table import NOTHING, Table
 
 SHOWN = {
@@ -19,19 +20,6 @@ SHOWN = {
 """Scores of the first table, all shares, with their heads."""
 ABILITY = {"ability": "unedited facts"}
 """The first table's score that the protocol can switch on, with its head."""
-KINDS = {
-    "efficacy_probability": "likelier than the old",
-    "efficacy_tokens": "tokens, teacher-forced",
-    "efficacy": "whole answer, greedy",
-    "free_contains": "free text contains it",
-    "free_exact": "free text is it",
-    "distractor": "after a distractor",
-    "reversal": "reversed",
-    "translation": "translated",
-    "negation": "also when negated",
-    "locality_of_effective": "locality of effective edits",
-}
-"""Scores of the second table: the same edits by kind of score, from the easiest to the hardest."""
 AGED = {
     "whole answers": ("efficacy", "paraphrase", "portability"),
     "tokens about other facts": ("locality", "locality_of_effective"),
@@ -48,15 +36,6 @@ _NOTE = (
 _AGE_NOTE = (
     "In percent. right after: each round before the next, mean over rounds; thirds of the rounds "
     "are tested at the end. locality of effective edits: of the edits that are given."
-)
-_KINDS_NOTE = (
-    "Scores of different kinds must not be compared with each other. likelier: the new answer has "
-    "a higher probability than the old one; tokens: answer tokens that are the first choice after "
-    "the right ones before them; free text: what the model writes up to its first full stop; "
-    "distractor: a sentence that names the old answer comes first; reversed: asked from the new "
-    "answer, the subject is given; translated: asked in another language; negated: the new answer "
-    "is given to the denied prompt too, so less is better; words after: how many follow the answer "
-    "in free text."
 )
 
 
@@ -94,7 +73,7 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
     heads = ("method", *kinds.values(), "words after")
     numeric = (False, *[True] * (len(heads) - 1))
     return Table(
-        f"{model}: the same edits by kind of score", heads, tuple(rows), numeric, _KINDS_NOTE
+        f"{model}: the same edits by kind of score", heads, tuple(rows), numeric, KINDS_NOTE
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nse_plugin.report import run_tables as tables
+from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.page import Page, Picture
 from nse_plugin.report.run import Run
 from nse_plugin.report.run_figures import run_pictures
@@ -29,6 +30,8 @@ def run_tables(run: Run) -> list[Table]:
         found.append(tables.scores_table(run))
     if not run.overall_scores.empty:
         found.append(tables.overall_table(run))
+    if (kinds := kinds_table(run)) is not None:
+        found.append(kinds)
     if run.ledger:
         found += [tables.layers_table(run), tables.worst_requests(run)]
     return found
@@ -72,6 +75,8 @@ def _scores(run: Run, pictures: dict[str, Picture]) -> list[Table | Picture]:
         found.append(tables.scores_table(run))
     if not run.overall_scores.empty:
         found.append(tables.overall_table(run))
+    if (kinds := kinds_table(run)) is not None:
+        found.append(kinds)
     if not run.retention.empty:
         found.append(tables.retention_table(run))
     return found

@@ -11,6 +11,7 @@ import torch
 from nse_plugin import cli
 from nse_plugin.errors import DataError
 from nse_plugin.report import run_tables as tables
+from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
@@ -94,6 +95,20 @@ def test_rounds_and_requests(made):
     ]
     (became, wrote) = tables.request_tables(run, "2")
     assert became.rows[0][:2] == ("2", "2") and {row[0] for row in wrote.rows} == {"2"}
+
+
+def test_kinds_of_score_by_age(made):
+    """Means over edits, from the lines of the run."""
+    run = read_run(made)
+    rows = {row[0]: row[1:] for row in kinds_table(run).rows}
+    after = [line["scores"]["efficacy_tokens"] for line in run.lines for _ in range(line["edits"])]
+    last = run.final["measurement"]
+    first, *_, newest = last["retention"]
+    wanted = [sum(after) / len(after), last["all"]["efficacy_tokens"]]
+    wanted += [first["efficacy_tokens"], newest["efficacy_tokens"]]
+    assert rows["tokens, teacher-forced"] == tuple(f"{100 * value:.1f}" for value in wanted)
+    assert rows["free text is it"][1] == f"{100 * last['generation']['exact']:.1f}"
+    assert "also when negated" not in rows
 
 
 def test_spans_of_rounds():

@@ -1,0 +1,72 @@
+"""The kinds of score: what tables call them, and the table of a run that keeps them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from nse_plugin.report.run import Run
+from nse_plugin.report.table import NOTHING, Table
+
+KINDS = {
+    "efficacy_probability": "likelier than the old",
+    "efficacy_tokens": "tokens, teacher-forced",
+    "efficacy": "whole answer, greedy",
+    "free_contains": "free text contains it",
+    "free_exact": "free text is it",
+    "distractor": "after a distractor",
+    "reversal": "reversed",
+    "translation": "translated",
+    "negation": "also when negated",
+    "locality_of_effective": "locality of effective edits",
+}
+"""The same edits by kind of score, from the easiest to the hardest, with its head in tables."""
+KINDS_NOTE = (
+    "Scores of different kinds must not be compared with each other. likelier: the new answer has "
+    "a higher probability than the old one; tokens: answer tokens that are the first choice after "
+    "the right ones before them; free text: what the model writes up to its first full stop; "
+    "distractor: a sentence that names the old answer comes first; reversed: asked from the new "
+    "answer, the subject is given; translated: asked in another language; negated: the new answer "
+    "is given to the denied prompt too, so less is better; words after: how many follow the answer "
+    "in free text."
+)
+_OTHERS = {
+    "paraphrase": "paraphrase, whole answer",
+    "portability": "portability, whole answer",
+    "locality": "locality, tokens",
+}
+_HEADS = ("kind of score", "right after", "at the end", "oldest third", "newest third")
+
+
+def kinds_table(run: Run) -> Table | None:
+    """A kind of score down: right after the rounds, and at the end by when the edit was made."""
+    measured = [line["measurement"] for line in run.lines]
+    measured.append(run.final["measurement"] if run.final else None)
+    last = next((m for m in reversed(measured) if m and m.get("all")), None)
+    if last is None:
+        return None
+    written = {f"free_{name}": value for name, value in last.get("generation", {}).items()}
+    ages = sorted(last["retention"], key=lambda row: row["edited"])
+    third = -(-len(ages) // 3)
+    rows = []
+    for name, head in {**KINDS, **_OTHERS}.items():
+        after = _mean((line["edits"], (line["scores"] or {}).get(name)) for line in run.lines)
+        old, new = (
+            _mean((row["n"], row.get(name)) for row in some)
+            for some in (ages[:third], ages[-third:])
+        )
+        values = (after, {**last["all"], **written}.get(name), old, new)
+        if any(value is not None for value in values):
+            rows.append((head, *map(_percent, values)))
+    note = f"In percent; right after: mean over rounds; thirds of the rounds. {KINDS_NOTE}"
+    numeric = (False, *[True] * 4)
+    return Table("The same edits by kind of score", _HEADS, tuple(rows), numeric, note)
+
+
+def _mean(weighed: Iterable[tuple[int, float | None]]) -> float | None:
+    there = [(weight, value) for weight, value in weighed if value is not None]
+    total = sum(weight for weight, _ in there)
+    return sum(weight * value for weight, value in there) / total if total else None
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None else f"{100 * value:.1f}"
