@@ -24,9 +24,11 @@ if TYPE_CHECKING:
         NSEHparams,
         NSEHyperParams,
         OvertoneHparams,
+        OvertoneHyperParams,
         ROMEHparams,
         UltraEditHparams,
     )
+    from nse_plugin.methods.registry import apply_nse_to_model
     from nse_plugin.requests import EditRequest
     from nse_plugin.runs.edits import EditFolder
     from nse_plugin.session.session import EditSession
@@ -44,9 +46,11 @@ __all__ = [
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
+    "OvertoneHyperParams",
     "ROMEHparams",
     "UltraEditHparams",
     "__version__",
+    "apply_nse_to_model",
     "register",
     "unregister",
 ]
@@ -64,8 +68,10 @@ _HOME = {
     "NSEHparams": "hparams",
     "NSEHyperParams": "hparams",
     "OvertoneHparams": "hparams",
+    "OvertoneHyperParams": "hparams",
     "ROMEHparams": "hparams",
     "UltraEditHparams": "hparams",
+    "apply_nse_to_model": "methods.registry",
     "register": "host",
     "unregister": "host",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from nse_plugin import NSEHparams, NSEHyperParams
+from nse_plugin import NSEHparams, NSEHyperParams, OvertoneHparams, OvertoneHyperParams
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method
@@ -41,7 +41,7 @@ def test_there_is_a_yaml_for_every_method():
 
 
 def test_the_toolkits_names():
-    assert NSEHyperParams is NSEHparams
+    assert NSEHyperParams is NSEHparams and OvertoneHyperParams is OvertoneHparams
 
 
 def test_scientific_notation_as_yaml_reads_it():

@@ -35,7 +35,8 @@ from nse_plugin.hparams.yaml_files import (
 )
 
 NSEHyperParams = NSEHparams
-"""The name in the toolkit's style."""
+OvertoneHyperParams = OvertoneHparams
+"""The names in EasyEdit's style."""
 
 __all__ = [
     "AlphaEditHparams",
@@ -49,6 +50,7 @@ __all__ = [
     "NSEHparams",
     "NSEHyperParams",
     "OvertoneHparams",
+    "OvertoneHyperParams",
     "ROMEHparams",
     "Settings",
     "SpreadHparams",

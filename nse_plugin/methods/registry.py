@@ -74,10 +74,7 @@ Held = dict[str, torch.Tensor] | Callable[[], None]
 def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
     """A method as EasyEdit calls it.
 
-    The function takes ``(model, tok, requests, hparams, copy=False, return_orig_weights=True,
-    keep_original_weight=False, **ignored)`` and returns the edited model and what takes the edit
-    back: the weights that it changed, as they were before this call, or, of a method that attaches
-    modules, a function without arguments.
+    Its arguments are those of EasyEdit's ``apply_*_to_model``.
     """
     method = find_method(name)
 
@@ -87,10 +84,23 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         requests: Sequence[EditRequest | Mapping[str, Any]],
         hparams: Any,
         copy: bool = False,
-        return_orig_weights: bool = True,
+        return_orig_weights: bool = False,
         keep_original_weight: bool = False,
         **_ignored: Any,
     ) -> tuple[PreTrainedModel, Held]:
+        """Write requests into a model as one round, as EasyEdit's editors call a method.
+
+        Args:
+            requests: EasyEdit's dicts (``prompt``, ``subject``, ``target_new``), or
+                :class:`EditRequest` objects.
+            copy: edit a copy, and leave the model as it is.
+            return_orig_weights: return the weights that the call changed as they were before it.
+            keep_original_weight: the same; some of EasyEdit's methods know it by this name.
+
+        Returns:
+            The edited model, and what takes the edit back: weights by name (none unless asked
+            for), or, of a method that attaches modules, a function without arguments.
+        """
         if copy:
             model = _copy(model, tok)
         session = EditSession.of(model, tok)
@@ -105,8 +115,12 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         names = map(session.layout.down_name, sorted(record.keys))
         return model, {name: session.weights.at(name, before) for name in names}
 
-    apply.__name__ = f"apply_{name.lower()}_to_model"
+    apply.__name__ = apply.__qualname__ = f"apply_{name.lower()}_to_model"
     return apply
+
+
+apply_nse_to_model = apply_function("NSE")
+"""NSE as a function in EasyEdit's style; EditSession.of(model) is the session that it writes to."""
 
 
 def _copy(model: PreTrainedModel, tok: Any) -> PreTrainedModel:

@@ -47,7 +47,8 @@ def test_the_session_goes_with_its_model(tokenizer):
 def test_weights_that_the_host_put_back(model, tokenizer, hparams, device):
     apply = apply_function("NSE")
     clean = copy.deepcopy(model)
-    _, originals = apply(model, tokenizer, [r.to_dict() for r in some_requests(2)], hparams)
+    records = [r.to_dict() for r in some_requests(2)]
+    _, originals = apply(model, tokenizer, records, hparams, return_orig_weights=True)
     session = EditSession.of(model)
     assert len(session.ledger) == 1
     with torch.no_grad():  # as EasyEdit does after an edit that is not sequential
