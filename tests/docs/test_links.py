@@ -7,14 +7,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
+from tests.docs.pages import DOCS, PAGES, ROOT
+
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
-PAGES = sorted(
-    path
-    for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md"))
-    if "generated" not in path.parts
-)
 
 
 def linked(page: Path) -> set[Path]:
@@ -22,11 +17,11 @@ def linked(page: Path) -> set[Path]:
     return {(page.parent / link).resolve() for link in LINK.findall(page.read_text("utf-8"))}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
-    assert [path for path in linked(page) if not path.exists()] == []
+    assert [path for path in linked(ROOT / page) if not path.exists()] == []
 
 
 def test_every_page_is_in_the_index():
     index = DOCS / "index.md"
-    assert {page.resolve() for page in PAGES if page != index} <= linked(index)
+    assert {ROOT / page for page in PAGES} <= {index, *linked(index)}
