@@ -52,10 +52,12 @@ def compare(
     out, show = Path(settings.out), teller(as_json)
     with interrupt_says(lambda: _finished_cells(out)):
         result = read_comparison(settings).run(show)
-    show("\n" + shown_tables(result))
     write_report(out, result)
+    show("")
     if as_json:
         show_result({"out": str(out), **{k: v for k, v in result.items() if k != "cells"}})
+    else:
+        show_result(shown_tables(result))
     show(f"written to {out}: report.html, table.md, results.json, results/, cells/")
     return exit_code(result)
 

@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result
+from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, working
 
 
 @command(KEEP, examples("nse consolidate run1 --repair-rounds 3", "nse undo run1 --round 21"))
@@ -34,11 +34,13 @@ def consolidate(
     The values in the round files are written into the original model, with keys computed anew.
     Without repair none is optimised again. The new round can be undone like any other.
     """
-    from nse_plugin.runs.edits import EditFolder
     from nse_plugin.runs.reading import RunFiles
 
     RunFiles(run)  # refuses what is no run, before a model is loaded
-    line = EditFolder(run, device=device).consolidate(repair_rounds)
+    with interrupt_says(lambda: f"{run} is as it was before"), working() as listener:
+        from nse_plugin.runs.edits import EditFolder
+
+        line = EditFolder(run, device=device, listener=listener).consolidate(repair_rounds)
     text = (
         f"round {line['file']} of {run} solves {line['edits']} edits together; the model gave "
         f"{line['answered_before']} of them before and gives {line['answered']} now"

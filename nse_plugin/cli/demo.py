@@ -41,11 +41,13 @@ def demo(given: dict[str, Any], as_json: AS_JSON = False) -> int:
         "first round": summary.retention_first,
     }
     shown = ", ".join(f"{name} {score:.1%}" for name, score in scores.items() if score is not None)
-    show(
-        f"\nafter {summary.rounds} rounds: {shown or 'no edit is left'}, "
-        f"{summary.seconds_per_edit:.3f} s per edit"
-    )
+    show("")
     if as_json:
         show_result({"out": settings.out, "status": result.status, **asdict(summary)})
+    else:
+        show_result(
+            f"after {summary.rounds} rounds: {shown or 'no edit is left'}, "
+            f"{summary.seconds_per_edit:.3f} s per edit"
+        )
     show(f"written to {settings.out}: summary.json and the files of a run; see nse inspect")
     return exit_code_of(result.status)

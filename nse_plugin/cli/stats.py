@@ -11,7 +11,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result, teller, working
+from nse_plugin.cli.output import AS_JSON, note, show_result, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 
@@ -55,7 +55,7 @@ def stats(
         mom2_n_samples=samples,
         stats_dir=stats_dir,
     )
-    found, tell = [], teller(as_json)
+    found, tell = [], note if as_json else show_result
     for layer, moment, path in moments:
         found.append(
             {"layer": layer, "tokens": moment.count, "texts": moment.n_samples, "npz": path}

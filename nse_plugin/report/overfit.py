@@ -55,17 +55,26 @@ class Side:
         """Over the requests and their target tokens, step by step."""
         return mean_course([edit.course for edit in self.edits])
 
-    def means(self) -> tuple[float | None, ...]:
-        """Over the requests: steps; at the stop mean and largest loss, range and std; change."""
+    def means(self) -> dict[str, float | None]:
+        """Over the requests: steps; at the stop losses and their spread; change."""
         spreads = [edit.spread for edit in self.edits if edit.spread is not None]
-        return (
-            _mean([edit.steps for edit in self.edits]),
-            _mean([fmean(edit.losses) for edit in self.edits]),
-            _mean([max(edit.losses) for edit in self.edits]),
-            _mean([spread.range for spread in spreads]),
-            _mean([spread.std for spread in spreads]),
-            _mean([edit.change for edit in self.edits if edit.change is not None]),
-        )
+        return {
+            "steps": _mean([edit.steps for edit in self.edits]),
+            "mean loss": _mean([fmean(edit.losses) for edit in self.edits]),
+            "largest loss": _mean([max(edit.losses) for edit in self.edits]),
+            "spread": _mean([spread.range for spread in spreads]),
+            "std": _mean([spread.std for spread in spreads]),
+            "change": _mean([edit.change for edit in self.edits if edit.change is not None]),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Of JSON types: the means at the stop, and those of each step."""
+        return {
+            "method": self.name,
+            "edits": len(self.edits),
+            **self.means(),
+            "course": self.course(),
+        }
 
 
 def overfit(
@@ -209,9 +218,10 @@ def _one_request(
 
 
 def _means(sides: Sequence[Side]) -> Table:
-    heads = ("", "steps", "mean loss", "largest loss", "spread", "std", "change")
+    heads = ("", *sides[0].means())
     rows = tuple(
-        (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means())) for side in sides
+        (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means().values()))
+        for side in sides
     )
     n_several = sum(edit.spread is not None for edit in sides[0].edits)
     return Table(

@@ -57,6 +57,12 @@ def rows(shown):
     return [line for line in shown.splitlines() if line.count("|") == 4 and "round" not in line]
 
 
+def test_quiet_leaves_the_result(finished, capsys):
+    assert demo("--out", str(finished), "--quiet") == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("after 3 rounds: ") and shown.count("\n") == 1
+
+
 def test_demo_twice_gives_one_summary(capsys):
     model = "atlas:llama"
     assert demo("--model", model, "--out", "a") == 0

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
+import os
+import signal
 import subprocess
+import time
 import zipfile
 
 import pytest
@@ -94,6 +98,24 @@ def test_without_a_network_there_is_one_line(index, monkeypatch):
     ) as error:
         fetch("toy")
     assert "Retrying" not in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_interrupt_leaves_nothing_behind(index, monkeypatch, capsys):
+    seen = unpacked(monkeypatch)
+    whole = published.unpack
+
+    def interrupted(*_args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(published, "unpack", interrupted)
+    assert cli.main(["models", "get", "toy"]) == 128 + signal.SIGTERM
+    assert "nse: interrupted" in capsys.readouterr().err
+    assert [p for p in published.folder_of(index).parent.iterdir() if p.is_dir()] == []
+    monkeypatch.setattr(published, "unpack", whole)
+    assert cli.main(["models", "get", "toy", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"toy": str(published.folder_of(index))}
+    assert len(seen) == 1
 
 
 def test_without_room_nothing_is_fetched(index, monkeypatch):

@@ -127,6 +127,10 @@ def test_the_command_prints_and_plots(yaml_file, tmp_path, capsys):
                  "smoothed", "settled", "lambda", "change"):  # fmt: skip
         assert what in printed
     assert plot.read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--json"]) == 0
+    both = json.loads(capsys.readouterr().out)
+    assert [side["method"] for side in both] == ["NSE", "OVERTONE NSE"]
+    assert both[0]["edits"] == 2 and both[0]["course"]["loss"][-1] > 0
 
 
 def test_the_other_side_follows_from_the_hparams(yaml_file, tmp_path):
