@@ -12,6 +12,7 @@ import importlib
 import json
 import re
 import shlex
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from nse_plugin.data import atlas
 from nse_plugin.data.facts import read_facts
 from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import parse_records
+from nse_plugin.errors import NSEPluginError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import load_hparams
@@ -41,6 +43,8 @@ NOT_RUN = {
     "vllm": "it needs vLLM",
     "llama.cpp": "it needs the tools of llama.cpp",
 }
+RAISES = "raises"
+"""After the fence of Python that is refused."""
 SHELL, DATA = ("", "sh", "bash"), ("yaml", "json")
 ALL = [(page, block) for page in PAGES for block in blocks(page)]
 
@@ -59,7 +63,7 @@ def test_every_block_is_run_or_checked_or_says_why_not():
         f"{page}:{block.line}"
         for page, block in ALL
         if not files.fullmatch(f"{block.language} {block.mark}")
-        and not (block.language in languages and block.mark in ("", *NOT_RUN, *READERS))
+        and not (block.language in languages and block.mark in ("", RAISES, *NOT_RUN, *READERS))
     ] == []
     for page in PAGES:
         assert not re.search(r"\n\n    (nse|python|from|import|pip) ", read(page)), "fence it"
@@ -206,8 +210,13 @@ def names_of(code: str) -> dict[str, object]:
         mom2_adjustment=False,
     )  # fmt: skip
     requests = parse_records(atlas.edit_set(5))
+    fact = requests[0]
+    facts = {"prompts": fact.text, "subject": fact.subject, "target_new": fact.target_new}
     frame = pd.DataFrame({"ours": [1.0, 2.0], "theirs": [2.0, 4.0]}, index=[1, 2])
-    names = {"hparams": hparams, "requests": requests, "frame": frame.rename_axis("round")}
+    names = {
+        "hparams": hparams, "requests": requests, "frame": frame.rename_axis("round"),
+        "facts": facts, "prompt": fact.text, "metrics": [{"post": {"rewrite_acc": [1.0]}}],
+    }  # fmt: skip
     if "untouched_model" in code:
         names["untouched_model"] = load_model(hparams)[0]
     if re.search(r"\b(session|model|tokenizer)\b", code):
@@ -219,8 +228,12 @@ def names_of(code: str) -> dict[str, object]:
     return names
 
 
+def runs(block: Block) -> bool:
+    return block.language == "python" and block.mark in ("", RAISES)
+
+
 def pages_with_python() -> list[str]:
-    found = {page: None for page, block in ALL if block.language == "python" and not block.mark}
+    found = {page: None for page, block in ALL if runs(block)}
     del found["docs/tutorial.md"]  # test_tutorial.py runs it, with its commands in between
     return list(found)
 
@@ -230,10 +243,11 @@ def test_python_is_run(page, folder, monkeypatch):
     for name in list(NAMED_TEXTS):  # what a page registers goes again
         monkeypatch.setitem(NAMED_TEXTS, name, NAMED_TEXTS[name])
     monkeypatch.delitem(NAMED_TEXTS, "minutes", raising=False)
-    found = [block for block in blocks(page) if block.language == "python" and not block.mark]
+    found = list(filter(runs, blocks(page)))
     names = names_of("".join(block.text for block in found))
     for block in found:
-        exec(compile("\n" * block.line + block.text, ROOT / page, "exec"), names)
+        with pytest.raises(NSEPluginError) if block.mark == RAISES else nullcontext():
+            exec(compile("\n" * block.line + block.text, ROOT / page, "exec"), names)
 
 
 @of("python")
