@@ -94,6 +94,12 @@ def rounds_table(run: Run) -> Table:
     shown = frame[["edits", *_OUTCOMES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
     shown = shown.join(frame[[*norms, "seconds"]])
     note = "neurons: written in all layers together; norm: of what the round changed"
+    for entry in run.ledger.active()[:1]:  # a consolidation takes the place of all rounds before it
+        if entry.within:
+            note += (
+                f"; round {entry.number}: all edits in effect then, solved together, in the place "
+                "of the rounds before it"
+            )
     formats = {"seconds": ".2f", **dict.fromkeys(norms, ".4g")}
     return Table.of(shown, "Rounds", heads=_OUTCOMES | norms, formats=formats, note=note)
 

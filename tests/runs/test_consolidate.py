@@ -7,6 +7,8 @@ import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines
+from nse_plugin.report.run import read_run
+from nse_plugin.report.run_tables import rounds_table
 from nse_plugin.runs.consolidate import consolidate_run
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undo import undo_round
@@ -38,6 +40,7 @@ def test_stored_resumed_and_undone(finished):
     consolidated = runs.weights(finished)
     assert (line["file"], line["after"], line["edits"]) == (4, 3, 6)
     assert not same(rounds, consolidated)
+    assert "round 4: all edits in effect then" in rounds_table(read_run(folder)).note
     subject, weights = reopened(folder)
     assert same(consolidated, weights)
     assert subject.ledger.numbers() == [4] and subject.ledger.numbers_in_effect() == [1, 2, 3, 4]
