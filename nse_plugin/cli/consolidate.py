@@ -23,8 +23,8 @@ def consolidate(
         typer.Option(
             min=0,
             metavar="N",
-            help="Write edits that the model does not give afterwards once more, with new values, "
-            "up to N times; by default as often as the run's hyperparameters say.",
+            help="Find new values for edits that the model does not give afterwards, and solve all "
+            "again, up to N times; by default as often as the run's hyperparameters say.",
         ),
     ] = None,
     as_json: AS_JSON = False,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.validation import bounded
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(kw_only=True)
@@ -99,6 +102,17 @@ class LocateHparams(LayersHparams):
         """lambda, for a layer of d_ff neurons."""
         if self.mom2_update_weight_relative is not None:
             return self.mom2_update_weight_relative * d_ff
+        return self._absolute_weight
+
+    def with_lambda_times(self, factor: float) -> Self:
+        """The same with lambda multiplied."""
+        if self.mom2_update_weight_relative is not None:
+            weight = factor * self.mom2_update_weight_relative
+            return dataclasses.replace(self, mom2_update_weight_relative=weight)
+        return dataclasses.replace(self, mom2_update_weight=factor * self._absolute_weight)
+
+    @property
+    def _absolute_weight(self) -> float:
         return 15000.0 if self.mom2_update_weight is None else self.mom2_update_weight
 
 
@@ -115,6 +129,9 @@ class SpreadHparams(LocateHparams):
     consolidate_every: int = bounded(0, low=0)
     """Every N rounds, all edits in effect are solved together with the round's own, in the place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
+    consolidation_weight: float = bounded(3.0, above=0)
+    """lambda of a consolidation, as a multiple of lambda: the joint solve spares more, and what
+    then falls short is repaired."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""

@@ -24,8 +24,8 @@ def consolidate(
 
     Args:
         hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.
-        repair_rounds: how often edits that the model does not give afterwards are written once
-            more, with new values; instead of the hyperparameters' number.
+        repair_rounds: how often edits that the model does not give afterwards get new values, all
+            edits being solved again in between; instead of the hyperparameters' number.
 
     Returns:
         The new round; its outcomes say of each request whether it was given before and after.
@@ -46,7 +46,9 @@ def consolidate(
     objective = objective_of(hparams) if isinstance(hparams, OvertoneHparams) else nll
     edit_round = BASES[base.method].edit_round
 
-    def write(requests: Sequence[EditRequest], values: Values) -> RoundRecord:
-        return edit_round(session, requests, base, objective, values=values)
+    def write(
+        requests: Sequence[EditRequest], hparams: SpreadHparams, values: Values
+    ) -> RoundRecord:
+        return edit_round(session, requests, hparams, objective, values=values)
 
     return solve_together(session, base, write)

@@ -81,9 +81,11 @@ def spread_round(
             return write(requests, hparams, trace=trace, values=values)
         once = replace(hparams, repair_rounds=0, repair_every=0)  # the joint solve repairs
         newest = write(requests, once, trace=trace)
-        again = replace(hparams, repair_every=0)
         return solve_together(
-            session, hparams, lambda edits, known: write(edits, again, values=known), newest
+            session,
+            hparams,
+            lambda edits, again, known: write(edits, again, values=known),
+            newest,
         )
 
 

@@ -2,9 +2,14 @@
 
 A sequence of rounds writes each on what the rounds before it left.  The ledger keeps every
 request's value z, so the edits can be solved again at any time: the weights are rewound, and one
-round writes all of them, layer by layer, with keys read anew.  No value is optimised, unless a
-repair follows.  Edits that were undone, or whose fact a later one edits, are not in it; the result
-depends on the set of edits, not on the order in which they came.
+round writes all of them, layer by layer, with keys read anew.  No value is optimised.  Edits that
+were undone, or whose fact a later one edits, are not in it; the result depends on the set of edits,
+not on the order in which they came.
+
+With ``repair_rounds``, edits that the model does not give afterwards get new values, optimised in
+the model as it is then, and are written once more.  As long as some are missing, and up to that
+many times, everything is then solved again with the values that there are now: what one repair
+displaces, the next solve has a place for.
 
 The consolidation is a round of its own, or with ``consolidate_every`` every N-th round is one.  It
 takes the place of the rounds before it, and undoing it makes those active again, to the bit.  This
@@ -14,8 +19,9 @@ is ours; it is in none of the papers.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -31,7 +37,8 @@ from nse_plugin.session.session import EditSession
 
 Edit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its outcome until now."""
-Write = Callable[[Sequence[EditRequest], Values], RoundRecord]
+H = TypeVar("H", bound=SpreadHparams)
+Write = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
 """Writes requests of known values as one round into model and ledger."""
 
 
@@ -43,8 +50,8 @@ def is_due(session: EditSession, hparams: SpreadHparams) -> bool:
 
 def solve_together(
     session: EditSession,
-    hparams: SpreadHparams,
-    write: Write,
+    hparams: H,
+    write: Write[H],
     newest: RoundRecord | None = None,
 ) -> RoundRecord:
     """Solve all edits in effect together, in the place of the active rounds.
@@ -64,26 +71,60 @@ def solve_together(
         own = {r.fact for r, o in zip(newest.requests, newest.outcomes) if o.is_new}
     number = session.ledger.next_number() if newest is None else newest.number
     before = answered(session, requests, hparams.token_budget).tolist()
+    once = replace(hparams, repair_rounds=min(1, hparams.repair_rounds), repair_every=0)
+    once = once.with_lambda_times(hparams.consolidation_weight)
+    made: list[RoundRecord] = []
     with session.anew() as entries:
-        record = write(requests, _values(session, hparams, edits))
-        after = [outcome.answered for outcome in record.outcomes]  # a repair has asked
-        if None in after:
+        h = _activations(session, requests, hparams)
+        while len(made) < max(1, hparams.repair_rounds):
+            with session.anew():  # the record made last gives way
+                made.append(write(requests, once, _values(edits, h)))
+            if all(outcome.answered for outcome in made[-1].outcomes):
+                break
+            edits = _edits_of(made[-1])
+        if None in [outcome.answered for outcome in made[-1].outcomes]:  # no repair has asked
             after = answered(session, requests, hparams.token_budget).tolist()
-        outcomes = tuple(
-            replace(
-                outcome,
-                answered_before_consolidation=None if request.fact in own else was,
-                answered=now,
-            )
-            for request, outcome, was, now in zip(requests, record.outcomes, before, after)
-        )
-        within = entries if newest is None else entries[:-1]
-        seconds = Counter({} if newest is None else newest.seconds) + Counter(record.seconds)
+        else:
+            after = [bool(outcome.answered) for outcome in made[-1].outcomes]
+        seconds: Counter[str] = Counter()
+        for each in [*([newest] if newest else []), *made]:
+            seconds.update(each.seconds)
         record = replace(
-            record, number=number, outcomes=outcomes, within=tuple(within), seconds=dict(seconds)
+            made[-1],
+            number=number,
+            outcomes=_outcomes(made, zip(before, after), own),
+            within=tuple(entries if newest is None else entries[:-1]),
+            seconds=dict(seconds),
         )
         session.ledger.replace_last(record)
     return record
+
+
+def _outcomes(
+    made: Sequence[RoundRecord],
+    given: Iterable[tuple[bool, bool]],
+    own: Collection[tuple[str, str]],
+) -> tuple[Outcome, ...]:
+    """What became of each edit over all solves.
+
+    Args:
+        made: the record of each solve.
+        given: of each edit, whether the model gave it before the consolidation and after.
+        own: facts that came with the round.
+    """
+    return tuple(
+        replace(
+            last,
+            repairs=sum(outcome.repairs for outcome in (*earlier, last)),
+            answered_before_repair=(*earlier, last)[0].answered_before_repair,
+            residual_before_repair=(*earlier, last)[0].residual_before_repair,
+            answered_before_consolidation=None if request.fact in own else before,
+            answered=after,
+        )
+        for request, (before, after), *earlier, last in zip(
+            made[-1].requests, given, *(record.outcomes for record in made)
+        )
+    )
 
 
 def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[Edit]:
@@ -104,19 +145,27 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[Edit]:
                 f"round {record.number} edited layers {sorted(record.key_counts)}, and layers is "
                 f"{layers}; give the hyperparameters with which the rounds were written"
             )
-        for request, z, outcome in zip(record.requests, record.z, record.outcomes):
-            latest[request.fact] = (request, z, outcome)
+        latest |= {edit[0].fact: edit for edit in _edits_of(record)}
     if not latest:
         raise SessionError("no round is active, so there is nothing to consolidate; edit first")
     return sorted(latest.values(), key=lambda edit: edit[0].digest())
 
 
-def _values(session: EditSession, hparams: SpreadHparams, edits: Sequence[Edit]) -> Values:
-    """What is known of the edits' values, in the untouched model."""
-    requests = [request for request, _, _ in edits]
+def _edits_of(record: RoundRecord) -> list[Edit]:
+    assert record.z is not None
+    return list(zip(record.requests, record.z, record.outcomes))
+
+
+def _activations(
+    session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
+) -> torch.Tensor:
+    """h of the z-layer at each subject [n, d_model], in the model as it is."""
     rows = encode_round(session.layout, session.tokenizer, requests, ())
-    lookups = Lookups.of(session.layout, rows, hparams.token_budget)
-    h = lookups.activations(hparams.layers[-1])
+    return Lookups.of(session.layout, rows, hparams.token_budget).activations(hparams.layers[-1])
+
+
+def _values(edits: Sequence[Edit], h: torch.Tensor) -> Values:
+    """What is known of the edits' values; h [n, d_model] is of the untouched model."""
     losses = [outcome.z_loss or 0.0 for _, _, outcome in edits]
     steps = [outcome.z_steps or 0 for _, _, outcome in edits]
     return Values(

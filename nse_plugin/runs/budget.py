@@ -97,6 +97,10 @@ class _Sizes:
     ledger: int
     originals: int
     solve: int
+    consolidation: int = 0
+    """One, of all edits."""
+    consolidations: int = 0
+    """How many there are."""
 
 
 def estimate(
@@ -122,10 +126,11 @@ def estimate(
         d_model, d_ff = _shape(model)
         matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
         sizes = _Sizes(4 * matrices + 4096, 0, matrices * _HELD, 0)
+    consolidated = sizes.consolidations * sizes.consolidation
     return Budget(
         rounds=rounds,
-        disk_per_round=sizes.per_round + n * _LINE,
-        disk=rounds * sizes.per_round + n_all * _LINE,
+        disk_per_round=sizes.per_round + sizes.consolidation + n * _LINE,
+        disk=rounds * sizes.per_round + consolidated + n_all * _LINE,
         memory_ledger=sizes.ledger,
         memory_originals=sizes.originals,
         memory_solve=sizes.solve,
@@ -148,8 +153,11 @@ def _located(
     covariances = 4 * layers if hparams.mom2_adjustment else 0
     few = d_ff > 4096 and n_requests is not None  # a stream may become long
     previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)
+    every = hparams.consolidate_every if isinstance(hparams, SpreadHparams) else 0
     return _Sizes(
         per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
+        consolidation=(per_edit + _RECORD) * n_all if every else 0,
+        consolidations=rounds // every if every else 0,
         ledger=per_edit * n_all + rounds * layers * passes * d_ff * 8,
         originals=layers * d_model * d_ff * _HELD,
         solve=d_ff * d_ff * (4 * 8 + covariances) + previous,

@@ -34,7 +34,7 @@ def hparams(tmp_path_factory):
     stats = str(tmp_path_factory.mktemp("stats"))
     return hparams_of(
         NSEHparams, stats_dir=stats, n_contexts=1, context_length=3, neuron_threshold=0.7,
-        max_iterations=2, v_num_grad_steps=2,
+        max_iterations=2, v_num_grad_steps=2, consolidation_weight=1.0,
     )  # fmt: skip
 
 
@@ -109,7 +109,10 @@ def test_the_set_of_edits_decides_not_their_order(hparams, order, size):
 @pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
 def test_undone_to_the_bit_and_solved_again_without_an_edit(kind, hparams):
     own = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
-    hparams = hparams_of(kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, **own)
+    hparams = hparams_of(
+        kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, consolidation_weight=1.0,
+        **own,
+    )  # fmt: skip
     rounds = [[request] for request in some_requests(4)]
     model, session = edited(hparams, rounds)
     before, untouched = bits(model), bits(tiny_model("llama"))
@@ -233,6 +236,53 @@ def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch)
     assert sorted(o.is_new for o in record.outcomes) == [False, True]
     session.undo_all()
     assert same(model, before)
+
+
+@pytest.mark.parametrize("change", [{}, {"mom2_update_weight_relative": 0.5}])
+def test_lambda_of_a_consolidation_is_a_multiple(hparams, change):
+    if change:
+        change["mom2_update_weight"] = None
+    hparams = replace(hparams, **change)
+    model, session = edited(hparams, [some_requests(3)])
+    consolidate(session, replace(hparams, consolidation_weight=3.0))
+    weight = 3 * hparams.covariance_weight(48)
+    more = replace(hparams, mom2_update_weight=weight, mom2_update_weight_relative=None)
+    at_once, _ = edited(more, [in_order(some_requests(3))])
+    assert same(model, bits(at_once))
+
+
+def test_what_is_missing_after_a_repair_is_solved_again_with_all_values(hparams, monkeypatch):
+    requests = in_order(some_requests(3))
+    model, session = edited(hparams, [requests])
+    other, twice = edited(hparams, [requests])
+    says = [
+        [1, 1, 1],
+        [1, 0, 0],
+        [1, 1, 0],
+        [0, 1, 0],
+        [1, 1, 1],
+    ]  # before, and by solve and repair
+
+    def give(answers):
+        said = iter(answers)
+        for module in ("together", "repair"):
+            monkeypatch.setattr(
+                f"nse_plugin.methods.{module}.answered",
+                lambda *_: torch.tensor(next(said), dtype=torch.bool),
+            )
+
+    give(says)
+    record = consolidate(session, hparams, repair_rounds=5)  # all are given after the second
+    give([*says[:3], says[2], *says[3:]])
+    for _ in range(2):
+        by_hand = consolidate(twice, hparams, repair_rounds=1)
+    assert same(model, bits(other))
+    assert [o.repairs for o in record.outcomes] == [1, 1, 2]
+    assert [o.repairs for o in by_hand.outcomes] == [1, 0, 1]
+    assert [o.answered_before_repair for o in record.outcomes] == [True, False, False]
+    assert [entry.number for entry in record.within] == [1]
+    session.undo_last()
+    assert same(model, bits(edited(hparams, [requests])[0]))
 
 
 def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):
