@@ -18,6 +18,7 @@ from nse_plugin.evaluation.fluency import ngram_entropy
 from nse_plugin.evaluation.questions import finite, mean
 from nse_plugin.files import require
 from nse_plugin.model.answers import score_answers, score_encoded
+from nse_plugin.model.chat import words_around
 from nse_plugin.model.generation import greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
@@ -25,8 +26,6 @@ from nse_plugin.model.seeding import gpus_of
 from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
-_MORE = 4
-"""New tokens of an answer that is written down, beside those of the longest target."""
 
 
 def perplexity(
@@ -69,7 +68,7 @@ def first_words(
 ) -> list[str]:
     """What the model writes after each prompt, in one line; a little longer than any target."""
     longest = max(len(encode_text(tokenizer, target, special=False)) for target in targets)
-    texts = greedy_text(model, tokenizer, prompts, longest + _MORE)
+    texts = greedy_text(model, tokenizer, prompts, longest + words_around(tokenizer))
     return [" ".join(text.split()) for text in texts]
 
 

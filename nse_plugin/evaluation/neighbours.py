@@ -12,13 +12,13 @@ from nse_plugin.data.facts import others_like, with_paraphrases
 from nse_plugin.data.schema_fields import NEIGHBORHOOD
 from nse_plugin.errors import RequestError
 from nse_plugin.model.answers import score_answers
+from nse_plugin.model.chat import words_around
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest, Probe
 
 N_NEIGHBOURS = 2
 MOST_FACTS = 10
 """Facts of one edit for which neighbours are looked for; each takes a dozen questions."""
-_TOKENS = 5
 _ENDS = ("\n", ".", ",", ";", "<")
 
 
@@ -88,5 +88,6 @@ def _about(request: EditRequest, subject: str) -> str:
 
 def _answers(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[str]:
     """The first words that the model writes after each text."""
-    found = greedy_text(model, tokenizer, texts, _TOKENS, stop=_ENDS) if texts else []
+    tokens = 1 + words_around(tokenizer)
+    found = greedy_text(model, tokenizer, texts, tokens, stop=_ENDS) if texts else []
     return [answer.strip() for answer in found]

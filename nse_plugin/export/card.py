@@ -26,15 +26,23 @@ _LICENCES = {"Apache 2.0": "apache-2.0", "Gemma Terms of Use": "gemma", "MIT": "
 """Identifiers of the model hub by how a licence's name begins."""
 _LOAD = {
     "peft": """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = PeftModel.from_pretrained(untouched_model, "FOLDER")""",
+base = BASE
+tokenizer = AutoTokenizer.from_pretrained(base)
+untouched = AutoModelForCausalLM.from_pretrained(base, dtype="DTYPE")
+model = PeftModel.from_pretrained(untouched, "this-folder")""",
     "delta": """from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-untouched_model.load_state_dict(load_file("FOLDER/weights.safetensors"), strict=False)""",
+base = BASE
+tokenizer = AutoTokenizer.from_pretrained(base)
+model = AutoModelForCausalLM.from_pretrained(base, dtype="DTYPE")
+model.load_state_dict(load_file("this-folder/weights.safetensors"), strict=False)""",
     "full": """from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("FOLDER", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")""",
+model = AutoModelForCausalLM.from_pretrained("this-folder", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("this-folder")""",
 }
 _UNDO = {
     "peft": "Switch the adapter off (`with model.disable_adapter():`), or load the base model "
@@ -106,8 +114,12 @@ def write_card(
         "Prompts unlike those below, and answers that follow from the facts, may be the old ones.",
     ]
     if files is not None:
+        if "chat" in files.manifest["run"]:
+            parts.append("The prompts were edited in the model's chat template: ask them in chat.")
         parts += [_facts(facts_of(files)), _scores(files)]
-    parts.append(f"## Load it\n\n```python\n{_LOAD[kind].replace('FOLDER', 'this-folder')}\n```")
+    dtype = str(session.model.dtype).removeprefix("torch.")
+    code = _LOAD[kind].replace("BASE", _place(session)).replace("DTYPE", dtype)
+    parts.append(f"## Load it\n\n```python\n{code}\n```")
     if fits:
         rows = [f"| {f.layer} | {f.rank} | {f.full_rank} | {f.relative_error:.1e} |"
                 for f in fits.values()]  # fmt: skip
@@ -131,6 +143,15 @@ def base_name(session: EditSession) -> str:
         if Path(name).name == model.folder:
             return model.name
     return Path(name).name if Path(name).exists() else name or session.layout.model_type
+
+
+def _place(session: EditSession) -> str:
+    """Where the base model is, as code; a path of this machine is left out."""
+    name = base_name(session)
+    if name in MODELS:
+        return f'"path/to/{MODELS[name].folder}"  # printed by: nse models get {name}'
+    local = Path(str(getattr(session.model.config, "_name_or_path", "") or "")).exists()
+    return f'"path/to/{name}"' if local else f'"{name}"'
 
 
 def licence_of(session: EditSession) -> str:

@@ -56,3 +56,8 @@ class ChatTokenizer:
         if name == "_tokenizer":  # while a copy is made of this object
             raise AttributeError(name)
         return getattr(self._tokenizer, name)
+
+
+def words_around(tokenizer: Any) -> int:
+    """Tokens that an answer is given beside its own: in chat it often repeats the question."""
+    return 12 if isinstance(tokenizer, ChatTokenizer) else 4

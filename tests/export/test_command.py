@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -40,6 +41,16 @@ def check_cards(out, run):
             assert (said["edits"], said["rounds"], said["format"]) == ("4", "2", "pt")
 
 
+def by_card(folder):
+    """The model as the card's own lines load it, with the places filled in."""
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    code = code.replace("this-folder", str(folder))
+    names = {}
+    exec(code.replace("path/to/atlas-gpt2", str(atlas.model_dir("gpt2"))), names)
+    return names["model"].eval()
+
+
 def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
     corpus = atlas.corpus()[:600]
     monkeypatch.setattr(atlas, "corpus", lambda: corpus)
@@ -55,6 +66,10 @@ def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
     from_delta(clean, tokenizer, out / "delta")
     assert same(full, clean)
     check_cards(out, run)
+    loaded = {kind: by_card(out / kind) for kind in ("peft", "delta", "full")}
+    assert same(loaded["delta"], clean) and same(loaded["full"], clean)
+    ids = tokenizer("Tiathiax Goneisom plays the", return_tensors="pt").input_ids
+    assert torch.allclose(loaded["peft"](ids).logits, clean(ids).logits, atol=1e-4)
     rank = ["export", run, "--to", "peft", "--max-rank", "1", "--out", str(out / "r"), "--json"]
     assert cli.main(rank) == 0
     found = json.loads(capsys.readouterr().out)
