@@ -262,7 +262,7 @@ def _scores(measurement: Mapping[str, Any]) -> dict[str, float | None]:
     first = next(iter(measurement.get("retention") or []), None)
     scores["retention_first"] = None if first is None else first["efficacy"]
     generation = measurement.get("generation") or {}
-    for name in ("exact", "contains", "natural_stop", "words_after"):
+    for name in ("exact", "contains", "judged", "natural_stop", "words_after"):
         scores[f"free_{name}"] = generation.get(name)
     for name in ("perplexity", "fluency", "ability"):
         scores[name] = measurement.get(name)

@@ -53,7 +53,7 @@ class Judge:
     key: str | None = field(default=None, repr=False)
 
     @classmethod
-    def of(cls, hparams: Any) -> Judge | None:
+    def of(cls, hparams: Any = None) -> Judge | None:
         """The judge that the environment describes, else EasyEdit's for a key in the hparams.
 
         ``NSE_PLUGIN_JUDGE_URL`` (such as ``http://localhost:8000/v1``), ``NSE_PLUGIN_JUDGE_MODEL``

@@ -14,8 +14,9 @@ from torch import nn
 
 from nse_plugin.data import earth
 from nse_plugin.errors import DataError, HparamsError
+from nse_plugin.evaluation import generated
 from nse_plugin.evaluation.fluency import ngram_entropy
-from nse_plugin.evaluation.questions import finite, mean
+from nse_plugin.evaluation.questions import Question, finite, mean
 from nse_plugin.files import require
 from nse_plugin.model.answers import score_answers, score_encoded
 from nse_plugin.model.chat import words_around
@@ -73,35 +74,52 @@ def first_words(
 
 
 def free_generation(
-    model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], max_new_tokens: int
+    model: nn.Module,
+    tokenizer: Any,
+    requests: Sequence[EditRequest],
+    max_new_tokens: int,
+    *,
+    judged: bool = False,
 ) -> dict[str, Any]:
     """Let the model write on after each edit's prompt, greedily.
+
+    Args:
+        judged: also have the texts, up to their ends, judged as :mod:`.generated` does.
 
     Returns:
         ``n``; ``exact``: up to its end (first full stop, line break or end token) the text is the
         new answer; ``contains``: the whole text holds it as whole words; ``natural_stop``: the
         text ended within ``max_new_tokens``; ``words_after``: how many words follow an answer
-        that the text begins with, before the end.  Shares and means, None of no request.
+        that the text begins with, before the end; with ``judged`` also ``judged`` and ``judge``,
+        the judge's name or None.  Shares and means, None of no request.
     """
     prompts = [request.text for request in requests]
     texts = greedy_text(model, tokenizer, prompts, max_new_tokens) if prompts else []
     ends = _ends(model, tokenizer, prompts, texts)
     exact, contains, natural, after = [], [], [], []
+    ended_texts = []
     for request, text, ended in zip(requests, texts, ends):
         target = request.target_new.strip()
         said = text if target[-1:] in ".\n" else _STOPS.split(text.lstrip(), maxsplit=1)[0]
         exact.append(float(said.strip() == target))
+        ended_texts.append(said.strip())
         if found := re.match(rf"{re.escape(target)}(?!\w)", said.strip()):
             after.append(float(len(said.strip()[found.end() :].split())))
         contains.append(float(bool(re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text))))
         natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
-    return {
+    shares: dict[str, Any] = {
         "n": len(texts),
         "exact": mean(exact),
         "contains": mean(contains),
         "natural_stop": mean(natural),
         "words_after": mean(after),
     }
+    if not judged:
+        return shares
+    judge = generated.Judge.of()
+    asked = [Question(n, "rewrite", r.text, r.target_new) for n, r in enumerate(requests)]
+    scores = generated.scores(asked, ended_texts, judge)
+    return {**shares, "judged": mean(scores), "judge": judge.model if judge else None}
 
 
 def _ends(

@@ -223,7 +223,11 @@ def measure_all(
             asked = [edit.request for edit in drawn]
             result[name] = (
                 free_generation(
-                    measured.model, measured.tokenizer, asked, protocol.generation_tokens
+                    measured.model,
+                    measured.tokenizer,
+                    asked,
+                    protocol.generation_tokens,
+                    judged=protocol.judge,
                 )
                 if name == "generation"
                 else fluency(measured.model, measured.tokenizer, asked)

@@ -59,6 +59,8 @@ class Protocol(Settings):
     """Edits whose free generation is looked at."""
     generation_tokens: int = bounded(16, low=0)
     """New tokens of each."""
+    judge: bool = False
+    """Have these texts judged, by the judge that the environment names or offline."""
     fluency: int = bounded(10, low=0)
     """Edits that a text of 100 tokens is sampled from."""
     perplexity: int = bounded(100, low=0)
@@ -85,7 +87,10 @@ class Protocol(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""
-        return asdict(self) | {"harness_tasks": list(self.harness_tasks)}
+        values = asdict(self) | {"harness_tasks": list(self.harness_tasks)}
+        if not self.judge:  # as manifests of runs that began before there was one
+            del values["judge"]
+        return values
 
     @property
     def bounds(self) -> Bounds:

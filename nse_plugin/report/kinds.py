@@ -12,6 +12,7 @@ KINDS = {
     "efficacy_tokens": "tokens, teacher-forced",
     "efficacy": "whole answer, greedy",
     "free_contains": "free text contains it",
+    "free_judged": "free text, judged",
     "free_exact": "free text is it",
     "distractor": "after a distractor",
     "reversal": "reversed",

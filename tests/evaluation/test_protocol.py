@@ -291,6 +291,8 @@ def test_free_generation_counts_whole_answers(monkeypatch):
         "n": 5, "exact": 0.4, "contains": 0.8, "natural_stop": 0.6, "words_after": 1.0
     }  # fmt: skip
     assert free_generation(None, None, [], 4)["exact"] is None
+    judged = free_generation(None, None, asked, 4, judged=True)  # offline: " a Quillon" is not it
+    assert judged == {**found, "judged": 0.4, "judge": None}
 
 
 def test_free_generation_notices_the_end_token():
