@@ -129,9 +129,9 @@ class SpreadHparams(LocateHparams):
     consolidate_every: int = bounded(0, low=0)
     """Every N rounds, all edits in effect are solved together with the round's own, in the place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
-    consolidation_weight: float = bounded(3.0, above=0)
-    """lambda of a consolidation, as a multiple of lambda: the joint solve spares more, and what
-    then falls short is repaired."""
+    consolidation_weight: float = bounded(10.0, above=0)
+    """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,
+    and what then falls short is repaired."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""

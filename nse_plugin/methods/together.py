@@ -72,7 +72,8 @@ def solve_together(
     number = session.ledger.next_number() if newest is None else newest.number
     before = answered(session, requests, hparams.token_budget).tolist()
     once = replace(hparams, repair_rounds=min(1, hparams.repair_rounds), repair_every=0)
-    once = once.with_lambda_times(hparams.consolidation_weight)
+    if hparams.repair_rounds:
+        once = once.with_lambda_times(hparams.consolidation_weight)
     made: list[RoundRecord] = []
     with session.anew() as entries:
         h = _activations(session, requests, hparams)

@@ -34,7 +34,7 @@ def hparams(tmp_path_factory):
     stats = str(tmp_path_factory.mktemp("stats"))
     return hparams_of(
         NSEHparams, stats_dir=stats, n_contexts=1, context_length=3, neuron_threshold=0.7,
-        max_iterations=2, v_num_grad_steps=2, consolidation_weight=1.0,
+        max_iterations=2, v_num_grad_steps=2,
     )  # fmt: skip
 
 
@@ -109,10 +109,7 @@ def test_the_set_of_edits_decides_not_their_order(hparams, order, size):
 @pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
 def test_undone_to_the_bit_and_solved_again_without_an_edit(kind, hparams):
     own = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
-    hparams = hparams_of(
-        kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, consolidation_weight=1.0,
-        **own,
-    )  # fmt: skip
+    hparams = hparams_of(kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, **own)
     rounds = [[request] for request in some_requests(4)]
     model, session = edited(hparams, rounds)
     before, untouched = bits(model), bits(tiny_model("llama"))
@@ -239,12 +236,15 @@ def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch)
 
 
 @pytest.mark.parametrize("change", [{}, {"mom2_update_weight_relative": 0.5}])
-def test_lambda_of_a_consolidation_is_a_multiple(hparams, change):
+def test_lambda_of_a_consolidation_that_repairs_is_a_multiple(hparams, change, monkeypatch):
+    given = torch.ones(3, dtype=torch.bool)
+    for module in ("together", "repair"):
+        monkeypatch.setattr(f"nse_plugin.methods.{module}.answered", lambda *_: given)
     if change:
         change["mom2_update_weight"] = None
     hparams = replace(hparams, **change)
     model, session = edited(hparams, [some_requests(3)])
-    consolidate(session, replace(hparams, consolidation_weight=3.0))
+    consolidate(session, replace(hparams, consolidation_weight=3.0, repair_rounds=1))
     weight = 3 * hparams.covariance_weight(48)
     more = replace(hparams, mom2_update_weight=weight, mom2_update_weight_relative=None)
     at_once, _ = edited(more, [in_order(some_requests(3))])
