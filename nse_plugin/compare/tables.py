@@ -8,7 +8,7 @@ from statistics import fmean
 from nse_plugin.compare.results import CellResult, ComparisonResult, Difference, ScoreSummary
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.report.kinds import KINDS, KINDS_NOTE
-from nse_plugin.report.table import NOTHING, Table
+from nse_plugin.report.table import NOTHING, Table, percent
 
 SHOWN = {
     "efficacy": "efficacy",
@@ -91,7 +91,7 @@ def age_tables(result: ComparisonResult, model: str) -> list[Table]:
             head = SHOWN.get(name) or KINDS[name]
             heads += [f"{head}: right after", "at the end", "oldest third", "newest third"]
             for method, values in ages.items():
-                rows.setdefault(method, [method]).extend(map(_percent, values))
+                rows.setdefault(method, [method]).extend(map(percent, values))
         if rows:
             numeric = (False, *[True] * len(heads))
             body = tuple(map(tuple, rows.values()))
@@ -239,11 +239,7 @@ def _share(summary: ScoreSummary | None) -> str:
     if summary is None or summary["mean"] is None:
         return NOTHING
     spread = "" if summary["sd"] is None else f" ± {100 * summary['sd']:.1f}"
-    return f"{100 * summary['mean']:.1f}{spread}"
-
-
-def _percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:.1f}"
+    return f"{percent(summary['mean'])}{spread}"
 
 
 def _number(summary: ScoreSummary | None, spec: str) -> str:

@@ -19,7 +19,11 @@ _VERB = re.compile(
     r" (?:is followed by|is|are|follows)(?= |$)"
 )
 """What stands between subject and answer in the sentences of RippleEdits."""
-_BEFORE_SUBJECT = ("of", "which", "in", "by", "children", "award")
+_BEFORE_SUBJECT = [
+    *([*start, event, "of"] for event in ("birth", "death") for start in ([], ["of"])),
+    *([word] for word in ("of", "which", "in", "by", "children", "award")),
+]
+"""What the questions of two relations may have in common before their subject."""
 _YES_NO = " The answer is (Yes/No):"
 """What UniEdit's own loader puts after a question whose answer is Yes or No."""
 
@@ -69,9 +73,9 @@ def _ripple_prompt(
         words = sentence[: verb.start()].split()
         shared = min((_common_end(words, other) for other in others), default=0)
         subject = words[len(words) - shared :]
-        lower = next((n for n, word in enumerate(subject) if not word.islower()), len(subject))
-        heads = [n for n, word in enumerate(subject[:lower]) if word in _BEFORE_SUBJECT]
-        subject = subject[heads[-1] + 1 if heads else 0 :]
+        for event in _BEFORE_SUBJECT:  # "of birth of Ann Lee"
+            if subject[: len(event)] == event:
+                subject = subject[len(event) :]
         if subject and verb.end() < len(sentence):
             return sentence[: verb.end()], " ".join(subject)
     raise BadField(

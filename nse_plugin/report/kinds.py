@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nse_plugin.report.run import Run
-from nse_plugin.report.table import NOTHING, Table
+from nse_plugin.report.table import Table, percent
 
 KINDS = {
     "efficacy_probability": "likelier than the old",
@@ -57,7 +57,7 @@ def kinds_table(run: Run) -> Table | None:
         )
         values = (after, {**last["all"], **written}.get(name), old, new)
         if any(value is not None for value in values):
-            rows.append((head, *map(_percent, values)))
+            rows.append((head, *map(percent, values)))
     note = f"In percent; right after: mean over rounds; thirds of the rounds. {KINDS_NOTE}"
     numeric = (False, *[True] * 4)
     return Table("The same edits by kind of score", _HEADS, tuple(rows), numeric, note)
@@ -67,7 +67,3 @@ def _mean(weighed: Iterable[tuple[int, float | None]]) -> float | None:
     there = [(weight, value) for weight, value in weighed if value is not None]
     total = sum(weight for weight, _ in there)
     return sum(weight * value for weight, value in there) / total if total else None
-
-
-def _percent(value: float | None) -> str:
-    return NOTHING if value is None else f"{100 * value:.1f}"

@@ -96,6 +96,11 @@ class Table:
         return "\n".join([*body, *(["", self.note] if self.note else [])])
 
 
+def percent(value: float | None) -> str:
+    """A share as a cell of a table."""
+    return NOTHING if value is None else f"{100 * value:.1f}"
+
+
 def _text(value: Any, how: Format | None) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return NOTHING

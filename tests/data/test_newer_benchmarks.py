@@ -76,6 +76,7 @@ def test_rippleedits(caplog):
         ("The name of the continent which Old Garn is part of is Ostrell.", "Old Garn"),
         ("The Old Man follows Life is Short.", "The Old Man"),
         ("The date of birth of Ann Lee is 4 May.", "Ann Lee"),
+        ("The name of the author of list of old towns is Ann, Ltd..", "list of old towns"),
     ],
 )
 def test_the_subject_of_rippleedits_is_told_from_its_questions(sentence, subject):
