@@ -5,9 +5,9 @@
     python benchmarks/real_streams.py streams/cells/smollm2-135m/*/0
 
 With ``--solve`` the model of each run is loaded, and everything is asked again: as it is, with all
-edits solved together, and the same with one and three repairs; also with h *set* to each edit's
-value: what fails then fails whatever is written.  A row that is in the results file is not made
-again.
+edits solved together, and the same with one and two repairs, for every ``consolidation_weight`` of
+``--weights``; also with h *set* to each edit's value: what fails then fails whatever is written.  A
+row that is in the results file is not made again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,18 @@ from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import open_run
 from nse_plugin.runs.schema import FROZEN
 
-ROWS = {
-    "as run": None,
-    "consolidated": 0,
-    "consolidated, with repair": 1,
-    "consolidated, with 3 repairs": 3,
-}
-"""Names, and the ``repair_rounds`` of a consolidation."""
+Row = tuple[int | None, float]
+"""``repair_rounds`` and ``consolidation_weight`` of a consolidation; None: edits as they are."""
+
+
+def rows_of(weights: Sequence[float]) -> dict[str, Row]:
+    """Every row that is measured, by name."""
+    repaired: dict[str, Row] = {
+        f"consolidated, lambda x {weight:g}, repairs: {repairs}": (repairs, weight)
+        for weight in weights
+        for repairs in (1, 2)
+    }
+    return {"as run": (None, 1.0), "consolidated": (0, 1.0), **repaired}
 
 
 class Run:
@@ -71,12 +77,12 @@ class Run:
         texts = held_out_texts(held_out, str(self.files.model_name), self.requests)
         self.texts = texts[: protocol.perplexity]
 
-    def row(self, name: str) -> dict[str, Any]:
+    def row(self, repairs: int | None, weight: float) -> dict[str, Any]:
         """One row; the session is as before."""
         start = time.process_time()
-        repairs = ROWS[name]
         if repairs is not None:
-            consolidate(self.session, self.hparams, repairs)
+            settings = replace(self.hparams, consolidation_weight=weight)
+            consolidate(self.session, settings, repairs)
         seconds = time.process_time() - start
         found = self.measured() | {"cpu_seconds": seconds}
         if repairs is not None:
@@ -188,6 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
     parser.add_argument("--solve", action="store_true", help="also with all edits solved together")
+    parser.add_argument("--weights", type=float, nargs="+", default=[10.0], metavar="X",
+                        help="factors of lambda in a consolidation that repairs")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("real-streams.json"))
     parser.add_argument("--stats-dir", help="instead of the runs'")
     parser.add_argument("--held-out", default="none", help="texts for the perplexity with --solve")
@@ -202,10 +210,10 @@ def main() -> None:
         rows["thirds"] = thirds(folder)
         print(f"| {name} | " + " | ".join(cells(rows["thirds"])) + " |", flush=True)
         run = None
-        for row in ROWS if options.solve else ():
+        for row, settings in rows_of(options.weights).items() if options.solve else ():
             if row not in rows:
                 run = run or Run(folder, options.device, options.stats_dir, options.held_out)
-                rows[row] = run.row(row)
+                rows[row] = run.row(*settings)
                 write_json(options.out, found)
             print(name, row, *shown(rows[row]), sep=" | ", flush=True)
     write_json(options.out, found)
