@@ -7,13 +7,15 @@ from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
+from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, teller
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 
 _STOP = ("on_collapse", "max_perplexity", "min_retention", "max_change")
+_ENOUGH = 0.98
+"""Efficacy at the end of a run above which no way to raise it is named."""
 _EDITED, _MEASURED = "What is edited", "What is measured"
 
 
@@ -68,7 +70,27 @@ def run(
     else:
         show_result("; ".join([text, *([", ".join(shown)] if shown else [])]))
     show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
+    if hint := _hint(settings.out, scores.get("efficacy"), final["rounds"]):
+        note(hint)
     return exit_code_of(result.status)
+
+
+def _hint(out: str, efficacy: float | None, rounds: int) -> str | None:
+    """What brings back edits that the model does not give at the end, where something does."""
+    from nse_plugin.hparams import SpreadHparams
+    from nse_plugin.hparams.overtone import base_of
+    from nse_plugin.methods.registry import METHODS, hparams_from
+    from nse_plugin.runs.reading import RunFiles
+
+    files = RunFiles(Path(out))
+    if rounds < 2 or efficacy is None or efficacy >= _ENOUGH or files.method not in METHODS:
+        return None
+    if not isinstance(base_of(hparams_from(out, files.hparams)), SpreadHparams):
+        return None
+    return (
+        f"{1 - efficacy:.1%} of the edits are not given; nse consolidate {out} --repair-rounds 2 "
+        "solves all of them together"
+    )
 
 
 def exit_code_of(status: str) -> int:
