@@ -60,4 +60,4 @@ class ChatTokenizer:
 
 def words_around(tokenizer: Any) -> int:
     """Tokens that an answer is given beside its own: in chat it often repeats the question."""
-    return 12 if isinstance(tokenizer, ChatTokenizer) else 4
+    return 20 if isinstance(tokenizer, ChatTokenizer) else 4

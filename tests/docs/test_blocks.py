@@ -41,7 +41,7 @@ NOT_RUN = {
     "easyedit": "it needs a checkout of EasyEdit, or is a file of it; see tests/contract",
     "minutes": "it takes minutes",
     "vllm": "it needs vLLM",
-    "llama.cpp": "it needs the tools of llama.cpp",
+    "llama.cpp": "it needs the tools of llama.cpp; run by hand",
 }
 RAISES = "raises"
 """After the fence of Python that is refused."""
