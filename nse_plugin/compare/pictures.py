@@ -121,10 +121,12 @@ def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> P
 
 
 def retention(result: ComparisonResult, model: str, method: str) -> Picture | None:
-    """A method's retention matrix, mean over seeds: rounds edited down, rounds tested across."""
-    cells = [c for c in by_method(result["cells"], model).get(method, []) if c["retention"]]
-    table = retention_table(cells)
-    if table.empty:
+    """A method's retention matrix, mean over seeds: rounds edited down, rounds tested across.
+
+    None if edits were tested once only: :func:`left_at_the_end` shows these.
+    """
+    table = _retention(result, model, method)
+    if len(table.columns) < 2:
         return None
 
     def draw(theme: Theme) -> Figure:
@@ -139,6 +141,37 @@ def retention(result: ComparisonResult, model: str, method: str) -> Picture | No
         f"Heat map; after the last round {fmean(table.iloc[:, -1].dropna()):.1%} are left.",
         draw,
     )
+
+
+def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture | None:
+    """A line per method over the rounds, where each was tested at the end only."""
+    import pandas as pd
+
+    names = groups(by_method(result["cells"], model)).get(group, [])
+    tables = {name: _retention(result, model, name) for name in names if name != UNTOUCHED}
+    left = {name: found.iloc[:, 0] for name, found in tables.items() if len(found.columns) == 1}
+    if not left:
+        return None
+    table = pd.DataFrame(left)
+
+    def draw(theme: Theme) -> Figure:
+        return charts.lines(
+            table, x="edited in round", y="efficacy after the last round", percent=True,
+            limits=(0.0, 1.0), theme=theme,
+        )  # fmt: skip
+
+    first = ", ".join(f"{name} {value:.1%}" for name, value in table.iloc[0].items())
+    return Picture(
+        f"{model}-left-{group}",
+        f"{model}, {group}: what is left of each round's edits at the end",
+        f"Lines; of the edits of round {table.index[0]} are left: {first}.",
+        draw,
+    )
+
+
+def _retention(result: ComparisonResult, model: str, method: str) -> DataFrame:
+    cells = by_method(result["cells"], model).get(method, [])
+    return retention_table([cell for cell in cells if cell["retention"]])
 
 
 def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFrame:

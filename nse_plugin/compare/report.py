@@ -11,6 +11,7 @@ from nse_plugin.compare.pictures import (
     OVER_EDITS,
     efficacy_against_time,
     final_scores,
+    left_at_the_end,
     over_edits,
     retention,
 )
@@ -66,6 +67,7 @@ def page(result: ComparisonResult) -> Page:
         )
         times = [efficacy_against_time(result, model, group) for group in GROUPS]
         section.add(*_there([*times, time_table(result, model)]))
+        section.add(*_there(left_at_the_end(result, model, group) for group in GROUPS))
         section.add(*_there(retention(result, model, m) for m in _edited(result, model)))
     shown.section("How it was run").add(*_machines(result), _methods(result))
     return shown

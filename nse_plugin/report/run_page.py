@@ -45,7 +45,7 @@ def run_page(run: Run) -> Page:
         f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: {edits} edits "
         f"in {len(run.lines)} rounds, {run.status}",
     )
-    intro = "What was asked for, and what the model answers. Click a head to sort."
+    intro = "What was asked for, and what the model answers. Click a head to sort; scroll for more."
     _add(page, "Facts", intro, [tables.facts_table(run, _FACTS, width=400)])
     pictures = {picture.name: picture for picture in run_pictures(run)}
     _add(page, "Scores", "How well edits hold, and what they cost.", _scores(run, pictures))

@@ -15,6 +15,7 @@ from nse_plugin.compare import cells as cells_module
 from nse_plugin.compare import hosts
 from nse_plugin.compare.comparison import exit_code
 from nse_plugin.compare.engines import Serial
+from nse_plugin.compare.pictures import left_at_the_end, retention
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
 from nse_plugin.compare.tables import age_tables
@@ -22,6 +23,7 @@ from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_page import run_tables
+from nse_plugin.report.theme import LIGHT
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
@@ -367,6 +369,22 @@ def test_scores_by_age_are_means_over_edits(whole):
     wanted = [after, each[0] + each[1], each[2] + each[3], each[4] + each[5]]
     assert nse[1:5] == tuple(f"{100 * sum(w) / len(w):.1f}" for w in wanted)
     assert len(set(nse[1:5])) > 1 and answers.heads[1] == "efficacy: right after"
+
+
+def test_rounds_tested_at_the_end_only_share_a_figure(whole):
+    result = copy.deepcopy(whole[1])
+    assert retention(result, "tiny", "NSE") and not left_at_the_end(result, "tiny", "methods")
+    for cell in result["cells"]:
+        cell["retention"] = {k: dict([max(v.items())]) for k, v in cell["retention"].items() if v}
+    assert retention(result, "tiny", "NSE") is None
+    picture = left_at_the_end(result, "tiny", "methods")
+    firsts = [
+        min(next(iter(cell["retention"]["efficacy"].values())).items())[1]
+        for cell in result["cells"]
+        if cell["run_info"]["method"] == "NSE"
+    ]
+    assert f"NSE {sum(firsts) / len(firsts):.1%}" in picture.alt
+    picture.draw(LIGHT).canvas.draw()
 
 
 def test_the_page_in_a_browser(whole, open_page):
