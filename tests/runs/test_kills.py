@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import directory
 from nse_plugin.runs.result import comparable, same_run
-from tests.runs.runs import protocol, requests, scheduler, weights
+from tests.runs.runs import hparams, protocol, requests, scheduler, weights
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 N_KILLS, N_AMID = 20, 8
@@ -33,7 +33,8 @@ def stream():
 
 
 def run_in(folder: Path) -> None:
-    made = scheduler(folder, stream(), protocol=protocol(every=2))
+    settings = hparams(folder, consolidate_every=2, repair_rounds=1)  # in rounds 2 and 4
+    made = scheduler(folder, stream(), protocol=protocol(every=2), hparams=settings)
     made.run()
     save_file(weights(made), folder / "weights.safetensors")
 
