@@ -129,7 +129,7 @@ class SpreadHparams(LocateHparams):
     consolidate_every: int = bounded(0, low=0)
     """Every N rounds, all edits in effect are solved together with the round's own, in the place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
-    consolidation_weight: float = bounded(10.0, above=0)
+    consolidation_weight: float = bounded(3.0, above=0)
     """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,
     and what then falls short is repaired."""
     merge_subjects: bool = False
