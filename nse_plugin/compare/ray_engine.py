@@ -93,7 +93,8 @@ def _handler_kept() -> Iterator[None]:
     """Restore the SIGTERM handler, which ``ray.init`` replaces."""
     before = signal.getsignal(signal.SIGTERM)
     yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
+    installed_by_python = before is not None
+    if installed_by_python and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
 
 

@@ -153,6 +153,7 @@ def test_ray(world, whole, tmp_path):
     ray = pytest.importorskip("ray", reason="ray is not installed")
     out = tmp_path / "out"
     made = comparison(world, out, engine="ray", jobs=2)
+    before = signal.getsignal(signal.SIGTERM)
     lock = out / "cells" / "tiny" / "NSE" / "0" / "lock"
     killed = []
 
@@ -175,4 +176,5 @@ def test_ray(world, whole, tmp_path):
     result = made.run(watch)
     assert killed and killed[0] != os.getpid()
     assert not ray.is_initialized()
+    assert signal.getsignal(signal.SIGTERM) is before
     assert_equal(result, whole)
