@@ -15,7 +15,8 @@ from nse_plugin.report.theme import THEMES
 from tests.runs.runs import hparams, requests, scheduler
 
 ROOT = Path(__file__).parent.parent.parent
-FIGURES = ["capacity", "ledger", "norm", "overall", "overlap", "retention", "scores", "writes"]
+FIGURES = ["capacity", "ledger", "locality", "norm", "overall", "overlap", "retention", "scores",
+           "writes"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
