@@ -153,6 +153,7 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[Edit]:
 
 
 def _edits_of(record: RoundRecord) -> list[Edit]:
+    """The edits of a round that has values."""
     assert record.z is not None
     return list(zip(record.requests, record.z, record.outcomes))
 

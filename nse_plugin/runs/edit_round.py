@@ -194,7 +194,7 @@ class EditRound:
         started = time.perf_counter()
         written = self._backend.edit(requests, self._number)
         if written.left_out:
-            log.warning("%s", written.why_left_out(len(requests)))
+            log.warning("%s", written.why_left_out())
         seconds = time.perf_counter() - started
         problem = self._backend.problem()
         if problem is not None:

@@ -223,7 +223,7 @@ class SequentialScheduler:
         stop = self.rules.check(None, base, problem, written.change if written else None)
         if written is not None:
             if written.left_out:
-                log.warning("round %d: %s", number, written.why_left_out(len(requests)))
+                log.warning("round %d: %s", number, written.why_left_out())
             superseded = self.history.add(number, requests)
             if problem is None:
                 untouched = not self._changed and not written.changed

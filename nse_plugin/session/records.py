@@ -243,9 +243,9 @@ class Written:
     bound: str = ""
     """The bound, as ``upper_bound 4.0``."""
 
-    def why_left_out(self, n_requests: int) -> str:
-        """Which of the round's requests were left out, and what helps."""
-        out = self.left_out
+    def why_left_out(self) -> str:
+        """Which of the requests that the round wrote were left out, and what helps."""
+        out, n_requests = self.left_out, sum(self.summary["status"].values())
         named = ", ".join(str(each.case_id) for each in out[:10]) + (", ..." if out[10:] else "")
         lowest = min(each.residual_after for each in out if each.residual_after is not None)
         return (
