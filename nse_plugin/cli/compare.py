@@ -10,6 +10,7 @@ from nse_plugin.cli.options import Group, config_option, examples, with_fields
 from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.runs.stopping import StopRules
 
 _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
 
@@ -27,6 +28,7 @@ _GRID, _MEASURED, _HOW = "What is compared", "What is measured", "How it is run"
     Group(_GRID, CompareSettings, ("schema", "on_bad_record", "known", "chat", "order")),
     Group(_MEASURED, Protocol, ("every",)),
     Group(_MEASURED, CompareSettings, ("held_out", "reference")),
+    Group(_MEASURED, StopRules, ("until_collapse",)),
     Group(_HOW, CompareSettings, ("hparams_dir", "device", "stats_dir")),
     Group(_HOW, CompareSettings, ("engine", "jobs", "threads", "out")),
 )
@@ -41,7 +43,8 @@ def compare(
     added to it.
     """
     protocol = {"every": given.pop("every", None)}
-    settings = CompareSettings.read(config, {**given, "protocol": protocol})
+    stop = {"until_collapse": given.pop("until_collapse", None)}
+    settings = CompareSettings.read(config, {**given, "protocol": protocol, "stop": stop})
     from nse_plugin.compare.comparison import (
         exit_code,
         read_comparison,

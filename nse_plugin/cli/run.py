@@ -13,7 +13,7 @@ from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 
-_STOP = ("on_collapse", "max_perplexity", "min_retention", "max_change")
+_STOP = ("on_collapse", "max_perplexity", "min_retention", "until_collapse", "max_change")
 _ENOUGH = 0.98
 """Efficacy at the end of a run above which no way to raise it is named."""
 _EDITED, _MEASURED = "What is edited", "What is measured"

@@ -43,6 +43,7 @@ from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import hashed, plain
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ def _schedule(
         -(-len(requests) // settings.rounds),
         Protocol.from_dict({"seed": cell.seed, **settings.protocol}),
         cell.run_dir,
+        StopRules() if cell.untouched else settings.stop_rules(),
         hparams=hparams,
         order=settings.order,
         seed=cell.seed,

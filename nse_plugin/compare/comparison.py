@@ -176,6 +176,7 @@ def read_comparison(given: CompareSettings) -> Comparison:
         order=given.order or ("shuffled" if of_file else "given"),
         held_out=given.held_out if named_text else _absolute(given.held_out),
         protocol={**PROTOCOL, **given.protocol},
+        stop={"on_collapse": "stop", **given.stop} if given.stop else None,
         hparams_dir=_absolute(given.hparams_dir),
         device=None if given.device is None else str(given.device),
         stats_dir=_absolute(given.stats_dir),
@@ -236,7 +237,7 @@ def _at_work(done: int, of: int) -> str:
 def _line(cell: Cell, result: CellResult) -> str:
     info, scores = result["run_info"], result["scores"]
     if info["status"] != "complete":
-        return f"{cell}: {info['status']}: {info['error']}"
+        return f"{cell}: {info['status']} after {info['edits']} edits: {info['error']}"
     shown = ", ".join(
         f"{name} {value:.1%}"
         for name in ("efficacy", "paraphrase", "locality")

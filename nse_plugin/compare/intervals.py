@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from nse_plugin.compare.results import CellResult, Difference, ScoreSummary
+from nse_plugin.compare.results import ENDED, CellResult, Difference, ScoreSummary
 from nse_plugin.errors import DataError
 from nse_plugin.runs.differences import differences as differing
 
@@ -30,9 +30,9 @@ Cells = Sequence[CellResult]
 
 
 def summarise(cells: Cells) -> list[ScoreSummary]:
-    """Mean, sd, least and greatest over seeds, of every score of complete cells."""
+    """Mean, sd, least and greatest over seeds, of every score of cells that came to an end."""
     found: list[ScoreSummary] = []
-    for (model, method), group in _by(cells, "model", "method").items():
+    for (model, method), group in _by(cells, "model", "method", ended=ENDED).items():
         names = dict.fromkeys(name for cell in group for name in cell["scores"])
         for name in names:
             values = [cell["scores"].get(name) for cell in group]
@@ -200,11 +200,13 @@ def _score_names(pairs: Mapping[int, tuple[CellResult, CellResult]]) -> list[str
     return list(dict.fromkeys(name for own, _ in pairs.values() for name in own["scores"]))
 
 
-def _by(cells: Cells, *keys: str) -> dict[tuple[str, ...], list[CellResult]]:
-    """Complete cells by fields of ``run_info``, in the order given."""
+def _by(
+    cells: Cells, *keys: str, ended: Sequence[str] = ("complete",)
+) -> dict[tuple[str, ...], list[CellResult]]:
+    """Cells with one of these states by fields of ``run_info``, in the order given."""
     groups: dict[tuple[str, ...], list[CellResult]] = {}
     for cell in cells:
-        if cell["run_info"]["status"] == "complete":
+        if cell["run_info"]["status"] in ended:
             info = cell["run_info"]
             groups.setdefault(tuple(info[key] for key in keys), []).append(cell)  # type: ignore[literal-required]
     return groups

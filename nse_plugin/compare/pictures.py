@@ -175,7 +175,7 @@ def _retention(result: ComparisonResult, model: str, method: str) -> DataFrame:
 
 
 def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFrame:
-    """Mean over seeds at each number of edits, a column per method."""
+    """Mean over seeds at each number of edits that all seeds came to, a column per method."""
     import pandas as pd
 
     columns = {}
@@ -186,7 +186,8 @@ def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFr
                 value = (point["all"] or {}).get(score)
                 if value is not None:
                     found.setdefault(point["edits"], []).append(value)
-        columns[method] = {edits: fmean(values) for edits, values in found.items()}
+        most = max(map(len, found.values()), default=0)
+        columns[method] = {n: fmean(values) for n, values in found.items() if len(values) == most}
     return pd.DataFrame(columns).sort_index().dropna(axis="columns", how="all")
 
 

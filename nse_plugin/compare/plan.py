@@ -21,6 +21,7 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import Lock, explained, make_folder, write_json
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.differences import differences
+from nse_plugin.runs.stopping import StopRules
 
 _LOCK = "lock"
 
@@ -71,6 +72,8 @@ class Settings:
     order: str = "given"
     held_out: str | None = None
     protocol: Mapping[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
+    stop: Mapping[str, Any] | None = None
+    """Stop rules, where they are not the default ones."""
     hparams_dir: str | None = None
     device: str | None = None
     stats_dir: str | None = None
@@ -81,8 +84,14 @@ class Settings:
             raise HparamsError(f"rounds is {self.rounds}; give a number above 0")
         if self.threads < 1:
             raise HparamsError(f"threads is {self.threads}; give a number above 0")
-        if not Protocol.from_dict(dict(self.protocol)).retention:
+        protocol = Protocol.from_dict(dict(self.protocol))
+        if not protocol.retention:
             raise HparamsError("protocol: retention is 0, and a comparison is made of it")
+        self.stop_rules().refuse_unmeasured(protocol, self.held_out != "none")
+
+    def stop_rules(self) -> StopRules:
+        """When a cell ends early."""
+        return StopRules.from_dict(dict(self.stop or {}))
 
     def requests(self, seed: int) -> list[EditRequest]:
         """The records of a seed; with ``known``, those that a model's stream is chosen from.
@@ -112,6 +121,7 @@ class Settings:
             "order",
             "held_out",
             "protocol",
+            "stop",
         )
         values = dataclasses.asdict(self)
         return {name: values[name] for name in names}

@@ -42,7 +42,11 @@ def page(result: ComparisonResult) -> Page:
     )
     trouble = trouble_table(result)
     if trouble is not None:
-        shown.section("Trouble", "These cells are left out of means and differences.").add(trouble)
+        said = (
+            "These cells are left out of differences, and of means too unless they were stopped: "
+            "those are in the means with the edits until then."
+        )
+        shown.section("Trouble", said).add(trouble)
     for model in models(result):
         section = shown.section(model)
         differences = [difference_table(result, model, interval) for interval in INTERVALS]

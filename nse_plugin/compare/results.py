@@ -15,6 +15,8 @@ from nse_plugin.errors import DataError
 
 SCHEMA = 1
 Status = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
+ENDED: tuple[Status, ...] = ("complete", "stopped")
+"""Cells whose scores are means over all edits that the model holds."""
 _MACHINE = ("seconds", "memory", "meta_info")
 
 

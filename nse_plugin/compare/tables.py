@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from nse_plugin.compare.results import CellResult, ComparisonResult, Difference, ScoreSummary
+from nse_plugin.compare.results import (
+    ENDED,
+    CellResult,
+    ComparisonResult,
+    Difference,
+    ScoreSummary,
+)
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.report.kinds import KINDS, KINDS_NOTE
 from nse_plugin.report.table import NOTHING, Table, percent
@@ -31,7 +37,8 @@ _NOTE = (
     "After the last round, over all edits, in percent; mean ± sd over seeds. efficacy, paraphrase, "
     "portability: greedy decoding gives the whole answer; locality: tokens as the untouched "
     "model's; first round: efficacy of its edits; unedited facts: share of those asked that are "
-    "given. PPL: perplexity of held-out text."
+    "given. PPL: perplexity of held-out text. A cell that was stopped is in with the edits until "
+    "then."
 )
 _AGE_NOTE = (
     "In percent. right after: each round before the next, mean over rounds; thirds of the rounds "
@@ -79,13 +86,13 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
 
 def age_tables(result: ComparisonResult, model: str) -> list[Table]:
     """Scores right after each round, and at the end by when the edit was made; a table per kind."""
-    complete = [cell for cell in result["cells"] if cell["run_info"]["status"] == "complete"]
+    ended = [cell for cell in result["cells"] if cell["run_info"]["status"] in ENDED]
     found = []
     for kind, names in AGED.items():
         rows: dict[str, list[str]] = {}
         heads: list[str] = []
         for name in names:
-            ages = {m: _ages(c, name) for m, c in by_method(complete, model).items()}
+            ages = {m: _ages(c, name) for m, c in by_method(ended, model).items()}
             if all(values == [None] * 4 for values in ages.values()):
                 continue
             head = SHOWN.get(name) or KINDS[name]
@@ -198,11 +205,11 @@ def time_table(result: ComparisonResult, model: str) -> Table:
 def trouble_table(result: ComparisonResult) -> Table | None:
     """Cells that did not come to their end, and why."""
     rows = tuple(
-        (i["model"], i["method"], str(i["seed"]), i["status"], i["error"] or "")
+        (i["model"], i["method"], str(i["seed"]), i["status"], str(i["edits"]), i["error"] or "")
         for i in (cell["run_info"] for cell in result["cells"])
         if i["status"] != "complete"
     )
-    heads = ("model", "method", "seed", "status", "why")
+    heads = ("model", "method", "seed", "status", "edits", "why")
     return Table("Cells that did not come to their end", heads, rows) if rows else None
 
 
@@ -269,9 +276,13 @@ def _memory(cells: Sequence[CellResult]) -> str:
 
 
 def _status(cells: Sequence[CellResult]) -> str:
-    """``3``, or ``2 of 3 (seed 1 collapsed)``."""
+    """``3``, or ``2 of 3 (seed 1 collapsed after 40 edits)``."""
     bad = [c["run_info"] for c in cells if c["run_info"]["status"] != "complete"]
     if not bad:
         return str(len(cells))
-    named = ", ".join(f"seed {info['seed']} {info['status']}" for info in bad)
+    named = ", ".join(
+        f"seed {info['seed']} {info['status']}"
+        + (f" after {info['edits']} edits" if info["edits"] else "")
+        for info in bad
+    )
     return f"{len(cells) - len(bad)} of {len(cells)} ({named})"

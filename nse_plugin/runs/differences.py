@@ -44,6 +44,8 @@ def refuse_another(
     if begun is not None and now is not None and begun != now:
         other = differing_request(frozen, begun["count"], requests or [])
     found = run_differences(kept, given, other)
+    if not found:  # a setting that is newer than the folder, and off
+        return
     shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
     raise DataError(
         f"{run_dir} is another run's: {shown}. Give another folder, or the same settings and "

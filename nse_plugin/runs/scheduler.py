@@ -88,10 +88,7 @@ class SequentialScheduler:
         self._frozen_elsewhere = frozen or {}
         self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
         self._frozen_in: dict[int, float] = {}  # seconds by round, where it was ahead of its round
-        self.rules.refuse_unmeasured(
-            perplexity=bool(held_out and self.protocol.perplexity),
-            retention=bool(self.protocol.retention),
-        )
+        self.rules.refuse_unmeasured(self.protocol, bool(held_out))
 
     def run(self) -> RunResult:
         """Write and measure all rounds that are not on disk yet.
@@ -232,7 +229,7 @@ class SequentialScheduler:
                     scores = measure_round(self.protocol, measured, self.history, number)
                     if self.protocol.is_due(number):
                         measurement = self._measure_all(measured, number)
-            stop = stop or self.rules.check(measurement, base, problem)
+            stop = stop or self.rules.check(measurement, base, problem, first=self._first())
         kept = written is not None
         if stop is not None:
             log.warning("round %d: %s is %s, bound %s: %s", number, stop["rule"], stop["value"],
@@ -269,6 +266,10 @@ class SequentialScheduler:
         self._changed |= line["changed"]
         self._tell("round", **line)
         return line
+
+    def _first(self) -> Measurement | None:
+        """The first measurement of a round on disk."""
+        return next((line["measurement"] for line in self._log if line["measurement"]), None)
 
     def _measure_all(self, measured: MeasuredModel, number: int) -> Measurement:
         return cast(Measurement, measure_all(self.protocol, measured, self.history, number))

@@ -42,6 +42,8 @@ class CommonSettings(Settings):
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
     the default for its models; ``factbook`` for real prose; ``none`` for no perplexity."""
+    stop: dict[str, Any] = field(default_factory=dict, metadata=group(StopRules))
+    """Fields of the stop rules, e.g. ``max_perplexity: 30``."""
 
 
 @dataclass
@@ -68,8 +70,6 @@ class RunSettings(CommonSettings):
     seed: int = bounded(0, low=0, high=LARGEST_SEED)
     """Seed of the order, of what is sampled, and of the facts that ``atlas:N`` or ``earth:N``
     draws."""
-    stop: dict[str, Any] = field(default_factory=dict, metadata=group(StopRules))
-    """Fields of the stop rules, e.g. ``max_perplexity: 30``."""
     tensorboard: bool = False
     """Write scalars for TensorBoard to the run's folder."""
     wandb: str | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from nse_plugin.errors import HparamsError
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams.validation import Settings, bounded
 from nse_plugin.runs.schema import Measurement, Status, Stop
 
@@ -16,8 +17,8 @@ OnCollapse = Literal["undo", "stop", "continue"]
 class StopRules(Settings):
     """Bounds of a run; None switches one off.
 
-    Every round is checked for values that are not finite and for ``max_change``.  Perplexity and
-    retention are checked only when the protocol measures them, every ``Protocol.every`` rounds: up
+    Every round is checked for values that are not finite and for ``max_change``.  The others are
+    checked only when the protocol measures what they bound, every ``Protocol.every`` rounds: up
     to ``every - 1`` rounds may follow the one that broke the bound, and ``undo`` undoes only the
     round that was measured.  ``every=1`` checks after each round.
 
@@ -31,6 +32,9 @@ class StopRules(Settings):
     """Highest perplexity as a multiple of the unedited model's."""
     min_retention: float | None = bounded(None, low=0, high=1)
     """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
+    until_collapse: float | None = bounded(None, above=0, high=1)
+    """Lowest efficacy of all edits so far, and lowest locality, as a share of what the run's first
+    measurement found; e.g. 0.8. Below it, the run has collapsed."""
     max_change: float | None = bounded(None, above=0)
     """Largest ||sum of all changes|| / ||original|| of an edited layer; needs no measurement, so it
     is checked after every round and can end a run before its scores fall."""
@@ -45,6 +49,7 @@ class StopRules(Settings):
         base: Measurement,
         problem: str | None,
         change: float | None = None,
+        first: Measurement | None = None,
     ) -> Stop | None:
         """The rule that a round broke, or None.
 
@@ -53,6 +58,7 @@ class StopRules(Settings):
             base: what it measured of the untouched model.
             problem: what was not finite, if anything.
             change: the largest relative change of a layer, if the method writes weights.
+            first: what it measured first after a round of this run, if it did before this one.
         """
         if self.non_finite and problem:
             return self._broken("non_finite", problem, None)
@@ -73,25 +79,43 @@ class StopRules(Settings):
             # None: too large for a number, so past every bound
             if perplexity is None or not perplexity <= bound:
                 return self._broken(rule, perplexity, bound)
-        kept = (measurement.get("all") or {}).get("efficacy")
+        now, at_first = measurement.get("all") or {}, (first or {}).get("all") or {}
+        kept = now.get("efficacy")
         if self.min_retention is not None and kept is not None and kept < self.min_retention:
             return self._broken("min_retention", kept, self.min_retention)
+        for score in ("efficacy", "locality"):
+            value, was = now.get(score), at_first.get(score)
+            if self.until_collapse is None or value is None or was is None:
+                continue
+            if value < self.until_collapse * was:
+                return self._broken(f"until_collapse.{score}", value, self.until_collapse * was)
         return None
 
     def _broken(self, rule: str, value: Any, bound: Any) -> Stop:
         return {"rule": rule, "value": value, "bound": bound, "action": self.on_collapse}
 
-    def refuse_unmeasured(self, *, perplexity: bool, retention: bool) -> None:
-        """Raise :class:`HparamsError` if a rule bounds what a run does not measure."""
+    def refuse_unmeasured(self, protocol: Protocol, held_out: bool) -> None:
+        """See that a run measures what the rules bound.
+
+        Args:
+            held_out: whether there is text for the perplexity.
+
+        Raises:
+            HparamsError: it does not.
+        """
+        until = self.until_collapse is not None
         bounded_ones = {
-            "perplexity": bool(self.max_perplexity or self.max_perplexity_ratio) and not perplexity,
-            "retention": self.min_retention is not None and not retention,
+            "perplexity": (self.max_perplexity or self.max_perplexity_ratio, protocol.perplexity),
+            "retention": (self.min_retention is not None or until, protocol.retention),
+            "locality": (until, protocol.locality),
         }
-        for name, unmeasured in bounded_ones.items():
-            if unmeasured:
+        for name, (is_bounded, size) in bounded_ones.items():
+            measured = size and protocol.every and (held_out or name != "perplexity")
+            if is_bounded and not measured:
                 raise HparamsError(
-                    f"a stop rule bounds {name}, which is not measured; switch it on in the "
-                    "protocol (perplexity also needs held-out text), or leave the rule out"
+                    f"a stop rule bounds {name}, which is not measured; set every and {name} in "
+                    "the protocol above 0 (perplexity also needs held-out text), or leave the rule "
+                    "out"
                 )
 
 

@@ -56,7 +56,7 @@ def options(world: Path, out: Path, **changes) -> dict:
         schema=None, on_bad_record="stop", known=False, every=2, reference=None,
         held_out=str(world / "text.txt"),
         hparams_dir=str(world / "hparams"), device=None, stats_dir=None, engine="serial", jobs=1,
-        threads=1,
+        threads=1, until_collapse=None,
     )  # fmt: skip
     assert set(changes) <= set(found)
     return {**found, **changes}
@@ -75,7 +75,9 @@ def arguments(world: Path, out: Path, **changes) -> list[str]:
 def comparison(world: Path, out: Path, **changes) -> Comparison:
     given = options(world, out, **changes)
     every = given.pop("every")
-    return read_comparison(CompareSettings.read(None, {**given, "protocol": {"every": every}}))
+    stop = {"until_collapse": given.pop("until_collapse")}
+    groups = {"protocol": {"every": every}, "stop": stop}
+    return read_comparison(CompareSettings.read(None, {**given, **groups}))
 
 
 def quiet(_line: str) -> None:

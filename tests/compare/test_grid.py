@@ -13,17 +13,18 @@ import torch
 from nse_plugin import cli
 from nse_plugin.compare import cells as cells_module
 from nse_plugin.compare import hosts
-from nse_plugin.compare.comparison import exit_code
+from nse_plugin.compare.comparison import exit_code, write_report
 from nse_plugin.compare.engines import Serial
-from nse_plugin.compare.pictures import left_at_the_end, retention
+from nse_plugin.compare.pictures import left_at_the_end, over_edits_table, retention
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult, read_comparison, without_machine
-from nse_plugin.compare.tables import age_tables
+from nse_plugin.compare.tables import age_tables, score_table
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_page import run_tables
 from nse_plugin.report.theme import LIGHT
+from nse_plugin.runs import scheduler as scheduling
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
@@ -262,6 +263,33 @@ def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):
     assert (info["status"], info["error"]) == ("collapsed", "non_finite: weights")
     assert exit_code(result) == 3
     assert not [d for d in result["differences"] if d["method"] == "NSE"]
+
+
+def test_cells_of_different_length(world, tmp_path, monkeypatch):
+    """One seed ends at its collapse after 4 of 6 edits: it is in the means with what it has."""
+    real = scheduling.measure_all
+    made = comparison(world, tmp_path / "out", methods="NSE", until_collapse=0.8, every=1)
+
+    def scripted(protocol, model, history, number):
+        found = real(protocol, model, history, number)
+        collapsed = protocol.seed == 1 and number == 2
+        return {**found, "all": {**found["all"], "efficacy": 0.3 if collapsed else 0.5}}
+
+    monkeypatch.setattr(scheduling, "measure_all", scripted)
+    result = made.run(quiet)
+    info = by_place(result)[("NSE", 1)]["run_info"]
+    assert (info["status"], info["edits"]) == ("stopped", 4)
+    assert info["error"] == "until_collapse.efficacy: 0.3" and exit_code(result) == 3
+    assert by_place(result)[("untouched", 1)]["run_info"]["status"] == "complete"
+    shown = score_table(result, "tiny").text()
+    assert "1 of 2 (seed 1 stopped after 4 edits)" in shown and "40.0 ± 14.1" in shown
+    assert list(over_edits_table(result, "tiny", "efficacy")["NSE"].dropna().index) == [2, 4]
+    write_report(tmp_path / "out", result)
+    other = comparison(world, tmp_path / "out", methods="NSE", until_collapse=0.5, every=1)
+    with pytest.raises(DataError, match=r"stop\.until_collapse was 0\.8, is 0\.5"):
+        other.run(quiet)
+    with pytest.raises(HparamsError, match="bounds retention, which is not measured"):
+        comparison(world, tmp_path / "out", until_collapse=0.8, every=0)
 
 
 @pytest.mark.parametrize(

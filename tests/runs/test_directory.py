@@ -144,6 +144,14 @@ def test_damaged_manifest(part):
         scheduler(part).run()
 
 
+def test_a_setting_that_is_newer_than_the_folder_and_off(part):
+    path = part / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["run"]["stop_rules"]["until_collapse"]
+    path.write_text(json.dumps(manifest))
+    assert scheduler(part).run().status == "complete"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

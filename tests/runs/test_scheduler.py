@@ -275,6 +275,36 @@ def test_retention_and_relative_perplexity(tmp_path):
     assert result.final["stop"]["bound"] == pytest.approx(base / 100)
 
 
+@pytest.mark.parametrize("score", ["efficacy", "locality"])
+@pytest.mark.parametrize(("action", "status", "rounds"), [("undo", "collapsed", 3),
+    ("stop", "stopped", 3), ("continue", "complete", 4)])  # fmt: skip
+def test_until_collapse_compares_with_the_run_s_first_measurement(
+    tmp_path, monkeypatch, score, action, status, rounds
+):
+    measured = {1: 0.5, 2: 0.41, 3: 0.39, 4: 0.6}  # a share of 0.8 of the first is 0.4
+
+    def scripted(protocol, model, history, number):
+        return {
+            "tested": number,
+            "all": {"efficacy": 0.5, "locality": 0.5, score: measured[number]},
+        }
+
+    monkeypatch.setattr(scheduling, "measure_all", scripted)
+    rules = StopRules(until_collapse=0.8, on_collapse=action)
+    how = dict(round_size=1, protocol=protocol(every=1), stop_rules=rules)
+    scheduler(tmp_path, requests(4), **how, max_rounds=2).run()
+    result = scheduler(tmp_path, requests(4), **how).run()  # the first is read from disk
+    assert (result.status, result.final["rounds"]) == (status, rounds)
+    stop = list(result.lines())[2]["stop"]
+    assert stop == {
+        "rule": f"until_collapse.{score}",
+        "value": 0.39,
+        "bound": 0.4,
+        "action": action,
+    }
+    assert len(load_ledger(tmp_path)) == rounds - (action == "undo")
+
+
 @pytest.mark.parametrize(("action", "status"), [("undo", "collapsed"), ("stop", "stopped"),
                                                 ("continue", "complete")])  # fmt: skip
 def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
@@ -312,6 +342,7 @@ def test_no_perplexity_is_past_every_bound():
         (dict(on_collapse="unde"), "did you mean 'undo'"),
         (dict(max_perplexity=0), "max_perplexity is 0"),
         (dict(min_retention=2), "min_retention is 2"),
+        (dict(until_collapse=80), "until_collapse is 80"),
     ],
 )
 def test_bad_rules(values, message):
@@ -322,6 +353,14 @@ def test_bad_rules(values, message):
 def test_a_rule_without_its_measurement_is_an_error(tmp_path):
     with pytest.raises(HparamsError, match="bounds perplexity, which is not measured"):
         scheduler(tmp_path, held_out=(), stop_rules=StopRules(max_perplexity=9))
+    rules = StopRules(until_collapse=0.8)
+    for name, size in (
+        ("retention", "retention"),
+        ("locality", "locality"),
+        ("retention", "every"),
+    ):
+        with pytest.raises(HparamsError, match=f"bounds {name}, which is not measured"):
+            scheduler(tmp_path, stop_rules=rules, protocol=protocol(**{size: 0}))
 
 
 # --- methods of the host -------------------------------------------------------------------------
