@@ -99,6 +99,13 @@ VARIANTS: dict[str, dict[str, Variant]] = {
             {"protect_top_directions": 8},
             "the change stays out of the 8 largest singular directions (arXiv 2601.11042)",
         ),
+        "ridge": Variant(
+            {"ridge": 0.1}, "a multiple of the identity is added in the solve (arXiv 2502.01636)"
+        ),
+        "sphere": Variant(
+            {"soft_projection": 0.8},
+            "the change is smaller along the matrix's dominant directions (arXiv 2510.01172)",
+        ),
     },
 }  # fmt: skip
 """By method and name.  ``p=0.6`` is no variant but a short name of a key."""

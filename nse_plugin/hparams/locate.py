@@ -174,6 +174,12 @@ class NSEHparams(SpreadHparams):
     protect_top_directions: int | float = bounded(0, low=0)
     """Keep the change out of dominant singular directions of the original matrix (REVIVE, arXiv
     2601.11042): how many; or, below 1, those with this share of the squared singular values."""
+    ridge: float | None = bounded(None, above=0)
+    """Add this share of the mean diagonal of lambda C to the whole diagonal of the solve (ENCORE,
+    arXiv 2502.01636): the change of neurons that general text seldom uses stays small."""
+    soft_projection: float | None = bounded(None, above=0, high=1)
+    """alpha of D (1 - alpha V V^T) (SPHERE, arXiv 2510.01172): make the change D smaller along the
+    directions that hold half of the matrix's squared singular values before the round."""
 
     def bound_in_words(self) -> str:
         """The bound of residuals that applies, as ``upper_bound 4.0``."""
@@ -182,8 +188,13 @@ class NSEHparams(SpreadHparams):
         return f"upper_bound {self.upper_bound}"
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the number of directions is invalid, or no request could be written."""
+        """Errors if the directions or the ridge are of nothing, or no request could be written."""
         yield from super().conflicts()
+        if self.ridge and not self.mom2_adjustment:
+            yield (
+                f"ridge is {self.ridge}, a share of the covariance's diagonal, and mom2_adjustment "
+                "is false; leave ridge out, or use the covariance"
+            )
         if self.protect_top_directions > 1 and self.protect_top_directions % 1:
             yield (
                 f"protect_top_directions is {self.protect_top_directions}; give a whole number of "

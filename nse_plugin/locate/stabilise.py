@@ -1,9 +1,11 @@
-"""Two stabilisers from later papers, for long sequences of edits; options of NSE, off by default.
+"""Stabilisers from later papers, for long sequences of edits; options of NSE, off by default.
 
 - norm anchor (arXiv 2602.02543): a value is rescaled to the norm that the original model has there,
   so that values and weights cannot drive each other's norms up from round to round;
 - spectral filter (REVIVE, arXiv 2601.11042): a change is kept out of the dominant singular
-  directions of the original matrix, on both sides.
+  directions of the original matrix, on both sides;
+- soft projection (SPHERE, arXiv 2510.01172): a change is made smaller along the dominant directions
+  of the matrix as it is before the round, on the side of the neurons.
 """
 
 from __future__ import annotations
@@ -23,6 +25,11 @@ def anchored(values: Values, reference: torch.Tensor) -> Values:
     """
     scale = reference.norm(dim=1, keepdim=True) / values.z.norm(dim=1, keepdim=True)
     return replace(values, z=values.z * scale)
+
+
+SOFT_SHARE = 0.5
+"""Share of the squared singular values that the directions of the soft projection hold (the paper's
+cumulative ratio)."""
 
 
 class TopDirections(NamedTuple):
@@ -71,9 +78,22 @@ def keep_out(
     Returns:
         left and right, float32.
     """
-    U = top.left.to(left.device)
-    V, _ = torch.linalg.qr(top.right.to(right.device)[neurons])  # of V[I], orthonormal
-    new_left, new_right = left.double(), right.double()
+    U, new_left = top.left.to(left.device), left.double()
     new_left = new_left - U @ (U.T @ new_left)
-    new_right = new_right - (new_right @ V) @ V.T
-    return new_left.float(), new_right.float().contiguous()
+    return new_left.float(), softened(top, neurons, right, 1.0)
+
+
+def softened(
+    top: TopDirections, neurons: torch.Tensor, right: torch.Tensor, alpha: float
+) -> torch.Tensor:
+    """The right factor of D (1 - alpha V V^T), float32 [n, |I|].
+
+    Args:
+        top: V; with some neurons, an orthonormal basis of the columns of V[I] is taken.
+        neurons: I [|I|].
+        right: [n, |I|].
+        alpha: 1 takes all of D off the directions.
+    """
+    V, _ = torch.linalg.qr(top.right.to(right.device)[neurons])
+    whole = right.double()
+    return (whole - alpha * (whole @ V) @ V.T).float().contiguous()

@@ -78,8 +78,9 @@ def solve_right(
     previous: torch.Tensor | None,
     layer: int,
     weight_name: str = "mom2_update_weight",
+    ridge: float = 0.0,
 ) -> torch.Tensor:
-    """K^T (lambda C + P + K K^T)^-1, the right factor of the write, solved in float64.
+    """K^T (lambda C + P + K K^T + ridge I)^-1, the right factor of the write, solved in float64.
 
     Args:
         keys: [|I|, n], rows of the selected neurons.
@@ -89,6 +90,7 @@ def solve_right(
         previous: P [|I|, |I|], or None where there are no earlier rounds.
         layer: for the message.
         weight_name: the hyperparameter that lambda is, for the message.
+        ridge: what is added to the diagonal.
 
     Returns:
         float32 [n, |I|].
@@ -103,6 +105,8 @@ def solve_right(
         system += weight * covariance.double()
     if previous is not None:
         system += previous.double()
+    if ridge:
+        system.diagonal().add_(ridge)
     if covariance is None:  # fewer keys than neurons: the smallest change that fits
         return (k.T @ torch.linalg.pinv(system, hermitian=True)).float().contiguous()
     factor, failed = torch.linalg.cholesky_ex(system)
@@ -192,9 +196,13 @@ def _singular(layer: int, n_neurons: int, weight_name: str) -> StatisticsError:
     )
 
 
-def factor_if_regular(covariance: torch.Tensor) -> torch.Tensor | None:
-    """The Cholesky factor of C [d_ff, d_ff], float64; None where C is singular."""
-    factor, failed = torch.linalg.cholesky_ex(covariance.double())
+def factor_if_regular(covariance: torch.Tensor, ridge: float = 0.0) -> torch.Tensor | None:
+    """The Cholesky factor of C + ridge I, float64 [d_ff, d_ff]; None where that is singular."""
+    system = covariance.double()
+    if ridge:
+        system = system.clone()
+        system.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(system)
     return None if bool(failed) else factor
 
 

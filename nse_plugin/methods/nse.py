@@ -29,7 +29,14 @@ import torch
 
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.locate.keys import Lookups
-from nse_plugin.locate.stabilise import anchored, keep_out, top_directions
+from nse_plugin.locate.stabilise import (
+    SOFT_SHARE,
+    TopDirections,
+    anchored,
+    keep_out,
+    softened,
+    top_directions,
+)
 from nse_plugin.locate.update import (
     all_neurons,
     select_by,
@@ -83,11 +90,13 @@ def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
     """The formula of step 2, for one layer after the other."""
-    systems = Systems(session, hparams, hparams.use_previous_keys)
+    systems = Systems(session, hparams, hparams.use_previous_keys, hparams.ridge)
     amount = hparams.protect_top_directions
     protected = (
         session.untouched.of_originals(hparams.layers, top_directions, amount) if amount else {}
     )
+
+    softly: dict[int, TopDirections] = {}  # of the weights as the round found them
 
     def select(layer: int, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
         """The neurons I; ``selection_by: update`` ranks them by what all would get together."""
@@ -102,7 +111,12 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
         neurons = select(layer, K, R)
         right = systems.right(layer, K, neurons)[: R.shape[1]]  # K may hold keys to be spared
         if layer in protected:
-            return Factors(neurons, *keep_out(protected[layer], neurons, R, right))
+            R, right = keep_out(protected[layer], neurons, R, right)
+        if alpha := hparams.soft_projection:
+            if layer not in softly:
+                weight = session.layout.to_weight(session.layout.down(layer).weight.detach())
+                softly[layer] = top_directions(weight, SOFT_SHARE)
+            right = softened(softly[layer], neurons, right, alpha)
         return Factors(neurons, R, right)
 
     return solve

@@ -1,8 +1,11 @@
-"""The solve that NSE and MEMIT share: K_I^T (lambda C[I, I] + P[I, I] + K_I K_I^T)^-1.
+"""The solve that NSE and MEMIT share: K_I^T (lambda C'[I, I] + P[I, I] + K_I K_I^T)^-1.
 
-C is the second moment of the keys of general text, P the sum of k k^T over earlier rounds, K the
-keys to write, I the neurons.  With all neurons and few keys only C is factored, once per model:
-a write then costs d_ff^2 n and not d_ff^3.
+C' is C, the second moment of the keys of general text; with a ridge r, C' = C + r mean(diag C) 1
+(ENCORE, arXiv 2502.01636, adds a multiple of 1 without a unit).  P is the sum of k k^T over earlier
+rounds, K the keys to write, I the neurons.
+
+With all neurons and few keys only C' is factored, once per model: a write then costs d_ff^2 n and
+not d_ff^3.
 """
 
 from __future__ import annotations
@@ -25,12 +28,23 @@ class Systems:
 
     Args:
         use_previous: P is in them.
+        ridge: r.
     """
 
-    def __init__(self, session: EditSession, hparams: LocateHparams, use_previous: bool) -> None:
+    def __init__(
+        self,
+        session: EditSession,
+        hparams: LocateHparams,
+        use_previous: bool,
+        ridge: float | None = None,
+    ) -> None:
         self._untouched, self._previous = session.untouched, session.previous_keys
         self._hparams, self._use_previous = hparams, use_previous
         self._C = session.untouched.covariances(hparams) if hparams.mom2_adjustment else {}
+        self._ridges = {
+            layer: ridge * float(C.diagonal().double().mean()) if ridge else 0.0
+            for layer, C in self._C.items()
+        }
 
     def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         """float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
@@ -43,12 +57,14 @@ class Systems:
             found = self._of_all(layer, K, E)
         if found is not None:
             return found
+        weight = self._hparams.covariance_weight(len(K))
         return solve_right(
             K[neurons],
             covariance=submatrix(self._C.get(layer), neurons),
-            weight=self._hparams.covariance_weight(len(K)),
+            weight=weight,
             previous=self._previous.matrix(layer, neurons) if self._use_previous else None,
             layer=layer,
+            ridge=weight * self._ridges.get(layer, 0.0),
         )
 
     def _of_all(self, layer: int, K: torch.Tensor, E: torch.Tensor) -> torch.Tensor | None:
@@ -56,7 +72,9 @@ class Systems:
         weight = self._hparams.covariance_weight(len(K))
         if not weight or 2 * (K.shape[1] + E.shape[1]) > len(K):
             return None
-        factor = self._untouched.of_covariance(self._hparams, layer, factor_if_regular)
+        factor = self._untouched.of_covariance(
+            self._hparams, layer, factor_if_regular, self._ridges[layer]
+        )
         if factor is None:
             return None
 

@@ -14,6 +14,7 @@ from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.methods import spread
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Passes
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
@@ -315,6 +316,8 @@ VARIANTS = dict(
     selection_by="key_mass",
     value_norm_anchor=False,
     protect_top_directions=0,
+    ridge=None,
+    soft_projection=None,
 )
 
 
@@ -340,6 +343,9 @@ def brute_variant(model, tokenizer, rounds, hparams):
             R = (z - lookups.activations(z_layer)).double().T / (len(hparams.layers) - i)
             A = hparams.mom2_update_weight * covariances[layer].double() + K @ K.T
             A += P[layer] if hparams.use_previous_keys else 0
+            if share := hparams.ridge:
+                added = share * hparams.mom2_update_weight * covariances[layer].diagonal().mean()
+                A += added.double() * torch.eye(layout.d_ff, dtype=torch.float64)
             score = K.abs().sum(dim=1)
             if hparams.selection_by == "update":
                 score = (R @ K.T @ torch.linalg.inv(A)).norm(dim=0)
@@ -352,6 +358,12 @@ def brute_variant(model, tokenizer, rounds, hparams):
                 V_I = Vh[:k, I].T
                 delta -= U[:, :k] @ U[:, :k].T @ delta
                 delta[:, I] -= delta[:, I] @ V_I @ torch.linalg.pinv(V_I)
+            if alpha := hparams.soft_projection:
+                weight = layout.to_weight(layout.down(layer).weight.detach()).double()
+                eigenvalues, V = torch.linalg.eigh(weight.T @ weight)  # rising
+                below = eigenvalues.flip(0).cumsum(0) < 0.5 * eigenvalues.sum()
+                V_I = V.flip(1)[I, : int(below.sum()) + 1]
+                delta[:, I] -= alpha * delta[:, I] @ V_I @ torch.linalg.pinv(V_I)
             with torch.no_grad():
                 layout.down(layer).weight += layout.to_weight(delta).float()
         for layer, K in lookups.keys(hparams.layers).items():
@@ -379,6 +391,10 @@ def smallest_cover(score, p):
         {"value_norm_anchor": True, "rewind": False},
         {"protect_top_directions": 5},
         {"protect_top_directions": 5, "neuron_threshold": 0.7},
+        {"ridge": 0.3},
+        {"ridge": 0.3, "neuron_threshold": 0.7},
+        {"soft_projection": 0.8},
+        {"soft_projection": 0.8, "neuron_threshold": 0.7},
     ],
     ids=str,
 )
@@ -432,6 +448,25 @@ def test_anchored_values_have_the_original_norm(model, tokenizer, hparams):
             norms = lookups.activations(2).norm(dim=1).tolist()
         record = edit_round(session, requests, hparams)
         assert [o.z_norm for o in record.outcomes] == pytest.approx(norms, rel=1e-5)
+
+
+def test_a_ridge_is_solved_alike_with_few_keys_and_with_many(model, tokenizer, hparams):
+    """Few keys and all neurons: C is factored once; otherwise the whole system is."""
+    session = EditSession.of(model, tokenizer)
+    d_ff = session.layout.d_ff
+    systems = Systems(session, hparams, False, ridge=0.3)
+    K = torch.randn(d_ff, 3, generator=torch.Generator().manual_seed(0))
+    C = session.untouched.covariances(hparams)[1].double()
+    A = hparams.mom2_update_weight * (C + 0.3 * C.diagonal().mean() * torch.eye(d_ff).double())
+    for keys in (K, torch.cat([K, torch.zeros(d_ff, d_ff)], dim=1)):
+        want = K.double().T @ torch.linalg.inv(A + K.double() @ K.double().T)
+        got = systems.right(1, keys, torch.arange(d_ff))[:3].double()
+        assert (got - want).norm() < 1e-5 * want.norm()
+
+
+def test_a_ridge_without_a_covariance_is_refused(hparams):
+    with pytest.raises(HparamsError, match=r"ridge is 0\.1, .* mom2_adjustment is false"):
+        replace(hparams, ridge=0.1, mom2_adjustment=False)
 
 
 def test_a_broken_number_of_directions_is_refused(hparams):
