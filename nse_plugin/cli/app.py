@@ -18,6 +18,7 @@ from nse_plugin.cli.output import (
     exit_code,
     set_up_logging,
     show_result,
+    use_no_colours,
 )
 from nse_plugin.cli.signals import signals_interrupt
 from nse_plugin.version import __version__
@@ -48,14 +49,14 @@ def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[
     """Add a function to the subcommands, under its own name.
 
     It returns its exit code; the errors it raises become one line and an exit code.  Each gets
-    the option ``--quiet``.
+    the options ``--quiet`` and ``--no-color``.
     """
 
     def added(function: Callable[..., int]) -> Callable[..., int]:
         paragraphs = [" ".join(text.split()) for text in (function.__doc__ or "").split("\n\n")]
 
         @app.command(help="\n\n".join(paragraphs), epilog=epilog, rich_help_panel=group)
-        @_with_quiet
+        @_with_common
         @functools.wraps(function)
         def guarded(**options: Any) -> int:
             return exit_code(lambda: _call(function, options))
@@ -86,22 +87,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 128 + came[0] if came and code == INTERRUPTED else code
 
 
-def _with_quiet(guarded: Callable[..., int]) -> Callable[..., int]:
-    """Add ``--quiet`` to a command's options."""
+def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:
+    """Add ``--quiet`` and ``--no-color`` to a command's options."""
 
-    def called(quiet: bool, **options: Any) -> int:
+    def called(quiet: bool, no_color: bool, **options: Any) -> int:
         if quiet:
             be_quiet()
+        if no_color:
+            use_no_colours()
         return guarded(**options)
 
     functools.update_wrapper(called, guarded)
-    option = typer.Option("--quiet", "-q", help="Print only results and errors.")
-    annotation = Annotated[bool, option]
+    common = {
+        "quiet": typer.Option("--quiet", "-q", help="Print only results and errors."),
+        "no_color": typer.Option("--no-color", help="Print without colours, as with NO_COLOR=1."),
+    }
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, option]
+        )
+        for name, option in common.items()
+    ]
     own = inspect.signature(guarded, eval_str=True).parameters.values()
-    quiet = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=annotation
-    )
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, quiet)]
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *added)]
     called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     called.__annotations__ = {p.name: p.annotation for p in parameters}
     return called

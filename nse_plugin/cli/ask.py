@@ -10,7 +10,8 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result, working
+from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables, working
+from nse_plugin.report.table import Table
 
 
 @command(
@@ -50,7 +51,9 @@ def ask(
     if as_json:
         show_result(asdict(reply))
     else:
-        show_result(f"edited:    {reply.edited}\nuntouched: {reply.untouched}")
+        rows = (("edited", reply.edited), ("untouched", reply.untouched or ""))
+        lines = f"edited:    {reply.edited}\nuntouched: {reply.untouched}"
+        show_tables(Table(question, ("model", "answer"), rows), plain=lines)
     for request in missed:
         note(
             f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer: an "

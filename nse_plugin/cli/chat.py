@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nse_plugin.cli.app import LOOK, command
+from nse_plugin.cli.edit import show_edit
 from nse_plugin.cli.options import examples
 from nse_plugin.cli.output import complain, show, working
 from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
@@ -129,7 +130,7 @@ class Chat:
         with working() as listener:
             self._edits.listener = listener
             report = self._edits.edit(prompt.strip(), target.strip())
-        show(report.text())
+        show_edit(report)
 
     def _facts(self, _rest: str) -> None:
         for number, requests in self._edits.facts().items():

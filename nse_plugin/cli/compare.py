@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
+from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, show_tables, teller
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.runs.stopping import StopRules
@@ -48,9 +48,9 @@ def compare(
     from nse_plugin.compare.comparison import (
         exit_code,
         read_comparison,
-        shown_tables,
         write_report,
     )
+    from nse_plugin.compare.tables import all_tables
 
     out, show = Path(settings.out), teller(as_json)
     with interrupt_says(lambda: _finished_cells(out)):
@@ -60,7 +60,7 @@ def compare(
     if as_json:
         show_result({"out": str(out), **{k: v for k, v in result.items() if k != "cells"}})
     else:
-        show_result(shown_tables(result))
+        show_tables(*all_tables(result))
     show(f"written to {out}: report.html, table.md, results.json, results/, cells/")
     return exit_code(result)
 

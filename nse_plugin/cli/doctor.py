@@ -12,8 +12,9 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result
+from nse_plugin.cli.output import AS_JSON, show_result, show_tables
 from nse_plugin.errors import NSEPluginError
+from nse_plugin.report.table import Table
 from nse_plugin.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft",
@@ -30,8 +31,8 @@ def doctor(
     if as_json:
         show_result(dict(rows))
         return 0
-    width = max(len(name) for name, _ in rows)
-    show_result("\n".join(f"{name:{width}s}  {value}" for name, value in rows))
+    table = Table("What nse finds on this machine", ("what", "found"), tuple(rows))
+    show_tables(table, plain="\n".join(table.text().splitlines()[2:]))
     return 0
 
 

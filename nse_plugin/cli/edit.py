@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, working
+from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, show_tables, working
 from nse_plugin.errors import RequestError
+
+if TYPE_CHECKING:
+    from nse_plugin.runs.edit_report import EditReport
 
 NOT_IN_EFFECT = 3
 _FACT, _HOW = "The fact", "How it is edited"
@@ -114,11 +117,22 @@ def edit(
             stats_dir=stats_dir, listener=listener,
         )  # fmt: skip
         report = folder.edit_facts(records, neighbour or ())
-    show_result(report.to_dict() if as_json else report.text())
+    if as_json:
+        show_result(report.to_dict())
+    else:
+        show_edit(report)
     if report.in_effect:
         question = report.facts[0].prompt
         note(f'next: nse ask {out} "{question}", or nse chat {out}')
     return 0 if report.in_effect else NOT_IN_EFFECT
+
+
+def show_edit(report: EditReport) -> None:
+    """Show what an edit did."""
+    from nse_plugin.report.edits import edit_tables
+
+    show_tables(*edit_tables(report), plain=report.asked())
+    show_result(report.outcome())
 
 
 def _records(

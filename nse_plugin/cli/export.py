@@ -10,7 +10,8 @@ import typer
 
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result, working
+from nse_plugin.cli.output import AS_JSON, show_result, show_tables, working
+from nse_plugin.report.table import Table
 
 
 @command(
@@ -50,5 +51,15 @@ def export(
         exported = export_run(
             run, to, out, rank=rank, equal_ranks=equal_ranks, device=device, listener=listener
         )
-    show_result(asdict(exported) if as_json else exported.text())
+    if as_json:
+        show_result(asdict(exported))
+        return 0
+    if exported.layers:
+        rows = tuple(
+            (str(fit.layer), str(fit.rank), str(fit.full_rank), f"{fit.relative_error:.2e}")
+            for fit in exported.layers
+        )
+        heads = ("layer", "rank", "of", "relative error")
+        show_tables(Table("Ranks of the adapter", heads, rows, (True,) * 4))
+    show_result(exported.text())
     return 0

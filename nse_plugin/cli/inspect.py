@@ -10,7 +10,7 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result
+from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables
 
 
 @command(
@@ -57,5 +57,5 @@ def inspect(
         facts = [asdict(fact) for fact in found.facts]
         show_result({"run": str(run), "status": found.status, "facts": facts, "tables": shown})
     else:
-        show_result("\n\n".join(table.text() for table in tables))
+        show_tables(*tables)
     return 0

@@ -9,7 +9,8 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result, working
+from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables, working
+from nse_plugin.report.table import Table
 
 
 @command(MACHINE, examples("nse models", "nse models get smollm2-135m"))
@@ -42,12 +43,17 @@ def models(
         show_result({"folder": str(cache_dir()), "models": found})
         return 0
     if what is None:
-        for model in MODELS.values():
-            state = "here" if is_fetched(model) else "not fetched"
-            show_result(
-                f"{model.name:14s} {model.title}; download {model.download / 1e6:.0f} MB, unpacked "
-                f"{model.unpacked / 1e6:.0f} MB; licence: {model.licence}; {state}"
+        rows = tuple(
+            (
+                model.name, model.title, f"{model.download / 1e6:.0f}",
+                f"{model.unpacked / 1e6:.0f}", model.licence,
+                "here" if is_fetched(model) else "not fetched",
             )
+            for model in MODELS.values()
+        )  # fmt: skip
+        heads = ("name", "model", "download, MB", "unpacked, MB", "licence", "state")
+        numeric = (False, False, True, True, False, False)
+        show_tables(Table("Real models by short name", heads, rows, numeric))
         note(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
         return 0
     if what != "get" or not names:

@@ -12,12 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.printable import printable
+from nse_plugin.report.table import Table
 
 if TYPE_CHECKING:
     from nse_plugin.runs.listeners import Listener
@@ -31,28 +32,56 @@ AS_JSON = Annotated[
 _PROGRESS = logging.getLogger("nse_plugin.progress")
 
 
-def show(text: str = "") -> None:
+def show(what: str | Table = "") -> None:
     """Print for people, unless ``--quiet``; control characters in it are spelled out."""
     if not _is_quiet():
-        print(printable(text), flush=True)
+        _put(what, sys.stdout)
 
 
 def show_result(result: Any) -> None:
-    """Print what the command was asked for, also with ``--quiet``: a text, or values as JSON."""
-    is_text = isinstance(result, str)
-    text = printable(result) if is_text else json.dumps(result, indent=2, default=str)
-    print(text, flush=True)
+    """Print what the command was asked for, also with ``--quiet``.
+
+    A text, a table, or values as JSON.
+    """
+    shown = isinstance(result, str | Table)
+    _put(result if shown else json.dumps(result, indent=2, default=str), sys.stdout)
 
 
-def teller(as_json: bool) -> Callable[[str], None]:
+def show_tables(*tables: Table, plain: str | None = None) -> None:
+    """Show result tables, also with ``--quiet``: drawn on a terminal, elsewhere lines of text.
+
+    Args:
+        plain: these lines, where the tables' own would be harder to read for people and scripts.
+    """
+    if plain is not None and not sys.stdout.isatty():
+        show_result(plain)
+        return
+    for number, table in enumerate(tables):
+        if number:
+            show_result("")
+        show_result(table)
+
+
+def teller(as_json: bool) -> Callable[[str | Table], None]:
     """What prints progress: to standard output, or to standard error where JSON goes to that."""
     return note if as_json else show
 
 
-def note(text: str) -> None:
+def note(what: str | Table) -> None:
     """Print a remark on standard error, unless ``--quiet``."""
     if not _is_quiet():
-        print(printable(text), file=sys.stderr, flush=True)
+        _put(what, sys.stderr)
+
+
+def _put(what: str | Table, stream: TextIO) -> None:
+    if isinstance(what, str):
+        print(printable(what), file=stream, flush=True)
+    elif stream.isatty():
+        from nse_plugin.cli.tables import draw
+
+        draw(what, stream)
+    else:
+        print(what.text(), file=stream, flush=True)
 
 
 @contextmanager
@@ -62,6 +91,11 @@ def working() -> Iterator[Listener]:
 
     with progress(note) as listener:
         yield listener
+
+
+def use_no_colours() -> None:
+    """Leave colours out from now on; the libraries that draw look at this variable."""
+    os.environ["NO_COLOR"] = "1"
 
 
 def be_quiet() -> None:

@@ -10,6 +10,7 @@ import typer
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import Group, examples, with_fields
 from nse_plugin.cli.output import AS_JSON, show_result, working
+from nse_plugin.report.table import Table
 from nse_plugin.runs.settings import CommonSettings
 
 
@@ -50,14 +51,15 @@ def overfit(
     as_json: AS_JSON = False,
 ) -> int:
     """Show how evenly an edit learns its target's tokens, with and without OVERTONE."""
-    lines: list[str] = []
+    found: list[str | Table] = []
     with working() as listener:
         from nse_plugin.report.overfit import overfit as compare_tokens
 
         listener("phase", {"name": "editing each fact alone, with both methods"})
         sides = compare_tokens(
-            hparams, lines.append, against=against, data=data, seed=seed, model=model,
+            hparams, found.append, against=against, data=data, seed=seed, model=model,
             shown=shown, plot=plot, **given,
         )  # fmt: skip
-    show_result([side.to_dict() for side in sides] if as_json else "\n".join(lines))
+    for one in [[side.to_dict() for side in sides]] if as_json else found:
+        show_result(one)
     return 0

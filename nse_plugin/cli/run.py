@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, teller
+from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, show_tables, teller
 from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.report.table import Table
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
@@ -59,16 +60,20 @@ def run(
     final = result.final
     assert final is not None  # only max_rounds pauses a run
     scores = (final["measurement"] or {}).get("all") or {}
-    shown = [
-        f"{name} {scores[name]:.1%}"
+    shown = {
+        name: f"{scores[name]:.1%}"
         for name in ("efficacy", "paraphrase", "portability", "locality")
         if scores.get(name) is not None
-    ]
+    }
     text = f"{result.status}: {final['edits']} edits in {final['rounds']} rounds"
     if as_json:
         show_result({"out": settings.out, "status": result.status, **final})
+    elif shown:
+        plain = f"{text}; {', '.join(f'{name} {share}' for name, share in shown.items())}"
+        table = Table(text, tuple(shown), (tuple(shown.values()),), (True,) * len(shown))
+        show_tables(table, plain=plain)
     else:
-        show_result("; ".join([text, *([", ".join(shown)] if shown else [])]))
+        show_result(text)
     show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
     if hint := _hint(settings.out, scores.get("efficacy"), final["rounds"]):
         note(hint)

@@ -11,9 +11,10 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result, working
+from nse_plugin.cli.output import AS_JSON, show_result, show_tables, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.report.table import NOTHING, Table
 
 if TYPE_CHECKING:
     from nse_plugin.statistics.covariance import SecondMoment
@@ -55,15 +56,16 @@ def stats(
         mom2_n_samples=samples,
         stats_dir=stats_dir,
     )
-    found, tell = [], note if as_json else show_result
-    for layer, moment, path in moments:
-        found.append(
-            {"layer": layer, "tokens": moment.count, "texts": moment.n_samples, "npz": path}
-        )
-        where = f", written to {path}" if path else ""
-        tell(f"layer {layer}: {moment.count} tokens of {moment.n_samples} texts{where}")
+    found = [
+        {"layer": layer, "tokens": moment.count, "texts": moment.n_samples, "npz": path}
+        for layer, moment, path in moments
+    ]
     if as_json:
         show_result(found)
+        return 0
+    rows = tuple(tuple(str(value or NOTHING) for value in row.values()) for row in found)
+    heads = ("layer", "tokens", "texts", "file for EasyEdit")
+    show_tables(Table("Statistics by layer", heads, rows, (True, True, True, False)))
     return 0
 
 

@@ -197,11 +197,6 @@ def _with_commas(names: str | int | Sequence[Any]) -> str:
     return ",".join(map(str, names)) if isinstance(names, list) else str(names)
 
 
-def shown_tables(result: ComparisonResult) -> str:
-    """What the terminal shows."""
-    return "\n\n".join(table.text() for table in all_tables(result))
-
-
 def write_report(folder: Path, result: ComparisonResult) -> None:
     """``table.md`` and ``report.html``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from nse_plugin.compare.results import (
@@ -13,8 +13,8 @@ from nse_plugin.compare.results import (
     ScoreSummary,
 )
 from nse_plugin.compare.specs import UNTOUCHED
-from nse_plugin.report.kinds import KINDS, KINDS_NOTE
-from nse_plugin.report.table import NOTHING, Table, percent
+from nse_plugin.report.kinds import AGES, KINDS, KINDS_NOTE
+from nse_plugin.report.table import NOTHING, Table, best_of, percent
 
 SHOWN = {
     "efficacy": "efficacy",
@@ -59,9 +59,14 @@ def score_table(result: ComparisonResult, model: str) -> Table:
         row += [_seconds(method, cells), _memory(cells), _status(cells)]
         rows.append(tuple(row))
     heads = ("method", *SHOWN.values(), *optional.values(), "PPL", "s/edit", "peak MiB", "seeds")
+    n_shares = len(SHOWN) + len(optional)
+    better: dict[int, Callable[[Iterable[float]], float]] = {
+        **dict.fromkeys(range(1, n_shares + 1), max), n_shares + 1: min, n_shares + 2: min,
+    }  # fmt: skip
     return Table(
-        f"{model}: scores", heads, tuple(rows), (False, *[True] * (len(heads) - 2), False), _NOTE
-    )
+        f"{model}: scores", heads, tuple(rows), (False, *[True] * (len(heads) - 2), False), _NOTE,
+        marks=best_of(rows, better, without=[UNTOUCHED]),
+    )  # fmt: skip
 
 
 def kind_table(result: ComparisonResult, model: str) -> Table:
@@ -89,21 +94,16 @@ def age_tables(result: ComparisonResult, model: str) -> list[Table]:
     ended = [cell for cell in result["cells"] if cell["run_info"]["status"] in ENDED]
     found = []
     for kind, names in AGED.items():
-        rows: dict[str, list[str]] = {}
-        heads: list[str] = []
+        rows = []
         for name in names:
             ages = {m: _ages(c, name) for m, c in by_method(ended, model).items()}
-            if all(values == [None] * 4 for values in ages.values()):
-                continue
-            head = SHOWN.get(name) or KINDS[name]
-            heads += [f"{head}: right after", "at the end", "oldest third", "newest third"]
-            for method, values in ages.items():
-                rows.setdefault(method, [method]).extend(map(percent, values))
+            if any(values != [None] * 4 for values in ages.values()):
+                head = SHOWN.get(name) or KINDS[name]
+                rows += [(method, head, *map(percent, ages[method])) for method in ages]
         if rows:
-            numeric = (False, *[True] * len(heads))
-            body = tuple(map(tuple, rows.values()))
             title = f"{model}: by age of the edit, {kind}"
-            found.append(Table(title, ("method", *heads), body, numeric, _AGE_NOTE))
+            numeric = (False, False, *[True] * 4)
+            found.append(Table(title, ("method", "score", *AGES), tuple(rows), numeric, _AGE_NOTE))
     return found
 
 

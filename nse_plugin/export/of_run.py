@@ -45,12 +45,8 @@ class Exported:
     """Edits that these shares are over."""
 
     def text(self) -> str:
-        """For people."""
-        lines = ["layer   rank   of  relative error"] if self.layers else []
-        lines += [
-            f"{fit.layer:5d} {fit.rank:6d} {fit.full_rank:4d}  {fit.relative_error:.2e}"
-            for fit in self.layers
-        ]
+        """For people, without the layers."""
+        lines = []
         if self.efficacy is not None:
             lines.append(
                 f"efficacy with this rank {self.efficacy:.1%}, with the whole change "

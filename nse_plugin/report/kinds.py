@@ -35,7 +35,8 @@ _OTHERS = {
     "portability": "portability, whole answer",
     "locality": "locality, tokens",
 }
-_HEADS = ("kind of score", "right after", "at the end", "oldest third", "newest third")
+AGES = ("right after", "at the end", "oldest third", "newest third")
+"""Heads of scores by the age of the edit."""
 
 
 def kinds_table(run: Run) -> Table | None:
@@ -60,7 +61,8 @@ def kinds_table(run: Run) -> Table | None:
             rows.append((head, *map(percent, values)))
     note = f"In percent; right after: mean over rounds; thirds of the rounds. {KINDS_NOTE}"
     numeric = (False, *[True] * 4)
-    return Table("The same edits by kind of score", _HEADS, tuple(rows), numeric, note)
+    heads = ("kind of score", *AGES)
+    return Table("The same edits by kind of score", heads, tuple(rows), numeric, note)
 
 
 def _mean(weighed: Iterable[tuple[int, float | None]]) -> float | None:

@@ -21,7 +21,6 @@ from nse_plugin.files import write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
 from nse_plugin.report.table import Table
-from nse_plugin.requests import EditRequest
 from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
 
@@ -79,7 +78,7 @@ class Side:
 
 def overfit(
     hparams: str,
-    show: Callable[[str], None],
+    show: Callable[[str | Table], None],
     *,
     against: str | None = None,
     data: str = "atlas:10",
@@ -133,14 +132,17 @@ def overfit(
         for settings in (first, second)
     ]
     for number in range(min(shown, len(requests))):
-        show(_one_request(requests[number], [s.edits[number] for s in sides], sides, tokenizer))
+        request = requests[number]
+        show(printable(f"{request.text} -> {request.target_new}", one_line=True))
+        for side in sides:
+            show(_tokens(side, side.edits[number], tokenizer))
         show("")
-    show(_settings(sides, differing).text())
+    show(_settings(sides, differing))
     show("")
     for side in sides:
-        show(_course(side).text())
+        show(_course(side))
         show("")
-    show(_means(sides).text())
+    show(_means(sides))
     if plot is not None:
         write_bytes(plot, _png(sides, tokenizer))
         show(f"written to {plot}")
@@ -193,28 +195,23 @@ def _check_plot(plot: Path) -> None:
         raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
 
 
-def _one_request(
-    request: EditRequest, edits: Sequence[Watched], sides: Sequence[Side], tokenizer: Any
-) -> str:
-    """The tokens of one target over the steps, one block per side."""
-    blocks = [printable(f"{request.text} -> {request.target_new}", one_line=True)]
-    for side, edit in zip(sides, edits):
-        steps = _evenly(edit.steps)
-        rows = tuple(
-            (
-                repr(tokenizer.decode([course.token])),
-                *(
-                    f"{at.loss:.3f} ({at.probability:.0%})"
-                    for at in map(course.steps.__getitem__, steps)
-                ),
-            )
-            for course in edit.courses
+def _tokens(side: Side, edit: Watched, tokenizer: Any) -> Table:
+    """The tokens of one target over the steps."""
+    steps = _evenly(edit.steps)
+    rows = tuple(
+        (
+            repr(tokenizer.decode([course.token])),
+            *(
+                f"{at.loss:.3f} ({at.probability:.0%})"
+                for at in map(course.steps.__getitem__, steps)
+            ),
         )
-        spread = "" if edit.spread is None else f", spread {edit.spread.range:.3f}"
-        caption = f"{side.name}: {edit.steps} steps{spread}"
-        heads = ("token", *(f"step {s}" for s in steps))
-        blocks.append(Table(caption, heads, rows, (False, *(True for _ in steps))).text())
-    return "\n".join(blocks)
+        for course in edit.courses
+    )
+    spread = "" if edit.spread is None else f", spread {edit.spread.range:.3f}"
+    caption = f"{side.name}: {edit.steps} steps{spread}"
+    heads = ("token", *(f"step {s}" for s in steps))
+    return Table(caption, heads, rows, (False, *(True for _ in steps)))
 
 
 def _means(sides: Sequence[Side]) -> Table:

@@ -83,6 +83,7 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
         numeric=(False,) * 5 + (True, False),
         note="The answers are those of the last measurement of single edits, by greedy decoding.",
         searchable=True,
+        marks={(at, 4): "bad" for at, row in enumerate(rows) if row[4] in ORDER[:2]},
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
 from nse_plugin.printable import printable
 
@@ -19,6 +20,8 @@ Format = str | Callable[[Any], str]
 _WIDTH = 96
 NOTHING = "–"
 """Shown for None and NaN."""
+Mark = Literal["good", "bad"]
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,10 @@ class Table:
     """A sentence below: what a column means, or where the rest is."""
     searchable: bool = False
     """On a page, it is sorted by a click on a head and has a field that filters its rows."""
+    marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
+    """Cells, by row and column, that stand out: the best of their column, or one to look at."""
+    longest: int = 24
+    """Rows that a terminal shows of a longer table."""
 
     @classmethod
     def of(
@@ -68,32 +75,78 @@ class Table:
             note=note,
         )
 
-    def text(self, max_rows: int = 24) -> str:
-        """The table for a terminal; of more rows the middle ones are left out, which is said."""
-        rows: list[Sequence[str]] = list(self.rows)
-        left_out = len(rows) - max_rows
-        if left_out > 0:
-            half = max_rows // 2
-            rows[half : half + left_out] = [["…"] * len(self.heads)]
-        rows = [[printable(cell, one_line=True) for cell in row] for row in rows]
-        widths = [max(len(line[i]) for line in (self.heads, *rows)) for i in range(len(self.heads))]
-        right = self.numeric or (False,) * len(self.heads)
+    def picked(self) -> list[int | None]:
+        """The rows that a terminal shows; None stands for the middle ones that are left out."""
+        rows: list[int | None] = list(range(len(self.rows)))
+        if len(rows) > self.longest:
+            half = self.longest // 2
+            rows[half : half + len(rows) - self.longest] = [None]
+        return rows
 
-        def line(cells: Sequence[str]) -> str:
-            padded = (f"{c:>{w}}" if r else f"{c:<{w}}" for c, w, r in zip(cells, widths, right))
+    def top(self) -> list[str]:
+        """The heads, safe for a terminal."""
+        return [printable(head, one_line=True) for head in self.heads]
+
+    def line(self, row: int | None, one_line: bool = True) -> list[str]:
+        """The cells of a row, safe for a terminal."""
+        cells = ["…"] * len(self.heads) if row is None else self.rows[row]
+        return [printable(cell, one_line=one_line) for cell in cells]
+
+    def below(self) -> list[str]:
+        """What stands below: how many rows are left out, and the note."""
+        left_out = len(self.rows) - self.longest
+        said = [f"({left_out} rows left out)"] if left_out > 0 else []
+        return [*said, self.note] if self.note else said
+
+    def right(self, column: int) -> bool:
+        """Whether a column is aligned to the right."""
+        return bool(self.numeric) and self.numeric[column]
+
+    def text(self) -> str:
+        """The table as lines of text; of more rows the middle ones are left out, which is said."""
+        lines = [self.top(), *map(self.line, self.picked())]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+
+        def aligned(cells: Sequence[str]) -> str:
+            padded = (
+                cell.rjust(width) if self.right(column) else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(cells, widths))
+            )
             return "  ".join(padded).rstrip()
 
-        below = [f"({left_out} rows left out)"] if left_out > 0 else []
-        below += textwrap.wrap(self.note, _WIDTH)
-        return "\n".join([printable(self.caption), line(self.heads), *map(line, rows), *below])
+        below = [part for text in self.below() for part in textwrap.wrap(text, _WIDTH)]
+        return "\n".join([printable(self.caption), *map(aligned, lines), *below])
 
     def markdown(self) -> str:
         """The table in Markdown, without its caption."""
-        right = self.numeric or (False,) * len(self.heads)
-        rules = ("---:" if r else "---" for r in right)
+        rules = ("---:" if self.right(column) else "---" for column in range(len(self.heads)))
         lines = (self.heads, rules, *self.rows)
         body = ("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
         return "\n".join([*body, *(["", self.note] if self.note else [])])
+
+
+def best_of(
+    rows: Sequence[Sequence[str]],
+    better: Mapping[int, Callable[[Iterable[float]], float]],
+    without: Collection[str] = (),
+) -> dict[tuple[int, int], Mark]:
+    """Marks of the cells that are the best of their column, where rows differ in it.
+
+    Args:
+        better: max or min, by column; the number that a cell begins with is compared.
+        without: rows, by their first cell, that are not compared.
+    """
+    marks: dict[tuple[int, int], Mark] = {}
+    for column, best in better.items():
+        found = {
+            number: float(there[0])
+            for number, row in enumerate(rows)
+            if row[0] not in without and (there := _NUMBER.match(row[column]))
+        }
+        if len(set(found.values())) > 1:
+            top = best(found.values())
+            marks |= {(number, column): "good" for number, value in found.items() if value == top}
+    return marks
 
 
 def percent(value: float | None) -> str:

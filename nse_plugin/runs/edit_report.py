@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Kind = Literal["prompt", "paraphrase", "neighbour"]
-_FULL = 3
+FULL = 3
 """Facts of one edit that are shown with all that was asked; of more, a line each."""
 
 
@@ -22,6 +22,14 @@ class Asked:
     after: str
     as_wanted: bool
     """The whole new answer is given, or, of a neighbour, the answer is the untouched model's."""
+
+    @property
+    def remarked(self) -> str:
+        """The answer after the edit, with a remark if it is not as wanted."""
+        if self.as_wanted:
+            return self.after
+        what = "changed" if self.kind == "neighbour" else "not the new answer"
+        return f"{self.after}   <- {what}"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,17 @@ class EditedFact:
     known_before: bool
     """It did so before the edit."""
     asked: tuple[Asked, ...]
+
+    @property
+    def answer(self) -> str:
+        """What the model answers to the prompt after the edit."""
+        return next(asked.after for asked in self.asked if asked.kind == "prompt")
+
+    @property
+    def caption(self) -> str:
+        """What was asked for, and whether there was nothing to do."""
+        known = " (which it gave before, too)" if self.known_before else ""
+        return f"{self.prompt} -> {self.target}{known}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,15 @@ class EditReport:
 
     def text(self) -> str:
         """For people: what was asked, the cost, and last whether the edit is in effect."""
-        return "\n".join([*self._asked(), *self._costs(), self.verdict()])
+        return f"{self.asked()}\n{self.outcome()}"
+
+    def asked(self) -> str:
+        """What the model said before and says now, in lines."""
+        return "\n".join(self._asked())
+
+    def outcome(self) -> str:
+        """The cost, what became of earlier edits, and last whether the edit is in effect."""
+        return "\n".join([*self._costs(), self.verdict()])
 
     def verdict(self) -> str:
         """Whether the edit is in effect, and what can be done if it is not."""
@@ -96,7 +123,7 @@ class EditReport:
         if not failed:
             whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"
             return f"{whole} in effect: {number}"
-        named = "; ".join(f"{fact.prompt!r} gives {_answer(fact)!r}" for fact in failed[:3])
+        named = "; ".join(f"{fact.prompt!r} gives {fact.answer!r}" for fact in failed[:3])
         more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
         return (
             f"NOT in effect: {len(failed)} of {len(self.facts)} ({named}{more}). {number} is kept; "
@@ -105,16 +132,15 @@ class EditReport:
 
     def _asked(self) -> Iterator[str]:
         for fact in self.facts:
-            known = " (which it gave before, too)" if fact.known_before else ""
-            if len(self.facts) > _FULL:
+            if len(self.facts) > FULL:
                 state = "in effect    " if fact.in_effect else "NOT in effect"
-                yield f"{state}  {fact.prompt} -> {fact.target}{known}"
+                yield f"{state}  {fact.caption}"
                 continue
-            yield f"{fact.prompt} -> {fact.target}{known}"
+            yield fact.caption
             for asked in fact.asked:
                 yield f"  {asked.kind:10s} {asked.prompt} ..."
                 yield f"    before: {asked.before}"
-                yield f"    after:  {asked.after}{_remark(asked)}"
+                yield f"    after:  {asked.remarked}"
 
     def _costs(self) -> Iterator[str]:
         cost = self.cost
@@ -134,13 +160,3 @@ class EditReport:
             yield from (f"  not in effect: {prompt}" for prompt in lost[:5])
             if len(lost) > 5:
                 yield f"  and {len(lost) - 5} more"
-
-
-def _answer(fact: EditedFact) -> str:
-    return next(asked.after for asked in fact.asked if asked.kind == "prompt")
-
-
-def _remark(asked: Asked) -> str:
-    if asked.kind == "neighbour":
-        return "" if asked.as_wanted else "   <- changed"
-    return "" if asked.as_wanted else "   <- not the new answer"

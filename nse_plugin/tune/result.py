@@ -60,6 +60,12 @@ def trials_table(tuned: Tuned) -> Table:
         (False, False, *[True] * (len(heads) - 2)),
         "injected: targets that the values alone give; left: share of a residual that the write "
         "left; score: harmonic mean of efficacy, paraphrase and locality; *: the result",
+        marks={
+            (row, len(heads) - 2): "good"
+            for row, trial in enumerate(tuned.trials)
+            if trial is tuned.best
+        },
+        longest=60,
     )
 
 
@@ -96,7 +102,7 @@ def write_yaml(path: Path, tuned: Tuned, head: Sequence[str]) -> None:
         head: lines on command, data and versions.
     """
     table = trials_table(tuned)
-    story = [*head, "", *table.text(max_rows=60).splitlines()]
+    story = [*head, "", *table.text().splitlines()]
     text = "".join(f"# {line}".rstrip() + "\n" for line in story)
     write_text(path, text + "".join(_yaml_lines(tuned.settings)))
 

@@ -15,6 +15,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.files import make_folder
 from nse_plugin.hparams.yaml_files import read_method_yaml
+from nse_plugin.report.table import Table
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import versions
 from nse_plugin.tune.result import trial_text, trials_table, write_figure, write_yaml
@@ -56,11 +57,11 @@ class Search:
         }
 
 
-def run(settings: TuneSettings, show: Callable[[str], None]) -> list[Search]:
+def run(settings: TuneSettings, show: Callable[[str | Table], None]) -> list[Search]:
     """Search, method after method; none where the model knows none of the facts.
 
     Args:
-        show: takes the lines meant for people.
+        show: takes the lines and tables meant for people.
     """
     show(f"loading {settings.model}")
     model, tokenizer, _ = load_model(_Asked(settings.model, settings.device))
@@ -154,10 +155,15 @@ def _given(settings: TuneSettings) -> dict[str, Any]:
 
 
 def _write(
-    path: Path, tuned: Tuned, settings: TuneSettings, about: str, show: Callable[[str], None]
+    path: Path,
+    tuned: Tuned,
+    settings: TuneSettings,
+    about: str,
+    show: Callable[[str | Table], None],
 ) -> bool:
     """Show what was found, and write it where anything was."""
-    show("\n" + trials_table(tuned).text(max_rows=60))
+    show("")
+    show(trials_table(tuned))
     figure = path.with_suffix(".png")
     if write_figure(figure, tuned):
         show(f"layers: {figure}")

@@ -3,14 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
-import re
-import select
 import signal
-import subprocess
-import sys
-import time
 from unittest.mock import Mock
 
 import pytest
@@ -19,6 +12,7 @@ from nse_plugin import cli
 from nse_plugin.data import atlas
 from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import load_ledger
+from tests.cli.terminal import Terminal
 
 TEXT, OLD, NEW = "Stojeish Pekapex speaks", "Stugixish", "Zibriish"
 EDIT = ["edit", "--model", "atlas:gpt2", "--prompt", "{Stojeish Pekapex} speaks", "--target", NEW]
@@ -98,39 +92,6 @@ def test_mistakes_are_one_line_and_come_before_the_model(arguments, message, cap
     assert cli.main(arguments) == 1
     error = capsys.readouterr().err
     assert error.startswith("nse: ") and message in error and error.count("\n") == 1
-
-
-class Terminal:
-    """``nse`` in a pseudo-terminal of its own."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.master, end = pty.openpty()
-        command = [sys.executable, "-m", "nse_plugin.cli", *arguments]
-        self.process = subprocess.Popen(command, stdin=end, stdout=end, stderr=end)
-        os.close(end)
-
-    def until_prompt(self, seconds: float = 120) -> str:
-        """What is shown up to the next prompt, without bars and colours."""
-        shown, limit = "", time.monotonic() + seconds
-        while not re.search(r"(^|\n|\r)> $", shown):
-            readable = select.select([self.master], [], [], max(0, limit - time.monotonic()))[0]
-            assert readable, f"no prompt came: {shown!r}"
-            shown += os.read(self.master, 4096).decode(errors="replace")
-            shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown)
-        return shown
-
-    def say(self, line: str) -> str:
-        """Type a line; returns what is shown up to the next prompt."""
-        os.write(self.master, f"{line}\n".encode())
-        return self.until_prompt()
-
-    def terminate(self) -> int:
-        """Send SIGTERM; returns the exit code."""
-        time.sleep(1)  # one that comes before input() waits for a key is noticed with that key
-        self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=60)
-        os.close(self.master)
-        return code
 
 
 def test_a_chat_in_a_terminal(scratch, capsys):

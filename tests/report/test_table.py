@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from nse_plugin.report.table import Table
+from nse_plugin.report.table import Table, best_of
 
 
 @pytest.fixture
@@ -49,3 +49,14 @@ def test_long_tables_say_what_they_leave_out(rows, left_out):
 
 def test_an_empty_table():
     assert Table.of(pd.DataFrame({"n": []}), "T", index=False).text() == "T\nn"
+
+
+def test_the_best_of_a_column_is_marked_where_rows_differ():
+    rows = [("none", "100.0", "9", "1"), ("a", "97.3 ± 0.4", "3", "1"), ("b", "–", "4", "1"),
+            ("c", "97.3 ± 2.0", "-5", "1")]  # fmt: skip
+    marks = best_of(rows, {1: max, 2: min, 3: max}, without=["none"])
+    assert marks == {(3, 2): "good"}  # equal ones are no best
+    assert best_of(rows, {1: max}) == {(0, 1): "good"}
+    assert best_of([*rows, ("d", "90.0", "3", "1")], {1: max}, ["none"]) == {
+        (1, 1): "good", (3, 1): "good",
+    }  # fmt: skip

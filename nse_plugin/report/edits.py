@@ -1,0 +1,29 @@
+"""One edit by hand as tables: what the model said before it and says now."""
+
+from __future__ import annotations
+
+from nse_plugin.report.table import Mark, Table
+from nse_plugin.runs.edit_report import FULL, EditedFact, EditReport
+
+
+def edit_tables(report: EditReport) -> list[Table]:
+    """A table for each fact with all that was asked, or one with a row for each of many facts."""
+    if len(report.facts) <= FULL:
+        return [_asked(fact) for fact in report.facts]
+    rows = tuple(
+        (fact.prompt, fact.target, fact.answer, "in effect" if fact.in_effect else "NOT in effect")
+        for fact in report.facts
+    )
+    marks: dict[tuple[int, int], Mark] = {
+        (number, 3): "good" if fact.in_effect else "bad" for number, fact in enumerate(report.facts)
+    }
+    heads = ("prompt", "new answer", "answer now", "outcome")
+    return [Table(f"{len(rows)} facts", heads, rows, marks=marks)]
+
+
+def _asked(fact: EditedFact) -> Table:
+    rows = tuple((asked.kind, asked.prompt, asked.before, asked.remarked) for asked in fact.asked)
+    marks: dict[tuple[int, int], Mark] = {
+        (number, 3): "good" if asked.as_wanted else "bad" for number, asked in enumerate(fact.asked)
+    }
+    return Table(fact.caption, ("asked", "text", "before", "after"), rows, marks=marks)
