@@ -18,6 +18,7 @@ from nse_plugin.evaluation import generated
 from nse_plugin.evaluation.fluency import ngram_entropy
 from nse_plugin.evaluation.questions import Question, finite, mean
 from nse_plugin.files import require
+from nse_plugin.locate.stabilise import top_directions
 from nse_plugin.model.answers import score_answers, score_encoded
 from nse_plugin.model.chat import words_around
 from nse_plugin.model.generation import greedy_text, sampled_text
@@ -153,6 +154,19 @@ def relative_change(original: torch.Tensor, current: torch.Tensor) -> float | No
     """||W - W_original|| / ||W_original||, Frobenius."""
     now, before = current.detach().float(), original.detach().float()
     return finite(float((now - before).norm() / before.norm().clamp(min=1e-30)))
+
+
+def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int = 8) -> float | None:
+    """1 - ||U0^T U||^2 / k, for the k dominant singular vectors U0 and U of both matrices.
+
+    They are those of the shorter side, for a down-projection [d_model, d_ff] or [d_ff, d_model]
+    d_model.  0 if both span the same space, 1 if the spaces are orthogonal.
+    """
+    if original.dim() != 2 or not bool(torch.isfinite(current).all()):
+        return None
+    wide = (w if w.shape[0] <= w.shape[1] else w.T for w in (original, current.detach()))
+    before, now = (top_directions(w, min(k, len(w))).left for w in wide)
+    return max(0.0, 1 - float((before.T @ now).square().sum()) / before.shape[1])
 
 
 def run_harness(

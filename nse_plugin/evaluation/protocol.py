@@ -21,6 +21,7 @@ from torch import nn
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
     ability,
+    direction_drift,
     first_words,
     fluency,
     free_generation,
@@ -31,6 +32,8 @@ from nse_plugin.evaluation.model_state import (
 from nse_plugin.evaluation.settings import Bounds, Protocol
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.capacity import key_share
+
+_OF_WEIGHTS = {"relative_change": relative_change, "direction_drift": direction_drift}
 
 
 @dataclass(frozen=True)
@@ -205,8 +208,8 @@ def measure_all(
     Returns:
         ``retention``: one row ``{edited, n, efficacy, ...}`` per round edited; ``all``: the same
         scores over all edits asked; ``each``: those of every edit; ``generation``, ``fluency``,
-        ``perplexity``, ``ability``, ``relative_change`` by parameter, ``key_share`` by layer and
-        ``harness``, where asked for.
+        ``perplexity``, ``ability``, ``relative_change`` and ``direction_drift`` by parameter,
+        ``key_share`` by layer and ``harness``, where asked for.
     """
     edits = history.in_effect()
     result: dict[str, Any] = {"tested": number, "in_effect": len(edits)}
@@ -235,10 +238,10 @@ def measure_all(
     result |= _whole_model(protocol, measured)
     if protocol.weights:
         now = dict(measured.model.named_parameters())
-        result["relative_change"] = {
-            name: relative_change(original, now[name])
-            for name, original in measured.originals.items()
-        }
+        for key, function in _OF_WEIGHTS.items():
+            result[key] = {
+                name: function(original, now[name]) for name, original in measured.originals.items()
+            }
     if protocol.key_space:
         result["key_share"] = {
             str(layer): key_share(keys, protocol.key_space)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _POINTS = 24
 """Rounds after which the capacity is computed, which takes a second each in large models."""
-PERPLEXITY = "perplexity"
+PERPLEXITY, DRIFT = "perplexity", "dominant directions turned"
 _SCORES = ("efficacy", "paraphrase", "portability", "locality")
 
 
@@ -93,7 +93,10 @@ class Run:
         """Scores of all edits so far, and of the model, after each round where that was due."""
         points = [line["measurement"] or {} for line in self.lines]
         return self._measured(
-            [_scores(p.get("all") or {}) | {PERPLEXITY: p.get(PERPLEXITY)} for p in points]
+            [
+                _scores(p.get("all") or {}) | {PERPLEXITY: p.get(PERPLEXITY), DRIFT: _drift(p)}
+                for p in points
+            ]
         )
 
     def _measured(self, rows: list[dict[str, Any]]) -> DataFrame:
@@ -130,6 +133,12 @@ def mean_overlap(overlap: DataFrame) -> float | None:
     """Mean over pairs of different rounds; None if there is one round."""
     n = len(overlap)
     return float((overlap.to_numpy().sum() - n) / (n * (n - 1))) if n > 1 else None
+
+
+def _drift(measurement: Mapping[str, Any]) -> float | None:
+    """The largest drift of an edited matrix."""
+    drifts = (measurement.get("direction_drift") or {}).values()
+    return max((drift for drift in drifts if drift is not None), default=None)
 
 
 def _scores(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from nse_plugin.report.charts import lines
 from nse_plugin.report.figures import binned, heat_map, heat_maps
 from nse_plugin.report.page import Picture
-from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
+from nse_plugin.report.run import DRIFT, PERPLEXITY, Run, mean_overlap
 from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def capacity(run: Run) -> Picture:
 
 
 def _of_scores(run: Run) -> Iterator[Picture]:
-    own, so_far = run.scores, run.overall_scores.drop(columns=PERPLEXITY, errors="ignore")
+    own, so_far = run.scores, run.overall_scores.drop(columns=[PERPLEXITY, DRIFT], errors="ignore")
     after, sums = "right after its round", "all edits so far"
     pictures = (
         ("scores", own, "Scores of each round's own edits, right after it."),

@@ -207,6 +207,8 @@ def round_text(line: Mapping[str, Any]) -> str:
     changes = [layer["relative_change"] for layer in layers if "relative_change" in layer]
     if changes:
         parts.append(f"weights changed by {max(changes):.1%}")
+    if drifts := [d for d in point.get("direction_drift", {}).values() if d is not None]:
+        parts.append(f"dominant directions turned by {max(drifts):.1%}")
     if line["repeats"]:
         parts.append(f"{line['repeats']} repeats")
     if line["superseded"]:

@@ -102,6 +102,9 @@ class Measurement(TypedDict, total=False):
     """Share of facts that are never edited whose true answer is given."""
     relative_change: dict[str, float | None]
     """By parameter: ||change|| / ||original||."""
+    direction_drift: dict[str, float | None]
+    """By parameter: share of the span of the original's 8 dominant singular directions that is not
+    in the span of the matrix's 8 dominant ones."""
     key_share: dict[str, float | None]
     """By layer: share of the key space that previous keys use."""
     harness: dict[str, Any]

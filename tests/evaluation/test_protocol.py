@@ -16,6 +16,7 @@ from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HparamsError, MissingPackageError, RequestError
 from nse_plugin.evaluation.metrics import SCORES, ask, asked_texts, summarise
 from nse_plugin.evaluation.model_state import (
+    direction_drift,
     free_generation,
     perplexity,
     run_harness,
@@ -277,6 +278,21 @@ def test_key_share_counts_directions():
     assert key_share(basis[:, :3]) == pytest.approx(3 / 12)
     assert key_share(basis) == pytest.approx(1)
     assert key_share(basis[:, :1].expand(12, 40)) == pytest.approx(1 / 12)
+
+
+def test_direction_drift_is_what_the_dominant_directions_no_longer_span():
+    torch.manual_seed(0)
+    U, V = torch.linalg.qr(torch.randn(6, 6))[0], torch.linalg.qr(torch.randn(9, 9))[0]
+    weight = U @ torch.diag(torch.tensor([9.0, 8, 7, 3, 2, 1])) @ V[:, :6].T
+    assert direction_drift(weight, 2 * weight, 3) == pytest.approx(0, abs=1e-6)
+    swapped = U @ torch.diag(torch.tensor([9.0, 8, 2, 3, 7, 1])) @ V[:, :6].T  # one of three left
+    assert direction_drift(weight, swapped, 3) == pytest.approx(1 / 3, abs=1e-6)
+    noise = weight + torch.randn(6, 9)
+    before, now = (torch.linalg.svd(w.double())[0][:, :3] for w in (weight, noise))
+    angles = torch.linalg.svdvals(before.T @ now)  # cosines of the principal angles
+    for turned in (weight, noise), (weight.T, noise.T):  # the layouts of Linear and of Conv1D
+        assert direction_drift(*turned, 3) == pytest.approx(float(1 - angles.square().mean()), 1e-5)
+    assert direction_drift(weight, weight * math.nan) is None
 
 
 def test_free_generation_counts_whole_answers(monkeypatch):

@@ -201,6 +201,7 @@ def test_what_is_said_of_the_weights(tmp_path):
     original = session().model.get_parameter(DOWN)
     norm = (model.get_parameter(DOWN) - original).detach().norm() / original.detach().norm()
     assert point["relative_change"][DOWN] == pytest.approx(float(norm), rel=1e-5)
+    assert 0 < point["direction_drift"][DOWN] < 1
     assert 0 < point["key_share"]["1"] <= 6 / 24
     keys = made.backend.session.ledger.keys(1)
     assert torch.equal(made.backend.keys(6)[1], keys)
