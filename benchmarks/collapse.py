@@ -1,120 +1,172 @@
-"""Where each method breaks, and whether the size of the change said so before: off a comparison.
+"""Where each method breaks, and what could have warned of it: off the runs of comparisons.
 
     nse compare --config benchmarks/collapse.yaml --out collapse
-    python benchmarks/collapse.py collapse [--choose-on atlas-gpt2] [--png docs/img/collapse.png]
+    python benchmarks/collapse.py collapse [MORE ...] [--png docs/img/collapse.png]
 
 A run has collapsed at the first measurement after which the efficacy of all edits so far, or the
-locality, is under 80% of what it was at the first measurement.  The warning is the largest
-||change|| / ||original|| of an edited layer, which every round logs and ``--max-change`` bounds.
-Its bound is the largest that still precedes every collapse of the model it is chosen on; the second
-table shows on all models how many edits before the collapse it fires, and on runs without a
-collapse whether it fires at all.
+locality, is under 80% of what it was at the run's first measurement (``until_collapse: 0.8``).  For
+runs that were measured at the end only, the first round's own scores stand for the first one.
+
+A warning is a signal that rises above a bound.  The bound is the largest one with which every
+collapse of the first model is preceded by a warning; the second table shows what it does elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.schema import RoundLine
 
 SHARE = 0.8
 """Of the first measurement's score: less is a collapse."""
+SCORES = ("efficacy", "locality")
+SIGNALS = {
+    "change": "largest norm(change) / norm(original) of a layer",
+    "effort": "norm of the round's own change per root of its edits, against the first round's",
+    "own scores": "loss of efficacy or locality of a round's own edits, against the first round's",
+    "turned": "share of the 8 dominant directions of a layer that is gone",
+    "perplexity": "perplexity of held-out text, against the untouched model's",
+}
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured of one method in one model; one entry per measurement."""
+    """What was measured in a run."""
 
     model: str
     method: str
-    edits: Sequence[int]
-    efficacy: Sequence[float]
-    locality: Sequence[float]
-    perplexity: Sequence[float | None]
-    changes: Sequence[tuple[int, float]]
-    """(edits so far, largest relative change of a layer) after every round."""
+    points: Sequence[tuple[int, Mapping[str, Any]]]
+    """(edits so far, scores of all of them and perplexity) at each measurement."""
+    signals: Mapping[str, Sequence[tuple[int, float]]]
+    """(edits so far, value) by name, after every round that has it."""
 
     @classmethod
     def of(cls, folder: Path) -> Curve:
         """Of the run directory of a cell."""
-        lines = RunFiles(folder).lines
-        so_far = list(accumulate(line["edits"] for line in lines))
-        points = [(n, line["measurement"]) for n, line in zip(so_far, lines)]
-        found = [(n, point) for n, point in points if point is not None]
-        changes = []
-        for n, line in zip(so_far, lines):
-            layers = (line["edit"] or {}).get("layers", {}).values()
-            changes.append((n, max((at["relative_change"] for at in layers), default=0.0)))
-        return cls(
-            folder.parents[1].name,
-            folder.parent.name,
-            [n for n, _ in found],
-            [point["all"]["efficacy"] for _, point in found],
-            [point["all"]["locality"] for _, point in found],
-            [point["perplexity"] for _, point in found],
-            changes,
-        )
+        files = RunFiles(folder)
+        so_far = list(accumulate(line["edits"] for line in files.lines))
+        found = [
+            (n, line["measurement"])
+            for n, line in zip(so_far, files.lines)
+            if line["measurement"] and "all" in line["measurement"]
+        ]
+        final = files.final()
+        if not found and final and final["measurement"]:
+            start = {"all": files.lines[0]["scores"]}
+            found = [(so_far[0], start), (so_far[-1], final["measurement"])]
+        base = files.manifest["base"].get("perplexity")
+        signals: dict[str, list[tuple[int, float]]] = {name: [] for name in SIGNALS}
+        for n, line in zip(so_far, files.lines):
+            for name, value in _signals(line, files.lines[0], base):
+                signals[name].append((n, value))
+        points = [(n, {**(m["all"] or {}), "perplexity": m.get("perplexity")}) for n, m in found]
+        return cls(folder.parents[1].name, folder.parent.name, points, signals)
 
     def collapsed_at(self) -> int | None:
         """Edits at the collapse; None if there was none."""
-        for i, n in enumerate(self.edits):
-            scores = (self.efficacy, self.locality)
-            if any(score[i] < SHARE * score[0] for score in scores):
+        first = self.points[0][1]
+        for n, now in self.points:
+            if any(now[s] < SHARE * first[s] for s in SCORES if first[s] is not None):
                 return n
         return None
 
-    def warned_at(self, bound: float) -> int | None:
-        """Edits after which the change was above the bound first."""
-        return next((n for n, change in self.changes if change > bound), None)
+    def highest(self, signal: str) -> float | None:
+        """Of the rounds before the collapse, or of all; None if none has the signal."""
+        end = self.collapsed_at() or math.inf
+        return max((value for n, value in self.signals[signal] if n < end), default=None)
 
-    def before_collapse(self) -> float | None:
-        """The largest change up to the measurement before the collapse."""
-        end = self.collapsed_at()
-        if end is None:
-            return None
-        held = [n for n in self.edits if n < end]
-        return max(change for n, change in self.changes if not held or n <= held[-1])
+    def warned_at(self, signal: str, bound: float) -> int | None:
+        """Edits after which the signal was above the bound first."""
+        return next((n for n, value in self.signals[signal] if value > bound), None)
+
+
+def _signals(line: RoundLine, first: RoundLine, base: float | None) -> Iterator[tuple[str, float]]:
+    """Names and values of the signals that a round has."""
+    layers, layers_first = ((x["edit"] or {}).get("layers") or {} for x in (line, first))
+    changes = [layer.get("relative_change") for layer in layers.values()]
+    if changes and None not in changes:
+        yield "change", max(changes)
+    efforts = [
+        layer["norm"] / _root(line) / (layers_first[name]["norm"] / _root(first))
+        for name, layer in layers.items()
+        if layer.get("norm") and layers_first.get(name, {}).get("norm")
+    ]
+    if efforts:
+        yield "effort", max(efforts)
+    own, own_first = line["scores"] or {}, first["scores"] or {}
+    kept = [own[s] / own_first[s] for s in SCORES if own_first.get(s) and own.get(s) is not None]
+    if kept:
+        yield "own scores", 1 - min(kept)
+    measured = line["measurement"] or {}
+    drifts = [d for d in measured.get("direction_drift", {}).values() if d is not None]
+    if drifts:
+        yield "turned", max(drifts)
+    if base and measured.get("perplexity"):
+        yield "perplexity", measured["perplexity"] / base
+
+
+def _root(line: RoundLine) -> float:
+    """Root of the number of edits that a round solved; of all of them in a consolidation."""
+    return math.sqrt(sum(line["edit"]["status"].values()) or 1) if line["edit"] else 1.0
 
 
 def table(curves: Sequence[Curve]) -> str:
-    """Where each breaks, and its scores at the start and the end."""
+    """Where each breaks: scores at the first measurement and at the collapse, or at the end."""
     lines = [
-        "| model | method | collapse | efficacy | locality | perplexity | change at the end |",
-        "|---|---|---|---|---|---|---|",
+        "| model | method | collapse | efficacy | locality | perplexity |",
+        "|---|---|---|---|---|---|",
     ]
     for c in curves:
         end = c.collapsed_at()
-        at = f"{end} edits" if end else f"none up to {c.edits[-1]}"
-        last = c.perplexity[-1]
-        ppl = "-" if last is None else f"{c.perplexity[0]:.2f} -> {last:.4g}"
-        lines.append(
-            f"| {c.model} | {c.method} | {at} | {100 * c.efficacy[0]:.1f} -> "
-            f"{100 * c.efficacy[-1]:.1f} | {100 * c.locality[0]:.1f} -> {100 * c.locality[-1]:.1f}"
-            f" | {ppl} | {c.changes[-1][1]:.2f} |"
-        )
+        last, now = next(p for p in c.points if p[0] == (end or c.points[-1][0]))
+        first = c.points[0][1]
+        ends = [_both(first[s], now[s], 100, ".1f") for s in SCORES]
+        ends.append(_both(first["perplexity"], now["perplexity"], 1, ".4g"))
+        at = f"{end} edits" if end else f"none up to {last}"
+        lines.append(f"| {c.model} | {c.method} | {at} | {' | '.join(ends)} |")
     return "\n".join(lines)
 
 
-def warnings(curves: Sequence[Curve], bound: float) -> str:
-    """When the bound would have fired."""
+def _both(first: float | None, now: float | None, times: float, spec: str) -> str:
+    return " -> ".join("-" if x is None else f"{times * x:{spec}}" for x in (first, now))
+
+
+def warnings(curves: Sequence[Curve], chosen: str) -> str:
+    """Of each signal: the bound chosen on one model, and what it does on all."""
     lines = [
-        f"Bound of the relative change: {bound:.2f}",
-        "",
-        "| model | method | collapse | warning | edits before the collapse |",
-        "|---|---|---|---|---|",
+        f"| signal | bound, chosen on {chosen} | model | collapses warned of | edits before | "
+        "false alarms |",
+        "|---|---|---|---|---|---|",
     ]
-    for c in curves:
-        end, at = c.collapsed_at(), c.warned_at(bound)
-        if end is None:
-            said = "-" if at is None else "false alarm"
-        else:
-            said = "missed" if at is None or at >= end else str(end - at)
-        lines.append(f"| {c.model} | {c.method} | {end or '-'} | {at or '-'} | {said} |")
+    for signal in SIGNALS:
+        there = [c for c in curves if c.highest(signal) is not None]
+        highest = [c.highest(signal) for c in there if c.model == chosen and c.collapsed_at()]
+        if not highest:
+            continue
+        bound = 0.999 * min(x for x in highest if x is not None)
+        for model in dict.fromkeys(c.model for c in there):
+            ends, early, alarms, held = 0, [], 0, 0
+            for c in there:
+                if c.model != model:
+                    continue
+                end, at = c.collapsed_at(), c.warned_at(signal, bound)
+                if end is None:
+                    held, alarms = held + 1, alarms + (at is not None)
+                else:
+                    ends += 1
+                    early += [end - at] if at is not None and at < end else []
+            span = f"{min(early)} to {max(early)}" if early else "-"
+            lines.append(
+                f"| {signal} | {bound:.3g} | {model} | {len(early)} of {ends} | {span} | "
+                f"{alarms} of {held} |"
+            )
     return "\n".join(lines)
 
 
@@ -126,10 +178,11 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     figure = Figure(figsize=(10, 4 * len(models)), layout="constrained")
     axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
     for row, model in zip(axes, models):
-        for axis, score in zip(row, ("efficacy", "locality")):
+        for axis, score in zip(row, SCORES):
             for number, c in enumerate(c for c in curves if c.model == model):
                 style = "-" if ":" not in c.method and "_" not in c.method else "--"
-                axis.plot(c.edits, getattr(c, score), style, color=f"C{number}", label=c.method)
+                edits, values = zip(*((n, now[score]) for n, now in c.points))
+                axis.plot(edits, values, style, color=f"C{number % 10}", label=c.method)
             axis.set(title=f"{model}: {score} of all edits so far", xlabel="edits", ylim=(0, 1.02))
         row[0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -138,22 +191,18 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
 def main() -> None:
     """Print both tables, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("comparison", type=Path, help="folder that nse compare wrote")
-    parser.add_argument(
-        "--choose-on", help="the model that the bound is chosen on; default the first"
-    )
+    parser.add_argument("comparisons", type=Path, nargs="+", help="folders of nse compare")
+    parser.add_argument("--choose-on", help="model that the bounds are chosen on; the first one")
     parser.add_argument("--png", type=Path, help="where to draw the curves")
     options = parser.parse_args()
-    folders = sorted(path.parent for path in options.comparison.glob("cells/*/*/*/rounds.jsonl"))
-    curves = [curve for curve in map(Curve.of, folders) if curve.method != "untouched"]
-    chosen = options.choose_on or curves[0].model
+    found = [
+        p.parent for c in options.comparisons for p in sorted(c.glob("cells/*/*/*/final.json"))
+    ]
+    curves = [curve for curve in map(Curve.of, found) if curve.method != "untouched"]
     print(table(curves))
-    held = [c.before_collapse() for c in curves if c.model == chosen]
-    bounds = [change for change in held if change is not None]
-    if bounds:
-        print("\n" + warnings(curves, math.floor(100 * min(bounds)) / 100))
+    print("\n" + warnings(curves, options.choose_on or curves[0].model))
     if options.png:
-        draw(curves, options.png)
+        draw([c for c in curves if len(c.points) > 2], options.png)
 
 
 if __name__ == "__main__":
