@@ -37,7 +37,8 @@ def groups(methods: Iterable[str]) -> dict[str, list[str]]:
     known = list(methods)
     plain = [name for name in known if ":" not in name]
     variants = [name for name in known if ":" in name]
-    found = {"methods": plain} if plain else {}
+    alone = len([name for name in plain if name != UNTOUCHED]) < 2  # it is among the variants
+    found = {} if alone and variants else {"methods": plain}
     if variants:
         bases = {name.partition(":")[0] for name in variants}
         found["variants"] = [name for name in known if name in bases or name in variants]
@@ -157,7 +158,7 @@ def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture
     def draw(theme: Theme) -> Figure:
         return charts.lines(
             table, x="edited in round", y="efficacy after the last round", percent=True,
-            limits=(0.0, 1.0), theme=theme,
+            limits=(0.0, 1.02), theme=theme,
         )  # fmt: skip
 
     first = ", ".join(f"{name} {value:.1%}" for name, value in table.iloc[0].items())

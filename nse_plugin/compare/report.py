@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from nse_plugin.compare.pictures import (
@@ -37,8 +38,9 @@ def page(result: ComparisonResult) -> Page:
     settings = result["settings"]
     shown = Page(
         "Methods side by side",
-        f"{', '.join(settings['methods'])} on {', '.join(settings['models'])}: {settings['data']} "
-        f"in {settings['rounds']} rounds, seeds {', '.join(map(str, settings['seeds']))}",
+        f"{', '.join(settings['methods'])} on {', '.join(settings['models'])}: "
+        f"{Path(settings['data']).name} in {settings['rounds']} rounds, "
+        f"seeds {', '.join(map(str, settings['seeds']))}",
     )
     trouble = trouble_table(result)
     if trouble is not None:
@@ -96,7 +98,7 @@ def _machines(result: ComparisonResult) -> list[str]:
         where = ", ".join([hardware["cpu"] or hardware["machine"], *hardware["gpus"]])
         text = f"{where}, {meta['threads']} thread(s); {versions}; {commits}; host {meta['host']}"
         found[text] = found.get(text, 0) + 1
-    return [f"{count} cells: {text}." for text, count in found.items()]
+    return [f"{n} {'cell' if n == 1 else 'cells'}: {text}." for text, n in found.items()]
 
 
 def _methods(result: ComparisonResult) -> Table:

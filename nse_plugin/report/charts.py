@@ -5,7 +5,8 @@ Every line, point and row is named beside itself, so that no legend is needed.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nse_plugin.report.figures import SIZE, empty_figure, percent_axis
@@ -23,7 +24,9 @@ _TICKS = 8
 """Ticks of an axis whose values were measured at single points, at most."""
 _NAME = SIZE - 1.5
 _LINE = 1.25 * _NAME / 72
-"""Height of a name, in inches."""
+"""Height of a line of a name, in inches."""
+_LONGEST = 22
+"""Characters of a line of a name, if it can be broken."""
 
 
 def lines(
@@ -66,7 +69,7 @@ def line_panels(
     """
     least = 2.6 if len(tables) == 1 else 1.7
     heights = [
-        max(least, _LINE * table.shape[1] + 0.5) if table.shape[1] > 1 else least
+        max(least, _tall(table.columns) * table.shape[1] + 0.5) if table.shape[1] > 1 else least
         for table in tables.values()
     ]
     figure, panels = empty_figure(theme, title, heights)
@@ -117,7 +120,7 @@ def points(
         limits: of the y axis; None is as the values need.
     """
     shown = table.dropna()
-    height = max(3.0, _LINE * len(shown) + 0.5)
+    height = max(3.0, _tall(shown.index) * len(shown) + 0.5)
     figure, (axes,) = empty_figure(theme, title, [height])
     colours = [theme.series[at % len(theme.series)] for at in range(len(shown))]
     places = [(float(a), float(b)) for a, b in shown.itertuples(index=False, name=None)]
@@ -141,8 +144,8 @@ def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme 
     """
     from matplotlib.ticker import MaxNLocator
 
-    names = [str(name) for name in means.index]
-    height = max(1.0, 1.35 * _LINE * len(names) + 0.35)
+    names = [wrapped(str(name)) for name in means.index]
+    height = max(1.0, (_tall(means.index) + 0.35 * _LINE) * len(names) + 0.35)
     figure, panels = empty_figure(theme, title, [height] * means.shape[1])
     rows = list(range(len(names)))
     for at, (axes, column) in enumerate(zip(panels, means.columns)):
@@ -155,18 +158,33 @@ def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme 
                 continue
             face = colour if value == best else theme.background
             axes.errorbar(
-                [value], [row], xerr=[error], fmt="o", markersize=4.5, color=colour,
-                markerfacecolor=face, capsize=2, elinewidth=1,
+                [value], [row], xerr=[error] if error else None, fmt="o", markersize=4.5,
+                color=colour, markerfacecolor=face, capsize=2, elinewidth=1,
             )  # fmt: skip
         axes.set_yticks(rows, names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(color=theme.grid, linewidth=0.6)
         axes.set_xlabel(str(column))
         percent_axis(axes.xaxis)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
         low, high = axes.get_xlim()
         axes.set_xlim(max(low, -_BEYOND), min(high, 1 + _BEYOND))
     return figure
+
+
+def wrapped(name: str) -> str:
+    """A name in several lines if it is long: that of a variant is broken after its semicolons."""
+    lines = [""]
+    for part in re.findall("[^;]+;?", name):
+        if lines[-1] and len(lines[-1] + part) > _LONGEST:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _tall(names: Iterable[Any]) -> float:
+    """Height of the tallest of these names, in inches."""
+    return _LINE * max((wrapped(str(name)).count("\n") + 1 for name in names), default=1)
 
 
 def spread_out(values: Sequence[Any], most: int) -> list[Any]:
@@ -229,10 +247,11 @@ def _name_ends(
     axes.autoscale_view()
     low, high = axes.get_ylim()
     wanted = [min(max((up - low) / (high - low), 0.0), 1.0) for _, up in ends]
-    for name, end, colour, place in zip(names, ends, colours, apart(wanted, _LINE / height)):
+    places = apart(wanted, _tall(names) / height)
+    for name, end, colour, place in zip(names, ends, colours, places):
         axes.annotate(
-            name, end, (1.06, place), textcoords="axes fraction", fontsize=_NAME, va="center",
-            color=theme.text,
+            wrapped(name), end, (1.06, place), textcoords="axes fraction", fontsize=_NAME,
+            va="center", color=theme.text,
             arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.7, "shrinkB": 2,
                         "relpos": (0, 0.5)},
         )  # fmt: skip

@@ -28,7 +28,17 @@ WIDTH = 4.2
 SIZE = 9
 """Of text, in points."""
 _UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
-_DECIMALS = re.compile(r"\b([1-9]\d*\.\d\d)\d+")
+_SHORTER = (
+    (re.compile(r"\b([1-9]\d*\.\d\d)\d+"), r"\1"),  # decimals of a coordinate, in points
+    (re.compile(r'<g id="[^"]*"'), "<g"),  # nothing refers to a group
+    (re.compile("xlink:href"), "href"),
+    (re.compile("(?<=[:;]) "), ""),  # in styles
+    (re.compile("DejaVuSans-"), "d"),  # names of glyphs
+    (re.compile(r'(<use href="#d\w+") transform="translate\(([\d.]+) 0\)"/>'), r'\1 x="\2"/>'),
+    (re.compile(r"(?<=[MLQCz]) (?=[-\d])| (?=[MLQCz][ \"])"), ""),  # in outlines
+)
+"""What can be written shorter in the SVG of matplotlib, and how."""
+_GLYPH = re.compile(r'd="([^"]*)" transform="scale\(0\.015625\)"')
 _ROOM = 12
 """Rows and columns that a heat map may have to show its numbers."""
 
@@ -135,14 +145,22 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG, letters as outlines: it needs no font.
 
-    What matplotlib writes and nobody sees is left out: comments, indents, metadata, and the third
-    and later decimals of a coordinate, which is in points.
+    What matplotlib writes and nobody sees is left out: comments, indents, metadata, names of
+    groups, and the third and later decimals of a coordinate.
     """
     with import_matplotlib().rc_context({"svg.hashsalt": "nse", "svg.fonttype": "path"}):
         text = _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
     text = _UNSEEN.sub("", text[text.index("<svg") :])
-    text = _DECIMALS.sub(r"\1", text)
-    return re.sub(r"\s+", " ", text).replace("> <", "><").encode()
+    text = re.sub(r"\s+", " ", text).replace("> <", "><")
+    for long, short in _SHORTER:
+        text = long.sub(short, text)
+    return _GLYPH.sub(_coarser, text).encode()
+
+
+def _coarser(glyph: re.Match[str]) -> str:
+    """A glyph's outline in 400 units to the em, which is finer than a screen."""
+    outline = re.sub(r"-?\d+", lambda number: str(round(int(number[0]) / 16)), glyph[1])
+    return f'd="{outline}" transform="scale(.25)"'
 
 
 def _saved(figure: Figure, **settings: Any) -> bytes:
@@ -234,7 +252,11 @@ def _luminance(colour: Any) -> float:
 
 
 def percent_axis(axis: Any) -> None:
-    """Label an axis of shares as percent."""
+    """Label an axis of shares as percent, from 0 to 100 at most."""
     from matplotlib.ticker import PercentFormatter
 
-    axis.set_major_formatter(PercentFormatter(1.0))
+    class Shares(PercentFormatter):
+        def __call__(self, x: float, pos: Any = None) -> str:
+            return super().__call__(x, pos) if -1e-9 < x < 1 + 1e-9 else ""
+
+    axis.set_major_formatter(Shares(1.0))

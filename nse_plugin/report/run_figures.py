@@ -26,7 +26,8 @@ def run_pictures(run: Run) -> list[Picture]:
     pictures = list(_of_scores(run))
     if run.layers:  # methods that attach modules write to none
         chosen = [] if run.writes_all_neurons else [writes(run), overlap(run)]
-        pictures += [ledger(run), *chosen, norms(run), capacity(run)]
+        courses = [norms(run), capacity(run)] if len(run.survey.growth) > 1 else []
+        pictures += [ledger(run), *chosen, *courses]
     return pictures
 
 
@@ -135,15 +136,27 @@ def _scores(name: str, table: DataFrame, caption: str) -> Picture:
 
 
 def retention(run: Run) -> Picture:
-    """Round edited x round tested: how many edits are still there."""
+    """Round edited x round tested: how many edits are still there; a line if tested once."""
     table = run.retention
-    last = table.iloc[:, -1].dropna()
+    tested, last = table.columns[-1], table.iloc[:, -1].dropna()
+    said = (
+        f"After round {tested}, efficacy is lowest for round {last.idxmin()} with {last.min():.0%} "
+        f"and highest for round {last.idxmax()} with {last.max():.0%}."
+    )
+    if len(table.columns) == 1:
+        return Picture(
+            "retention",
+            f"What is left of each round's edits after round {tested}.",
+            f"Line over the rounds edited. {said}",
+            lambda theme: lines(
+                table, x="edited in round", y=f"efficacy after round {tested}", percent=True,
+                limits=(0.0, 1.02), theme=theme,
+            ),
+        )  # fmt: skip
     return Picture(
         "retention",
         "Efficacy of the edits of a round (row) after a later round (column), in percent.",
-        f"Heat map of rounds edited by rounds tested. After round {table.columns[-1]}, efficacy is "
-        f"lowest for round {last.idxmin()} with {last.min():.0%} and highest for round "
-        f"{last.idxmax()} with {last.max():.0%}.",
+        f"Heat map of rounds edited by rounds tested. {said}",
         lambda theme: heat_map(
             table, x="tested after round", y="edited in round", value="efficacy", percent=True,
             limits=(0.0, 1.0), theme=theme,

@@ -108,6 +108,22 @@ def test_dots_show_means_spreads_and_the_best():
     assert faces == [LIGHT.series[0], LIGHT.background] and len(second.containers) == 1
 
 
+def test_long_names_are_broken_after_semicolons():
+    assert charts.wrapped("NSE:consolidated") == "NSE:consolidated"
+    assert charts.wrapped("MEMIT:previous-keys;consolidated;weight=3;b") == (
+        "MEMIT:previous-keys;\nconsolidated;weight=3;\nb"
+    )
+    names = ["MEMIT:previous-keys;consolidated;consolidation_weight=3", "NSE"]
+    means = pd.DataFrame({"locality: is the rest as it was?": [0.98, 1.0]}, names)
+    figure = charts.dots(means, means / 100)
+    figures.to_png(figure)  # lays it out
+    (axes,) = figure.axes
+    box, label = axes.get_window_extent(), axes.xaxis.label.get_window_extent()
+    assert label.x1 <= figure.bbox.x1 and box.width > 0.5 * figure.bbox.width
+    shares = [tick.get_text() for tick in axes.get_xticklabels()]
+    assert max(float(text.rstrip("%")) for text in shares if text) <= 100 < 100 * axes.get_xlim()[1]
+
+
 def test_heat_maps_share_their_colours():
     tables = {"layer 1": rounds(a=[1, 2, 3]), "layer 2": rounds(a=[4, NAN, 9])}
     figure = figures.heat_maps(tables, x="neuron", y="round", value="norm", limits=(None, None))

@@ -137,6 +137,9 @@ def test_a_run_that_is_at_work(folder):
     assert run.status == "unfinished" and run.ledger.numbers() == [1, 2] and len(run.lines) == 2
     assert ("edits", "4 of 6 in 2 rounds") in tables.overview(run).rows
     assert list(run.retention.columns) == [2]
+    (left,) = [picture for picture in run_pictures(run) if picture.name == "retention"]
+    assert left.caption == "What is left of each round's edits after round 2."
+    assert left.draw(LIGHT).axes[0].lines[0].get_xdata().tolist() == [1, 2]
     run_page(run).html()
     assert before == {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
 
@@ -148,6 +151,7 @@ def test_one_round_and_no_round(folder, tmp_path):
     run = read_run(folder)
     assert [table.caption for table in run_tables(run)][2] == "Rounds"
     assert rows(tables.layers_table(run))[0]["mean overlap"] == "–"
+    assert not {"norm", "capacity"} & {picture.name for picture in run_pictures(run)}  # a point
     run_page(run).html()
     path.unlink()
     with pytest.raises(DataError, match="has no finished round yet"):
