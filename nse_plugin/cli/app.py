@@ -70,7 +70,12 @@ def command_group() -> Any:
     """The command with all its subcommands."""
     for name in _COMMANDS:
         importlib.import_module(f"nse_plugin.cli.{name}")
-    return typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
+    for each in (group, *group.commands.values()):
+        for parameter in each.params:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""  # newer versions of typer show a type, as if it took a value
+    return group
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -124,7 +129,8 @@ def _call(function: Callable[..., int], options: dict[str, Any]) -> int:
 def _usage(error: Any) -> int:
     """Say in one line what is wrong with a command line."""
     where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "nse"
-    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    message = error.format_message().replace("Value error, ", "").removeprefix("Invalid value: ")
+    message = " ".join(message.rstrip(".").split())
     if message:  # there is none where no command was given, and the help is shown already
         complain(f"{message}; see {where} --help")
     return int(error.exit_code)

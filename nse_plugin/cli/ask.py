@@ -23,7 +23,9 @@ from nse_plugin.report.table import Table
 )
 def ask(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of edits, or a run.")],
-    question: Annotated[str, typer.Argument(help="A question, or a text to continue.")],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="A question, or a text to continue.")
+    ],
     plain: Annotated[
         bool,
         typer.Option("--plain", help="Continue the text without the model's chat template."),
@@ -54,12 +56,16 @@ def ask(
         rows = (("edited", reply.edited), ("untouched", reply.untouched or ""))
         lines = f"edited:    {reply.edited}\nuntouched: {reply.untouched}"
         show_tables(Table(question, ("model", "answer"), rows), plain=lines)
+    asked_in_chat = edits.tokenizer.chat_template and not plain
     for request in missed:
         note(
-            f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer: an "
-            "edit may not reach questions unlike its prompt. "
-            + ("Ask with its prompt" if plain else "Ask with its prompt and --plain")
-            + ", or edit, in a new folder, in the words and the format that you ask in "
-            "(nse edit --chat)"
+            f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer, as "
+            "an edit may not reach questions unlike its prompt"
+        )
+        note(
+            "next: ask with its prompt and --plain, or edit in a new folder with --chat, in the "
+            "words that you ask in"
+            if asked_in_chat
+            else "next: ask with its prompt, or edit in the words that you ask in"
         )
     return 0

@@ -49,5 +49,5 @@ def demo(given: dict[str, Any], as_json: AS_JSON = False) -> int:
             f"after {summary.rounds} rounds: {shown or 'no edit is left'}, "
             f"{summary.seconds_per_edit:.3f} s per edit"
         )
-    show(f"written to {settings.out}: summary.json and the files of a run; see nse inspect")
+    show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")
     return exit_code_of(result.status)

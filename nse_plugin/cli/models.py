@@ -57,7 +57,11 @@ def models(
         note(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
         return 0
     if what != "get" or not names:
-        raise typer.BadParameter("give nothing, or: get NAME [NAME ...]")
+        raise typer.BadParameter(
+            "get needs a name; nse models lists them"
+            if what == "get"
+            else f"there is no nse models {what}; give nse models alone, or nse models get NAME"
+        )
     fetched = {}
     for model in map(find_published, names):
         if sys.stderr.isatty():  # pip has a bar of its own

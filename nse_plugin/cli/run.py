@@ -74,7 +74,7 @@ def run(
         show_tables(table, plain=plain)
     else:
         show_result(text)
-    show(f"written to {settings.out}: final.json, rounds.jsonl, manifest.json, round-*.safetensors")
+    show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")
     if hint := _hint(settings.out, scores.get("efficacy"), final["rounds"]):
         note(hint)
     return exit_code_of(result.status)

@@ -42,12 +42,13 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
     path = yaml_dir() / method / f"{model_key(model_name)}.yaml"
     if path.is_file():
         return read_method_yaml(path) | {"model_name": model_name}
+    found = defaults_for(method, model_name)
     log.warning(
-        "no settings of %s ship for %s; these are a beginning that fits any model, and nse tune "
-        "finds better ones",
+        "no settings of %s ship for %s; it takes some that fit any model, and nse tune finds "
+        "better ones",
         method, model_name,
     )  # fmt: skip
-    return defaults_for(method, model_name)
+    return found
 
 
 def defaults_for(method: str, model_name: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
 """The text before a prompt if nobody gave a paraphrase."""
+_WITHOUT_ANSWER = {"case_id", "prompt", "subject", "rephrase_prompts", "locality"}
+"""Fields of a fact that lacks its new answer, and is of no benchmark."""
 _SUBJECT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -86,12 +88,15 @@ def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str
     if "target" in found and "target_new" not in found:
         found["target_new"] = found.pop("target")
     prompt = found.get("prompt")
+    if prompt is not None and set(found) <= _WITHOUT_ANSWER:
+        raise RequestError(f"the fact {prompt!r} has no target; give its new answer as target")
     if isinstance(prompt, str) and is_missing(found.get("subject")):
         places = _SUBJECT.findall(prompt)
         if len(places) != 1:
             raise RequestError(
                 f"the subject of {prompt!r} is not given; put it in braces, as in "
-                "'{The Eiffel Tower} is located in the city of', or give it beside the prompt"
+                "'{The Eiffel Tower} is located in the city of', or put {} in its place and give "
+                "it as the subject"
             )
         found["subject"], found["prompt"] = places[0].strip(), _SUBJECT.sub(PLACE, prompt)
     return found

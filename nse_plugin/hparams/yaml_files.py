@@ -82,6 +82,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         config = parse_yaml(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise HparamsError(f"there is no file {str(path)!r}; give the path of a YAML") from error
     except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:

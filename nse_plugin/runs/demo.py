@@ -38,10 +38,9 @@ _PROTOCOL = {
     "key_space": 0, "retention": 2500,
 }  # fmt: skip
 """Measures after every round exactly what the table shows."""
-_HEAD = (
-    "round  edits | this round: efficacy  paraphrase | all so far: efficacy  paraphrase  "
-    "first round | other facts | s/edit"
-)
+_HEAD = """\
+            |     this round      |      all so far       first | other |
+round edits | efficacy paraphrase | efficacy paraphrase   round | facts | s/edit"""
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,11 @@ class Demo:
                 f"edits is {settings.edits}; the world has 1 to {n_facts} facts to edit"
             )
         self.settings, self._show = settings, show
-        name = atlas.model_dir(settings.model).name if settings.embedded else settings.model
+        embedded = settings.embedded
         self._run = RunSettings(
-            hparams=f"NSE/{name}",
+            hparams=f"NSE/{atlas.model_dir(settings.model).name}" if embedded else "",
+            method="" if embedded else "NSE",
+            model=None if embedded else settings.model,
             data=f"atlas:{settings.edits}" if settings.embedded else "earth",
             known=not settings.embedded,
             limit=settings.edits,
@@ -209,11 +210,11 @@ def _row(line: Mapping[str, Any], others: float | None) -> str:
     scores, point = line["scores"] or {}, line["measurement"] or {}
     everything = point.get("all") or {}
     columns = (
-        f"{line['round']:5d} {line['edits']:6d} |",
-        f"{_percent(scores.get('efficacy')):>20s} {_percent(scores.get('paraphrase')):>11s} |",
-        f"{_percent(everything.get('efficacy')):>20s}",
-        f"{_percent(everything.get('paraphrase')):>11s} {_percent(_first_round(point)):>12s} |",
-        f"{_percent(others):>11s} | {line['seconds']['edit'] / line['edits']:6.3f}",
+        f"{line['round']:5d} {line['edits']:5d} |",
+        f"{_percent(scores.get('efficacy')):>8s} {_percent(scores.get('paraphrase')):>10s} |",
+        f"{_percent(everything.get('efficacy')):>8s}",
+        f"{_percent(everything.get('paraphrase')):>10s} {_percent(_first_round(point)):>7s} |",
+        f"{_percent(others):>5s} | {line['seconds']['edit'] / line['edits']:6.3f}",
     )
     return " ".join(columns)
 

@@ -75,7 +75,7 @@ class Cost:
     seconds: float
     """Of the edit itself, statistics left out."""
     seconds_in_all: float
-    """With the questions before and after it."""
+    """With the questions before and after it, and the first time with the statistics."""
     relative_change: float | None
     """Largest ||change|| / ||original|| of a matrix, all rounds together; None without matrices."""
     matrices: int
@@ -123,18 +123,17 @@ class EditReport:
         if not failed:
             whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"
             return f"{whole} in effect: {number}"
-        named = "; ".join(f"{fact.prompt!r} gives {fact.answer!r}" for fact in failed[:3])
-        more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
         return (
-            f"NOT in effect: {len(failed)} of {len(self.facts)} ({named}{more}). {number} is kept; "
-            f"take it back with: nse undo {self.folder} --round {self.round}"
+            f"NOT in effect: {len(failed)} of {len(self.facts)}. {number} is kept; take it back "
+            f"with: nse undo {self.folder} --round {self.round}"
         )
 
     def _asked(self) -> Iterator[str]:
         for fact in self.facts:
             if len(self.facts) > FULL:
+                gives = "" if fact.in_effect else f" (gives: {fact.answer})"
                 state = "in effect    " if fact.in_effect else "NOT in effect"
-                yield f"{state}  {fact.caption}"
+                yield f"{state}  {fact.caption}{gives}"
                 continue
             yield fact.caption
             for asked in fact.asked:
@@ -147,11 +146,13 @@ class EditReport:
         change = (
             ""
             if cost.relative_change is None
-            else f"; {cost.matrices} matrices changed, by at most {cost.relative_change:.2%}"
+            else f"; {cost.matrices} matrices changed, by at most {cost.relative_change:.1%} of "
+            "their norm"
         )
+        size = f"{cost.size / 1e6:.1f} MB" if cost.size >= 1e5 else f"{cost.size / 1e3:.0f} kB"
         yield (
-            f"cost: {cost.seconds:.1f} s to edit, {cost.seconds_in_all:.1f} s with all questions; "
-            f"{cost.size / 1e6:.1f} MB on disk{change}"
+            f"cost: {cost.seconds:.1f} s to edit, {cost.seconds_in_all:.1f} s in all; {size} on "
+            f"disk{change}"
         )
         if self.earlier.asked:
             lost = self.earlier.lost

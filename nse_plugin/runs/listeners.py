@@ -166,7 +166,9 @@ class Lines:
         self._shares.hear(event, facts)
         if event == "start":
             self._number, self._total = facts["done"], facts["rounds"]
-            if facts["done"]:
+            if facts["done"] and facts["done"] == facts["rounds"]:
+                self._say(f"all {facts['done']} rounds were done already")
+            elif facts["done"]:
                 self._say(f"resumed after round {facts['done']}")
         elif event == "phase":
             self._what, self._since = _doing(facts["name"]), time.monotonic()

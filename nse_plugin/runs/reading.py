@@ -43,7 +43,10 @@ class RunFiles:
         found = read_manifest(self.folder)
         if found is None:
             what = "holds no manifest.json" if self.folder.is_dir() else "is not a folder"
-            raise DataError(f"{self.folder} {what}; give a run directory of `nse run`")
+            raise DataError(
+                f"{self.folder} {what}; give the folder of a run or of edits, as nse run and nse "
+                "edit make them"
+            )
         self.manifest = found
 
     @property

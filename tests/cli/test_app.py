@@ -86,6 +86,9 @@ def test_docs_are_found_in_base_classes_too():
         (["run", "--on-collapse", "undone"], "'undone' is not one of 'undo', 'stop', 'continue'"),
         (["export", "x", "--to", "y", "--out", "z"], "'y' is not one of 'peft', 'delta', 'full'"),
         (["undo", "run1"], "Missing option '--round'"),
+        (["export", "run1"], "Missing option '--to'. Choose from: peft, delta, full"),
+        (["models", "get"], "nse: get needs a name; nse models lists them"),
+        (["models", "list"], "nse: there is no nse models list; give nse models alone"),
     ],
 )
 def test_a_mistyped_command_line_is_one_line(arguments, message, capsys):

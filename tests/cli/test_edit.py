@@ -27,6 +27,7 @@ def scratch(tmp_path_factory):
         folder = tmp_path_factory.mktemp("hands")
         patch.chdir(folder)
         patch.setenv("NSE_PLUGIN_CACHE", str(folder / "cache"))
+        (folder / "half.yaml").write_text("- prompt: '{A B} is'")
         assert cli.main([*EDIT, "--out", "kept", "--quiet"]) == 0
         yield folder
 
@@ -69,7 +70,8 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
         cli.main(["ask", "kept", f"Who is Stojeish Pekapex? {TEXT} {NEW} and", "--tokens", "1"])
         == 0
     )
-    assert "does not show in this answer" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "does not show in this answer" in told and "next: ask with its prompt, or edit" in told
     assert cli.main(["inspect", "kept"]) == 0
     assert cli.main(["export", "kept", "--to", "delta", "--out", "delta"]) == 0
     assert "1 edits of 1 rounds" in capsys.readouterr().out
@@ -82,6 +84,7 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
         (["edit", "--prompt", "a b", "--target", "x"], "put it in braces"),
         (["edit", "--facts", "f.yaml", "--target", "x"], "--facts and --target were given"),
         (["edit", "--facts", "f.yaml"], "there is no file 'f.yaml'"),
+        (["edit", "--facts", "half.yaml"], "the fact '{A B} is' has no target"),
         ([*EDIT[:-2], "--target", " ", "--out", "new"], "target_new"),
         (["ask", "nowhere", "x"], "nowhere is not a folder"),
         (["chat", "nowhere"], "nowhere is not a folder"),

@@ -66,8 +66,8 @@ def test_what_was_asked_for_only(run, arguments, captions, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gone"], "gone is not a folder; give a run directory"),
-        (["."], "holds no manifest.json; give a run directory"),
+        (["gone"], "gone is not a folder; give the folder of a run or of edits"),
+        (["."], "holds no manifest.json; give the folder of a run"),
         (["RUN", "--neuron", 3], "--neuron 3 is a number within a layer; give --layer too"),
         (["RUN", "--layer", 9], "layer is 9, and no round edited it; edited layers: 0, 1"),
         (["RUN", "--layer", 1, "--neuron", 24], "neuron is 24; layer 1 has 0 to 23"),

@@ -123,4 +123,4 @@ def test_an_edit_is_a_table_of_what_was_asked_and_many_are_a_row_each():
     (many,) = edit_tables(report(5))
     assert many.rows[0] == ("0 is", "c", "c", "NOT in effect")
     assert [many.marks[i, 3] for i in range(5)] == ["bad", *["good"] * 4]
-    assert report(1).text().splitlines()[-1].startswith("NOT in effect: 1 of 1 ('0 is' gives 'c')")
+    assert report(1).text().splitlines()[-1].startswith("NOT in effect: 1 of 1. round 1")

@@ -511,7 +511,7 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
     manifest = json.loads(Path("r/manifest.json").read_text())
     assert manifest["run"]["protocol"]["every"] == 1 and manifest["run"]["order"] == "grouped"
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
-    assert "resumed after round 2" in capsys.readouterr().out
+    assert "all 2 rounds were done already" in capsys.readouterr().out
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {

@@ -75,7 +75,5 @@ def make_records(world: World, first_piece: Callable[[str], Any]) -> list[dict[s
                 "paraphrase_prompts": [patterns[i].format(subject) for i in (unseen, seen)],
                 "neighborhood_prompts": [patterns[0].format(s) for s in neighbours],
                 "portability": _portability(world, subject, relation, true, new),
-                "attribute_prompts": [],
-                "generation_prompts": [f"{subject} is a", f"We talked about {subject}"],
             })  # fmt: skip
     return records

@@ -50,8 +50,6 @@ def make_record(case_id: int, fact: Fact, seed: int) -> dict[str, Any]:
         "neighborhood_answers": [f.answer for f in others],
         "portability": _second_step(fact, relation, new, rng),
         "forms": _forms(fact, relation, new),
-        "attribute_prompts": [],
-        "generation_prompts": [],
     }
 
 
