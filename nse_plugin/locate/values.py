@@ -12,7 +12,7 @@ A request stops when its loss is small enough; with ``v_stop: rank`` also once g
 written the target in every context for two more steps (arXiv 2502.01636).
 
 NSE rewinds every edited weight to its original for that.  All requests are optimised in one batch,
-each with its own Adam state and its own stop; what a delta cannot change is computed once (see
+each with its own optimizer state and its own stop; what a delta cannot change is computed once (see
 :mod:`nse_plugin.model.replay`), and logits only where the loss reads them.
 """
 
@@ -36,6 +36,8 @@ from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 
+MOMENTUM = 0.8
+"""Of ``v_optimizer: normalized``."""
 STEPS_AFTER_FIRST_CHOICE = 2
 """Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""
 
@@ -124,7 +126,7 @@ def _optimise(
     objective: TokenObjective,
     trace: TokenTrace | None,
 ) -> Values:
-    """Adam on the deltas of some requests of a round, each stopping by itself.
+    """Gradient steps on the deltas of some requests of a round, each stopping by itself.
 
     Args:
         rows: of all requests of the round.
@@ -140,7 +142,7 @@ def _optimise(
     steps = torch.zeros(n, dtype=torch.long, device=base.device)
     settled = torch.zeros_like(steps)  # evaluations in a row with the target as first choice
     active = torch.arange(n, device=base.device)
-    adam = _Adam(_learning_rate(hparams, base), torch.zeros_like(base))
+    optimizer = _OPTIMIZERS[hparams.v_optimizer](hparams, base)
     longest = hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
 
     for step in range(hparams.v_num_grad_steps):
@@ -162,8 +164,8 @@ def _optimise(
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if len(going) < len(active):
             active, gradient = active[going], gradient[going]
-            problem, adam = problem.select(going), adam.select(going)
-        moved = delta[active] + adam.step(gradient)
+            problem, optimizer = problem.select(going), optimizer.select(going)
+        moved = delta[active] + optimizer.step(gradient)
         norm = moved.norm(dim=1, keepdim=True)
         delta[active] = moved * (longest[active] / norm).clamp(max=1.0)
     return Values(base + delta, base, loss_at_stop, steps)
@@ -271,20 +273,20 @@ def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> tor
     return path_of(layout, layer)(found["down"].float())
 
 
-def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> float | torch.Tensor:
-    """v_lr, or [n, 1] for h [n, d_model] where it is relative to the root mean square of h."""
+def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
+    """[n, 1]: v_lr, which may be a share of the root mean square of h [n, d_model]."""
     if hparams.v_lr_relative is None:
-        return 0.5 if hparams.v_lr is None else hparams.v_lr
+        return torch.full_like(base[:, :1], 0.5 if hparams.v_lr is None else hparams.v_lr)
     return hparams.v_lr_relative * base.square().mean(dim=1, keepdim=True).sqrt()
 
 
 class _Adam:
     """Adam with one state per row, so that rows can leave; the update is torch.optim.Adam's."""
 
-    def __init__(self, lr: float | torch.Tensor, zeros: torch.Tensor) -> None:
-        self.lr = lr
+    def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
+        self.lr = _learning_rate(hparams, base)
         self.steps = 0
-        self.mean, self.square = zeros, zeros.clone()
+        self.mean, self.square = torch.zeros_like(base), torch.zeros_like(base)
 
     def step(self, gradient: torch.Tensor) -> torch.Tensor:
         """The change of the parameters, [rows, features]."""
@@ -297,7 +299,33 @@ class _Adam:
 
     def select(self, rows: torch.Tensor) -> _Adam:
         """The same with some of the rows."""
-        self.mean, self.square = self.mean[rows], self.square[rows]
-        if isinstance(self.lr, torch.Tensor):
-            self.lr = self.lr[rows]
+        self.lr, self.mean, self.square = self.lr[rows], self.mean[rows], self.square[rows]
         return self
+
+
+class _Normalized:
+    """Nesterov's momentum over gradients of length 1, one state per row.
+
+    A step is at most ``v_lr * sqrt(d_model)`` long, the length of Adam's first step.  Adam moves
+    every feature alike at first, whether the loss depends on it or not; a step along the gradient
+    gets the loss as low in fewer than half of the evaluations (docs/speed.md).
+    """
+
+    def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
+        self.length = _learning_rate(hparams, base) * base.shape[1] ** 0.5
+        self.mean = torch.zeros_like(base)
+
+    def step(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The change of the parameters, [rows, features]."""
+        norm = gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
+        direction = (1 - MOMENTUM) * gradient / norm
+        self.mean = MOMENTUM * self.mean + direction
+        return -self.length * (MOMENTUM * self.mean + direction)
+
+    def select(self, rows: torch.Tensor) -> _Normalized:
+        """The same with some of the rows."""
+        self.length, self.mean = self.length[rows], self.mean[rows]
+        return self
+
+
+_OPTIMIZERS: dict[str, type[_Adam | _Normalized]] = {"adam": _Adam, "normalized": _Normalized}
