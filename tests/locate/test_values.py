@@ -1,4 +1,4 @@
-"""Batched values against a plain loop: one request, full passes, torch.optim.Adam."""
+"""Batched values against a plain loop: one request, full passes, optimizers of torch.optim."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ def plain_value(model, tokenizer, request, hparams):
         return max(i for i, (a, b) in enumerate(spans) if a < end <= b or a <= end - 1 < b)
 
     delta = torch.zeros(layout.d_model, requires_grad=True)
-    optimizer = torch.optim.Adam([delta], lr=hparams.v_lr)
+    normalized = hparams.v_optimizer == "normalized"
+    optimizer = (
+        torch.optim.SGD([delta], 0.2 * hparams.v_lr * layout.d_model**0.5, 0.8, nesterov=True)
+        if normalized
+        else torch.optim.Adam([delta], lr=hparams.v_lr)
+    )
     base = None
 
     def forward(text, position):
@@ -74,6 +79,8 @@ def plain_value(model, tokenizer, request, hparams):
             break
         optimizer.zero_grad()
         loss.backward()
+        if normalized:
+            delta.grad /= delta.grad.norm()
         optimizer.step()
         bound = hparams.clamp_norm_factor * base.norm()
         with torch.no_grad():
@@ -82,8 +89,9 @@ def plain_value(model, tokenizer, request, hparams):
     return base + delta.detach(), loss.item(), step + 1
 
 
-def test_batched_equals_one_at_a_time(any_model, tokenizer):
-    hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3)
+@pytest.mark.parametrize("optimizer", ["adam", "normalized"])
+def test_batched_equals_one_at_a_time(any_model, tokenizer, optimizer):
+    hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3, v_optimizer=optimizer)
     requests = some_requests(4)
     values = values_of(layout_of(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
