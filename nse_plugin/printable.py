@@ -1,4 +1,4 @@
-"""Text of users made safe for a terminal."""
+"""Text made fit for people: that of users safe for a terminal, and numbers of things."""
 
 from __future__ import annotations
 
@@ -25,6 +25,11 @@ def printable(text: str, *, one_line: bool = False) -> str:
     """
     text = _CONTROL.sub(_spelled, text)
     return _LAYOUT.sub(_spelled, text) if one_line else text
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things: ``1 round``, ``2 rounds``."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _spelled(found: re.Match[str]) -> str:

@@ -14,6 +14,7 @@ from nse_plugin.cli.edit import show_edit
 from nse_plugin.cli.options import examples
 from nse_plugin.cli.output import complain, show, working
 from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
+from nse_plugin.printable import counted
 
 if TYPE_CHECKING:
     from nse_plugin.runs.edits import EditFolder
@@ -57,8 +58,8 @@ def chat(
         from nse_plugin.runs.edits import EditFolder
 
         edits = EditFolder(folder, device=device, listener=listener)
-    rounds = len(edits.session.ledger)
-    show(f"{edits.model_name} with {rounds} rounds of edits; /help for commands, /quit to end")
+    rounds = counted(len(edits.session.ledger), "round")
+    show(f"{edits.model_name} with {rounds} of edits; /help for commands, /quit to end")
     Chat(edits, tokens, plain or not edits.tokenizer.chat_template).loop()
     return 0
 
@@ -150,9 +151,10 @@ class Chat:
         if not len(found):
             show("no round is active")
         for row in found.head(5).itertuples():
+            instead = f" instead of {row.top!r}" if row.top != row.top_without else ", too"
             show(
-                f"round {row.round}: without it the next token is {row.top_without!r} instead of "
-                f"{row.top!r} (divergence {row.kl:.3g} nats)"
+                f"round {row.round}: without it the next token is {row.top_without!r}{instead} "
+                f"(divergence {row.kl:.3g} nats)"
             )
 
     def _switch(self, _rest: str) -> None:

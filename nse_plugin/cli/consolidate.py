@@ -10,6 +10,7 @@ import typer
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import examples
 from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, working
+from nse_plugin.printable import counted
 
 
 @command(KEEP, examples("nse consolidate run1 --repair-rounds 3", "nse undo run1 --round 21"))
@@ -42,8 +43,8 @@ def consolidate(
 
         line = EditFolder(run, device=device, listener=listener).consolidate(repair_rounds)
     text = (
-        f"round {line['file']} of {run} solves {line['edits']} edits together; the model gave "
-        f"{line['answered_before']} of them before and gives {line['answered']} now"
+        f"round {line['file']} of {run} solves {counted(line['edits'], 'edit')} together; "
+        f"the model gave {line['answered_before']} of them before and gives {line['answered']} now"
     )
     show_result(line if as_json else text)
     if line["answered"] < line["answered_before"]:

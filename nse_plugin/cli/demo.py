@@ -10,6 +10,7 @@ from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, examples, with_fields
 from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
 from nse_plugin.cli.run import exit_code_of
+from nse_plugin.printable import counted
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import DemoSettings
 
@@ -46,7 +47,7 @@ def demo(given: dict[str, Any], as_json: AS_JSON = False) -> int:
         show_result({"out": settings.out, "status": result.status, **asdict(summary)})
     else:
         show_result(
-            f"after {summary.rounds} rounds: {shown or 'no edit is left'}, "
+            f"after {counted(summary.rounds, 'round')}: {shown or 'no edit is left'}, "
             f"{summary.seconds_per_edit:.3f} s per edit"
         )
     show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")

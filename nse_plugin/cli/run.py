@@ -9,6 +9,7 @@ from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import Group, config_option, examples, with_fields
 from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, show_tables, teller
 from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.printable import counted
 from nse_plugin.report.table import Table
 from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import RunSettings
@@ -65,7 +66,8 @@ def run(
         for name in ("efficacy", "paraphrase", "portability", "locality")
         if scores.get(name) is not None
     }
-    text = f"{result.status}: {final['edits']} edits in {final['rounds']} rounds"
+    made = f"{counted(final['edits'], 'edit')} in {counted(final['rounds'], 'round')}"
+    text = f"{result.status}: {made}"
     if as_json:
         show_result({"out": settings.out, "status": result.status, **final})
     elif shown:

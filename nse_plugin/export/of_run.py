@@ -15,6 +15,7 @@ from nse_plugin.export.factors import Fit
 from nse_plugin.export.folder import read_tensors
 from nse_plugin.export.full import to_full
 from nse_plugin.model.answers import score_answers
+from nse_plugin.printable import counted
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.reading import RunFiles
@@ -50,11 +51,11 @@ class Exported:
         if self.efficacy is not None:
             lines.append(
                 f"efficacy with this rank {self.efficacy:.1%}, with the whole change "
-                f"{self.efficacy_of_all:.1%} ({self.asked} edits asked)"
+                f"{self.efficacy_of_all:.1%} ({counted(self.asked, 'edit')} asked)"
             )
         lines.append(
-            f"{self.edits} edits of {self.rounds} rounds on {self.base_model} written to "
-            f"{self.folder}; README.md there says what it holds"
+            f"{counted(self.edits, 'edit')} of {counted(self.rounds, 'round')} on "
+            f"{self.base_model} written to {self.folder}; README.md there says what it holds"
         )
         return "\n".join(lines)
 

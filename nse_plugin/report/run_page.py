@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nse_plugin.printable import counted
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.page import Page, Picture
@@ -42,8 +43,8 @@ def run_page(run: Run) -> Page:
     edits = sum(line["edits"] for line in run.lines)
     page = Page(
         f"Run {run.folder.resolve().name}",
-        f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: {edits} edits "
-        f"in {len(run.lines)} rounds, {run.status}",
+        f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: "
+        f"{counted(edits, 'edit')} in {counted(len(run.lines), 'round')}, {run.status}",
     )
     intro = "What was asked for, and what the model answers. Click a head to sort; scroll for more."
     _add(page, "Facts", intro, [tables.facts_table(run, _FACTS, width=400)])

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from nse_plugin.errors import DataError, did_you_mean
+from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.runs.facts import ORDER
@@ -42,7 +43,7 @@ def overview(run: Run) -> Table:
         ("status", run.status),
         ("model", run.files.model_name or "unknown"),
         ("method", run.files.method or "unknown"),
-        ("edits", f"{edits}{of} in {len(run.lines)} rounds"),
+        ("edits", f"{edits}{of} in {counted(len(run.lines), 'round')}"),
     ]
     stop = run.final["stop"] if run.final else None
     if stop is not None:

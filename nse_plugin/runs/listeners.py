@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nse_plugin.files import require
-from nse_plugin.printable import printable
+from nse_plugin.printable import counted, printable
 from nse_plugin.statistics.covariance import PROGRESS_LOG
 
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -167,7 +167,7 @@ class Lines:
         if event == "start":
             self._number, self._total = facts["done"], facts["rounds"]
             if facts["done"] and facts["done"] == facts["rounds"]:
-                self._say(f"all {facts['done']} rounds were done already")
+                self._say(f"nothing was left to do: {counted(facts['done'], 'round')} done before")
             elif facts["done"]:
                 self._say(f"resumed after round {facts['done']}")
         elif event == "phase":
@@ -226,7 +226,9 @@ def round_text(line: Mapping[str, Any]) -> str:
     seconds = line["seconds"]
     spent = [f"{part} {seconds[part]:.1f}" for part in ("edit", "measure") if part in seconds]
     time_text = f"{seconds['total']:.1f} s: {', '.join(spent)}"
-    return f"round {line['round']}: {line['edits']} edits, {', '.join(parts)} ({time_text})"
+    return (
+        f"round {line['round']}: {counted(line['edits'], 'edit')}, {', '.join(parts)} ({time_text})"
+    )
 
 
 class TensorBoard:

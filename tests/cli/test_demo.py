@@ -96,7 +96,7 @@ def test_the_same_demo_is_shown_again_and_another_is_refused(finished, capsys):
     capsys.readouterr()
     assert demo("--out", "a") == 0
     shown = capsys.readouterr().out
-    assert "all 3 rounds were done already" in shown and len(rows(shown)) == 3
+    assert "nothing was left to do: 3 rounds done before" in shown and len(rows(shown)) == 3
     assert read("a/summary.json") == summary
     assert list(summary) == SUMMARY_KEYS and summary["model"] == "atlas:gpt2"
     assert demo("--out", "a", "--json") == 0

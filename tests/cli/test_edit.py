@@ -74,7 +74,7 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
     assert "does not show in this answer" in told and "next: ask with its prompt, or edit" in told
     assert cli.main(["inspect", "kept"]) == 0
     assert cli.main(["export", "kept", "--to", "delta", "--out", "delta"]) == 0
-    assert "1 edits of 1 rounds" in capsys.readouterr().out
+    assert "1 edit of 1 round on atlas-gpt2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_chat_in_a_terminal(scratch, capsys):
     assert cli.main([*EDIT, "--out", "talk", "-q"]) == 0
     terminal = Terminal("chat", "talk", "--tokens", "3")
     try:
-        assert "with 1 rounds of edits" in terminal.until_prompt()
+        assert "with 1 round of edits" in terminal.until_prompt()
         assert NEW[:3] in terminal.say(TEXT)
         assert f"untouched: {OLD[:3]}" in terminal.say("/original")
         assert "round 1: without it the next token is" in terminal.say("/blame")

@@ -511,7 +511,7 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
     manifest = json.loads(Path("r/manifest.json").read_text())
     assert manifest["run"]["protocol"]["every"] == 1 and manifest["run"]["order"] == "grouped"
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
-    assert "all 2 rounds were done already" in capsys.readouterr().out
+    assert "nothing was left to do: 2 rounds done before" in capsys.readouterr().out
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found == {
@@ -523,7 +523,7 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
     assert "order was 'grouped', is 'given'" in capsys.readouterr().err
     arguments = ["--out", "s", "--max-perplexity", "1", "--data", "atlas", "--limit", "4"]
     assert cli.main(["run", "--config", "run.yaml", *arguments]) == 3
-    assert "stopped: 3 edits in 1 rounds" in capsys.readouterr().out
+    assert "stopped: 3 edits in 1 round;" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -533,7 +533,7 @@ def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
         (["--hparams", "NSE/atlas-gpt2", "--data", "gone.json"], "there is no file 'gone.json'"),
         (["--hparams", "NSE/atlas-gpt2", "--data", "atlas:x"], "data is 'atlas:x'"),
         (["--hparams", "NSE/nothing", "--data", "atlas"], "no hparams file 'NSE/nothing'"),
-        (["--config", "gone.yaml"], "cannot read gone.yaml"),
+        (["--config", "gone.yaml"], "there is no file 'gone.yaml'"),
         (["--config", "bad.yaml"], "unknown key 'roundsize'; did you mean 'round_size'"),
         (["--config", "run.yaml", "--round-size", "0"], "round_size is 0"),
         (["--config", "run.yaml", "--limit", "0"], "limit is 0"),
