@@ -31,12 +31,11 @@ class LocateHparams(LayersHparams):
 
     v_num_grad_steps: int = bounded(25, low=1)
     """Evaluations of the value loss; with one step between two of them."""
-    v_optimizer: Literal["adam", "normalized"] = "adam"
-    """adam: the papers'; normalized: Nesterov's momentum over gradients of length 1 (ours), as low
-    a loss in fewer than half of the evaluations."""
+    v_optimizer: Literal["adam", "polyak"] = "adam"
+    """adam: the papers'; polyak: steps of length loss / ||gradient|| (ours), which need no learning
+    rate and half of the evaluations, and find a shorter delta."""
     v_lr: float | None = bounded(None, above=0)
-    """Learning rate of the value; default 0.5.  With `normalized`, the length of a step is this
-    times sqrt(d_model), which is the length of Adam's first step."""
+    """Adam's learning rate for the value; default 0.5."""
     v_lr_relative: float | None = bounded(None, above=0)
     """v_lr as a share of the root mean square of h, instead of v_lr."""
     v_loss_layer: int | None = bounded(None, low=0)

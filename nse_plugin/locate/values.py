@@ -36,8 +36,10 @@ from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 
-MOMENTUM = 0.8
-"""Of ``v_optimizer: normalized``."""
+MOMENTUM = 0.5
+"""Of ``v_optimizer: polyak``."""
+LONGEST_STEP = 0.3
+"""Of ``v_optimizer: polyak``, as a share of the bound of ||delta||."""
 STEPS_AFTER_FIRST_CHOICE = 2
 """Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""
 
@@ -143,7 +145,7 @@ def _optimise(
     settled = torch.zeros_like(steps)  # evaluations in a row with the target as first choice
     active = torch.arange(n, device=base.device)
     optimizer = _OPTIMIZERS[hparams.v_optimizer](hparams, base)
-    longest = hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
+    longest = _bound(hparams, base)
 
     for step in range(hparams.v_num_grad_steps):
         leaf = delta[active].requires_grad_(True)
@@ -163,9 +165,9 @@ def _optimise(
             break
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         if len(going) < len(active):
-            active, gradient = active[going], gradient[going]
+            active, gradient, loss = active[going], gradient[going], loss[going]
             problem, optimizer = problem.select(going), optimizer.select(going)
-        moved = delta[active] + optimizer.step(gradient)
+        moved = delta[active] + optimizer.step(gradient, loss.detach())
         norm = moved.norm(dim=1, keepdim=True)
         delta[active] = moved * (longest[active] / norm).clamp(max=1.0)
     return Values(base + delta, base, loss_at_stop, steps)
@@ -273,6 +275,11 @@ def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> tor
     return path_of(layout, layer)(found["down"].float())
 
 
+def _bound(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
+    """[n, 1], the bound of ||delta||, for h [n, d_model]."""
+    return hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
+
+
 def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
     """[n, 1]: v_lr, which may be a share of the root mean square of h [n, d_model]."""
     if hparams.v_lr_relative is None:
@@ -288,8 +295,8 @@ class _Adam:
         self.steps = 0
         self.mean, self.square = torch.zeros_like(base), torch.zeros_like(base)
 
-    def step(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The change of the parameters, [rows, features]."""
+    def step(self, gradient: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        """The change of the parameters, [rows, features], for losses [rows]."""
         self.steps += 1
         self.mean = 0.9 * self.mean + 0.1 * gradient
         self.square = 0.999 * self.square + 0.001 * gradient.square()
@@ -303,29 +310,32 @@ class _Adam:
         return self
 
 
-class _Normalized:
-    """Nesterov's momentum over gradients of length 1, one state per row.
+class _Polyak:
+    """Steps of Polyak's length, loss / ||gradient||, with Nesterov's momentum.
 
-    A step is at most ``v_lr * sqrt(d_model)`` long, the length of Adam's first step.  Adam moves
-    every feature alike at first, whether the loss depends on it or not; a step along the gradient
-    gets the loss as low in fewer than half of the evaluations (docs/speed.md).
+    That is how far a loss of 0 would be if it fell as steeply all the way (Polyak, Introduction to
+    Optimization, 1987; arXiv 2002.10542), so there is no learning rate.  Adam's first steps move
+    every feature alike, whether the loss depends on it or not; steps along the gradient reach the
+    same loss in half of the evaluations, with a delta that is two to five times shorter
+    (docs/methods.md).
     """
 
     def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
-        self.length = _learning_rate(hparams, base) * base.shape[1] ** 0.5
+        self.longest = LONGEST_STEP * _bound(hparams, base)
         self.mean = torch.zeros_like(base)
 
-    def step(self, gradient: torch.Tensor) -> torch.Tensor:
-        """The change of the parameters, [rows, features]."""
+    def step(self, gradient: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+        """The change of the parameters, [rows, features], for losses [rows]."""
         norm = gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-        direction = (1 - MOMENTUM) * gradient / norm
-        self.mean = MOMENTUM * self.mean + direction
-        return -self.length * (MOMENTUM * self.mean + direction)
+        length = torch.minimum(loss[:, None] / norm, self.longest)
+        step = (1 - MOMENTUM) * length * gradient / norm
+        self.mean = MOMENTUM * self.mean + step
+        return -(MOMENTUM * self.mean + step)
 
-    def select(self, rows: torch.Tensor) -> _Normalized:
+    def select(self, rows: torch.Tensor) -> _Polyak:
         """The same with some of the rows."""
-        self.length, self.mean = self.length[rows], self.mean[rows]
+        self.longest, self.mean = self.longest[rows], self.mean[rows]
         return self
 
 
-_OPTIMIZERS: dict[str, type[_Adam | _Normalized]] = {"adam": _Adam, "normalized": _Normalized}
+_OPTIMIZERS: dict[str, type[_Adam | _Polyak]] = {"adam": _Adam, "polyak": _Polyak}

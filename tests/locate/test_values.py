@@ -28,10 +28,10 @@ def plain_value(model, tokenizer, request, hparams):
         return max(i for i, (a, b) in enumerate(spans) if a < end <= b or a <= end - 1 < b)
 
     delta = torch.zeros(layout.d_model, requires_grad=True)
-    normalized = hparams.v_optimizer == "normalized"
+    polyak = hparams.v_optimizer == "polyak"
     optimizer = (
-        torch.optim.SGD([delta], 0.2 * hparams.v_lr * layout.d_model**0.5, 0.8, nesterov=True)
-        if normalized
+        torch.optim.SGD([delta], 0.5, 0.5, nesterov=True)
+        if polyak
         else torch.optim.Adam([delta], lr=hparams.v_lr)
     )
     base = None
@@ -79,8 +79,10 @@ def plain_value(model, tokenizer, request, hparams):
             break
         optimizer.zero_grad()
         loss.backward()
-        if normalized:
-            delta.grad /= delta.grad.norm()
+        if polyak:
+            longest = 0.3 * hparams.clamp_norm_factor * base.norm()
+            norm = delta.grad.norm()
+            delta.grad *= min(loss.item() / norm, longest) / norm
         optimizer.step()
         bound = hparams.clamp_norm_factor * base.norm()
         with torch.no_grad():
@@ -89,7 +91,7 @@ def plain_value(model, tokenizer, request, hparams):
     return base + delta.detach(), loss.item(), step + 1
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "normalized"])
+@pytest.mark.parametrize("optimizer", ["adam", "polyak"])
 def test_batched_equals_one_at_a_time(any_model, tokenizer, optimizer):
     hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3, v_optimizer=optimizer)
     requests = some_requests(4)
