@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from statistics import fmean
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,8 @@ HOST = {
     "ROME": ("rome.rome_main", "apply_rome_to_model"),
     "FT": ("ft.ft_main", "apply_ft_to_model"),
 }
+SPREAD = ("NSE", "MEMIT", "AlphaEdit")
+"""Ours, which run with the papers' Adam and with ``v_optimizer: polyak``."""
 N_SAMPLES = 20
 SETTINGS: dict[str, Any] = dict(
     v_num_grad_steps=25, v_lr=0.5, v_weight_decay=0.5, clamp_norm_factor=0.75, kl_factor=0.0625,
@@ -120,18 +123,22 @@ class Setup:
         for layer, moment in self.moments.items():
             write_npz(stats_dir, layout, layer, moment)
         self.source = source
+        self.losses: dict[tuple[str, str], list[float | None]] = {}
+        """Of the values of the last round, by method and optimizer."""
         self.rows = {layer: layout.down_name(layer) for layer in self.layers}
 
-    def ours(self, method: str) -> Callable[[], None]:
+    def ours(self, method: str, **changes: Any) -> Callable[[], None]:
         """One round of this package."""
         kind = METHODS[method].hparams
-        values = settings_of(method, self.layers, self.last)
+        values = settings_of(method, self.layers, self.last) | changes
         if "mom2_dataset" in values:
             values |= {"mom2_dataset": self.source, "stats_dir": self.stats_dir}
         hparams = kind(alg_name=method, model_name="side by side", device="cpu", **values)
 
         def run() -> None:
-            METHODS[method].edit_round(self.session, self.requests, hparams)
+            record = METHODS[method].edit_round(self.session, self.requests, hparams)
+            losses = [outcome.z_loss for outcome in record.outcomes]
+            self.losses[method, changes.get("v_optimizer", "")] = losses
 
         return run
 
@@ -244,6 +251,9 @@ def main() -> None:
     parser.add_argument("--statistics", help="source of the second moments; default factbook")
     parser.add_argument("--edits", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument(
+        "--polyak-steps", type=int, default=10, help="evaluations of v_optimizer: polyak"
+    )
     parser.add_argument("--methods", nargs="+", default=["NSE", "MEMIT", "ROME", "AlphaEdit"])
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -257,6 +267,10 @@ def main() -> None:
             print(host)
         for method in given.methods:
             turns[method, "ours"] = setup.ours(method)
+            if method in SPREAD:
+                turns[method, "polyak"] = setup.ours(
+                    method, v_optimizer="polyak", v_num_grad_steps=given.polyak_steps
+                )
             if host is not None and method in HOST:
                 turns[method, "EasyEdit"] = setup.easyedit(method)
             if method == "NSE" and os.environ.get("NSE_ROOT"):
@@ -285,6 +299,9 @@ def main() -> None:
             line += f"{wall[method, who] / edits:8.3f} s  {cpu[method, who] / mine:6.2f} x ours"
             if who == "ours":
                 line += f"  {cpu[method, who] / given.repeats / floors[method]:.2f} x floor"
+            losses = setup.losses.get((method, "" if who == "ours" else who))
+            if losses and method != "FT" and who in ("ours", "polyak"):
+                line += f"  loss of values {fmean(losses):.3f}"
             print(line, flush=True)
 
 

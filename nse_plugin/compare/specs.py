@@ -56,6 +56,10 @@ _SHARED = {
     "merged": Variant(
         {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
     ),
+    "polyak": Variant(
+        {"v_optimizer": "polyak", "v_num_grad_steps": 12},
+        "values are optimised without a learning rate, in 12 evaluations (ours)",
+    ),
     "repair": Variant(
         {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
     ),

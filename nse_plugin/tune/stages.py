@@ -191,13 +191,12 @@ def _matrices(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
             yield name, part
 
 
-_VALUES = (
-    Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5, 2.25), 0.45),
-    Stage("learning rate", _factors("v_lr_relative", 0.5, 2, 0.2), 0.55),
+_BOUND = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5, 2.25), 0.45)
+_STOP = (
     Stage("steps", _factors("v_num_grad_steps", 0.5, 1.75), 0.57),
     Stage("stop", _each("v_stop", "rank"), 0.6),
 )
-_SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), *_VALUES)
+_SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), _BOUND, *_STOP)
 _CLAMP = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5), 1.0, stream=True)
 _LAMBDA = Stage(
     "lambda", _each("mom2_update_weight_relative", 0.2, 0.04, 1.0, 5.0), 1.0, stream=True
@@ -218,7 +217,9 @@ _STAGES: dict[str, Sequence[Stage]] = {
     "ROME": (
         Stage("layers", _depths(1), 0.3),
         Stage("layers", _beside(1), 0.4),
-        *_VALUES,
+        _BOUND,
+        Stage("learning rate", _factors("v_lr_relative", 0.5, 2, 0.2), 0.55),
+        *_STOP,
         Stage("clamp", _factors("clamp_norm_factor", 1.0, 0.5), 1.0, stream=True),
     ),
     "FT": (Stage("layers", _depths(1), 0.35), *_TRAINING),
