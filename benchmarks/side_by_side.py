@@ -301,7 +301,7 @@ def main() -> None:
                 line += f"  {cpu[method, who] / given.repeats / floors[method]:.2f} x floor"
             losses = setup.losses.get((method, "" if who == "ours" else who))
             if losses and method != "FT" and who in ("ours", "polyak"):
-                line += f"  loss of values {fmean(losses):.3f}"
+                line += f"  loss of values {fmean(filter(None, losses)):.3f}"
             print(line, flush=True)
 
 
