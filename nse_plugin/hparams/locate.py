@@ -33,7 +33,7 @@ class LocateHparams(LayersHparams):
     """Evaluations of the value loss; with one step between two of them."""
     v_optimizer: Literal["adam", "polyak"] = "adam"
     """adam: the papers'; polyak: steps of length loss / ||gradient|| (ours), which need no learning
-    rate and half of the evaluations, and find a shorter delta."""
+    rate and fewer evaluations, and find a shorter delta."""
     v_lr: float | None = bounded(None, above=0)
     """Adam's learning rate for the value; default 0.5."""
     v_lr_relative: float | None = bounded(None, above=0)

@@ -316,8 +316,7 @@ class _Polyak:
     That is how far a loss of 0 would be if it fell as steeply all the way (Polyak, Introduction to
     Optimization, 1987; arXiv 2002.10542), so there is no learning rate.  Adam's first steps move
     every feature alike, whether the loss depends on it or not; steps along the gradient reach the
-    same loss in half of the evaluations, with a delta that is two to five times shorter
-    (docs/methods.md).
+    same loss in fewer evaluations and with a shorter delta (docs/methods.md).
     """
 
     def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
