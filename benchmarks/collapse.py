@@ -9,6 +9,7 @@ runs that were measured at the end only, the first round's own scores stand for 
 
 A warning is a signal that rises above a bound.  The bound is the largest one with which every
 collapse of the first model is preceded by a warning; the second table shows what it does elsewhere.
+The bound of the scores so far is fixed: a tenth is lost (``until_collapse: 0.9``).
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ SIGNALS = {
     "own scores": "loss of efficacy or locality of a round's own edits, against the first round's",
     "turned": "share of the 8 dominant directions of a layer that is gone",
     "perplexity": "perplexity of held-out text, against the untouched model's",
+    "scores so far": "loss of efficacy or locality of all edits, against the first measurement's",
 }
+FIXED = {"scores so far": 0.1}
+"""Bounds that are not chosen."""
 
 
 @dataclass(frozen=True)
@@ -66,16 +70,16 @@ class Curve:
         for n, line in zip(so_far, files.lines):
             for name, value in _signals(line, files.lines[0], base):
                 signals[name].append((n, value))
+        for n, measured in found:
+            lost = 1 - _kept(measured["all"], found[0][1]["all"])
+            signals["scores so far"].append((n, lost))
         points = [(n, {**(m["all"] or {}), "perplexity": m.get("perplexity")}) for n, m in found]
         return cls(folder.parents[1].name, folder.parent.name, points, signals)
 
     def collapsed_at(self) -> int | None:
         """Edits at the collapse; None if there was none."""
         first = self.points[0][1]
-        for n, now in self.points:
-            if any(now[s] < SHARE * first[s] for s in SCORES if first[s] is not None):
-                return n
-        return None
+        return next((n for n, now in self.points if _kept(now, first) < SHARE), None)
 
     def highest(self, signal: str) -> float | None:
         """Of the rounds before the collapse, or of all; None if none has the signal."""
@@ -100,16 +104,19 @@ def _signals(line: RoundLine, first: RoundLine, base: float | None) -> Iterator[
     ]
     if efforts:
         yield "effort", max(efforts)
-    own, own_first = line["scores"] or {}, first["scores"] or {}
-    kept = [own[s] / own_first[s] for s in SCORES if own_first.get(s) and own.get(s) is not None]
-    if kept:
-        yield "own scores", 1 - min(kept)
+    yield "own scores", 1 - _kept(line["scores"] or {}, first["scores"] or {})
     measured = line["measurement"] or {}
     drifts = [d for d in measured.get("direction_drift", {}).values() if d is not None]
     if drifts:
         yield "turned", max(drifts)
     if base and measured.get("perplexity"):
         yield "perplexity", measured["perplexity"] / base
+
+
+def _kept(scores: Mapping[str, Any], first: Mapping[str, Any]) -> float:
+    """The smallest share of a score that is left."""
+    pairs = [(scores.get(s), first.get(s)) for s in SCORES]
+    return min((now / was for now, was in pairs if was and now is not None), default=1.0)
 
 
 def _root(line: RoundLine) -> float:
@@ -150,7 +157,7 @@ def warnings(curves: Sequence[Curve], chosen: str) -> str:
         highest = [c.highest(signal) for c in there if c.model == chosen and c.collapsed_at()]
         if not highest:
             continue
-        bound = 0.999 * min(x for x in highest if x is not None)
+        bound = FIXED.get(signal, 0.999 * min(x for x in highest if x is not None))
         for model in dict.fromkeys(c.model for c in there):
             ends, early, alarms, held = 0, [], 0, 0
             for c in there:
