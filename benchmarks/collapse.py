@@ -10,6 +10,9 @@ runs that were measured at the end only, the first round's own scores stand for 
 A warning is a signal that rises above a bound.  The bound is the largest one with which every
 collapse of the first model is preceded by a warning; the second table shows what it does elsewhere.
 The bound of the scores so far is fixed: a tenth is lost (``until_collapse: 0.9``).
+
+Two facts of one subject have one key where their prompts are the same up to it, so a later edit
+overwrites an earlier one.  The first table therefore has the efficacy of the others, too.
 """
 
 from __future__ import annotations
@@ -20,14 +23,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.schema import RoundLine
 
 SHARE = 0.8
 """Of the first measurement's score: less is a collapse."""
 SCORES = ("efficacy", "locality")
+LATEST = "efficacy_of_latest"
 SIGNALS = {
     "change": "largest norm(change) / norm(original) of a layer",
     "effort": "norm of the round's own change per root of its edits, against the first round's",
@@ -73,7 +79,19 @@ class Curve:
         for n, measured in found:
             lost = 1 - _kept(measured["all"], found[0][1]["all"])
             signals["scores so far"].append((n, lost))
-        points = [(n, {**(m["all"] or {}), "perplexity": m.get("perplexity")}) for n, m in found]
+        of_rounds = files.requests()
+        requests = [r for line in files.lines for r in of_rounds[line["round"]]]
+        points = [
+            (
+                n,
+                {
+                    **(m["all"] or {}),
+                    LATEST: _of_latest(m.get("each", []), requests[:n]),
+                    "perplexity": m.get("perplexity"),
+                },
+            )
+            for n, m in found
+        ]
         return cls(folder.parents[1].name, folder.parent.name, points, signals)
 
     def collapsed_at(self) -> int | None:
@@ -113,6 +131,13 @@ def _signals(line: RoundLine, first: RoundLine, base: float | None) -> Iterator[
         yield "perplexity", measured["perplexity"] / base
 
 
+def _of_latest(each: Sequence[Mapping[str, Any]], requests: Sequence[EditRequest]) -> float | None:
+    """Efficacy of the edits whose prompt up to the subject's end no later one shares."""
+    latest = {r.text[: r.text.index(r.subject) + len(r.subject)]: r.case_id for r in requests}
+    found = [e["efficacy"] for e in each if e["case_id"] in set(latest.values())]
+    return fmean(found) if found else None
+
+
 def _kept(scores: Mapping[str, Any], first: Mapping[str, Any]) -> float:
     """The smallest share of a score that is left."""
     pairs = [(scores.get(s), first.get(s)) for s in SCORES]
@@ -127,15 +152,16 @@ def _root(line: RoundLine) -> float:
 def table(curves: Sequence[Curve]) -> str:
     """Where each breaks: scores at the first measurement and at the collapse, or at the end."""
     lines = [
-        "| model | method | collapse | efficacy | locality | perplexity |",
-        "|---|---|---|---|---|---|",
+        "| model | method | collapse | efficacy | not overwritten | locality | perplexity |",
+        "|---|---|---|---|---|---|---|",
     ]
     for c in curves:
         end = c.collapsed_at()
         last, now = next(p for p in c.points if p[0] == (end or c.points[-1][0]))
         first = c.points[0][1]
-        ends = [_both(first[s], now[s], 100, ".1f") for s in SCORES]
-        ends.append(_both(first["perplexity"], now["perplexity"], 1, ".4g"))
+        shown = ("efficacy", LATEST, "locality")
+        ends = [_both(first.get(s), now.get(s), 100, ".1f") for s in shown]
+        ends.append(_both(first["perplexity"], now["perplexity"], 1, ".2f"))
         at = f"{end} edits" if end else f"none up to {last}"
         lines.append(f"| {c.model} | {c.method} | {at} | {' | '.join(ends)} |")
     return "\n".join(lines)
@@ -186,13 +212,15 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
     axes = figure.subplots(len(models), 2, squeeze=False, sharey=True)
     for row, model in zip(axes, models):
         for axis, score in zip(row, SCORES):
-            for number, c in enumerate(c for c in curves if c.model == model):
-                style = "-" if ":" not in c.method and "_" not in c.method else "--"
+            methods = list(dict.fromkeys(c.method for c in curves))
+            for c in (c for c in curves if c.model == model):
+                style = "-" if "_" not in c.method else "--"
                 edits, values = zip(*((n, now[score]) for n, now in c.points))
-                axis.plot(edits, values, style, color=f"C{number % 10}", label=c.method)
+                color = f"C{methods.index(c.method) % 10}"
+                axis.plot(edits, values, style, color=color, label=c.method)
             axis.set(title=f"{model}: {score} of all edits so far", xlabel="edits", ylim=(0, 1.02))
         row[0].legend(fontsize=8)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -201,6 +229,7 @@ def main() -> None:
     parser.add_argument("comparisons", type=Path, nargs="+", help="folders of nse compare")
     parser.add_argument("--choose-on", help="model that the bounds are chosen on; the first one")
     parser.add_argument("--png", type=Path, help="where to draw the curves")
+    parser.add_argument("--only", nargs="+", help="folders of methods to draw; all by default")
     options = parser.parse_args()
     found = [
         p.parent for c in options.comparisons for p in sorted(c.glob("cells/*/*/*/final.json"))
@@ -209,7 +238,8 @@ def main() -> None:
     print(table(curves))
     print("\n" + warnings(curves, options.choose_on or curves[0].model))
     if options.png:
-        draw([c for c in curves if len(c.points) > 2], options.png)
+        chosen = options.only or [c.method for c in curves]
+        draw([c for c in curves if c.method in chosen and len(c.points) > 2], options.png)
 
 
 if __name__ == "__main__":
