@@ -106,6 +106,13 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         "ridge": Variant(
             {"ridge": 0.1}, "a multiple of the identity is added in the solve (arXiv 2502.01636)"
         ),
+        "stable": Variant(
+            {
+                "v_optimizer": "polyak", "v_num_grad_steps": 12, "merge_subjects": True,
+                "repair_rounds": 1, "consolidate_every": 5,
+            },
+            "for long streams: polyak, merged and consolidated together (ours)",
+        ),
         "sphere": Variant(
             {"soft_projection": 0.8},
             "the change is smaller along the matrix's dominant directions (arXiv 2510.01172)",

@@ -32,8 +32,8 @@ class LocateHparams(LayersHparams):
     v_num_grad_steps: int = bounded(25, low=1)
     """Evaluations of the value loss; with one step between two of them."""
     v_optimizer: Literal["adam", "polyak"] = "adam"
-    """adam: the papers'; polyak: steps of length loss / ||gradient|| (ours), which need no learning
-    rate and fewer evaluations, and find a shorter delta."""
+    """How a value is searched for: adam, as in the papers; polyak (ours), with steps of length
+    loss / ||gradient||, which need no learning rate and fewer evaluations."""
     v_lr: float | None = bounded(None, above=0)
     """Adam's learning rate for the value; default 0.5."""
     v_lr_relative: float | None = bounded(None, above=0)
