@@ -126,7 +126,8 @@ def test_without_room_nothing_is_fetched(index, monkeypatch):
 
 def test_the_command_lists_and_names_the_nearest(index, capsys):
     assert cli.main(["models"]) == 0
-    assert "toy            Toy; download 0 MB" in capsys.readouterr().out
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["toy", "Toy", "0", "0", "MIT", "not", "fetched"] in rows
     assert cli.main(["models", "get", "smolm2-135m"]) == 1
     assert "did you mean 'smollm2-135m'" in capsys.readouterr().err
 
