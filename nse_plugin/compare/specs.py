@@ -68,6 +68,7 @@ _SHARED = {
         "repair, and every 5 rounds of the earlier edits that are lost (ours)",
     ),
 }
+_STABLE = ("polyak", "merged", "consolidated")
 VARIANTS: dict[str, dict[str, Variant]] = {
     "AlphaEdit": {**_SHARED},
     "FT": {
@@ -107,10 +108,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
             {"ridge": 0.1}, "a multiple of the identity is added in the solve (arXiv 2502.01636)"
         ),
         "stable": Variant(
-            {
-                "v_optimizer": "polyak", "v_num_grad_steps": 12, "merge_subjects": True,
-                "repair_rounds": 1, "consolidate_every": 5,
-            },
+            {key: value for name in _STABLE for key, value in _SHARED[name].changes.items()},
             "for long streams: polyak, merged and consolidated together (ours)",
         ),
         "sphere": Variant(
