@@ -44,8 +44,7 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
         return read_method_yaml(path) | {"model_name": model_name}
     found = defaults_for(method, model_name)
     log.warning(
-        "no settings of %s ship for %s; it takes some that fit any model, and nse tune finds "
-        "better ones",
+        "no settings of %s ship for %s, so general ones are used; nse tune finds better ones",
         method, model_name,
     )  # fmt: skip
     return found
