@@ -156,7 +156,7 @@ def relative_change(original: torch.Tensor, current: torch.Tensor) -> float | No
     return finite(float((now - before).norm() / before.norm().clamp(min=1e-30)))
 
 
-def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int = 8) -> float | None:
+def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int) -> float | None:
     """1 - ||U0^T U||^2 / k, for the k dominant singular vectors U0 and U of both matrices.
 
     They are those of the shorter side, for a down-projection [d_model, d_ff] or [d_ff, d_model]

@@ -33,8 +33,6 @@ from nse_plugin.evaluation.settings import Bounds, Protocol
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.capacity import key_share
 
-_OF_WEIGHTS = {"relative_change": relative_change, "direction_drift": direction_drift}
-
 
 @dataclass(frozen=True)
 class Edit:
@@ -238,10 +236,16 @@ def measure_all(
     result |= _whole_model(protocol, measured)
     if protocol.weights:
         now = dict(measured.model.named_parameters())
-        for key, function in _OF_WEIGHTS.items():
-            result[key] = {
-                name: function(original, now[name]) for name, original in measured.originals.items()
-            }
+        result["relative_change"] = {
+            name: relative_change(original, now[name])
+            for name, original in measured.originals.items()
+        }
+    if protocol.directions:
+        now = dict(measured.model.named_parameters())
+        result["direction_drift"] = {
+            name: direction_drift(original, now[name], protocol.directions)
+            for name, original in measured.originals.items()
+        }
     if protocol.key_space:
         result["key_share"] = {
             str(layer): key_share(keys, protocol.key_space)

@@ -70,8 +70,10 @@ class Protocol(Settings):
     each: bool = False
     """Also write down the scores of every single earlier edit asked."""
     weights: bool = True
-    """Norm of each edited matrix's change, relative to the original, and how far its dominant
-    singular directions have turned."""
+    """Norm of each edited matrix's change, relative to the original."""
+    directions: int | None = bounded(None, low=1)
+    """Dominant singular directions of each edited matrix that are compared with the original's; it
+    takes two eigenvalue problems of d_model per matrix."""
     key_space: int = bounded(2048, low=0)
     """Previous keys per layer that the share of the key space is taken from."""
     harness_tasks: tuple[str, ...] = ()

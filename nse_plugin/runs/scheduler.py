@@ -229,7 +229,8 @@ class SequentialScheduler:
                     scores = measure_round(self.protocol, measured, self.history, number)
                     if self.protocol.is_due(number):
                         measurement = self._measure_all(measured, number)
-            stop = stop or self.rules.check(measurement, base, problem, first=self._first())
+            first = next((line["measurement"] for line in self._log if line["measurement"]), None)
+            stop = stop or self.rules.check(measurement, base, problem, first=first)
         kept = written is not None
         if stop is not None:
             log.warning("round %d: %s is %s, bound %s: %s", number, stop["rule"], stop["value"],
@@ -266,10 +267,6 @@ class SequentialScheduler:
         self._changed |= line["changed"]
         self._tell("round", **line)
         return line
-
-    def _first(self) -> Measurement | None:
-        """The first measurement of a round on disk."""
-        return next((line["measurement"] for line in self._log if line["measurement"]), None)
 
     def _measure_all(self, measured: MeasuredModel, number: int) -> Measurement:
         return cast(Measurement, measure_all(self.protocol, measured, self.history, number))

@@ -103,8 +103,8 @@ class Measurement(TypedDict, total=False):
     relative_change: dict[str, float | None]
     """By parameter: ||change|| / ||original||."""
     direction_drift: dict[str, float | None]
-    """By parameter: share of the span of the original's 8 dominant singular directions that is not
-    in the span of the matrix's 8 dominant ones."""
+    """By parameter: share of the span of the original's dominant singular directions that is not in
+    the span of the matrix's."""
     key_share: dict[str, float | None]
     """By layer: share of the key space that previous keys use."""
     harness: dict[str, Any]

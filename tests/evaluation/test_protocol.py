@@ -292,7 +292,7 @@ def test_direction_drift_is_what_the_dominant_directions_no_longer_span():
     angles = torch.linalg.svdvals(before.T @ now)  # cosines of the principal angles
     for turned in (weight, noise), (weight.T, noise.T):  # the layouts of Linear and of Conv1D
         assert direction_drift(*turned, 3) == pytest.approx(float(1 - angles.square().mean()), 1e-5)
-    assert direction_drift(weight, weight * math.nan) is None
+    assert direction_drift(weight, weight * math.nan, 3) is None
 
 
 def test_free_generation_counts_whole_answers(monkeypatch):

@@ -195,7 +195,7 @@ def test_samples_bound_what_is_asked(tmp_path):
 
 
 def test_what_is_said_of_the_weights(tmp_path):
-    made = scheduler(tmp_path)
+    made = scheduler(tmp_path, protocol=protocol(directions=2))
     result = made.run()
     point, model = result.final["measurement"], made.backend.model
     original = session().model.get_parameter(DOWN)
