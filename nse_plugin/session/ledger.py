@@ -7,7 +7,6 @@ from it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,9 +20,6 @@ from nse_plugin.session.records import (
     not_active,
     written_again,
 )
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 class Ledger:
@@ -149,29 +145,8 @@ class Ledger:
         """Sum of all changes of one layer, or None if no round wrote it: :meth:`changes`."""
         return self.changes({layer: device}, d_ff).get(layer)
 
-    def neurons(self, layer: int) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.neurons`."""
-        return queries.neurons(self, layer)
-
-    def rounds(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.rounds`."""
-        return queries.rounds(self)
-
-    def requests(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.requests`."""
-        return queries.requests(self)
-
-    def overlap(self, layer: int | None = None) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.overlap`."""
-        return queries.overlap(self, layer)
-
-    def capacity(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.capacity`."""
-        return queries.capacity(self)
-
-    def who_wrote(self, layer: int, neuron: int) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.who_wrote`."""
-        return queries.who_wrote(self, layer, neuron)
+    neurons, rounds, requests = queries.neurons, queries.rounds, queries.requests
+    overlap, capacity, who_wrote = queries.overlap, queries.capacity, queries.who_wrote
 
 
 def _made(entry: ActiveRound) -> int:

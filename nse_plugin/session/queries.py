@@ -1,32 +1,25 @@
 """Small tables about a ledger: what an engineer asks when an edited model misbehaves.
 
-All of them are made from the records alone, in main memory; no model is needed.  Each table is
-gathered round by round, so that one pass over the ledger, which reads every round file once, fills
-as many tables as are wanted (:func:`survey`).
+All of them are made from the records alone, in main memory; no model is needed.  Those that belong
+to a ledger are its methods too: ``ledger.neurons(layer)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nse_plugin.errors import DataError
-from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.records import STATUSES, Outcome, RoundRecord
 from nse_plugin.session.tables import (
     Capacity,
-    ColumnNorms,
-    NeuronRows,
-    NormGrowth,
-    Overlap,
-    RequestRows,
-    RoundRows,
-    Rounds,
+    LayerTable,
+    by_round,
     d_ff_of,
     edited_layers,
-    gather,
     import_pandas,
     jaccard,
     writes_to,
@@ -35,10 +28,12 @@ from nse_plugin.session.tables import (
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from nse_plugin.session.ledger import Ledger
+
 
 @dataclass(frozen=True)
 class Survey:
-    """The tables about a whole ledger."""
+    """The tables about a whole ledger, for which every round file is read once."""
 
     rounds: DataFrame
     """See :func:`rounds`."""
@@ -52,32 +47,42 @@ class Survey:
     """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
     capacity: DataFrame
     """See :func:`capacity`."""
-
-    def overlap(self, layer: int | None = None) -> DataFrame:
-        """See :func:`overlap`."""
-        chosen = list(self.columns.values()) if layer is None else [self.columns[layer]]
-        written = [torch.tensor(table.notna().to_numpy()) for table in chosen]
-        numbers = list(self.rounds.index)
-        return jaccard(torch.cat(written, dim=1) if written else None, numbers)
+    overlaps: dict[int | None, DataFrame]
+    """By layer, and under None of all layers together: :func:`overlap`."""
 
 
-def survey(ledger: Rounds, after: Collection[int] | None = None) -> Survey:
+def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:
     """All tables about a ledger, in one pass.
 
     Args:
         after: the capacity only after these rounds, since it takes a second each in large models.
     """
-    layers = edited_layers(ledger)
-    tables = RoundRows(layers), RequestRows(), NormGrowth(ledger), Capacity(ledger, after=after)
-    columns = {layer: ColumnNorms(ledger, layer) for layer in layers}
-    touched = {layer: NeuronRows(ledger, layer) for layer in layers}
-    made = iter(gather(ledger, *tables, *columns.values(), *touched.values()))
-    rows, asked, growth, used = (next(made) for _ in tables)
-    by_layer = dict(zip(layers, made))
-    return Survey(rows, asked, dict(zip(layers, made)), by_layer, growth, used)
+    import_pandas()  # before anything is read
+    layers, numbers = _layer_tables(ledger, edited_layers(ledger)), ledger.numbers()
+    capacity = Capacity(ledger, after=after)
+    rows, outcomes = [], []
+    for record in ledger:
+        rows.append(_round_row(record))
+        outcomes += _request_rows(record)
+        for layer in layers.values():
+            layer.see(record)
+        capacity.see(record)
+    overlaps: dict[int | None, DataFrame] = {None: jaccard(layers.values(), numbers)}
+    overlaps |= {layer: jaccard([found], numbers) for layer, found in layers.items()}
+    return Survey(
+        rounds=_rounds(rows, layers),
+        requests=_requests(outcomes),
+        neurons={layer: found.neurons() for layer, found in layers.items()},
+        columns={layer: found.columns() for layer, found in layers.items()},
+        growth=by_round({n: found.growth for n, found in layers.items()}, numbers).rename_axis(
+            "layer", axis="columns"
+        ),
+        capacity=capacity.table(),
+        overlaps=overlaps,
+    )
 
 
-def neurons(ledger: Rounds, layer: int) -> DataFrame:
+def neurons(ledger: Ledger, layer: int) -> DataFrame:
     """One row per neuron of a layer, indexed by it.
 
     Columns: ``times_written`` (writes, several passes of a round included), ``norm`` (of the
@@ -87,25 +92,22 @@ def neurons(ledger: Rounds, layer: int) -> DataFrame:
     Raises:
         DataError: no round knows the layer.
     """
-    return gather(ledger, NeuronRows(ledger, layer))[0]
+    return _layer_tables(ledger, [layer], seen=True)[layer].neurons()
 
 
-def rounds(ledger: Rounds) -> DataFrame:
-    """One row per active round, indexed by its number.
+def column_norms(ledger: Ledger, layer: int) -> DataFrame:
+    """What each round changed in each neuron: a row per round, a column per neuron of the layer.
 
-    Columns: ``method``, ``edits``, how many requests ended in each status, ``seconds``, and per
-    layer L ``neurons_L`` (how many were written) and ``norm_L`` (of what the round changed); NaN
-    where a round did not edit the layer.
+    The value is the norm of the round's change of the neuron's column, all passes together; NaN
+    where the round did not write it.
+
+    Raises:
+        DataError: no round knows the layer.
     """
-    return gather(ledger, RoundRows(edited_layers(ledger)))[0]
+    return _layer_tables(ledger, [layer], seen=True)[layer].columns()
 
 
-def requests(ledger: Rounds) -> DataFrame:
-    """One row per request of every round: ``round``, then the fields of its outcome."""
-    return gather(ledger, RequestRows())[0]
-
-
-def overlap(ledger: Rounds, layer: int | None = None) -> DataFrame:
+def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
     """Jaccard index of the neurons that each two rounds wrote, indexed by their numbers.
 
     Rounds that wrote nothing have 0 with all others, and 1 with themselves.
@@ -116,11 +118,12 @@ def overlap(ledger: Rounds, layer: int | None = None) -> DataFrame:
     Raises:
         DataError: no round knows the layer.
     """
-    return gather(ledger, Overlap(ledger, layer))[0]
+    layers = edited_layers(ledger) if layer is None else [layer]
+    return jaccard(_layer_tables(ledger, layers, seen=True).values(), ledger.numbers())
 
 
 def capacity(
-    ledger: Rounds, max_keys: int = 2048, after: Collection[int] | None = None
+    ledger: Ledger, max_keys: int = 2048, after: Collection[int] | None = None
 ) -> DataFrame:
     """Share of each layer's key space that previous keys use: a row per round, a column per layer.
 
@@ -132,22 +135,30 @@ def capacity(
         max_keys: of more keys, as many are taken at even distances.
         after: only the values after these rounds; all where None.
     """
-    return gather(ledger, Capacity(ledger, max_keys, after))[0]
+    found = Capacity(ledger, max_keys, after)
+    for record in ledger:
+        found.see(record)
+    return found.table()
 
 
-def column_norms(ledger: Rounds, layer: int) -> DataFrame:
-    """What each round changed in each neuron: a row per round, a column per neuron of the layer.
+def rounds(ledger: Ledger) -> DataFrame:
+    """One row per active round, indexed by its number.
 
-    The value is the norm of the round's change of the neuron's column, all passes together; NaN
-    where the round did not write it.
-
-    Raises:
-        DataError: no round knows the layer.
+    Columns: ``method``, ``edits``, how many requests ended in each status, ``seconds``, and per
+    layer L ``neurons_L`` (how many were written) and ``norm_L`` (of what the round changed); NaN
+    where a round did not edit the layer.
     """
-    return gather(ledger, ColumnNorms(ledger, layer))[0]
+    import_pandas()
+    return _rounds(list(map(_round_row, ledger)), edited_layers(ledger))
 
 
-def request_writes(ledger: Rounds, case_id: int | str, most: int = 5) -> DataFrame:
+def requests(ledger: Ledger) -> DataFrame:
+    """One row per request of every round: ``round``, then the fields of its outcome."""
+    import_pandas()
+    return _requests([row for record in ledger for row in _request_rows(record)])
+
+
+def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFrame:
     """What one request wrote: a row for each write that it took part in.
 
     Columns: ``round``, ``layer``, ``pass_number``, ``norm`` (of the request's part of the write, an
@@ -183,7 +194,7 @@ def request_writes(ledger: Rounds, case_id: int | str, most: int = 5) -> DataFra
     return import_pandas().DataFrame(rows, columns=columns)
 
 
-def who_wrote(ledger: Rounds, layer: int, neuron: int) -> DataFrame:
+def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
     """Rounds and requests that wrote a neuron: a row for each request of each such round.
 
     A write of a round as a whole (FT trains on all requests together) has one row, with the
@@ -230,3 +241,39 @@ def _shares(record: RoundRecord, layer: int, neuron: int) -> dict[int | str | No
 
 def _only_case(record: RoundRecord) -> int | str | None:
     return record.outcomes[0].case_id if len(record.outcomes) == 1 else None
+
+
+def _layer_tables(
+    ledger: Ledger, layers: Iterable[int], seen: bool = False
+) -> dict[int, LayerTable]:
+    """By layer: what its tables are made from; ``seen`` shows it all rounds."""
+    import_pandas()
+    found = {layer: LayerTable(ledger, layer) for layer in layers}
+    for record in ledger if seen else ():
+        for table in found.values():
+            table.see(record)
+    return found
+
+
+def _round_row(record: RoundRecord) -> dict[str, Any]:
+    summary = record.summary()
+    row = {"round": record.number, "method": record.method, "edits": summary["edits"]}
+    row |= summary["status"] | {"seconds": sum(record.seconds.values())}
+    for layer, entry in summary["layers"].items():
+        row |= {f"neurons_{layer}": entry["neurons"], f"norm_{layer}": entry["norm"]}
+    return row
+
+
+def _rounds(rows: list[dict[str, Any]], layers: Iterable[int]) -> DataFrame:
+    of_layers = [f"{what}_{layer}" for layer in layers for what in ("neurons", "norm")]
+    columns = ["round", "method", "edits", *STATUSES, "seconds", *of_layers]
+    return import_pandas().DataFrame(rows, columns=columns).set_index("round")
+
+
+def _request_rows(record: RoundRecord) -> list[dict[str, Any]]:
+    return [{"round": record.number, **asdict(each)} for each in record.outcomes]
+
+
+def _requests(rows: list[dict[str, Any]]) -> DataFrame:
+    columns = ["round", *(field.name for field in fields(Outcome))]
+    return import_pandas().DataFrame(rows, columns=columns)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 
@@ -18,6 +18,7 @@ from nse_plugin.session.moments import Moments
 from nse_plugin.session.norms import column_norms
 
 Status = Literal["converged", "residual_left", "out_of_bounds"]
+STATUSES: tuple[Status, ...] = get_args(Status)
 
 
 @dataclass(frozen=True)
@@ -214,10 +215,7 @@ class RoundRecord:
             "number": self.number,
             "method": self.method,
             "edits": self.edits,
-            "status": {
-                status: sum(o.status == status for o in self.outcomes)
-                for status in ("converged", "residual_left", "out_of_bounds")
-            },
+            "status": {each: sum(o.status == each for o in self.outcomes) for each in STATUSES},
             "layers": {
                 str(layer): {"neurons": len(self.neurons(layer)), "norm": norm}
                 for layer, norm in self.norms().items()
