@@ -86,8 +86,9 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
         return None
 
     def draw(theme: Theme) -> Figure:
-        return charts.lines(
-            table, x="edits", y=OVER_EDITS[score], percent=True, limits=(None, None), theme=theme
+        name = OVER_EDITS[score]
+        return charts.line_panels(
+            {name: table}, x="edits", shares=[name], limits=(None, None), theme=theme
         )
 
     return Picture(
@@ -107,10 +108,7 @@ def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> P
         return None
 
     def draw(theme: Theme) -> Figure:
-        return charts.points(
-            table, x="seconds per edit", y="efficacy", percent=True, limits=(None, None),
-            theme=theme,
-        )  # fmt: skip
+        return charts.points(table, x="seconds per edit", y="efficacy", theme=theme)
 
     said = ", ".join(f"{name} {row.efficacy:.1%}" for name, row in table.iterrows())
     return Picture(
@@ -131,8 +129,8 @@ def retention(result: ComparisonResult, model: str, method: str) -> Picture | No
         return None
 
     def draw(theme: Theme) -> Figure:
-        return figures.heat_map(
-            table, x="after round", y="edited in", value="efficacy", percent=True,
+        return figures.heat_maps(
+            {"": table}, x="after round", y="edited in", value="efficacy", percent=True,
             limits=(0.0, 1.0), theme=theme,
         )  # fmt: skip
 
@@ -156,10 +154,10 @@ def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture
     table = pd.DataFrame(left)
 
     def draw(theme: Theme) -> Figure:
-        return charts.lines(
-            table, x="edited in round", y="efficacy after the last round", percent=True,
-            limits=(0.0, 1.02), theme=theme,
-        )  # fmt: skip
+        name = "efficacy after the last round"
+        return charts.line_panels(
+            {name: table}, x="edited in round", shares=[name], limits=(0.0, 1.02), theme=theme
+        )
 
     first = ", ".join(f"{name} {value:.1%}" for name, value in table.iloc[0].items())
     return Picture(

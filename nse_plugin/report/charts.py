@@ -29,30 +29,6 @@ _LONGEST = 22
 """Characters of a line of a name, if it can be broken."""
 
 
-def lines(
-    table: DataFrame,
-    *,
-    x: str,
-    y: str,
-    title: str = "",
-    percent: bool = False,
-    limits: tuple[float | None, float | None] = (0.0, None),
-    theme: Theme = LIGHT,
-) -> Figure:
-    """A line per column over the index, with its name at its end; NaN is left out.
-
-    Ticks are at values of the index only.
-
-    Args:
-        x: what the index is.
-        y: what the values are.
-        percent: values are shares, labelled as percent.
-        limits: of the y axis; None is as the values need.
-    """
-    shares = (y,) if percent else ()
-    return line_panels({y: table}, x=x, title=title, shares=shares, limits=limits, theme=theme)
-
-
 def line_panels(
     tables: Mapping[str, DataFrame],
     *,
@@ -62,17 +38,22 @@ def line_panels(
     limits: tuple[float | None, float | None] = (0.0, None),
     theme: Theme = LIGHT,
 ) -> Figure:
-    """:func:`lines` of several tables, one panel below the other, by what their values are.
+    """A line per column of each table, with its name at its end; NaN is left out.
+
+    Ticks are at values of the index only.
 
     Args:
-        shares: those whose values are shares, labelled as percent.
+        tables: by what their values are; a panel for each, one below the other.
+        x: what the index is.
+        shares: the tables whose values are shares, labelled as percent.
+        limits: of the y axis; None is as the values need.
     """
     least = 2.6 if len(tables) == 1 else 1.7
     heights = [
         max(least, _tall(table.columns) * table.shape[1] + 0.5) if table.shape[1] > 1 else least
         for table in tables.values()
     ]
-    figure, panels = empty_figure(theme, title, heights)
+    figure, panels = empty_figure(theme, heights, title)
     for axes, height, (y, table) in zip(panels, heights, tables.items()):
         names = [str(name) for name in table.columns]
         colours = [theme.series[at % len(theme.series)] for at in range(len(names))]
@@ -101,41 +82,31 @@ def line_panels(
     return figure
 
 
-def points(
-    table: DataFrame,
-    *,
-    x: str,
-    y: str,
-    title: str = "",
-    percent: bool = False,
-    limits: tuple[float | None, float | None] = (0.0, None),
-    theme: Theme = LIGHT,
-) -> Figure:
-    """A named point per row: its first column across, its second up; rows with NaN are left out.
+def points(table: DataFrame, *, x: str, y: str, theme: Theme = LIGHT) -> Figure:
+    """A named point per row: its first column across, its second, a share, up.
+
+    Rows with NaN are left out.
 
     Args:
         x: what the first column is.
         y: what the second is.
-        percent: the second are shares, labelled as percent.
-        limits: of the y axis; None is as the values need.
     """
     shown = table.dropna()
     height = max(3.0, _tall(shown.index) * len(shown) + 0.5)
-    figure, (axes,) = empty_figure(theme, title, [height])
+    figure, (axes,) = empty_figure(theme, [height])
     colours = [theme.series[at % len(theme.series)] for at in range(len(shown))]
     places = [(float(a), float(b)) for a, b in shown.itertuples(index=False, name=None)]
     for at, (across, up) in enumerate(places):
         marker = _MARKERS[at % len(_MARKERS)]
         axes.plot([across], [up], marker=marker, markersize=5, color=colours[at], linestyle="")
-    _label(axes, x, y, limits, theme)
+    _label(axes, x, y, (None, None), theme)
     axes.margins(x=0.1, y=0.1)
-    if percent:
-        percent_axis(axes.yaxis)
+    percent_axis(axes.yaxis)
     _name_ends(axes, [str(name) for name in shown.index], places, colours, height - 0.6, theme)
     return figure
 
 
-def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme = LIGHT) -> Figure:
+def dots(means: DataFrame, spreads: DataFrame, *, theme: Theme = LIGHT) -> Figure:
     """Shares with their spread: rows down, a panel per column; the best of a column is filled.
 
     Args:
@@ -146,7 +117,7 @@ def dots(means: DataFrame, spreads: DataFrame, *, title: str = "", theme: Theme 
 
     names = [wrapped(str(name)) for name in means.index]
     height = max(1.0, (_tall(means.index) + 0.35 * _LINE) * len(names) + 0.35)
-    figure, panels = empty_figure(theme, title, [height] * means.shape[1])
+    figure, panels = empty_figure(theme, [height] * means.shape[1])
     rows = list(range(len(names)))
     for at, (axes, column) in enumerate(zip(panels, means.columns)):
         values = means[column].to_numpy(float)

@@ -52,51 +52,29 @@ def import_matplotlib() -> ModuleType:
     return require("matplotlib", "figures")
 
 
-def heat_map(
-    table: DataFrame,
-    *,
-    x: str,
-    y: str,
-    value: str,
-    title: str = "",
-    percent: bool = False,
-    limits: tuple[float | None, float | None] = (0.0, None),
-    theme: Theme = LIGHT,
-) -> Figure:
-    """A table as cells of colour, rows from the top; cells without a value are grey.
-
-    Up to twelve rows and columns, the numbers stand in the cells.
-
-    Args:
-        x: what the columns are.
-        y: what the rows are.
-        value: what the colour is.
-        percent: values are shares, labelled as percent.
-        limits: of the colours; None is as the values need.
-    """
-    return heat_maps(
-        {"": table}, x=x, y=y, value=value, title=title, percent=percent, limits=limits,
-        theme=theme,
-    )  # fmt: skip
-
-
 def heat_maps(
     tables: Mapping[str, DataFrame],
     *,
     x: str,
     y: str,
     value: str,
-    title: str = "",
     percent: bool = False,
     limits: tuple[float | None, float | None] = (0.0, None),
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Heat maps under each other with one scale of colours; see :func:`heat_map`.
+    """Tables as cells of colour, one below the other; cells without a value are grey.
+
+    Up to twelve rows and columns, the numbers stand in the cells.
 
     Args:
-        tables: by its title.
+        tables: by title.
+        x: what the columns are.
+        y: what the rows are.
+        value: what the colour is.
+        percent: values are shares, labelled as percent.
+        limits: of the colours, which all tables share; None is as the values need.
     """
-    figure, panels = empty_figure(theme, title, [_height(table) for table in tables.values()])
+    figure, panels = empty_figure(theme, [_height(table) for table in tables.values()])
     scale = _scale(tables.values(), limits, theme)
     low, high = scale.get_clim()
     for axes, (name, table) in zip(panels, tables.items()):
@@ -169,7 +147,9 @@ def _saved(figure: Figure, **settings: Any) -> bytes:
     return buffer.getvalue()
 
 
-def empty_figure(theme: Theme, title: str, heights: Sequence[float]) -> tuple[Figure, list[Axes]]:
+def empty_figure(
+    theme: Theme, heights: Sequence[float], title: str = ""
+) -> tuple[Figure, list[Axes]]:
     """An empty figure with an axes of each height, in the theme's colours."""
     import_matplotlib()
     from matplotlib.figure import Figure

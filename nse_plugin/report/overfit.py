@@ -6,7 +6,7 @@ smoothed and the mixture agrees with it, or where a token is settled before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +20,8 @@ from nse_plugin.evaluation.overfitting import Watched, mean_course, single_edits
 from nse_plugin.files import write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
+from nse_plugin.report.charts import line_panels, spread_out
+from nse_plugin.report.figures import import_matplotlib, to_png
 from nse_plugin.report.table import Table
 from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
@@ -68,12 +70,8 @@ class Side:
 
     def to_dict(self) -> dict[str, Any]:
         """Of JSON types: the means at the stop, and those of each step."""
-        return {
-            "method": self.name,
-            "edits": len(self.edits),
-            **self.means(),
-            "course": self.course(),
-        }
+        about = {"method": self.name, "edits": len(self.edits)}
+        return {**about, **self.means(), "course": self.course()}
 
 
 def overfit(
@@ -110,11 +108,12 @@ def overfit(
         HostError: a plot is asked for and matplotlib is not there.
     """
     first = _ours(read_hparams(hparams, model_name=model))
-    second = (
-        _counterpart(first) if against is None else _ours(read_hparams(against, model_name=model))
-    )
-    if isinstance(first, OvertoneHparams) and against is None:
-        first, second = second, first
+    if against is not None:
+        second = _ours(read_hparams(against, model_name=model))
+    elif isinstance(first, OvertoneHparams):
+        first, second = first.for_base(), first
+    else:
+        second = OvertoneHparams.wrap(first)
     differing = differing_settings(first, second)
     loading = [f"{name} is {a} and {b}" for name, (a, b) in differing.items() if name in _LOADING]
     if loading:
@@ -123,7 +122,9 @@ def overfit(
             "these, or --model for another model_name"
         )
     if plot is not None:
-        _check_plot(plot)
+        import_matplotlib()
+        if plot.suffix != ".png":
+            raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
     requests = read_data(data, limit, seed, schema=schema, on_bad=on_bad_record)
     loaded, tokenizer, _ = load_model(first)
     session = EditSession.of(loaded, tokenizer)
@@ -131,8 +132,7 @@ def overfit(
         Side(name_of(settings), list(single_edits(session, requests, settings)))
         for settings in (first, second)
     ]
-    for number in range(min(shown, len(requests))):
-        request = requests[number]
+    for number, request in enumerate(requests[:shown]):
         show(printable(f"{request.text} -> {request.target_new}", one_line=True))
         for side in sides:
             show(_tokens(side, side.edits[number], tokenizer))
@@ -163,13 +163,11 @@ def differing_settings(first: Hparams, second: Hparams) -> dict[str, tuple[str, 
         values = hparams.to_dict()
         base = values.pop("base", {})
         flat.append({**base, **values, "alg_name": name_of(hparams)})
-    sides = [
+    one, other = (
         {key: repr(values[key]) if key in values else "–" for key in {**flat[0], **flat[1]}}
         for values in flat
-    ]
-    return {
-        key: (sides[0][key], sides[1][key]) for key in sides[0] if sides[0][key] != sides[1][key]
-    }
+    )
+    return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
 
 
 def _ours(hparams: Any) -> Hparams:
@@ -181,51 +179,38 @@ def _ours(hparams: Any) -> Hparams:
     return hparams
 
 
-def _counterpart(hparams: Hparams) -> Hparams:
-    if isinstance(hparams, OvertoneHparams):
-        return hparams.for_base()
-    return OvertoneHparams.wrap(hparams)
-
-
-def _check_plot(plot: Path) -> None:
-    from nse_plugin.report.figures import import_matplotlib
-
-    import_matplotlib()
-    if plot.suffix != ".png":
-        raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
+def _numbers(
+    caption: str, first: str, heads: Iterable[str], rows: Iterable[Iterable[str]], note: str = ""
+) -> Table:
+    """A table whose first column names its row and whose others are numbers."""
+    heads = (first, *heads)
+    numeric = (False, *[True] * (len(heads) - 1))
+    return Table(caption, heads, tuple(map(tuple, rows)), numeric, note)
 
 
 def _tokens(side: Side, edit: Watched, tokenizer: Any) -> Table:
     """The tokens of one target over the steps."""
-    steps = _evenly(edit.steps)
-    rows = tuple(
-        (
-            repr(tokenizer.decode([course.token])),
-            *(
-                f"{at.loss:.3f} ({at.probability:.0%})"
-                for at in map(course.steps.__getitem__, steps)
-            ),
-        )
-        for course in edit.courses
-    )
+    steps = spread_out(range(edit.steps), _STEPS_SHOWN)
+    rows = []
+    for course in edit.courses:
+        losses = (course.steps[s] for s in steps)
+        cells = (f"{at.loss:.3f} ({at.probability:.0%})" for at in losses)
+        rows.append((repr(tokenizer.decode([course.token])), *cells))
     spread = "" if edit.spread is None else f", spread {edit.spread.range:.3f}"
     caption = f"{side.name}: {edit.steps} steps{spread}"
-    heads = ("token", *(f"step {s}" for s in steps))
-    return Table(caption, heads, rows, (False, *(True for _ in steps)))
+    return _numbers(caption, "token", (f"step {s}" for s in steps), rows)
 
 
 def _means(sides: Sequence[Side]) -> Table:
-    heads = ("", *sides[0].means())
-    rows = tuple(
-        (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means().values()))
-        for side in sides
-    )
     n_several = sum(edit.spread is not None for edit in sides[0].edits)
-    return Table(
+    return _numbers(
         f"at the stop, mean over {len(sides[0].edits)} edits",
-        heads,
-        rows,
-        (False, *(True for _ in heads[1:])),
+        "",
+        sides[0].means(),
+        (
+            (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means().values()))
+            for side in sides
+        ),
         "Losses are -log p of the target's tokens. spread: largest less smallest of one target; "
         f"spread and std over the {n_several} targets of several tokens. change: norm of the "
         "change of all changed matrices, relative to theirs.",
@@ -241,17 +226,16 @@ def _settings(sides: Sequence[Side], differing: dict[str, tuple[str, str]]) -> T
 def _course(side: Side) -> Table:
     """The means over edits and tokens at some of the steps."""
     course = side.course()
-    steps = _evenly(len(course.get("loss", ())))
-    rows = tuple(
-        (shown, *(f"{course[name][s]:.0%}" if shown in SHARES else f"{course[name][s]:.3f}"
-                  for s in steps))
-        for name, shown in COURSES.items()
-    )  # fmt: skip
-    return Table(
+    steps = spread_out(range(len(course.get("loss", ()))), _STEPS_SHOWN)
+    rows = []
+    for name, shown in COURSES.items():
+        spec = ".0%" if shown in SHARES else ".3f"
+        rows.append((shown, *(format(course[name][s], spec) for s in steps)))
+    return _numbers(
         f"{side.name}: means over edits and target tokens",
-        ("", *(f"step {s}" for s in steps)),
+        "",
+        (f"step {s}" for s in steps),
         rows,
-        (False, *(True for _ in steps)),
         "smoothed: OVERTONE's filter keeps another token than the target. one-hot: the mixture "
         "prefers another token. settled: OVERTONE's loss is at most epsilon. Without OVERTONE, "
         "these are what it would decide.",
@@ -261,8 +245,6 @@ def _course(side: Side) -> Table:
 def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
     """Losses of the first request with several tokens, a line per token, and all means."""
     import pandas
-
-    from nse_plugin.report import charts, figures
 
     number = next((i for i, edit in enumerate(sides[0].edits) if edit.spread is not None), 0)
     tokens = {
@@ -275,7 +257,7 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
     target = sides[0].edits[number].request.target_new
     panels = {f"-log p, tokens of {target!r}": pandas.DataFrame(tokens)}
     panels |= course_panels({side.name: side.course() for side in sides})
-    return figures.to_png(charts.line_panels(panels, x="step", shares=SHARES), dpi=100)
+    return to_png(line_panels(panels, x="step", shares=SHARES), dpi=100)
 
 
 def course_panels(courses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, DataFrame]:
@@ -288,13 +270,6 @@ def course_panels(courses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[
         )
         for name, shown in COURSES.items()
     }
-
-
-def _evenly(n: int) -> list[int]:
-    """At most ``_STEPS_SHOWN`` of n steps, evenly spaced, including the first and the last."""
-    if n <= _STEPS_SHOWN:
-        return list(range(n))
-    return [round(i * (n - 1) / (_STEPS_SHOWN - 1)) for i in range(_STEPS_SHOWN)]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nse_plugin.report.charts import lines
-from nse_plugin.report.figures import binned, heat_map, heat_maps
+from nse_plugin.report.charts import line_panels
+from nse_plugin.report.figures import binned, heat_maps
 from nse_plugin.report.page import Picture
 from nse_plugin.report.run import DRIFT, PERPLEXITY, Run, mean_overlap
 from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from pandas import DataFrame
+
+    from nse_plugin.report.theme import Theme
 
 _STRETCHES = 192
 _TOKENS = "locality"
@@ -40,8 +43,9 @@ def ledger(run: Run) -> Picture:
         "ledger",
         "How much each round changed each neuron; grey: not written."
         + _stretches(run, _STRETCHES),
-        f"Heat maps of rounds by neurons for layers {_named(run.layers)}; the colour is the norm "
-        f"of the change, which is up to {norms.max():.3g} and on average {norms.mean():.3g}.",
+        f"Heat maps of rounds by neurons for layers {', '.join(map(str, run.layers))}; the colour "
+        f"is the norm of the change, which is up to {norms.max():.3g} and on average "
+        f"{norms.mean():.3g}.",
         lambda theme: heat_maps(
             tables, x="neuron", y="round", value="norm of the change", limits=(0.0, high),
             theme=theme,
@@ -52,15 +56,14 @@ def ledger(run: Run) -> Picture:
 def writes(run: Run) -> Picture:
     """Layer x neuron: in how many of the rounds a neuron was written."""
     table = binned(run.frequency)
-    means = _each(
-        f"layer {layer} {share:.0%}" for layer, share in run.frequency.mean(axis=1).items()
-    )
+    shares = run.frequency.mean(axis=1).items()
+    means = ", ".join(f"layer {layer} {share:.0%}" for layer, share in shares)
     return Picture(
         "writes",
         "Share of the rounds that wrote a neuron." + _stretches(run),
         f"Heat map of layers by neurons. A round writes on average of the neurons: {means}.",
-        lambda theme: heat_map(
-            table, x="neuron", y="layer", value="share of rounds", percent=True,
+        lambda theme: heat_maps(
+            {"": table}, x="neuron", y="layer", value="share of rounds", percent=True,
             limits=(0.0, 1.0), theme=theme,
         ),
     )  # fmt: skip
@@ -75,10 +78,11 @@ def overlap(run: Run) -> Picture:
         "overlap",
         "Overlap of the neurons that two rounds wrote, all layers together (Jaccard index).",
         f"Heat map of {len(table)} by {len(table)} rounds.{said}",
-        lambda theme: heat_map(
-            table, x="round", y="round", value="Jaccard index", limits=(0.0, 1.0), theme=theme
+        lambda theme: heat_maps(
+            {"": table}, x="round", y="round", value="Jaccard index", limits=(0.0, 1.0),
+            theme=theme,
         ),
-    )
+    )  # fmt: skip
 
 
 def norms(run: Run) -> Picture:
@@ -88,7 +92,7 @@ def norms(run: Run) -> Picture:
         "norm",
         "Norm of the sum of all changes, layer by layer.",
         f"Line chart over rounds. {_ends(table, '.4g')}",
-        lambda theme: lines(table, x="round", y="norm of the change", theme=theme),
+        lambda theme: line_panels({"norm of the change": table}, x="round", theme=theme),
     )
 
 
@@ -99,7 +103,9 @@ def capacity(run: Run) -> Picture:
         "capacity",
         "Key space that previous keys use: effective dimensions as a share of the neurons.",
         f"Line chart over rounds. {_ends(table, '.1%')}",
-        lambda theme: lines(table, x="round", y="key space in use", percent=True, theme=theme),
+        lambda theme: line_panels(
+            {"key space in use": table}, x="round", shares=["key space in use"], theme=theme
+        ),
     )
 
 
@@ -129,9 +135,7 @@ def _scores(name: str, table: DataFrame, caption: str) -> Picture:
         name,
         caption,
         f"Line chart over rounds. {_ends(table, '.1%')}",
-        lambda theme: lines(
-            table, x="round", y="score", percent=True, limits=(0.0, 1.02), theme=theme
-        ),
+        lambda theme: _shares("score", table, "round", theme),
     )
 
 
@@ -148,20 +152,24 @@ def retention(run: Run) -> Picture:
             "retention",
             f"What is left of each round's edits after round {tested}.",
             f"Line over the rounds edited. {said}",
-            lambda theme: lines(
-                table, x="edited in round", y=f"efficacy after round {tested}", percent=True,
-                limits=(0.0, 1.02), theme=theme,
+            lambda theme: _shares(
+                f"efficacy after round {tested}", table, "edited in round", theme
             ),
-        )  # fmt: skip
+        )
     return Picture(
         "retention",
         "Efficacy of the edits of a round (row) after a later round (column), in percent.",
         f"Heat map of rounds edited by rounds tested. {said}",
-        lambda theme: heat_map(
-            table, x="tested after round", y="edited in round", value="efficacy", percent=True,
-            limits=(0.0, 1.0), theme=theme,
+        lambda theme: heat_maps(
+            {"": table}, x="tested after round", y="edited in round", value="efficacy",
+            percent=True, limits=(0.0, 1.0), theme=theme,
         ),
     )  # fmt: skip
+
+
+def _shares(name: str, table: DataFrame, x: str, theme: Theme) -> Figure:
+    """Lines of shares from 0 to 1."""
+    return line_panels({name: table}, x=x, shares=[name], limits=(0.0, 1.02), theme=theme)
 
 
 def _stretches(run: Run, bins: int = 128) -> str:
@@ -177,12 +185,4 @@ def _ends(table: DataFrame, spec: str) -> str:
     """Where each line begins and ends."""
     found = ((name, table[name].dropna()) for name in table.columns)
     texts = (f"{n} from {v.iloc[0]:{spec}} to {v.iloc[-1]:{spec}}" for n, v in found if len(v))
-    return f"{_each(texts)}.".capitalize()
-
-
-def _each(texts: Iterator[str]) -> str:
-    return ", ".join(texts)
-
-
-def _named(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))
+    return f"{', '.join(texts)}.".capitalize()

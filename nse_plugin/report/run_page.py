@@ -25,17 +25,10 @@ _FACTS = 2000
 def run_tables(run: Run) -> list[Table]:
     """The tables that summarise a run, without empty ones."""
     found = [tables.overview(run), tables.facts_table(run)]
-    if run.ledger:
-        found.append(tables.rounds_table(run))
-    if not run.scores.empty:
-        found.append(tables.scores_table(run))
-    if not run.overall_scores.empty:
-        found.append(tables.overall_table(run))
-    if (kinds := kinds_table(run)) is not None:
-        found.append(kinds)
-    if run.ledger:
-        found += [tables.layers_table(run), tables.worst_requests(run)]
-    return found
+    if not run.ledger:
+        return [*found, *_score_tables(run)]
+    of_ledger = [tables.layers_table(run), tables.worst_requests(run)]
+    return [*found, tables.rounds_table(run), *_score_tables(run), *of_ledger]
 
 
 def run_page(run: Run) -> Page:
@@ -49,7 +42,12 @@ def run_page(run: Run) -> Page:
     intro = "What was asked for, and what the model answers. Click a head to sort; scroll for more."
     _add(page, "Facts", intro, [tables.facts_table(run, _FACTS, width=400)])
     pictures = {picture.name: picture for picture in run_pictures(run)}
-    _add(page, "Scores", "How well edits hold, and what they cost.", _scores(run, pictures))
+    names = ("scores", "overall", "locality", "retention")
+    scores: list[Table | Picture] = [pictures[name] for name in names if name in pictures]
+    scores += _score_tables(run)
+    if not run.retention.empty:
+        scores.append(tables.retention_table(run))
+    _add(page, "Scores", "How well edits hold, and what they cost.", scores)
     if run.ledger:
         drawn = [pictures[name] for name in ("norm", "capacity") if name in pictures]
         rounds: list[Table | Picture] = [tables.rounds_table(run), *drawn]
@@ -69,17 +67,12 @@ def run_page(run: Run) -> Page:
     return page
 
 
-def _scores(run: Run, pictures: dict[str, Picture]) -> list[Table | Picture]:
-    names = ("scores", "overall", "locality", "retention")
-    found: list[Table | Picture] = [pictures[name] for name in names if name in pictures]
-    if not run.scores.empty:
-        found.append(tables.scores_table(run))
+def _score_tables(run: Run) -> list[Table]:
+    found = [] if run.scores.empty else [tables.scores_table(run)]
     if not run.overall_scores.empty:
         found.append(tables.overall_table(run))
     if (kinds := kinds_table(run)) is not None:
         found.append(kinds)
-    if not run.retention.empty:
-        found.append(tables.retention_table(run))
     return found
 
 
