@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
-from nse_plugin.compare.hosts import recipe, subject
-from nse_plugin.compare.plan import Cell, ModelSpec, Settings
+from nse_plugin.compare.hosts import editor_of, recipe
+from nse_plugin.compare.plan import Cell, ModelSpec
 from nse_plugin.compare.pool import ModelPool
+from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import parse_method
 from nse_plugin.data.streams import read_data
 from nse_plugin.model.answers import score_answers
@@ -39,7 +40,10 @@ MODULES = {
 def cell_of(entry: str, options: argparse.Namespace) -> Cell:
     """The cell that a comparison would have."""
     stats = None if options.stats_dir is None else os.path.abspath(options.stats_dir)
-    settings = Settings(f"atlas:{options.edits}", options.rounds, os.getcwd(), stats_dir=stats)
+    settings = CompareSettings(
+        methods=entry, data=f"atlas:{options.edits}", rounds=options.rounds, out=os.getcwd(),
+        stats_dir=stats,
+    )  # fmt: skip
     return Cell(parse_method(entry), ModelSpec.parse(options.model), 0, settings)
 
 
@@ -76,7 +80,7 @@ def same_contexts(options: argparse.Namespace, requests: list[Any]) -> None:
         originals = {name: t.clone() for name, t in backend.originals().items()}
         print(f"{options.method}-plugin: {scores(backend, requests)}")
     with pool.lend(recipe(theirs).hparams) as (model, tokenizer):
-        editor, _ = subject(recipe(theirs), model, tokenizer)
+        editor, _ = editor_of(recipe(theirs), model, tokenizer)
         templates = ["{}", *contexts] if options.method == "ROME" else [["{}"], contexts]
         importlib.import_module(MODULES[options.method]).CONTEXT_TEMPLATES_CACHE = templates
         backend = backend_of(editor)
@@ -91,7 +95,7 @@ def asked_at_its_own_token(options: argparse.Namespace, requests: list[Any]) -> 
     """EasyEdit's GRACE, where it looks for a key."""
     cell = cell_of("GRACE", options)
     with ModelPool().lend(recipe(cell).hparams) as (model, tokenizer):
-        editor, _ = subject(recipe(cell), model, tokenizer)
+        editor, _ = editor_of(recipe(cell), model, tokenizer)
         backend = backend_of(editor)
         edit(backend, requests, options.rounds)
         print(f"GRACE, as the last edit left it: {scores(backend, requests)}")

@@ -5,22 +5,25 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nse_plugin.compare.engines import check_engine, make_engine
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.intervals import differences, summarise
-from nse_plugin.compare.plan import Cell, Folder, ModelSpec, Settings, grid
+from nse_plugin.compare.plan import Cell, Folder, ModelSpec, grid, lasting
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
+from nse_plugin.compare.streams import records
 from nse_plugin.compare.tables import all_tables
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import write_json, write_text
 from nse_plugin.runs.listeners import progress
+from nse_plugin.runs.stopping import StopRules
 
 
 @dataclass(frozen=True)
@@ -34,19 +37,16 @@ class Comparison:
     methods: Sequence[MethodSpec]
     models: Sequence[ModelSpec]
     seeds: Sequence[int]
-    settings: Settings
-    engine: str = "serial"
-    jobs: int = 1
-    reference: str | None = None
-    """Name of the method that differences are taken to; default the first."""
+    settings: CompareSettings
+    """With absolute paths, since cells may run elsewhere."""
 
     def __post_init__(self) -> None:
-        check_engine(self.engine, self.jobs)
-        names = [spec.name for spec in self.methods]
-        if self.reference is not None and self.reference not in names:
+        check_engine(self.settings.engine, self.settings.jobs)
+        names, reference = [spec.name for spec in self.methods], self.settings.reference
+        if reference is not None and reference not in names:
             raise HparamsError(
-                f"reference is {self.reference!r}{did_you_mean(self.reference, names)}; give one "
-                f"of the methods: {', '.join(names)}"
+                f"reference is {reference!r}{did_you_mean(reference, names)}; give one of the "
+                f"methods: {', '.join(names)}"
             )
 
     def cells(self) -> list[Cell]:
@@ -90,14 +90,14 @@ class Comparison:
         """The untouched model's cells before the others, which share its answers."""
         if not cells:
             return
-        with closing(make_engine(self.engine, self.jobs)) as engine:
+        with closing(make_engine(self.settings.engine, self.settings.jobs)) as engine:
             for wave in (True, False):
                 with closing(engine.run([c for c in cells if c.untouched is wave])) as results:
                     yield from results
 
     def _check(self, cells: list[Cell]) -> None:
         """Check, before anything is written, that every cell can start."""
-        self.settings.requests(self.seeds[0])
+        records(self.settings, self.seeds[0])
         for cell in cells:
             if cell.seed != self.seeds[0]:
                 continue
@@ -114,7 +114,7 @@ class Comparison:
                     f"chat is true, and EasyEdit's {cell.spec.method} edits plain prompts; take "
                     f"ours: {cell.spec.method}-plugin, or leave chat out"
                 )
-            if self.engine != "processes" and is_hosts_own(cell.spec):
+            if self.settings.engine != "processes" and is_hosts_own(cell.spec):
                 raise HostError(
                     f"EasyEdit's {cell.spec.method} keeps state in its modules from run to run; "
                     "take --engine processes, which gives each cell a process of its own"
@@ -139,9 +139,9 @@ class Comparison:
         return kept
 
     def _whole(self, results: list[CellResult]) -> ComparisonResult:
-        reference = self.reference or self.methods[0].name
+        reference = self.settings.reference or self.methods[0].name
         settings: dict[str, Any] = {
-            **self.settings.lasting(),
+            **lasting(self.settings),
             "methods": [spec.name for spec in self.methods],
             "models": {model.key: model.source for model in self.models},
             "seeds": list(self.seeds),
@@ -164,32 +164,27 @@ def read_comparison(given: CompareSettings) -> Comparison:
     """
     of_file = given.data.partition(":")[0] not in ("atlas", "earth")
     named_text = given.held_out in (None, "atlas", "factbook", "none")
-    settings = Settings(
+    settings = replace(
+        given,
+        methods=_with_commas(given.methods),
+        models=_with_commas(given.models),
+        seeds=_with_commas(given.seeds),
         data=os.path.abspath(given.data) if of_file else given.data,
-        rounds=given.rounds,
         out=os.path.abspath(given.out),
-        limit=given.limit,
-        schema=given.schema,
-        on_bad_record=given.on_bad_record,
-        known=given.known,
-        chat=given.chat,
         order=given.order or ("shuffled" if of_file else "given"),
         held_out=given.held_out if named_text else _absolute(given.held_out),
         protocol={**PROTOCOL, **given.protocol},
-        stop={"on_collapse": "stop", **given.stop} if given.stop else None,
+        stop={"on_collapse": "stop", **given.stop} if given.stop else {},
         hparams_dir=_absolute(given.hparams_dir),
-        device=None if given.device is None else str(given.device),
         stats_dir=_absolute(given.stats_dir),
-        threads=given.threads,
     )
+    measured = Protocol.from_dict(settings.protocol)
+    StopRules.from_dict(settings.stop).refuse_unmeasured(measured, settings.held_out != "none")
     return Comparison(
-        methods=parse_methods(_with_commas(given.methods)),
-        models=[ModelSpec.parse(text) for text in _with_commas(given.models).split(",")],
-        seeds=_seeds(_with_commas(given.seeds)),
+        methods=parse_methods(str(settings.methods)),
+        models=[ModelSpec.parse(text) for text in str(settings.models).split(",")],
+        seeds=_seeds(str(settings.seeds)),
         settings=settings,
-        engine=given.engine,
-        jobs=given.jobs,
-        reference=given.reference,
     )
 
 

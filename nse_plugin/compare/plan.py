@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
-from nse_plugin.compare.settings import PROTOCOL
+from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.data.defaults import model_key
-from nse_plugin.data.readers import OnBad
-from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import Lock, explained, make_folder, write_json
-from nse_plugin.requests import EditRequest
 from nse_plugin.runs.differences import differences
-from nse_plugin.runs.stopping import StopRules
 
 _LOCK = "lock"
 
@@ -54,77 +49,16 @@ class ModelSpec:
         return cls(key, str(folder.resolve()) if folder.is_dir() else source)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What every cell of a comparison shares."""
+_LASTING = (
+    "data", "rounds", "limit", "schema", "on_bad_record", "known", "chat", "order", "held_out",
+    "protocol", "stop",
+)  # fmt: skip
 
-    data: str
-    rounds: int
-    out: str
-    """Absolute, as all paths here: cells may run elsewhere."""
-    limit: int | None = None
-    schema: str | None = None
-    on_bad_record: OnBad = "stop"
-    known: bool = False
-    """Each model's stream holds only facts that it knows."""
-    chat: bool = False
-    """Prompts are put into the chat template."""
-    order: str = "given"
-    held_out: str | None = None
-    protocol: Mapping[str, Any] = field(default_factory=lambda: dict(PROTOCOL))
-    stop: Mapping[str, Any] | None = None
-    """Stop rules, where they are not the default ones."""
-    hparams_dir: str | None = None
-    device: str | None = None
-    stats_dir: str | None = None
-    threads: int = 1
 
-    def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise HparamsError(f"rounds is {self.rounds}; give a number above 0")
-        if self.threads < 1:
-            raise HparamsError(f"threads is {self.threads}; give a number above 0")
-        protocol = Protocol.from_dict(dict(self.protocol))
-        if not protocol.retention:
-            raise HparamsError("protocol: retention is 0, and a comparison is made of it")
-        self.stop_rules().refuse_unmeasured(protocol, self.held_out != "none")
-
-    def stop_rules(self) -> StopRules:
-        """When a cell ends early."""
-        return StopRules.from_dict(dict(self.stop or {}))
-
-    def requests(self, seed: int) -> list[EditRequest]:
-        """The records of a seed; with ``known``, those that a model's stream is chosen from.
-
-        Raises:
-            DataError: the data cannot be read.
-        """
-        return read_data(
-            self.data,
-            None if self.known else self.limit,
-            seed,
-            schema=self.schema,
-            on_bad=self.on_bad_record,
-            choose=self.known,
-        )
-
-    def lasting(self) -> dict[str, Any]:
-        """What has to stay the same while a comparison grows by methods, models and seeds."""
-        names = (
-            "data",
-            "rounds",
-            "limit",
-            "schema",
-            "on_bad_record",
-            "known",
-            "chat",
-            "order",
-            "held_out",
-            "protocol",
-            "stop",
-        )
-        values = dataclasses.asdict(self)
-        return {name: values[name] for name in names}
+def lasting(settings: CompareSettings) -> dict[str, Any]:
+    """What has to stay the same while a comparison grows by methods, models and seeds."""
+    values = dataclasses.asdict(settings)
+    return {name: values[name] for name in _LASTING} | {"stop": settings.stop or None}
 
 
 @dataclass(frozen=True)
@@ -134,7 +68,8 @@ class Cell:
     spec: MethodSpec
     model: ModelSpec
     seed: int
-    settings: Settings
+    settings: CompareSettings
+    """With absolute paths, since a cell may run elsewhere."""
     untouched: bool = False
     """Nothing is edited; ``spec`` only says how the model is loaded."""
 
@@ -158,8 +93,13 @@ class Cell:
         folder = None if self.settings.hparams_dir is None else Path(self.settings.hparams_dir)
         values = self.spec.values(self.model.key, self.model.source, folder)
         if self.settings.device is not None:
-            values["device"] = self.settings.device
+            values["device"] = str(self.settings.device)
         return values
+
+    @property
+    def order(self) -> str:
+        """The order of its stream."""
+        return self.settings.order or "given"
 
     @property
     def device(self) -> str:
@@ -190,7 +130,7 @@ def grid(
     specs: Sequence[MethodSpec],
     models: Sequence[ModelSpec],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: CompareSettings,
 ) -> list[Cell]:
     """All cells; those of the untouched model first, whose answers the others share.
 
@@ -215,7 +155,7 @@ class Folder:
         self.path = path
 
     @contextmanager
-    def claimed(self, settings: Settings) -> Iterator[None]:
+    def claimed(self, settings: CompareSettings) -> Iterator[None]:
         """Begin a comparison here, or see that this is the same one, and keep other processes out.
 
         Raises:
@@ -238,19 +178,18 @@ class Folder:
                 "or give another folder"
             )
         try:
-            self._claim(manifest, json.loads(json.dumps(settings.lasting())))
+            self._claim(manifest, json.loads(json.dumps(lasting(settings))))
             yield
         finally:
             lock.release(remove=not manifest.is_file())
 
-    def _claim(self, manifest: Path, lasting: dict[str, Any]) -> None:
+    def _claim(self, manifest: Path, wanted: dict[str, Any]) -> None:
         if not manifest.is_file():
             with explained(manifest, "free space or mend the rights"):
-                write_json(
-                    manifest, {"made_by": "nse compare", "schema": SCHEMA, "settings": lasting}
-                )
+                content = {"made_by": "nse compare", "schema": SCHEMA, "settings": wanted}
+                write_json(manifest, content)
             return
-        found = differences(self._read(manifest)["settings"], lasting)
+        found = differences(self._read(manifest)["settings"], wanted)
         if found:
             raise DataError(
                 f"{self.path} is another comparison's: {'; '.join(found[:4])}. Give another "

@@ -34,8 +34,6 @@ class CompareSettings(CommonSettings):
     """Number of rounds."""
     seeds: str | int | list[int] = "0,1,2"
     """Seeds of the draw and the order."""
-    chat: bool = False
-    """Put every prompt into the model's chat template, for editing and for measuring."""
     order: Order | None = None
     """given, shuffled or grouped; records of a file are shuffled by default."""
     reference: str | None = None

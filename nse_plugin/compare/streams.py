@@ -9,12 +9,29 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.compare.plan import Cell
-from nse_plugin.data.streams import settled
+from nse_plugin.compare.settings import CompareSettings
+from nse_plugin.data.streams import read_data, settled
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.files import JsonLines, write_text
 from nse_plugin.requests import EditRequest
 
 log = logging.getLogger(__name__)
+
+
+def records(settings: CompareSettings, seed: int) -> list[EditRequest]:
+    """The records of a seed; with ``known``, those that a model's stream is chosen from.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    return read_data(
+        settings.data,
+        None if settings.known else settings.limit,
+        seed,
+        schema=settings.schema,
+        on_bad=settings.on_bad_record,
+        choose=settings.known,
+    )
 
 
 def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
@@ -31,13 +48,14 @@ def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
     """
     settings = cell.settings
     if not settings.known:
-        return settings.requests(cell.seed)
+        return records(settings, cell.seed)
     if not cell.stream.exists():
-        known = keep_known(model, tokenizer, settings.requests(cell.seed), limit=settings.limit)
+        asked = records(settings, cell.seed)
+        known = keep_known(model, tokenizer, asked, limit=settings.limit)
         log.warning("%s seed %d: %s", cell.model.key, cell.seed, known)
         chosen = settled(settings.data, known.requests)
         lines = [json.dumps(request.to_json(), ensure_ascii=False) for request in chosen]
         cell.stream.parent.mkdir(parents=True, exist_ok=True)
         write_text(cell.stream, "\n".join(lines) + "\n")
-    records: JsonLines[dict[str, Any]] = JsonLines(cell.stream)
-    return [EditRequest.from_json(record) for record in records]
+    kept: JsonLines[dict[str, Any]] = JsonLines(cell.stream)
+    return [EditRequest.from_json(record) for record in kept]
