@@ -112,7 +112,20 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
             if key in before and value is not None and key not in _FROM_THE_MODEL
         }
         before = {key: before[key] for key in now}
-    return differences(before, now)
+    return differences(_completed(before, now, made.hparams), now)
+
+
+def _completed(before: dict[str, Any], now: dict[str, Any], hparams: Any) -> dict[str, Any]:
+    """Kept hyperparameters with the fields that the class got since then at their defaults."""
+    usual = {
+        field.name: field.default
+        for field in dataclasses.fields(hparams)
+        if field.name in now and field.default is not dataclasses.MISSING
+    }
+    found = {**usual, **before}
+    if isinstance(hparams, OvertoneHparams):
+        found["base"] = _completed(found["base"], now["base"], hparams.base)
+    return found
 
 
 def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:

@@ -15,7 +15,7 @@ from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.data.defaults import model_key
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.files import Lock, explained, make_folder, write_json
+from nse_plugin.files import Lock, explained, make_folder, read_json, write_json
 from nse_plugin.runs.differences import differences
 
 _LOCK = "lock"
@@ -210,12 +210,7 @@ class Folder:
         return place.with_name(f"{place.name}.json")
 
     def _read(self, manifest: Path) -> dict[str, Any]:
-        try:
-            kept = json.loads(manifest.read_text(encoding="utf-8"))
-            if kept["schema"] != SCHEMA or kept["made_by"] != "nse compare":
-                raise DataError(f"{manifest} is of another version; give another folder")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{manifest} is damaged ({error}); give another folder") from error
+        kept = read_json(manifest, "give another folder")
+        if kept.get("schema") != SCHEMA or kept.get("made_by") != "nse compare":
+            raise DataError(f"{manifest} is of another version; give another folder")
         return kept

@@ -7,17 +7,16 @@ defines them; None means what was not measured or is not finite.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from nse_plugin.errors import DataError
+from nse_plugin.files import read_json
 
 SCHEMA = 1
 Status = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
 ENDED: tuple[Status, ...] = ("complete", "stopped")
 """Cells whose scores are means over all edits that the model holds."""
-_MACHINE = ("seconds", "memory", "meta_info")
 
 
 class RunInfo(TypedDict):
@@ -176,35 +175,10 @@ def read_cell(path: Path) -> CellResult | None:
     """
     if not path.exists():
         return None
-    return _read(path)
-
-
-def read_comparison(path: Path) -> ComparisonResult:
-    """A whole comparison's ``results.json``.
-
-    Raises:
-        DataError: it is not there, damaged, or of another schema.
-    """
-    return _read(path)
-
-
-def without_machine(result: Any) -> Any:
-    """What has to be equal on every engine: all but times, memory and machine."""
-    if isinstance(result, dict):
-        return {k: without_machine(v) for k, v in result.items() if k not in _MACHINE}
-    if isinstance(result, list):
-        return [without_machine(item) for item in result]
-    return result
-
-
-def _read(path: Path) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {error}; remove it to make it again") from error
-    if not isinstance(found, dict) or found.get("schema") != SCHEMA:
+    found = read_json(path, "remove it to make it again")
+    if found.get("schema") != SCHEMA:
         raise DataError(
-            f"{path} has schema {found.get('schema') if isinstance(found, dict) else '?'}, and "
-            f"this version reads {SCHEMA}; remove it to make it again"
+            f"{path} has schema {found.get('schema')}, and this version reads {SCHEMA}; remove it "
+            "to make it again"
         )
-    return found
+    return cast(CellResult, found)

@@ -13,9 +13,8 @@ import yaml
 from nse_plugin.data.published import MODELS, PROVENANCE
 from nse_plugin.export.factors import Fit
 from nse_plugin.files import write_text, write_whole
-from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.facts import Fact, facts_of
-from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.reading import RunFiles, consolidations
 from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.files import JsonLines
 from nse_plugin.runs.backends import SessionBackend
-from nse_plugin.runs.consolidations import consolidations
+from nse_plugin.runs.reading import consolidations
 from nse_plugin.runs.schema import ROUNDS, Consolidation
 
 

@@ -37,15 +37,13 @@ def refuse_another(
         DataError: it holds another one; the message says what differs.
     """
     given = json.loads(json.dumps(given))  # as a manifest keeps it
-    if kept == given:
+    found = differences(kept, given)
+    if not found:  # the same, but for settings that are newer than the folder, and off
         return
-    begun, now = kept["stream"], given["stream"]
-    other = None
+    begun, now, other = kept["stream"], given["stream"], _HASHED["stream"]
     if begun is not None and now is not None and begun != now:
-        other = differing_request(frozen, begun["count"], requests or [])
-    found = run_differences(kept, given, other)
-    if not found:  # a setting that is newer than the folder, and off
-        return
+        which = _differing_request(frozen, begun["count"], requests or [])
+        found = [f"{other}: {which}" if text == other else text for text in found]
     shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
     raise DataError(
         f"{run_dir} is another run's: {shown}. Give another folder, or the same settings and "
@@ -53,20 +51,9 @@ def refuse_another(
     )
 
 
-def run_differences(kept: Identity, given: Identity, requests: str | None = None) -> list[str]:
-    """What differs between two runs: ``hparams.v_lr was 0.1, is 0.2``, ``the requests are others``.
-
-    Args:
-        requests: which requests differ, if that is known.
-    """
-    found = differences(kept, given)
-    said = _HASHED["stream"]
-    return [f"{said}: {requests}" if text == said and requests else text for text in found]
-
-
-def differing_request(
+def _differing_request(
     frozen: Iterable[FrozenLine], n_kept: int, given: Sequence[EditRequest]
-) -> str | None:
+) -> str:
     """The first request that is not the one that a run was begun with, in words.
 
     Args:

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
-from nse_plugin.runs.consolidations import consolidations
-from nse_plugin.runs.reading import read_final, read_manifest
+from nse_plugin.runs.reading import checked_lines, consolidations, read_final, read_manifest
 from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
     FINAL,
@@ -32,7 +31,6 @@ from nse_plugin.runs.schema import (
     FrozenLine,
     Manifest,
     RoundLine,
-    check,
 )
 from nse_plugin.runs.undone import load_undone
 from nse_plugin.session.ledger_files import damaged, round_path
@@ -157,7 +155,12 @@ class RunDirectory:
                     f"remove it and the later ones to resume from round {line['round'] - 1}"
                 )
             files.append(path)
-        files += self._consolidations()
+        for one in consolidations(self.path):
+            path = round_path(self.path, one["file"])
+            with explained(path, WAY_OUT):
+                if checksum(path) != one["sha256"]:
+                    raise damaged(path, CONSOLIDATIONS)
+            files.append(path)
         without_line = sorted(present - set(files))
         if len(without_line) > 1:  # more than the end of a process leaves
             raise DataError(
@@ -169,25 +172,9 @@ class RunDirectory:
                 path.unlink()
         return sorted(files)
 
-    def _consolidations(self) -> list[Path]:
-        """Files of the consolidations, compared with their checksums."""
-        found = []
-        for line in consolidations(self.path):
-            path = round_path(self.path, line["file"])
-            with explained(path, WAY_OUT):
-                if checksum(path) != line["sha256"]:
-                    raise damaged(path, CONSOLIDATIONS)
-            found.append(path)
-        return found
-
     def _lines(self, name: str, kind: type) -> JsonLines:
-        return JsonLines(
-            self.path / name,
-            writable=True,
-            way_out=WAY_OUT,
-            if_damaged=_DAMAGED,
-            check=lambda found, what: check(found, kind, what, _DAMAGED),
-        )
+        path = self.path / name
+        return checked_lines(path, kind, _DAMAGED, writable=True, way_out=WAY_OUT)
 
     def _refuse_undone(self) -> None:
         undone = [str(entry.number) for entry in load_undone(self.path)]

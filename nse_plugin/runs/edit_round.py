@@ -29,7 +29,7 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.directory import RunDirectory, new_manifest
-from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
+from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport, Kind
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
@@ -90,7 +90,9 @@ class EditRound:
         edited = self._read_history()
         requests, answered, manifest = self._freeze(requests, neighbours, edited)
         before = self._texts(requests)
-        known = answered if not len(self._session.ledger) else self._ask(requests)
+        known = answered  # by the untouched model
+        if len(self._session.ledger):
+            known = ask(self._model, self._tokenizer, requests, Bounds(0, 0, 0))
         self._make_statistics()
         active = len(self._session.ledger)
         try:
@@ -203,9 +205,9 @@ class EditRound:
                 "clamp_norm_factor in the method's YAML"
             )
         self._tell("measure")
-        backend = self._backend
         superseded = self._history.add(self._number, requests)
-        measured = MeasuredModel(self._model, self._tokenizer, backend.originals(), backend.keys)
+        originals, keys = self._backend.originals(), self._backend.keys
+        measured = MeasuredModel(self._model, self._tokenizer, originals, keys)
         scores = measure_round(self._protocol, measured, self._history, self._number)
         found = measure_all(self._protocol, measured, self._history, self._number)
         line: RoundLine = {
@@ -258,10 +260,6 @@ class EditRound:
         ]
         return Earlier(len(earlier), tuple(texts))
 
-    def _ask(self, requests: Sequence[EditRequest]) -> list[Answered]:
-        """Whether the model, edited before, gives the new answers already."""
-        return ask(self._model, self._tokenizer, requests, Bounds(0, 0, 0))
-
     def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
         """How the model continues each prompt, and the paraphrases and neighbours asked."""
         prompts = list(
@@ -274,11 +272,9 @@ class EditRound:
         self._listener("phase", {"name": phase})
 
 
-_KINDS: dict[str, Any] = {
-    "rewrite": "prompt",
-    "paraphrase": "paraphrase",
-    "locality": "neighbour",
-}
+_KINDS: dict[str, Kind] = {
+    "rewrite": "prompt", "paraphrase": "paraphrase", "locality": "neighbour",
+}  # fmt: skip
 
 
 def _facts(

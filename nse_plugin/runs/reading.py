@@ -10,14 +10,15 @@ from typing import Any, cast
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, read_json
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.consolidations import consolidations
 from nse_plugin.runs.schema import (
+    CONSOLIDATIONS,
     FINAL,
     FROZEN,
     MADE_BY,
     MANIFEST,
     ROUNDS,
     SCHEMA,
+    Consolidation,
     Final,
     FrozenLine,
     Manifest,
@@ -80,11 +81,7 @@ class RunFiles:
         Raises:
             DataError: a line of ``frozen.jsonl`` is missing or damaged.
         """
-        frozen: JsonLines[FrozenLine] = JsonLines(
-            self.folder / FROZEN,
-            if_damaged=_WAY_OUT,
-            check=lambda found, what: check(found, FrozenLine, what, _WAY_OUT),
-        )
+        frozen: JsonLines[FrozenLine] = checked_lines(self.folder / FROZEN, FrozenLine, _WAY_OUT)
         if len(frozen) < len(self.lines):
             raise DataError(
                 f"{frozen.path} has {len(frozen)} of {len(self.lines)} rounds; {_WAY_OUT}"
@@ -179,13 +176,32 @@ def read_final(folder: Path) -> Final | None:
 
 
 def read_lines(folder: Path) -> JsonLines[RoundLine]:
-    """The finished rounds of a run, in order, each read when it is asked for.
+    """The finished rounds of a run, in order.
 
     Raises:
         DataError: a line is damaged.
     """
+    return checked_lines(folder / ROUNDS, RoundLine, _WAY_OUT)
+
+
+def consolidations(folder: Path, writable: bool = False) -> JsonLines[Consolidation]:
+    """The consolidations of a run, in order; none if there is no file.
+
+    Their round files are numbered with those of the other rounds, and one counts once its line here
+    is whole.
+
+    Raises:
+        DataError: a line is damaged.
+    """
+    way_out = "restore the file from a copy, or remove the file to leave its rounds out"
+    return checked_lines(folder / CONSOLIDATIONS, Consolidation, way_out, writable=writable)
+
+
+def checked_lines(path: Path, kind: type, if_damaged: str, **options: Any) -> JsonLines:
+    """The lines of a log, each checked against its type in the schema when it is read."""
     return JsonLines(
-        folder / ROUNDS,
-        if_damaged=_WAY_OUT,
-        check=lambda found, what: check(found, RoundLine, what, _WAY_OUT),
+        path,
+        if_damaged=if_damaged,
+        check=lambda found, what: check(found, kind, what, if_damaged),
+        **options,
     )

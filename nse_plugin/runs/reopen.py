@@ -52,12 +52,6 @@ def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
     ledger = files.ledger()
     in_chat = "chat" in files.manifest["run"]
     session = EditSession.of(model, ChatTokenizer(tokenizer) if in_chat else tokenizer)
-    _check_model(files, session)
-    session.adopt(ledger)
-    return session
-
-
-def _check_model(files: RunFiles, session: EditSession) -> None:
     there = files.manifest["run"]["model"]["fingerprint"]
     here = model_fingerprint(session.layout)
     if there != "?" and not same_model(there, here):
@@ -65,3 +59,5 @@ def _check_model(files: RunFiles, session: EditSession) -> None:
             f"{files.model_name} is another model now than when {files.folder} was made: its "
             f"fingerprint is {here}, not {there}; put the model of the run there"
         )
+    session.adopt(ledger)
+    return session

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nse_plugin.files import JsonLines
-from nse_plugin.runs.reading import read_final, read_lines
+from nse_plugin.runs.reading import read_lines
 from nse_plugin.runs.schema import Final, Measurement, RoundLine, Status
 
 
@@ -42,21 +42,3 @@ def retention_matrix(
         for point in points
         if point and point.get("retention")
     }
-
-
-def same_run(one: str | Path, other: str | Path) -> bool:
-    """Whether two finished runs measured the same, times aside."""
-
-    def read(folder: str | Path) -> Any:
-        return comparable([list(read_lines(Path(folder))), read_final(Path(folder))])
-
-    return bool(read(one) == read(other))
-
-
-def comparable(value: Any) -> Any:
-    """A line or manifest without what differs from run to run: times, and hashes of files."""
-    if isinstance(value, dict):
-        return {k: comparable(v) for k, v in value.items() if k not in ("seconds", "sha256")}
-    if isinstance(value, list):
-        return [comparable(item) for item in value]
-    return value

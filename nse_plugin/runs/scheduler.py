@@ -81,7 +81,7 @@ class SequentialScheduler:
         self.backend = backend_of(editor_or_session, hparams, seed)
         self.rounds = Rounds(requests, round_size, order, seed)
         self.run_dir = Path(run_dir)
-        self.history = History(self._read_round)
+        self.history = History(lambda number: self._frozen.read(number))
         self._known = isinstance(requests, Sequence)
         self._round_size, self._order, self._seed = round_size, order, seed
         self._held_out, self._listeners, self._max_rounds = held_out, listeners, max_rounds
@@ -196,9 +196,6 @@ class SequentialScheduler:
                 answered = freeze(self.protocol, backend.model, backend.tokenizer, planned.requests)
         self._frozen.append(planned.number, planned.requests, answered)
         self._frozen_in[planned.number] = time.perf_counter() - start
-
-    def _read_round(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
-        return self._frozen.read(number)
 
     def _one_round(self, planned: PlannedRound, base: Measurement) -> RoundLine:
         check_disk(self.run_dir, 2 * self._per_round)

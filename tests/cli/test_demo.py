@@ -13,7 +13,7 @@ from nse_plugin.data import atlas
 from nse_plugin.runs import demo as demo_module
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.reading import load_ledger
-from nse_plugin.runs.result import same_run
+from tests.runs.runs import same_run
 
 SUMMARY_KEYS = [
     "method", "model", "seed", "edits", "rounds", "efficacy", "paraphrase", "other_facts",

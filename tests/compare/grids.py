@@ -10,7 +10,7 @@ import yaml
 from nse_plugin.compare.comparison import Comparison, read_comparison
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.hparams import find_yaml
-from tests.runs.runs import requests
+from tests.runs.runs import comparable, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 NSE = dict(
@@ -82,3 +82,8 @@ def comparison(world: Path, out: Path, **changes) -> Comparison:
 
 def quiet(_line: str) -> None:
     """Takes what is meant for people."""
+
+
+def without_machine(result):
+    """What has to be equal on every engine: all but times, memory and machine."""
+    return comparable(result, ("seconds", "memory", "meta_info"))

@@ -15,9 +15,8 @@ import pytest
 from nse_plugin.compare import engines
 from nse_plugin.compare.engines import Processes
 from nse_plugin.compare.plan import Folder
-from nse_plugin.compare.results import without_machine
 from nse_plugin.errors import DataError
-from tests.compare.grids import arguments, comparison, quiet
+from tests.compare.grids import arguments, comparison, quiet, without_machine
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -17,7 +17,7 @@ from nse_plugin.compare.comparison import exit_code, write_report
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.pictures import left_at_the_end, over_edits_table, retention
 from nse_plugin.compare.pool import ModelPool
-from nse_plugin.compare.results import CellResult, read_comparison, without_machine
+from nse_plugin.compare.results import CellResult, read_cell
 from nse_plugin.compare.tables import age_tables, score_table
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
@@ -28,7 +28,7 @@ from nse_plugin.runs import scheduler as scheduling
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
-from tests.compare.grids import arguments, comparison, quiet
+from tests.compare.grids import arguments, comparison, quiet, without_machine
 from tests.runs.runs import requests
 
 
@@ -138,7 +138,7 @@ def test_schema(whole, tmp_path):
     from nse_plugin.compare.results import ComparisonResult
 
     folder, result = whole
-    kept = read_comparison(folder / "results.json")
+    kept = json.loads((folder / "results.json").read_text())
     assert kept == json.loads(json.dumps(result))
     check(kept, ComparisonResult)
     broken = copy.deepcopy(kept)
@@ -152,9 +152,9 @@ def test_schema(whole, tmp_path):
     assert one["memory"]["peak"] >= one["memory"]["before"] > 0
     seconds = one["seconds"]
     assert seconds["edit"] == pytest.approx(sum(seconds["parts"].values()) + seconds["other"])
-    (tmp_path / "results.json").write_text(json.dumps({**kept, "schema": 99}))
+    (tmp_path / "0.json").write_text(json.dumps({**one, "schema": 99}))
     with pytest.raises(DataError, match="schema 99"):
-        read_comparison(tmp_path / "results.json")
+        read_cell(tmp_path / "0.json")
 
 
 def test_done_cells_are_not_run_again(world, whole, tmp_path, monkeypatch):
@@ -251,7 +251,7 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
     capsys.readouterr()
     assert cli.main(["compare", *given, "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    kept = read_comparison(tmp_path / "out" / "results.json")
+    kept = json.loads((tmp_path / "out" / "results.json").read_text())
     assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])
     assert shown["summaries"] == kept["summaries"] and "cells" not in shown
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from nse_plugin.compare.cells import run_cell
-from nse_plugin.compare.hosts import _host_values, changed_since
+from nse_plugin.compare.hosts import _host_values, changed_since, recipe
 from nse_plugin.compare.pool import ModelPool
-from nse_plugin.compare.results import without_machine
 from nse_plugin.hparams import MEMITHparams
-from tests.compare.grids import comparison
+from nse_plugin.runs.identity import plain
+from tests.compare.grids import comparison, without_machine
 from tests.tiny import tiny_model
 
 
@@ -47,3 +47,16 @@ def test_a_cell_of_the_hosts_own_method(easyedit, world, tmp_path, monkeypatch):
     assert Path.cwd() == here and not list(here.iterdir())
     assert changed_since(cell, first["method_info"]) == []
     assert changed_since(other, first["method_info"]) == ["lr was 0.0005, is 0.01"]
+
+
+@pytest.mark.parametrize("loss", ["", "+OVERTONE"])
+def test_a_field_that_is_newer_than_a_result_had_its_default(world, tmp_path, loss):
+    made = comparison(world, tmp_path / "out", methods=f"NSE:max_iterations=3{loss}")
+    cell = made.cells()[-1]
+    kept = {"implementation": "nse_plugin", "hparams": plain(recipe(cell).hparams)}
+    values = kept["hparams"].get("base", kept["hparams"])
+    del values["neuron_threshold"], kept["hparams"]["max_length"]
+    assert changed_since(cell, kept) == []
+    del values["max_iterations"]
+    (told,) = changed_since(cell, kept)
+    assert told.removeprefix("base.") == "max_iterations was 2, is 3"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.requests import EditRequest, Probe
+from nse_plugin.runs.reading import read_final, read_lines
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
@@ -78,3 +80,19 @@ def scheduler(folder: Path, stream=None, **changes) -> SequentialScheduler:
 def weights(scheduler: SequentialScheduler):
     """All parameters, by name."""
     return {k: v.detach().clone() for k, v in scheduler.backend.model.named_parameters()}
+
+
+def same_run(one: str | Path, other: str | Path) -> bool:
+    """Whether two finished runs measured the same, times aside."""
+    first, second = (
+        comparable([list(read_lines(Path(folder))), read_final(Path(folder))])
+        for folder in (one, other)
+    )
+    return first == second
+
+
+def comparable(value: Any, but: tuple[str, ...] = ("seconds", "sha256")) -> Any:
+    """A line, manifest or result without what differs from run to run: times, hashes of files."""
+    if isinstance(value, dict):
+        return {k: comparable(v, but) for k, v in value.items() if k not in but}
+    return [comparable(item, but) for item in value] if isinstance(value, list) else value

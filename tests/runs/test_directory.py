@@ -15,9 +15,17 @@ from nse_plugin.errors import DataError, SessionError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.runs import budget
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.result import comparable, same_run
 from nse_plugin.runs.stopping import StopRules
-from tests.runs.runs import hparams, protocol, requests, scheduler, session, weights
+from tests.runs.runs import (
+    comparable,
+    hparams,
+    protocol,
+    requests,
+    same_run,
+    scheduler,
+    session,
+    weights,
+)
 
 THIRD = "round-0003.safetensors"
 

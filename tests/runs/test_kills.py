@@ -17,8 +17,15 @@ from safetensors.torch import load_file, save_file
 
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import directory
-from nse_plugin.runs.result import comparable, same_run
-from tests.runs.runs import hparams, protocol, requests, scheduler, weights
+from tests.runs.runs import (
+    comparable,
+    hparams,
+    protocol,
+    requests,
+    same_run,
+    scheduler,
+    weights,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 N_KILLS, N_AMID = 20, 8

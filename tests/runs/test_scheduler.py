@@ -28,11 +28,19 @@ from nse_plugin.runs import listeners
 from nse_plugin.runs import scheduler as scheduling
 from nse_plugin.runs.backends import backend_of
 from nse_plugin.runs.reading import load_ledger
-from nse_plugin.runs.result import same_run
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
-from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session, weights
+from tests.runs.runs import (
+    HELD_OUT,
+    hparams,
+    protocol,
+    requests,
+    same_run,
+    scheduler,
+    session,
+    weights,
+)
 from tests.tiny import tiny_model, tiny_tokenizer
 
 DOWN = "transformer.h.1.mlp.c_proj.weight"

@@ -17,12 +17,11 @@ from nse_plugin.hparams import FTHparams, GRACEHparams, LoRAHparams
 from nse_plugin.methods import nse
 from nse_plugin.methods.registry import METHODS, apply_function
 from nse_plugin.objectives.nll import nll
-from nse_plugin.runs.result import same_run
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
-from tests.runs.runs import protocol, scheduler
+from tests.runs.runs import protocol, same_run, scheduler
 from tests.runs.runs import session as small_session
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
