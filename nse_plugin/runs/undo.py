@@ -45,5 +45,18 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
 
 def undone_text(run: Path, active: list[int]) -> str:
     """The message shown after an undo."""
-    last = load_undone(run)[-1]
-    return f"round {last.number} of {run} is undone; {active_rounds(active)}"
+    number, files = load_undone(run)[-1].number, RunFiles(run)
+    text = f"round {number} of {run} is undone; {active_rounds(active)}"
+    requests = files.requests_of({number, *files.ledger().numbers_in_effect()})
+    facts = {request.fact for request in requests.get(number, [])}
+    later = [
+        str(each)
+        for each, some in requests.items()
+        if each > number and facts & {request.fact for request in some}
+    ]
+    if later:
+        text += (
+            f". Rounds that edit facts of it too ({', '.join(later)}) wrote only what was missing "
+            "with it: ask for these facts, and edit them again if needed"
+        )
+    return text

@@ -267,6 +267,19 @@ def test_the_command_on_a_directory(folder, four, capsys):
     assert "no round is active" in capsys.readouterr().out and len(load_ledger(folder)) == 0
 
 
+def test_the_command_names_later_rounds_of_the_same_facts(tmp_path, capsys):
+    first, second = runs.requests(2)
+    again = dataclasses.replace(first, case_id=9, target_new=second.target_new)
+    made = SequentialScheduler(
+        runs.session(), [first, second, again], 1, runs.protocol(), tmp_path / "run",
+        hparams=runs.hparams(tmp_path),
+    )  # fmt: skip
+    made.run()
+    for number, said in ((2, False), (1, True)):
+        assert main(["undo", str(tmp_path / "run"), "--round", str(number)]) == 0
+        assert ("edit facts of it too (3) wrote only what" in capsys.readouterr().out) is said
+
+
 def test_damage_and_other_files(folder, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     for place in (empty, empty / "not-there"):
