@@ -28,11 +28,7 @@ from nse_plugin.runs.stopping import StopRules
 
 @dataclass(frozen=True)
 class Comparison:
-    """A grid, and where and how it is run.
-
-    Raises:
-        HparamsError: the grid is not one.
-    """
+    """A grid, and where and how it is run."""
 
     methods: Sequence[MethodSpec]
     models: Sequence[ModelSpec]

@@ -48,11 +48,7 @@ def check_engine(name: str, jobs: int) -> None:
 
 
 def make_engine(name: str, jobs: int) -> Engine:
-    """The engine of this name.
-
-    Raises:
-        HparamsError: as :func:`check_engine`.
-    """
+    """The engine of this name."""
     check_engine(name, jobs)
     if name == "serial":
         return Serial()

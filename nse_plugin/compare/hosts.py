@@ -94,11 +94,7 @@ def _host_keys(method: str) -> set[str]:
 
 
 def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
-    """What differs between how a cell was run and how it would be run now, in words.
-
-    Raises:
-        HparamsError: as :func:`recipe`.
-    """
+    """What differs between how a cell was run and how it would be run now, in words."""
     if cell.untouched:
         return []
     made = recipe(cell)

@@ -30,11 +30,7 @@ class ModelPool:
 
     @contextmanager
     def lend(self, hparams: Any) -> Iterator[tuple[Any, Any]]:
-        """Model and tokenizer that these hyperparameters name, untouched.
-
-        Raises:
-            ModelError: the model cannot be loaded.
-        """
+        """Model and tokenizer that these hyperparameters name, untouched."""
         what = tuple(
             str(getattr(hparams, name, None)) for name in ("model_name", "device", "dtype", "fp16")
         )

@@ -29,11 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def import_ray() -> Any:
-    """Ray.
-
-    Raises:
-        MissingPackageError: it cannot be imported.
-    """
+    """Ray."""
     return require("ray", "engine 'ray'", otherwise="or take --engine processes")
 
 

@@ -18,11 +18,7 @@ the end, free generation after 100 of them."""
 
 @dataclass
 class CompareSettings(CommonSettings):
-    """What a comparison is made of; names may be a list or a text with commas.
-
-    Raises:
-        HparamsError: a value is missing, of the wrong type or out of range.
-    """
+    """What a comparison is made of; names may be a list or a text with commas."""
 
     methods: str | list[str] = ""
     """NSE,ROME,...; variants as NSE:no-rewinding, NSE:p=0.6 or METHOD:key=value;key=value;

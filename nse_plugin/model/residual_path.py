@@ -110,11 +110,7 @@ _PATHS: weakref.WeakKeyDictionary[DecoderLayout, dict[int, ResidualPath]] = (
 
 
 def path_of(layout: DecoderLayout, layer: int) -> ResidualPath:
-    """The path of a layer, measured when it is first asked for.
-
-    Raises:
-        ModelError: as :func:`measure_path`.
-    """
+    """The path of a layer, measured when it is first asked for."""
     paths = _PATHS.setdefault(layout, {})
     if layer not in paths:
         paths[layer] = measure_path(layout, layer)

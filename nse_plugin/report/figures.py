@@ -44,11 +44,7 @@ _ROOM = 12
 
 
 def import_matplotlib() -> ModuleType:
-    """matplotlib, which draws the figures.
-
-    Raises:
-        MissingPackageError: it cannot be imported.
-    """
+    """matplotlib, which draws the figures."""
     return require("matplotlib", "figures")
 
 

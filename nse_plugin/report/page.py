@@ -76,11 +76,7 @@ class Page:
         return self.sections[-1]
 
     def html(self) -> str:
-        """The whole page.
-
-        Raises:
-            MissingPackageError: jinja2 or matplotlib is missing.
-        """
+        """The whole page."""
         return load_template().render(page=self, light=LIGHT, dark=DARK)
 
     def write(self, path: Path) -> None:
@@ -89,11 +85,7 @@ class Page:
 
 
 def load_template() -> Template:
-    """The template of a page.
-
-    Raises:
-        MissingPackageError: jinja2 is missing.
-    """
+    """The template of a page."""
     jinja2 = require("jinja2", "the HTML page")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nse_plugin.report"),

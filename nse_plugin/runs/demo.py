@@ -102,11 +102,7 @@ class Demo:
         )
 
     def run(self) -> tuple[RunResult, Summary]:
-        """Edit, measure and write, or resume; an interrupt leaves the rounds so far.
-
-        Raises:
-            DataError: the folder holds another run, or another process is at work in it.
-        """
+        """Edit, measure and write, or resume; an interrupt leaves the rounds so far."""
         with progress(self._show, rounds=False) as self._told:
             scheduler = make_scheduler(self._run, [self._told, self])
             self.requests = [r for planned in scheduler.rounds for r in planned.requests]

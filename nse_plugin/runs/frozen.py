@@ -34,11 +34,7 @@ class FrozenAnswers:
         return kept == [request.digest() for request in requests]
 
     def read(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
-        """A round's requests and answers.
-
-        Raises:
-            DataError: the line cannot be read.
-        """
+        """A round's requests and answers."""
         line, what = self._lines[number - 1], f"line {number} of {self._lines.path}"
         try:
             requests = [EditRequest.from_json(record) for record in line["edits"]]

@@ -232,11 +232,7 @@ def round_text(line: Mapping[str, Any]) -> str:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard.
-
-    Raises:
-        MissingPackageError: the package is not installed.
-    """
+    """Scalars for TensorBoard."""
 
     def __init__(self, folder: Path) -> None:
         found = require(
@@ -257,11 +253,7 @@ class TensorBoard:
 
 
 class WandB:
-    """Scalars for Weights & Biases.
-
-    Raises:
-        MissingPackageError: the package is not installed.
-    """
+    """Scalars for Weights & Biases."""
 
     def __init__(self, project: str, name: str) -> None:
         wandb = require("wandb", f"wandb: {project}", otherwise="or leave wandb out")

@@ -92,11 +92,7 @@ class RunFiles:
         }
 
     def requests_of(self, files: Collection[int]) -> dict[int, list[EditRequest]]:
-        """The requests of the rounds with these files, by the number of the file.
-
-        Raises:
-            DataError: as :meth:`requests`.
-        """
+        """The requests of the rounds with these files, by the number of the file."""
         requests = self.requests()
         return {
             line["file"]: requests[line["round"]]
@@ -162,11 +158,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 
 def read_final(folder: Path) -> Final | None:
-    """How a run ended, or None if it has not.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """How a run ended, or None if it has not."""
     path = folder / FINAL
     if not path.exists():
         return None
@@ -176,11 +168,7 @@ def read_final(folder: Path) -> Final | None:
 
 
 def read_lines(folder: Path) -> JsonLines[RoundLine]:
-    """The finished rounds of a run, in order.
-
-    Raises:
-        DataError: a line is damaged.
-    """
+    """The finished rounds of a run, in order."""
     return checked_lines(folder / ROUNDS, RoundLine, _WAY_OUT)
 
 
@@ -189,9 +177,6 @@ def consolidations(folder: Path, writable: bool = False) -> JsonLines[Consolidat
 
     Their round files are numbered with those of the other rounds, and one counts once its line here
     is whole.
-
-    Raises:
-        DataError: a line is damaged.
     """
     way_out = "restore the file from a copy, or remove the file to leave its rounds out"
     return checked_lines(folder / CONSOLIDATIONS, Consolidation, way_out, writable=writable)

@@ -14,11 +14,7 @@ from nse_plugin.runs.stopping import StopRules
 
 @dataclass
 class CommonSettings(Settings):
-    """What a run and a comparison of runs are made of alike.
-
-    Raises:
-        HparamsError: a value is missing, of the wrong type or out of range.
-    """
+    """What a run and a comparison of runs are made of alike."""
 
     data: str = ""
     """A benchmark's JSON file, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N
@@ -48,11 +44,7 @@ class CommonSettings(Settings):
 
 @dataclass
 class RunSettings(CommonSettings):
-    """Everything that a run is made of.
-
-    Raises:
-        HparamsError: a value is missing, of the wrong type or out of range.
-    """
+    """Everything that a run is made of."""
 
     hparams: str = ""
     """Name or path of a method's YAML."""

@@ -21,9 +21,6 @@ class StopRules(Settings):
     checked only when the protocol measures what they bound, every ``Protocol.every`` rounds: up
     to ``every - 1`` rounds may follow the one that broke the bound, and ``undo`` undoes only the
     round that was measured.  ``every=1`` checks after each round.
-
-    Raises:
-        HparamsError: a value is unknown or out of range.
     """
 
     max_perplexity: float | None = bounded(None, above=0)

@@ -26,11 +26,7 @@ def load_undone(folder: Path) -> list[Undone]:
 
 
 def add_undone(folder: Path, number: int, reason: str) -> None:
-    """Note that a round was undone.
-
-    Raises:
-        DataError: ``undone.json`` is damaged or of another version.
-    """
+    """Note that a round was undone."""
     now = Undone.now(number, reason)
     entry = UndoneRound(
         number=now.number,

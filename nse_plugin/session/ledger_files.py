@@ -183,11 +183,7 @@ class RoundFile:
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
-        """The round in this file, of which only the header is read.
-
-        Raises:
-            DataError: the header is damaged or of another version.
-        """
+        """The round in this file, of which only the header is read."""
         try:
             header = _record(path, _metadata_of(path))
             counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
@@ -217,11 +213,7 @@ class RoundFile:
         return dict(self.counts)
 
     def read(self) -> RoundRecord:
-        """The round with its tensors.
-
-        Raises:
-            DataError: the file is gone or damaged.
-        """
+        """The round with its tensors."""
         return replace(load_round(Path(self.path), self.sha256), within=self.within)
 
 
@@ -230,9 +222,6 @@ def load_rounds(paths: Iterable[Path], sums: Mapping[Path, str] | None = None) -
 
     Args:
         sums: checksums that the files are compared with when their rounds are read.
-
-    Raises:
-        DataError: a header is damaged or of another version.
     """
     ledger = Ledger()
     for path in paths:

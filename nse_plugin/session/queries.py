@@ -100,9 +100,6 @@ def column_norms(ledger: Ledger, layer: int) -> DataFrame:
 
     The value is the norm of the round's change of the neuron's column, all passes together; NaN
     where the round did not write it.
-
-    Raises:
-        DataError: no round knows the layer.
     """
     return _layer_tables(ledger, [layer], seen=True)[layer].columns()
 
@@ -114,9 +111,6 @@ def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
 
     Args:
         layer: of this layer; None is over all layers together.
-
-    Raises:
-        DataError: no round knows the layer.
     """
     layers = edited_layers(ledger) if layer is None else [layer]
     return jaccard(_layer_tables(ledger, layers, seen=True).values(), ledger.numbers())

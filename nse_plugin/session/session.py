@@ -129,9 +129,6 @@ class EditSession:
 
         The record that is committed inside is to keep them as :attr:`RoundRecord.within`, so that
         undoing it brings them back.  If an exception leaves the block, all is as before.
-
-        Raises:
-            SessionError: the model was changed.
         """
         self.check()
         with self._as_before_on_error() as entries:

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 class LayerTable:
-    """One layer over the rounds: which neurons each round wrote, and how far they moved.
-
-    Raises:
-        DataError: no round edited the layer.
-    """
+    """One layer over the rounds: which neurons each round wrote, and how far they moved."""
 
     def __init__(self, ledger: Ledger, layer: int) -> None:
         self._layer, self._numbers, d_ff = layer, ledger.numbers(), d_ff_of(ledger, layer)
@@ -148,9 +144,5 @@ def edited_layers(ledger: Ledger) -> list[int]:
 
 
 def import_pandas() -> ModuleType:
-    """pandas, which makes the tables.
-
-    Raises:
-        MissingPackageError: it cannot be imported.
-    """
+    """pandas, which makes the tables."""
     return require("pandas", "tables of a ledger")
