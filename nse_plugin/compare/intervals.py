@@ -46,7 +46,6 @@ def differences(
     *,
     confidence: float = CONFIDENCE,
     resamples: int = RESAMPLES,
-    seed: int = 0,
 ) -> list[Difference]:
     """Differences of each method's scores from the reference's, on the seeds that both completed.
 
@@ -59,7 +58,7 @@ def differences(
     for (model,), group in _by(cells, "model").items():
         by_method = _by(group, "method")
         base = {c["run_info"]["seed"]: c for c in by_method.get((reference,), [])}
-        draws = {s: _Draws(cell, s, resamples, seed) for s, cell in base.items()}
+        draws = {s: _Draws(cell, s, resamples) for s, cell in base.items()}
         for (method,), own in by_method.items():
             if method == reference:
                 continue
@@ -118,10 +117,10 @@ def _t_cdf(t: float, degrees: int) -> float:
 class _Draws:
     """How often each edit of a seed is drawn, in every resample: [resamples, edits]."""
 
-    def __init__(self, cell: CellResult, stream: int, resamples: int, seed: int) -> None:
+    def __init__(self, cell: CellResult, stream: int, resamples: int) -> None:
         self.edits = [_key(entry) for entry in cell["each"]]
         n = len(self.edits)
-        generator = np.random.default_rng([seed, stream])
+        generator = np.random.default_rng([0, stream])
         share = np.full(n, 1 / max(n, 1))
         self.counts = (
             generator.multinomial(n, share, size=resamples) if n else np.zeros((resamples, 0))

@@ -61,13 +61,11 @@ def score_answers(
     prompts: Sequence[str],
     answers: Sequence[str],
     *,
-    names: Sequence[str] = (),
     token_budget: int = 16384,
 ) -> Answers:
     """Check how the model continues each prompt, against the answer one space after it.
 
     Args:
-        names: what messages call the pairs.
         token_budget: tokens per batch, padding included.
 
     Raises:
@@ -80,7 +78,7 @@ def score_answers(
             f"{len(prompts)} prompts and {len(answers)} answers; give one answer per prompt"
         )
     pairs = [encode_prompt(tokenizer, p, target=a) for p, a in zip(prompts, answers)]
-    return score_encoded(model, pairs, names=names, token_budget=token_budget)
+    return score_encoded(model, pairs, token_budget=token_budget)
 
 
 def score_encoded(
@@ -91,6 +89,9 @@ def score_encoded(
     token_budget: int = 16384,
 ) -> Answers:
     """Check answers that are tokens already: the last ``n_target`` of each row.
+
+    Args:
+        names: what messages call the pairs.
 
     ``exact`` needs no generation.  Greedy decoding picks, at each step, the first choice given
     what it has written so far.  If the first choices under teacher forcing are the answer's tokens

@@ -33,15 +33,11 @@ def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
             f"the chat template refuses the question ({error}); ask without it (--plain)"
         ) from error
     first = getattr(tokenizer, "bos_token", None)
-    return text.removeprefix(first) if first and _adds(tokenizer, first) else text
+    if first and tokenizer("a")["input_ids"][:1] == [tokenizer.convert_tokens_to_ids(first)]:
+        return text.removeprefix(first)  # which the tokenizer puts before a text itself
+    return text
 
 
 def reply(model: nn.Module, tokenizer: Any, text: str, max_new_tokens: int) -> str:
     """What the model writes after a rendered text, by greedy decoding, without blanks around it."""
     return greedy_text(model, tokenizer, [text], max_new_tokens)[0].strip()
-
-
-def _adds(tokenizer: Any, first: str) -> bool:
-    """Whether the tokenizer itself puts this token before a text."""
-    ids = tokenizer("a")["input_ids"]
-    return bool(ids) and ids[0] == tokenizer.convert_tokens_to_ids(first)

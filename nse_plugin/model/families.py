@@ -26,27 +26,16 @@ class Family:
         return self.blocks.rpartition(".")[0]
 
 
-_LLAMA = Family("model.layers", "mlp.down_proj", "mlp", "self_attn", final_norm="model.norm")
+_LLAMA = Family("model.layers", "mlp.down_proj", "mlp", "self_attn", "model.norm")
 _GEMMA3 = replace(
     _LLAMA, blocks="model.language_model.layers", final_norm="model.language_model.norm"
 )
 
 FAMILIES: dict[str, Family] = {
-    "gpt2": Family(
-        "transformer.h",
-        "mlp.c_proj",
-        "mlp",
-        "attn",
-        final_norm="transformer.ln_f",
-        conv1d=True,
-    ),
-    "gptj": Family("transformer.h", "mlp.fc_out", "mlp", "attn", final_norm="transformer.ln_f"),
+    "gpt2": Family("transformer.h", "mlp.c_proj", "mlp", "attn", "transformer.ln_f", conv1d=True),
+    "gptj": Family("transformer.h", "mlp.fc_out", "mlp", "attn", "transformer.ln_f"),
     "gpt_neox": Family(
-        "gpt_neox.layers",
-        "mlp.dense_4h_to_h",
-        "mlp",
-        "attention",
-        final_norm="gpt_neox.final_layer_norm",
+        "gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention", "gpt_neox.final_layer_norm"
     ),
     "llama": _LLAMA,
     "mistral": _LLAMA,

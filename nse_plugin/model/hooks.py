@@ -107,7 +107,6 @@ def read_rows(
     Returns:
         By name: [rows, features], on the module's device.
     """
-    wanted = len(inputs_of or {}) + len(outputs_of or {})
     found: dict[Any, torch.Tensor] = {}
 
     def keep(name: Any, value: torch.Tensor) -> None:
@@ -115,23 +114,64 @@ def read_rows(
             value = value.view(*batch.input_ids.shape, -1)
         rows = torch.arange(value.shape[0], device=value.device)
         found[name] = value[rows, positions.to(value.device)].clone()
-        if len(found) == wanted:
+
+    _show(layout, batch, keep, inputs_of or {}, outputs_of or {})
+    return found
+
+
+@torch.no_grad()
+def visit_inputs(
+    layout: DecoderLayout,
+    batch: TokenBatch,
+    modules: Mapping[Any, nn.Module],
+    visit: Callable[[Any, torch.Tensor], None],
+) -> None:
+    """Run the decoder once and hand over what goes into some modules, padding left out.
+
+    Nothing is kept, so the pass needs no memory for the features of more than one module.
+
+    Args:
+        modules: modules by a name of your choice.
+        visit: called once per module, in the order of the pass, with its name and its first
+            input [tokens, features] on the module's device.
+    """
+
+    def without_padding(name: Any, value: torch.Tensor) -> None:
+        real = batch.attention_mask.to(value.device).bool().flatten()
+        visit(name, value.reshape(-1, value.shape[-1])[real])
+
+    _show(layout, batch, without_padding, modules, {})
+
+
+def _show(
+    layout: DecoderLayout,
+    batch: TokenBatch,
+    see: Callable[[Any, torch.Tensor], None],
+    inputs_of: Mapping[Any, nn.Module],
+    outputs_of: Mapping[Any, nn.Module],
+) -> None:
+    """Run the decoder until all inputs and outputs of modules, by name, have been seen."""
+    waiting = {*inputs_of, *outputs_of}
+
+    def shown(name: Any, value: torch.Tensor) -> None:
+        see(name, value)
+        waiting.discard(name)
+        if not waiting:
             raise StopPass
 
     def read_input(name: Any) -> Callable[..., None]:
-        return lambda _module, args: keep(name, args[0])
+        return lambda _module, args: shown(name, args[0])
 
     def read_output(name: Any) -> Callable[..., None]:
-        return lambda _module, _args, output: keep(name, first_tensor(output))
+        return lambda _module, _args, output: shown(name, first_tensor(output))
 
     with ExitStack() as hooks:
-        for name, module in (inputs_of or {}).items():
+        for name, module in inputs_of.items():
             hooks.callback(module.register_forward_pre_hook(read_input(name)).remove)
-        for name, module in (outputs_of or {}).items():
+        for name, module in outputs_of.items():
             hooks.callback(module.register_forward_hook(read_output(name)).remove)
         with suppress(StopPass):
             layout.body(**batch.model_inputs(), use_cache=False)
-    return found
 
 
 def take_positions(value: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,8 @@ class DecoderLayout:
         self._model = weakref.ref(model)
         self.model_type: str = getattr(model.config, "model_type", "unknown")
         self.family = family
-        self.text_config: Any = (
-            model.config.get_text_config()
-            if hasattr(model.config, "get_text_config")
-            else model.config
-        )
+        get_text_config = getattr(model.config, "get_text_config", lambda: model.config)
+        self.text_config: Any = get_text_config()
         try:
             self.blocks: nn.ModuleList = model.get_submodule(self.family.blocks)
         except AttributeError as error:

@@ -97,7 +97,11 @@ class Replay:
             ModelError: the attention takes no mask per row, or the blocks take arguments that
                 nobody knows how to cut.
         """
-        _check_attention(layout)
+        kind = getattr(layout.text_config, "_attn_implementation", None)
+        if kind not in (None, "eager", "sdpa"):
+            raise ModelError(
+                f"their attention is {kind!r}, which takes no mask per row, as 'sdpa' does"
+            )
         rows = batch.rows()
         starts_by_common = CommonStarts(layout)
         lengths = batch.lengths - starts
@@ -175,7 +179,8 @@ class _Pass:
                 hooks.callback(_record_call(layout, number, arguments))
             layout.body(**after(batch, group), past_key_values=cache, use_cache=True)
         for call in arguments.values():
-            if unknown := _unknown_tensors(call):
+            known = (*_REPLACED, *_BY_POSITION)
+            if unknown := [n for n, value in call.items() if n not in known and _has_tensor(value)]:
                 raise ModelError(
                     f"they take {', '.join(unknown)}, of which it is not known how it goes by "
                     "position"
@@ -231,11 +236,6 @@ def _record_call(
     return block.register_forward_pre_hook(record, with_kwargs=True).remove
 
 
-def _unknown_tensors(arguments: dict[str, Any]) -> list[str]:
-    known = (*_REPLACED, *_BY_POSITION)
-    return [name for name, v in arguments.items() if name not in known and _has_tensor(v)]
-
-
 def _block_call(
     block: Any, arguments: dict[str, Any], prefix: _FrozenPrefix, index: torch.Tensor
 ) -> _BlockCall:
@@ -263,14 +263,6 @@ def _tail_mask(starts: torch.Tensor, prefix: int, tail: int, dtype: torch.dtype)
     )
     mask = torch.zeros(rows, tail, prefix + tail, dtype=dtype, device=device)
     return mask.masked_fill(~sees, torch.finfo(dtype).min)[:, None]
-
-
-def _check_attention(layout: DecoderLayout) -> None:
-    kind = getattr(layout.text_config, "_attn_implementation", None)
-    if kind not in (None, "eager", "sdpa"):
-        raise ModelError(
-            f"their attention is {kind!r}, which takes no mask per row, as 'sdpa' does"
-        )
 
 
 def _has_tensor(value: Any) -> bool:

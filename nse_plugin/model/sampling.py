@@ -31,7 +31,6 @@ def sample_ids(
     *,
     top_k: int | None,
     generator: torch.Generator,
-    temperature: float = 1.0,
 ) -> torch.Tensor:
     """Continue every row of a prompt by a number of sampled tokens.
 
@@ -53,7 +52,7 @@ def sample_ids(
         model,
         rows,
         [n_tokens] * len(rows),
-        lambda logits, _rows: _draw(logits / temperature, top_k, generator)[:, 0],
+        lambda logits, _rows: _draw(logits, top_k, generator)[:, 0],
         token_budget=len(rows) * (prompt_ids.shape[1] + n_tokens),  # one batch, one generator
     )
     return torch.tensor(new, dtype=torch.long).view(len(rows), n_tokens)
@@ -64,21 +63,20 @@ def context_texts(
     tokenizer: Any,
     *,
     seed: int,
-    n_tokens: int | Sequence[int] = 10,
+    n_tokens: Sequence[int] = (10,) * len(OPENINGS),
     openings: Sequence[str] = OPENINGS,
 ) -> tuple[str, ...]:
     """Short texts to put before prompts, as ``"{text}. {prompt}"`` (arXiv 2410.04045).
 
     Args:
-        n_tokens: length of a text in tokens, its opening included; for all, or one per opening.
+        n_tokens: length of each text in tokens, its opening included.
 
     Returns:
         One text per opening: a single line that holds no braces.
     """
     generator = torch.Generator().manual_seed(seed)
-    lengths = [n_tokens] * len(openings) if isinstance(n_tokens, int) else n_tokens
     texts = []
-    for opening, length in zip(openings, lengths, strict=True):
+    for opening, length in zip(openings, n_tokens, strict=True):
         ids = encode_text(tokenizer, opening)
         n_opening = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
         more = sample_ids(

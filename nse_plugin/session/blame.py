@@ -78,8 +78,8 @@ def _take_away(session: EditSession, record: RoundRecord) -> None:
     for layer in record.layers():
         name = layout.down_name(layer)
         rest = weights.change(name)
-        for write in record.writes:
-            if write.layer == layer and rest is not None:
+        for write in record.writes_to(layer):
+            if rest is not None:
                 rest = rest - layout.to_weight(write.change(layout.d_ff, rest.device))
         weights.set(name, rest)
 

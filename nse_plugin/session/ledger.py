@@ -12,14 +12,7 @@ import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.session import queries
-from nse_plugin.session.records import (
-    ActiveRound,
-    RoundRecord,
-    Undone,
-    inside,
-    not_active,
-    written_again,
-)
+from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_rounds
 
 
 class Ledger:
@@ -89,13 +82,25 @@ class Ledger:
         """
         later = [entry.number for entry in self._rounds if number in entry.rewrites]
         if later:
-            raise SessionError(written_again(number, later[-1]))
-        if number in self.numbers():
-            return self.numbers().index(number)
+            raise SessionError(
+                f"round {number} cannot be undone alone: round {later[-1]} wrote edits of it again "
+                f"(repair_every, merge_subjects, or FT's replay); undo round {later[-1]} first"
+            )
+        active = self.numbers()
+        if number in active:
+            return active.index(number)
         for entry in self._rounds:
             if number in _numbers_within(entry):
-                raise SessionError(inside(number, entry.number))
-        raise SessionError(not_active(number, self.numbers(), self.undone))
+                raise SessionError(
+                    f"round {number} is inside the consolidation that is round {entry.number}; "
+                    f"undo round {entry.number}, then round {number}, and consolidate again: that "
+                    "solves all edits without those of the round"
+                )
+        when = next((entry.time for entry in self.undone if entry.number == number), None)
+        what = f"there is no round {number}"
+        if when is not None:
+            what = f"round {number} was undone already, at {when}"
+        raise SessionError(f"{what}; {active_rounds(active)}")
 
     def keys(self, layer: int) -> torch.Tensor | None:
         """Previous keys of a layer, [d_ff, N] over all rounds, or None if there is none."""
@@ -139,11 +144,9 @@ class Ledger:
             record.add_changes(totals, devices, d_ff)
         return totals
 
-    def change(
-        self, layer: int, d_ff: int, device: torch.device | str = "cpu"
-    ) -> torch.Tensor | None:
+    def change(self, layer: int, d_ff: int) -> torch.Tensor | None:
         """Sum of all changes of one layer, or None if no round wrote it: :meth:`changes`."""
-        return self.changes({layer: device}, d_ff).get(layer)
+        return self.changes({layer: "cpu"}, d_ff).get(layer)
 
     neurons, rounds, requests = queries.neurons, queries.rounds, queries.requests
     overlap, capacity, who_wrote = queries.overlap, queries.capacity, queries.who_wrote

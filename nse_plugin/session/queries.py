@@ -22,7 +22,6 @@ from nse_plugin.session.tables import (
     edited_layers,
     import_pandas,
     jaccard,
-    writes_to,
 )
 
 if TYPE_CHECKING:
@@ -116,20 +115,17 @@ def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
     return jaccard(_layer_tables(ledger, layers, seen=True).values(), ledger.numbers())
 
 
-def capacity(
-    ledger: Ledger, max_keys: int = 2048, after: Collection[int] | None = None
-) -> DataFrame:
+def capacity(ledger: Ledger, after: Collection[int] | None = None) -> DataFrame:
     """Share of each layer's key space that previous keys use: a row per round, a column per layer.
 
     The value after a round is the effective dimension of all keys up to it over d_ff, where the
-    effective dimension is exp of the entropy of the normalised eigenvalues of K K^T.  NaN before
-    the layer's first keys.
+    effective dimension is exp of the entropy of the normalised eigenvalues of K K^T.  Of more
+    than 2048 keys, as many are taken at even distances.  NaN before the layer's first keys.
 
     Args:
-        max_keys: of more keys, as many are taken at even distances.
         after: only the values after these rounds; all where None.
     """
-    found = Capacity(ledger, max_keys, after)
+    found = Capacity(ledger, after)
     for record in ledger:
         found.see(record)
     return found.table()
@@ -219,7 +215,7 @@ def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
 def _shares(record: RoundRecord, layer: int, neuron: int) -> dict[int | str | None, torch.Tensor]:
     """By request: its share of a round's change of a neuron's column, [d_model]."""
     parts: dict[int | str | None, torch.Tensor] = {}
-    for write in writes_to(record, layer):
+    for write in record.writes_to(layer):
         column = (write.neurons == neuron).nonzero().flatten()
         if not len(column):
             continue

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.norms import column_norms
+
+if TYPE_CHECKING:
+    from nse_plugin.session.ledger_files import RoundFile
 
 Status = Literal["converged", "residual_left", "out_of_bounds"]
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -170,13 +173,17 @@ class RoundRecord:
         """The round itself, as any :class:`ActiveRound` gives it."""
         return self
 
+    def writes_to(self, layer: int) -> list[Write]:
+        """The writes to one layer."""
+        return [write for write in self.writes if write.layer == layer]
+
     def layers(self) -> list[int]:
         """Layers written, rising."""
         return sorted({write.layer for write in self.writes})
 
     def neurons(self, layer: int) -> torch.Tensor:
         """Neurons of a layer that any pass wrote, rising."""
-        written = [write.neurons for write in self.writes if write.layer == layer]
+        written = [write.neurons for write in self.writes_to(layer)]
         return torch.cat(written).unique() if written else torch.empty(0, dtype=torch.long)
 
     def norms(self) -> dict[int, float]:
@@ -202,7 +209,7 @@ class RoundRecord:
 
     def column_norms(self, layer: int) -> torch.Tensor:
         """[d_ff] float64, norm of the change of each neuron of a layer."""
-        written = [write for write in self.writes if write.layer == layer]
+        written = self.writes_to(layer)
         if len(written) == 1 and written[0].left is None:
             norms = torch.zeros(self.d_ff or 0, dtype=torch.float64)
             norms[written[0].neurons] = written[0].right.double().norm(dim=0)
@@ -253,43 +260,8 @@ class Written:
         )
 
 
-class ActiveRound(Protocol):
-    """A round that is not undone, wherever it is kept: a :class:`RoundRecord`, or its file."""
-
-    @property
-    def number(self) -> int:
-        """Number of the round."""
-
-    @property
-    def method(self) -> str:
-        """Name of the method that wrote it."""
-
-    @property
-    def edits(self) -> int:
-        """How many requests the round has."""
-
-    @property
-    def new_edits(self) -> int:
-        """The same, without the edits of the rounds that a consolidation takes the place of."""
-
-    @property
-    def key_counts(self) -> dict[int, int]:
-        """By edited layer, how many keys the round has."""
-
-    @property
-    def d_ff(self) -> int | None:
-        """Neurons of an edited layer; None with a method that attaches modules."""
-
-    @property
-    def rewrites(self) -> tuple[int, ...]:
-        """Earlier rounds of which it wrote edits again, rising."""
-
-    @property
-    def within(self) -> tuple[ActiveRound, ...]:
-        """The rounds that this one takes the place of, where it is a consolidation."""
-
-    def read(self) -> RoundRecord:
-        """The round with its tensors."""
+ActiveRound: TypeAlias = "RoundRecord | RoundFile"
+"""A round that is not undone: in main memory, or in its file; ``read()`` gives its record."""
 
 
 @dataclass(frozen=True)
@@ -310,31 +282,6 @@ class Undone:
 def active_rounds(numbers: Sequence[int]) -> str:
     """The numbers of the active rounds, as messages say them."""
     return f"active rounds: {', '.join(map(str, numbers))}" if numbers else "no round is active"
-
-
-def not_active(number: int, active: Sequence[int], undone: Sequence[Undone]) -> str:
-    """Why a round cannot be undone, and which can."""
-    when = next((entry.time for entry in undone if entry.number == number), None)
-    if when is None:
-        return f"there is no round {number}; {active_rounds(active)}"
-    return f"round {number} was undone already, at {when}; {active_rounds(active)}"
-
-
-def inside(number: int, consolidation: int) -> str:
-    """Why a round cannot be undone that a consolidation takes the place of."""
-    return (
-        f"round {number} is inside the consolidation that is round {consolidation}; undo round "
-        f"{consolidation}, then round {number}, and consolidate again: that solves all edits "
-        "without those of the round"
-    )
-
-
-def written_again(number: int, later: int) -> str:
-    """Why a round cannot be undone of which a later one wrote edits again."""
-    return (
-        f"round {number} cannot be undone alone: round {later} wrote edits of it again "
-        f"(repair_every, merge_subjects, or FT's replay); undo round {later} first"
-    )
 
 
 def later_trained(last: int) -> str:

@@ -108,20 +108,17 @@ class EditSession:
             SessionError: the model was changed, or holds rounds of another kind.
         """
         with own_modes():
-            yield from self._round(layers, attaches)
-
-    def _round(self, layers: list[int], attaches: str | None) -> Iterator[None]:
-        self.check()
-        self._refuse_mixture(attaches)
-        self.layout.check_layers(layers)
-        for layer in layers:
-            name = self.layout.down_name(layer)
-            self.weights.track(name, self.layout.down(layer).weight)
-            self._layers[name] = layer
-        self._elsewhere = self._elsewhere or Watch(self.model)
-        self._elsewhere.leave_out(self.weights.names())
-        with self._as_before_on_error():
-            yield
+            self.check()
+            self._refuse_mixture(attaches)
+            self.layout.check_layers(layers)
+            for layer in layers:
+                name = self.layout.down_name(layer)
+                self.weights.track(name, self.layout.down(layer).weight)
+                self._layers[name] = layer
+            self._elsewhere = self._elsewhere or Watch(self.model)
+            self._elsewhere.leave_out(self.weights.names())
+            with self._as_before_on_error():
+                yield
 
     @contextmanager
     def anew(self) -> Iterator[list[ActiveRound]]:

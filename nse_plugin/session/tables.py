@@ -16,7 +16,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import require
 from nse_plugin.session.capacity import key_share
 from nse_plugin.session.norms import ChangeSum
-from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.records import RoundRecord
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -38,7 +38,7 @@ class LayerTable:
 
     def see(self, record: RoundRecord) -> None:
         """Take in the next round."""
-        written, writes = record.neurons(self._layer), writes_to(record, self._layer)
+        written, writes = record.neurons(self._layer), record.writes_to(self._layer)
         for write in writes:
             self._times[write.neurons] += 1
         if writes:
@@ -81,11 +81,8 @@ class Capacity:
         after: only after these rounds; after all where None.
     """
 
-    def __init__(
-        self, ledger: Ledger, max_keys: int = 2048, after: Collection[int] | None = None
-    ) -> None:
+    def __init__(self, ledger: Ledger, after: Collection[int] | None = None) -> None:
         self._wanted = [n for n in ledger.numbers() if after is None or n in after]
-        self._max_keys = max_keys
         self._keys: dict[int, list[torch.Tensor]] = {n: [] for n in edited_layers(ledger)}
         self._shares: dict[int, list[float]] = {layer: [] for layer in self._keys}
 
@@ -95,7 +92,7 @@ class Capacity:
             if layer in record.keys:
                 so_far.append(record.keys[layer])
             if record.number in self._wanted:
-                share = key_share(torch.cat(so_far, dim=1), self._max_keys) if so_far else None
+                share = key_share(torch.cat(so_far, dim=1)) if so_far else None
                 self._shares[layer].append(float("nan") if share is None else share)
 
     def table(self) -> DataFrame:
@@ -118,11 +115,6 @@ def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame
     overlap.fill_diagonal_(1.0)
     table = by_round(overlap.numpy(), numbers)
     return table.set_axis(table.index, axis="columns")
-
-
-def writes_to(record: RoundRecord, layer: int) -> list[Write]:
-    """The writes of a round to one layer."""
-    return [write for write in record.writes if write.layer == layer]
 
 
 def d_ff_of(ledger: Ledger, layer: int) -> int:

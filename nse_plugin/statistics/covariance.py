@@ -20,8 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from nse_plugin.errors import StatisticsError
-from nse_plugin.model.hooks import quiet
-from nse_plugin.model.inputs import visit_inputs
+from nse_plugin.model.hooks import quiet, visit_inputs
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, micro_batches
 from nse_plugin.statistics.files import (

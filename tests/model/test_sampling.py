@@ -95,4 +95,6 @@ def test_context_texts_drop_braces_and_line_breaks():
             assert skip_special_tokens and len(ids) == 10
             return " The {}\n{x}  end\ufffd"
 
-    assert context_texts(tiny_model("gpt2"), Braces(), seed=0, openings=["The"]) == ("The x end",)
+    assert context_texts(tiny_model("gpt2"), Braces(), seed=0, n_tokens=[10], openings=["The"]) == (
+        "The x end",
+    )
