@@ -1,4 +1,4 @@
-"""What it takes to find the values: the papers' Adam, its early stop, and Polyak's steps.
+"""What it takes to find the values: Adam, its early stop, Polyak's steps, and a margin.
 
 For each kind of search the values of all edits in the untouched model, then the scores after the
 same edits in the same rounds with the same context texts; a seed draws records and contexts.
@@ -32,10 +32,12 @@ from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
 
+POLYAK = {"v_optimizer": "polyak", "v_stop": "loss", "v_num_grad_steps": 12}
 SEARCHES: dict[str, dict[str, Any]] = {
     "Adam": {"v_optimizer": "adam", "v_stop": "loss"},
     "Adam, stop by rank": {"v_optimizer": "adam", "v_stop": "rank"},
-    "Polyak": {"v_optimizer": "polyak", "v_stop": "loss", "v_num_grad_steps": 12},
+    "Polyak": POLYAK,
+    "Polyak, margin 0.25": POLYAK | {"value_margin": 0.25},
 }
 SCORES = ("efficacy", "paraphrase", "locality")
 QUIET = Protocol(every=0, generation=0, fluency=0, perplexity=0, portability=0, locality=3)
@@ -48,7 +50,7 @@ def found(
     contexts = session.untouched.contexts(hparams)
     rows = encode_round(session.layout, session.tokenizer, requests, contexts)
     start = time.process_time()
-    values = compute_values(session.layout, rows, hparams, nll)
+    values = compute_values(session.layout, rows, hparams, nll).lengthened(hparams)
     seconds = time.process_time() - start
     distance = (values.z - values.base).norm(dim=1) / values.base.norm(dim=1)
     return {
@@ -92,7 +94,7 @@ def main() -> None:
             row = found(session, settings, requests)
             row |= scores(session, settings, requests, given.round_size)
             cells = "  ".join(f"{key} {value:.3f}" for key, value in row.items())
-            print(f"{given.model}  seed {seed}  {name:18}  {cells}", flush=True)
+            print(f"{given.model}  seed {seed}  {name:19}  {cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -68,20 +68,20 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
         embedded = model_name.startswith("atlas:")
         values |= {
             "layers": layers_up_to(last),
-            "v_optimizer": "polyak",
-            "v_num_grad_steps": 12,
             "clamp_norm_factor": 0.75,
             "n_contexts": 1,
             "mom2_dataset": "atlas" if embedded else "factbook",
             "mom2_n_samples": 4000 if embedded else 100,
         }
+    if method in ("NSE", "MEMIT", "AlphaEdit"):
+        values |= {"v_optimizer": "polyak", "v_num_grad_steps": 12, "value_margin": 0.25}
     if method in ("NSE", "MEMIT"):
         values["mom2_update_weight_relative"] = 0.2
     if method == "NSE":
         values["max_iterations"] = 1
     if method == "ROME":
         values |= {"layers": [max(0, last - 2)], "clamp_norm_factor": 4.0, "v_weight_decay": 1e-3}
-        values |= {"v_optimizer": "adam", "v_lr_relative": 0.15, "v_num_grad_steps": 20}
+        values |= {"v_lr_relative": 0.15, "v_num_grad_steps": 20}
     if method == "FT":
         values |= {"layers": [max(0, last - 2)], "lr": 1e-3, "num_steps": 25, "batch_size": 20}
     if method == "UltraEdit":

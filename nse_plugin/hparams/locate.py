@@ -47,6 +47,9 @@ class LocateHparams(LayersHparams):
     v_stop: Literal["loss", "rank"] = "loss"
     """rank: also stop two steps after the target is the first choice in every context (arXiv
     2502.01636); loss: only at `v_stop_loss`."""
+    value_margin: float = bounded(0.0, low=0)
+    """Lengthen a delta that has been found by this share, within its bound: a value that is only
+    just enough for the edited prompt does not reach other wordings (ours; 0 in the papers)."""
     clamp_norm_factor: float = bounded(0.75, above=0)
     """Bound of ||delta|| as a multiple of ||h||."""
     kl_factor: float = bounded(0.0625, low=0)

@@ -53,7 +53,7 @@ class Values:
     base: torch.Tensor
     """[n, d_model] float32, h on the bare prompt, with the weights that z was optimised with."""
     loss: torch.Tensor
-    """[n], the loss at z, as the rule for stopping sees it."""
+    """[n], the loss that the search ended with, as the rule for stopping sees it."""
     steps: torch.Tensor
     """[n], evaluations of the loss until the request stopped."""
 
@@ -67,6 +67,13 @@ class Values:
 
     def __getitem__(self, index: torch.Tensor) -> Values:
         return Values(self.z[index], self.base[index], self.loss[index], self.steps[index])
+
+    def lengthened(self, hparams: LocateHparams) -> Values:
+        """The same with delta longer by ``value_margin``, within its bound."""
+        if not hparams.value_margin:
+            return self
+        delta = (1 + hparams.value_margin) * (self.z - self.base)
+        return replace(self, z=self.base + _within(delta, _bound(hparams, self.base)))
 
     def replaced(self, index: torch.Tensor, other: Values) -> Values:
         """The same with other values in these rows [n]."""
@@ -168,8 +175,7 @@ def _optimise(
             active, gradient, loss = active[going], gradient[going], loss[going]
             problem, optimizer = problem.select(going), optimizer.select(going)
         moved = delta[active] + optimizer.step(gradient, loss.detach())
-        norm = moved.norm(dim=1, keepdim=True)
-        delta[active] = moved * (longest[active] / norm).clamp(max=1.0)
+        delta[active] = _within(moved, longest[active])
     return Values(base + delta, base, loss_at_stop, steps)
 
 
@@ -278,6 +284,11 @@ def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> tor
 def _bound(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
     """[n, 1], the bound of ||delta||, for h [n, d_model]."""
     return hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
+
+
+def _within(delta: torch.Tensor, longest: torch.Tensor) -> torch.Tensor:
+    """Rows of delta [n, d_model], shortened to longest [n, 1] where they are longer."""
+    return delta * (longest / delta.norm(dim=1, keepdim=True)).clamp(max=1.0)
 
 
 def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:

@@ -156,7 +156,7 @@ class _Writer:
             replace(self.hparams, v_loss_layer=None),
             objective,
             trace=None if trace is None else _OneRequest(trace, number),
-        )
+        ).lengthened(self.hparams)
 
 
 @dataclass(frozen=True)

@@ -118,30 +118,37 @@ def _write_round(
     encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
     lookups = Lookups.of(layout, encoded, hparams.token_budget)
 
-    def find_values(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
+    def search(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
         chosen = [encoded[i] for i in rows.tolist()]
         if hparams.merge_subjects:
             chosen, numbers = merged(chosen)
         values = compute_values(layout, chosen, hparams, objective, trace=trace)
-        if hparams.merge_subjects:
-            values = values[torch.tensor(numbers)]
+        return values[torch.tensor(numbers)] if hparams.merge_subjects else values
+
+    def adjusted(values: Values, rows: torch.Tensor) -> Values:
+        values = values.lengthened(hparams)
         if adjust is None:
             return values
         return adjust(values, session, lookups.select(rows), hparams.layers[-1])
 
-    def own_values() -> Values:
-        return find_values(torch.arange(n_own), trace)
+    def find_values(rows: torch.Tensor) -> Values:
+        return adjusted(search(rows), rows)
 
     if values is None:
+        own = torch.arange(n_own)
         with clock("values"), session.weights.rewound() if rewind else nullcontext():
-            of = tuple(request.digest() for request in requests[:n_own])
-            settings = (*hparams.value_settings(), hparams.merge_subjects)
-            key = (of, contexts, *settings, objective, adjust)
-            values = session.untouched.values(key, own_values) if rewind else own_values()
+            if rewind:
+                of = tuple(request.digest() for request in requests[:n_own])
+                settings = (*hparams.value_settings(), hparams.merge_subjects)
+                key = (of, contexts, *settings, objective)
+                found = session.untouched.values(key, lambda: search(own, trace))
+            else:
+                found = search(own, trace)
+            values = adjusted(found, own)
     if lost.requests:
         with clock("repair"):
-            found = find_values(torch.arange(n_own, len(requests)))
-        values = Values.cat([values, found])
+            lost_values = find_values(torch.arange(n_own, len(requests)))
+        values = Values.cat([values, lost_values])
     with session.previous_keys.without(again.keys):
         writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
         writer.run()

@@ -192,12 +192,10 @@ def _matrices(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
 
 
 _BOUND = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5, 2.25), 0.45)
-_STOP = (
-    Stage("steps", _factors("v_num_grad_steps", 0.5, 1.75), 0.57),
-    Stage("stop", _each("v_stop", "rank"), 0.6),
-)
-_SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), _BOUND, *_STOP)
+_STEPS = Stage("steps", _factors("v_num_grad_steps", 0.5, 1.75), 0.6)
+_SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), _BOUND, _STEPS)
 _CLAMP = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5), 1.0, stream=True)
+_MARGIN = Stage("margin", _each("value_margin", 0.0, 0.25, 0.5), 1.0, stream=True)
 _LAMBDA = Stage(
     "lambda", _each("mom2_update_weight_relative", 0.2, 0.04, 1.0, 5.0), 1.0, stream=True
 )
@@ -207,19 +205,26 @@ _TRAINING = (
     Stage("learning rate", _factors("lr", 1.0, 0.5), 1.0, stream=True),
 )
 _STAGES: dict[str, Sequence[Stage]] = {
-    "NSE": (*_SPREAD, _LAMBDA, Stage("passes", _each("max_iterations", 2), 1.0, True), _CLAMP),
-    "MEMIT": (*_SPREAD, _LAMBDA, _CLAMP),
+    "NSE": (
+        *_SPREAD,
+        _LAMBDA,
+        _MARGIN,
+        Stage("passes", _each("max_iterations", 2), 1.0, stream=True),
+        _CLAMP,
+    ),
+    "MEMIT": (*_SPREAD, _LAMBDA, _MARGIN, _CLAMP),
     "AlphaEdit": (
         *_SPREAD,
         Stage("null space", _null_spaces, 0.8, stream=True),
         Stage("weight of the identity", _weights_of_identity, 1.0, stream=True),
+        _MARGIN,
     ),
     "ROME": (
         Stage("layers", _depths(1), 0.3),
         Stage("layers", _beside(1), 0.4),
         _BOUND,
         Stage("learning rate", _factors("v_lr_relative", 0.5, 2, 0.2), 0.55),
-        *_STOP,
+        _STEPS,
         Stage("clamp", _factors("clamp_norm_factor", 1.0, 0.5), 1.0, stream=True),
     ),
     "FT": (Stage("layers", _depths(1), 0.35), *_TRAINING),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.probe import layout_of
@@ -122,6 +123,19 @@ def test_requests_stop_at_their_own_step(tokenizer, targets, stop):
         z, _, steps = plain_value(model, tokenizer, request, hparams)
         assert int(values.steps[i]) == steps
         torch.testing.assert_close(values.z[i], z, rtol=2e-3, atol=2e-3)
+
+
+def test_a_margin_lengthens_delta_within_its_bound(tokenizer):
+    model, requests = tiny_model("gpt2"), some_requests(4)
+    hparams = tiny_hparams(v_num_grad_steps=6, v_optimizer="polyak", value_margin=1.0)
+    found = values_of(layout_of(model), tokenizer, requests, CONTEXTS, hparams)
+    delta, bound = found.z - found.base, hparams.clamp_norm_factor * found.base.norm(dim=1)
+    expected = torch.minimum(2 * delta.norm(dim=1), bound)
+    longer = found.lengthened(hparams).z - found.base
+    assert 0 < int((expected == bound).sum()) < 4  # the bound holds for some of them
+    torch.testing.assert_close(longer.norm(dim=1), expected)
+    torch.testing.assert_close(F.cosine_similarity(longer, delta), torch.ones(4))
+    assert torch.equal(found.lengthened(tiny_hparams()).z, found.z)
 
 
 def test_micro_batches_change_nothing(model, tokenizer, device):
