@@ -53,6 +53,9 @@ _SHARED = {
         {"repair_rounds": 1, "consolidate_every": 5},
         "every 5 rounds, all edits are solved together, and repaired (ours)",
     ),
+    "margin": Variant(
+        {"value_margin": 0.25}, "values go a quarter further than the edited prompt needs (ours)"
+    ),
     "merged": Variant(
         {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
     ),
