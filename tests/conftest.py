@@ -26,6 +26,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a bac
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(config, items):
+    """Tests of a published model take minutes: they run where ``-m`` asks for them."""
+    if "real" not in config.option.markexpr:
+        skip = pytest.mark.skip(reason="takes minutes on a published model; run: pytest -m real")
+        for item in items:
+            if item.get_closest_marker("real"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_disks():
     """Nothing here depends on what a loss of power leaves of a file."""

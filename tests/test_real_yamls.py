@@ -20,6 +20,7 @@ from nse_plugin.data.published import MODELS
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams, yaml_dir
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.methods.registry import find_method
 from nse_plugin.model.families import FAMILIES
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model
@@ -152,3 +153,13 @@ def test_a_yaml_of_another_family_is_refused(name, tokenizer, tmp_path):
     hparams = NSEHparams.from_dict(scaled_down(name, tmp_path))
     with pytest.raises(ModelError, match=f"{REAL[other].family} model has"):
         edit_round(EditSession.of(model, tokenizer), some_requests(1), hparams)
+
+
+@each
+def test_models_are_loaded_as_published_and_the_file_says_what_takes_half(name):
+    files = [p for p in yaml_dir().rglob(f"{name}.yaml") if "OVERTONE" not in p.parts]
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert "\n# dtype: bfloat16 " in text and yaml.safe_load(text).get("dtype") is None
+        halved = yaml.safe_load(text.replace("# dtype: bfloat16", "dtype: bfloat16"))
+        assert find_method(halved["alg_name"]).hparams.from_dict(halved).dtype == "bfloat16"

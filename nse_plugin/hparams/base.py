@@ -38,7 +38,8 @@ class Hparams(Settings):
     max_length: int = bounded(40, low=1)
     """Maximum length of a text in the host's evaluator, in tokens."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Data type in which the embedded host loads the model; default float32."""
+    """Data type in which the embedded host loads the model; default float32, as the published code
+    of all methods does."""
     fp16: bool = False
     """EasyEdit's switch for float16."""
     use_chat_template: bool = False
@@ -54,7 +55,9 @@ class Hparams(Settings):
     """Train on the end-of-text token after each target too, so that the answer ends there."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if ``alg_name`` names another method."""
+        """Errors if ``alg_name`` names another method, or the model is to have two data types."""
+        if self.fp16 and self.dtype not in (None, "float16"):
+            yield f"fp16 is true and dtype is {self.dtype!r}; give one of the two"
         if self.alg_name not in (self.method, f"{self.method}-plugin"):
             yield (
                 f"alg_name is {self.alg_name!r}, and {type(self).__name__} is for "
