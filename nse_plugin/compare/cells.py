@@ -18,14 +18,7 @@ from nse_plugin.compare.hosts import Recipe, editor_of, recipe
 from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
-from nse_plugin.compare.results import (
-    SCHEMA,
-    CellResult,
-    MethodInfo,
-    RoundPoint,
-    RunInfo,
-    Seconds,
-)
+from nse_plugin.compare.results import SCHEMA, CellResult, RoundPoint, Seconds
 from nse_plugin.compare.streams import stream
 from nse_plugin.compare.untouched import NoEdits
 from nse_plugin.data.streams import held_out_texts
@@ -75,19 +68,9 @@ def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResu
 
 def failed(cell: Cell, error: str) -> CellResult:
     """The result of a cell that failed."""
-    run_info: RunInfo = {**_run_info(cell), "status": "failed", "error": error}
-    return {
-        "schema": SCHEMA,
-        "run_info": run_info,
-        "method_info": _method_info(cell, None),
-        "meta_info": meta_info(cell.settings.threads),
-        "scores": {},
-        "each": [],
-        "points": [],
-        "retention": {},
-        "seconds": None,
-        "memory": None,
-    }
+    found = _empty(cell, None)
+    found["run_info"] |= {"status": "failed", "error": error}
+    return found
 
 
 def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
@@ -193,13 +176,9 @@ def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
 
 def _prepare(edited: Any, made: Recipe) -> float:
     """Seconds for the statistics, which belong to the model and not to a round."""
-    start = time.perf_counter()
-    hparams = base_of(made.hparams)
-    if (
-        isinstance(edited, EditSession)
-        and isinstance(hparams, LocateHparams)
-        and hparams.mom2_adjustment
-    ):
+    start, hparams = time.perf_counter(), base_of(made.hparams)
+    needed = isinstance(hparams, LocateHparams) and hparams.mom2_adjustment
+    if needed and isinstance(edited, EditSession):
         edited.untouched.covariances(hparams)
     return time.perf_counter() - start
 
@@ -210,51 +189,51 @@ def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
     assert final is not None  # no cell is paused
     measurement = final["measurement"] or {}
     stop = final["stop"]
-    run_info: RunInfo = {
-        **_run_info(cell),
+    found = _empty(cell, made)
+    found["run_info"] |= {
         "status": "complete" if cell.untouched else result.status,  # type: ignore[typeddict-item]
         "error": None if stop is None else f"{stop['rule']}: {stop['value']}",
         "rounds": final["rounds"],
         "edits": final["edits"],
     }
+    found["scores"] = _scores(measurement)
+    found["each"] = measurement.get("each") or []
+    found["points"] = list(_points(result))
+    found["retention"] = {name: _retention(result, name) for name in _RETAINED}
+    return found
+
+
+def _empty(cell: Cell, made: Recipe | None) -> CellResult:
+    """What a cell's result holds before anything is measured."""
     return {
         "schema": SCHEMA,
-        "run_info": run_info,
-        "method_info": _method_info(cell, made),
+        "run_info": {
+            "model": cell.model.key,
+            "method": cell.method,
+            "seed": cell.seed,
+            "status": "complete",
+            "error": None,
+            "rounds": 0,
+            "edits": 0,
+            "data": cell.settings.data,
+            "order": cell.order,
+            "protocol": dict(cell.settings.protocol),
+            "stream": "",
+        },
+        "method_info": {
+            "name": cell.method,
+            "about": "no edit is made" if cell.untouched else cell.spec.about(),
+            "implementation": "" if made is None else made.implementation,
+            "hparams": {} if made is None else plain(made.hparams),
+            "ignored": [] if made is None else list(made.ignored),
+        },
         "meta_info": meta_info(cell.settings.threads),
-        "scores": _scores(measurement),
-        "each": measurement.get("each") or [],
-        "points": list(_points(result)),
-        "retention": {name: _retention(result, name) for name in _RETAINED},
+        "scores": {},
+        "each": [],
+        "points": [],
+        "retention": {},
         "seconds": None,
         "memory": None,
-    }
-
-
-def _run_info(cell: Cell) -> RunInfo:
-    return {
-        "model": cell.model.key,
-        "method": cell.method,
-        "seed": cell.seed,
-        "status": "complete",
-        "error": None,
-        "rounds": 0,
-        "edits": 0,
-        "data": cell.settings.data,
-        "order": cell.order,
-        "protocol": dict(cell.settings.protocol),
-        "stream": "",
-    }
-
-
-def _method_info(cell: Cell, made: Recipe | None) -> MethodInfo:
-    about = "no edit is made" if cell.untouched else cell.spec.about()
-    return {
-        "name": cell.method,
-        "about": about,
-        "implementation": "" if made is None else made.implementation,
-        "hparams": {} if made is None else plain(made.hparams),
-        "ignored": [] if made is None else list(made.ignored),
     }
 
 

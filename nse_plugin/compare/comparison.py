@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.compare.engines import check_engine, make_engine
+from nse_plugin.compare.engines import check_engine, engine_of
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.intervals import differences, summarise
 from nse_plugin.compare.plan import Cell, Folder, ModelSpec, grid, lasting
@@ -86,7 +86,7 @@ class Comparison:
         """The untouched model's cells before the others, which share its answers."""
         if not cells:
             return
-        with closing(make_engine(self.settings.engine, self.settings.jobs)) as engine:
+        with engine_of(self.settings.engine, self.settings.jobs) as engine:
             for wave in (True, False):
                 with closing(engine.run([c for c in cells if c.untouched is wave])) as results:
                     yield from results

@@ -21,9 +21,6 @@ class Engine(Protocol):
     def run(self, cells: Sequence[Cell]) -> Results:
         """Each cell with its result, in the order they come.  Closing it ends the workers."""
 
-    def close(self) -> None:
-        """Release resources."""
-
 
 def lost(how: str) -> str:
     """The error of a cell whose worker died too often."""

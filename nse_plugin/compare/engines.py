@@ -10,10 +10,10 @@ import json
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -47,16 +47,18 @@ def check_engine(name: str, jobs: int) -> None:
         import_ray()
 
 
-def make_engine(name: str, jobs: int) -> Engine:
-    """The engine of this name."""
-    check_engine(name, jobs)
+@contextmanager
+def engine_of(name: str, jobs: int) -> Iterator[Engine]:
+    """The engine of this name; a cluster that it started ends with the context."""
     if name == "serial":
-        return Serial()
-    if name == "processes":
-        return Processes(jobs)
-    from nse_plugin.compare.ray_engine import RayTasks
+        yield Serial()
+    elif name == "processes":
+        yield Processes(jobs)
+    else:
+        from nse_plugin.compare.ray_engine import RayTasks
 
-    return RayTasks(jobs)
+        with closing(RayTasks(jobs)) as tasks:
+            yield tasks
 
 
 class Serial:
@@ -69,9 +71,6 @@ class Serial:
         """Each cell in turn."""
         for cell in cells:
             yield cell, run_cell(cell, self._pool)
-
-    def close(self) -> None:
-        """Nothing to release."""
 
 
 class Processes:
@@ -95,7 +94,8 @@ class Processes:
                     process, connection = self._start(cell, gpu_of(cell.device, slot, self._gpus))
                     running[connection] = (process, cell, tries)
                     slots[connection] = slot
-                for connection in _ended(running):
+                ended = wait(list(running))  # their pipes have data, or their processes ended
+                for connection in cast("list[Connection]", ended):
                     process, cell, tries = running.pop(connection)
                     del slots[connection]
                     result = _received(connection)
@@ -109,9 +109,6 @@ class Processes:
                         yield cell, failed(cell, lost(f"exit code {process.exitcode}"))
         finally:
             _end([process for process, _, _ in running.values()])
-
-    def close(self) -> None:
-        """Nothing to release between calls."""
 
     def _start(self, cell: Cell, gpu: int | None) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
@@ -150,11 +147,6 @@ def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["nse_plugin.compare.worker"])  # seconds, once and not per cell
     return context
-
-
-def _ended(running: Iterable[Connection]) -> list[Connection]:
-    """The pipes that have data, or whose process has ended."""
-    return [found for found in wait(list(running)) if isinstance(found, Connection)]
 
 
 def _received(connection: Connection) -> CellResult | None:

@@ -69,7 +69,9 @@ def differences(
             }
             for mine, theirs in pairs.values():
                 _refuse_unlike(mine, theirs)
-            for name in _score_names(pairs):
+            for name in dict.fromkeys(
+                name for mine, _ in pairs.values() for name in mine["scores"]
+            ):
                 found.append(_difference(model, method, reference, name, pairs, draws, confidence))
     return found
 
@@ -193,10 +195,6 @@ def _summary(model: str, method: str, score: str, values: Sequence[float]) -> Sc
         "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
         "min": min(values, default=None), "max": max(values, default=None),
     }  # fmt: skip
-
-
-def _score_names(pairs: Mapping[int, tuple[CellResult, CellResult]]) -> list[str]:
-    return list(dict.fromkeys(name for own, _ in pairs.values() for name in own["scores"]))
 
 
 def _by(

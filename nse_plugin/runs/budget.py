@@ -17,9 +17,9 @@ known after the first one only; until then one down-projection per layer is assu
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -64,10 +64,6 @@ class Budget:
         """Beside model and activations."""
         return self.memory_originals + self.memory_solve
 
-    def to_dict(self) -> dict[str, int]:
-        """For the manifest."""
-        return asdict(self)
-
     def text(self) -> str:
         """One line for people."""
         return (
@@ -89,39 +85,33 @@ class Budget:
             )
 
 
-@dataclass(frozen=True)
-class _Sizes:
+class _Sizes(NamedTuple):
     """What a method takes, in bytes."""
 
     per_round: int
     ledger: int
     originals: int
     solve: int
-    consolidation: int = 0
-    """One, of all edits."""
-    consolidations: int = 0
-    """How many there are."""
+    consolidation: int = 0  # one, of all edits
+    consolidations: int = 0  # how many there are
 
 
-def estimate(
-    model: Any, hparams: Any, round_size: int, n_requests: int | None, ours: bool
-) -> Budget:
+def estimate(model: Any, hparams: Any, round_size: int, n_requests: int | None) -> Budget:
     """Bounds for a model and a method.
 
     Args:
         n_requests: None if the stream is not known in advance.
     """
-    n_all = n_requests if n_requests is not None else round_size
-    n = min(round_size, n_all)
-    rounds = max(1, -(-n_all // round_size))
-    base = base_of(hparams) if ours else None
+    n_all = round_size if n_requests is None else n_requests
+    n, rounds = min(round_size, n_all), max(1, -(-n_all // round_size))
+    base = base_of(hparams)
     if isinstance(base, (GRACEHparams, LoRAHparams)):
         sizes = _attached(model, base, n, n_all, rounds)
     elif isinstance(base, (FTHparams, UltraEditHparams)):
         replayed = isinstance(base, FTHparams) and base.replay
         sizes = _trained(*_shape(model), base, n_all if replayed else n, rounds)
     elif isinstance(base, LocateHparams):
-        sizes = _located(*_shape(model), base, n, n_requests, n_all, rounds)
+        sizes = _located(*_shape(model), base, n, n_all, rounds, is_stream=n_requests is None)
     else:
         d_model, d_ff = _shape(model)
         matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
@@ -138,22 +128,19 @@ def estimate(
 
 
 def _located(
-    d_model: int,
-    d_ff: int,
-    hparams: LocateHparams,
-    n: int,
-    n_requests: int | None,
-    n_all: int,
-    rounds: int,
-) -> _Sizes:
-    layers = len(hparams.layers)
-    passes = hparams.max_iterations if isinstance(hparams, NSEHparams) else 1
-    passes += hparams.repair_rounds if isinstance(hparams, SpreadHparams) else 0
+    d_model: int, d_ff: int, hparams: LocateHparams, n: int, n_all: int, rounds: int,
+    is_stream: bool,
+) -> _Sizes:  # fmt: skip
+    layers, passes, every = len(hparams.layers), 1, 0
+    if isinstance(hparams, NSEHparams):
+        passes = hparams.max_iterations
+    if isinstance(hparams, SpreadHparams):
+        passes += hparams.repair_rounds
+        every = hparams.consolidate_every
     per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
     covariances = 4 * layers if hparams.mom2_adjustment else 0
-    few = d_ff > 4096 and n_requests is not None  # a stream may become long
+    few = d_ff > 4096 and not is_stream  # which may become long
     previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)
-    every = hparams.consolidate_every if isinstance(hparams, SpreadHparams) else 0
     return _Sizes(
         per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
         consolidation=(per_edit + _RECORD) * n_all if every else 0,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
-from nse_plugin.runs.reading import checked_lines, consolidations, read_final, read_manifest
+from nse_plugin.runs.reading import checked_lines, consolidations, read_manifest
 from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
     FINAL,
@@ -94,10 +94,6 @@ class RunDirectory:
                 for folder in self._made:
                     folder.rmdir()
 
-    def manifest(self) -> Manifest | None:
-        """What run this is, or None if there is none yet."""
-        return read_manifest(self.path)
-
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest of a new run."""
         with explained(self.path / MANIFEST, WAY_OUT):
@@ -107,10 +103,6 @@ class RunDirectory:
         """Write how the run ended."""
         with explained(self.path / FINAL, WAY_OUT):
             write_json(self.path / FINAL, final)
-
-    def final(self) -> Final | None:
-        """How the run ended, or None if it has not."""
-        return read_final(self.path)
 
     def rounds(self) -> JsonLines[RoundLine]:
         """The finished rounds, to read and to append to."""
@@ -186,7 +178,7 @@ class RunDirectory:
             )
 
     def _refuse_strangers(self) -> None:
-        if self.manifest() is not None:  # refuses those of others itself
+        if read_manifest(self.path) is not None:  # refuses those of others itself
             return
         known = [path.name for path in self.path.iterdir() if path.suffix != ".tmp"]
         strangers = sorted(name for name in known if name not in _MAY_PRECEDE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -108,14 +107,6 @@ class EditReport:
         """For people: what was asked, the cost, and last whether the edit is in effect."""
         return f"{self.asked()}\n{self.outcome()}"
 
-    def asked(self) -> str:
-        """What the model said before and says now, in lines."""
-        return "\n".join(self._asked())
-
-    def outcome(self) -> str:
-        """The cost, what became of earlier edits, and last whether the edit is in effect."""
-        return "\n".join([*self._costs(), self.verdict()])
-
     def verdict(self) -> str:
         """Whether the edit is in effect, and what can be done if it is not."""
         failed = [fact for fact in self.facts if not fact.in_effect]
@@ -128,36 +119,34 @@ class EditReport:
             f"with: nse undo {self.folder} --round {self.round}"
         )
 
-    def _asked(self) -> Iterator[str]:
+    def asked(self) -> str:
+        """What the model said before and says now, in lines."""
+        lines = []
         for fact in self.facts:
             if len(self.facts) > FULL:
                 gives = "" if fact.in_effect else f" (gives: {fact.answer})"
                 state = "in effect    " if fact.in_effect else "NOT in effect"
-                yield f"{state}  {fact.caption}{gives}"
+                lines.append(f"{state}  {fact.caption}{gives}")
                 continue
-            yield fact.caption
+            lines.append(fact.caption)
             for asked in fact.asked:
-                yield f"  {asked.kind:10s} {asked.prompt} ..."
-                yield f"    before: {asked.before}"
-                yield f"    after:  {asked.remarked}"
+                lines.append(f"  {asked.kind:10s} {asked.prompt} ...")
+                lines.append(f"    before: {asked.before}")
+                lines.append(f"    after:  {asked.remarked}")
+        return "\n".join(lines)
 
-    def _costs(self) -> Iterator[str]:
-        cost = self.cost
-        change = (
-            ""
-            if cost.relative_change is None
-            else f"; {cost.matrices} matrices changed, by at most {cost.relative_change:.1%} of "
-            "their norm"
-        )
+    def outcome(self) -> str:
+        """The cost, what became of earlier edits, and last whether the edit is in effect."""
+        cost, lost = self.cost, self.earlier.lost
         size = f"{cost.size / 1e6:.1f} MB" if cost.size >= 1e5 else f"{cost.size / 1e3:.0f} kB"
-        yield (
-            f"cost: {cost.seconds:.1f} s to edit, {cost.seconds_in_all:.1f} s in all; {size} on "
-            f"disk{change}"
-        )
+        spent = f"{cost.seconds:.1f} s to edit, {cost.seconds_in_all:.1f} s in all; {size} on disk"
+        if cost.relative_change is not None:
+            share = f"{cost.relative_change:.1%}"
+            spent += f"; {cost.matrices} matrices changed, by at most {share} of their norm"
+        lines = [f"cost: {spent}"]
         if self.earlier.asked:
-            lost = self.earlier.lost
             kept = self.earlier.asked - len(lost)
-            yield f"earlier edits: {kept} of {self.earlier.asked} are in effect"
-            yield from (f"  not in effect: {prompt}" for prompt in lost[:5])
-            if len(lost) > 5:
-                yield f"  and {len(lost) - 5} more"
+            lines.append(f"earlier edits: {kept} of {self.earlier.asked} are in effect")
+            lines += [f"  not in effect: {prompt}" for prompt in lost[:5]]
+            lines += [f"  and {len(lost) - 5} more"] if len(lost) > 5 else []
+        return "\n".join([*lines, self.verdict()])

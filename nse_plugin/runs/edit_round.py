@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditRe
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
+from nse_plugin.runs.reading import read_manifest
 from nse_plugin.runs.schema import (
     FINAL,
     FROZEN,
@@ -164,7 +166,7 @@ class EditRound:
         """The requests with their questions, the untouched model's answers, and the manifest of a
         folder that is new."""
         self._tell("untouched model")
-        kept = self._directory.manifest()
+        kept = read_manifest(self._directory.path)
         with self._session.rewound():
             asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
             answered = freeze(self._protocol, self._model, self._tokenizer, asked)
@@ -172,9 +174,9 @@ class EditRound:
         contexts = self._backend.prepare(kept["contexts"] if kept else None)
         if kept is not None:
             return asked, answered, None
-        budget = estimate(self._model, self._backend.hparams, len(requests), None, True)
+        budget = estimate(self._model, self._backend.hparams, len(requests), None)
         budget.check(self._directory.path)
-        manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=budget.to_dict())
+        manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=asdict(budget))
         return asked, answered, manifest
 
     def _identity(self, round_size: int) -> Identity:

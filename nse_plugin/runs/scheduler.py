@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from nse_plugin.evaluation.protocol import (
 )
 from nse_plugin.files import explained
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.backends import SessionBackend, backend_of
+from nse_plugin.runs.backends import backend_of
 from nse_plugin.runs.budget import check_disk, estimate
 from nse_plugin.runs.differences import refuse_another
 from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_manifest
@@ -31,6 +32,7 @@ from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
+from nse_plugin.runs.reading import read_final, read_manifest
 from nse_plugin.runs.result import RunResult
 from nse_plugin.runs.schema import ROUNDS, Identity, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, ends, status_of
@@ -126,19 +128,14 @@ class SequentialScheduler:
         self._frozen = FrozenAnswers(frozen)
         requests = None if plan is None else [r for planned in plan for r in planned.requests]
         identity = self._identity(requests)
-        kept = self._folder.manifest()
+        kept = read_manifest(self.run_dir)
         if kept is not None:
             refuse_another(self.run_dir, kept["run"], identity, frozen, requests)
             self.backend.prepare(kept["contexts"])
             self._per_round = kept["budget"]["disk_per_round"]
             return kept["base"]
-        budget = estimate(
-            self.backend.model,
-            self.backend.hparams,
-            self._round_size,
-            None if requests is None else len(requests),
-            isinstance(self.backend, SessionBackend),
-        )
+        n_requests = None if requests is None else len(requests)
+        budget = estimate(self.backend.model, self.backend.hparams, self._round_size, n_requests)
         budget.check(self.run_dir)
         log.info("the run takes %s", budget.text())
         self._per_round = budget.disk_per_round
@@ -146,7 +143,7 @@ class SequentialScheduler:
         contexts = self.backend.prepare(None)
         base = cast(Measurement, measure_base(self.protocol, self._measured(untouched=True)))
         self._folder.begin(
-            new_manifest(run=identity, contexts=contexts, base=base, budget=budget.to_dict())
+            new_manifest(run=identity, contexts=contexts, base=base, budget=asdict(budget))
         )
         return base
 
@@ -272,7 +269,7 @@ class SequentialScheduler:
         number = last["round"] if last else 0
         stop = last["stop"] if last else None
         measurement = last["measurement"] if last else None
-        final = self._folder.final()
+        final = read_final(self.run_dir)
         status = status_of(stop, self._changed)
         if final is None or final["rounds"] != number or final["status"] != status:
             self._tell("phase", name="final measurement")
@@ -317,13 +314,9 @@ class SequentialScheduler:
     def _measured(self, untouched: bool) -> MeasuredModel:
         backend = self.backend
         return MeasuredModel(
-            backend.model,
-            backend.tokenizer,
-            backend.originals(),
-            backend.keys,
-            self._held_out,
+            backend.model, backend.tokenizer, backend.originals(), backend.keys, self._held_out,
             untouched,
-        )
+        )  # fmt: skip
 
     def _identity(self, requests: Sequence[EditRequest] | None) -> Identity:
         backend = self.backend
