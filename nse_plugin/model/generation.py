@@ -45,16 +45,11 @@ def greedy_text(
     """
     rows = _encode_all(tokenizer, prompts)
 
-    def finish(ids: list[int]) -> str:
+    def cut(ids: list[int]) -> tuple[str, bool]:
+        """The text up to a stop, and whether there is one."""
         text = tokenizer.decode(ids, skip_special_tokens=True)
         cuts = [text.find(mark) for mark in stop if mark and mark in text]
-        return text[: min(cuts)] if cuts else text
-
-    def ended(ids: list[int]) -> bool:
-        if not stop:
-            return False
-        text = tokenizer.decode(ids, skip_special_tokens=True)
-        return any(mark and mark in text for mark in stop)
+        return text[: min(cuts, default=None)], bool(cuts)
 
     new = continue_rows(
         model,
@@ -62,10 +57,10 @@ def greedy_text(
         [max_new_tokens] * len(rows),
         lambda logits, _rows: logits.argmax(dim=-1),
         end_ids=end_ids(model, tokenizer),
-        ended=ended,
+        ended=lambda ids: bool(stop) and cut(ids)[1],
         token_budget=token_budget,
     )
-    return [finish(ids) for ids in new]
+    return [cut(ids)[0] for ids in new]
 
 
 def sampled_text(
@@ -130,9 +125,17 @@ def continue_rows(
     )
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     new: list[list[int]] = [[] for _ in rows]
+
+    def is_done(index: int, token: int) -> bool:
+        if token in end_ids:
+            return True
+        new[index].append(token)
+        return len(new[index]) >= room[index] or ended(new[index])
+
     with quiet(model), torch.no_grad():
         for group in _groups(model, rows, order, room, token_budget):
-            _continue_group(model, rows, group, room, choose, end_ids, ended, new)
+            unfinished = {index for index in group if room[index] > 0}
+            _continue_group(model, rows, group, unfinished, choose, is_done)
     return new
 
 
@@ -161,13 +164,15 @@ def _continue_group(
     model: nn.Module,
     rows: Sequence[list[int]],
     group: list[int],
-    room: Sequence[int],
+    unfinished: set[int],
     choose: Callable[[torch.Tensor, list[int]], torch.Tensor],
-    end_ids: frozenset[int],
-    ended: Callable[[list[int]], bool],
-    new: list[list[int]],
+    is_done: Callable[[int, int], bool],
 ) -> None:
-    """Write the new tokens of one group of rows, padded on the left, into ``new``."""
+    """Continue one group of rows, padded on the left, until all are done.
+
+    Args:
+        is_done: takes in a row's next token, and says whether it was the last one.
+    """
     width = max(len(rows[index]) for index in group)
     device = layout_of(model).input_device
     padding = [width - len(rows[index]) for index in group]
@@ -176,9 +181,8 @@ def _continue_group(
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     limit = layout_of(model).max_positions
     takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    open_rows = {index for index in group if room[index] > 0}
     cache = None
-    while open_rows:
+    while unfinished:
         extra = {"position_ids": positions} if takes_positions else {}
         output = model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
@@ -186,14 +190,8 @@ def _continue_group(
         cache = output.past_key_values
         choice = choose(output.logits[:, -1].float(), group)  # [rows]
         for index, token in zip(group, choice.tolist()):
-            if index not in open_rows:
-                continue
-            if token in end_ids:
-                open_rows.remove(index)
-                continue
-            new[index].append(token)
-            if len(new[index]) >= room[index] or ended(new[index]):
-                open_rows.remove(index)
+            if index in unfinished and is_done(index, token):
+                unfinished.remove(index)
         ids = choice.to(device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(group), 1)], dim=-1)
         # rows that are done run along unread; they must not run out of positions

@@ -61,9 +61,7 @@ class _BlockCall:
             name: _each(value, lambda tensor, kept: _rows(tensor, kept)[:, :tail], rows)
             for name, value in self.tensors.items()
         }
-        return _BlockCall(
-            self.block, self.cache_name, _FrozenPrefix(keys, values), tensors, self.constants
-        )
+        return replace(self, prefix=_FrozenPrefix(keys, values), tensors=tensors)
 
 
 @dataclass(frozen=True)
@@ -107,21 +105,26 @@ class Replay:
         lengths = batch.lengths - starts
         prefix, tail = int(starts.max()), int(lengths.max())
         steps = torch.arange(tail, device=starts.device)
-        pieces, order = [], []
+        numbers = range(layer, last + 1)
+        outputs, order = [], []
+        pieces: dict[int, list[_BlockCall]] = {number: [] for number in numbers[1:]}
         for group in groups(rows, starts.tolist()):
-            index = starts[group.rows][:, None] - group.common + steps
             cache = starts_by_common.cache(rows[group.rows[0]][: group.common], len(group.rows))
-            piece = _Pass.run(layout, batch, group, cache, range(layer, last + 1))
-            pieces.append(piece.cut(index, prefix))
+            output, arguments = _observed(layout, batch, group, cache, numbers)
+            index = starts[group.rows][:, None] - group.common + steps
+            index = index.clamp(max=output.shape[1] - 1)
+            outputs.append(take_positions(output, index))
+            for number, of_block in pieces.items():
+                kv = cache.layers[number]
+                frozen = _FrozenPrefix(_to_width(kv.keys, prefix), _to_width(kv.values, prefix))
+                block = layout.blocks[number]
+                of_block.append(_block_call(block, arguments[number], frozen, index))
             order += group.rows
         back = torch.tensor(order).argsort()
-        hidden = _rows(torch.cat([piece.hidden for piece in pieces]), back)
-        calls = []
-        for number in pieces[0].arguments:
-            of_block = [piece.arguments[number] for piece in pieces]
-            calls.append(_joined(layout.blocks[number], of_block).select(back, prefix, tail))
+        hidden = _rows(torch.cat(outputs), back)
+        calls = tuple(_joined(found).select(back, prefix, tail) for found in pieces.values())
         mask = _tail_mask(starts, prefix, tail, hidden.dtype).to(hidden.device)
-        return cls(hidden, starts, lengths, mask, tuple(calls))
+        return cls(hidden, starts, lengths, mask, calls)
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """Blocks layer+1..last on hidden states [rows, tail, d_model]; differentiable."""
@@ -145,57 +148,36 @@ class Replay:
         return replace(self, calls=self.calls[:n_blocks])
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """What one pass over a group of rows showed."""
+def _observed(
+    layout: DecoderLayout, batch: TokenBatch, group: Group, cache: DynamicCache, numbers: range
+) -> tuple[torch.Tensor, dict[int, dict[str, Any]]]:
+    """Run a group of rows after their common start, and see what the blocks do.
 
-    hidden: torch.Tensor
-    """[rows, width, d_model], output of the layer; once cut, [rows, tail, d_model]."""
-    arguments: dict[int, Any]
-    """By block above the layer: its arguments by name; once cut, a :class:`_BlockCall`."""
-    cache: DynamicCache
-    blocks: Any
+    Args:
+        numbers: the layer and the blocks above it.
 
-    @classmethod
-    def run(
-        cls,
-        layout: DecoderLayout,
-        batch: TokenBatch,
-        group: Group,
-        cache: DynamicCache,
-        numbers: range,
-    ) -> _Pass:
-        """Run the rows after their common start; ``numbers`` are the layer and the blocks above."""
-        outputs: list[torch.Tensor] = []
-        arguments: dict[int, dict[str, Any]] = {}
-        with ExitStack() as hooks:
-            z_block = layout.blocks[numbers[0]]
-            hooks.callback(
-                z_block.register_forward_hook(
-                    lambda _module, _args, output: outputs.append(first_tensor(output))
-                ).remove
+    Returns:
+        The layer's output [rows, width, d_model], and the arguments by name of each block above.
+    """
+    outputs: list[torch.Tensor] = []
+    arguments: dict[int, dict[str, Any]] = {}
+    with ExitStack() as hooks:
+        z_block = layout.blocks[numbers[0]]
+        hooks.callback(
+            z_block.register_forward_hook(
+                lambda _module, _args, output: outputs.append(first_tensor(output))
+            ).remove
+        )
+        for number in numbers[1:]:
+            hooks.callback(_record_call(layout, number, arguments))
+        layout.body(**after(batch, group), past_key_values=cache, use_cache=True)
+    known = (*_REPLACED, *_BY_POSITION)
+    for call in arguments.values():
+        if unknown := [n for n, value in call.items() if n not in known and _has_tensor(value)]:
+            raise ModelError(
+                f"they take {', '.join(unknown)}, of which it is not known how it goes by position"
             )
-            for number in numbers[1:]:
-                hooks.callback(_record_call(layout, number, arguments))
-            layout.body(**after(batch, group), past_key_values=cache, use_cache=True)
-        for call in arguments.values():
-            known = (*_REPLACED, *_BY_POSITION)
-            if unknown := [n for n, value in call.items() if n not in known and _has_tensor(value)]:
-                raise ModelError(
-                    f"they take {', '.join(unknown)}, of which it is not known how it goes by "
-                    "position"
-                )
-        return cls(outputs[0], arguments, cache, layout.blocks)
-
-    def cut(self, index: torch.Tensor, prefix: int) -> _Pass:
-        """The same from each row's start on: index [rows, tail], and ``prefix`` tokens before."""
-        index = index.clamp(max=self.hidden.shape[1] - 1)
-        calls = {}
-        for number, arguments in sorted(self.arguments.items()):
-            kv = self.cache.layers[number]
-            frozen = _FrozenPrefix(_to_width(kv.keys, prefix), _to_width(kv.values, prefix))
-            calls[number] = _block_call(self.blocks[number], arguments, frozen, index)
-        return replace(self, hidden=take_positions(self.hidden, index), arguments=calls)
+    return outputs[0], arguments
 
 
 def _to_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
@@ -204,7 +186,7 @@ def _to_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
     return functional.pad(tensor, (0, 0, 0, missing)) if missing > 0 else tensor[:, :, :width]
 
 
-def _joined(block: Any, calls: list[_BlockCall]) -> _BlockCall:
+def _joined(calls: list[_BlockCall]) -> _BlockCall:
     """The calls of one block with the rows of several passes, one below the other."""
     first = calls[0]
 
@@ -216,9 +198,7 @@ def _joined(block: Any, calls: list[_BlockCall]) -> _BlockCall:
     tensors = {name: cat([call.tensors[name] for call in calls]) for name in first.tensors}
     keys = torch.cat([call.prefix.keys for call in calls])
     values = torch.cat([call.prefix.values for call in calls])
-    return _BlockCall(
-        block, first.cache_name, _FrozenPrefix(keys, values), tensors, first.constants
-    )
+    return replace(first, prefix=_FrozenPrefix(keys, values), tensors=tensors)
 
 
 def _record_call(

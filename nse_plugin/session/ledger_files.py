@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,7 +99,7 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
     Raises:
         DataError: the file is damaged, holds NaN or infinity, or is of another version.
     """
-    try:
+    with _readable(path):
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
             raise damaged(path)
@@ -131,8 +132,6 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
                 for layer, count in header.get("moments", {}).items()
             },
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _explained(path, error) from error
 
 
 def damaged(path: Path, log: str = "rounds.jsonl") -> DataError:
@@ -148,11 +147,9 @@ def host_method(path: Path) -> str | None:
     Raises:
         DataError: the file is damaged.
     """
-    try:
+    with _readable(path):
         metadata = _metadata_of(path)
         return str(json.loads(metadata["host"])["method"]) if "host" in metadata else None
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise _explained(path, error) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,28 +181,22 @@ class RoundFile:
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
         """The round in this file, of which only the header is read."""
-        try:
+        with _readable(path):
             header = _record(path, _metadata_of(path))
-            counts = tuple((int(layer), int(n)) for layer, n in header["key_counts"].items())
-            number = int(header["number"])
             outcomes = [Outcome(**outcome) for outcome in header["outcomes"]]
             again = [outcome.earlier_round for outcome in outcomes]
-            rewrites = tuple(sorted({earlier for earlier in again if earlier is not None}))
-            inside = tuple(header.get("consolidates", ()))
             return cls(
-                number,
-                str(path),
-                again.count(None),
-                counts,
-                header["d_ff"],
-                sha256,
-                inside,
-                rewrites=rewrites,
+                number=int(header["number"]),
+                path=str(path),
+                edits=again.count(None),
+                counts=tuple((int(layer), int(n)) for layer, n in header["key_counts"].items()),
+                d_ff=header["d_ff"],
+                sha256=sha256,
+                consolidates=tuple(header.get("consolidates", ())),
+                rewrites=tuple(sorted({earlier for earlier in again if earlier is not None})),
                 method=str(header["method"]),
                 new_edits=sum(outcome.is_new for outcome in outcomes),
             )
-        except (OSError, KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
-            raise _explained(path, error) from error
 
     @property
     def key_counts(self) -> dict[int, int]:
@@ -263,10 +254,16 @@ def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     return header
 
 
-def _explained(path: Path, error: Exception) -> DataError:
-    if isinstance(error, DataError):
-        return error
-    return DataError(f"{path} is not a whole round file ({error}); restore it")
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Errors inside say that the file is damaged."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError,
+            RecursionError) as error:  # fmt: skip
+        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
 
 
 def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> AttachedState | None:
