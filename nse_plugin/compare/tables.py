@@ -63,10 +63,9 @@ def score_table(result: ComparisonResult, model: str) -> Table:
     better: dict[int, Callable[[Iterable[float]], float]] = {
         **dict.fromkeys(range(1, n_shares + 1), max), n_shares + 1: min, n_shares + 2: min,
     }  # fmt: skip
-    return Table(
-        f"{model}: scores", heads, tuple(rows), (False, *[True] * (len(heads) - 2), False), _NOTE,
-        marks=best_of(rows, better, without=[UNTOUCHED]),
-    )  # fmt: skip
+    numeric = (False, *[True] * (len(heads) - 2), False)
+    marks = best_of(rows, better, without=[UNTOUCHED])
+    return Table(f"{model}: scores", heads, tuple(rows), numeric, _NOTE, marks=marks)
 
 
 def kind_table(result: ComparisonResult, model: str) -> Table:
@@ -83,10 +82,8 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
         for method in methods
     ]
     heads = ("method", *kinds.values(), "words after")
-    numeric = (False, *[True] * (len(heads) - 1))
-    return Table(
-        f"{model}: the same edits by kind of score", heads, tuple(rows), numeric, KINDS_NOTE
-    )
+    title = f"{model}: the same edits by kind of score"
+    return Table.of_numbers(title, heads, rows, KINDS_NOTE)
 
 
 def age_tables(result: ComparisonResult, model: str) -> list[Table]:
@@ -101,9 +98,8 @@ def age_tables(result: ComparisonResult, model: str) -> list[Table]:
                 head = SHOWN.get(name) or KINDS[name]
                 rows += [(method, head, *map(percent, ages[method])) for method in ages]
         if rows:
-            title = f"{model}: by age of the edit, {kind}"
-            numeric = (False, False, *[True] * 4)
-            found.append(Table(title, ("method", "score", *AGES), tuple(rows), numeric, _AGE_NOTE))
+            title, heads = f"{model}: by age of the edit, {kind}", ("method", "score", *AGES)
+            found.append(Table.of_numbers(title, heads, rows, _AGE_NOTE, names=2))
     return found
 
 
@@ -164,19 +160,18 @@ def difference_table(result: ComparisonResult, model: str, interval: str = "edit
     methods = list(dict.fromkeys(d["method"] for d in there if d["method"] != UNTOUCHED))
     if not methods:
         return None
-    rows = tuple(
+    rows = [
         (method, *(_difference(found.get((method, name)), *ends) for name in COMPARED))
         for method in methods
-    )
+    ]
     reference, share = there[0]["reference"], there[0]["confidence"]
     note = (
         f"Percentage points more than {reference} on the same edits of the same seeds; in brackets "
         f"the {share:.0%} interval {INTERVALS[interval]}."
     )
     heads = ("method", *(SHOWN[name] for name in COMPARED))
-    numeric = (False, *[True] * len(COMPARED))
     title = f"{model}: difference from {reference}, {share:.0%} interval over {interval}"
-    return Table(title, heads, rows, numeric, note)
+    return Table.of_numbers(title, heads, rows, note)
 
 
 def time_table(result: ComparisonResult, model: str) -> Table:
@@ -196,10 +191,10 @@ def time_table(result: ComparisonResult, model: str) -> Table:
         row += [mean([s["parts"][name] for s in group if name in s["parts"]]) for name in names]
         row += [mean([s[key] for s in group]) for key in ("other", "edit", "evaluation")]
         row += [f"{fmean([s['wall'] for s in group]):.1f}" if group else NOTHING]
-        rows.append(tuple(row))
+        rows.append(row)
     heads = ("method", *names, "other", "edit", "evaluation", "cell, s")
     note = "Milliseconds per edit; edit is the sum of the columns before it; cell: all of it."
-    return Table(f"{model}: time", heads, tuple(rows), (False, *[True] * (len(heads) - 1)), note)
+    return Table.of_numbers(f"{model}: time", heads, rows, note)
 
 
 def trouble_table(result: ComparisonResult) -> Table | None:

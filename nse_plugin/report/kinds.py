@@ -60,9 +60,8 @@ def kinds_table(run: Run) -> Table | None:
         if any(value is not None for value in values):
             rows.append((head, *map(percent, values)))
     note = f"In percent; right after: mean over rounds; thirds of the rounds. {KINDS_NOTE}"
-    numeric = (False, *[True] * 4)
     heads = ("kind of score", *AGES)
-    return Table("The same edits by kind of score", heads, tuple(rows), numeric, note)
+    return Table.of_numbers("The same edits by kind of score", heads, rows, note)
 
 
 def _mean(weighed: Iterable[tuple[int, float | None]]) -> float | None:

@@ -6,7 +6,7 @@ smoothed and the mixture agrees with it, or where a token is settled before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -179,15 +179,6 @@ def _ours(hparams: Any) -> Hparams:
     return hparams
 
 
-def _numbers(
-    caption: str, first: str, heads: Iterable[str], rows: Iterable[Iterable[str]], note: str = ""
-) -> Table:
-    """A table whose first column names its row and whose others are numbers."""
-    heads = (first, *heads)
-    numeric = (False, *[True] * (len(heads) - 1))
-    return Table(caption, heads, tuple(map(tuple, rows)), numeric, note)
-
-
 def _tokens(side: Side, edit: Watched, tokenizer: Any) -> Table:
     """The tokens of one target over the steps."""
     steps = spread_out(range(edit.steps), _STEPS_SHOWN)
@@ -198,15 +189,14 @@ def _tokens(side: Side, edit: Watched, tokenizer: Any) -> Table:
         rows.append((repr(tokenizer.decode([course.token])), *cells))
     spread = "" if edit.spread is None else f", spread {edit.spread.range:.3f}"
     caption = f"{side.name}: {edit.steps} steps{spread}"
-    return _numbers(caption, "token", (f"step {s}" for s in steps), rows)
+    return Table.of_numbers(caption, ("token", *(f"step {s}" for s in steps)), rows)
 
 
 def _means(sides: Sequence[Side]) -> Table:
     n_several = sum(edit.spread is not None for edit in sides[0].edits)
-    return _numbers(
+    return Table.of_numbers(
         f"at the stop, mean over {len(sides[0].edits)} edits",
-        "",
-        sides[0].means(),
+        ("", *sides[0].means()),
         (
             (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means().values()))
             for side in sides
@@ -231,10 +221,9 @@ def _course(side: Side) -> Table:
     for name, shown in COURSES.items():
         spec = ".0%" if shown in SHARES else ".3f"
         rows.append((shown, *(format(course[name][s], spec) for s in steps)))
-    return _numbers(
+    return Table.of_numbers(
         f"{side.name}: means over edits and target tokens",
-        "",
-        (f"step {s}" for s in steps),
+        ("", *(f"step {s}" for s in steps)),
         rows,
         "smoothed: OVERTONE's filter keeps another token than the target. one-hot: the mixture "
         "prefers another token. settled: OVERTONE's loss is at most epsilon. Without OVERTONE, "

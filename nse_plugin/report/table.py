@@ -75,6 +75,19 @@ class Table:
             note=note,
         )
 
+    @classmethod
+    def of_numbers(
+        cls,
+        caption: str,
+        heads: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        note: str = "",
+        names: int = 1,
+    ) -> Table:
+        """The first ``names`` columns name their row, and the others are numbers."""
+        numeric = tuple(column >= names for column in range(len(heads)))
+        return cls(caption, tuple(heads), tuple(map(tuple, rows)), numeric, note)
+
     def picked(self) -> list[int | None]:
         """The rows that a terminal shows; None stands for the middle ones that are left out."""
         rows: list[int | None] = list(range(len(self.rows)))
