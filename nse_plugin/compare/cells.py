@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -166,7 +167,7 @@ def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
     bits of an answer depend on the questions asked beside it.
     """
     found = {}
-    for final in sorted(cell.frozen.parent.parent.glob("*/final.json")):
+    for final in sorted(cell.untouched_runs.glob("*/final.json")):
         frozen = FrozenAnswers(JsonLines(final.with_name("frozen.jsonl")))
         for number in range(1, len(frozen) + 1):
             requests, answers = frozen.read(number)
@@ -199,7 +200,12 @@ def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
     found["scores"] = _scores(measurement)
     found["each"] = measurement.get("each") or []
     found["points"] = list(_points(result))
-    found["retention"] = {name: _retention(result, name) for name in _RETAINED}
+    for name in _RETAINED:
+        matrix = result.retention_matrix(name)
+        found["retention"][name] = {
+            str(tested): {str(edited): value for edited, value in row.items()}
+            for tested, row in matrix.items()
+        }
     return found
 
 
@@ -263,20 +269,14 @@ def _points(result: RunResult) -> Iterator[RoundPoint]:
         }
 
 
-def _retention(result: RunResult, score: str) -> dict[str, dict[str, float | None]]:
-    matrix = result.retention_matrix(score)
-    return {str(t): {str(e): value for e, value in row.items()} for t, row in matrix.items()}
-
-
 def _seconds(result: RunResult, prepare: float, wall: float) -> Seconds:
     """Means per edit over all rounds on disk, and what this call took altogether."""
     lines = list(result.lines())
     edits = max(1, sum(line["edits"] for line in lines))
     edit = sum(line["seconds"]["edit"] for line in lines)
-    parts: dict[str, float] = {}
+    parts: Counter[str] = Counter()
     for line in lines:
-        for name, value in ((line["edit"] or {}).get("seconds") or {}).items():
-            parts[name] = parts.get(name, 0.0) + value
+        parts.update((line["edit"] or {}).get("seconds") or {})
     return {
         "parts": {name: value / edits for name, value in parts.items()},
         "other": max(0.0, edit - sum(parts.values())) / edits,

@@ -73,18 +73,13 @@ def recipe(cell: Cell) -> Recipe:
     hparams = _with_statistics(hparams, settings.stats_dir)
     if not is_hosts_own(spec):
         return Recipe(hparams, OURS)
-    _check_changes(spec)
-    return Recipe(hparams, THEIRS)
-
-
-def _check_changes(spec: MethodSpec) -> None:
-    """Raise :class:`HparamsError` if a change would be without effect on the host's method."""
     lost = sorted(set(spec.changes) - _host_keys(spec.method))
-    if lost:
+    if lost:  # changes without effect
         raise HparamsError(
             f"method {spec.name!r}: EasyEdit's {spec.method} has no {', '.join(lost)}; leave it "
             f"out, or change ours: {spec.method}-plugin"
         )
+    return Recipe(hparams, THEIRS)
 
 
 def _host_keys(method: str) -> set[str]:

@@ -117,10 +117,9 @@ class Cell:
         return Path(self.settings.out) / "streams" / self.model.key / f"{self.seed}.jsonl"
 
     @property
-    def frozen(self) -> Path:
-        """The untouched model's answers to this stream, once its cell has run."""
-        path = Path(self.settings.out) / "cells" / self.model.key / UNTOUCHED / str(self.seed)
-        return path / "frozen.jsonl"
+    def untouched_runs(self) -> Path:
+        """Folder of the runs of its model without any edit, of all seeds."""
+        return Path(self.settings.out) / "cells" / self.model.key / UNTOUCHED
 
     def __str__(self) -> str:
         return f"{self.model.key} {self.method} seed {self.seed}"

@@ -38,9 +38,6 @@ class RayTasks:
 
     Args:
         jobs: processes of a cluster that is started here.
-
-    Raises:
-        MissingPackageError: Ray is not installed.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -56,7 +53,9 @@ class RayTasks:
         ray = self._ray
         task = ray.remote(max_retries=RETRIES)(_work)
         open_tasks = {
-            task.options(num_cpus=1, num_gpus=_gpus(cell), name=str(cell)).remote(cell): cell
+            task.options(num_cpus=1, num_gpus=int(cell.device != "cpu"), name=str(cell)).remote(
+                cell
+            ): cell
             for cell in cells
         }
         try:
@@ -104,7 +103,3 @@ def _work(cell: Cell) -> str:
 def _pool() -> ModelPool:
     """A worker runs one task after the other and keeps the model."""
     return ModelPool()
-
-
-def _gpus(cell: Cell) -> int:
-    return 0 if cell.device == "cpu" else 1

@@ -85,17 +85,19 @@ class Demo:
                 f"edits is {settings.edits}; the world has 1 to {n_facts} facts to edit"
             )
         self.settings, self._show = settings, show
-        embedded = settings.embedded
+        if settings.embedded:
+            where: dict[str, Any] = dict(
+                hparams=f"NSE/{atlas.model_dir(settings.model).name}",
+                data=f"atlas:{settings.edits}",
+                stats_dir=str(Path(settings.out) / "stats"),
+            )
+        else:
+            where = dict(method="NSE", model=settings.model, data="earth", known=True)
         self._run = RunSettings(
-            hparams=f"NSE/{atlas.model_dir(settings.model).name}" if embedded else "",
-            method="" if embedded else "NSE",
-            model=None if embedded else settings.model,
-            data=f"atlas:{settings.edits}" if settings.embedded else "earth",
-            known=not settings.embedded,
+            **where,
             limit=settings.edits,
             round_size=-(-settings.edits // settings.rounds),
             out=settings.out,
-            stats_dir=str(Path(settings.out) / "stats") if settings.embedded else None,
             seed=settings.seed,
             held_out="none",
             protocol=_PROTOCOL,
@@ -189,8 +191,8 @@ class Demo:
         self._show("")
         for request, old, new in zip(requests, before, now):
             self._show(f"  {request.text} ...")
-            self._show(f"    before:{_sentence(old)}")
-            self._show(f"    after: {_sentence(new)}    (edit: {request.target_new})")
+            self._show(f"    before:{old.partition('.')[0]}")
+            self._show(f"    after: {new.partition('.')[0]}    (edit: {request.target_new})")
 
     def _continuations(self, requests: Sequence[EditRequest]) -> list[str]:
         prompts = [request.text for request in requests]
@@ -222,7 +224,3 @@ def _first_round(point: Mapping[str, Any]) -> float | None:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
-
-
-def _sentence(text: str) -> str:
-    return text.partition(".")[0]

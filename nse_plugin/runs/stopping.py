@@ -64,17 +64,12 @@ class StopRules(Settings):
         if not measurement:
             return None
         perplexity, before = measurement.get("perplexity"), base.get("perplexity")
-        bounds = {
-            "max_perplexity": self.max_perplexity,
-            "max_perplexity_ratio": None
-            if self.max_perplexity_ratio is None or before is None
-            else self.max_perplexity_ratio * before,
-        }
-        for rule, bound in bounds.items():
-            if bound is None or "perplexity" not in measurement:
-                continue
+        bounds = {"max_perplexity": self.max_perplexity}
+        if self.max_perplexity_ratio is not None and before is not None:
+            bounds["max_perplexity_ratio"] = self.max_perplexity_ratio * before
+        for rule, bound in bounds.items() if "perplexity" in measurement else ():
             # None: too large for a number, so past every bound
-            if perplexity is None or not perplexity <= bound:
+            if bound is not None and (perplexity is None or not perplexity <= bound):
                 return self._broken(rule, perplexity, bound)
         now, at_first = measurement.get("all") or {}, (first or {}).get("all") or {}
         kept = now.get("efficacy")

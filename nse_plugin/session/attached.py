@@ -56,7 +56,8 @@ class Attached:
 
     def __init__(self, layout: DecoderLayout) -> None:
         self._layout = layout
-        self._kind, self._config = "", {}  # type: str, dict[str, Any]
+        self._kind = ""
+        self._config: dict[str, Any] = {}
         self._current: Attachment | None = None
 
     @property
