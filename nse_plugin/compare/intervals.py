@@ -30,7 +30,7 @@ Cells = Sequence[CellResult]
 
 
 def summarise(cells: Cells) -> list[ScoreSummary]:
-    """Mean, sd, least and greatest over seeds, of every score of cells that came to an end."""
+    """Mean, sd, least and greatest over seeds, of every score of the cells that ended."""
     found: list[ScoreSummary] = []
     for (model, method), group in _by(cells, "model", "method", ended=ENDED).items():
         names = dict.fromkeys(name for cell in group for name in cell["scores"])

@@ -163,7 +163,7 @@ class Folder:
         """
         manifest = self.path / "comparison.json"
         make_folder(self.path, "the comparison")
-        with explained(self.path, "mend it, or give another folder"):
+        with explained(self.path, "repair it, or give another folder"):
             others = [path.name for path in self.path.iterdir() if path.name != _LOCK]
         if others and not manifest.is_file():
             raise DataError(
@@ -171,7 +171,7 @@ class Folder:
                 "folder"
             )
         lock = Lock(self.path / _LOCK)
-        with explained(lock.path, "mend it, or give another folder"):
+        with explained(lock.path, "repair it, or give another folder"):
             lock.acquire(
                 f"another comparison is at work in {self.path} (process {{process}}); wait for it, "
                 "or give another folder"
@@ -191,7 +191,7 @@ class Folder:
         found = differences(self._read(manifest)["settings"], wanted)
         if found:
             raise DataError(
-                f"{self.path} is another comparison's: {'; '.join(found[:4])}. Give another "
+                f"{self.path} holds another comparison: {'; '.join(found[:4])}. Give another "
                 "folder, or the same settings to resume it; methods, models and seeds may be added"
             )
 

@@ -51,7 +51,7 @@ class ModelPool:
         try:
             session = EditSession.of(model)
             session.undo_all()
-        except SessionError as error:  # none of ours, or somebody else wrote to the weights
+        except SessionError as error:  # there is none, or other code wrote to the weights
             log.debug("%s", error)
         EditSession.forget(model)
         return _state(model) == self._state

@@ -27,7 +27,7 @@ class RunInfo(TypedDict):
     """As given to ``--methods``; ``untouched`` for the model that no method has edited."""
     seed: int
     status: Status
-    """``collapsed``: a stop rule took the last round back; ``stopped``: it was kept."""
+    """``collapsed``: a stop rule undid the last round; ``stopped``: it was kept."""
     error: str | None
     """Why it failed or collapsed."""
     rounds: int

@@ -198,14 +198,14 @@ def time_table(result: ComparisonResult, model: str) -> Table:
 
 
 def trouble_table(result: ComparisonResult) -> Table | None:
-    """Cells that did not come to their end, and why."""
+    """Cells that were not completed, and why."""
     rows = tuple(
         (i["model"], i["method"], str(i["seed"]), i["status"], str(i["edits"]), i["error"] or "")
         for i in (cell["run_info"] for cell in result["cells"])
         if i["status"] != "complete"
     )
     heads = ("model", "method", "seed", "status", "edits", "why")
-    return Table("Cells that did not come to their end", heads, rows) if rows else None
+    return Table("Cells that were not completed", heads, rows) if rows else None
 
 
 def all_tables(result: ComparisonResult) -> list[Table]:

@@ -23,7 +23,7 @@ def work(cell: Cell, connection: Connection, gpu: int | None = None) -> None:
     """Run a cell and send its result.
 
     Args:
-        gpu: the only one that this process sees; None for all.  CUDA has not been woken here yet.
+        gpu: the only one that this process sees; None for all.  CUDA is not initialised here yet.
     """
     if gpu is not None:
         visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]

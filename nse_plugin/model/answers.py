@@ -172,7 +172,7 @@ def _read_answers(
     """Run some rows; write first choice and -log p(token) at each answer token of their pairs.
 
     The output head is given only the hidden states that predict an answer token, each once;
-    whatever the model does after its head (scaling, soft-capping) is done as ever.
+    whatever the model does after its head (scaling, soft-capping) is done as usual.
     """
     batch = TokenBatch.of([row.ids for row in rows], layout_of(model).input_device)
     reads: dict[tuple[int, int], int] = {}  # (row, position): which of the logits

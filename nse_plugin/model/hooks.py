@@ -61,7 +61,7 @@ def own_modes() -> Iterator[None]:
 def head_at(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
     """Inside, the output head runs at these places only, and the model's logits are [1, k, vocab].
 
-    Whatever the model does after its head (scaling, soft-capping) is done as ever.
+    Whatever the model does after its head (scaling, soft-capping) is done as usual.
 
     Args:
         rows: [k], with ``positions`` the places of the hidden states [rows, width, d_model].

@@ -102,7 +102,7 @@ class DecoderLayout:
         if wrong:
             raise ModelError(
                 f"layers {wrong} do not exist: the model has {self.n_layers} blocks, "
-                f"numbered 0 to {self.n_layers - 1}; mend `layers` in the hparams"
+                f"numbered 0 to {self.n_layers - 1}; correct `layers` in the hparams"
             )
         for layer in layers:
             if not self._is_dense(layer):

@@ -30,7 +30,7 @@ _REPLACED = ("hidden_states", "attention_mask", "cache_position", "use_cache", *
 
 
 class _FrozenPrefix:
-    """Attention keys and values of the tokens left of the start, in a cache's clothes."""
+    """Attention keys and values of the tokens left of the start, with the interface of a cache."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
         self.keys, self.values = keys, values  # [rows, heads, prefix, d_head]
@@ -175,7 +175,7 @@ def _observed(
     for call in arguments.values():
         if unknown := [n for n, value in call.items() if n not in known and _has_tensor(value)]:
             raise ModelError(
-                f"they take {', '.join(unknown)}, of which it is not known how it goes by position"
+                f"they take {', '.join(unknown)}, which this version cannot cut by position"
             )
     return outputs[0], arguments
 

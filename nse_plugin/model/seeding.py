@@ -17,7 +17,7 @@ def seeded(seed: int, number: int = 0, model: nn.Module | None = None) -> Iterat
 
     Args:
         number: of the round: a resumed run draws in it what an uninterrupted one would.
-        model: the GPUs that it is on are seeded too; no other one is woken.
+        model: the GPUs that it is on are seeded too; no other one is initialised.
     """
     state, arrays = random.getstate(), np.random.get_state()
     start = seed * 1_000_003 + number

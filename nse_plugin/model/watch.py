@@ -22,10 +22,10 @@ class _Seen:
 class Watch:
     """What a model's matrices held when the watch began.
 
-    A matrix is read again only if torch counts a write to it, so looking costs nothing as long
-    as nobody touched the model.  A write through ``parameter.data`` is not counted by torch.  A
-    parameter is known by itself, since PEFT wraps modules and so renames it, and where it was
-    replaced by its name.
+    A matrix is read again only if torch counts a write to it, so a check costs nothing as long as
+    no other code touched the model.  Torch does not count a write through ``parameter.data``.  A
+    parameter is found as an object, since PEFT wraps modules and so renames it; if it was replaced,
+    by its name.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -32,7 +32,7 @@ def inspect(
     """A run and its tables, or those of a layer, a neuron or a request; writes figures and a page.
 
     Args:
-        show: told of the files that are written.
+        show: takes a line for each file that is written.
         plot: folder for PNG files, one for each figure.
         html: file for a page with everything.
 

@@ -1,4 +1,4 @@
-"""Colours of figures and pages, light and dark, so that both belong together.
+"""Colours of figures and pages, light and dark, in the same style.
 
 Every text colour has a contrast of at least 4.5 to the background, every line of a figure at least
 3 (WCAG 2.1, 1.4.3 and 1.4.11); a test computes them.

@@ -117,7 +117,7 @@ def _untouched(session: EditSession) -> EditSession:
 
 
 class SessionBackend:
-    """A method of ours."""
+    """A method of this package."""
 
     changes_model = True
 

@@ -12,10 +12,10 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import FrozenLine, Identity
 
 _HASHED = {
-    "model.fingerprint": "the model is another one",
-    "model.weights": "the weights of the model are others",
-    "held_out": "the held-out texts are others",
-    "stream": "the requests are others",
+    "model.fingerprint": "the model differs",
+    "model.weights": "the weights of the model differ",
+    "held_out": "the held-out texts differ",
+    "stream": "the requests differ",
 }
 """Values of a manifest that are kept as hashes, and what it means if they differ."""
 
@@ -46,7 +46,7 @@ def refuse_another(
         found = [f"{other}: {which}" if text == other else text for text in found]
     shown = "; ".join(found[:5]) + ("; ..." if len(found) > 5 else "")
     raise DataError(
-        f"{run_dir} is another run's: {shown}. Give another folder, or the same settings and "
+        f"{run_dir} holds another run: {shown}. Give another folder, or the same settings and "
         "requests to resume it"
     )
 

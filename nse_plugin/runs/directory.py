@@ -90,7 +90,7 @@ class RunDirectory:
         if lock is not None:
             lock.release(remove=not begun)
         if not begun:
-            with contextlib.suppress(OSError):  # somebody put something there
+            with contextlib.suppress(OSError):  # something was put there
                 for folder in self._made:
                     folder.rmdir()
 

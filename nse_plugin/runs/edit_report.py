@@ -115,7 +115,7 @@ class EditReport:
             whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"
             return f"{whole} in effect: {number}"
         return (
-            f"NOT in effect: {len(failed)} of {len(self.facts)}. {number} is kept; take it back "
+            f"NOT in effect: {len(failed)} of {len(self.facts)}. {number} is kept; undo it "
             f"with: nse undo {self.folder} --round {self.round}"
         )
 

@@ -60,7 +60,7 @@ class EditRound:
     Args:
         directory: the folder, open for writing.
         backend: its method on its model, with the active rounds.
-        listener: hears of the phases.
+        listener: called at each phase.
     """
 
     def __init__(

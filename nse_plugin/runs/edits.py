@@ -67,7 +67,7 @@ class EditFolder:
         chat: put prompts into the model's chat template.  Only for a new folder.
         device: instead of the one that the folder was begun on.
         stats_dir: folder of the covariance statistics; by default one in the cache.
-        listener: told of the phases of the work.
+        listener: called at each phase of the work.
 
     Raises:
         DataError: the folder holds something else, or was begun with other settings.

@@ -12,7 +12,7 @@ from nse_plugin.runs.undone import load_undone
 FactOutcome = Literal[
     "not in effect", "not written", "not asked", "in effect", "replaced", "undone"
 ]
-"""From the worst: the new answer is not given; a stop rule took the round back; it is not known; it
+"""From the worst: the new answer is not given; a stop rule undid the round; it is not known; it
 is given; a later edit gives another answer; the round was undone."""
 ORDER: tuple[FactOutcome, ...] = get_args(FactOutcome)
 

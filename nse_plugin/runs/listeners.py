@@ -18,8 +18,8 @@ from nse_plugin.printable import counted, printable
 from nse_plugin.statistics.covariance import PROGRESS_LOG
 
 Listener = Callable[[str, Mapping[str, Any]], None]
-"""Told ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its line),
-``end``."""
+"""Called with ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its
+line), ``end``."""
 
 _SHOWN = ("efficacy", "paraphrase", "portability", "locality")
 _DOING = {
@@ -93,7 +93,7 @@ class Shares:
         self._part, self._since = "other", time.monotonic()
 
     def hear(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Hear of an event; a phase lasts until the next one begins."""
+        """Take note of an event; a phase lasts until the next one begins."""
         if event not in ("phase", "round", "end"):
             return
         now = time.monotonic()
@@ -117,7 +117,7 @@ class Bars:
         self._shares = Shares()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Hear of an event."""
+        """Show an event."""
         self._shares.hear(event, facts)
         if event == "start":
             self.close()
@@ -162,7 +162,7 @@ class Lines:
         self._said = time.monotonic()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Hear of an event."""
+        """Show an event."""
         self._shares.hear(event, facts)
         if event == "start":
             self._number, self._total = facts["done"], facts["rounds"]
@@ -244,7 +244,7 @@ class TensorBoard:
         self._writer = found.SummaryWriter(str(folder))
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Hear of an event."""
+        """Show an event."""
         if event == "round":
             for name, value in scalars(facts):
                 self._writer.add_scalar(name, value, facts["round"])
@@ -260,7 +260,7 @@ class WandB:
         self._run = wandb.init(project=project, name=name, resume="allow")
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Hear of an event."""
+        """Show an event."""
         if event == "round":
             self._run.log(dict(scalars(facts)), step=facts["round"])
         elif event == "end":

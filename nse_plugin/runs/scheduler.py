@@ -156,8 +156,8 @@ class SequentialScheduler:
             given = [r.digest() for r in planned.requests] if planned else []
             if planned is None or given != line["requests"]:
                 raise DataError(
-                    f"{self.run_dir} is another stream's: round {line['round']} wrote cases "
-                    f"{line['case_ids'][:3]}, and now has "
+                    f"{self.run_dir} holds a run of another stream: round {line['round']} wrote "
+                    f"cases {line['case_ids'][:3]}, and now has "
                     f"{[r.case_id for r in planned.requests[:3]] if planned else 'no requests'}; "
                     "give the same stream from its beginning, or another folder"
                 )

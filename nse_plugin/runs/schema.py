@@ -23,7 +23,7 @@ CONSOLIDATIONS = "consolidations.jsonl"
 LOCK = "lock"
 
 Status = Literal["complete", "collapsed", "stopped", "nothing_written"]
-"""How a run ended: ``collapsed``: a stop rule took the last round back; ``stopped``: it was kept;
+"""How a run ended: ``collapsed``: a stop rule undid the last round; ``stopped``: it was kept;
 ``nothing_written``: the model is the untouched one after all rounds."""
 
 

@@ -44,7 +44,7 @@ def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
 def make_scheduler(
     settings: RunSettings, listeners: Sequence[Listener] = ()
 ) -> SequentialScheduler:
-    """Load model and data, and build the scheduler; listeners hear of the loading already."""
+    """Load model and data, and build the scheduler; listeners are called for the loading too."""
     hparams = read_hparams(
         settings.hparams or values_for(settings.method, str(settings.model)),
         model_name=settings.model,
@@ -109,7 +109,7 @@ def _known_only(
     tokenizer: Any,
     told: Sequence[Listener],
 ) -> list[EditRequest]:
-    """The requests whose true answer the model gives; listeners hear how many those are."""
+    """The requests whose true answer the model gives; listeners get their number as a note."""
     for listener in told:
         listener("phase", {"name": "asking what the model knows"})
     known = keep_known(model, tokenizer, requests, limit=settings.limit)

@@ -168,7 +168,7 @@ def _find(model: nn.Module, name: str) -> Any:
         module = model.get_submodule(path)
     except AttributeError as error:
         raise ModelError(
-            f"inner_params names {name!r}, which the model does not have ({error}); mend it"
+            f"inner_params names {name!r}, which the model does not have ({error}); correct it"
         ) from error
     weight = getattr(module, "weight", None)
     if weight is None or weight.dim() != 2 or isinstance(module, nn.Embedding):

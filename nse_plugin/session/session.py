@@ -2,7 +2,7 @@
 
 It owns the original weights, the accumulated change, what is attached to the model, what is known
 of the untouched model, and the ledger, from which the previous keys follow.  It lives with the
-model: ``EditSession.of(model)`` finds it again, and it goes when the model goes.
+model: ``EditSession.of(model)`` finds it again, and it is freed with the model.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def test_the_same_demo_is_shown_again_and_another_is_refused(finished, capsys):
     assert demo("--out", "a", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"out": "a", "status": "complete", **summary}
     assert cli.main(["demo", "--edits", "2", "--rounds", "1", "--out", "a"]) == 1
-    assert "a is another run's" in capsys.readouterr().err
+    assert "a holds another run" in capsys.readouterr().err
     assert written == {name: Path("a", name).stat().st_mtime_ns for name in ROUNDS}
 
 

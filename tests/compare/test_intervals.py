@@ -136,7 +136,7 @@ def test_without_scores_of_single_edits_there_is_the_interval_over_seeds():
     ("changes", "said"),
     [
         ({"protocol": {"negation": True}}, r"protocol\.negation was None, is True"),
-        ({"stream": "b"}, "the requests are others"),
+        ({"stream": "b"}, "the requests differ"),
     ],
 )
 def test_cells_with_other_groups_of_scores_are_not_compared(changes, said):

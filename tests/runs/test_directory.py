@@ -169,16 +169,16 @@ def test_a_setting_that_is_newer_than_the_folder_and_off(part):
         (dict(seed=3), "seed was 0, is 3"),
         (dict(protocol=Protocol()), "protocol.every was 2, is 5"),
         (dict(stop_rules=StopRules(min_retention=0.1)), "stop_rules.min_retention was None"),
-        (dict(held_out=("Another text.",)), "the held-out texts are others"),
+        (dict(held_out=("Another text.",)), "the held-out texts differ"),
         (
             dict(stream=requests(5)),
-            "the requests are others: there were 6, and now there are 5",
+            "the requests differ: there were 6, and now there are 5",
         ),
         (
             dict(stream=[*requests(3), *answers(requests()[3:], "Quill")]),
-            "the requests are others: request 4 (case 3): target_new was 'Garn', is 'Quill'",
+            "the requests differ: request 4 (case 3): target_new was 'Garn', is 'Quill'",
         ),
-        (dict(subject=dict(seed=1)), "the model is another one"),
+        (dict(subject=dict(seed=1)), "the model differs"),
     ],
 )
 def test_another_run_is_refused_with_what_differs(part, changes, message):
@@ -205,7 +205,7 @@ def test_an_mlp_that_differs_is_another_model(part):
     other = session()
     with torch.no_grad():
         other.model.get_parameter("transformer.h.1.mlp.c_proj.weight")[0, 0] += 1e-3
-    with pytest.raises(DataError, match=r"the weights of the model are others"):
+    with pytest.raises(DataError, match=r"the weights of the model differ"):
         scheduler(part, subject=other).run()
 
 
@@ -213,7 +213,7 @@ def test_an_iterator_of_another_stream_is_refused(tmp_path):
     scheduler(tmp_path, iter(requests()), max_rounds=2).run()
     changed = requests()
     changed[2] = dataclasses.replace(changed[2], target_new="Garn")
-    with pytest.raises(DataError, match=r"another stream's: round 2"):
+    with pytest.raises(DataError, match=r"holds a run of another stream: round 2"):
         scheduler(tmp_path, iter(changed)).run()
     with pytest.raises(DataError, match=r"now has no requests"):
         scheduler(tmp_path, iter(requests(2))).run()
