@@ -86,9 +86,8 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
         return None
 
     def draw(theme: Theme) -> Figure:
-        name = OVER_EDITS[score]
-        return charts.line_panels(
-            {name: table}, x="edits", shares=[name], limits=(None, None), theme=theme
+        return charts.lines(
+            table, x="edits", y=OVER_EDITS[score], percent=True, limits=(None, None), theme=theme
         )
 
     return Picture(
@@ -129,8 +128,8 @@ def retention(result: ComparisonResult, model: str, method: str) -> Picture | No
         return None
 
     def draw(theme: Theme) -> Figure:
-        return figures.heat_maps(
-            {"": table}, x="after round", y="edited in", value="efficacy", percent=True,
+        return figures.heat_map(
+            table, x="after round", y="edited in", value="efficacy", percent=True,
             limits=(0.0, 1.0), theme=theme,
         )  # fmt: skip
 
@@ -154,10 +153,10 @@ def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture
     table = pd.DataFrame(left)
 
     def draw(theme: Theme) -> Figure:
-        name = "efficacy after the last round"
-        return charts.line_panels(
-            {name: table}, x="edited in round", shares=[name], limits=(0.0, 1.02), theme=theme
-        )
+        return charts.lines(
+            table, x="edited in round", y="efficacy after the last round", percent=True,
+            limits=(0.0, 1.02), theme=theme,
+        )  # fmt: skip
 
     first = ", ".join(f"{name} {value:.1%}" for name, value in table.iloc[0].items())
     return Picture(

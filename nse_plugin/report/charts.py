@@ -29,6 +29,11 @@ _LONGEST = 22
 """Characters of a line of a name, if it can be broken."""
 
 
+def lines(table: DataFrame, *, x: str, y: str, percent: bool = False, **options: Any) -> Figure:
+    """:func:`line_panels` of one table, whose values are ``y``, and shares if ``percent``."""
+    return line_panels({y: table}, x=x, shares=[y] if percent else [], **options)
+
+
 def line_panels(
     tables: Mapping[str, DataFrame],
     *,

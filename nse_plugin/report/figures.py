@@ -48,6 +48,11 @@ def import_matplotlib() -> ModuleType:
     return require("matplotlib", "figures")
 
 
+def heat_map(table: DataFrame, **options: Any) -> Figure:
+    """:func:`heat_maps` of one table."""
+    return heat_maps({"": table}, **options)
+
+
 def heat_maps(
     tables: Mapping[str, DataFrame],
     *,

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from nse_plugin.report.charts import line_panels
-from nse_plugin.report.figures import binned, heat_maps
+from nse_plugin.report.charts import lines
+from nse_plugin.report.figures import binned, heat_map, heat_maps
 from nse_plugin.report.page import Picture
 from nse_plugin.report.run import DRIFT, PERPLEXITY, Run, mean_overlap
 from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
-
-    from nse_plugin.report.theme import Theme
 
 _STRETCHES = 192
 _TOKENS = "locality"
@@ -62,8 +59,8 @@ def writes(run: Run) -> Picture:
         "writes",
         "Share of the rounds that wrote a neuron." + _stretches(run),
         f"Heat map of layers by neurons. A round writes on average of the neurons: {means}.",
-        lambda theme: heat_maps(
-            {"": table}, x="neuron", y="layer", value="share of rounds", percent=True,
+        lambda theme: heat_map(
+            table, x="neuron", y="layer", value="share of rounds", percent=True,
             limits=(0.0, 1.0), theme=theme,
         ),
     )  # fmt: skip
@@ -71,15 +68,15 @@ def writes(run: Run) -> Picture:
 
 def overlap(run: Run) -> Picture:
     """Round x round: Jaccard index of the neurons written."""
-    table = run.survey.overlaps[None]
+    table = run.survey.overlap()
     mean = mean_overlap(table)
     said = "" if mean is None else f" The mean overlap of two different rounds is {mean:.2f}."
     return Picture(
         "overlap",
         "Overlap of the neurons that two rounds wrote, all layers together (Jaccard index).",
         f"Heat map of {len(table)} by {len(table)} rounds.{said}",
-        lambda theme: heat_maps(
-            {"": table}, x="round", y="round", value="Jaccard index", limits=(0.0, 1.0),
+        lambda theme: heat_map(
+            table, x="round", y="round", value="Jaccard index", limits=(0.0, 1.0),
             theme=theme,
         ),
     )  # fmt: skip
@@ -92,7 +89,7 @@ def norms(run: Run) -> Picture:
         "norm",
         "Norm of the sum of all changes, layer by layer.",
         f"Line chart over rounds. {_ends(table, '.4g')}",
-        lambda theme: line_panels({"norm of the change": table}, x="round", theme=theme),
+        lambda theme: lines(table, x="round", y="norm of the change", theme=theme),
     )
 
 
@@ -103,9 +100,7 @@ def capacity(run: Run) -> Picture:
         "capacity",
         "Key space that previous keys use: effective dimensions as a share of the neurons.",
         f"Line chart over rounds. {_ends(table, '.1%')}",
-        lambda theme: line_panels(
-            {"key space in use": table}, x="round", shares=["key space in use"], theme=theme
-        ),
+        lambda theme: lines(table, x="round", y="key space in use", percent=True, theme=theme),
     )
 
 
@@ -135,7 +130,9 @@ def _scores(name: str, table: DataFrame, caption: str) -> Picture:
         name,
         caption,
         f"Line chart over rounds. {_ends(table, '.1%')}",
-        lambda theme: _shares("score", table, "round", theme),
+        lambda theme: lines(
+            table, x="round", y="score", percent=True, limits=(0.0, 1.02), theme=theme
+        ),
     )
 
 
@@ -152,24 +149,20 @@ def retention(run: Run) -> Picture:
             "retention",
             f"What is left of each round's edits after round {tested}.",
             f"Line over the rounds edited. {said}",
-            lambda theme: _shares(
-                f"efficacy after round {tested}", table, "edited in round", theme
+            lambda theme: lines(
+                table, x="edited in round", y=f"efficacy after round {tested}", percent=True,
+                limits=(0.0, 1.02), theme=theme,
             ),
-        )
+        )  # fmt: skip
     return Picture(
         "retention",
         "Efficacy of the edits of a round (row) after a later round (column), in percent.",
         f"Heat map of rounds edited by rounds tested. {said}",
-        lambda theme: heat_maps(
-            {"": table}, x="tested after round", y="edited in round", value="efficacy",
+        lambda theme: heat_map(
+            table, x="tested after round", y="edited in round", value="efficacy",
             percent=True, limits=(0.0, 1.0), theme=theme,
         ),
     )  # fmt: skip
-
-
-def _shares(name: str, table: DataFrame, x: str, theme: Theme) -> Figure:
-    """Lines of shares from 0 to 1."""
-    return line_panels({name: table}, x=x, shares=[name], limits=(0.0, 1.02), theme=theme)
 
 
 def _stretches(run: Run, bins: int = 128) -> str:

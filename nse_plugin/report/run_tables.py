@@ -126,7 +126,7 @@ def layers_table(run: Run) -> Table:
     rows = []
     for layer in run.layers:
         written = run.survey.columns[layer].notna().sum()
-        overlap = run.survey.overlaps[layer]
+        overlap = run.survey.overlap(layer)
         rows.append(
             {
                 "layer": layer,

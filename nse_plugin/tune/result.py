@@ -14,7 +14,7 @@ from nse_plugin.files import write_bytes, write_text
 from nse_plugin.hparams.docs import field_docs
 from nse_plugin.hparams.yaml_files import parse_yaml
 from nse_plugin.methods.bases import BASES
-from nse_plugin.report.charts import line_panels
+from nse_plugin.report.charts import lines
 from nse_plugin.report.figures import to_png
 from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.session.tables import import_pandas
@@ -83,11 +83,12 @@ def write_figure(path: Path, tuned: Tuned) -> bool:
     frame = layers_frame(tuned)
     if len(frame) < 2:
         return False
-    figure = line_panels(
-        {"share": frame.dropna(axis="columns", how="all")},
+    figure = lines(
+        frame.dropna(axis="columns", how="all"),
         x="last layer edited",
+        y="share",
         title=f"{tuned.method}, {ROUND} edits",
-        shares=["share"],
+        percent=True,
         limits=(0.0, 1.03),
     )
     write_bytes(path, to_png(figure))

@@ -47,8 +47,8 @@ def test_contrast(theme):
 def test_numbers_in_cells_can_be_read(theme):
     from matplotlib.colors import to_hex
 
-    figure = figures.heat_maps(
-        {"": pd.DataFrame([[i / 10 for i in range(11)]])}, x="x", y="y", value="v", theme=theme
+    figure = figures.heat_map(
+        pd.DataFrame([[i / 10 for i in range(11)]]), x="x", y="y", value="v", theme=theme
     )
     (axes, _) = figure.axes
     image = axes.images[0]
@@ -59,7 +59,7 @@ def test_numbers_in_cells_can_be_read(theme):
 
 def test_lines_show_the_values():
     table = rounds(a=[1.0, NAN, 3.0], b=[2.0, 2.0, 2.0])
-    figure = charts.line_panels({"norm": table}, x="round", theme=DARK)
+    figure = charts.lines(table, x="round", y="norm", theme=DARK)
     (axes,) = figure.axes
     first, second = axes.lines
     assert first.get_xydata().tolist() == [[1, 1], [3, 3]]
@@ -77,7 +77,7 @@ def test_names_beside_lines_do_not_overlap_and_ticks_are_what_was_measured():
     table = pd.DataFrame({f"method {n}": [0.5, 0.9 + n / 1000] for n in range(12)}, [100, 200])
     from matplotlib.text import Text  # whose boxes leave out the lines to the ends
 
-    figure = charts.line_panels({"efficacy": table}, x="edits", shares=["efficacy"])
+    figure = charts.lines(table, x="edits", y="efficacy", percent=True)
     figures.to_png(figure)  # lays it out
     (axes,) = figure.axes
     boxes = sorted((Text.get_window_extent(t) for t in axes.texts), key=lambda box: box.y0)
@@ -135,7 +135,7 @@ def test_heat_maps_share_their_colours():
 
 def test_heat_map_of_one_value_and_of_none():
     for values in ([0.0, 0.0, 0.0], [NAN, NAN, NAN]):
-        figures.to_png(figures.heat_maps({"": rounds(a=values)}, x="x", y="y", value="v"))
+        figures.to_png(figures.heat_map(rounds(a=values), x="x", y="y", value="v"))
 
 
 def test_binned_is_the_mean_of_what_is_there():
@@ -153,7 +153,7 @@ def test_files_are_the_same_each_time_and_nothing_global_changes():
     before = dict(matplotlib.rcParams)
 
     def draw(theme):
-        return charts.line_panels({"y": rounds(a=[1, 2, 3])}, x="x", title="t", theme=theme)
+        return charts.lines(rounds(a=[1, 2, 3]), x="x", y="y", title="t", theme=theme)
 
     for save in (figures.to_png, figures.to_svg):
         assert save(draw(LIGHT)) == save(draw(LIGHT)) != save(draw(DARK))
@@ -167,7 +167,7 @@ def test_the_background_is_the_theme_s():
     import matplotlib.image
 
     for theme in THEMES:
-        figure = charts.line_panels({"y": rounds(a=[1, 2, 3])}, x="x", theme=theme)
+        figure = charts.lines(rounds(a=[1, 2, 3]), x="x", y="y", theme=theme)
         corner = matplotlib.image.imread(io.BytesIO(figures.to_png(figure)))[0, 0, :3]
         wanted = [int(theme.background[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         assert corner.tolist() == pytest.approx(wanted, abs=0.01)
@@ -176,4 +176,4 @@ def test_the_background_is_the_theme_s():
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(MissingPackageError, match="pip install matplotlib"):
-        charts.line_panels({"y": rounds(a=[1, 2, 3])}, x="x")
+        charts.lines(rounds(a=[1, 2, 3]), x="x", y="y")

@@ -28,7 +28,7 @@ def a_page():
     )
 
     def draw(theme):
-        return charts.line_panels({"norm": frame[["norm"]]}, x="round", theme=theme)
+        return charts.lines(frame[["norm"]], x="round", y="norm", theme=theme)
 
     picture = Picture("norm", "Norm", alt='A line that "rises" from 1.5 to 2.5', draw=draw)
     page.section("Pictures").add(picture, picture, "Between.", picture)
