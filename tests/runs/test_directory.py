@@ -187,7 +187,7 @@ def test_another_run_is_refused_with_what_differs(part, changes, message):
     if "hparams" in changes:
         changes = {"hparams": hparams(part, **changes["hparams"])}
     before = {p.name: p.read_bytes() for p in part.iterdir() if p.name != "lock"}
-    with pytest.raises(DataError, match="another run's") as caught:
+    with pytest.raises(DataError, match="holds another run") as caught:
         scheduler(part, **changes).run()
     assert message in str(caught.value)
     assert before == {p.name: p.read_bytes() for p in part.iterdir() if p.name != "lock"}
