@@ -68,7 +68,7 @@ def writes(run: Run) -> Picture:
 
 def overlap(run: Run) -> Picture:
     """Round x round: Jaccard index of the neurons written."""
-    table = run.survey.overlap()
+    table = run.survey.overlaps[None]
     mean = mean_overlap(table)
     said = "" if mean is None else f" The mean overlap of two different rounds is {mean:.2f}."
     return Picture(

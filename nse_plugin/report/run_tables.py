@@ -126,7 +126,7 @@ def layers_table(run: Run) -> Table:
     rows = []
     for layer in run.layers:
         written = run.survey.columns[layer].notna().sum()
-        overlap = run.survey.overlap(layer)
+        overlap = run.survey.overlaps[layer]
         rows.append(
             {
                 "layer": layer,

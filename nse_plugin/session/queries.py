@@ -47,11 +47,7 @@ class Survey:
     capacity: DataFrame
     """See :func:`capacity`."""
     overlaps: dict[int | None, DataFrame]
-    """By layer, and under None of all layers together."""
-
-    def overlap(self, layer: int | None = None) -> DataFrame:
-        """See :func:`overlap`."""
-        return self.overlaps[layer]
+    """By layer, and under None of all layers together: :func:`overlap`."""
 
 
 def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:

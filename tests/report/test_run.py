@@ -182,7 +182,7 @@ def test_facts_say_what_is_answered_and_the_worst_come_first(folder):
 def test_an_undone_round_is_named_and_left_out(folder):
     undo_round(folder, 2)
     run = read_run(folder)
-    assert run.ledger.numbers() == [1, 3] and list(run.survey.overlap().index) == [1, 3]
+    assert run.ledger.numbers() == [1, 3] and list(run.survey.overlaps[None].index) == [1, 3]
     assert "rounds 2;" in tables.overview(run).text()
     for number in (1, 3):
         undo_round(folder, number)

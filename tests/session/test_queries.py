@@ -220,11 +220,11 @@ def test_one_pass_gives_every_table(ledger):
     found = queries.survey(ledger)
     assert found.rounds.equals(ledger.rounds()) and found.requests.equals(ledger.requests())
     assert found.capacity.equals(ledger.capacity())
-    assert found.overlap().equals(ledger.overlap())
+    assert found.overlaps[None].equals(ledger.overlap())
     for layer in (0, 1, 2):
         assert found.columns[layer].equals(queries.column_norms(ledger, layer))
         assert found.neurons[layer].equals(ledger.neurons(layer))
-        assert found.overlap(layer).equals(ledger.overlap(layer))
+        assert found.overlaps[layer].equals(ledger.overlap(layer))
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 1), (5, 9), (2, 12, 3), (16,)])
