@@ -138,3 +138,9 @@ def test_yaml_cannot_run_code(tmp_path):
     path.write_text("alg_name: !!python/object/apply:os.getcwd []", encoding="utf-8")
     with pytest.raises(HparamsError, match="is not YAML"):
         NSEHparams.from_hparams(path)
+
+
+def test_two_data_types_are_refused():
+    assert NSEHparams.from_dict(GOOD | {"fp16": True, "dtype": "float16"}).fp16
+    with pytest.raises(HparamsError, match="fp16 is true and dtype is 'bfloat16'"):
+        NSEHparams.from_dict(GOOD | {"fp16": True, "dtype": "bfloat16"})
