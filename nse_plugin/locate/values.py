@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.locate.optimizers import OPTIMIZERS, bound_of
 from nse_plugin.locate.rows import Reading, Rows
 from nse_plugin.model.continuation import Continuation, capture
 from nse_plugin.model.hooks import quiet, read_rows
@@ -36,10 +37,6 @@ from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
 
-MOMENTUM = 0.5
-"""Of ``v_optimizer: polyak``."""
-LONGEST_STEP = 0.3
-"""Of ``v_optimizer: polyak``, as a share of the bound of ||delta||."""
 STEPS_AFTER_FIRST_CHOICE = 2
 """Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""
 
@@ -73,7 +70,7 @@ class Values:
         if not hparams.value_margin:
             return self
         delta = (1 + hparams.value_margin) * (self.z - self.base)
-        return replace(self, z=self.base + _within(delta, _bound(hparams, self.base)))
+        return replace(self, z=self.base + _within(delta, bound_of(hparams, self.base)))
 
     def replaced(self, index: torch.Tensor, other: Values) -> Values:
         """The same with other values in these rows [n]."""
@@ -151,8 +148,8 @@ def _optimise(
     steps = torch.zeros(n, dtype=torch.long, device=base.device)
     settled = torch.zeros_like(steps)  # evaluations in a row with the target as first choice
     active = torch.arange(n, device=base.device)
-    optimizer = _OPTIMIZERS[hparams.v_optimizer](hparams, base)
-    longest = _bound(hparams, base)
+    optimizer = OPTIMIZERS[hparams.v_optimizer](hparams, base)
+    longest = bound_of(hparams, base)
 
     for step in range(hparams.v_num_grad_steps):
         leaf = delta[active].requires_grad_(True)
@@ -281,71 +278,6 @@ def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> tor
     return path_of(layout, layer)(found["down"].float())
 
 
-def _bound(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
-    """[n, 1], the bound of ||delta||, for h [n, d_model]."""
-    return hparams.clamp_norm_factor * base.norm(dim=1, keepdim=True)
-
-
 def _within(delta: torch.Tensor, longest: torch.Tensor) -> torch.Tensor:
     """Rows of delta [n, d_model], shortened to longest [n, 1] where they are longer."""
     return delta * (longest / delta.norm(dim=1, keepdim=True)).clamp(max=1.0)
-
-
-def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
-    """[n, 1]: v_lr, which may be a share of the root mean square of h [n, d_model]."""
-    if hparams.v_lr_relative is None:
-        return torch.full_like(base[:, :1], 0.5 if hparams.v_lr is None else hparams.v_lr)
-    return hparams.v_lr_relative * base.square().mean(dim=1, keepdim=True).sqrt()
-
-
-class _Adam:
-    """Adam with one state per row, so that rows can leave; the update is torch.optim.Adam's."""
-
-    def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
-        self.lr = _learning_rate(hparams, base)
-        self.steps = 0
-        self.mean, self.square = torch.zeros_like(base), torch.zeros_like(base)
-
-    def step(self, gradient: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-        """The change of the parameters, [rows, features], for losses [rows]."""
-        self.steps += 1
-        self.mean = 0.9 * self.mean + 0.1 * gradient
-        self.square = 0.999 * self.square + 0.001 * gradient.square()
-        mean = self.mean / (1 - 0.9**self.steps)
-        square = self.square / (1 - 0.999**self.steps)
-        return -self.lr * mean / (square.sqrt() + 1e-8)
-
-    def select(self, rows: torch.Tensor) -> _Adam:
-        """The same with some of the rows."""
-        self.lr, self.mean, self.square = self.lr[rows], self.mean[rows], self.square[rows]
-        return self
-
-
-class _Polyak:
-    """Steps of Polyak's length, loss / ||gradient||, with Nesterov's momentum.
-
-    That is how far a loss of 0 would be if it fell as steeply all the way (Polyak, Introduction to
-    Optimization, 1987; arXiv 2002.10542), so there is no learning rate.  Adam's first steps move
-    every feature alike, whether the loss depends on it or not; steps along the gradient reach the
-    same loss in fewer evaluations and with a shorter delta (docs/methods.md).
-    """
-
-    def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
-        self.longest = LONGEST_STEP * _bound(hparams, base)
-        self.mean = torch.zeros_like(base)
-
-    def step(self, gradient: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
-        """The change of the parameters, [rows, features], for losses [rows]."""
-        norm = gradient.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradient.dtype).tiny)
-        length = torch.minimum(loss[:, None] / norm, self.longest)
-        step = (1 - MOMENTUM) * length * gradient / norm
-        self.mean = MOMENTUM * self.mean + step
-        return -(MOMENTUM * self.mean + step)
-
-    def select(self, rows: torch.Tensor) -> _Polyak:
-        """The same with some of the rows."""
-        self.longest, self.mean = self.longest[rows], self.mean[rows]
-        return self
-
-
-_OPTIMIZERS: dict[str, type[_Adam | _Polyak]] = {"adam": _Adam, "polyak": _Polyak}
