@@ -12,8 +12,8 @@ from nse_plugin.runs.settings import CommonSettings
 
 PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
                             "weights": False, "each": True}  # fmt: skip
-"""What a comparison measures by default: all earlier edits every 5 rounds and at
-the end, free generation after 100 of them."""
+"""What a comparison measures by default: all earlier edits every 5 rounds and at the end, and free
+generation after 100 of them."""
 
 
 @dataclass

@@ -38,8 +38,7 @@ class Hparams(Settings):
     max_length: int = bounded(40, low=1)
     """Maximum length of a text in the host's evaluator, in tokens."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Data type in which the embedded host loads the model; default float32, as the published code
-    of all methods does."""
+    """Data type in which the embedded host loads the model; default float32, as in EasyEdit."""
     fp16: bool = False
     """EasyEdit's switch for float16."""
     use_chat_template: bool = False

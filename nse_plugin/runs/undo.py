@@ -56,7 +56,8 @@ def undone_text(run: Path, active: list[int]) -> str:
     ]
     if later:
         text += (
-            f". Rounds that edit facts of it too ({', '.join(later)}) wrote only what was missing "
-            "with it: ask for these facts, and edit them again if needed"
+            f". Later rounds that edit some of its facts too ({', '.join(later)}) were solved on "
+            "top of it, so their answers may have changed: ask for these facts, and edit them "
+            "again if needed"
         )
     return text
