@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from nse_plugin.report.figures import SIZE, empty_figure, percent_axis
+from nse_plugin.report.figures import SIZE, empty_figure, hover, percent_axis
 from nse_plugin.report.theme import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -64,16 +65,20 @@ def line_panels(
         colours = [theme.series[at % len(theme.series)] for at in range(len(names))]
         for at, column in enumerate(table.columns):
             values = table[column].dropna()
-            axes.plot(
+            every = max(1, len(values) // 20)
+            (line,) = axes.plot(
                 values.index,
                 values.to_numpy(float),
                 color=colours[at],
                 marker=_MARKERS[at % len(_MARKERS)],
                 markersize=3.5,
-                markevery=max(1, len(values) // 20),
+                markevery=every,
                 linestyle=("-", "--", ":")[at // len(theme.series) % 3],
                 label=names[at],
             )
+            form = ".1%" if y in shares else ".4g"
+            marked = [item for item in values.iloc[::every].items() if isfinite(item[1])]
+            hover(line, (f"{names[at]}, {x} {where}: {value:{form}}" for where, value in marked))
         _label(axes, x, y, limits, theme)
         axes.set_xticks(spread_out(sorted(table.index.tolist()), _TICKS))
         if y in shares:
@@ -103,7 +108,10 @@ def points(table: DataFrame, *, x: str, y: str, theme: Theme = LIGHT) -> Figure:
     places = [(float(a), float(b)) for a, b in shown.itertuples(index=False, name=None)]
     for at, (across, up) in enumerate(places):
         marker = _MARKERS[at % len(_MARKERS)]
-        axes.plot([across], [up], marker=marker, markersize=5, color=colours[at], linestyle="")
+        (dot,) = axes.plot(
+            [across], [up], marker=marker, markersize=5, color=colours[at], linestyle=""
+        )
+        hover(dot, [f"{shown.index[at]}: {x} {across:.3g}, {y} {up:.1%}"])
     _label(axes, x, y, (None, None), theme)
     axes.margins(x=0.1, y=0.1)
     percent_axis(axes.yaxis)
@@ -133,10 +141,11 @@ def dots(means: DataFrame, spreads: DataFrame, *, theme: Theme = LIGHT) -> Figur
             if value != value:
                 continue
             face = colour if value == best else theme.background
-            axes.errorbar(
+            dot, *_ = axes.errorbar(
                 [value], [row], xerr=[error] if error else None, fmt="o", markersize=4.5,
                 color=colour, markerfacecolor=face, capsize=2, elinewidth=1,
             )  # fmt: skip
+            hover(dot, [f"{means.index[row]}: {value:.1%}" + (f" ± {error:.1%}" if error else "")])
         axes.set_yticks(rows, names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.grid(color=theme.grid, linewidth=0.6)

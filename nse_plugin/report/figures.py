@@ -18,6 +18,7 @@ from nse_plugin.files import require
 from nse_plugin.report.theme import LIGHT, Theme
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
@@ -27,18 +28,21 @@ WIDTH = 4.2
 """Inches."""
 SIZE = 9
 """Of text, in points."""
-_UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>", re.DOTALL)
+_UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", re.DOTALL)
 _SHORTER = (
     (re.compile(r"\b([1-9]\d*\.\d\d)\d+"), r"\1"),  # decimals of a coordinate, in points
+    (re.compile(r"^<svg .*?(viewBox=\"[^\"]*\").*?>"), r"<svg \1>"),
     (re.compile(r'<g id="[^"]*"'), "<g"),  # nothing refers to a group
     (re.compile("xlink:href"), "href"),
-    (re.compile("(?<=[:;]) "), ""),  # in styles
-    (re.compile("DejaVuSans-"), "d"),  # names of glyphs
-    (re.compile(r'(<use href="#d\w+") transform="translate\(([\d.]+) 0\)"/>'), r'\1 x="\2"/>'),
+    (re.compile('(?<=[:;]) |font-family: [^;"]*;?'), ""),  # in styles
+    (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
     (re.compile(r"(?<=[MLQCz]) (?=[-\d])| (?=[MLQCz][ \"])"), ""),  # in outlines
 )
-"""What can be written shorter in the SVG of matplotlib, and how."""
-_GLYPH = re.compile(r'd="([^"]*)" transform="scale\(0\.015625\)"')
+"""What can be written shorter in a tag of matplotlib's SVG, and how."""
+_ID = re.compile(r'(?<=[#"])(?:[mp]|image)[0-9a-f]{10}(?=[")])')
+"""Of a clip path, a marker or an image: a hash of its content, also of its colours."""
+_HOVER = re.compile(r"<g id=([\"'])hover:(.*?)\1>(.*?)</g>", re.DOTALL)
+_MARKER = re.compile("<use ([^>]*)/>")
 _ROOM = 12
 """Rows and columns that a heat map may have to show its numbers."""
 
@@ -121,25 +125,44 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     return _saved(figure, format="png", dpi=dpi, **settings)
 
 
-def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG, letters as outlines: it needs no font.
+def to_svg(figure: Figure, name: str = "figure") -> str:
+    """The figure as an SVG element of an HTML page, with its text as text.
 
     What matplotlib writes and nobody sees is left out: comments, indents, metadata, names of
-    groups, and the third and later decimals of a coordinate.
+    groups, and the third and later decimals of a coordinate.  A marker shows the text that
+    :func:`hover` gave it when the mouse is on it.
+
+    Args:
+        name: the ids within begin with it.
     """
-    with import_matplotlib().rc_context({"svg.hashsalt": "nse", "svg.fonttype": "path"}):
+    with import_matplotlib().rc_context({"svg.hashsalt": "nse", "svg.fonttype": "none"}):
         text = _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
-    text = _UNSEEN.sub("", text[text.index("<svg") :])
+    text = _HOVER.sub(_with_titles, _UNSEEN.sub("", text[text.index("<svg") :]))
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
+    text = re.sub("<[^>]*>", _shorter, text)
+    ids: dict[str, str] = {}
+    return _ID.sub(lambda found: ids.setdefault(found[0], f"{name}-{len(ids)}"), text).strip()
+
+
+def hover(line: Artist, texts: Iterable[str]) -> None:
+    """Give each marker of a line a text for :func:`to_svg`."""
+    line.set_gid("hover:" + "\n".join(texts))
+
+
+def _with_titles(group: re.Match[str]) -> str:
+    texts = iter(re.split("\n|&#10;", group[2]))
+
+    def titled(marker: re.Match[str]) -> str:
+        return f"<use {marker[1]}><title>{next(texts)}</title></use>"
+
+    return f"<g>{_MARKER.sub(titled, group[3])}</g>"
+
+
+def _shorter(tag: re.Match[str]) -> str:
+    text = tag[0]
     for long, short in _SHORTER:
         text = long.sub(short, text)
-    return _GLYPH.sub(_coarser, text).encode()
-
-
-def _coarser(glyph: re.Match[str]) -> str:
-    """A glyph's outline in 400 units to the em, which is finer than a screen."""
-    outline = re.sub(r"-?\d+", lambda number: str(round(int(number[0]) / 16)), glyph[1])
-    return f'd="{outline}" transform="scale(.25)"'
+    return text
 
 
 def _saved(figure: Figure, **settings: Any) -> bytes:

@@ -14,25 +14,29 @@ forbids itself every request by a content security policy.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 from nse_plugin.files import require, write_text
 from nse_plugin.report.figures import to_svg
 from nse_plugin.report.table import Table
-from nse_plugin.report.theme import DARK, LIGHT, Theme
+from nse_plugin.report.theme import DARK, LIGHT, THEMES, Theme
 
 if TYPE_CHECKING:
     from jinja2 import Template
     from matplotlib.figure import Figure
 
 
+_COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A figure that is drawn once for each theme."""
+    """A figure in the colours of a theme."""
 
     name: str
     """Short, fit for a file name."""
@@ -41,10 +45,26 @@ class Picture:
     """What it shows, for those who do not see it: the kind of figure and what is to be seen."""
     draw: Callable[[Theme], Figure]
 
-    def data_uri(self, theme: Theme) -> str:
-        """The figure as ``data:image/svg+xml``, fit for an attribute in double quotes."""
-        svg = to_svg(self.draw(theme)).decode().replace('"', "'")
-        return "data:image/svg+xml," + quote(svg, safe=" !$()*+,-./:;=?@_~'")
+    def drawings(self, name: str) -> list[str]:
+        """The figure as SVG elements, of which a page shows one at a time.
+
+        There is one, with the colours of both themes, unless more differs than colours: the cells
+        of a heat map are an image.
+
+        Args:
+            name: of the figure within its page.
+        """
+        light, dark = (to_svg(self.draw(theme), name) for theme in THEMES)
+        if _COLOUR.sub("#", light) != _COLOUR.sub("#", dark):
+            dark = dark.replace(f"{name}-", f"{name}-dark-")
+            return [self._labelled(light, "light"), self._labelled(dark, "dark")]
+        pairs = zip(_COLOUR.findall(light), _COLOUR.findall(dark))
+        both = _COLOUR.sub(lambda _: f"light-dark({','.join(next(pairs))})", light)
+        return [self._labelled(both, "light dark")]
+
+    def _labelled(self, svg: str, themes: str) -> str:
+        label = escape(self.alt)
+        return svg.replace("<svg", f'<svg class="{themes}" role="img" aria-label="{label}"', 1)
 
 
 @dataclass

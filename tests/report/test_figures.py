@@ -153,14 +153,24 @@ def test_files_are_the_same_each_time_and_nothing_global_changes():
     before = dict(matplotlib.rcParams)
 
     def draw(theme):
-        return charts.lines(rounds(a=[1, 2, 3]), x="x", y="y", title="t", theme=theme)
+        return charts.lines(rounds(a=[1, 2, 3]), x="x", y="y", title="L 1.23456: t", theme=theme)
 
     for save in (figures.to_png, figures.to_svg):
         assert save(draw(LIGHT)) == save(draw(LIGHT)) != save(draw(DARK))
     assert dict(matplotlib.rcParams) == before
     assert figures.to_png(draw(LIGHT)).startswith(b"\x89PNG")
-    svg = figures.to_svg(draw(LIGHT)).decode()
-    assert "<text" not in svg and not re.search(r'href="(?!#|data:)', svg)
+    svg = figures.to_svg(draw(LIGHT), "one")
+    assert ">L 1.23456: t</text>" in svg and not re.search(r'href="(?!#one-|data:)', svg)
+
+
+def test_markers_have_their_values_as_titles():
+    table = pd.DataFrame({'a "<b>"': [0.5, NAN, float("inf"), 0.25]}, index=[1, 2, 3, 4])
+    svg = figures.to_svg(charts.lines(table, x="edits", y="y", percent=True))
+    titles = re.findall("<use [^>]*><title>(.*?)</title></use>", svg)
+    assert titles == [
+        'a "&lt;b&gt;", edits 1: 50.0%',
+        'a "&lt;b&gt;", edits 4: 25.0%',
+    ]
 
 
 def test_the_background_is_the_theme_s():
