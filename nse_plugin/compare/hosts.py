@@ -20,7 +20,7 @@ from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.probe import layout_of
-from nse_plugin.runs.differences import differences
+from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.session.session import EditSession
 
@@ -103,20 +103,7 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
             if key in before and value is not None and key not in _FROM_THE_MODEL
         }
         before = {key: before[key] for key in now}
-    return differences(_completed(before, now, made.hparams), now)
-
-
-def _completed(before: dict[str, Any], now: dict[str, Any], hparams: Any) -> dict[str, Any]:
-    """Kept hyperparameters with the fields that the class got since then at their defaults."""
-    usual = {
-        field.name: field.default
-        for field in dataclasses.fields(hparams)
-        if field.name in now and field.default is not dataclasses.MISSING
-    }
-    found = {**usual, **before}
-    if isinstance(hparams, OvertoneHparams):
-        found["base"] = _completed(found["base"], now["base"], hparams.base)
-    return found
+    return differences(completed(before, now, made.hparams), now)
 
 
 def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:

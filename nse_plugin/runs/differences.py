@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,23 @@ def refuse_another(
     given: Identity,
     frozen: Iterable[FrozenLine],
     requests: Sequence[EditRequest] | None,
+    settings: Mapping[str, Any],
 ) -> None:
     """See that a directory holds the run that is to be resumed.
 
     Args:
         frozen: the requests that the directory has, in their order.
         requests: those of now, if they are known.
+        settings: the objects whose values the identity holds under these keys.
 
     Raises:
         DataError: it holds another one; the message says what differs.
     """
-    given = json.loads(json.dumps(given))  # as a manifest keeps it
-    found = differences(kept, given)
-    if not found:  # the same, but for settings that are newer than the folder, and off
+    now_is = json.loads(json.dumps(given))  # as a manifest keeps it
+    was: dict[str, Any] = {**kept}
+    was |= {key: completed(was[key], now_is[key], made) for key, made in settings.items()}
+    found = differences(was, now_is)
+    if not found:
         return
     begun, now, other = kept["stream"], given["stream"], _HASHED["stream"]
     if begun is not None and now is not None and begun != now:
@@ -87,6 +92,28 @@ def differences(kept: Any, given: Any, where: str = "") -> list[str]:
             )
         ]
     return [f"{where} was {_short(kept)}, is {_short(given)}"]
+
+
+def completed(kept: dict[str, Any], given: dict[str, Any], settings: Any) -> dict[str, Any]:
+    """Kept settings, with the fields that their class has got since then at their defaults.
+
+    Args:
+        given: the settings of now, as they would be kept.
+        settings: the same as an object.
+    """
+    if not dataclasses.is_dataclass(settings):
+        return kept
+    usual = {
+        field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+        for field in dataclasses.fields(settings)
+        if field.name in given and field.default is not dataclasses.MISSING
+    }
+    groups = {
+        key: completed(value, given[key], getattr(settings, key))
+        for key, value in kept.items()
+        if isinstance(value, dict) and isinstance(given.get(key), dict) and hasattr(settings, key)
+    }
+    return {**usual, **kept, **groups}
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, SpreadHparams, read_method_yaml
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
-from nse_plugin.runs.differences import differences
+from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.schema import MANIFEST
@@ -111,9 +111,9 @@ def _refuse_others(
     if hparams is not None:
         values = {**read_method_yaml(str(hparams)), "model_name": files.model_name}
         values["device"] = files.hparams["device"]  # which may differ from time to time
-        found += differences(
-            files.hparams, plain(hparams_from(hparams, _as_folders_have(values))), "hparams"
-        )
+        made = hparams_from(hparams, _as_folders_have(values))
+        now = plain(made)
+        found += differences(completed(files.hparams, now, made), now, "hparams")
     if found:
         raise DataError(
             f"{folder} was begun with other settings: {'; '.join(found[:3])}; leave them out to "

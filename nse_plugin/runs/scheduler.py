@@ -130,7 +130,10 @@ class SequentialScheduler:
         identity = self._identity(requests)
         kept = read_manifest(self.run_dir)
         if kept is not None:
-            refuse_another(self.run_dir, kept["run"], identity, frozen, requests)
+            settings = {
+                "hparams": self.backend.hparams, "protocol": self.protocol, "stop_rules": self.rules
+            }  # fmt: skip
+            refuse_another(self.run_dir, kept["run"], identity, frozen, requests, settings)
             self.backend.prepare(kept["contexts"])
             self._per_round = kept["budget"]["disk_per_round"]
             return kept["base"]

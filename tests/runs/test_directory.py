@@ -193,6 +193,17 @@ def test_another_run_is_refused_with_what_differs(part, changes, message):
     assert before == {p.name: p.read_bytes() for p in part.iterdir() if p.name != "lock"}
 
 
+def test_settings_that_are_newer_than_an_interrupted_run_had_their_defaults(part, whole):
+    manifest = part / "manifest.json"
+    kept = json.loads(manifest.read_text())
+    del kept["run"]["hparams"]["max_length"], kept["run"]["protocol"]["harness_tasks"]
+    del kept["run"]["stop_rules"]["non_finite"], kept["run"]["hparams"]["neuron_threshold"]
+    manifest.write_text(json.dumps(kept))
+    with pytest.raises(DataError, match=r"hparams.max_length was 40, is 50\. Give"):
+        scheduler(part, hparams=hparams(part, max_length=50)).run()
+    assert_resumes(part, whole)
+
+
 def test_another_version_is_refused(part, monkeypatch):
     from nse_plugin.runs import identity
 
