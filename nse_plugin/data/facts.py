@@ -17,14 +17,13 @@ from typing import Any
 
 from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import load_records, parse_records
+from nse_plugin.data.schemas import SCHEMAS
 from nse_plugin.errors import RequestError
 from nse_plugin.request_fields import PLACE, is_missing
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
 """The text before a prompt if nobody gave a paraphrase."""
-_WITHOUT_ANSWER = {"case_id", "prompt", "subject", "rephrase_prompts", "locality"}
-"""Fields of a fact that lacks its new answer, and is of no benchmark."""
 _SUBJECT = re.compile(r"\{([^{}]+)\}")
 
 
@@ -63,7 +62,7 @@ def parse_facts(records: Any, first: int = 1, source: str = "the list") -> list[
             (_completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
             for r in records
         ]
-    return parse_records(records, source=source)
+    return parse_records(records, source=source, way_out="mend it")
 
 
 def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> dict[str, Any]:
@@ -74,10 +73,18 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
         **more: other fields, such as ``rephrase_prompts``.
 
     Raises:
-        RequestError: it is not clear what the subject is.
+        RequestError: it is not clear what the subject is, or a paraphrase is empty.
     """
+    refuse_empty("paraphrases", more.get("rephrase_prompts") or ())
     record = {"prompt": prompt, "target": target, "subject": subject, **more}
     return _completed({name: value for name, value in record.items() if value is not None})
+
+
+def refuse_empty(name: str, texts: Iterable[str]) -> None:
+    """Raise :class:`RequestError` if one of the texts is empty."""
+    for text in texts:
+        if not text.strip():
+            raise RequestError(f"one of the {name} is {text!r}; give a text, or leave it out")
 
 
 def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
@@ -88,8 +95,11 @@ def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str
     if "target" in found and "target_new" not in found:
         found["target_new"] = found.pop("target")
     prompt = found.get("prompt")
-    if prompt is not None and set(found) <= _WITHOUT_ANSWER:
-        raise RequestError(f"the fact {prompt!r} has no target; give its new answer as target")
+    if prompt is not None and not any(schema.fits(found) for schema in SCHEMAS.values()):
+        raise RequestError(
+            f"the fact {prompt!r} has no target; give its new answer as target (its fields are "
+            f"{', '.join(map(str, record))})"
+        )
     if isinstance(prompt, str) and is_missing(found.get("subject")):
         places = _SUBJECT.findall(prompt)
         if len(places) != 1:

@@ -61,11 +61,13 @@ def parse_records(
     on_bad: OnBad = "stop",
     limit: int | None = None,
     source: str = "the list",
+    way_out: str = "mend the record, or leave such records out with --on-bad-record skip",
 ) -> list[EditRequest]:
     """Turn benchmark records that are already in memory into requests; see :func:`read_records`.
 
     Args:
         source: how messages call the records.
+        way_out: what messages say is to be done about a record that cannot be used.
     """
     if on_bad not in get_args(OnBad):
         raise DataError(f"on_bad_record is {on_bad!r}; give 'stop' or 'skip'")
@@ -109,9 +111,7 @@ def parse_records(
             case = _case_of(record) if isinstance(error, BadField) else ""
             what = f"record {index} of {source}{as_what}: {case}{error}"
             if on_bad == "stop":
-                raise DataError(
-                    f"{what}; mend the record, or leave such records out with --on-bad-record skip"
-                ) from error
+                raise DataError(f"{what}; {way_out}") from error
             skipped.append(what)
     warn_of(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
     warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
@@ -162,8 +162,7 @@ def load_records(path: Path) -> Any:
         try:
             return parse_yaml(text)
         except yaml.YAMLError as error:
-            said = " ".join(str(error).split())
-            raise DataError(f"{path} is not YAML: {said}; mend it") from error
+            raise DataError(f"{path} is not YAML: {error}; mend it") from error
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or _are_json_lines(lines):
         return [_decode(line, path, number) for number, line in lines]

@@ -35,10 +35,16 @@ def parse_yaml(text: str) -> Any:
     """What a text of YAML says.
 
     Raises:
-        yaml.YAMLError: it is none.
+        yaml.YAMLError: it is none; the message is one line.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: nothing but plain values
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise yaml.YAMLError(f"{error.problem}{where}") from error
+    except yaml.YAMLError as error:  # such as a character that YAML does not allow
+        raise yaml.YAMLError(" ".join(str(error).split())) from error
     except RecursionError as error:
         raise yaml.YAMLError("it is nested too deeply") from error
     except ValueError as error:  # such as a date in month 13
@@ -87,7 +93,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
-        raise HparamsError(f"{path} is not YAML: {error}") from error
+        raise HparamsError(f"{path} is not YAML: {error}; mend it") from error
     if not isinstance(config, dict):
         what = "nothing" if config is None else type(config).__name__
         raise HparamsError(f"{path} holds {what}, not keys with values")

@@ -24,6 +24,7 @@ from nse_plugin.errors import (
 from nse_plugin.hparams import LocateHparams, NSEHparams
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.overtone import base_of
+from nse_plugin.methods.bookkeeping import check_templates
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.weights import not_finite
@@ -128,6 +129,10 @@ class SessionBackend:
         self.method = find_method(hparams.alg_name).name
         self.session, self.hparams = session, hparams
         self.model, self.tokenizer = session.model, session.tokenizer
+        if isinstance(self._base, LayersHparams):  # before anything is asked of the model or kept
+            session.layout.check_layers(self._base.layers)
+        if isinstance(self._base, LocateHparams):
+            check_templates(session, self._base)
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
         """The context texts."""

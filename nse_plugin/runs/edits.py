@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nse_plugin.data.facts import fact, parse_facts
+from nse_plugin.data.facts import fact, parse_facts, refuse_empty
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError, RequestError
 from nse_plugin.evaluation.protocol import Protocol
@@ -149,6 +149,7 @@ class EditFolder:
             NotFiniteError: the edit led to NaN or infinity.
         """
         self._refuse_many("neighbours", neighbours, self._protocol.locality)
+        refuse_empty("neighbours", neighbours)
         with RunDirectory(self.folder, resumes=False) as directory:
             self._refuse_changed()
             first = 1 + sum(line["edits"] for line in directory.rounds())

@@ -60,8 +60,13 @@ def test_mistakes_say_what_to_do(tmp_path):
     with pytest.raises(DataError, match=r"f\.yaml is not YAML.*mend it"):
         read_facts(tmp_path / "f.yaml")
     (tmp_path / "f.yaml").write_text("- {prompt: '{A} is in', answer: Rome}")
-    with pytest.raises(DataError, match="no known schema"):
+    with pytest.raises(RequestError, match=r"no target; .* as target \(its .* prompt, answer\)"):
         read_facts(tmp_path / "f.yaml")
+    (tmp_path / "f.yaml").write_text("- {prompt: '{A} is in', target: ''}")
+    with pytest.raises(DataError, match="'target_new' is '', wanted a text .*; mend it$"):
+        read_facts(tmp_path / "f.yaml")
+    with pytest.raises(RequestError, match="one of the paraphrases is ' '; give a text"):
+        fact("{A} is in", "Rome", rephrase_prompts=["A stands in", " "])
 
 
 def test_what_is_asked_beside():

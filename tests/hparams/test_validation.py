@@ -61,6 +61,7 @@ WRONG = [
     ("inner: {size: 20}", "inner.size is too large for share"),
     ("5: 1", "unknown key '5'"),
     ("cuont: 1", "unknown key 'cuont'; did you mean 'count'?"),
+    ("COUNT: 1", "unknown key 'COUNT'; did you mean 'count'?"),
 ]
 
 
@@ -113,15 +114,21 @@ def test_yaml_as_people_write_it(tmp_path):
         "a": 0.02, "b": 1e5, "c": -30.0, "d": "e5", "e": "1e"}  # fmt: skip
     path = tmp_path / "a.yaml"
     for text, message in [
-        ("a: 1\na: 2", "the key 'a' is given twice"),
+        ("a: 1\na: 2", "a.yaml is not YAML: the key 'a' is given twice at line 2, column 1; mend"),
+        (
+            "a: [1\n",
+            "is not YAML: expected ',' or ']', but got '<stream end>' at line 2, column 1; ",
+        ),
+        ("a: \x01", "is not YAML: unacceptable character"),
         ("a: {b: 1, b: 2}", "the key 'b' is given twice"),
         ("a: 2024-13-45", "is not YAML: month must be in 1..12"),
         ("[" * 5000, "nested too deeply"),
         ("", "holds nothing"),
     ]:
         path.write_text(text)
-        with pytest.raises(HparamsError, match=message):
+        with pytest.raises(HparamsError, match=message.replace("[", r"\[")) as caught:
             read_yaml(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_at_most_three_names_are_offered():

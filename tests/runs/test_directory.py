@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nse_plugin.errors import DataError, SessionError
+from nse_plugin.errors import DataError, ModelError, SessionError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.runs import budget
 from nse_plugin.runs.directory import RunDirectory
@@ -152,14 +152,6 @@ def test_damaged_manifest(part):
         scheduler(part).run()
 
 
-def test_a_setting_that_is_newer_than_the_folder_and_off(part):
-    path = part / "manifest.json"
-    manifest = json.loads(path.read_text())
-    del manifest["run"]["stop_rules"]["until_collapse"]
-    path.write_text(json.dumps(manifest))
-    assert scheduler(part).run().status == "complete"
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -202,6 +194,13 @@ def test_settings_that_are_newer_than_an_interrupted_run_had_their_defaults(part
     with pytest.raises(DataError, match=r"hparams.max_length was 40, is 50\. Give"):
         scheduler(part, hparams=hparams(part, max_length=50)).run()
     assert_resumes(part, whole)
+
+
+@pytest.mark.parametrize("wrong", [{"layers": [0, 7]}, {"v_loss_layer": 9}])
+def test_hparams_that_do_not_fit_the_model_are_refused_before_anything_is_written(tmp_path, wrong):
+    with pytest.raises(ModelError, match="the model has 2 blocks|blocks are numbered 0 to 1"):
+        scheduler(tmp_path / "new", hparams=hparams(tmp_path, **wrong)).run()
+    assert not (tmp_path / "new").exists()
 
 
 def test_another_version_is_refused(part, monkeypatch):

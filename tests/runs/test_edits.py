@@ -155,6 +155,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(one, monkeyp
     files = contents(one)
     with pytest.raises(RequestError, match="9 neighbours .* asks 8"):
         one.edit(PROMPT, NEW, SUBJECT, neighbours=[f"{i} speaks" for i in range(9)])
+    with pytest.raises(RequestError, match="one of the neighbours is ''"):
+        one.edit(PROMPT, NEW, SUBJECT, neighbours=[""])
     monkeypatch.setattr(neighbours, "_answers", lambda _m, _t, texts: [""] * len(texts))
     with pytest.raises(RequestError, match="'The end': .* writes no word"):
         one.edit(PROMPT, NEW, SUBJECT, neighbours=["The end"])
