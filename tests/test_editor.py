@@ -64,7 +64,7 @@ class FakeMethod:
         change = noise if noise.shape[1] == d_ff else noise.T  # [d_model, d_ff]
         write = Write(1, 1, torch.arange(d_ff), None, change.contiguous(), (), None)
         with session.round([1]):
-            session.write(1, change)
+            session.write(write)
             number, keys = session.ledger.next_number(), {1: torch.zeros(d_ff, 1)}
             session.commit(RoundRecord(number, "NSE", (), (write,), keys, d_ff=d_ff))
         self.calls.append(list(requests))

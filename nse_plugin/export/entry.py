@@ -51,8 +51,7 @@ def enter(
     )
     with session.round(record.layers()):
         for write in writes:
-            device = layout.down(write.layer).weight.device
-            session.write(write.layer, write.change(layout.d_ff, device))
+            session.write(write)
         check()
         session.commit(record)
     return record

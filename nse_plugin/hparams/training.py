@@ -23,21 +23,6 @@ class TrainingHparams(Hparams):
     stop_loss: float = bounded(0.0, low=0)
     """Training of a round ends when its mean loss is below this; 0 uses all steps."""
 
-    @property
-    def learning_rate(self) -> float:
-        """Adam's learning rate."""
-        raise NotImplementedError
-
-    @property
-    def n_passes(self) -> int:
-        """Passes over a round's requests at most."""
-        raise NotImplementedError
-
-    @property
-    def decay(self) -> float:
-        """Adam's weight decay (L2, added to the gradient)."""
-        return 0.0
-
     def _only(self, name: str, value: Any, why: str) -> Iterator[str]:
         """Refuse any other value of this key."""
         if getattr(self, name) != value:
@@ -70,21 +55,6 @@ class _EpochHparams(TrainingHparams):
         yield from self._only(
             "kl_factor", 0.0, "EasyEdit has the key but no term of the loss for it"
         )
-
-    @property
-    def learning_rate(self) -> float:
-        """``lr``."""
-        return self.lr
-
-    @property
-    def n_passes(self) -> int:
-        """``num_steps``."""
-        return self.num_steps
-
-    @property
-    def decay(self) -> float:
-        """``weight_decay``."""
-        return self.weight_decay
 
 
 @dataclass(kw_only=True)
@@ -198,13 +168,3 @@ class GRACEHparams(TrainingHparams):
                 f"inner_params is {self.inner_params!r}; GRACE has one layer, give its weight, "
                 "e.g. [transformer.h[35].mlp.c_fc.weight]"
             )
-
-    @property
-    def learning_rate(self) -> float:
-        """``edit_lr``."""
-        return self.edit_lr
-
-    @property
-    def n_passes(self) -> int:
-        """``n_iter``."""
-        return self.n_iter

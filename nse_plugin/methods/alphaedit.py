@@ -13,43 +13,16 @@ with PK for the keys, P K_p K_p^T P for the previous ones, and L2 I in the place
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.null_space import busy_directions, into_null_space
 from nse_plugin.locate.update import all_neurons, few_keys_right, solve_right
-from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.writer import Factors, Solve
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
-from nse_plugin.requests import EditRequest
-from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
-
-
-def edit_round(
-    session: EditSession,
-    requests: Sequence[EditRequest],
-    hparams: AlphaEditHparams,
-    objective: TokenObjective = nll,
-    trace: TokenTrace | None = None,
-    values: Values | None = None,
-) -> RoundRecord:
-    """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
-    return spread_round(
-        session,
-        requests,
-        hparams,
-        objective,
-        trace,
-        solver=_solver,
-        rewind=False,
-        values=values,
-    )
 
 
 def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
@@ -81,3 +54,7 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
         return Factors(neurons, residual, right[: residual.shape[1]])
 
     return solve
+
+
+edit_round = partial(spread_round, solver=_solver, rewind=False)
+"""Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""

@@ -71,8 +71,7 @@ def edit_round(
         with clock("write"):
             writes = tuple(_write(layer, change) for layer, change in changes.items())
             for write in writes:
-                device = session.layout.down(write.layer).weight.device
-                session.write(write.layer, write.change(session.layout.d_ff, device))
+                session.write(write)
         record = RoundRecord(
             number=number,
             method=hparams.method,
@@ -135,7 +134,14 @@ def _train(
         from_prompt=hparams.objective_optimization == "prompt_last",
         with_end=hparams.target_eos,
     )
-    training.run(list(trained.values()), hparams, after_step=keep_within_bounds)
+    training.run(
+        list(trained.values()),
+        lr=hparams.lr,
+        n_passes=hparams.num_steps,
+        stop_loss=hparams.stop_loss,
+        weight_decay=hparams.weight_decay,
+        after_step=keep_within_bounds,
+    )
     changes = {
         layer: layout.to_weight(trained[layer].detach() - starts[layer]) for layer in starts
     }  # the way back from the stored orientation is the same transposition

@@ -67,13 +67,17 @@ def edit_round(
                     label = training.batches[index].target.tolist()
                     entry = codebook.place(query, label, start)
                     with codebook.training(entry) as value:
-                        training.run([value], hparams, only=index)
+                        training.run(
+                            [value],
+                            lr=hparams.edit_lr,
+                            n_passes=hparams.n_iter,
+                            stop_loss=hparams.stop_loss,
+                            only=index,
+                        )
         record = RoundRecord(
             number=number,
             method=hparams.method,
             outcomes=training.outcomes(),
-            writes=(),
-            keys={},
             seconds=clock.seconds,
             state=session.attached.state(),
         )

@@ -57,7 +57,10 @@ def edit_round(
             with adapters.training() as parameters:
                 training.run(
                     parameters,
-                    hparams,
+                    lr=hparams.lr,
+                    n_passes=hparams.num_steps,
+                    stop_loss=hparams.stop_loss,
+                    weight_decay=hparams.weight_decay,
                     penalty=adapters.penalty if hparams.lora_type == "adalora" else None,
                     mode=adapters.dropout,
                 )
@@ -65,8 +68,6 @@ def edit_round(
             number=number,
             method=hparams.method,
             outcomes=training.outcomes(),
-            writes=(),
-            keys={},
             seconds=clock.seconds,
             state=session.attached.state(),
         )

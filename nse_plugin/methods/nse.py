@@ -37,11 +37,7 @@ from nse_plugin.locate.stabilise import (
     softened,
     top_directions,
 )
-from nse_plugin.locate.update import (
-    all_neurons,
-    select_by,
-    select_neurons,
-)
+from nse_plugin.locate.update import all_neurons, select_by, select_neurons
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.systems import Systems
@@ -69,6 +65,7 @@ def edit_round(
         hparams,
         objective,
         trace,
+        values,
         solver=_solver,
         rewind=hparams.rewind,
         passes=Passes(
@@ -79,7 +76,6 @@ def edit_round(
             hparams.upper_bound_relative,
         ),
         adjust=_anchor if hparams.value_norm_anchor else None,
-        values=values,
     )
 
 

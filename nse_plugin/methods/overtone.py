@@ -8,6 +8,7 @@ the cross entropy of the target's tokens gives way to OVERTONE's loss
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from nse_plugin.errors import HparamsError
@@ -42,16 +43,7 @@ def edit_round(
 
 def objective_of(hparams: OvertoneHparams) -> Overtone:
     """The objective of these hyperparameters."""
-    return Overtone(
-        lambda_=hparams.lambda_,
-        epsilon=hparams.epsilon,
-        n_sigma=hparams.n_sigma,
-        clip=hparams.clip,
-        filter=hparams.filter,
-        argmax_check=hparams.argmax_check,
-        frozen_reference=hparams.frozen_reference,
-        mixing=hparams.mixing,
-    )
+    return Overtone(**{field.name: getattr(hparams, field.name) for field in fields(Overtone)})
 
 
 def replaceable(hparams: OvertoneHparams) -> Callable[..., Any]:

@@ -128,7 +128,7 @@ class _Writer:
             key_mass=1.0,
         )
         with self.clock("write"):
-            self.session.write(layer, write.change(layout.d_ff, mean_key.device))
+            self.session.write(write)
         self.values.append(values)
         self.writes.append(write)
 

@@ -33,6 +33,7 @@ from nse_plugin.methods.together import is_due, solve_together
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
+from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.records import RoundRecord
@@ -45,24 +46,24 @@ def spread_round(
     session: EditSession,
     requests: Sequence[EditRequest],
     hparams: H,
-    objective: TokenObjective,
-    trace: TokenTrace | None,
+    objective: TokenObjective = nll,
+    trace: TokenTrace | None = None,
+    values: Values | None = None,
     *,
     solver: Callable[[EditSession, H], Solve],
     rewind: bool,
     passes: Passes = ONE_PASS,
     adjust: Callable[[Values, EditSession, Lookups, int], Values] | None = None,
-    values: Values | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
     Where anything goes wrong half-way, model and ledger are as before.
 
     Args:
+        values: of the requests, where they are known; none are optimised then.
         solver: reads the statistics that the method needs, and gives its closed form.
         rewind: optimise values with the original weights, not with those of now.
         adjust: what is done to the values, of the z-layer, before they are written.
-        values: of the requests, where they are known; none are optimised then.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -167,5 +168,4 @@ def _write_round(
         z=writer.values.z.cpu(),
     )
     session.commit(record)
-
     return record

@@ -10,7 +10,6 @@ import torch
 
 from nse_plugin.errors import ModelError, NotFiniteError
 from nse_plugin.hparams.base import LayersHparams
-from nse_plugin.hparams.training import TrainingHparams
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.model.targets import Targets
 from nse_plugin.objectives import TokenLoss, TokenObjective
@@ -82,8 +81,11 @@ class Training:
     def run(
         self,
         parameters: Sequence[torch.Tensor],
-        hparams: TrainingHparams,
         *,
+        lr: float,
+        n_passes: int,
+        stop_loss: float,
+        weight_decay: float = 0.0,
         penalty: Callable[[], torch.Tensor] | None = None,
         after_step: Callable[[], None] = lambda: None,
         only: int | None = None,
@@ -91,27 +93,27 @@ class Training:
     ) -> None:
         """Adam on some parameters: passes over all batches, a step for each.
 
-        A batch whose mean loss is below ``hparams.stop_loss`` makes no step, and a pass whose
-        mean loss is below it is the last one.
+        A batch whose mean loss is below ``stop_loss`` makes no step, and a pass whose mean loss is
+        below it is the last one.
 
         Args:
+            n_passes: passes at most.
+            weight_decay: Adam's, L2 added to the gradient.
             penalty: added to the loss that gradients follow.
             after_step: called after each batch, e.g. to keep the parameters within bounds.
             only: this batch alone; None for all of them.
             mode: a context for the passes with gradients, e.g. with dropout.
         """
         chosen = list(range(len(self.batches))) if only is None else [only]
-        optimiser = torch.optim.Adam(
-            parameters, lr=hparams.learning_rate, weight_decay=hparams.decay
-        )
+        optimiser = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
         step = 0
-        for step in range(1, hparams.n_passes + 1):
+        for step in range(1, n_passes + 1):
             total = 0.0
             for index in chosen:
                 with mode():
                     train, stop, _ = self._evaluate(index, step - 1)
                 loss = float(stop.mean())
-                if loss >= hparams.stop_loss:
+                if loss >= stop_loss:
                     optimiser.zero_grad()
                     full = train.mean() if penalty is None else train.mean() + penalty()
                     full.backward()
@@ -119,7 +121,7 @@ class Training:
                 after_step()
                 total += float(stop.sum())
             n = sum(len(self.batches[index]) for index in chosen)
-            if total / n < hparams.stop_loss:
+            if total / n < stop_loss:
                 break
         self.finish(chosen, step)
 

@@ -170,7 +170,7 @@ class Writer:
             key_mass=float(keys[neurons].abs().sum() / keys.abs().sum()),
         )
         with self.clock("write"):
-            self.session.write(layer, write.change(layout.d_ff, keys.device))
+            self.session.write(write)
         self.writes.append(write)
 
     def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:

@@ -130,8 +130,8 @@ class RoundRecord:
     number: int
     method: str
     outcomes: tuple[Outcome, ...]
-    writes: tuple[Write, ...]
-    keys: dict[int, torch.Tensor]
+    writes: tuple[Write, ...] = ()
+    keys: dict[int, torch.Tensor] = field(default_factory=dict)
     """By layer: [d_ff, n] float32, keys of all requests after the last write."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Time by part: values, keys, solve, write; or train."""

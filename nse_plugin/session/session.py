@@ -24,7 +24,7 @@ from nse_plugin.session.attached import Attached
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
-from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, later_trained
+from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, Write, later_trained
 from nse_plugin.session.untouched import Untouched
 
 if TYPE_CHECKING:
@@ -138,9 +138,11 @@ class EditSession:
         with self.weights.rewound(), self.attached.off():
             yield
 
-    def write(self, layer: int, change: torch.Tensor) -> None:
-        """Add a change [d_model, d_ff] to a layer's down-projection."""
-        self.weights.add(self.layout.down_name(layer), self.layout.to_weight(change))
+    def write(self, write: Write) -> None:
+        """Add a change to the down-projection of its layer."""
+        layout, layer = self.layout, write.layer
+        change = write.change(layout.d_ff, layout.down(layer).weight.device)
+        self.weights.add(layout.down_name(layer), layout.to_weight(change))
 
     def commit(self, record: ActiveRound) -> None:
         """Enter a finished round into the ledger."""
@@ -291,8 +293,7 @@ class EditSession:
     def _replay(self, entry: ActiveRound, record: RoundRecord) -> None:
         """Write a round's changes and enter it into the ledger again."""
         for write in record.writes:
-            device = self.layout.down(write.layer).weight.device
-            self.write(write.layer, write.change(self.layout.d_ff, device))
+            self.write(write)
         self.attached.set(record.state)
         self.commit(entry)
 

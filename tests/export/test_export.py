@@ -106,10 +106,10 @@ def test_ten_rounds_on_an_embedded_model(name, tmp_path):
 def test_more_factors_than_rank_and_fewer(tmp_path):
     model, session = edited("llama", tmp_path)
     for _ in range(20):
-        edit = [torch.randn(32, 3), torch.randn(3, 48)]
+        record = _record(session, 3, torch.randn(32, 3), torch.randn(3, 48))
         with session.round([3]):
-            session.write(3, edit[0] @ edit[1])
-            session.commit(_record(session, 3, *edit))
+            session.write(record.writes[0])
+            session.commit(record)
     fits = to_peft(session, tmp_path / "full")
     assert fits[3].rank == 32  # 60 factors, d_model 32
     small = to_peft(session, tmp_path / "small", rank=5)

@@ -290,11 +290,11 @@ def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):
     before, P = bits(model), session.previous_keys.matrix(2, torch.arange(48))
     real, calls = session.write, []
 
-    def failing(layer, change):
-        calls.append(layer)
+    def failing(write):
+        calls.append(write.layer)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(layer, change)
+        real(write)
 
     monkeypatch.setattr(session, "write", failing)
     with pytest.raises(KeyboardInterrupt):

@@ -253,11 +253,11 @@ def test_an_exception_half_way_leaves_all_as_it_was(model, tokenizer, hparams, m
     writes = []
     real_write = session.write
 
-    def failing_write(layer, change):
-        writes.append(layer)
+    def failing_write(write):
+        writes.append(write.layer)
         if len(writes) == 2:
             raise KeyboardInterrupt
-        real_write(layer, change)
+        real_write(write)
 
     monkeypatch.setattr(session, "write", failing_write)
     with pytest.raises(KeyboardInterrupt):
