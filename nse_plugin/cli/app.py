@@ -33,12 +33,13 @@ _COMMANDS = ("edit", "demo", "run", "tune", "compare", "ask", "chat", "inspect",
 # typer.BadParameter is a UsageError, and that a ClickException; where typer keeps them varies
 _ClickException: Any = typer.BadParameter.__mro__[2]
 
+_HELP_NAMES = ["-h", "--help"]
 _ALIASES = {"on-bad": "on-bad-record"}
 """Shorter names of options, which the help leaves out."""
 
 app = typer.Typer(
     context_settings={
-        "help_option_names": ["-h", "--help"],
+        "help_option_names": _HELP_NAMES,
         "token_normalize_func": lambda name: _ALIASES.get(name, name),
     },
     rich_markup_mode="rich",
@@ -71,8 +72,9 @@ def command_group() -> Any:
     for name in _COMMANDS:
         importlib.import_module(f"nse_plugin.cli.{name}")
     group: Any = typer.main.get_command(app)
+    context = typer.Context(group, help_option_names=_HELP_NAMES)
     for each in (group, *group.commands.values()):
-        for parameter in each.params:
+        for parameter in (*each.params, each.get_help_option(context)):
             if getattr(parameter, "is_flag", False):
                 parameter.metavar = ""  # newer versions of typer show a type, as if it took a value
     return group

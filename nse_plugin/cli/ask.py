@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,9 @@ from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import examples
 from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables, working
 from nse_plugin.report.table import Table
+
+if TYPE_CHECKING:
+    from nse_plugin.requests import EditRequest
 
 
 @command(
@@ -54,14 +57,10 @@ def ask(
         show_result(asdict(reply))
     else:
         rows = (("edited", reply.edited), ("untouched", reply.untouched or ""))
-        lines = f"edited:    {reply.edited}\nuntouched: {reply.untouched}"
-        show_tables(Table(question, ("model", "answer"), rows), plain=lines)
+        show_tables(Table(question, ("model", "answer"), rows), plain=str(reply))
     asked_in_chat = edits.tokenizer.chat_template and not plain
     for request in missed:
-        note(
-            f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer, as "
-            "an edit may not reach questions unlike its prompt"
-        )
+        note(not_shown(request))
         note(
             "next: ask with its prompt and --plain, or edit in a new folder with --chat, in the "
             "words that you ask in"
@@ -69,3 +68,11 @@ def ask(
             else "next: ask with its prompt, or edit in the words that you ask in"
         )
     return 0
+
+
+def not_shown(request: EditRequest) -> str:
+    """That an answer to a question about its subject does not have an edit's new answer."""
+    return (
+        f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer, as an "
+        "edit may not reach questions unlike its prompt"
+    )

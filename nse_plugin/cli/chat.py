@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nse_plugin.cli.app import LOOK, command
+from nse_plugin.cli.ask import not_shown
 from nse_plugin.cli.edit import show_edit
 from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import complain, show, working
+from nse_plugin.cli.output import complain, note, show, working
 from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
 from nse_plugin.printable import counted
 
@@ -113,6 +114,9 @@ class Chat:
         )
         self._turns = [*turns, {"role": "assistant", "content": reply.edited}]
         show(reply.edited)
+        for request in self._edits.missed(line, reply.edited):
+            later = "; /new begins a new conversation" if len(turns) > 1 else ""
+            note(not_shown(request) + later)
 
     def _asked(self) -> list[dict[str, str]]:
         """The conversation up to the last text."""

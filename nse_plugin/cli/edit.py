@@ -97,7 +97,9 @@ def edit(
     stats_dir: Annotated[
         str | None,
         typer.Option(
-            help="Folder of the statistics; by default in the cache.", rich_help_panel=_HOW
+            help="Folder of the statistics; by default ./data/stats if it is there, else one in "
+            "the cache.",
+            rich_help_panel=_HOW,
         ),
     ] = None,
     as_json: AS_JSON = False,

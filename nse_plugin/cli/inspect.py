@@ -43,7 +43,7 @@ def inspect(
     ] = None,
     as_json: AS_JSON = False,
 ) -> int:
-    """Show the tables and figures of a run; no model is loaded."""
+    """Show the tables of a run, or write its figures or a page; no model is loaded."""
     from nse_plugin.report.inspection import inspect as inspect_run
 
     found, tables = inspect_run(
@@ -56,6 +56,6 @@ def inspect(
         ]
         facts = [asdict(fact) for fact in found.facts]
         show_result({"run": str(run), "status": found.status, "facts": facts, "tables": shown})
-    else:
+    elif (plot, html) == (None, None) or (layer, request) != (None, None):
         show_tables(*tables)
     return 0

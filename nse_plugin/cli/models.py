@@ -74,4 +74,6 @@ def models(
             show_result(f"{model.name}: {fetched[model.name]}")
     if as_json:
         show_result(fetched)
+    else:
+        note(f"next: nse demo --model {names[0]}, or nse edit --help")
     return 0

@@ -175,7 +175,8 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        plain = self._fmt == "%(message)s" and record.levelno >= logging.WARNING
+        warns = record.levelno >= logging.WARNING and record.name != _PROGRESS.name
+        plain = self._fmt == "%(message)s" and warns
         return printable(f"{record.levelname.lower()}: {text}" if plain else text)
 
 

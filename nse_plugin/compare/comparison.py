@@ -22,6 +22,7 @@ from nse_plugin.compare.tables import all_tables
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import write_json, write_text
+from nse_plugin.printable import counted
 from nse_plugin.runs.listeners import progress
 from nse_plugin.runs.stopping import StopRules
 
@@ -65,8 +66,9 @@ class Comparison:
         self, cells: list[Cell], folder: Folder, show: Callable[[str], None]
     ) -> ComparisonResult:
         found = {c.place: kept for c in cells if (kept := self._kept(folder, c)) is not None}
+        show(self._plan(len(cells)))
         if found:
-            show(f"{len(found)} of {len(cells)} cells are done already")
+            show(f"{len(found)} of them are done already")
         missing = [c for c in cells if c.place not in found]
         with (
             progress(show, rounds=False) as told,
@@ -81,6 +83,17 @@ class Comparison:
         whole = self._whole([found[cell.place] for cell in cells])
         write_json(folder.path / "results.json", whole)
         return whole
+
+    def _plan(self, n_cells: int) -> str:
+        """What is run, in a line; a cell takes one method through one stream of edits."""
+        settings = self.settings
+        edits = settings.limit if settings.known else len(records(settings, self.seeds[0]))
+        return (
+            f"{n_cells} cells: {', '.join(spec.name for spec in self.methods)} and the untouched "
+            f"model, on {', '.join(model.key for model in self.models)}, with "
+            f"{'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}; "
+            f"{counted(edits, 'edit') if edits else 'all facts that the model knows'} in each"
+        )
 
     def _missing(self, cells: list[Cell]) -> Generator[tuple[Cell, CellResult], None, None]:
         """The untouched model's cells before the others, which share its answers."""

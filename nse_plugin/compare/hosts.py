@@ -16,6 +16,7 @@ from nse_plugin import host as hosting
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.results import MethodInfo
 from nse_plugin.compare.specs import MethodSpec
+from nse_plugin.data.defaults import keep_statistics
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
@@ -112,7 +113,9 @@ def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
         return dataclasses.replace(hparams, base=_with_statistics(hparams.base, folder))
     if not isinstance(hparams, LocateHparams):
         return hparams
-    return dataclasses.replace(hparams, stats_dir=os.path.abspath(folder or hparams.stats_dir))
+    found = dataclasses.replace(hparams, stats_dir=folder or hparams.stats_dir)
+    keep_statistics(found)
+    return dataclasses.replace(found, stats_dir=os.path.abspath(found.stats_dir))
 
 
 def editor_of(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:

@@ -13,7 +13,7 @@ from nse_plugin.compare.results import (
     ScoreSummary,
 )
 from nse_plugin.compare.specs import UNTOUCHED
-from nse_plugin.report.kinds import AGES, KINDS, KINDS_NOTE
+from nse_plugin.report.kinds import AGES, KINDS, kinds_note
 from nse_plugin.report.table import NOTHING, Table, best_of, percent
 
 SHOWN = {
@@ -83,7 +83,7 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
     ]
     heads = ("method", *kinds.values(), "words after")
     title = f"{model}: the same edits by kind of score"
-    return Table.of_numbers(title, heads, rows, KINDS_NOTE)
+    return Table.of_numbers(title, heads, rows, kinds_note(heads))
 
 
 def age_tables(result: ComparisonResult, model: str) -> list[Table]:

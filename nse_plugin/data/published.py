@@ -23,7 +23,7 @@ from nse_plugin.errors import ModelError, did_you_mean
 from nse_plugin.files import checksum, make_folder, require, write_json, write_text
 from nse_plugin.version import __version__
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("nse_plugin.progress")  # news, no warnings
 
 PROVENANCE = "nse_plugin.json"
 """File of an unpacked model that says where it is from; it is written last."""
@@ -146,10 +146,12 @@ def fetch(name: str, *, progress: bool = False) -> Path:
         if is_fetched(model):  # by another process, while this one waited
             return folder
         _check_room(model, folder.parent)
-        log.warning("%s: fetching %s, licence: %s", name, model.title, model.licence)
+        log.warning(
+            "fetching %s (%.0f MB), licence: %s", model.title, model.download / 1e6, model.licence
+        )
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{model.folder}-") as scratch:
             gguf = _download_gguf(model, Path(scratch), progress)
-            log.warning("%s: unpacking, once", name)
+            log.warning("unpacking it to %s, once", folder)
             unpack(
                 gguf,
                 folder,
@@ -217,7 +219,7 @@ def unpacked_gguf(file: Path) -> Path:
     make_folder(folder.parent, "the model cache")
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / PROVENANCE).is_file():
-            log.warning("%s: unpacking to %s, once", file, folder)
+            log.warning("unpacking %s to %s, once", file, folder)
             unpack(file, folder, {"name": file.name, "gguf_sha256": sha256})
     return folder
 

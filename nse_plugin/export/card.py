@@ -129,6 +129,8 @@ def write_card(
     if files is not None:
         settings = {name: value for name, value in files.hparams.items() if value is not None}
         settings["model_name"] = base
+        if "chat" in files.manifest["run"]:  # this key is of EasyEdit's evaluation
+            settings.pop("use_chat_template", None)
         text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=96)
         parts.append(f"## Method and settings\n\n```yaml\n{text}```")
     parts.append(f"## Licence\n\nThat of the base model: {licence}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,12 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        (probe := temporary / "probe").touch()
+        usual = stat.S_IMODE(probe.stat().st_mode)
+        probe.unlink()
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(usual)  # safetensors writes files that only their owner may read
                 with path.open("rb+") as handle:
                     os.fsync(handle.fileno())
         if folder.exists():

@@ -21,22 +21,31 @@ KINDS = {
     "locality_of_effective": "locality of effective edits",
 }
 """The same edits by kind of score, from the easiest to the hardest, with its head in tables."""
-KINDS_NOTE = (
-    "Scores of different kinds must not be compared with each other. likelier: the new answer has "
-    "a higher probability than the old one; tokens: answer tokens that are the first choice after "
-    "the right ones before them; free text: what the model writes up to its first full stop; "
-    "distractor: a sentence that names the old answer comes first; reversed: asked from the new "
-    "answer, the subject is given; translated: asked in another language; negated: the new answer "
-    "is given to the denied prompt too, so less is better; words after: how many follow the answer "
-    "in free text."
-)
+_EXPLAINED = {
+    "likelier": "the new answer has a higher probability than the old one",
+    "tokens": "answer tokens that are the first choice after the right ones before them",
+    "free text": "what the model writes up to its first full stop",
+    "distractor": "a sentence that names the old answer comes first",
+    "reversed": "asked from the new answer, the subject is given",
+    "translated": "asked in another language",
+    "negated": "the new answer is given to the denied prompt too, so less is better",
+    "words after": "how many follow the answer in free text",
+}
 _OTHERS = {
     "paraphrase": "paraphrase, whole answer",
     "portability": "portability, whole answer",
     "locality": "locality, tokens",
 }
+
 AGES = ("right after", "at the end", "oldest third", "newest third")
 """Heads of scores by the age of the edit."""
+
+
+def kinds_note(heads: Iterable[str]) -> str:
+    """What the kinds of score under these heads mean."""
+    shown = " ".join(heads)
+    words = "; ".join(f"{word}: {text}" for word, text in _EXPLAINED.items() if word in shown)
+    return f"Scores of different kinds must not be compared with each other. {words}."
 
 
 def kinds_table(run: Run) -> Table | None:
@@ -59,7 +68,8 @@ def kinds_table(run: Run) -> Table | None:
         values = (after, {**last["all"], **written}.get(name), old, new)
         if any(value is not None for value in values):
             rows.append((head, *map(percent, values)))
-    note = f"In percent; right after: mean over rounds; thirds of the rounds. {KINDS_NOTE}"
+    about = kinds_note(row[0] for row in rows)
+    note = f"In percent; right after: mean over rounds; thirds of the rounds. {about}"
     heads = ("kind of score", *AGES)
     return Table.of_numbers("The same edits by kind of score", heads, rows, note)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.data.defaults import values_for
-from nse_plugin.data.packages import cache_dir
+from nse_plugin.data.defaults import keep_statistics, values_for
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.hparams import Hparams, LocateHparams, SpreadHparams, read_method_yaml
-from nse_plugin.hparams.overtone import base_of
+from nse_plugin.hparams import Hparams, SpreadHparams, read_method_yaml
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain
@@ -52,9 +50,7 @@ def edit_hparams(
         found = hparams_from(folder / MANIFEST, {**values, **given})
     else:
         found = _of_new_folder(folder, model, method, hparams, given)
-    base, usual = base_of(found), LocateHparams.stats_dir
-    if isinstance(base, LocateHparams) and base.stats_dir == usual and not Path(usual).is_dir():
-        base.stats_dir = str(cache_dir() / "stats")  # the same for all folders
+    keep_statistics(found)
     return found
 
 

@@ -56,6 +56,11 @@ class Reply:
     untouched: str | None
     """None if only the edited model was asked."""
 
+    def __str__(self) -> str:
+        """The answers, a line each."""
+        untouched = "" if self.untouched is None else f"\nuntouched: {self.untouched}"
+        return f"edited:    {self.edited}{untouched}"
+
 
 class EditFolder:
     """A model with the edits of a folder in it; the folder need not exist yet.
@@ -66,7 +71,8 @@ class EditFolder:
         hparams: name or path of a YAML instead.  Only for a new folder.
         chat: put prompts into the model's chat template.  Only for a new folder.
         device: instead of the one that the folder was begun on.
-        stats_dir: folder of the covariance statistics; by default one in the cache.
+        stats_dir: folder of the covariance statistics; by default ``./data/stats`` if it is there,
+            else one in the cache.
         listener: called at each phase of the work.
 
     Raises:

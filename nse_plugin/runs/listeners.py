@@ -30,7 +30,10 @@ _DOING = {
     "untouched model": "measuring the untouched model",
 }
 _PARTS = {
-    "freeze": "freeze",
+    "loading": "load the model",
+    "asking": "ask the untouched model",
+    "computing": "statistics",
+    "freeze": "ask the untouched model",
     "edit": "edit",
     "measure": "measure",
     "final": "measure",
@@ -86,7 +89,7 @@ def repeated(seconds: float, call: Callable[[], None]) -> Iterator[None]:
 
 
 class Shares:
-    """How the time of a run is shared out between editing, freezing and measuring."""
+    """How the time of a run is shared out between editing, measuring and the rest."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
@@ -102,7 +105,7 @@ class Shares:
         self._part, self._since = _PARTS.get(first_word, "other"), now
 
     def text(self) -> str:
-        """``edit 71%, measure 25%, freeze 3%, other 1%``; empty before any time has passed."""
+        """``edit 71%, measure 25%, statistics 3%, other 1%``; empty before any time has passed."""
         total = sum(self._seconds.values())
         by_size = sorted(self._seconds.items(), key=lambda pair: -pair[1])
         return ", ".join(f"{part} {s / total:.0%}" for part, s in by_size if s > 0)

@@ -30,7 +30,8 @@ class CommonSettings(Settings):
     device: int | str | None = None
     """``cpu``, or the number of a GPU, instead of the YAML's device."""
     stats_dir: str | None = None
-    """Folder of the statistics, instead of the YAML's."""
+    """Folder of the statistics, instead of the YAML's; by default ``./data/stats`` if it is there,
+    else one in the cache."""
     protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
     """Fields of the protocol, e.g. ``every: 5``."""
     chat: bool = False

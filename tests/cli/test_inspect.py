@@ -111,7 +111,8 @@ sys.exit(code or " ".join({{"transformers", "nse_plugin.session.session"}} & set
 def test_figures_and_page(run, tmp_path, capsys, open_page):
     page, plots = tmp_path / "run1.html", tmp_path / "plots"
     assert inspect(run, "--plot", plots, "--html", page) == 0
-    said = capsys.readouterr().err
+    tables, said = capsys.readouterr()
+    assert not tables  # they are on the page
     assert [p.stem for p in sorted(plots.iterdir())] == FIGURES
     assert all(p.read_bytes().startswith(b"\x89PNG") for p in plots.iterdir())
     assert said.count("written: ") == len(FIGURES) + 1

@@ -56,6 +56,7 @@ def same(one, other):
 def test_an_adapter_is_the_edited_model(family, tmp_path):
     model, session = edited(family, tmp_path)
     fits = to_peft(session, tmp_path / "adapter")
+    assert len({path.stat().st_mode for path in (tmp_path / "adapter").iterdir()}) == 1
     assert sorted(fits) == [0, 1, 2] and {fits[1].rank, fits[0].rank} == {2, 1}
     assert all(fit.rank == fit.full_rank and fit.relative_error < 1e-6 for fit in fits.values())
     clean = tiny_model(family)

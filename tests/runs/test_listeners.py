@@ -59,7 +59,7 @@ def test_the_end_says_where_the_time_went(clock):
         lines("phase", {"name": name})
         clock[0] += seconds
     lines("end", {})
-    assert said == ["time: edit 50%, measure 25%, freeze 20%, other 5%"]
+    assert said == ["time: edit 50%, measure 25%, ask the untouched model 20%, other 5%"]
 
 
 def test_bars_on_a_terminal_lines_elsewhere(monkeypatch):
