@@ -5,34 +5,61 @@ one number per neuron.  It is averaged over the bare prompt and the prompt after
 text.  The bare prompt has half of the weight (arXiv 2410.04045 and 2210.07229, in their code), or
 as much as each of the others (ROME, arXiv 2202.05262, equation 3).
 
-Nothing right of the subject's last token can change either quantity, so rows end there.
+Nothing right of the subject's last token can change either quantity, so rows end there.  And a
+write to layer l changes nothing below the output of block l.  So reading can keep the hidden states
+that go into a block, and what is read later begins there (:mod:`nse_plugin.model.partial_pass`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pad_sequence
 
 from nse_plugin.locate.rows import Rows
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.partial_pass import beginning_at, can_begin_at
 from nse_plugin.model.prompts import TokenBatch, micro_batches
+
+_KEPT = "what goes into a block"
+
+
+class Found(NamedTuple):
+    """What was read at the requests of a round, with the weights as they were."""
+
+    keys: dict[int, torch.Tensor]
+    """By layer: float32 [d_ff, n]."""
+    bare: dict[int, torch.Tensor]
+    """The same for the bare prompts alone."""
+    h: torch.Tensor | None
+    """Output of a block on the bare prompts, float32 [n, d_model], if it was asked for."""
+    lookups: Lookups
+    """The same requests, with what was kept for later readings."""
+
+    def select(self, requests: torch.Tensor) -> Found:
+        """The same of some of the requests."""
+        return Found(
+            {layer: keys[:, requests.to(keys.device)] for layer, keys in self.keys.items()},
+            {layer: keys[:, requests.to(keys.device)] for layer, keys in self.bare.items()},
+            None if self.h is None else self.h[requests.to(self.h.device)],
+            self.lookups.select(requests),
+        )
 
 
 @dataclass(frozen=True)
 class Lookups:
     """The rows of a round at which keys and activations are read."""
 
-    layout: DecoderLayout
-    bare: tuple[tuple[int, ...], ...]
-    """Per request: the bare prompt's tokens up to the subject's last."""
-    in_context: tuple[tuple[tuple[int, ...], ...], ...]
-    """Per request and context: the same after a context text."""
-    token_budget: int
+    prompts: Prefixes
+    """The bare prompts up to the subject's last token, one per request."""
+    in_context: Prefixes
+    """The same after each context text, request by request."""
     bare_weight: float = 0.5
     """Weight of the bare prompt's key in the mean, where there are contexts."""
 
@@ -44,78 +71,132 @@ class Lookups:
         token_budget: int,
     ) -> Lookups:
         """The places to read in the rows of a round, see :func:`encode_round`."""
-        read = [
-            tuple(prompt.ids[: prompt.subject_last + 1] for prompt in one.rewriting) for one in rows
-        ]
-        bare = tuple(prompts[0] for prompts in read)
-        return cls(layout, bare, tuple(prompts[1:] for prompts in read), token_budget)
+        read = [[prompt.ids[: prompt.subject_last + 1] for prompt in one.rewriting] for one in rows]
+        return cls(
+            Prefixes(layout, token_budget, tuple(prompts[0] for prompts in read)),
+            Prefixes(layout, token_budget, tuple(row for prompts in read for row in prompts[1:])),
+        )
 
     def __len__(self) -> int:
         return len(self.bare)
 
+    @property
+    def bare(self) -> tuple[tuple[int, ...], ...]:
+        """Per request: the bare prompt's tokens up to the subject's last."""
+        return self.prompts.rows
+
     def select(self, requests: torch.Tensor) -> Lookups:
         """The same for some of the requests."""
         chosen = requests.tolist()
+        each = len(self.in_context.rows) // len(self)
         return replace(
             self,
-            bare=tuple(self.bare[i] for i in chosen),
-            in_context=tuple(self.in_context[i] for i in chosen),
+            prompts=self.prompts.select(chosen),
+            in_context=self.in_context.select([i * each + j for i in chosen for j in range(each)]),
         )
 
     def evenly(self) -> Lookups:
         """The same, with the bare prompt weighing as much as the prompt after each context."""
-        return replace(self, bare_weight=1 / (1 + len(self.in_context[0])))
-
-    def bare_only(self) -> Lookups:
-        """The same without contexts."""
-        return replace(self, in_context=tuple(() for _ in self.bare))
+        return replace(self, bare_weight=len(self) / (len(self) + len(self.in_context.rows)))
 
     def keys(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
         """Keys with the weights as they are now, by layer: float32 [d_ff, n]."""
-        return self.read(layers)[0]
+        return self.read(layers).keys
 
     def activations(self, layer: int) -> torch.Tensor:
         """h, the output of a block on the bare prompts as it is now: float32 [n, d_model]."""
-        return self._pass(self.bare, {}, {"read": self.layout.blocks[layer]})["read"]
+        return self.prompts.read({}, {"h": self.prompts.layout.blocks[layer]})[0]["h"]
 
     def read(
-        self, key_layers: Sequence[int], outputs_of: Mapping[str, nn.Module] | None = None
-    ) -> tuple[dict[int, torch.Tensor], dict[str, torch.Tensor]]:
-        """Keys, and outputs of some modules on the bare prompts, in as few passes as possible.
+        self, layers: Sequence[int], *, h_of: int | None = None, keep: int | None = None
+    ) -> Found:
+        """Keys, and the output of a block on the bare prompts, in as few passes as possible.
 
-        Returns:
-            Keys by layer, float32 [d_ff, n], and outputs by name, float32 [n, features].
+        Args:
+            h_of: the block.
+            keep: keep what goes into this block, so that the lookups found begin there.  That holds
+                as long as nothing below the block is written.  It is in main memory: tokens times
+                d_model, of all rows.
         """
-        downs = {layer: self.layout.down(layer) for layer in key_layers}
-        bare = self._pass(self.bare, downs, outputs_of or {})
-        keys = {layer: bare.pop(layer) for layer in key_layers}  # [n, d_ff]
-        if self.in_context and self.in_context[0]:
-            rows = [row for group in self.in_context for row in group]
-            for layer, found in self._pass(rows, downs, {}).items():
-                contexts = found.view(len(self), -1, found.shape[1])
+        layout = self.prompts.layout
+        downs = {layer: layout.down(layer) for layer in layers}
+        blocks = {} if h_of is None else {"h": layout.blocks[h_of]}
+        found, prompts = self.prompts.read(downs, blocks, keep)
+        bare = {layer: found[layer] for layer in layers}  # [n, d_ff]
+        keys, in_context = dict(bare), self.in_context
+        if in_context.rows:
+            others, in_context = in_context.read(downs, {}, keep)
+            for layer in layers:
+                contexts = others[layer].view(len(self), -1, others[layer].shape[1]).mean(dim=1)
                 weight = self.bare_weight
-                keys[layer] = weight * keys[layer] + (1 - weight) * contexts.mean(dim=1)
-        return {layer: key.T for layer, key in keys.items()}, bare
+                keys[layer] = weight * bare[layer] + (1 - weight) * contexts
+        return Found(
+            {layer: key.T for layer, key in keys.items()},
+            {layer: key.T for layer, key in bare.items()},
+            found.get("h"),
+            replace(self, prompts=prompts, in_context=in_context),
+        )
 
-    def _pass(
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Rows of tokens that are read at their last one."""
+
+    layout: DecoderLayout
+    token_budget: int
+    rows: tuple[tuple[int, ...], ...]
+    block: int = 0
+    """Where a pass begins."""
+    hidden: tuple[torch.Tensor, ...] = ()
+    """By row [tokens, d_model], what goes into that block; nothing for the first one."""
+
+    def select(self, chosen: Sequence[int]) -> Prefixes:
+        """Some of the rows."""
+        return replace(
+            self,
+            rows=tuple(self.rows[i] for i in chosen),
+            hidden=tuple(self.hidden[i] for i in chosen) if self.block else (),
+        )
+
+    def read(
         self,
-        rows: Sequence[Sequence[int]],
         inputs_of: Mapping[Any, nn.Module],
         outputs_of: Mapping[Any, nn.Module],
-    ) -> dict[Any, torch.Tensor]:
-        """By name: [rows, features], read at the last token of each row."""
-        layout = self.layout
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
-        parts = []
+        keep: int | None = None,
+    ) -> tuple[dict[Any, torch.Tensor], Prefixes]:
+        """By name: float32 [rows, features]; and the rows as they begin at the block to keep."""
+        layout, whole = self.layout, {}
+        if keep is not None and keep > self.block and can_begin_at(layout, keep):
+            whole = {_KEPT: layout.blocks[keep]}
+        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
+        parts, kept = [], []
         with quiet(layout.model):
-            for run in micro_batches([len(rows[i]) for i in order], self.token_budget):
-                batch = TokenBatch.of([rows[i] for i in order[run]], layout.input_device)
-                at = batch.lengths - 1
-                parts.append(
-                    read_rows(layout, batch, at, inputs_of=inputs_of, outputs_of=outputs_of)
-                )
+            for run in micro_batches([len(self.rows[i]) for i in order], self.token_budget):
+                batch = TokenBatch.of([self.rows[i] for i in order[run]], layout.input_device)
+                with self._beginning(order[run]):
+                    found = read_rows(
+                        layout,
+                        batch,
+                        batch.lengths - 1,
+                        inputs_of=inputs_of,
+                        outputs_of=outputs_of,
+                        whole_inputs_of=whole,
+                    )
+                if whole:
+                    each = zip(found.pop(_KEPT).cpu(), batch.lengths.tolist())
+                    kept += [hidden[:length] for hidden, length in each]
+                parts.append(found)
         back = torch.tensor(order).argsort()
+        above = self
+        if whole and keep is not None:
+            above = replace(self, block=keep, hidden=tuple(kept[i] for i in back.tolist()))
         return {
             name: torch.cat([part[name].float() for part in parts])[back.to(first.device)]
             for name, first in parts[0].items()
-        }
+        }, above
+
+    def _beginning(self, rows: Sequence[int]) -> AbstractContextManager[None]:
+        if not self.block:
+            return nullcontext()
+        hidden = pad_sequence([self.hidden[i] for i in rows], batch_first=True)
+        return beginning_at(self.layout, self.block, hidden)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from nse_plugin.hparams import ROMEHparams
-from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
 from nse_plugin.locate.values import Values, compute_values
@@ -61,24 +61,25 @@ def edit_round(
         rows = encode_round(
             session.layout, session.tokenizer, requests, contexts, hparams.target_eos
         )
-        lookups = Lookups.of(session.layout, rows, hparams.token_budget)
         factor = (
             session.untouched.of_covariances(hparams, covariance_factor)[layer]
             if hparams.mom2_adjustment
             else None
         )
-        writer = _Writer(session, rows, hparams, lookups.evenly(), factor)
+        clock = Clock()
+        with clock("keys"):  # which writing this layer does not change
+            lookups = Lookups.of(session.layout, rows, hparams.token_budget).evenly()
+            found = lookups.read([layer])
+        writer = _Writer(session, rows, hparams, found, factor, clock)
         for number in range(len(requests)):
             writer.write(number, objective, trace)
-        with writer.clock("keys"):
-            keys = {layer: writer.lookups.keys([layer])[layer].cpu()}
         record = RoundRecord(
             number=session.ledger.next_number(),
             method=hparams.method,
             outcomes=outcomes(requests, Values.cat(writer.values), writer.progress()),
             writes=tuple(writer.writes),
-            keys=keys,
-            seconds=writer.clock.seconds,
+            keys={layer: found.keys[layer].cpu()},
+            seconds=clock.seconds,
             d_ff=session.layout.d_ff,
         )
         session.commit(record)
@@ -92,9 +93,9 @@ class _Writer:
     session: EditSession
     rows: Sequence[Rows]
     hparams: ROMEHparams
-    lookups: Lookups
+    found: Found
     factor: torch.Tensor | None  # of the covariance
-    clock: Clock = field(default_factory=Clock)
+    clock: Clock
     values: list[Values] = field(default_factory=list)
     writes: list[Write] = field(default_factory=list)
     before: list[torch.Tensor] = field(default_factory=list)  # residual norms [1]
@@ -108,16 +109,14 @@ class _Writer:
         layout, layer = self.session.layout, self.layer
         with self.clock("values"):
             values = self._value(number, objective, trace)
-        with self.clock("keys"):
-            lookups = self.lookups.select(torch.tensor([number]))
-            mean_key = lookups.keys([layer])[layer]
-            path = path_of(layout, layer)
-            found, outputs = lookups.bare_only().read([layer], {"down": layout.down(layer)})
-            residual = values.z - path(outputs["down"])  # [1, d_model]
-            self.before.append(residual.norm(dim=1).cpu())
         with self.clock("solve"):
-            left = path.pull_back(residual, outputs["down"]).T
-            right = rank_one_right(found[layer], mean_key, self.factor)
+            found = self.found.select(torch.tensor([number]))
+            mean_key, key = found.keys[layer], found.bare[layer]
+            path, output = path_of(layout, layer), layout.recalled(layer, key)
+            residual = values.z - path(output)  # [1, d_model]
+            self.before.append(residual.norm(dim=1).cpu())
+            left = path.pull_back(residual, output).T
+            right = rank_one_right(key, mean_key, self.factor)
         write = Write(
             layer=layer,
             pass_number=1,
@@ -134,12 +133,9 @@ class _Writer:
 
     def progress(self) -> Progress:
         """The outcome of every request after the last write."""
-        with self.clock("keys"):
-            layout = self.session.layout
-            outputs_of = {"down": layout.down(self.layer)}
-            down = self.lookups.bare_only().read([], outputs_of)[1]["down"]
-            now = path_of(layout, self.layer)(down)
-            after = (Values.cat(self.values).z - now).norm(dim=1).cpu()
+        layout, layer = self.session.layout, self.layer
+        now = path_of(layout, layer)(layout.recalled(layer, self.found.bare[layer]))
+        after = (Values.cat(self.values).z - now).norm(dim=1).cpu()
         before = torch.cat(self.before)
         reached = (after <= REACHED * before).tolist()
         return Progress(

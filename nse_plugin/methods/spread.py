@@ -154,14 +154,12 @@ def _write_round(
         writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
         writer.run()
         repaired = repair(writer, find_values, hparams)
-    with clock("keys"):
-        keys = {layer: k.cpu() for layer, k in lookups.keys(hparams.layers).items()}
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
         outcomes=outcomes(requests, writer.values, writer.progress(), repaired, again.rounds),
         writes=tuple(writer.writes),
-        keys=keys,
+        keys=writer.keys(),
         seconds=clock.seconds,
         d_ff=session.layout.d_ff,
         requests=tuple(request.without_probes() for request in requests),

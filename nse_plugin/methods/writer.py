@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from nse_plugin.errors import NotFiniteError
-from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.bookkeeping import Progress
 from nse_plugin.methods.clock import Clock
@@ -84,9 +84,15 @@ class Writer:
     writes: list[Write] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.before = self.after = self._residual_norms()
+        first, z_layer = self.layers[0], self.layers[-1]
+        with self.clock("keys"):
+            self.start = self.lookups.read([first], h_of=z_layer, keep=first)
+        assert self.start.h is not None
+        self.before = self.after = self._residual_norms(self.start.h)
         self.first = self.before  # of the values as they are; a repair gives others
         self.passes = torch.zeros(len(self.requests), dtype=torch.long)
+        self.read: dict[int, torch.Tensor] = {}  # keys of the last pass, by layer
+        self.unread = self.order = torch.arange(len(self.requests))
 
     def run(self) -> None:
         """Passes over all layers until no request is active or the passes are used up."""
@@ -128,38 +134,72 @@ class Writer:
         ]
         return Progress(self.before, self.after, self.passes, tuple(status))
 
+    def keys(self) -> dict[int, torch.Tensor]:
+        """Keys of all requests after the last write, by layer: float32 [d_ff, n], on the CPU.
+
+        A key depends on layers below its own alone, so what the last pass has read still holds.
+        """
+        parts = [self.read] if self.read else []
+        if len(self.unread):
+            with self.clock("keys"):
+                rest = self.start.lookups.select(self.unread).keys(self.layers)
+            parts.append({layer: keys.cpu() for layer, keys in rest.items()})
+        back = self.order.argsort()
+        return {
+            layer: torch.cat([part[layer] for part in parts], dim=1)[:, back]
+            for layer in self.layers
+        }
+
     def _write(self, active: torch.Tensor, spare_others: bool = False) -> None:
-        """A pass over all layers.
+        """A pass over all layers, each read where the one before it has left off.
 
         Args:
             spare_others: the other requests' keys are in the solve too, with no residual.
         """
         others = torch.ones(len(self.requests), dtype=torch.bool)
         others[active] = False
-        spared = (others & spare_others).nonzero()[:, 0]
+        rest = others.nonzero()[:, 0]
+        spared = spare_others and len(rest) > 0
         number = max((write.pass_number for write in self.writes), default=0) + 1
+        z_layer = self.layers[-1]
+        # keys of the first layer stay what they are while layers from it on are written
+        own = self.start.select(active)._replace(h=self.h[active.to(self.h.device)])
+        other = self.start.select(rest)
         for layer in self.layers:
-            self._write_layer(layer, active, spared, number)
+            if layer != self.layers[0]:
+                with self.clock("keys"):
+                    own = own.lookups.read([layer], h_of=z_layer, keep=layer)
+                    if spared:
+                        other = other.lookups.read([layer], keep=layer)
+            keys = own.keys[layer]
+            if spared:
+                keys = torch.cat([keys, other.keys[layer]], dim=1)
+            self._write_layer(layer, active, own, keys, number)
+            self.read[layer] = keys.cpu()
+        self.order, self.unread = torch.cat([active, rest]), rest[:0] if spared else rest
         self.passes[active] += 1
-        self.after = self._residual_norms()
+        with self.clock("keys"):
+            h = [found.lookups.activations(z_layer) for found in (own, other) if len(found.lookups)]
+        self.after = self._residual_norms(torch.cat(h)[self.order.argsort().to(h[0].device)])
 
     def _write_layer(
-        self, layer: int, active: torch.Tensor, spared: torch.Tensor, pass_number: int
+        self, layer: int, active: torch.Tensor, own: Found, keys: torch.Tensor, pass_number: int
     ) -> None:
+        """Solve for one layer, and write it.
+
+        Args:
+            own: what was read of the active requests.
+            keys: theirs, then those of the requests that are spared.
+        """
+        assert own.h is not None
         layout = self.session.layout
-        with self.clock("keys"):
-            outputs_of = {"h": layout.blocks[self.layers[-1]], "down": layout.down(layer)}
-            found, outputs = self.lookups.select(active).read([layer], outputs_of)
-            keys = found[layer]  # [d_ff, n]
-            layers_left = len(self.layers) - self.layers.index(layer)
-            residual = self.values.z[active.to(self.values.z.device)] - outputs["h"]
-            share = path_of(layout, layer).pull_back(residual / layers_left, outputs["down"])
-            whole = keys
-            if len(spared):
-                others = self.lookups.select(spared).keys([layer])[layer]
-                whole = torch.cat([keys, others], dim=1)
         with self.clock("solve"):
-            neurons, left, right = self.solve(layer, whole, share.T)  # share: [n, d_model]
+            layers_left = len(self.layers) - self.layers.index(layer)
+            residual = self.values.z[active.to(self.values.z.device)] - own.h
+            output = layout.recalled(layer, own.bare[layer])
+            share = path_of(layout, layer).pull_back(residual / layers_left, output)
+            neurons, left, right = self.solve(layer, keys, share.T)  # share: [n, d_model]
+        mine = own.keys[layer]
         write = Write(
             layer=layer,
             pass_number=pass_number,
@@ -167,7 +207,7 @@ class Writer:
             left=left.contiguous().cpu(),
             right=right.contiguous().cpu(),
             case_ids=tuple(self.requests[i].case_id for i in active.tolist()),
-            key_mass=float(keys[neurons].abs().sum() / keys.abs().sum()),
+            key_mass=float(mine[neurons].abs().sum() / mine.abs().sum()),
         )
         with self.clock("write"):
             self.session.write(write)
@@ -177,15 +217,14 @@ class Writer:
         h = self.values.base.norm(dim=1).to(self.first)
         return self.allowed.bounds(self.first, h)
 
-    def _residual_norms(self) -> torch.Tensor:
-        """||z - h|| with the weights as they are now, [n].
+    def _residual_norms(self, h: torch.Tensor) -> torch.Tensor:
+        """||z - h|| [n], for what the z-layer gives now [n, d_model].
 
         Raises:
             NotFiniteError: one is not finite.
         """
-        with self.clock("keys"):
-            self.h = self.lookups.activations(self.layers[-1])  # [n, d_model]
-            norms = (self.values.z - self.h).norm(dim=1).cpu()
+        self.h = h
+        norms = (self.values.z - h).norm(dim=1).cpu()
         lost = [r.case_id for r, ok in zip(self.requests, norms.isfinite().tolist()) if not ok]
         if lost:
             raise NotFiniteError(

@@ -94,6 +94,7 @@ def read_rows(
     *,
     inputs_of: Mapping[Any, nn.Module] | None = None,
     outputs_of: Mapping[Any, nn.Module] | None = None,
+    whole_inputs_of: Mapping[Any, nn.Module] | None = None,
 ) -> dict[Any, torch.Tensor]:
     """Run the decoder once and read activations at one position per row.
 
@@ -103,19 +104,24 @@ def read_rows(
         positions: [rows], the token to read in each row.
         inputs_of: modules by a name of your choice; their first input is read.
         outputs_of: the same for their output.
+        whole_inputs_of: modules whose first input is read at all positions.
 
     Returns:
-        By name: [rows, features], on the module's device.
+        By name: [rows, features], or [rows, width, features], on the module's device.
     """
     found: dict[Any, torch.Tensor] = {}
+    whole = whole_inputs_of or {}
 
     def keep(name: Any, value: torch.Tensor) -> None:
+        if name in whole:
+            found[name] = value.clone()
+            return
         if value.dim() == 2:  # OPT's blocks work on [rows * width, features]
             value = value.view(*batch.input_ids.shape, -1)
         rows = torch.arange(value.shape[0], device=value.device)
         found[name] = value[rows, positions.to(value.device)].clone()
 
-    _show(layout, batch, keep, inputs_of or {}, outputs_of or {})
+    _show(layout, batch, keep, {**(inputs_of or {}), **whole}, outputs_of or {})
     return found
 
 

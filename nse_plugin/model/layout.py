@@ -152,6 +152,12 @@ class DecoderLayout:
         """Turn a change [d_model, d_ff] into the orientation that the weight is stored in."""
         return change.T if self.family.conv1d else change
 
+    @torch.no_grad()
+    def recalled(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
+        """What a down-projection gives for keys [d_ff, n]: float32 [n, d_model]."""
+        down = self.down(layer)
+        return down(keys.T.to(down.weight.dtype)).float()
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Final norm and head over hidden states [..., d_model]: float32 logits [..., vocab]."""
         norm = self.final_norm

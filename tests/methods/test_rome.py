@@ -54,7 +54,7 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, adjusted):
             v = values_of(layout, tokenizer, [request], contexts, hparams, nll).z[0].double()
             bare = brute.lookups([request], [])
             k = bare.keys([layer])[layer].double()[:, 0]
-            out = bare.read([], {"out": layout.down(layer)})[1]["out"].double()[0]
+            out = layout.down(layer)(k.float()).detach().double()
             u = mean_key(brute, request, contexts)
             if adjusted:
                 u = torch.linalg.inv(C) @ u
@@ -70,7 +70,7 @@ def test_the_value_is_the_mlps_output_plus_a_bounded_shift(model, tokenizer, hpa
         session.layout, tokenizer, requests, session.untouched.contexts(hparams), hparams, nll
     )
     lookups = Brute(model, session, hparams).lookups(requests, [])
-    now = lookups.read([], {"out": session.layout.down(2)})[1]["out"]
+    now = session.layout.recalled(2, lookups.read([2]).bare[2])
     torch.testing.assert_close(values.base, now)
     shift = (values.z - values.base).norm(dim=1)
     assert (shift <= 1.0001 * hparams.clamp_norm_factor * now.norm(dim=1)).all()

@@ -1,0 +1,125 @@
+"""Forward passes that begin at a block in the middle of the decoder.
+
+The model's own forward pass runs, so its masks and positions are its own.  But the blocks below do
+nothing, and the block that the pass begins at is given hidden states that an earlier pass has left
+there; from there on everything is computed as in a whole pass, to the bit.
+
+Some decoders hand more from block to block than hidden states.  So for each model and block it is
+tried once, with a few tokens, whether a pass that begins there gives what a whole pass gives.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from nse_plugin.model.hooks import quiet, read_rows
+from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.prompts import TokenBatch
+
+log = logging.getLogger(__name__)
+
+_PassOn = Callable[[torch.Tensor], Any]
+"""What a block returns for hidden states that are to be passed on as they are."""
+
+_TRIED: weakref.WeakKeyDictionary[DecoderLayout, dict[int, _PassOn | None]] = (
+    weakref.WeakKeyDictionary()
+)
+"""By block where a pass begins: what the blocks below do; None if no pass can begin there."""
+
+
+def can_begin_at(layout: DecoderLayout, block: int) -> bool:
+    """Whether a pass can begin at a block above the first; tried when it is first asked for."""
+    tried = _TRIED.setdefault(layout, {})
+    if block not in tried:
+        tried[block] = _way(layout, block)
+    return tried[block] is not None
+
+
+def beginning_at(
+    layout: DecoderLayout, block: int, hidden: torch.Tensor
+) -> AbstractContextManager[None]:
+    """Inside, passes begin at a block for which :func:`can_begin_at`.
+
+    Args:
+        hidden: [rows, width, d_model], what goes into the block.
+    """
+    pass_on = _TRIED[layout][block]
+    assert pass_on is not None
+    return _beginning_at(layout, block, hidden, pass_on)
+
+
+@contextmanager
+def _beginning_at(
+    layout: DecoderLayout, block: int, hidden: torch.Tensor, pass_on: _PassOn
+) -> Iterator[None]:
+    def put_in(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (hidden.to(args[0].device), *args[1:])
+
+    with ExitStack() as undo:
+        for below in list(layout.blocks)[:block]:
+            undo.enter_context(_skipped(below, pass_on))
+        undo.callback(layout.blocks[block].register_forward_pre_hook(put_in).remove)
+        yield
+
+
+@contextmanager
+def _skipped(block: nn.Module, pass_on: _PassOn) -> Iterator[None]:
+    """Inside, a block passes hidden states on as they are."""
+    own = vars(block).get("forward")  # of the instance: accelerate puts one there
+    block.forward = lambda hidden, *_args, **_kwargs: pass_on(hidden)
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
+
+
+def _way(layout: DecoderLayout, block: int) -> _PassOn | None:
+    """What the blocks below have to do in a pass that begins at a block, if it can begin there."""
+    batch = TokenBatch.of([range(1, 7), range(1, 4)], layout.input_device)
+    at, last = batch.lengths - 1, {"last": layout.blocks[-1]}
+    in_tuple: list[bool] = []
+    hook = layout.blocks[block - 1].register_forward_hook(
+        lambda _module, _args, output: in_tuple.append(isinstance(output, tuple))
+    )
+
+    def pass_on(hidden: torch.Tensor) -> Any:
+        return (hidden,) if in_tuple[0] else hidden
+
+    try:
+        with quiet(layout.model):
+            whole = {"hidden": layout.blocks[block]}
+            expected = read_rows(layout, batch, at, outputs_of=last, whole_inputs_of=whole)
+            with _beginning_at(layout, block, expected["hidden"], pass_on):
+                got = read_rows(layout, batch, at, outputs_of=last)
+        why = _difference(got["last"].float(), expected["last"].float())
+        if expected["hidden"].shape != (*batch.input_ids.shape, layout.d_model):
+            why = f"its hidden states have the shape {list(expected['hidden'].shape)}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a block raises when those below have done nothing
+        why = f"{type(error).__name__}: {error}"
+    finally:
+        hook.remove()
+    if why:
+        log.info(
+            "no pass of model type %r can begin at block %d (%s); keys are read with whole passes, "
+            "which is slower and gives the same",
+            layout.model_type,
+            block,
+            why,
+        )
+    return None if why else pass_on
+
+
+def _difference(got: torch.Tensor, expected: torch.Tensor) -> str:
+    error = (got - expected).norm() / expected.norm()
+    return "" if error < 1e-3 else f"relative difference {float(error):.2g}"
