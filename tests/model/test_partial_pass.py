@@ -42,8 +42,7 @@ def check_bits(model):
 def test_blocks_that_attend_to_what_skipped_ones_have_left(caplog):
     caplog.set_level("INFO")
     kinds = ["sliding_attention", "full_attention"] * 2
-    layout = layout_of(
-        model := tiny_model("gemma4_text", num_kv_shared_layers=2, layer_types=kinds)
-    )
+    model = tiny_model("gemma4_text", num_kv_shared_layers=2, layer_types=kinds)
+    layout = layout_of(model)
     assert not can_begin_at(layout, 2) and not can_begin_at(layout, 2)
     assert len([r for r in caplog.records if "can begin at block 2" in r.message]) == 1
