@@ -1,10 +1,10 @@
 """CPU seconds of a round by part, and of a consolidation: what are keys, solves, values worth?
 
     nse models get smollm2-135m
-    python benchmarks/parts.py [--model smollm2-135m] [--edits 100] [--round 20] [--threads 1]
+    python benchmarks/parts.py [--model smollm2-135m] [--edits 100] [--round 20] [--steps N]
 
 Facts are those of ``earth``.  All are written in rounds with the shipped NSE settings, then solved
-together.  A change of the package is measured by running this in the checkouts before and after.
+together.  With few ``--steps`` the values are poor and soon found, and the rest takes as long.  A change of the package is measured by running this in the checkouts before and after.
 """
 
 from __future__ import annotations
@@ -38,11 +38,13 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--round", type=int, default=20)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="evaluations of each value's loss at most")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     clock.time.perf_counter = time.process_time  # other work on the machine does not count
     hparams = NSEHparams.from_hparams(f"NSE/{options.model}")
+    if options.steps:
+        hparams.v_num_grad_steps = options.steps
     model, tokenizer, _ = load_model(hparams)
     requests = settled("earth", read_data("earth", options.edits, 0, choose=True))
     session = EditSession.of(model, tokenizer)

@@ -25,7 +25,7 @@ from nse_plugin.locate.rows import Rows
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.partial_pass import beginning_at, can_begin_at
-from nse_plugin.model.prompts import TokenBatch, micro_batches
+from nse_plugin.model.prompts import TokenBatch, cheapest_batches, micro_batches
 
 _KEPT = "what goes into a block"
 
@@ -168,12 +168,12 @@ class Prefixes:
         layout, whole = self.layout, {}
         if keep is not None and keep > self.block and can_begin_at(layout, keep):
             whole = {_KEPT: layout.blocks[keep]}
-        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
+        batches = self._batches()
         parts, kept = [], []
         with quiet(layout.model):
-            for run in micro_batches([len(self.rows[i]) for i in order], self.token_budget):
-                batch = TokenBatch.of([self.rows[i] for i in order[run]], layout.input_device)
-                with self._beginning(order[run]):
+            for numbers in batches:
+                batch = TokenBatch.of([self.rows[i] for i in numbers], layout.input_device)
+                with self._beginning(numbers):
                     found = read_rows(
                         layout,
                         batch,
@@ -186,7 +186,7 @@ class Prefixes:
                     each = zip(found.pop(_KEPT).cpu(), batch.lengths.tolist())
                     kept += [hidden[:length] for hidden, length in each]
                 parts.append(found)
-        back = torch.tensor(order).argsort()
+        back = torch.tensor([i for numbers in batches for i in numbers]).argsort()
         above = self
         if whole and keep is not None:
             above = replace(self, block=keep, hidden=tuple(kept[i] for i in back.tolist()))
@@ -194,6 +194,16 @@ class Prefixes:
             name: torch.cat([part[name].float() for part in parts])[back.to(first.device)]
             for name, first in parts[0].items()
         }, above
+
+    def _batches(self) -> list[list[int]]:
+        """Numbers of the rows that a pass takes together: alike in length, within the budget."""
+        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
+        found = []
+        for alike in cheapest_batches([len(self.rows[i]) for i in order]):
+            some = order[alike]
+            runs = micro_batches([len(self.rows[i]) for i in some], self.token_budget)
+            found += [some[run] for run in runs]
+        return found
 
     def _beginning(self, rows: Sequence[int]) -> AbstractContextManager[None]:
         if not self.block:
