@@ -4,7 +4,8 @@
     python benchmarks/parts.py [--model smollm2-135m] [--edits 100] [--round 20] [--steps N]
 
 Facts are those of ``earth``.  All are written in rounds with the shipped NSE settings, then solved
-together.  With few ``--steps`` the values are poor and soon found, and the rest takes as long.  A change of the package is measured by running this in the checkouts before and after.
+together.  With few ``--steps`` the values are poor and soon found, and the rest takes as long.  A
+change of the package is measured by running this in the checkouts before and after.
 """
 
 from __future__ import annotations
