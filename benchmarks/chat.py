@@ -17,7 +17,7 @@ from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data, settled
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.metrics import ask, summarise
-from nse_plugin.evaluation.settings import Bounds
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.model.chat import ChatTokenizer
@@ -40,7 +40,7 @@ def main() -> None:
     known = keep_known(model, tokenizer, records, limit=options.edits)
     requests = settled("earth", known.requests)
     formats: dict[str, Any] = {"plain": tokenizer, "chat": ChatTokenizer(tokenizer)}
-    frozen = {name: ask(model, asked, requests, Bounds()) for name, asked in formats.items()}
+    frozen = {name: ask(model, asked, requests, Protocol()) for name, asked in formats.items()}
 
     print(f"{len(requests)} edits of {options.model} in rounds of {ROUND}, seed {options.seed}\n")
     print("| edited in | asked in | " + " | ".join(SHOWN) + " |")
@@ -50,7 +50,7 @@ def main() -> None:
         for start in range(0, len(requests), ROUND):
             edit_round(session, requests[start : start + ROUND], hparams)
         for name, asked in formats.items():
-            scores = summarise(ask(model, asked, requests, Bounds()), frozen[name])
+            scores = summarise(ask(model, asked, requests, Protocol()), frozen[name])
             cells = " | ".join(f"{100 * scores[score]:.1f}" for score in SHOWN)
             print(f"| {edited} | {name} | {cells} |", flush=True)
         session.undo_all()

@@ -20,7 +20,7 @@ from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.evaluation.metrics import ask, summarise
-from nse_plugin.evaluation.settings import Bounds
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 
@@ -31,7 +31,7 @@ FIXED = (
     "She closed the book and looked out of the window. ",
     "The road to the village follows the river. ",
 )
-BOUNDS = Bounds(paraphrase=2, portability=0, locality=3)
+PROTOCOL = Protocol(paraphrases=2, portability=0, locality=3)
 SHOWN = ("efficacy", "paraphrase", "locality")
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     model, tokenizer, _ = load_model(hparams)
     session = EditSession.of(model, tokenizer)
     requests = read_data(options.data, options.skip + options.edits, 0)[options.skip :]
-    before = ask(model, tokenizer, requests, BOUNDS)
+    before = ask(model, tokenizer, requests, PROTOCOL)
     print("| contexts | " + " | ".join(SHOWN) + " | CPU seconds per edit |\n" + "|---" * 5 + "|")
     for row in options.rows.split(","):
         number, _, kind = row.strip().partition(" ")
@@ -66,7 +66,7 @@ def main() -> None:
             edit_round(session, requests[first : first + options.round], chosen)
         seconds = (time.process_time() - start) / len(requests)
         texts = {text for r in requests for text in (r.text, *r.rephrase_prompts)}
-        scores = summarise(ask(model, tokenizer, requests, BOUNDS), before, texts)
+        scores = summarise(ask(model, tokenizer, requests, PROTOCOL), before, texts)
         session.undo_all()
         cells = [row.strip(), *(f"{scores[name]:.3f}" for name in SHOWN), f"{seconds:.1f}"]
         print("| " + " | ".join(cells) + " |", flush=True)

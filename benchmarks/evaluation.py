@@ -16,7 +16,8 @@ import torch
 
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
-from nse_plugin.evaluation.metrics import Bounds, ask
+from nse_plugin.evaluation.metrics import ask
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.model import answers
 
@@ -55,7 +56,7 @@ def main() -> None:
 
             answers._rows = counting_rows
         computed, began = 0, time.process_time()
-        answered = ask(model, tokenizer, requests, Bounds())
+        answered = ask(model, tokenizer, requests, Protocol())
         seconds = time.process_time() - began
         probes = sum(len(items) for entry in answered for items in entry.values())
         print(

@@ -33,8 +33,9 @@ from nse_plugin.compare.intervals import differences
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError
-from nse_plugin.evaluation.metrics import Bounds, ask, summarise
+from nse_plugin.evaluation.metrics import ask, summarise
 from nse_plugin.evaluation.overfitting import mean_course, relative_norm, single_edits, table_for
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import write_bytes, write_json
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
@@ -181,9 +182,9 @@ def single(
 ) -> Iterator[dict[str, Any]]:
     """Each edit by itself, from the untouched model."""
     for number, request in enumerate(requests[done:], start=done):
-        before = ask(session.model, session.tokenizer, [request], Bounds())
+        before = ask(session.model, session.tokenizer, [request], Protocol())
         for edit in single_edits(session, [request], hparams):
-            answered = ask(session.model, session.tokenizer, [request], Bounds())
+            answered = ask(session.model, session.tokenizer, [request], Protocol())
             course = {name: [round(v, 5) for v in values] for name, values in edit.course.items()}
             spread = None if edit.spread is None else edit.spread.range
             yield {
@@ -200,13 +201,13 @@ def sequential(
 
     Locality is not asked of what another edit was about.
     """
-    before = ask(session.model, session.tokenizer, requests, Bounds())
+    before = ask(session.model, session.tokenizer, requests, Protocol())
     edit_round, tables = find_method(hparams.alg_name).edit_round, []
     for request in requests:
         tables.append(table_for(hparams))
         edit_round(session, [request], hparams, trace=tables[-1])
     edited = {text for request in requests for text in (request.text, *request.rephrase_prompts)}
-    now = ask(session.model, session.tokenizer, requests, Bounds())
+    now = ask(session.model, session.tokenizer, requests, Protocol())
     norm = relative_norm(session)
     for number in range(done, len(requests)):
         at_stop = tables[number].at_stop(0)

@@ -66,7 +66,7 @@ class Run:
         self.model, self.session = open_run(folder, device)
         self.session.untouched.use_contexts(self.hparams, self.files.manifest["contexts"])
         protocol = Protocol.from_dict(self.files.manifest["run"]["protocol"])
-        self.bounds = replace(protocol.bounds, negation=False, distractor=False)
+        self.protocol = replace(protocol, negation=False, distractor=False)
         frozen = FrozenAnswers(JsonLines(folder / FROZEN))
         self.requests: list[EditRequest] = []
         self.frozen: list[Answered] = []
@@ -92,7 +92,7 @@ class Run:
     def measured(self) -> dict[str, Any]:
         """Scores of all edits and of the first and last tenth, and how far the values are."""
         session, n = self.session, len(self.requests)
-        answers = ask(self.model, session.tokenizer, self.requests, self.bounds)
+        answers = ask(self.model, session.tokenizer, self.requests, self.protocol)
         texts = {request.text for request in self.requests}
 
         def efficacy(some: slice) -> Any:

@@ -23,7 +23,8 @@ import torch
 from nse_plugin import NSEHparams
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
-from nse_plugin.evaluation.metrics import Bounds, ask, summarise
+from nse_plugin.evaluation.metrics import ask, summarise
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
@@ -71,14 +72,14 @@ def one_row(
     seconds = time.process_time() - start
     for first in range(0, len(requests), size):
         edit_round(session, requests[first : first + size], hparams)
-    scores = summarise(ask(session.model, session.tokenizer, requests, BOUNDS), before)
+    scores = summarise(ask(session.model, session.tokenizer, requests, PROTOCOL), before)
     session.undo_all()
     one = moments[hparams.layers[0]]
     cells = [one.n_samples, one.count, f"{seconds:.0f}", *(f"{scores[name]:.3f}" for name in SHOWN)]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-BOUNDS = Bounds(paraphrase=1, portability=0, locality=2)
+PROTOCOL = Protocol(paraphrases=1, portability=0, locality=2)
 
 
 def main() -> None:
@@ -98,7 +99,7 @@ def main() -> None:
         session = EditSession.of(model, tokenizer)
         session.untouched.keep_values()  # only the covariance changes between rows
         requests = read_data(options.data, options.edits, 0)
-        before = ask(session.model, session.tokenizer, requests, BOUNDS)
+        before = ask(session.model, session.tokenizer, requests, PROTOCOL)
         print("| texts | tokens | CPU seconds | " + " | ".join(SHOWN) + " |\n" + "|---" * 6 + "|")
         for number in options.texts:
             row = one_row(

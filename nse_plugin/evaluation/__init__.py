@@ -1,1 +1,1 @@
-"""What is measured of a model, and how: every answer is checked in :mod:`.answers`."""
+"""What is measured of a model, and how; all scores count the replies of :mod:`.questions`."""

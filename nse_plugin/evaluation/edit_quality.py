@@ -28,7 +28,7 @@ from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
 from nse_plugin.evaluation import generated
-from nse_plugin.evaluation.fluency import ngram_entropy, plain
+from nse_plugin.evaluation.fluency import FLUENCY_TOKENS, ngram_entropy, plain
 from nse_plugin.evaluation.questions import Question, Reply, put_questions
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
@@ -40,7 +40,6 @@ EVAL_METRICS = ("token_em", "exact match", "ppl")
 
 _NAMES = {"rewrite": "rewrite", "paraphrase": "rephrase"}
 """EasyEdit's words for the groups that have no kinds."""
-_FLUENCY_TOKENS = 100  # prompt and sampled continuation together
 
 
 def compute_edit_quality(
@@ -285,7 +284,7 @@ def _add_fluency(
         for record in records
     ]
     flat = [prompt for group in prompts for prompt in group]
-    length = min(_FLUENCY_TOKENS, layout_of(model).max_positions or _FLUENCY_TOKENS)
+    length = min(FLUENCY_TOKENS, layout_of(model).max_positions or FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
     for group, result in zip(prompts, results):
         entropies = [ngram_entropy(plain(next(texts))) for _ in group]

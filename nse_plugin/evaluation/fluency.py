@@ -7,6 +7,8 @@ import re
 import unicodedata
 from collections import Counter
 
+FLUENCY_TOKENS = 100
+"""Of a sampled text: prompt and continuation together, where the model's context allows it."""
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of the n-gram entropies, by n
 
 

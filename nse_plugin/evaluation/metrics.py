@@ -27,7 +27,7 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.evaluation.questions import Question, mean, put_questions
-from nse_plugin.evaluation.settings import Bounds
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.requests import EditRequest, Probe
 
 GROUPS = ("rewrite", "paraphrase", "portability", "locality")
@@ -43,11 +43,11 @@ def ask(
     model: nn.Module,
     tokenizer: Any,
     requests: Sequence[EditRequest],
-    bounds: Bounds,
+    protocol: Protocol,
     *,
     token_budget: int = 16384,
 ) -> list[Answered]:
-    """Ask all probes of the requests in a few batches.
+    """Ask the probes of the requests that a protocol asks, in a few batches.
 
     Returns:
         Per request and group a list with one entry per probe: ``prompt, exact, accuracy, nll``
@@ -60,7 +60,7 @@ def ask(
     questions = [
         question
         for number, request in enumerate(requests)
-        for question in _questions(number, request, bounds)
+        for question in _questions(number, request, protocol)
     ]
     replies = put_questions(
         model,
@@ -69,7 +69,7 @@ def ask(
         [request.case_id for request in requests],
         token_budget=token_budget,
     )
-    groups = (*GROUPS, *(group for group in OPTIONAL_GROUPS if getattr(bounds, group)))
+    groups = (*GROUPS, *(group for group in OPTIONAL_GROUPS if getattr(protocol, group)))
     found: list[Answered] = [{group: [] for group in groups} for _ in requests]
     for question, reply in zip(questions, replies):
         item: dict[str, Any] = {
@@ -113,28 +113,28 @@ SCORES = (
 """Names of what :func:`summarise` gives, beside ``n``."""
 
 
-def asked_texts(request: EditRequest, bounds: Bounds) -> list[str]:
+def asked_texts(request: EditRequest, protocol: Protocol) -> list[str]:
     """The prompts that :func:`ask` puts to the model for a request."""
-    return [question.prompt for question in _questions(0, request, bounds)]
+    return [question.prompt for question in _questions(0, request, protocol)]
 
 
-def _questions(number: int, request: EditRequest, bounds: Bounds) -> list[Question]:
-    """What is asked of a request: the edit itself, then its probes up to the bounds."""
+def _questions(number: int, request: EditRequest, protocol: Protocol) -> list[Question]:
+    """What is asked of a request: the edit itself, then as many probes as the protocol says."""
     new, true = request.target_new, request.ground_truth
     other = true if true and true != new else None
     prompts = [("rewrite", request.text)]
-    prompts += [("paraphrase", text) for text in request.rephrase_prompts[: bounds.paraphrase]]
-    if bounds.negation and "negation" not in request.forms:
+    prompts += [("paraphrase", text) for text in request.rephrase_prompts[: protocol.paraphrases]]
+    if protocol.negation and "negation" not in request.forms:
         prompts.append(("negation", negated(request)))
-    if bounds.distractor:
+    if protocol.distractor:
         prompts.append(("distractor", distracted(request)))
     asked = [Question(number, group, prompt, new, other) for group, prompt in prompts]
     for group in OPTIONAL_GROUPS:
-        for probe in request.forms.get(group, ()) if getattr(bounds, group) else ():
+        for probe in request.forms.get(group, ()) if getattr(protocol, group) else ():
             asked.append(Question(number, group, probe.prompt, probe.answer))
-    for probe in _first(request.portability, bounds.portability):
+    for probe in _first(request.portability, protocol.portability):
         asked.append(Question(number, "portability", probe.prompt, probe.answer))
-    for probe in _first(request.locality, bounds.locality):
+    for probe in _first(request.locality, protocol.locality):
         against = new if new != probe.answer else None
         asked.append(Question(number, "locality", probe.prompt, probe.answer, against))
     return asked

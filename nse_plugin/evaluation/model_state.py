@@ -15,7 +15,7 @@ from torch import nn
 from nse_plugin.data import earth
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation import generated
-from nse_plugin.evaluation.fluency import ngram_entropy
+from nse_plugin.evaluation.fluency import FLUENCY_TOKENS, ngram_entropy
 from nse_plugin.evaluation.questions import Question, finite, mean
 from nse_plugin.files import require
 from nse_plugin.locate.stabilise import top_directions
@@ -141,11 +141,9 @@ def _ends(
     return [next(found) if ok else False for ok in fits]
 
 
-def fluency(
-    model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], max_tokens: int = 100
-) -> float | None:
+def fluency(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> float | None:
     """Mean n-gram entropy of sampled texts that begin with the edits' prompts."""
-    bound = min(max_tokens, layout_of(model).max_positions or max_tokens)
+    bound = min(FLUENCY_TOKENS, layout_of(model).max_positions or FLUENCY_TOKENS)
     texts = sampled_text(model, tokenizer, [request.text for request in requests], bound)
     return mean([ngram_entropy(text) for text in texts])
 

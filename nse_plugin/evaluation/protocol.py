@@ -29,7 +29,7 @@ from nse_plugin.evaluation.model_state import (
     relative_change,
     run_harness,
 )
-from nse_plugin.evaluation.settings import Bounds, Protocol
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.capacity import key_share
 
@@ -154,7 +154,7 @@ class MeasuredModel:
     """No round has changed the model, so the frozen answers are its answers."""
     _answers: dict[str, Answered] = field(default_factory=dict)  # by digest of the request
 
-    def answers(self, edits: Sequence[Edit], bounds: Bounds) -> list[Answered]:
+    def answers(self, edits: Sequence[Edit], protocol: Protocol) -> list[Answered]:
         """Answers to the probes of some edits; each edit is asked once."""
         if self.untouched:
             return [edit.frozen for edit in edits]
@@ -164,21 +164,9 @@ class MeasuredModel:
             for digest, edit in zip(digests, edits)
             if digest not in self._answers
         }
-        asked = ask(self.model, self.tokenizer, list(new.values()), bounds)
+        asked = ask(self.model, self.tokenizer, list(new.values()), protocol)
         self._answers.update(zip(new, asked))
         return [self._answers[digest] for digest in digests]
-
-
-def freeze(
-    protocol: Protocol, model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]
-) -> list[Answered]:
-    """The untouched model's answers to all probes of some requests."""
-    return ask(model, tokenizer, requests, protocol.bounds)
-
-
-def measure_base(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
-    """What is measured of the untouched model, to compare with."""
-    return _whole_model(protocol, measured)
 
 
 def measure_round(
@@ -186,7 +174,7 @@ def measure_round(
 ) -> dict[str, Any]:
     """Scores of one round's own edits, and of the same before it (``before``)."""
     edits = history.edits(history.of_round(number))
-    answered = measured.answers(edits, protocol.bounds)
+    answered = measured.answers(edits, protocol)
     frozen = [edit.frozen for edit in edits]
     texts = history.edited_texts()
     before = summarise(frozen, frozen)
@@ -213,35 +201,32 @@ def measure_all(
     result: dict[str, Any] = {"tested": number, "in_effect": len(edits)}
     if protocol.retention and edits:
         sample = history.edits(_sample(edits, protocol.retention, protocol.seed, number))
-        answered = measured.answers(sample, protocol.bounds)
+        answered = measured.answers(sample, protocol)
         texts = history.edited_texts()
         result |= _retention(sample, answered, texts)
         if protocol.each:
             result["each"] = _each(sample, answered, texts)
-    for name, size in (("generation", protocol.generation), ("fluency", protocol.fluency)):
-        if size and edits:
-            drawn = history.edits(_sample(edits, size, protocol.seed, number))
-            asked = [edit.request for edit in drawn]
-            result[name] = (
-                free_generation(
-                    measured.model,
-                    measured.tokenizer,
-                    asked,
-                    protocol.generation_tokens,
-                    judged=protocol.judge,
-                )
-                if name == "generation"
-                else fluency(measured.model, measured.tokenizer, asked)
-            )
-    result |= _whole_model(protocol, measured)
+
+    def drawn(size: int) -> list[EditRequest]:
+        chosen = history.edits(_sample(edits, size, protocol.seed, number))
+        return [edit.request for edit in chosen]
+
+    model, tokenizer = measured.model, measured.tokenizer
+    if protocol.generation and edits:
+        requests, longest = drawn(protocol.generation), protocol.generation_tokens
+        result["generation"] = free_generation(
+            model, tokenizer, requests, longest, judged=protocol.judge
+        )
+    if protocol.fluency and edits:
+        result["fluency"] = fluency(model, tokenizer, drawn(protocol.fluency))
+    result |= measure_model(protocol, measured)
+    now = dict(model.named_parameters())
     if protocol.weights:
-        now = dict(measured.model.named_parameters())
         result["relative_change"] = {
             name: relative_change(original, now[name])
             for name, original in measured.originals.items()
         }
     if protocol.directions:
-        now = dict(measured.model.named_parameters())
         result["direction_drift"] = {
             name: direction_drift(original, now[name], protocol.directions)
             for name, original in measured.originals.items()
@@ -254,7 +239,8 @@ def measure_all(
     return result
 
 
-def _whole_model(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
+def measure_model(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
+    """What is measured of the model as a whole, whatever was edited."""
     result: dict[str, Any] = {}
     texts = list(measured.held_out[: protocol.perplexity])
     if texts:
@@ -305,7 +291,7 @@ def measure_answers(
     if not (protocol.answers and drawn):
         return {}
     edits = history.edits(_sample(drawn, protocol.answers, protocol.seed, number))
-    now = measured.answers(edits, protocol.bounds)
+    now = measured.answers(edits, protocol)
     prompts, targets = zip(*((edit.request.text, edit.request.target_new) for edit in edits))
     texts = first_words(measured.model, measured.tokenizer, prompts, targets)
     return {

@@ -10,23 +10,6 @@ from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """How many probes of a request are asked at most, of each kind; 0 leaves the group out."""
-
-    paraphrase: int = 2
-    portability: int = 3
-    locality: int = 5
-    negation: bool = False
-    """Whether the negated prompt is asked."""
-    distractor: bool = False
-    """Whether the prompt is asked after a sentence that names the old answer."""
-    reversal: bool = False
-    """Whether the subject is asked for."""
-    translation: bool = False
-    """Whether the fact is asked in another language."""
-
-
-@dataclass(frozen=True)
 class Protocol(Settings):
     """What to measure; a size of 0 switches its part off.
 
@@ -94,19 +77,6 @@ class Protocol(Settings):
         if not self.judge:  # as manifests of runs that began before there was one
             del values["judge"]
         return values
-
-    @property
-    def bounds(self) -> Bounds:
-        """Bounds of one request's probes."""
-        return Bounds(
-            self.paraphrases,
-            self.portability,
-            self.locality,
-            self.negation,
-            self.distractor,
-            self.reversal,
-            self.translation,
-        )
 
     def is_due(self, number: int) -> bool:
         """Whether all edits so far are measured after this round."""

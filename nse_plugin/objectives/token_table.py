@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import pstdev
 from typing import NamedTuple
 
 import torch
@@ -115,15 +115,3 @@ class TokenTable:
     def at_stop(self, request: int) -> list[float]:
         """Losses of a request's tokens at the step where it stopped."""
         return [course.steps[-1].loss for course in self.courses(request)]
-
-    def spread(self, request: int) -> Spread:
-        """How unevenly a request's tokens were learnt when it stopped."""
-        return Spread.of(self.at_stop(request))
-
-    def mean_spread(self) -> Spread | None:
-        """The mean over requests whose target has more than one token; None if none has."""
-        losses = [self.at_stop(request) for request in self.requests()]
-        spreads = [Spread.of(tokens) for tokens in losses if len(tokens) > 1]
-        if not spreads:
-            return None
-        return Spread(fmean(s.range for s in spreads), fmean(s.std for s in spreads))

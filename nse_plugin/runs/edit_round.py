@@ -17,13 +17,11 @@ from nse_plugin.evaluation.neighbours import with_questions
 from nse_plugin.evaluation.protocol import (
     History,
     MeasuredModel,
-    Protocol,
-    freeze,
     measure_all,
     measure_answers,
     measure_round,
 )
-from nse_plugin.evaluation.settings import Bounds
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.requests import EditRequest
@@ -94,14 +92,15 @@ class EditRound:
         before = self._texts(requests)
         known = answered  # by the untouched model
         if len(self._session.ledger):
-            known = ask(self._model, self._tokenizer, requests, Bounds(0, 0, 0))
+            prompts_alone = Protocol(paraphrases=0, portability=0, locality=0)
+            known = ask(self._model, self._tokenizer, requests, prompts_alone)
         self._make_statistics()
         active = len(self._session.ledger)
         try:
             self._frozen.append(self._number, requests, answered)
             line, measured = self._edit(requests)
             edits = self._history.edits(self._history.of_round(self._number))
-            after, now = self._texts(requests), measured.answers(edits, self._protocol.bounds)
+            after, now = self._texts(requests), measured.answers(edits, self._protocol)
             said = measure_answers(self._protocol, measured, self._history, self._number)
             line["seconds"]["total"] = time.perf_counter() - started
             path = self._save(line, said, manifest)
@@ -169,7 +168,7 @@ class EditRound:
         kept = read_manifest(self._directory.path)
         with self._session.rewound():
             asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
-            answered = freeze(self._protocol, self._model, self._tokenizer, asked)
+            answered = ask(self._model, self._tokenizer, asked, self._protocol)
             identity = None if kept else self._identity(len(requests))
         contexts = self._backend.prepare(kept["contexts"] if kept else None)
         if kept is not None:
@@ -264,9 +263,7 @@ class EditRound:
 
     def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
         """How the model continues each prompt, and the paraphrases and neighbours asked."""
-        prompts = list(
-            dict.fromkeys(t for r in requests for t in asked_texts(r, self._protocol.bounds))
-        )
+        prompts = list(dict.fromkeys(t for r in requests for t in asked_texts(r, self._protocol)))
         targets = [request.target_new for request in requests]
         return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, cast
 
 from nse_plugin.errors import DataError, NotFiniteError, RequestError
-from nse_plugin.evaluation.metrics import Answered
+from nse_plugin.evaluation.metrics import Answered, ask
 from nse_plugin.evaluation.protocol import (
     History,
     MeasuredModel,
     Protocol,
-    freeze,
     measure_all,
     measure_answers,
-    measure_base,
+    measure_model,
     measure_round,
 )
 from nse_plugin.files import explained
@@ -144,7 +143,7 @@ class SequentialScheduler:
         self._per_round = budget.disk_per_round
         self._tell("phase", name="untouched model")
         contexts = self.backend.prepare(None)
-        base = cast(Measurement, measure_base(self.protocol, self._measured(untouched=True)))
+        base = cast(Measurement, measure_model(self.protocol, self._measured(untouched=True)))
         self._folder.begin(
             new_manifest(run=identity, contexts=contexts, base=base, budget=asdict(budget))
         )
@@ -193,7 +192,7 @@ class SequentialScheduler:
         if answered is None:
             backend = self.backend
             with backend.rewound():
-                answered = freeze(self.protocol, backend.model, backend.tokenizer, planned.requests)
+                answered = ask(backend.model, backend.tokenizer, planned.requests, self.protocol)
         self._frozen.append(planned.number, planned.requests, answered)
         self._frozen_in[planned.number] = time.perf_counter() - start
 
@@ -311,7 +310,7 @@ class SequentialScheduler:
             return self._state
         measured = self._measured(untouched=not self._changed)
         # in the same batches as in a run without interruption, so that all bits are the same
-        measured.answers(self.history.edits(self.history.of_round(number)), self.protocol.bounds)
+        measured.answers(self.history.edits(self.history.of_round(number)), self.protocol)
         return measured
 
     def _measured(self, untouched: bool) -> MeasuredModel:

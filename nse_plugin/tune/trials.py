@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nse_plugin.errors import DataError, HparamsError, ModelError, NSEPluginError
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
-from nse_plugin.evaluation.settings import Bounds
+from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.methods.bases import BASES
@@ -25,7 +25,7 @@ from nse_plugin.statistics.files import model_fingerprint
 
 ROUND = 20
 """Edits per round."""
-BOUNDS = Bounds(paraphrase=1, portability=0, locality=2)
+PROTOCOL = Protocol(paraphrases=1, portability=0, locality=2)
 """Probes of a request; few, since a trial is measured as often as it is made."""
 _FLOATS = 2**28
 """Size of the covariances that are computed ahead, in numbers: 1 GB."""
@@ -171,7 +171,7 @@ class Trials:
                 for outcome in record.outcomes
                 if outcome.residual_after is not None and outcome.residual_before
             ]
-        answered = ask(session.model, session.tokenizer, facts, BOUNDS)
+        answered = ask(session.model, session.tokenizer, facts, PROTOCOL)
         texts = {text for fact in facts for text in (fact.text, *fact.rephrase_prompts)}
         scores = summarise(answered, [self._frozen[fact.digest()] for fact in facts], texts)
         return {
@@ -183,7 +183,7 @@ class Trials:
     def _freeze(self, facts: Sequence[EditRequest]) -> None:
         """Ask the untouched model, which the session holds between trials, what is new."""
         new = [fact for fact in facts if fact.digest() not in self._frozen]
-        answered = ask(self.session.model, self.session.tokenizer, new, BOUNDS) if new else []
+        answered = ask(self.session.model, self.session.tokenizer, new, PROTOCOL) if new else []
         self._frozen.update(zip((fact.digest() for fact in new), answered))
 
 

@@ -26,9 +26,8 @@ from nse_plugin.evaluation.protocol import (
     History,
     MeasuredModel,
     Protocol,
-    measure_base,
+    measure_model,
 )
-from nse_plugin.evaluation.settings import Bounds
 from nse_plugin.hparams import FTHparams, NSEHparams
 from nse_plugin.methods.ft import edit_round as fine_tune
 from nse_plugin.requests import EditRequest, Probe
@@ -215,19 +214,19 @@ def test_other_forms_of_a_fact_have_the_scores_that_are_known():
     }
     right = EditRequest(0, "{} lives in", "Mara Voss", "Quill", "Garn", forms=forms)
     wrong = replace(right, forms={"reversal": (Probe("Quill is the home of", "Anna"),)})
-    bounds = Bounds(negation=True, distractor=True, reversal=True, translation=True)
-    answered = ask(model, tok, [right, wrong], bounds)
+    asked = Protocol(negation=True, distractor=True, reversal=True, translation=True)
+    answered = ask(model, tok, [right, wrong], asked)
     scores = summarise(answered[:1], answered[:1])
     assert (scores["negation"], scores["reversal"], scores["translation"]) == (1, 1, 0)
     assert scores["distractor"] == 1
     both = summarise(answered, answered)  # the second has the negation of the template
     assert (both["negation"], both["reversal"], both["translation"]) == (0.5, 0.5, 0)
-    assert asked_texts(wrong, bounds)[1:] == [
+    assert asked_texts(wrong, asked)[1:] == [
         "It is not true that Mara Voss lives in",
         "Garn is often talked about. Mara Voss lives in",
         "Quill is the home of",
     ]
-    assert asked_texts(right, Bounds()) == [right.text]
+    assert asked_texts(right, Protocol()) == [right.text]
     assert EditRequest.from_dict(right.to_dict()) == right
     assert EditRequest.from_json(right.to_json()) == right
     assert "forms" not in replace(right, forms={}).to_json()  # digests are those of before
@@ -240,22 +239,24 @@ def test_ability_is_the_share_of_unedited_facts_that_are_given():
     (prompt, answer), _ = facts = earth.unedited(2)
     subject = prompt.removesuffix(" became famous in the sport of")
     asked = protocol(ability=2, perplexity=0)
-    assert measure_base(asked, MeasuredModel(model, tok)) == {"ability": 0.0}
+    assert measure_model(asked, MeasuredModel(model, tok)) == {"ability": 0.0}
     settings = FTHparams(alg_name="FT", model_name="tiny", layers=[1, 2], lr=2e-2, num_steps=60)
     edit = EditRequest(0, "{} became famous in the sport of", subject, answer)
     fine_tune(EditSession.of(model, tok), [edit], settings)
     right = [greedy_is(model, *fact, tok) for fact in facts]
     assert right == [True, False]
-    assert measure_base(asked, MeasuredModel(model, tok)) == {"ability": 0.5}
+    assert measure_model(asked, MeasuredModel(model, tok)) == {"ability": 0.5}
 
 
 def test_nothing_to_ask_gives_none_and_zero_switches_off():
     model = tiny_model("gpt2")
     plain = EditRequest(0, "{} lives in", "Mara Voss", "Quill")
-    (answered,) = ask(model, tiny_tokenizer(), [plain], Bounds())
+    (answered,) = ask(model, tiny_tokenizer(), [plain], Protocol())
     scores = summarise([answered], [answered])
     assert scores["paraphrase"] is scores["locality"] is scores["efficacy_probability"] is None
-    (few,) = ask(model, tiny_tokenizer(), requests(1), Bounds(1, 0, 1))
+    (few,) = ask(
+        model, tiny_tokenizer(), requests(1), Protocol(paraphrases=1, portability=0, locality=1)
+    )
     assert [len(few[g]) for g in ("paraphrase", "portability", "locality")] == [1, 0, 1]
 
 
