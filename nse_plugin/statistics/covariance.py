@@ -49,7 +49,7 @@ _LONG_S = 3.0
 
 SAVE_EVERY_S = 30.0
 """Seconds between two writes of an unfinished pass; more where a write takes long."""
-_LONGEST = 1024  # default max_length in tokens
+_LONGEST = 1024  # tokens of a text, where the model's context has room for them
 _PRODUCT_DTYPES = {
     "float16": torch.float32,
     "bfloat16": torch.float32,
@@ -67,18 +67,14 @@ def second_moments(
     n_samples: int,
     stats_dir: str | Path,
     dtype: str = "float32",
-    seed: int = 0,
     token_budget: int = 8192,
-    max_length: int | None = None,
-    progress: bool | None = None,
     recompute: bool = False,
 ) -> dict[int, SecondMoment]:
     """Read or compute the second moments of some layers' keys.
 
     For each layer the first there is counts: our own file, EasyEdit's ``.npz``, a pass over the
-    text.  What a pass gives is written to our own files.  A ``.npz`` is taken whatever ``seed``
-    and ``max_length`` are, since it does not say.  The model must hold its original weights: a
-    file is taken for a model whose MLPs were edited since.
+    text.  What a pass gives is written to our own files.  The model must hold its original
+    weights: a file is taken for a model whose MLPs were edited since.
 
     Args:
         source: where the text comes from: ``self``, a named text, a text file, or a dataset;
@@ -87,11 +83,7 @@ def second_moments(
         stats_dir: folder of all statistics files.
         dtype: EasyEdit's ``mom2_dtype``, part of the file names: what k k^T is computed in, at
             least float32.  Sums are float64 in any case.
-        seed: of the choice of texts, or of sampling them.
         token_budget: tokens per batch, padding included.
-        max_length: longest text in tokens; by default the model's context, 1024 at most.
-        progress: show a bar; by default only on a terminal.  Elsewhere :data:`PROGRESS_LOG` is
-            told every :data:`SAY_EVERY_S` seconds.
         recompute: ignore existing files and overwrite ours.
 
     Returns:
@@ -104,15 +96,13 @@ def second_moments(
     layers = list(dict.fromkeys(layers))
     layout.check_layers(layers)
     check_text(source, tokenizer)
-    _check_settings(dtype, n_samples=n_samples, token_budget=token_budget, max_length=max_length)
+    _check_settings(dtype, n_samples=n_samples, token_budget=token_budget)
     files = StatisticsFiles(
         layout,
         Path(stats_dir),
         source,
         n_samples,
         dtype,
-        seed,
-        max_length,
         source_digest(source),
         model_fingerprint(layout),
     )
@@ -120,10 +110,8 @@ def second_moments(
     moments = {layer: moment for layer, moment in found.items() if moment is not None}
     missing = [layer for layer in layers if layer not in moments]
     if missing:
-        longest = max_length or _LONGEST
-        longest = min(longest, layout.max_positions or longest)
         sums = _Sums(layout, missing, _PRODUCT_DTYPES[dtype])
-        _one_pass(files, tokenizer, sums, token_budget, longest, progress)
+        _one_pass(files, tokenizer, sums, token_budget)
         with _interrupts_held():
             for layer in missing:
                 moments[layer] = sums.moment(layer, source)
@@ -201,16 +189,14 @@ class _Sums:
         write_partial(path, header, self.totals)
 
 
-def _one_pass(
-    files: StatisticsFiles,
-    tokenizer: Any,
-    sums: _Sums,
-    token_budget: int,
-    max_length: int,
-    progress: bool | None,
-) -> None:
-    """Sum over the text; on any end before the last, what is summed up is kept in a file."""
+def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget: int) -> None:
+    """Sum over the text; on any end before the last, what is summed up is kept in a file.
+
+    A bar shows how far it has come on a terminal; elsewhere :data:`PROGRESS_LOG` is told every
+    :data:`SAY_EVERY_S` seconds.
+    """
     layers = list(sums.totals)
+    max_length = min(_LONGEST, files.layout.max_positions or _LONGEST)
     path = files.partial_path(layers)
     key = {
         "schema": SCHEMA,
@@ -218,7 +204,6 @@ def _one_pass(
         "source": files.source,
         "digest": files.digest,
         "n_samples": files.n_samples,
-        "seed": files.seed,
         "dtype": files.dtype,
         "token_budget": token_budget,
         "max_length": max_length,
@@ -231,7 +216,6 @@ def _one_pass(
         tokenizer,
         n_samples=files.n_samples,
         max_length=max_length,
-        seed=files.seed,
         first=sums.position[0],
     )
     bar = tqdm(
@@ -239,7 +223,7 @@ def _one_pass(
         initial=sums.n_samples,
         desc=f"statistics of layers {layers}",
         unit="text",
-        disable=None if progress is None else not progress,
+        disable=None,
     )
     next_save = time.monotonic() + SAVE_EVERY_S
     said, announced = time.monotonic(), False
@@ -294,11 +278,11 @@ def _announce(files: StatisticsFiles, layers: Sequence[int], n_texts: int, secon
         )  # fmt: skip
 
 
-def _check_settings(dtype: str, **numbers: int | None) -> None:
+def _check_settings(dtype: str, **numbers: int) -> None:
     if dtype not in _PRODUCT_DTYPES:
         raise StatisticsError(f"mom2_dtype is {dtype!r}; it can be {', '.join(_PRODUCT_DTYPES)}")
     for name, number in numbers.items():
-        if number is not None and number < 1:
+        if number < 1:
             raise StatisticsError(f"{name} is {number}; it must be at least 1")
 
 

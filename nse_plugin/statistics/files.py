@@ -46,7 +46,6 @@ _OTHER = {
     "d_ff": "another model",
     "dtype": "other settings",
     "n_samples": "other settings",
-    "seed": "other settings",
     "digest": "another version of the text",
 }  # by metadata: what a file is of where it does not agree
 _AGAIN = "delete it, and run `nse stats` to make it again"
@@ -76,8 +75,6 @@ class StatisticsFiles:
     n_samples: int
     """Number of texts that was asked for; part of the file names."""
     dtype: str = "float32"
-    seed: int = 0
-    max_length: int | None = None
     digest: str | None = None
     """Hash of the text file, where the source is one."""
     fingerprint: str = ""
@@ -88,26 +85,20 @@ class StatisticsFiles:
         """Where the files of this model and source are."""
         return self.stats_dir / model_basename(self.layout) / f"{source_slug(self.source)}_stats"
 
-    @property
-    def _tail(self) -> str:
-        """What follows the module in our file names; a default seed or length leaves no mark."""
-        tail = f"_{self.dtype}_mom2_{self.n_samples}"
-        tail += f"_s{self.seed}" if self.seed else ""
-        return tail + (f"_t{self.max_length}" if self.max_length is not None else "")
-
     def path(self, layer: int) -> Path:
         """Our own file for a layer."""
-        return self.folder / f"{module_name(self.layout, layer)}{self._tail}.safetensors"
+        return self._file(module_name(self.layout, layer), "safetensors")
 
     def npz_path(self, layer: int) -> Path:
         """EasyEdit's file for a layer."""
-        module = module_name(self.layout, layer)
-        return self.folder / f"{module}_{self.dtype}_mom2_{self.n_samples}.npz"
+        return self._file(module_name(self.layout, layer), "npz")
 
     def partial_path(self, layers: Iterable[int]) -> Path:
         """The file of an unfinished pass over some layers."""
-        numbers = "-".join(str(layer) for layer in layers)
-        return self.folder / f"layers-{numbers}{self._tail}.partial.npz"
+        return self._file(f"layers-{'-'.join(map(str, layers))}", "partial.npz")
+
+    def _file(self, what: str, ending: str) -> Path:
+        return self.folder / f"{what}_{self.dtype}_mom2_{self.n_samples}.{ending}"
 
     def read(self, layer: int) -> SecondMoment | None:
         """Read a layer's statistics, our own file first; None if there is no file.
@@ -145,7 +136,6 @@ class StatisticsFiles:
             "d_ff": str(self.layout.d_ff),
             "dtype": self.dtype,
             "n_samples": str(self.n_samples),
-            "seed": str(self.seed),
             "digest": self.digest or "",
         }
 

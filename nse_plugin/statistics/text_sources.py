@@ -9,8 +9,8 @@ A source is named by one string (``mom2_dataset`` in the hparams):
 - otherwise a dataset of the ``datasets`` library, ``name`` or ``name:config``, or one of
   EasyEdit's names for those (``wikipedia``, ``wikitext``, ``wikitext2``).
 
-Chunks are numbered and each can be made without those before it, so an interrupted pass can be
-resumed.
+The choice of texts is the same each time.  Chunks are numbered and each can be made without those
+before it, so an interrupted pass can be resumed.
 """
 
 from __future__ import annotations
@@ -88,7 +88,6 @@ def token_chunks(
     *,
     n_samples: int,
     max_length: int,
-    seed: int,
     first: int = 0,
 ) -> Iterator[list[list[int]]]:
     """Read, or sample, the token rows of a source, :func:`chunk_size` texts at a time.
@@ -102,9 +101,9 @@ def token_chunks(
         StatisticsError: the source cannot be read, or holds no text.
     """
     if source == "self":
-        yield from _sampled_chunks(layout, tokenizer, n_samples, max_length, seed, first)
+        yield from _sampled_chunks(layout, tokenizer, n_samples, max_length, first)
         return
-    documents = _documents(source, n_samples, seed)
+    documents = _documents(source, n_samples)
     n_read = sum(1 for _ in itertools.islice(documents, first * CHUNK))
     while chunk := list(itertools.islice(documents, CHUNK)):
         n_read += len(chunk)
@@ -118,18 +117,18 @@ def token_chunks(
         log.warning("source %r has %d of %d texts; all are used", source, n_read, n_samples)
 
 
-def _documents(source: str, n_samples: int, seed: int) -> Iterator[str]:
+def _documents(source: str, n_samples: int) -> Iterator[str]:
     path = text_file(source)
     if path is not None:
-        return _lines(path, n_samples, seed)
+        return _lines(path, n_samples)
     if source in NAMED_TEXTS:
         texts = [text for text in NAMED_TEXTS[source].documents() if text.strip()]
-        random.Random(seed).shuffle(texts)
+        random.Random(0).shuffle(texts)
         return iter(texts[:n_samples])
-    return _streamed(source, n_samples, seed)
+    return _streamed(source, n_samples)
 
 
-def _lines(path: Path, n_samples: int, seed: int) -> Iterator[str]:
+def _lines(path: Path, n_samples: int) -> Iterator[str]:
     """The lines of a file that are not blank, shuffled; only their places are kept in memory."""
     places, place = [], 0
     try:
@@ -138,7 +137,7 @@ def _lines(path: Path, n_samples: int, seed: int) -> Iterator[str]:
                 if line.strip():
                     places.append(place)
                 place += len(line)
-            random.Random(seed).shuffle(places)
+            random.Random(0).shuffle(places)
             for place in places[:n_samples]:
                 handle.seek(place)
                 yield handle.readline().decode("utf-8").strip()
@@ -153,7 +152,7 @@ def _lines(path: Path, n_samples: int, seed: int) -> Iterator[str]:
         ) from error
 
 
-def _streamed(source: str, n_samples: int, seed: int) -> Iterator[str]:
+def _streamed(source: str, n_samples: int) -> Iterator[str]:
     """Documents of a dataset of the ``datasets`` library, streamed."""
     name, config = DATASETS.get(source) or _split_name(source)
     ways_out = (
@@ -164,7 +163,7 @@ def _streamed(source: str, n_samples: int, seed: int) -> Iterator[str]:
     n_read = 0
     try:
         dataset = datasets.load_dataset(name, config, split="train", streaming=True)
-        dataset = dataset.shuffle(seed=seed, buffer_size=_SHUFFLE_BUFFER)
+        dataset = dataset.shuffle(seed=0, buffer_size=_SHUFFLE_BUFFER)
         for text in itertools.islice(_texts(dataset, source), n_samples):
             n_read += 1
             yield text
@@ -196,7 +195,7 @@ def _texts(dataset: Iterable[dict[str, Any]], source: str) -> Iterator[str]:
 
 
 def _sampled_chunks(
-    layout: DecoderLayout, tokenizer: Any, n_samples: int, max_length: int, seed: int, first: int
+    layout: DecoderLayout, tokenizer: Any, n_samples: int, max_length: int, first: int
 ) -> Iterator[list[list[int]]]:
     """Rows that the model writes itself, from all of its distribution, up to their end of text.
 
@@ -208,7 +207,7 @@ def _sampled_chunks(
     keep_start = start_id is None or tokenizer("a")["input_ids"][:1] == [start_id]
     n_sampled = length - 1 if keep_start else min(length, (layout.max_positions or length + 1) - 1)
     for number in range(first, -(-n_samples // SELF_CHUNK)):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + number) % 2**63)
+        generator = torch.Generator().manual_seed(number)
         n_rows = min(SELF_CHUNK, n_samples - number * SELF_CHUNK)
         starts = _starts(layout, tokenizer, n_rows, generator)
         more = sample_ids(layout.model, starts, n_sampled, top_k=None, generator=generator)

@@ -100,9 +100,9 @@ def test_equals_a_loop_in_float64(layout, text, tmp_path):
 
 def test_every_family(any_model, text, tmp_path):
     layout = layout_of(any_model)
-    (moment,) = compute(layout, text, tmp_path, layers=[2], n_samples=2, max_length=9).values()
+    (moment,) = compute(layout, text, tmp_path, layers=[2], n_samples=2).values()
     assert moment.mean.shape == (layout.d_ff, layout.d_ff)
-    assert moment.count <= 18 and moment.mean.diagonal().min() >= 0
+    assert moment.count > 2 and moment.mean.diagonal().min() >= 0
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
@@ -117,7 +117,7 @@ def test_neither_batches_nor_padding_side_matter(tmp_path_factory, budget, side)
     found = [
         second_moments(
             layout, use, [2], source=str(text), n_samples=7, token_budget=tokens,
-            stats_dir=tmp_path_factory.mktemp("stats"), max_length=30,
+            stats_dir=tmp_path_factory.mktemp("stats"),
         )[2]
         for use, tokens in ((tokenizer, budget), (tiny_tokenizer(), 64))
     ]  # fmt: skip
@@ -409,21 +409,21 @@ def test_npz_truncated_or_of_another_size(layout, tmp_path):
 # --- sources of text
 
 
-def rows_of(source, layout, tokenizer=None, n_samples=5, max_length=64, seed=0, first=0):
+def rows_of(source, layout, tokenizer=None, n_samples=5, max_length=64, first=0):
     chunks = token_chunks(
         source, layout, tokenizer or tiny_tokenizer(), n_samples=n_samples,
-        max_length=max_length, seed=seed, first=first,
+        max_length=max_length, first=first,
     )  # fmt: skip
     return [row for chunk in chunks for row in chunk]
 
 
-def test_file_lines_are_shuffled_by_seed(layout, text):
+def test_file_lines_are_shuffled(layout, text):
     rows = rows_of(text, layout, n_samples=4)
     assert rows == rows_of("file:" + text, layout, n_samples=4)
     assert rows == rows_of(text, layout, n_samples=7)[:4]
-    assert any(rows_of(text, layout, seed=seed) != rows_of(text, layout) for seed in (1, 2))
-    decoded = {tiny_tokenizer().decode(row) for row in rows_of(text, layout, max_length=999)}
-    assert decoded <= {line.strip() for line in LINES}
+    decoded = [tiny_tokenizer().decode(row) for row in rows_of(text, layout, max_length=999)]
+    in_order = [line.strip() for line in LINES if line.strip() in decoded]
+    assert sorted(decoded) == sorted(in_order) and decoded != in_order
 
 
 def test_fewer_texts_than_asked_for(layout, text, tmp_path, caplog):
@@ -452,7 +452,6 @@ def test_self_is_repeatable_and_varied(layout, monkeypatch):
     torch.manual_seed(5)
     assert rows == rows_of("self", layout, n_samples=6, max_length=12)
     assert rows[4:] == rows_of("self", layout, n_samples=6, max_length=12, first=1)
-    assert rows != rows_of("self", layout, n_samples=6, max_length=12, seed=1)
     assert len(rows) == 6 and len({tuple(row) for row in rows}) == 6
     assert all(1 <= len(row) <= 12 for row in rows)
     assert all(0 not in row for row in rows)  # the only special token ends a text
@@ -477,7 +476,7 @@ def test_named_texts(layout, monkeypatch, tmp_path):
     monkeypatch.setattr(text_sources, "NAMED_TEXTS", named_texts.NAMED_TEXTS)
     named_texts.register_text("lines", lambda: [*LINES, " "], digest="v1")
     rows = rows_of("lines", layout, n_samples=50)
-    assert len(rows) == 7 and rows != rows_of("lines", layout, n_samples=50, seed=1)
+    assert len(rows) == 7
     assert text_sources.source_digest("lines") == "v1"
     compute(layout, "lines", tmp_path, n_samples=7)
     named_texts.NAMED_TEXTS.clear()
@@ -494,7 +493,7 @@ def test_progress_where_there_is_no_bar(layout, text, tmp_path, monkeypatch, cap
     compute(layout, text, tmp_path / "a", token_budget=1)
     assert "texts" not in caplog.text  # it took no 30 seconds
     monkeypatch.setattr(covariance, "SAY_EVERY_S", 0.0)
-    compute(layout, text, tmp_path / "b", token_budget=1, progress=False)
+    compute(layout, text, tmp_path / "b", token_budget=1)
     assert "statistics of layers [1, 3]: 2 of 7 texts, " in caplog.text
 
 
@@ -556,7 +555,7 @@ def test_slugs_stay_in_their_folder(source, slug):
 
 
 def test_settings_out_of_range(layout, text, tmp_path):
-    for changes in ({"n_samples": 0}, {"token_budget": 0}, {"max_length": 0}, {"dtype": "int8"}):
+    for changes in ({"n_samples": 0}, {"token_budget": 0}, {"dtype": "int8"}):
         with pytest.raises(StatisticsError, match=next(iter(changes)).replace("dt", "mom2_dt")):
             compute(layout, text, tmp_path, **changes)
     with pytest.raises(ModelError, match="layers"):
