@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nse_plugin.cli.options import with_parameters
 from nse_plugin.cli.output import (
     INTERRUPTED,
     be_quiet,
@@ -104,7 +105,6 @@ def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:
             use_no_colours()
         return guarded(**options)
 
-    functools.update_wrapper(called, guarded)
     common = {
         "quiet": typer.Option("--quiet", "-q", help="Print only results and errors."),
         "no_color": typer.Option("--no-color", help="Print without colours, as with NO_COLOR=1."),
@@ -116,10 +116,7 @@ def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:
         for name, option in common.items()
     ]
     own = inspect.signature(guarded, eval_str=True).parameters.values()
-    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *added)]
-    called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    called.__annotations__ = {p.name: p.annotation for p in parameters}
-    return called
+    return with_parameters(called, guarded, (*own, *added))
 
 
 def _call(function: Callable[..., int], options: dict[str, Any]) -> int:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nse_plugin.cli.app import LOOK, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables, working
+from nse_plugin.cli.options import AS_JSON, DEVICE, FOLDER, examples
+from nse_plugin.cli.output import note, show_result, show_tables, working
 from nse_plugin.report.table import Table
 
 if TYPE_CHECKING:
@@ -25,18 +24,15 @@ if TYPE_CHECKING:
     ),
 )
 def ask(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of edits, or a run.")],
+    folder: FOLDER,
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="A question, or a text to continue.")
     ],
     plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Continue the text without the model's chat template."),
+        bool, typer.Option("--plain", help="Continue the text without the model's chat template.")
     ] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 40,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the folder's.")
-    ] = None,
+    device: DEVICE = None,
     as_json: AS_JSON = False,
 ) -> int:
     """Ask the edited model and the untouched one, side by side.

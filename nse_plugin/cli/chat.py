@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,7 +11,7 @@ import typer
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.ask import not_shown
 from nse_plugin.cli.edit import show_edit
-from nse_plugin.cli.options import examples
+from nse_plugin.cli.options import DEVICE, FOLDER, examples
 from nse_plugin.cli.output import complain, note, show, working
 from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
 from nse_plugin.printable import counted
@@ -36,15 +35,12 @@ type a text, and the edited model answers it
 
 @command(LOOK, examples("nse chat my-edits", "nse chat my-edits --plain"))
 def chat(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of edits, or a run.")],
+    folder: FOLDER,
     plain: Annotated[
-        bool,
-        typer.Option("--plain", help="Continue texts without the model's chat template."),
+        bool, typer.Option("--plain", help="Continue texts without the model's chat template.")
     ] = False,
     tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 60,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the folder's.")
-    ] = None,
+    device: DEVICE = None,
 ) -> int:
     """Talk with the edited model, with commands such as /edit, /undo, /blame and /original.
 

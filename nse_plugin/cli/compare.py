@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, show_tables, teller
+from nse_plugin.cli.options import AS_JSON, Group, config_option, examples, with_fields
+from nse_plugin.cli.output import interrupt_says, show_result, show_tables, teller
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.runs.stopping import StopRules
@@ -45,11 +45,7 @@ def compare(
     protocol = {"every": given.pop("every", None)}
     stop = {"until_collapse": given.pop("until_collapse", None)}
     settings = CompareSettings.read(config, {**given, "protocol": protocol, "stop": stop})
-    from nse_plugin.compare.comparison import (
-        exit_code,
-        read_comparison,
-        write_report,
-    )
+    from nse_plugin.compare.comparison import exit_code, read_comparison, write_report
     from nse_plugin.compare.tables import all_tables
 
     out, show = Path(settings.out), teller(as_json)

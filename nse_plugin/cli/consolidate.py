@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nse_plugin.cli.app import KEEP, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, working
+from nse_plugin.cli.options import AS_JSON, DEVICE, RUN, examples
+from nse_plugin.cli.output import interrupt_says, note, show_result, working
 from nse_plugin.printable import counted
 
 
 @command(KEEP, examples("nse consolidate run1 --repair-rounds 3", "nse undo run1 --round 21"))
 def consolidate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of edits.")],
-    device: Annotated[
-        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's.")
-    ] = None,
+    run: RUN,
+    device: DEVICE = None,
     repair_rounds: Annotated[
         int | None,
         typer.Option(

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, show_tables, working
+from nse_plugin.cli.options import AS_JSON, examples
+from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables, working
 from nse_plugin.errors import RequestError
 
 if TYPE_CHECKING:
     from nse_plugin.runs.edit_report import EditReport
 
 NOT_IN_EFFECT = 3
-_FACT, _HOW = "The fact", "How it is edited"
+_fact = functools.partial(typer.Option, rich_help_panel="The fact")
+_how = functools.partial(typer.Option, rich_help_panel="How it is edited")
 
 
 @command(
@@ -32,74 +34,47 @@ def edit(
         Path, typer.Option(help="Folder of the edits; each call adds a round to it.")
     ] = Path("my-edits"),
     model: Annotated[
-        str | None,
-        typer.Option(
-            help="Short name, folder or hub id; only needed to begin a folder.",
-            rich_help_panel=_HOW,
-        ),
+        str | None, _how(help="Short name, folder or hub id; only needed to begin a folder.")
     ] = None,
     prompt: Annotated[
-        str | None,
-        typer.Option(help="Text before the answer, its subject in braces.", rich_help_panel=_FACT),
+        str | None, _fact(help="Text before the answer, its subject in braces.")
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="The new answer.", rich_help_panel=_FACT)
-    ] = None,
+    target: Annotated[str | None, _fact(help="The new answer.")] = None,
     subject: Annotated[
-        str | None,
-        typer.Option(help="The subject, if the prompt has {} in its place.", rich_help_panel=_FACT),
+        str | None, _fact(help="The subject, if the prompt has {} in its place.")
     ] = None,
     paraphrase: Annotated[
         list[str] | None,
-        typer.Option(
-            help="Another text with the same answer; can be repeated. Some are made by default.",
-            rich_help_panel=_FACT,
-        ),
+        _fact(help="Another text with the same answer; can be repeated. Some are made by default."),
     ] = None,
     neighbour: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A text whose answer must not change; can be repeated. Two are found by default.",
-            rich_help_panel=_FACT,
+        _fact(
+            help="A text whose answer must not change; can be repeated. Two are found by default."
         ),
     ] = None,
     facts: Annotated[
         Path | None,
-        typer.Option(
+        _fact(
             help="Instead of one fact, a YAML, CSV or JSON file with prompt, subject and target "
-            "of each.",
-            rich_help_panel=_FACT,
+            "of each."
         ),
     ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(help="NSE by default; MEMIT, ROME, AlphaEdit ...", rich_help_panel=_HOW),
-    ] = None,
+    method: Annotated[str | None, _how(help="NSE by default; MEMIT, ROME, AlphaEdit ...")] = None,
     hparams: Annotated[
         str | None,
-        typer.Option(
-            help="Name or path of a YAML, instead of the one that ships for method and model.",
-            rich_help_panel=_HOW,
-        ),
+        _how(help="Name or path of a YAML, instead of the one that ships for method and model."),
     ] = None,
     chat: Annotated[
         bool,
-        typer.Option(
-            "--chat",
-            help="Put prompts into the model's chat template; only to begin a folder.",
-            rich_help_panel=_HOW,
-        ),
+        _how("--chat", help="Put prompts into the model's chat template; only to begin a folder."),
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cpu, or the number of a GPU.", rich_help_panel=_HOW),
-    ] = None,
+    device: Annotated[str | None, _how(help="cpu, or the number of a GPU.")] = None,
     stats_dir: Annotated[
         str | None,
-        typer.Option(
+        _how(
             help="Folder of the statistics; by default ./data/stats if it is there, else one in "
-            "the cache.",
-            rich_help_panel=_HOW,
+            "the cache."
         ),
     ] = None,
     as_json: AS_JSON = False,

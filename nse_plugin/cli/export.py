@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 import typer
 
 from nse_plugin.cli.app import KEEP, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result, show_tables, working
+from nse_plugin.cli.options import AS_JSON, DEVICE, RUN, examples
+from nse_plugin.cli.output import show_result, show_tables, working
 from nse_plugin.report.table import Table
 
 
@@ -22,7 +22,7 @@ from nse_plugin.report.table import Table
     ),
 )
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: RUN,
     to: Annotated[
         Literal["peft", "delta", "full"],
         typer.Option(help="A LoRA adapter, the changed matrices only, or a whole model."),
@@ -36,9 +36,7 @@ def export(
         bool,
         typer.Option(help="Pad all layers of the adapter to one rank, as most servers want it."),
     ] = True,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, or the number of a GPU, instead of the run's device.")
-    ] = None,
+    device: DEVICE = None,
     as_json: AS_JSON = False,
 ) -> int:
     """Write a run's edits as a LoRA adapter, as changed matrices or as a model."""

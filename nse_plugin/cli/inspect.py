@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from nse_plugin.cli.app import LOOK, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables
+from nse_plugin.cli.options import AS_JSON, RUN, examples
+from nse_plugin.cli.output import note, show_result, show_tables
 
 
 @command(
@@ -23,7 +23,7 @@ from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables
     ),
 )
 def inspect(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: RUN,
     layer: Annotated[
         int | None, typer.Option(help="Show the neurons of this layer that changed most.")
     ] = None,

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from nse_plugin.cli.app import MACHINE, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, note, show_result, show_tables, working
+from nse_plugin.cli.options import AS_JSON, examples
+from nse_plugin.cli.output import note, show_result, show_tables, working
 from nse_plugin.report.table import Table
 
 

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Optional, get_args, get_type_hints
 
 import typer
 
 from nse_plugin.hparams.docs import field_docs
+
+AS_JSON = Annotated[
+    bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
+]
+FOLDER = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of edits, or a run.")]
+RUN = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of edits.")]
+DEVICE = Annotated[
+    str | None, typer.Option(help="cpu, or the number of a GPU, instead of the folder's.")
+]
+MODEL = Annotated[str | None, typer.Option(help="Model to load instead of the YAML's model_name.")]
 
 
 def config_option(panel: str) -> Any:
@@ -40,17 +51,24 @@ def with_fields(*groups: Group) -> Callable[[Callable[..., int]], Callable[..., 
         made = [_parameter(group, name) for group in groups for name in group.names]
         names = [parameter.name for parameter in made]
 
-        @functools.wraps(command)
         def called(**options: Any) -> int:
             given = {n: v for n in names if (v := options.pop(n)) is not None}
             return command(given, **options)
 
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *made)]
-        called.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        called.__annotations__ = {p.name: p.annotation for p in parameters}
-        return called
+        return with_parameters(called, command, (*own, *made))
 
     return decorated
+
+
+def with_parameters(
+    called: Callable[..., int], command: Callable[..., int], parameters: Iterable[inspect.Parameter]
+) -> Callable[..., int]:
+    """A function under the name and text of a command, with these parameters as typer sees it."""
+    functools.update_wrapper(called, command)
+    named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
+    called.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in named}
+    return called
 
 
 def examples(*lines: str) -> str:

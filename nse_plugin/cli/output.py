@@ -12,9 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
-
-import typer
+from typing import TYPE_CHECKING, Any, TextIO
 
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.printable import printable
@@ -26,9 +24,6 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """Exit code after a broken output pipe: 128 + SIGPIPE, as shells report it."""
-AS_JSON = Annotated[
-    bool, typer.Option("--json", help="Print the result as JSON, and nothing else.")
-]
 _PROGRESS = logging.getLogger("nse_plugin.progress")
 
 

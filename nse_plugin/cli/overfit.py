@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from nse_plugin.cli.app import LOOK, command
-from nse_plugin.cli.options import Group, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, show_result, working
+from nse_plugin.cli.options import AS_JSON, MODEL, Group, examples, with_fields
+from nse_plugin.cli.output import show_result, working
 from nse_plugin.report.table import Table
 from nse_plugin.runs.settings import CommonSettings
 
@@ -37,9 +37,7 @@ def overfit(
     seed: Annotated[
         int, typer.Option(help="Seed that chooses the facts of atlas:N and earth:N.")
     ] = 0,
-    model: Annotated[
-        str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
-    ] = None,
+    model: MODEL = None,
     shown: Annotated[int, typer.Option(help="Number of edits shown token by token.")] = 3,
     plot: Annotated[
         Path | None,

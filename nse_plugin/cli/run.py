@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import Group, config_option, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, interrupt_says, note, show_result, show_tables, teller
+from nse_plugin.cli.options import AS_JSON, Group, config_option, examples, with_fields
+from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables, teller
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.printable import counted
 from nse_plugin.report.table import Table

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nse_plugin.cli.app import MACHINE, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result, show_tables, working
+from nse_plugin.cli.options import AS_JSON, MODEL, examples
+from nse_plugin.cli.output import show_result, show_tables, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.report.table import NOTHING, Table
@@ -25,9 +25,7 @@ def stats(
     hparams: Annotated[
         str, typer.Option(help="Name or path of the YAML of a method that uses statistics.")
     ],
-    model: Annotated[
-        str | None, typer.Option(help="Model to load instead of the YAML's model_name.")
-    ] = None,
+    model: MODEL = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the YAML's device.")
     ] = None,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nse_plugin.cli.app import EDIT, command
-from nse_plugin.cli.options import Group, examples, with_fields
-from nse_plugin.cli.output import AS_JSON, interrupt_says, show_result, teller
+from nse_plugin.cli.options import AS_JSON, Group, examples, with_fields
+from nse_plugin.cli.output import interrupt_says, show_result, teller
 from nse_plugin.tune.settings import TuneSettings
 
 

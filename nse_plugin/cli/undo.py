@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from nse_plugin.cli.app import KEEP, command
-from nse_plugin.cli.options import examples
-from nse_plugin.cli.output import AS_JSON, show_result
+from nse_plugin.cli.options import AS_JSON, RUN, examples
+from nse_plugin.cli.output import show_result
 
 
 @command(KEEP, examples("nse undo run1 --round 7 --reason 'wrong source'"))
 def undo(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    run: RUN,
     number: Annotated[
         int, typer.Option("--round", help="Number of the round's file round-NNNN.safetensors.")
     ],
