@@ -89,16 +89,8 @@ def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
 
     WikiBigEdit's pipeline writes these fields too, with ``genv2_mixed`` for ``personas``.
     """
-    fields: dict[str, Any] = {
-        "case_id": record.get("case_id"),
-        "prompt": text_of(record, "src"),
-        "subject": text_of(record, "subject"),
-        "target_new": text_of(record, "alt"),
-        "ground_truth": record.get("answers"),
-        "rephrase_prompt": [record.get("rephrase"), record.get("genv2_mixed")],
-        "locality": neighbour_of(record, "loc", "loc_ans"),
-        "portability": neighbour_of(record, "mhop", "mhop_ans", MULTI_HOP),
-    }
+    fields = _question_fields(record, "src", "alt", "genv2_mixed")
+    fields["ground_truth"] = record.get("answers")
     hop = record.get("portability")
     if isinstance(hop, Mapping):
         fields["portability"] |= {
@@ -139,15 +131,7 @@ def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
 
 def _wikibigedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """WikiBigEdit as it is published; ``personas`` asks the same in the words of a persona."""
-    fields = {
-        "case_id": record.get("case_id"),
-        "prompt": text_of(record, "update"),
-        "subject": text_of(record, "subject"),
-        "target_new": text_of(record, "ans"),
-        "rephrase_prompt": [record.get("rephrase"), record.get("personas")],
-        "locality": neighbour_of(record, "loc", "loc_ans"),
-        "portability": neighbour_of(record, "mhop", "mhop_ans", MULTI_HOP),
-    }
+    fields = _question_fields(record, "update", "ans", "personas")
     return [EditRequest.from_dict(fields, index, notes)]
 
 
@@ -276,6 +260,21 @@ SCHEMAS: dict[str, Schema] = {
     ),
 }  # fmt: skip
 """Schemas by name, in the order in which a record is tried."""
+
+
+def _question_fields(
+    record: Mapping[str, Any], question: str, answer: str, by_persona: str
+) -> dict[str, Any]:
+    """A request's fields from a ZsRE or WikiBigEdit record; they differ in three names."""
+    return {
+        "case_id": record.get("case_id"),
+        "prompt": text_of(record, question),
+        "subject": text_of(record, "subject"),
+        "target_new": text_of(record, answer),
+        "rephrase_prompt": [record.get("rephrase"), record.get(by_persona)],
+        "locality": neighbour_of(record, "loc", "loc_ans"),
+        "portability": neighbour_of(record, "mhop", "mhop_ans", MULTI_HOP),
+    }
 
 
 def _template_request(

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from nse_plugin.data.atlas import speaks
+from nse_plugin.data.atlas import corpus, speaks
 from nse_plugin.data.packages import Wheel, cache_dir, download_wheel
 from nse_plugin.errors import StatisticsError
 from nse_plugin.files import make_folder, write_text
@@ -39,13 +39,6 @@ _TAG = re.compile(r"<[^>]+>")
 _NEXT_SENTENCE = re.compile(r"[a-z)]\. [A-Z]")
 _SHORTEST = 200
 """Characters of a paragraph that counts as prose."""
-
-
-def atlas() -> list[str]:
-    """The sentences of the embedded world."""
-    from nse_plugin.data.atlas import corpus
-
-    return corpus()
 
 
 def factbook() -> list[str]:
@@ -90,5 +83,5 @@ def prose(page: Any) -> Iterator[str]:
                 yield text
 
 
-register_text("atlas", atlas, fits=speaks)
+register_text("atlas", corpus, fits=speaks)
 register_text("factbook", factbook, digest=FACTBOOK.sha256[:16])

@@ -96,7 +96,7 @@ def to_peft(
     largest = max(fit.rank for *_, fit in made.values())
     _warn_of_rank(largest)
     for layer, (a, b, fits[layer]) in made.items():
-        module = session.layout.down_name(layer).removesuffix(".weight")
+        module = session.layout.down_path(layer)
         ranks[module] = largest if equal_ranks else fits[layer].rank
         more = ranks[module] - fits[layer].rank
         a, b = F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more))
@@ -122,7 +122,7 @@ def adapter_changes(
     """The change [d_model, d_ff] of each layer that an adapter of :func:`to_peft` holds."""
     found = {}
     for layer in range(layout.n_layers):
-        module = layout.down_name(layer).removesuffix(".weight")
+        module = layout.down_path(layer)
         a = tensors.get(f"{_PREFIX}{module}.lora_A.weight")
         if a is not None:
             device = layout.down(layer).weight.device
@@ -180,9 +180,7 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
         check_model(folder, read_manifest(folder, "peft"), session)
     tensors = read_tensors(folder / WEIGHTS)
     layout = session.layout
-    modules = {
-        layout.down_name(layer).removesuffix(".weight"): layer for layer in range(layout.n_layers)
-    }
+    modules = {layout.down_path(layer): layer for layer in range(layout.n_layers)}
     everything = torch.arange(layout.d_ff)
     factors = {}
     for name in sorted(tensors):
@@ -217,7 +215,7 @@ def _config(peft: ModuleType, session: EditSession, ranks: dict[str, int]) -> An
     others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
     return peft.LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=str(getattr(session.model.config, "_name_or_path", "")) or None,
+        base_model_name_or_path=session.layout.loaded_from or None,
         inference_mode=True,
         target_modules="|".join(map(re.escape, ranks)),  # a regex has to match the whole name
         r=r,

@@ -12,7 +12,7 @@ import yaml
 
 from nse_plugin.data.published import MODELS, PROVENANCE
 from nse_plugin.export.factors import Fit
-from nse_plugin.files import write_text, write_whole
+from nse_plugin.files import read_json, write_text, write_whole
 from nse_plugin.runs.facts import Fact, facts_of
 from nse_plugin.runs.reading import RunFiles, consolidations
 from nse_plugin.session.session import EditSession
@@ -139,7 +139,7 @@ def write_card(
 
 def base_name(session: EditSession) -> str:
     """The base model's name: its hub id or short name, or the last part of its path."""
-    name = str(getattr(session.model.config, "_name_or_path", "") or "")
+    name = session.layout.loaded_from
     for model in MODELS.values():
         if Path(name).name == model.folder:
             return model.name
@@ -151,21 +151,18 @@ def _place(session: EditSession) -> str:
     name = base_name(session)
     if name in MODELS:
         return f'"path/to/{MODELS[name].folder}"  # printed by: nse models get {name}'
-    local = Path(str(getattr(session.model.config, "_name_or_path", "") or "")).exists()
+    local = Path(session.layout.loaded_from).exists()
     return f'"path/to/{name}"' if local else f'"{name}"'
 
 
 def licence_of(session: EditSession) -> str:
     """The licence of the base model, as far as its folder or the table of models says."""
-    place = Path(str(getattr(session.model.config, "_name_or_path", "") or ""))
     published = MODELS.get(base_name(session))
     if published is not None:
         return published.licence
-    if (place / PROVENANCE).is_file():
-        found = json.loads((place / PROVENANCE).read_text(encoding="utf-8")).get("licence")
-        if found:
-            return str(found)
-    return "not known here; see the base model"
+    provenance = Path(session.layout.loaded_from) / PROVENANCE
+    found = read_json(provenance).get("licence") if provenance.is_file() else None
+    return str(found or "not known here; see the base model")
 
 
 def _what(kind: str) -> str:

@@ -127,7 +127,7 @@ def write_manifest(
             "schema": SCHEMA,
             "kind": kind,
             "version": __version__,
-            "model": str(getattr(layout.model.config, "_name_or_path", "")),
+            "model": layout.loaded_from,
             "fingerprint": model_fingerprint(layout),
             "dtype": str(layout.model.dtype).removeprefix("torch."),
             "rounds": len(session.ledger),

@@ -64,14 +64,9 @@ class Lookups:
     """Weight of the bare prompt's key in the mean, where there are contexts."""
 
     @classmethod
-    def of(
-        cls,
-        layout: DecoderLayout,
-        rows: Sequence[Rows],
-        token_budget: int,
-    ) -> Lookups:
+    def of(cls, layout: DecoderLayout, rows: Sequence[Rows], token_budget: int) -> Lookups:
         """The places to read in the rows of a round, see :func:`encode_round`."""
-        read = [[prompt.ids[: prompt.subject_last + 1] for prompt in one.rewriting] for one in rows]
+        read = [[prompt.up_to_subject for prompt in one.rewriting] for one in rows]
         return cls(
             Prefixes(layout, token_budget, tuple(prompts[0] for prompts in read)),
             Prefixes(layout, token_budget, tuple(row for prompts in read for row in prompts[1:])),

@@ -25,8 +25,7 @@ class Rows:
     @property
     def read(self) -> tuple[int, ...]:
         """Tokens that the key depends on: the bare prompt's up to the subject's last."""
-        bare = self.rewriting[0]
-        return bare.ids[: bare.subject_last + 1]
+        return self.rewriting[0].up_to_subject
 
     @property
     def width(self) -> int:

@@ -212,8 +212,8 @@ def covariance_factor(covariance: torch.Tensor) -> torch.Tensor:
     Raises:
         StatisticsError: C is singular.
     """
-    factor, failed = torch.linalg.cholesky_ex(covariance.double())
-    if bool(failed):
+    factor = factor_if_regular(covariance)
+    if factor is None:
         raise StatisticsError(
             f"the covariance of {covariance.shape[0]} neurons is singular; raise mom2_n_samples so "
             "that it has full rank, or set mom2_adjustment: false"

@@ -194,7 +194,7 @@ class _Problem:
         n_rewriting = len(prompts)
         prompts += [item.essence for item in rows]
         # a target's last token is predicted, never read; the essence is read at its subject
-        ids = [p.ids[:-1] if p.n_target else p.ids[: p.subject_last + 1] for p in prompts]
+        ids = [p.ids[:-1] if p.n_target else p.up_to_subject for p in prompts]
         batch = TokenBatch.of(ids, layout.input_device)
         starts = torch.tensor([prompt.subject_last for prompt in prompts]).to(batch.lengths)
         z_layer, last = hparams.layers[-1], layout.n_layers - 1
@@ -272,8 +272,7 @@ class _Problem:
 
 def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> torch.Tensor:
     """[n, d_model] float32, what a block's MLP adds to the residual stream on the bare prompts."""
-    ids = [item.rewriting[0].ids[: item.rewriting[0].subject_last + 1] for item in rows]
-    batch = TokenBatch.of(ids, layout.input_device)
+    batch = TokenBatch.of([item.read for item in rows], layout.input_device)
     found = read_rows(layout, batch, batch.lengths - 1, outputs_of={"down": layout.down(layer)})
     return path_of(layout, layer)(found["down"].float())
 

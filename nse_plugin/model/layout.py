@@ -72,6 +72,11 @@ class DecoderLayout:
         return next(name for name, module in self.model.named_modules() if module is head)
 
     @property
+    def loaded_from(self) -> str:
+        """Path or hub id that the model was loaded from; empty where nobody knows."""
+        return str(getattr(self.model.config, "_name_or_path", "") or "")
+
+    @property
     def input_device(self) -> torch.device:
         """Where token ids go in."""
         return device_of(self.model.get_input_embeddings(), torch.device("cpu"))
@@ -92,9 +97,13 @@ class DecoderLayout:
         """
         return cast(nn.Linear, self.blocks[layer].get_submodule(self.family.down))
 
+    def down_path(self, layer: int) -> str:
+        """Name of the down-projection among the model's modules."""
+        return f"{self.family.blocks}.{layer}.{self.family.down}"
+
     def down_name(self, layer: int) -> str:
         """Name of the down-projection's weight among the model's parameters."""
-        return f"{self.family.blocks}.{layer}.{self.family.down}.weight"
+        return f"{self.down_path(layer)}.weight"
 
     def check_layers(self, layers: list[int]) -> None:
         """Raise :class:`ModelError` unless every layer exists and has a down-projection to edit."""

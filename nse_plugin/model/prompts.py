@@ -42,6 +42,11 @@ class EncodedPrompt:
         return len(self.ids) - self.n_target
 
     @property
+    def up_to_subject(self) -> tuple[int, ...]:
+        """The tokens up to the subject's last."""
+        return self.ids[: self.subject_last + 1]
+
+    @property
     def target_ids(self) -> tuple[int, ...]:
         """The target's tokens."""
         return self.ids[self.n_prompt :]

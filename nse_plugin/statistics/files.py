@@ -87,11 +87,11 @@ class StatisticsFiles:
 
     def path(self, layer: int) -> Path:
         """Our own file for a layer."""
-        return self._file(module_name(self.layout, layer), "safetensors")
+        return self._file(self.layout.down_path(layer), "safetensors")
 
     def npz_path(self, layer: int) -> Path:
         """EasyEdit's file for a layer."""
-        return self._file(module_name(self.layout, layer), "npz")
+        return self._file(self.layout.down_path(layer), "npz")
 
     def partial_path(self, layers: Iterable[int]) -> Path:
         """The file of an unfinished pass over some layers."""
@@ -132,7 +132,7 @@ class StatisticsFiles:
         return {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
-            "module": module_name(self.layout, layer),
+            "module": self.layout.down_path(layer),
             "d_ff": str(self.layout.d_ff),
             "dtype": self.dtype,
             "n_samples": str(self.n_samples),
@@ -245,15 +245,9 @@ def read_partial(path: Path, layers: Iterable[int]) -> tuple[dict[str, Any], dic
         return None
 
 
-def module_name(layout: DecoderLayout, layer: int) -> str:
-    """Name of a layer's down-projection, as statistics files have it."""
-    return layout.down_name(layer).removesuffix(".weight")
-
-
 def model_basename(layout: DecoderLayout) -> str:
     """The last part of the name or path that the model was loaded from."""
-    name = str(getattr(layout.model.config, "_name_or_path", "") or "")
-    return name.rstrip("/").rsplit("/")[-1] or layout.model_type
+    return layout.loaded_from.rstrip("/").rsplit("/")[-1] or layout.model_type
 
 
 @torch.no_grad()

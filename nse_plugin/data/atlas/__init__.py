@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import copy
 import json
-import random
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nse_plugin.data.draws import of_other_subjects, subjects_take_turns
 from nse_plugin.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _vocabulary(name: str) -> frozenset[str]:
 
 
 def load(
-    name: str, dtype: torch.dtype | None = None, device: str = "cpu"
+    name: str, dtype: torch.dtype | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a shipped model in evaluation mode and its tokenizer; `dtype` None means float32."""
     import torch
@@ -74,7 +74,7 @@ def load(
 
     folder = model_dir(name)
     # cast after loading: the keyword for it has another name in transformers 4 and 5
-    model = AutoModelForCausalLM.from_pretrained(folder).to(device, dtype or torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder).to(dtype or torch.float32)
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
@@ -88,36 +88,21 @@ def facts() -> list[dict[str, Any]]:
     return copy.deepcopy(_read_facts())
 
 
-def subject_of(record: dict[str, Any]) -> str:
-    """Whom or what a record is about."""
-    return record["requested_rewrite"]["subject"]
-
-
-def edit_set(n: int, seed: int = 0, distinct_subjects: bool = True) -> list[dict[str, Any]]:
+def edit_set(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """`n` records drawn by `seed`, relations mixed, in random order.
 
-    With `distinct_subjects` no subject comes twice before every subject came once; a smaller `n`
-    with the same seed gives the beginning of the same list.
+    No subject comes twice before every subject came once; a smaller `n` with the same seed gives
+    the beginning of the same list.
     """
     records = facts()
     if not 0 <= n <= len(records):
         raise DataError(f"the embedded world has {len(records)} facts, and {n} are asked for")
-    random.Random(seed).shuffle(records)
-    if distinct_subjects:
-        times: dict[str, int] = {}
-        turn = {}
-        for record in records:
-            subject = subject_of(record)
-            turn[record["case_id"]] = times[subject] = times.get(subject, 0) + 1
-        records.sort(key=lambda record: turn[record["case_id"]])
-    return records[:n]
+    return subjects_take_turns(records, seed)[:n]
 
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
     """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
-    edited = {subject_of(record) for record in edits}
-    rest = [record for record in facts() if subject_of(record) not in edited]
-    return random.Random(seed).sample(rest, min(n, len(rest)))
+    return of_other_subjects(facts(), edits, n, seed)
 
 
 def corpus() -> list[str]:

@@ -15,6 +15,7 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
+from nse_plugin.data.draws import of_other_subjects, subjects_take_turns
 from nse_plugin.data.earth.records import kept_back, make_record
 from nse_plugin.data.earth.tables import Fact, all_facts, relations
 from nse_plugin.errors import DataError
@@ -57,14 +58,7 @@ def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     records = facts(seed)
     if n is not None and not 0 <= n <= len(records):
         raise DataError(f"there are {len(records)} real facts, and {n} are asked for")
-    random.Random(seed).shuffle(records)
-    times: dict[str, int] = {}
-    turn: dict[int, int] = {}
-    for record in records:
-        subject = record["requested_rewrite"]["subject"]
-        turn[record["case_id"]] = times[subject] = times.get(subject, 0) + 1
-    records.sort(key=lambda record: turn[record["case_id"]])
-    return records[:n]
+    return subjects_take_turns(records, seed)[:n]
 
 
 def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
@@ -104,6 +98,4 @@ def unedited(n: int) -> list[tuple[str, str]]:
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
     """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
-    edited = {record["requested_rewrite"]["subject"] for record in edits}
-    rest = [r for r in facts(seed) if r["requested_rewrite"]["subject"] not in edited]
-    return random.Random(seed).sample(rest, min(n, len(rest)))
+    return of_other_subjects(facts(seed), edits, n, seed)
