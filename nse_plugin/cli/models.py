@@ -25,55 +25,64 @@ def models(
 
     They are kept in the folder that NSE_PLUGIN_CACHE names, else in the user's cache.
     """
-    from nse_plugin.data.packages import cache_dir
-    from nse_plugin.data.published import MODELS, fetch, find_published, is_fetched
-
-    if what is None and as_json:
-        found = [
-            {
-                "name": model.name,
-                "title": model.title,
-                "licence": model.licence,
-                "download_bytes": model.download,
-                "unpacked_bytes": model.unpacked,
-                "fetched": is_fetched(model),
-            }
-            for model in MODELS.values()
-        ]
-        show_result({"folder": str(cache_dir()), "models": found})
-        return 0
     if what is None:
-        rows = tuple(
-            (
-                model.name, model.title, f"{model.download / 1e6:.0f}",
-                f"{model.unpacked / 1e6:.0f}", model.licence,
-                "here" if is_fetched(model) else "not fetched",
-            )
-            for model in MODELS.values()
-        )  # fmt: skip
-        heads = ("name", "model", "download, MB", "unpacked, MB", "licence", "state")
-        numeric = (False, False, True, True, False, False)
-        show_tables(Table("Real models by short name", heads, rows, numeric))
-        note(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
-        return 0
-    if what != "get" or not names:
+        _list(as_json)
+    elif what == "get" and names:
+        _fetch(names, as_json)
+    else:
         raise typer.BadParameter(
             "get needs a name; nse models lists them"
             if what == "get"
             else f"there is no nse models {what}; give nse models alone, or nse models get NAME"
         )
+    return 0
+
+
+def _list(as_json: bool) -> None:
+    from nse_plugin.data.packages import cache_dir
+    from nse_plugin.data.published import MODELS, is_fetched
+
+    found = [
+        {
+            "name": model.name,
+            "title": model.title,
+            "licence": model.licence,
+            "download_bytes": model.download,
+            "unpacked_bytes": model.unpacked,
+            "fetched": is_fetched(model),
+        }
+        for model in MODELS.values()
+    ]
+    if as_json:
+        show_result({"folder": str(cache_dir()), "models": found})
+        return
+    rows = tuple(
+        (
+            model.name, model.title, f"{model.download / 1e6:.0f}", f"{model.unpacked / 1e6:.0f}",
+            model.licence, "here" if is_fetched(model) else "not fetched",
+        )
+        for model in MODELS.values()
+    )  # fmt: skip
+    heads = ("name", "model", "download, MB", "unpacked, MB", "licence", "state")
+    numeric = (False, False, True, True, False, False)
+    show_tables(Table("Real models by short name", heads, rows, numeric))
+    note(f"kept in {cache_dir()}; fetch one with: nse models get NAME")
+
+
+def _fetch(names: list[str], as_json: bool) -> None:
+    from nse_plugin.data.published import fetch, find_published
+
     fetched = {}
-    for model in map(find_published, names):
+    for name in [find_published(name).name for name in names]:  # all known, before one is fetched
         if sys.stderr.isatty():  # pip has a bar of its own
-            fetched[model.name] = str(fetch(model.name, progress=True))
+            fetched[name] = str(fetch(name, progress=True))
         else:
             with working() as listener:
-                listener("phase", {"name": f"fetching {model.name}"})
-                fetched[model.name] = str(fetch(model.name))
+                listener("phase", {"name": f"fetching {name}"})
+                fetched[name] = str(fetch(name))
         if not as_json:
-            show_result(f"{model.name}: {fetched[model.name]}")
+            show_result(f"{name}: {fetched[name]}")
     if as_json:
         show_result(fetched)
     else:
         note(f"next: nse demo --model {names[0]}, or nse edit --help")
-    return 0

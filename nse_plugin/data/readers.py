@@ -73,30 +73,17 @@ def parse_records(
         raise DataError(f"on_bad_record is {on_bad!r}; give 'stop' or 'skip'")
     if limit is not None and limit < 1:
         raise DataError(f"limit is {limit}; give a number of records above 0, or None for all")
-    if isinstance(records, Mapping) and any(s.fits(records) for s in SCHEMAS.values()):
-        records = [records]  # JSON lines of one line
-    if not isinstance(records, Sequence) or isinstance(records, (str, bytes)):
-        found = (
-            f"an object ({', '.join(map(str, records))})"
-            if isinstance(records, Mapping)
-            else (f"{records!r:.40}")
-        )
-        raise DataError(
-            f"{source} holds {found} where a list of records is expected; "
-            "give the benchmark's own file, or the list inside it"
-        )
-    if not records:
-        raise DataError(f"{source} is an empty list; give a file with at least one record")
     if kind is not None and kind not in SCHEMAS:
         raise DataError(
             f"unknown schema {kind!r}{did_you_mean(kind, SCHEMAS)}; there are: {', '.join(SCHEMAS)}"
         )
+    records = _as_list(records, source)[:limit]
     requests: list[EditRequest] = []
     skipped: list[str] = []
     notes: list[str] = []
     unread: Counter[str] = Counter()
     left: dict[str, None] = {}
-    for index, record in enumerate(records[:limit]):
+    for index, record in enumerate(records):
         name = kind
         try:
             if not isinstance(record, Mapping):
@@ -113,13 +100,32 @@ def parse_records(
             if on_bad == "stop":
                 raise DataError(f"{what}; {way_out}") from error
             skipped.append(what)
-    warn_of(f"{source}: skipped {len(skipped)} of {len(records[:limit])} records", skipped)
+    warn_of(f"{source}: skipped {len(skipped)} of {len(records)} records", skipped)
     warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
     if left:
         log.warning("%s: left out, as requests have no place for it: %s", source, ", ".join(left))
     counted = [f"{name} ({count} records)" for name, count in sorted(unread.items())]
     warn_of(f"{source}: fields that are not read", counted)
     return requests
+
+
+def _as_list(records: Any, source: str) -> Sequence[Any]:
+    """Records as a list; raises :class:`DataError` where there is no record."""
+    if isinstance(records, Mapping) and any(s.fits(records) for s in SCHEMAS.values()):
+        return [records]  # JSON lines of one line
+    if not isinstance(records, Sequence) or isinstance(records, (str, bytes)):
+        found = (
+            f"an object ({', '.join(map(str, records))})"
+            if isinstance(records, Mapping)
+            else f"{records!r:.40}"
+        )
+        raise DataError(
+            f"{source} holds {found} where a list of records is expected; "
+            "give the benchmark's own file, or the list inside it"
+        )
+    if not records:
+        raise DataError(f"{source} is an empty list; give a file with at least one record")
+    return records
 
 
 def _case_of(record: Any) -> str:

@@ -190,14 +190,9 @@ class _Sums:
 
 
 def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget: int) -> None:
-    """Sum over the text; on any end before the last, what is summed up is kept in a file.
-
-    A bar shows how far it has come on a terminal; elsewhere :data:`PROGRESS_LOG` is told every
-    :data:`SAY_EVERY_S` seconds.
-    """
-    layers = list(sums.totals)
+    """Sum over the text; on any end before the last, what is summed up is kept in a file."""
     max_length = min(_LONGEST, files.layout.max_positions or _LONGEST)
-    path = files.partial_path(layers)
+    path = files.partial_path(sums.totals)
     key = {
         "schema": SCHEMA,
         "fingerprint": files.fingerprint,
@@ -218,16 +213,9 @@ def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget:
         max_length=max_length,
         first=sums.position[0],
     )
-    bar = tqdm(
-        total=files.n_samples,
-        initial=sums.n_samples,
-        desc=f"statistics of layers {layers}",
-        unit="text",
-        disable=None,
-    )
     next_save = time.monotonic() + SAVE_EVERY_S
-    said, announced = time.monotonic(), False
-    with bar, quiet(files.layout.model):
+    progress = _Progress(files, sums)
+    with progress.bar, quiet(files.layout.model):
         try:
             for rows in chunks:
                 rows = sorted(rows, key=len, reverse=True)
@@ -236,17 +224,7 @@ def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget:
                     started = time.monotonic()
                     with _interrupts_held():
                         sums.add_batch(rows[run])
-                    if not announced:
-                        share = sum(map(len, rows[run])) / sum(map(len, rows))
-                        _announce(files, layers, len(rows), (time.monotonic() - started) / share)
-                        announced = True
-                    bar.update(len(rows[run]))
-                    if bar.disable and time.monotonic() >= said + SAY_EVERY_S:
-                        said = time.monotonic()
-                        PROGRESS_LOG.info(
-                            "statistics of layers %s: %d of %d texts, %d tokens",
-                            layers, sums.n_samples, files.n_samples, sums.count,
-                        )  # fmt: skip
+                    progress.tell(rows, rows[run], time.monotonic() - started)
                     if (started := time.monotonic()) >= next_save:
                         sums.save(path, key)
                         ended = time.monotonic()
@@ -263,19 +241,42 @@ def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget:
         )
 
 
-def _announce(files: StatisticsFiles, layers: Sequence[int], n_texts: int, seconds: float) -> None:
-    """Say how long a pass takes, as its first batch lets one expect.
+class _Progress:
+    """Tells how far a pass has come: by a bar on a terminal, elsewhere to :data:`PROGRESS_LOG`."""
 
-    Args:
-        n_texts: texts of the first chunk, all of which take ``seconds``.
-    """
-    seconds *= files.n_samples / n_texts
-    if seconds > _LONG_S:
-        PROGRESS_LOG.info(
-            "statistics of layers %s from %d texts of %s: about %.0f s; they are made once and "
-            "kept in %s",
-            layers, files.n_samples, files.source, seconds, files.folder,
-        )  # fmt: skip
+    def __init__(self, files: StatisticsFiles, sums: _Sums) -> None:
+        self._files, self._sums = files, sums
+        self._what = f"statistics of layers {list(sums.totals)}"
+        self._said, self._announced = time.monotonic(), False
+        self.bar = tqdm(
+            total=files.n_samples,
+            initial=sums.n_samples,
+            desc=self._what,
+            unit="text",
+            disable=None,
+        )
+
+    def tell(
+        self, chunk: Sequence[Sequence[int]], batch: Sequence[Sequence[int]], seconds: float
+    ) -> None:
+        """A batch of a chunk's token rows was added in this time."""
+        if not self._announced:  # how long it takes, as the first batch lets one expect
+            self._announced = True
+            seconds *= sum(map(len, chunk)) / sum(map(len, batch))
+            seconds *= self._files.n_samples / len(chunk)
+            if seconds > _LONG_S:
+                PROGRESS_LOG.info(
+                    "%s from %d texts of %s: about %.0f s; they are made once and kept in %s",
+                    self._what, self._files.n_samples, self._files.source, seconds,
+                    self._files.folder,
+                )  # fmt: skip
+        self.bar.update(len(batch))
+        if self.bar.disable and time.monotonic() >= self._said + SAY_EVERY_S:
+            self._said = time.monotonic()
+            PROGRESS_LOG.info(
+                "%s: %d of %d texts, %d tokens",
+                self._what, self._sums.n_samples, self._files.n_samples, self._sums.count,
+            )  # fmt: skip
 
 
 def _check_settings(dtype: str, **numbers: int) -> None:
