@@ -39,7 +39,8 @@ from nse_plugin.easyedit import checkout
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.session.session import EditSession
-from nse_plugin.statistics.covariance import second_moments, write_npz
+from nse_plugin.statistics.covariance import second_moments
+from nse_plugin.statistics.files import write_npz
 
 HOST = {
     "MEMIT": ("memit.memit_main", "apply_memit_to_model"),

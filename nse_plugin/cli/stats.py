@@ -17,7 +17,7 @@ from nse_plugin.hparams import LocateHparams
 from nse_plugin.report.table import NOTHING, Table
 
 if TYPE_CHECKING:
-    from nse_plugin.statistics.covariance import SecondMoment
+    from nse_plugin.statistics.files import SecondMoment
 
 
 @command(MACHINE, examples("nse stats --hparams NSE/gpt2-xl --source self --samples 10000 --npz"))
@@ -89,7 +89,8 @@ def make_statistics(
     from nse_plugin.data.models import load_model
     from nse_plugin.methods.registry import load_hparams
     from nse_plugin.model.probe import layout_of
-    from nse_plugin.statistics.covariance import second_moments, write_npz
+    from nse_plugin.statistics.covariance import second_moments
+    from nse_plugin.statistics.files import write_npz
 
     given = {name: value for name, value in changes.items() if value is not None}
     hparams = load_hparams(name)

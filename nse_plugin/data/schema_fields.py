@@ -12,9 +12,9 @@ from nse_plugin.requests import EditRequest
 NEIGHBORHOOD = "neighborhood"
 """Locality kind of benchmarks that have only one."""
 ONE_HOP = "one_hop"
-"""Portability kind of ZsRE and of the embedded world."""
+"""Portability kind of questions one step away from the edit."""
 MULTI_HOP = "multi_hop"
-"""Portability kind of MQuAKE."""
+"""Portability kind of questions that take several steps."""
 
 MISSING = object()
 

@@ -17,14 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.data.readers import (
-    OnBad,
-    load_records,
-    parse_records,
-    schema_of,
-    warn_of,
-)
-from nse_plugin.easyedit.checkout import HOW_TO_GET_IT, find, part, probe
+from nse_plugin.data.readers import OnBad, load_records, parse_records, schema_of, warn_of
+from nse_plugin.easyedit.checkout import part, probe, require
 from nse_plugin.errors import HostError, RequestError
 from nse_plugin.requests import EditRequest
 
@@ -74,10 +68,7 @@ def read_records(
         HostError: there is no EasyEdit, or it cannot be imported.
         DataError: as :func:`nse_plugin.data.readers.read_records`.
     """
-    host = find()
-    if host is None:
-        raise HostError(f"read_records() found no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    present = {point.name for point in probe(host) if point.present}
+    present = {point.name for point in probe(require()) if point.present}
     path = Path(path)
     records = load_records(path)
     if isinstance(records, list):

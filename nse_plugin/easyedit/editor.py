@@ -10,7 +10,7 @@ from typing import Any
 
 from nse_plugin.data.models import model_place
 from nse_plugin.easyedit import overtone
-from nse_plugin.easyedit.checkout import HOW_TO_GET_IT, find, part, probe
+from nse_plugin.easyedit.checkout import part, probe, require
 from nse_plugin.easyedit.register import ALIAS, TABLE, refuse_attaching, register, registration
 from nse_plugin.errors import HostError, did_you_mean
 from nse_plugin.evaluation import edit_quality
@@ -64,10 +64,7 @@ def evaluator() -> Callable[..., dict[str, Any]]:
     Raises:
         HostError: EasyEdit is not there or cannot be imported.
     """
-    host = find()
-    if host is None:
-        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
-    if all(point.present for point in probe(host) if point.name == "evaluator"):
+    if all(point.present for point in probe(require()) if point.name == "evaluator"):
         return part("easyeditor.evaluate.evaluate:compute_edit_quality")
     return edit_quality.compute_edit_quality
 

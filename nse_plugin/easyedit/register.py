@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nse_plugin.easyedit.checkout import HOW_TO_GET_IT, Host, find, missing, part, probe, require
+from nse_plugin.easyedit.checkout import Host, missing, part, probe, require
 from nse_plugin.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -71,9 +71,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
             asked for *by name* attaches modules or has a name that EasyEdit uses.  EasyEdit is as
             before.
     """
-    host = find()
-    if host is None:
-        raise HostError(f"register() found no EasyEdit. To have it: {HOW_TO_GET_IT}")
+    host = require()
     points = probe(host)
     lacking = [point for point in points if not point.present]
     if any(point.name in ("method table", "batch gate") for point in lacking):

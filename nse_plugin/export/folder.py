@@ -27,6 +27,13 @@ MANIFEST = "nse_export.json"
 SCHEMA = 1
 
 
+def refuse_used(folder: Path) -> None:
+    """Raise :class:`DataError` if a folder is a file or holds something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what = "holds files already" if folder.is_dir() else "is a file"
+        raise DataError(f"{folder} {what}; give the name of a new folder")
+
+
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder beside ``folder`` that gets its name when the block ends well.
@@ -34,9 +41,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: the folder is a file, holds something, or cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what = "holds files already" if folder.is_dir() else "is a file"
-        raise DataError(f"{folder} {what}; give the name of a new folder")
+    refuse_used(folder)
     folder = folder.absolute()
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     try:

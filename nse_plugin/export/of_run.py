@@ -12,7 +12,7 @@ from nse_plugin.export.adapter import WEIGHTS, adapter_changes, to_peft
 from nse_plugin.export.card import base_name
 from nse_plugin.export.delta import to_delta
 from nse_plugin.export.factors import Fit
-from nse_plugin.export.folder import read_tensors
+from nse_plugin.export.folder import read_tensors, refuse_used
 from nse_plugin.export.full import to_full
 from nse_plugin.model.answers import score_answers
 from nse_plugin.printable import counted
@@ -80,8 +80,7 @@ def export_run(
         raise DataError(f"cannot export to {kind!r}; there are: {', '.join(KINDS)}")
     if rank is not None and kind != "peft":
         raise DataError(f"--max-rank is for --to peft; {kind} holds the whole change. Leave it out")
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise DataError(f"{out} holds files already; give the name of a new folder")
+    refuse_used(out)
     files = RunFiles(run)
     listener("phase", {"name": "loading the model"})
     model, session = open_run(run, device)

@@ -40,7 +40,7 @@ def edit_round(
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
-        HostError: peft is not installed.
+        MissingPackageError: peft is not installed.
         ModelError: target_modules or layers do not fit the model.
         NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or adapters of other settings.

@@ -29,13 +29,10 @@ from nse_plugin.statistics.files import (
     StatisticsFiles,
     model_fingerprint,
     read_partial,
-    write_npz,
     write_partial,
 )
 from nse_plugin.statistics.named_texts import check_text
 from nse_plugin.statistics.text_sources import chunk_size, source_digest, token_chunks
-
-__all__ = ["SecondMoment", "second_moments", "write_npz"]
 
 log = logging.getLogger(__name__)
 PROGRESS_LOG = logging.getLogger("nse_plugin.progress")

@@ -58,11 +58,10 @@ def start(session: EditSession, method: str, model_name: str, given: Settings) -
 
 
 def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
-    middle = usual_layer(layout.n_layers)
+    named = {"alg_name": method, "model_name": model_name}
     if method == "LoRA":
         return {
-            "alg_name": method,
-            "model_name": model_name,
+            **named,
             "target_modules": _attention_inputs(layout),
             "lr": 1e-3,
             "num_steps": 25,
@@ -71,8 +70,7 @@ def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
         }
     if method == "GRACE":
         return {
-            "alg_name": method,
-            "model_name": model_name,
+            **named,
             "inner_params": [_mlp_input(layout, 2 * layout.n_layers // 3)],
             "eps": 1.0,
             "n_iter": 30,
@@ -83,9 +81,10 @@ def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
             f"method {method!r} cannot be tuned; there are: {', '.join(sorted(BASES))}. For "
             "OVERTONE tune its base method, and name that YAML as its base"
         )
-    return first_values(method, model_name, layout.n_layers) | (
-        {"layers": [middle]} if method in ("ROME", "FT") else {}
-    )
+    values = first_values(method, model_name, layout.n_layers)
+    if method in ("ROME", "FT"):
+        values["layers"] = [usual_layer(layout.n_layers)]
+    return values
 
 
 def stages(method: str) -> list[Stage]:

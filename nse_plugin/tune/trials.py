@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nse_plugin.errors import DataError, HparamsError, ModelError, NSEPluginError
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
+from nse_plugin.evaluation.questions import mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import LocateHparams
@@ -177,7 +178,7 @@ class Trials:
         return {
             "scores": {name: scores[name] for name in SHOWN},
             "injected": seen.share() if left else None,
-            "left": sum(left) / len(left) if left else None,
+            "left": mean(left),
         }
 
     def _freeze(self, facts: Sequence[EditRequest]) -> None:
@@ -219,7 +220,7 @@ class _Injected:
 
     def share(self) -> float | None:
         """Share of the requests told of; None where there was none."""
-        return sum(self._right.values()) / len(self._right) if self._right else None
+        return mean([float(right) for right in self._right.values()])
 
 
 def check_enough(facts: Sequence[EditRequest]) -> None:

@@ -226,7 +226,7 @@ def test_files_and_arguments_are_judged_as_by_ours(easyedit, content, arguments,
 
 
 def test_without_a_host_it_says_so(monkeypatch, tmp_path):
-    monkeypatch.setattr("nse_plugin.easyedit.datasets.find", lambda: None)
+    monkeypatch.setattr(checkout, "find", lambda: None)
     with pytest.raises(HostError, match=r"no EasyEdit.*EASYEDIT_ROOT"):
         read_records(write(tmp_path, ZSRE))
 

@@ -19,7 +19,7 @@ import yaml
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, ROMEHparams
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.session.session import EditSession
-from nse_plugin.statistics.covariance import SecondMoment, write_npz
+from nse_plugin.statistics.files import SecondMoment, write_npz
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 
 ROUNDS = CASES["published_nse"]["rounds"]

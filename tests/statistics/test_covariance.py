@@ -25,8 +25,8 @@ from nse_plugin.easyedit import checkout
 from nse_plugin.errors import MissingPackageError, ModelError, StatisticsError
 from nse_plugin.model.probe import layout_of
 from nse_plugin.statistics import covariance, named_texts, text_sources
-from nse_plugin.statistics.covariance import SecondMoment, second_moments, write_npz
-from nse_plugin.statistics.files import StatisticsFiles, model_fingerprint
+from nse_plugin.statistics.covariance import second_moments
+from nse_plugin.statistics.files import SecondMoment, StatisticsFiles, model_fingerprint, write_npz
 from nse_plugin.statistics.text_sources import source_slug, token_chunks
 from tests.tiny import tiny_model, tiny_tokenizer
 
