@@ -44,8 +44,6 @@ def ask(
     tokenizer: Any,
     requests: Sequence[EditRequest],
     protocol: Protocol,
-    *,
-    token_budget: int = 16384,
 ) -> list[Answered]:
     """Ask the probes of the requests that a protocol asks, in a few batches.
 
@@ -62,13 +60,8 @@ def ask(
         for number, request in enumerate(requests)
         for question in _questions(number, request, protocol)
     ]
-    replies = put_questions(
-        model,
-        tokenizer,
-        questions,
-        [request.case_id for request in requests],
-        token_budget=token_budget,
-    )
+    names = [request.case_id for request in requests]
+    replies = put_questions(model, tokenizer, questions, names)
     groups = (*GROUPS, *(group for group in OPTIONAL_GROUPS if getattr(protocol, group)))
     found: list[Answered] = [{group: [] for group in groups} for _ in requests]
     for question, reply in zip(questions, replies):

@@ -87,9 +87,8 @@ class OvertoneHparams(Hparams):
             base: the base editor's hyperparameters; what all methods share is taken from them.
             **values: fields that shall be otherwise.
         """
-        shared = {f.name: getattr(base, f.name) for f in dataclasses.fields(Hparams)}
         setting = SETTINGS.get(base.method, OTHERWISE)._asdict()
-        return cls(**{**shared, "alg_name": cls.method, **setting, **values, "base": base})
+        return cls(**{**_shared(base), "alg_name": cls.method, **setting, **values, "base": base})
 
     @classmethod
     def from_dict(
@@ -103,9 +102,8 @@ class OvertoneHparams(Hparams):
                 *mistakes, f"missing key(s) {', '.join(map(repr, missing))}", file=file
             )
         own = by_field(cls, values)
-        shared = {f.name for f in dataclasses.fields(Hparams)} - {"alg_name"}
         try:
-            base = _read_base(own.pop("base"), {k: v for k, v in own.items() if k in shared})
+            base = _read_base(own.pop("base"), {k: v for k, v in own.items() if k in _SHARED})
             if not mistakes:
                 return cls.wrap(base, **own)
         except HparamsError as error:
@@ -119,8 +117,7 @@ class OvertoneHparams(Hparams):
 
     def for_base(self) -> Any:
         """The base's hyperparameters, with the settings that all methods share taken from here."""
-        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Hparams)}
-        return dataclasses.replace(self.base, **{**shared, "alg_name": self.base.alg_name})
+        return dataclasses.replace(self.base, **_shared(self), alg_name=self.base.alg_name)
 
     def __getattr__(self, name: str) -> Any:
         """What is not OVERTONE's own is the base's."""
@@ -128,6 +125,14 @@ class OvertoneHparams(Hparams):
         if base is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
         return getattr(base, name)
+
+
+_SHARED = [f.name for f in dataclasses.fields(Hparams) if f.name != "alg_name"]
+"""What all methods have; a base takes them from OVERTONE, and the other way round."""
+
+
+def _shared(hparams: Hparams) -> dict[str, Any]:
+    return {name: getattr(hparams, name) for name in _SHARED}
 
 
 def base_of(hparams: Any) -> Any:
