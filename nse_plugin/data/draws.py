@@ -1,35 +1,29 @@
-"""Draws from lists of CounterFact records, by seed; loads neither torch nor transformers."""
+"""Draws of facts by seed; loads neither torch nor transformers."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
-Record = dict[str, Any]
-
-
-def subject_of(record: Record) -> str:
-    """Whom or what a record is about."""
-    return record["requested_rewrite"]["subject"]
+T = TypeVar("T")
 
 
-def subjects_take_turns(records: Sequence[Record], seed: int) -> list[Record]:
-    """The records in random order, but no subject twice before every subject came once."""
-    shuffled = list(records)
+def subjects_take_turns(facts: Sequence[T], subject: Callable[[T], str], seed: int) -> list[T]:
+    """The facts in random order, but no subject twice before every subject came once."""
+    shuffled = list(facts)
     random.Random(seed).shuffle(shuffled)
-    times: dict[str, int] = {}
-    turn: dict[int, int] = {}
-    for record in shuffled:
-        subject = subject_of(record)
-        turn[record["case_id"]] = times[subject] = times.get(subject, 0) + 1
-    return sorted(shuffled, key=lambda record: turn[record["case_id"]])
+    turns, times = [], Counter[str]()
+    for fact in shuffled:
+        times[subject(fact)] += 1
+        turns.append((times[subject(fact)], fact))
+    return [fact for _, fact in sorted(turns, key=lambda pair: pair[0])]
 
 
 def of_other_subjects(
-    records: Sequence[Record], edits: Sequence[Record], n: int, seed: int
-) -> list[Record]:
-    """At most n records, drawn by a seed, of subjects that none of the edits is about."""
-    edited = {subject_of(record) for record in edits}
-    rest = [record for record in records if subject_of(record) not in edited]
+    facts: Sequence[T], subject: Callable[[T], str], edited: Collection[str], n: int, seed: int
+) -> list[T]:
+    """At most n facts whose subjects are none of those edited."""
+    rest = [fact for fact in facts if subject(fact) not in edited]
     return random.Random(seed).sample(rest, min(n, len(rest)))

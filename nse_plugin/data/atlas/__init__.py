@@ -88,6 +88,11 @@ def facts() -> list[dict[str, Any]]:
     return copy.deepcopy(_read_facts())
 
 
+def subject_of(record: dict[str, Any]) -> str:
+    """Whom or what a record is about."""
+    return record["requested_rewrite"]["subject"]
+
+
 def edit_set(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """`n` records drawn by `seed`, relations mixed, in random order.
 
@@ -97,12 +102,12 @@ def edit_set(n: int, seed: int = 0) -> list[dict[str, Any]]:
     records = facts()
     if not 0 <= n <= len(records):
         raise DataError(f"the embedded world has {len(records)} facts, and {n} are asked for")
-    return subjects_take_turns(records, seed)[:n]
+    return subjects_take_turns(records, subject_of, seed)[:n]
 
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
     """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
-    return of_other_subjects(facts(), edits, n, seed)
+    return of_other_subjects(facts(), subject_of, set(map(subject_of, edits)), n, seed)
 
 
 def corpus() -> list[str]:

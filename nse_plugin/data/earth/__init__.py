@@ -39,12 +39,7 @@ def facts(seed: int = 0) -> list[dict[str, Any]]:
     Args:
         seed: of the new answers and of the questions about other subjects.
     """
-    kept = kept_back()
-    return [
-        make_record(number, fact, seed)
-        for number, fact in enumerate(all_facts())
-        if fact.subject not in kept
-    ]
+    return _records(_editable(), seed)
 
 
 def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
@@ -55,10 +50,10 @@ def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     Raises:
         DataError: there are fewer than `n` records.
     """
-    records = facts(seed)
-    if n is not None and not 0 <= n <= len(records):
-        raise DataError(f"there are {len(records)} real facts, and {n} are asked for")
-    return subjects_take_turns(records, seed)[:n]
+    numbered = _editable()
+    if n is not None and not 0 <= n <= len(numbered):
+        raise DataError(f"there are {len(numbered)} real facts, and {n} are asked for")
+    return _records(subjects_take_turns(numbered, _subject, seed)[:n], seed)
 
 
 def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
@@ -98,4 +93,19 @@ def unedited(n: int) -> list[tuple[str, str]]:
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
     """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
-    return of_other_subjects(facts(seed), edits, n, seed)
+    edited = {record["requested_rewrite"]["subject"] for record in edits}
+    return _records(of_other_subjects(_editable(), _subject, edited, n, seed), seed)
+
+
+def _editable() -> list[tuple[int, Fact]]:
+    """Facts that may be edited, each with its case_id."""
+    kept = kept_back()
+    return [(n, fact) for n, fact in enumerate(all_facts()) if fact.subject not in kept]
+
+
+def _subject(numbered: tuple[int, Fact]) -> str:
+    return numbered[1].subject
+
+
+def _records(numbered: Sequence[tuple[int, Fact]], seed: int) -> list[dict[str, Any]]:
+    return [make_record(number, fact, seed) for number, fact in numbered]

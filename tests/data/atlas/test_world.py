@@ -9,7 +9,6 @@ import pytest
 
 from nse_plugin.data import atlas
 from nse_plugin.data.atlas import vocabulary, world
-from nse_plugin.data.draws import subject_of
 from nse_plugin.errors import DataError
 
 
@@ -69,12 +68,12 @@ def test_shipped_facts_are_those_of_the_world() -> None:
 
 def test_edit_set_mixes_relations_and_repeats_no_subject_before_all_came() -> None:
     edits = atlas.edit_set(200, seed=1)
-    subjects = {subject_of(r) for r in edits}
+    subjects = {atlas.subject_of(r) for r in edits}
     assert len(subjects) == 200
     assert len({r["requested_rewrite"]["relation_id"] for r in edits}) > 8
     assert edits[:20] == atlas.edit_set(20, seed=1) != atlas.edit_set(20, seed=2)
     rest = atlas.other_facts(edits, 100)
-    assert len(rest) == 100 and not subjects & {subject_of(r) for r in rest}
+    assert len(rest) == 100 and not subjects & {atlas.subject_of(r) for r in rest}
     many = atlas.edit_set(600, seed=1)
     assert len({r["case_id"] for r in many}) == 600
 
