@@ -149,11 +149,12 @@ def test_no_state_of_the_model_is_asked_twice(tmp_path, monkeypatch):
     """Neither for a round and for all edits, nor of a model that no round has changed."""
     asked: list[int] = []
 
-    def counted(model, tokenizer, some, bounds):
+    def counted(model, tokenizer, some, protocol):
         asked.extend(request.case_id for request in some)
-        return metrics.ask(model, tokenizer, some, bounds)
+        return metrics.ask(model, tokenizer, some, protocol)
 
-    monkeypatch.setattr(evaluation, "ask", counted)
+    for asking in (scheduling, evaluation):
+        monkeypatch.setattr(asking, "ask", counted)
     scheduler(tmp_path / "a", protocol=protocol(every=2)).run()
     # frozen; rounds 1 and 2 with all edits after it; round 3 with all edits at the end
     assert asked == [*range(6), 0, 1, 2, 3, 0, 1, 4, 5, 0, 1, 2, 3]
@@ -168,8 +169,8 @@ def test_rounds_that_another_run_has_asked_are_not_asked_again(tmp_path, monkeyp
     lines = [json.loads(line) for line in (tmp_path / "a/frozen.jsonl").open()]
     known = {tuple(line["requests"]): line["answers"] for line in lines[:2]}
     asked = []
-    real = scheduling.freeze
-    monkeypatch.setattr(scheduling, "freeze", lambda *a: asked.append(a[-1]) or real(*a))
+    real = scheduling.ask
+    monkeypatch.setattr(scheduling, "ask", lambda *a: asked.append(a[2]) or real(*a))
     scheduler(tmp_path / "b", frozen=known).run()
     assert [[r.case_id for r in some] for some in asked] == [[4, 5]]
     assert same_run(tmp_path / "a", tmp_path / "b")
