@@ -36,7 +36,9 @@ def stats(
         ),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Number of texts.")] = None,
-    stats_dir: Annotated[str | None, typer.Option(help="Folder of the statistics.")] = None,
+    stats_dir: Annotated[
+        str | None, typer.Option(help="Folder of the statistics; see docs/statistics.md.")
+    ] = None,
     npz: Annotated[bool, typer.Option("--npz", help="Also write EasyEdit's .npz files.")] = False,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Compute them even if they are on disk.")
@@ -86,6 +88,7 @@ def make_statistics(
         ModelError: the model cannot be loaded, or has no such layer.
         StatisticsError: the text cannot be had, or a file is damaged.
     """
+    from nse_plugin.data.defaults import keep_statistics
     from nse_plugin.data.models import load_model
     from nse_plugin.methods.registry import load_hparams
     from nse_plugin.model.probe import layout_of
@@ -100,6 +103,8 @@ def make_statistics(
             "MEMIT, ROME or AlphaEdit"
         )
     hparams = dataclasses.replace(hparams, **given)
+    if not npz:  # those files belong where EasyEdit looks
+        keep_statistics(hparams)
     with working() as listener:
         listener("phase", {"name": "loading the model"})
         model, tokenizer, _ = load_model(hparams)
