@@ -191,8 +191,8 @@ class Demo:
         self._show("")
         for request, old, new in zip(requests, before, now):
             self._show(f"  {request.text} ...")
-            self._show(f"    before:{old.partition('.')[0]}")
-            self._show(f"    after: {new.partition('.')[0]}    (edit: {request.target_new})")
+            self._show(f"    before:{_sentence(old)}")
+            self._show(f"    after: {_sentence(new)}    (edit: {request.target_new})")
 
     def _continuations(self, requests: Sequence[EditRequest]) -> list[str]:
         prompts = [request.text for request in requests]
@@ -215,6 +215,12 @@ def _row(line: Mapping[str, Any], others: float | None) -> str:
         f"{_percent(others):>5s} | {line['seconds']['edit'] / line['edits']:6.3f}",
     )
     return " ".join(columns)
+
+
+def _sentence(text: str) -> str:
+    """The text up to its first full stop; dots if it was cut off before one."""
+    sentence, stop, _ = text.partition(".")
+    return sentence if stop else f"{sentence} ..."
 
 
 def _first_round(point: Mapping[str, Any]) -> float | None:

@@ -111,7 +111,7 @@ def understood(words: list[str]) -> bool:
     """Check a command; false for one that is not known here."""
     while words and (words[0] == "do" or re.match(r"\w+=", words[0])):
         words = words[1:]
-    if not words or words[0] in ("for", "done", "export"):
+    if not words or words[0] in ("for", "done", "export") or words == [".", ".venv/bin/activate"]:
         return True
     if words[0] == "python" and re.match("[a-z_]+\\.py$", words[1]):
         return False  # a script from elsewhere
