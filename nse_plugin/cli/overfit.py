@@ -38,7 +38,7 @@ def overfit(
         int, typer.Option(help="Seed that chooses the facts of atlas:N and earth:N.")
     ] = 0,
     model: MODEL = None,
-    shown: Annotated[int, typer.Option(help="Number of edits shown token by token.")] = 3,
+    shown: Annotated[int, typer.Option(min=0, help="Number of edits shown token by token.")] = 3,
     plot: Annotated[
         Path | None,
         typer.Option(

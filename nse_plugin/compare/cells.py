@@ -63,7 +63,8 @@ def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResu
         with _quiet_surroundings(cell):
             return _run(cell, pool, own_process)
     except _METHOD_ERRORS as error:
-        log.warning("%s failed", cell, exc_info=error)
+        known = isinstance(error, NSEPluginError)  # its message, which is shown, says all there is
+        log.warning("%s failed", cell, exc_info=None if known else error)
         return failed(cell, f"{type(error).__name__}: {error}")
 
 

@@ -47,6 +47,10 @@ def _read(
     name, _, count = data.partition(":")
     if name not in ("atlas", "earth"):
         return read_records(data, schema, on_bad=on_bad, limit=limit)
+    if schema is not None:
+        raise DataError(
+            f"schema is {schema!r} and data {data!r}, which is no file; leave schema out"
+        )
     if ":" in data and (not count.isdigit() or not int(count)):
         raise DataError(f"data is {data!r}; give {name!r} or '{name}:200'")
     if name == "atlas":

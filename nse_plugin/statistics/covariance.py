@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 
 from nse_plugin.errors import StatisticsError
+from nse_plugin.files import make_folder
 from nse_plugin.model.hooks import quiet, visit_inputs
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, micro_batches
@@ -107,6 +108,7 @@ def second_moments(
     moments = {layer: moment for layer, moment in found.items() if moment is not None}
     missing = [layer for layer in layers if layer not in moments]
     if missing:
+        make_folder(files.folder, "the statistics")
         sums = _Sums(layout, missing, _PRODUCT_DTYPES[dtype])
         _one_pass(files, tokenizer, sums, token_budget)
         with _interrupts_held():

@@ -50,6 +50,8 @@ class TuneSettings(Settings):
         """Errors if there is no model, or one file is asked to hold several methods."""
         if not self.model:
             yield "model is missing; give --model, e.g. --model smollm2-135m"
+        if not self.methods:
+            yield f"method is {self.method!r}; give at least one, e.g. NSE"
         if len(self.methods) > 1 and self.one_file:
             yield (
                 f"out is {self.out!r}, one YAML, and method names {len(self.methods)} methods; "

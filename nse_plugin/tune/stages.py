@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from nse_plugin.data.defaults import first_values, layers_up_to, usual_layer
-from nse_plugin.errors import HparamsError
+from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.methods.bases import BASES
 from nse_plugin.model.layout import DecoderLayout
@@ -50,11 +50,22 @@ def start(session: EditSession, method: str, model_name: str, given: Settings) -
     Raises:
         HparamsError: the method is none that can be tuned.
     """
+    check_method(method)
     settings = {**_start(session.layout, method, model_name), **given}
     if method == "AlphaEdit":  # its two numbers are of one model's scale
         settings |= _null_spaces(session, settings)[1]
         settings |= _weights_of_identity(session, settings)[1]
     return settings
+
+
+def check_method(method: str) -> None:
+    """Raise :class:`HparamsError` unless there is a search for this method."""
+    if method not in _STAGES:
+        raise HparamsError(
+            f"method {method!r} cannot be tuned{did_you_mean(method, _STAGES)}; there are: "
+            f"{', '.join(sorted(_STAGES))}. For OVERTONE tune its base method, and name that YAML "
+            "as its base"
+        )
 
 
 def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
@@ -76,11 +87,6 @@ def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
             "n_iter": 30,
             "stop_loss": 1e-2,
         }
-    if method not in BASES:
-        raise HparamsError(
-            f"method {method!r} cannot be tuned; there are: {', '.join(sorted(BASES))}. For "
-            "OVERTONE tune its base method, and name that YAML as its base"
-        )
     values = first_values(method, model_name, layout.n_layers)
     if method in ("ROME", "FT"):
         values["layers"] = [usual_layer(layout.n_layers)]

@@ -21,6 +21,7 @@ from nse_plugin.runs.identity import versions
 from nse_plugin.tune.result import trial_text, trials_table, write_figure, write_yaml
 from nse_plugin.tune.search import Tuned, tune
 from nse_plugin.tune.settings import TuneSettings
+from nse_plugin.tune.stages import check_method
 from nse_plugin.tune.trials import ROUND
 
 _PROBES = 4
@@ -63,6 +64,10 @@ def run(settings: TuneSettings, show: Callable[[str | Table], None]) -> list[Sea
     Args:
         show: takes the lines and tables meant for people.
     """
+    places = {method: _place(settings, method) for method in settings.methods}
+    for method, path in places.items():  # before the work
+        check_method(method)
+        _refuse_others(path, method, settings.model)
     show(f"loading {settings.model}")
     model, tokenizer, _ = load_model(_Asked(settings.model, settings.device))
     facts, about = _facts(settings, model, tokenizer)
@@ -70,9 +75,7 @@ def run(settings: TuneSettings, show: Callable[[str | Table], None]) -> list[Sea
     if not facts:
         return []
     found = []
-    for method in settings.methods:
-        path = _place(settings, method)
-        _refuse_others(path, method, settings.model)
+    for method, path in places.items():
         make_folder(path.parent, "the settings")
         tuned = tune(
             model,

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from tokenizers import processors
 
 from nse_plugin.easyedit import checkout
-from nse_plugin.errors import MissingPackageError, ModelError, StatisticsError
+from nse_plugin.errors import DataError, MissingPackageError, ModelError, StatisticsError
 from nse_plugin.model.probe import layout_of
 from nse_plugin.statistics import covariance, named_texts, text_sources
 from nse_plugin.statistics.covariance import second_moments
@@ -560,6 +560,12 @@ def test_settings_out_of_range(layout, text, tmp_path):
             compute(layout, text, tmp_path, **changes)
     with pytest.raises(ModelError, match="layers"):
         compute(layout, text, tmp_path, layers=[9])
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_pass(layout, text, monkeypatch):
+    monkeypatch.setattr(covariance, "_one_pass", lambda *_: pytest.fail("too late"))
+    with pytest.raises(DataError, match="general.txt is a file; give a folder for the statistics"):
+        compute(layout, text, text)
 
 
 def test_keys_that_are_not_finite(layout, text, tmp_path):

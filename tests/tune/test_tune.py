@@ -83,6 +83,14 @@ def test_the_settings_of_another_model_are_not_overwritten(tmp_path):
     starting._refuse_others(path, "NSE", "other")
 
 
+def test_a_method_without_a_search_is_refused_before_the_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(starting, "load_model", lambda _asked: pytest.fail("too late"))
+    with pytest.raises(HparamsError, match="method 'nsr' cannot be tuned; did you mean 'NSE'"):
+        starting.run(TuneSettings(model="tiny", method="FT,nsr", out="x"), print)
+    with pytest.raises(HparamsError, match="method is ','; give at least one"):
+        TuneSettings(model="tiny", method=",")
+
+
 def test_no_trial_begins_that_would_end_too_late(tokenizer, scored):
     tuned = tune(tiny_model("llama"), tokenizer, facts(80), minutes=1e-6, model_name="x")
     assert [t.stage for t in tuned.trials] == ["first", "stream"]  # what is needed, no more
