@@ -55,8 +55,11 @@ class BaseEditor:
     """
 
     def __init__(self, hparams: Any) -> None:
-        if hparams is None:
-            raise HparamsError("hparams is None; give the hyperparameters of a method")
+        if not hasattr(hparams, "alg_name"):  # the name of a YAML, for one
+            raise HparamsError(
+                f"hparams is {hparams!r:.80}; give the hyperparameters of a method, such as "
+                "NSEHparams.from_hparams('NSE/gpt2-xl')"
+            )
         self.hparams = hparams
         self.alg_name: str = hparams.alg_name
         self.apply_algo: Callable[..., tuple[nn.Module, Any]] = apply_function(self.alg_name)

@@ -428,8 +428,9 @@ def test_a_ready_model_is_used_as_it_is(saved):
 def test_an_unknown_method_is_named():
     with pytest.raises(HparamsError, match="'NSA' is not a method"):
         BaseEditor(hparams_for((tiny_model("gpt2"), tiny_tokenizer()), alg_name="NSA"))
-    with pytest.raises(HparamsError, match="hparams is None"):
-        BaseEditor(None)
+    for wrong in (None, "NSE/atlas-gpt2"):
+        with pytest.raises(HparamsError, match=f"hparams is {wrong!r}; give .*from_hparams"):
+            BaseEditor(wrong)
 
 
 def test_a_real_method_through_the_editor(tmp_path):

@@ -81,7 +81,9 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
 
 
 def refuse_empty(name: str, texts: Iterable[str]) -> None:
-    """Raise :class:`RequestError` if one of the texts is empty."""
+    """Raise :class:`RequestError` if one of the texts is empty, or they are one text, no list."""
+    if isinstance(texts, str):
+        raise RequestError(f"{name} is {texts!r}; give a list of texts")
     for text in texts:
         if not text.strip():
             raise RequestError(f"one of the {name} is {text!r}; give a text, or leave it out")

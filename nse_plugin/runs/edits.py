@@ -136,7 +136,7 @@ class EditFolder:
             RequestError: a text is missing, or the subject is not in the prompt.
             DataError, NotFiniteError: as :meth:`edit_facts`.
         """
-        self._refuse_many("paraphrases", paraphrases, self._protocol.paraphrases)
+        self._check_texts("paraphrases", paraphrases, self._protocol.paraphrases)
         record = fact(prompt, target, subject, rephrase_prompts=list(paraphrases) or None)
         return self.edit_facts([record], neighbours)
 
@@ -154,8 +154,7 @@ class EditFolder:
             DataError: the folder is in use, was changed by another process, or cannot be written.
             NotFiniteError: the edit led to NaN or infinity.
         """
-        self._refuse_many("neighbours", neighbours, self._protocol.locality)
-        refuse_empty("neighbours", neighbours)
+        self._check_texts("neighbours", neighbours, self._protocol.locality)
         with RunDirectory(self.folder, resumes=False) as directory:
             self._refuse_changed()
             first = 1 + sum(line["edits"] for line in directory.rounds())
@@ -170,8 +169,10 @@ class EditFolder:
 
         Raises:
             DataError: there is no such round, it was undone already, or cannot be undone alone.
+            SessionError: somebody changed the model's weights; the folder stays as it is.
         """
         self._refuse_changed()
+        self.session.check()  # before the folder is changed
         active = self.session.ledger.numbers()
         if not active:
             raise DataError(f"no round of {self.folder} is active, so there is nothing to undo")
@@ -249,8 +250,9 @@ class EditFolder:
         last = turns[-1]["content"]
         return last, last if plain else rendered(self.tokenizer, turns)
 
-    def _refuse_many(self, name: str, given: Sequence[str], most: int) -> None:
-        """Raise :class:`RequestError` if more is given than this folder asks of an edit."""
+    def _check_texts(self, name: str, given: Sequence[str], most: int) -> None:
+        """Raise :class:`RequestError` if one is empty, or there are more than the folder asks."""
+        refuse_empty(name, given)
         if len(given) > most:
             raise RequestError(
                 f"{len(given)} {name} are given, and {self.folder} asks {most} of an edit at most; "

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nse_plugin.data import atlas
-from nse_plugin.errors import DataError, HparamsError, RequestError
+from nse_plugin.errors import DataError, HparamsError, RequestError, SessionError
 from nse_plugin.evaluation import neighbours
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import edit_round
@@ -157,6 +157,8 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(one, monkeyp
         one.edit(PROMPT, NEW, SUBJECT, neighbours=[f"{i} speaks" for i in range(9)])
     with pytest.raises(RequestError, match="one of the neighbours is ''"):
         one.edit(PROMPT, NEW, SUBJECT, neighbours=[""])
+    with pytest.raises(RequestError, match="paraphrases is 'A speaks'; give a list of texts"):
+        one.edit(PROMPT, NEW, SUBJECT, paraphrases="A speaks")
     monkeypatch.setattr(neighbours, "_answers", lambda _m, _t, texts: [""] * len(texts))
     with pytest.raises(RequestError, match="'The end': .* writes no word"):
         one.edit(PROMPT, NEW, SUBJECT, neighbours=["The end"])
@@ -178,6 +180,16 @@ def test_another_process_in_the_folder_is_noticed(one):
     EditFolder(one.folder).undo()
     with pytest.raises(DataError, match="changed by another process"):
         one.edit(PROMPT, OLD, SUBJECT)
+
+
+def test_weights_that_somebody_changed_leave_the_folder_as_it_is(one):
+    files, matrix = contents(one), one.session.layout.down(1).weight
+    with torch.no_grad():
+        matrix[0, 0] += 1
+    for change in (one.undo, lambda: one.edit(PROMPT, NEW, SUBJECT)):
+        with pytest.raises(SessionError, match="not by this session"):
+            change()
+        assert contents(one) == files and one.session.ledger.numbers() == [1]
 
 
 def test_settings_are_given_once(one, tmp_path):
