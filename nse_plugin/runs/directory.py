@@ -43,7 +43,6 @@ WAY_OUT = (
 )
 _DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
 _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written before the manifest
-_OURS = (MANIFEST, ROUNDS, FINAL, UNDONE, CONSOLIDATIONS, *_MAY_PRECEDE)
 
 
 class RunDirectory:
