@@ -7,7 +7,9 @@ Single edits (each from the untouched model) or sequential ones, by the number o
 
 The bases are those of :data:`BASES`: ``LoRA, paper`` has the settings of the paper's LoRA, and all
 others are what ships for the model in ``hparams/``; ``"LoRA, paper, stop_loss=0.05"`` changes a
-setting.  A cell (model, stratum, base, variant, kind,
+setting.  ``LoRA, EasyEdit`` is EasyEdit's own implementation, if EASYEDIT_ROOT names a checkout,
+with plain LoRA, since PEFT 0.18 refuses its AdaLoRA; what to compare it with is
+``'LoRA, paper, lora_type="lora"'``.  A cell (model, stratum, base, variant, kind,
 seed) is a JSON file in the work folder; the same command goes on after an interrupt, and prints the
 tables of its cells.
 """
@@ -29,10 +31,12 @@ from typing import Any
 
 import torch
 
+from nse_plugin import BaseEditor
+from nse_plugin.compare.hosts import THEIRS, Recipe, editor_of
 from nse_plugin.compare.intervals import differences
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
-from nse_plugin.errors import DataError
+from nse_plugin.errors import DataError, HostError
 from nse_plugin.evaluation.metrics import ask, summarise
 from nse_plugin.evaluation.overfitting import mean_course, relative_norm, single_edits, table_for
 from nse_plugin.evaluation.settings import Protocol
@@ -56,12 +60,13 @@ PAPER_LORA = {
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA": ("LoRA", {}),
     "LoRA, paper": ("LoRA", PAPER_LORA),
+    "LoRA, EasyEdit": ("LoRA", PAPER_LORA | {"lora_type": "lora"}),
     "FT-M": ("FT", {}),
     "NSE": ("NSE", {}),
     "MEMIT": ("MEMIT", {}),
 }
 """Method, and what differs from the YAML that ships for it."""
-VARIANTS: dict[str, dict[str, bool] | None] = {
+VARIANTS: dict[str, dict[str, Any] | None] = {
     "base": None,
     "full": {},
     "no clip": {"clip": False},
@@ -70,7 +75,7 @@ VARIANTS: dict[str, dict[str, bool] | None] = {
     "no filter": {"filter": False},
     "no mixing": {"mixing": False},
 }
-"""Switches by name; None is the base editor's own loss."""
+"""Settings by name; None is the base editor's own loss."""
 SCORES = {
     "Rel": ("efficacy_tokens", "efficacy"),
     "Gen": ("paraphrase_tokens", "paraphrase"),
@@ -128,10 +133,13 @@ def run_cell(cell: Cell, n: int, data: Sequence[str], work: Path) -> dict[str, A
     if len(result["each"]) < n:
         start = time.perf_counter() - result["seconds"]
         model, tokenizer, _ = load_model(hparams)
-        session = EditSession.of(model, tokenizer)
-        measure = single if cell.kind == "single" else sequential
-        requests = chosen(cell, n, data, tokenizer)
-        for entry in measure(session, requests, hparams, len(result["each"])):
+        requests, done = chosen(cell, n, data, tokenizer), len(result["each"])
+        if cell.base.endswith("EasyEdit"):
+            entries = theirs(model, tokenizer, requests, hparams, done)
+        else:
+            measure = single if cell.kind == "single" else sequential
+            entries = measure(EditSession.of(model, tokenizer), requests, hparams, done)
+        for entry in entries:
             result["each"].append(entry)
             result["seconds"] = time.perf_counter() - start
             write_json(path, result)
@@ -139,16 +147,23 @@ def run_cell(cell: Cell, n: int, data: Sequence[str], work: Path) -> dict[str, A
 
 
 def hparams_of(cell: Cell) -> Hparams:
-    """Those of the base editor, or of OVERTONE around it with this variant's switches."""
+    """Those of the base editor, or of OVERTONE around it with this variant's settings."""
     name, *more = re.split(r", (?=\w+=)", cell.base)
     method, changes = BASES[name]
-    changes = changes | {
-        key: json.loads(value) for key, _, value in (text.partition("=") for text in more)
-    }
+    changes = changes | settings(more)
     yaml = f"{method}/{cell.model.replace(':', '-')}"
     hparams = dataclasses.replace(find_method(method).hparams.from_hparams(yaml), **changes)
-    switches = VARIANTS[cell.variant]
-    return hparams if switches is None else OvertoneHparams.wrap(hparams, **switches)
+    if "=" in cell.variant:
+        changed = {key.replace("lambda", "lambda_"): value
+                   for key, value in settings(cell.variant.split(", ")).items()}  # fmt: skip
+    else:
+        changed = VARIANTS[cell.variant]
+    return hparams if changed is None else OvertoneHparams.wrap(hparams, **changed)
+
+
+def settings(texts: Sequence[str]) -> dict[str, Any]:
+    """Values by key, of ``key=value`` with JSON values."""
+    return {key: json.loads(value) for key, _, value in (text.partition("=") for text in texts)}
 
 
 def chosen(cell: Cell, n: int, data: Sequence[str], tokenizer: Any) -> list[EditRequest]:
@@ -192,6 +207,30 @@ def single(
                 "loss": fmean(edit.losses), "steps": edit.steps, "change": edit.change,
                 "before": summarise(before, before), "course": course,
             }  # fmt: skip
+
+
+def theirs(
+    model: Any, tokenizer: Any, requests: Sequence[EditRequest], hparams: Hparams, done: int
+) -> Iterator[dict[str, Any]]:
+    """Each edit by itself with EasyEdit's own LoRA, from the untouched model."""
+    if isinstance(hparams, OvertoneHparams):
+        ready = dataclasses.replace(hparams.base, model_name=(model, tokenizer))
+        editor = BaseEditor.from_hparams(dataclasses.replace(hparams, base=ready))
+    else:
+        editor, _ = editor_of(Recipe(hparams, THEIRS), model, tokenizer)
+    for number, request in enumerate(requests[done:], start=done):
+        before = ask(model, tokenizer, [request], Protocol())
+        edited, _ = editor.apply_algo(
+            model, tokenizer, [request.to_dict()], editor.hparams,
+            copy=False, return_orig_weights=True, keep_original_weight=True,
+        )  # fmt: skip
+        answered = ask(model, tokenizer, [request], Protocol())  # the adapters are inside
+        edited.unload()
+        yield {
+            "case_id": number, **summarise(answered, before), "before": summarise(before, before),
+        }  # fmt: skip
+        if ask(model, tokenizer, [request], Protocol()) != before:
+            raise HostError("the model is not as it was before the edit; unload() left something")
 
 
 def sequential(
@@ -324,7 +363,10 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", nargs="+", required=True, help="JSON files, or atlas:N, earth:N")
     parser.add_argument("--bases", nargs="+", default=["LoRA, paper"])
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["base", "full"])
+    parser.add_argument(
+        "--variants", nargs="+", default=["base", "full"],
+        help=f"{', '.join(VARIANTS)}, or settings such as 'lambda=0.3, epsilon=0.05'",
+    )  # fmt: skip
     parser.add_argument("--strata", nargs="+", choices=STRATA, default=["many", "one"])
     parser.add_argument("--kind", choices=("single", "sequential"), default="single")
     parser.add_argument("--edits", type=int, default=25, help="edits per cell")

@@ -57,6 +57,15 @@ def test_tables_follow_from_the_numbers(benchmark):
     ) in text
 
 
+def test_a_variant_may_be_settings(benchmark):
+    cell = benchmark.Cell(
+        "single", "atlas:gpt2", "one", "NSE, v_num_grad_steps=3", "lambda=0.3, clip=false", 0, None
+    )
+    hparams = benchmark.hparams_of(cell)
+    assert (hparams.lambda_, hparams.clip, hparams.base.v_num_grad_steps) == (0.3, False, 3)
+    assert cell.method == "NSE, v_num_grad_steps=3 + OVERTONE, lambda=0.3, clip=false"
+
+
 def test_edits_are_of_the_stratum_and_drawn_by_the_seed(benchmark, tmp_path, tokenizer):
     records = [
         {
