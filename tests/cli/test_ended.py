@@ -49,7 +49,14 @@ CASES = {  # a command, and the call of which function is interrupted
     "consolidate": (["consolidate", "kept"], "os.replace", 1),
     "export": (["export", "kept", "--to", "full", "--out", "new"], "os.fsync", 2),
     "stats": (
-        ["stats", "--hparams", "quick.yaml", "--source", "atlas", "--samples", "600"],
+        [
+            "stats",
+            "--hparams",
+            "quick.yaml",
+            "--source=atlas",
+            "--samples=600",
+            "--stats-dir=stats",
+        ],
         "nse_plugin.statistics.covariance._Sums.add_batch",
         2,
     ),

@@ -88,7 +88,7 @@ def test_a_signal_leaves_no_process_and_what_can_be_resumed(
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
     with child:
-        done = (line for line in child.stdout if not line.startswith("running cells"))
+        done = (line for line in child.stdout if line.startswith("["))
         assert next(done).startswith("[1/6]")  # also on a machine that is busy
         assert len(at_work(child.pid)) > 1
         (os.killpg if to_all else os.kill)(child.pid, number)
