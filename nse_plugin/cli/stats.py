@@ -11,7 +11,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, MODEL, examples
-from nse_plugin.cli.output import show_result, show_tables, working
+from nse_plugin.cli.output import note, show_result, show_tables, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.report.table import NOTHING, Table
@@ -120,6 +120,7 @@ def make_statistics(
         token_budget=hparams.token_budget,
         recompute=recompute,
     )
+    note(f"kept in {hparams.stats_dir}")
     for layer, moment in moments.items():
         path = None
         if npz:

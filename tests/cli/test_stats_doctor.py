@@ -33,7 +33,7 @@ def test_stats_are_made_once_and_written_for_easyedit(capsys):
     before = {p: p.stat().st_mtime_ns for p in Path("s").rglob("*.safetensors")}
     assert len(before) == 2 and cli.main(arguments) == 0
     assert before == {p: p.stat().st_mtime_ns for p in Path("s").rglob("*.safetensors")}
-    capsys.readouterr()
+    assert "kept in s\n" in capsys.readouterr().err
     assert cli.main([*arguments, "--json"]) == 0
     assert [row["texts"] for row in json.loads(capsys.readouterr().out)] == [50, 50]
 
