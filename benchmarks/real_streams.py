@@ -61,8 +61,8 @@ class Run:
         self, folder: Path, device: str | None, stats_dir: str | None, held_out: str
     ) -> None:
         self.files = RunFiles(folder)
-        settings = {**self.files.hparams, "stats_dir": stats_dir or self.files.hparams["stats_dir"]}
-        self.hparams = hparams_from(folder, settings)
+        place = {} if stats_dir is None else {"stats_dir": stats_dir}
+        self.hparams = hparams_from(folder, {**self.files.hparams, **place})
         self.model, self.session = open_run(folder, device)
         self.session.untouched.use_contexts(self.hparams, self.files.manifest["contexts"])
         protocol = Protocol.from_dict(self.files.manifest["run"]["protocol"])
@@ -197,7 +197,7 @@ def main() -> None:
     parser.add_argument("--weights", type=float, nargs="+", default=[10.0], metavar="X",
                         help="factors of lambda in a consolidation that repairs")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("real-streams.json"))
-    parser.add_argument("--stats-dir", help="instead of the runs'")
+    parser.add_argument("--stats-dir", help="instead of the usual place")
     parser.add_argument("--held-out", default="none", help="texts for the perplexity with --solve")
     parser.add_argument("--device")
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Files: written in full or not at all, JSON and JSON lines, checksums, locks, packages."""
+"""Files: written in full or not at all, JSON and JSON lines, checksums, locks, packages, cache."""
 
 from __future__ import annotations
 
@@ -24,6 +24,18 @@ from nse_plugin.errors import DataError, MissingPackageError
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+CACHE_VARIABLE = "NSE_PLUGIN_CACHE"
+"""Environment variable that names the cache folder."""
+
+
+def cache_dir() -> Path:
+    """The cache folder: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return Path(named).expanduser()
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(home).expanduser() / "nse_plugin"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

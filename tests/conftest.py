@@ -13,6 +13,7 @@ import torch
 
 from nse_plugin.easyedit import checkout
 from nse_plugin.errors import HostError
+from nse_plugin.files import CACHE_VARIABLE, cache_dir
 from nse_plugin.model import make_torchvision_importable
 
 make_torchvision_importable()  # before anything here imports transformers
@@ -41,6 +42,18 @@ def no_waiting_for_disks():
     real, os.fsync = os.fsync, lambda _descriptor: None
     yield
     os.fsync = real
+
+
+@pytest.fixture(scope="session", autouse=True)
+def statistics_of_this_run(tmp_path_factory):
+    """Statistics without a place of their own are kept for this run, not in the user's cache."""
+    folder, usual = tmp_path_factory.mktemp("cache"), os.environ.get(CACHE_VARIABLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "nse_plugin.statistics.files.cache_dir",
+            lambda: folder if os.environ.get(CACHE_VARIABLE) == usual else cache_dir(),
+        )
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import shutil
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,7 +22,9 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
 
 @command(MACHINE, examples("nse doctor"))
 def doctor(
-    stats_dir: Annotated[str, typer.Option(help="Folder of the statistics.")] = "./data/stats",
+    stats_dir: Annotated[
+        str | None, typer.Option(help="Folder of the statistics; see docs/statistics.md.")
+    ] = None,
     as_json: AS_JSON = False,
 ) -> int:
     """Show versions, devices, the host, the embedded models and the free disk space."""
@@ -36,16 +37,17 @@ def doctor(
     return 0
 
 
-def report(stats_dir: str | Path) -> list[tuple[str, str]]:
+def report(stats_dir: str | None = None) -> list[tuple[str, str]]:
     """Findings as (name, value) rows; changes nothing.
 
     Args:
-        stats_dir: where statistics would be written.
+        stats_dir: where statistics would be written; by default the usual place.
     """
     import torch
 
     from nse_plugin.data import atlas
     from nse_plugin.model.families import FAMILIES
+    from nse_plugin.statistics.files import stats_folder
 
     rows = [("nse_plugin", __version__), ("python", platform.python_version())]
     rows += [(name, _version(name)) for name in _PACKAGES]
@@ -53,12 +55,13 @@ def report(stats_dir: str | Path) -> list[tuple[str, str]]:
     rows.append(("host", _host()))
     rows += [(f"atlas:{name}", _atlas(name)) for name in atlas.MODELS]
     rows.append(("model families", f"{', '.join(FAMILIES)}; others are probed"))
-    folder = Path(stats_dir).absolute()
+    kept = stats_folder(stats_dir)
+    folder = kept.absolute()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     rows.append((
-        f"disk at {stats_dir}",
-        f"{free / 2**30:.1f} GiB free; statistics of one layer take 4 d_ff^2 bytes "
+        "statistics",
+        f"in {kept}, {free / 2**30:.1f} GiB free; those of one layer take 4 d_ff^2 bytes "
         "(0.16 GiB for GPT2-XL, 0.77 GiB for Llama-3-8B)",
     ))  # fmt: skip
     return rows

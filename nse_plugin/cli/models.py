@@ -39,8 +39,8 @@ def models(
 
 
 def _list(as_json: bool) -> None:
-    from nse_plugin.data.packages import cache_dir
     from nse_plugin.data.published import MODELS, is_fetched
+    from nse_plugin.files import cache_dir
 
     found = [
         {

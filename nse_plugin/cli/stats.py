@@ -88,12 +88,11 @@ def make_statistics(
         ModelError: the model cannot be loaded, or has no such layer.
         StatisticsError: the text cannot be had, or a file is damaged.
     """
-    from nse_plugin.data.defaults import keep_statistics
     from nse_plugin.data.models import load_model
     from nse_plugin.methods.registry import load_hparams
     from nse_plugin.model.probe import layout_of
     from nse_plugin.statistics.covariance import second_moments
-    from nse_plugin.statistics.files import write_npz
+    from nse_plugin.statistics.files import stats_folder, write_npz
 
     given = {name: value for name, value in changes.items() if value is not None}
     hparams = load_hparams(name)
@@ -103,8 +102,8 @@ def make_statistics(
             "MEMIT, ROME or AlphaEdit"
         )
     hparams = dataclasses.replace(hparams, **given)
-    if not npz:  # those files belong where EasyEdit looks
-        keep_statistics(hparams)
+    # EasyEdit's files belong where EasyEdit looks
+    folder = Path(hparams.stats_dir) if npz else stats_folder(hparams.stats_dir)
     with working() as listener:
         listener("phase", {"name": "loading the model"})
         model, tokenizer, _ = load_model(hparams)
@@ -115,17 +114,17 @@ def make_statistics(
         hparams.layers,
         source=hparams.mom2_dataset,
         n_samples=hparams.mom2_n_samples,
-        stats_dir=hparams.stats_dir,
+        stats_dir=folder,
         dtype=hparams.mom2_dtype,
         token_budget=hparams.token_budget,
         recompute=recompute,
     )
-    note(f"kept in {hparams.stats_dir}")
+    note(f"kept in {folder}")
     for layer, moment in moments.items():
         path = None
         if npz:
             path = write_npz(
-                hparams.stats_dir, layout, layer, moment, dtype=hparams.mom2_dtype,
+                folder, layout, layer, moment, dtype=hparams.mom2_dtype,
                 n_samples=hparams.mom2_n_samples,
             )  # fmt: skip
         yield layer, moment, path

@@ -16,7 +16,6 @@ from nse_plugin import host as hosting
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.results import MethodInfo
 from nse_plugin.compare.specs import MethodSpec
-from nse_plugin.data.defaults import keep_statistics
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
@@ -24,6 +23,7 @@ from nse_plugin.model.probe import layout_of
 from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain
 from nse_plugin.session.session import EditSession
+from nse_plugin.statistics.files import stats_folder
 
 _FROM_THE_MODEL = ("model_name", "lm_head_module")
 """What the host's hyperparameters hold otherwise than the YAML."""
@@ -71,8 +71,9 @@ def recipe(cell: Cell) -> Recipe:
         hparams = find_method(values["alg_name"]).hparams.from_dict(values)
     except HparamsError as error:
         raise HparamsError(f"method {spec.name!r} on {cell.model.key}: {error}") from None
-    hparams = _with_statistics(hparams, settings.stats_dir)
-    if not is_hosts_own(spec):
+    hosts_own = is_hosts_own(spec)
+    hparams = _with_statistics(hparams, settings.stats_dir, hosts_own)
+    if not hosts_own:
         return Recipe(hparams, OURS)
     lost = sorted(set(spec.changes) - _host_keys(spec.method))
     if lost:  # changes without effect
@@ -107,15 +108,19 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
     return differences(completed(before, now, made.hparams), now)
 
 
-def _with_statistics(hparams: Hparams, folder: str | None) -> Hparams:
-    """The same with an absolute folder of statistics: a cell may run elsewhere."""
+def _with_statistics(hparams: Hparams, folder: str | None, hosts_own: bool = False) -> Hparams:
+    """The same with an absolute folder of statistics: a cell may run elsewhere.
+
+    EasyEdit's own methods keep theirs in ``./data/stats``, never in the cache: their files do not
+    say of which model they are, other than by the name of its folder.
+    """
     if isinstance(hparams, OvertoneHparams):
         return dataclasses.replace(hparams, base=_with_statistics(hparams.base, folder))
     if not isinstance(hparams, LocateHparams):
         return hparams
-    found = dataclasses.replace(hparams, stats_dir=folder or hparams.stats_dir)
-    keep_statistics(found)
-    return dataclasses.replace(found, stats_dir=os.path.abspath(found.stats_dir))
+    named = folder or hparams.stats_dir
+    place = named if hosts_own else stats_folder(named)
+    return dataclasses.replace(hparams, stats_dir=os.path.abspath(place))
 
 
 def editor_of(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:

@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from pathlib import Path
 from typing import Any
 
 from nse_plugin.data.models import model_place, why_not_loaded
-from nse_plugin.data.packages import cache_dir
 from nse_plugin.errors import HparamsError, ModelError
-from nse_plugin.hparams.base import Hparams
-from nse_plugin.hparams.locate import LocateHparams
-from nse_plugin.hparams.overtone import base_of
 from nse_plugin.hparams.yaml_files import read_method_yaml, yaml_dir
 from nse_plugin.methods.registry import find_method
 
@@ -93,14 +88,6 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
         late = min(n_layers - 1, round(_LATE * n_layers))
         values |= {"layers": layers_up_to(late), "lr": 1e-3, "batch_size": 20}
     return values
-
-
-def keep_statistics(hparams: Hparams) -> None:
-    """Have statistics kept in the cache, for all folders, where nobody named another place: neither
-    the settings do, nor is EasyEdit's ``./data/stats`` there."""
-    base, usual = base_of(hparams), LocateHparams.stats_dir
-    if isinstance(base, LocateHparams) and base.stats_dir == usual and not Path(usual).is_dir():
-        base.stats_dir = str(cache_dir() / "stats")
 
 
 def usual_layer(n_layers: int) -> int:

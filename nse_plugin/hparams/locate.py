@@ -69,7 +69,7 @@ class LocateHparams(LayersHparams):
     mom2_dtype: Literal["float32", "float64"] = "float32"
     """Part of the name of EasyEdit's statistics files."""
     stats_dir: str = "./data/stats"
-    """Folder where statistics files are read and written."""
+    """Folder of the statistics files; without ./data/stats they are in the cache."""
 
     n_contexts: int = bounded(5, low=0)
     """Generated texts put before a prompt, beside the bare one; their 5 openings take turns."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.data.defaults import keep_statistics, values_for
+from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, SpreadHparams, read_method_yaml
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
@@ -47,11 +47,8 @@ def edit_hparams(
                 "matrices; only runs of this package's methods can be added to"
             )
         _refuse_others(folder, files, model, method, hparams, chat)
-        found = hparams_from(folder / MANIFEST, {**values, **given})
-    else:
-        found = _of_new_folder(folder, model, method, hparams, given)
-    keep_statistics(found)
-    return found
+        return hparams_from(folder / MANIFEST, {**values, **given})
+    return _of_new_folder(folder, model, method, hparams, given)
 
 
 def _of_new_folder(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from nse_plugin import host as hosting
-from nse_plugin.data.defaults import keep_statistics, values_for
+from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import held_out_texts, read_data, settled
 from nse_plugin.errors import HparamsError
@@ -141,9 +141,7 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
 
         if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
             return hparams_of(values)
-    found = hparams_from(name, values)
-    keep_statistics(found)
-    return found
+    return hparams_from(name, values)
 
 
 def warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:

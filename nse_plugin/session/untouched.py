@@ -17,6 +17,7 @@ from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.sampling import OPENINGS, context_texts
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.statistics.covariance import second_moments
+from nse_plugin.statistics.files import stats_folder
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ class Untouched:
                     source=hparams.mom2_dataset,
                     n_samples=hparams.mom2_n_samples,
                     dtype=hparams.mom2_dtype,
-                    stats_dir=hparams.stats_dir,
+                    stats_dir=stats_folder(hparams.stats_dir),
                     token_budget=hparams.token_budget,
                 )
             for layer, moment in moments.items():

@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.errors import StatisticsError
-from nse_plugin.files import write_whole
+from nse_plugin.files import cache_dir, write_whole
+from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.statistics.text_sources import source_slug
@@ -49,6 +50,18 @@ _OTHER = {
     "digest": "another version of the text",
 }  # by metadata: what a file is of where it does not agree
 _AGAIN = "delete it, and run `nse stats` to make it again"
+
+
+def stats_folder(named: str | None = None) -> Path:
+    """The folder that holds statistics: the one named, or the usual place.
+
+    That is EasyEdit's ``./data/stats`` where it exists, and else ``stats`` in the cache, for all
+    working folders.  ``./data/stats``, which EasyEdit's YAMLs hold, means the usual place too.
+    """
+    usual = LocateHparams.stats_dir
+    if named not in (None, usual) or Path(usual).is_dir():
+        return Path(named or usual)
+    return cache_dir() / "stats"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from nse_plugin.data.defaults import keep_statistics
 from nse_plugin.errors import DataError, HparamsError, ModelError, NSEPluginError
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.questions import mean
@@ -140,7 +139,6 @@ class Trials:
         hparams: Any = BASES[settings["alg_name"]].hparams.from_dict(settings)
         if not isinstance(hparams, LocateHparams):
             return
-        keep_statistics(hparams)
         wanted = sorted({*layers, *hparams.layers})
         if len(wanted) * self.session.layout.d_ff**2 > _FLOATS:
             wanted = hparams.layers
@@ -164,7 +162,6 @@ class Trials:
     def _edited(self, settings: dict[str, Any], facts: Sequence[EditRequest]) -> dict[str, Any]:
         method = BASES[settings["alg_name"]]
         hparams = method.hparams.from_dict(settings)
-        keep_statistics(hparams)
         session, seen, left = self.session, _Injected(), list[float]()
         self._freeze(facts)
         for first in range(0, len(facts), ROUND):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,19 @@ import pytest
 from nse_plugin import cli
 from nse_plugin.cli.doctor import report
 from nse_plugin.data import atlas
+from nse_plugin.data.models import load_model
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.methods.nse import edit_round
+from nse_plugin.requests import EditRequest
+from nse_plugin.session.session import EditSession
+from nse_plugin.statistics import covariance
+from nse_plugin.statistics.files import stats_folder
 
 
 @pytest.fixture(autouse=True)
 def scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path / "cache"))
     corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
     monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     return tmp_path
@@ -38,6 +48,26 @@ def test_stats_are_made_once_and_written_for_easyedit(capsys):
     assert [row["texts"] for row in json.loads(capsys.readouterr().out)] == [50, 50]
 
 
+def test_python_finds_what_the_command_computed(capsys, monkeypatch):
+    """Both use the cache, since there is no ./data/stats; the hyperparameters stay as they are."""
+    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "50", "--source", "self"]
+    assert cli.main(arguments) == 0
+    assert f"kept in {stats_folder()}\n" in capsys.readouterr().err
+    monkeypatch.setattr(covariance, "_one_pass", lambda *_: pytest.fail("computed again"))
+    shipped = NSEHparams.from_hparams("NSE/atlas-gpt2")
+    hparams = dataclasses.replace(shipped, mom2_dataset="self", mom2_n_samples=50)
+    model, tokenizer, _ = load_model(hparams)
+    request = EditRequest("a", "{} lives in", "Mara Voss", " Garn")
+    edit_round(EditSession.of(model, tokenizer), [request], hparams)
+    assert hparams.stats_dir == "./data/stats"
+
+
+def test_files_for_easyedit_are_where_it_looks(capsys):
+    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "50", "--source", "self"]
+    assert cli.main([*arguments, "--npz"]) == 0
+    assert len(list(Path("data/stats").rglob("*.npz"))) == 2 and not Path("cache").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -55,7 +85,8 @@ def test_bad_arguments_of_stats(arguments, message, capsys):
 def test_doctor_says_what_was_found(capsys):
     assert cli.main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for what in ("torch", "devices", "host", "model families", "disk at ./data/stats"):
+    for what in ("torch", "devices", "host", "model families", "statistics"):
         assert what in shown
-    rows = dict(report("not/yet/there"))
-    assert "GiB free" in rows["disk at not/yet/there"] and not Path("not").exists()
+    assert str(stats_folder()) in dict(report())["statistics"]
+    found = dict(report("not/yet/there"))["statistics"]
+    assert re.match(r"in not/yet/there, [\d.]+ GiB free", found) and not Path("not").exists()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nse_plugin.compare.cells import run_cell
-from nse_plugin.compare.hosts import _host_values, changed_since, recipe
+from nse_plugin.compare.hosts import _host_values, _with_statistics, changed_since, recipe
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.hparams import MEMITHparams
 from nse_plugin.runs.identity import plain
@@ -47,6 +47,23 @@ def test_a_cell_of_the_hosts_own_method(easyedit, world, tmp_path, monkeypatch):
     assert Path.cwd() == here and not list(here.iterdir())
     assert changed_since(cell, first["method_info"]) == []
     assert changed_since(other, first["method_info"]) == ["lr was 0.0005, is 0.01"]
+
+
+def test_statistics_of_a_cell_have_an_absolute_place(world, tmp_path, monkeypatch):
+    """A cell may run in another folder.  What EasyEdit's own methods keep is not for the cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path / "cache"))
+
+    def place(**settings) -> str:
+        made = comparison(world, tmp_path / "out", methods="MEMIT+OVERTONE", **settings)
+        return recipe(made.cells()[-1]).hparams.base.stats_dir
+
+    assert place() == str(tmp_path / "cache" / "stats")
+    assert place(stats_dir="mine") == str(tmp_path / "mine")
+    given = MEMITHparams(alg_name="MEMIT", model_name="tiny", layers=[1])
+    hosts = _with_statistics(given, None, hosts_own=True)
+    assert hosts.stats_dir == str(tmp_path / "data" / "stats")
+    assert given.stats_dir == "./data/stats"
 
 
 @pytest.mark.parametrize("loss", ["", "+OVERTONE"])

@@ -55,17 +55,6 @@ def test_rounds_of_a_demo_are_not_empty():
         DemoSettings(edits=-1)
 
 
-def test_statistics_are_kept_for_all_folders_unless_there_is_a_place_for_them(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path / "cache"))
-    assert read_hparams("NSE/atlas-gpt2").stats_dir == str(tmp_path / "cache" / "stats")
-    assert read_hparams("NSE/atlas-gpt2", stats_dir="mine").stats_dir == "mine"
-    (tmp_path / "data" / "stats").mkdir(parents=True)
-    assert read_hparams("NSE/atlas-gpt2").stats_dir == "./data/stats"
-
-
 def test_settings_of_another_model_are_named(caplog):
     read_hparams("NSE/gpt2-xl", model_name="/models/gpt2-xl")
     read_hparams("NSE/atlas-gpt2", model_name="atlas:gpt2")

@@ -26,7 +26,13 @@ from nse_plugin.errors import DataError, MissingPackageError, ModelError, Statis
 from nse_plugin.model.probe import layout_of
 from nse_plugin.statistics import covariance, named_texts, text_sources
 from nse_plugin.statistics.covariance import second_moments
-from nse_plugin.statistics.files import SecondMoment, StatisticsFiles, model_fingerprint, write_npz
+from nse_plugin.statistics.files import (
+    SecondMoment,
+    StatisticsFiles,
+    model_fingerprint,
+    stats_folder,
+    write_npz,
+)
 from nse_plugin.statistics.text_sources import source_slug, token_chunks
 from tests.tiny import tiny_model, tiny_tokenizer
 
@@ -574,3 +580,15 @@ def test_keys_that_are_not_finite(layout, text, tmp_path):
     first.weight.data.fill_(torch.inf)
     with pytest.raises(StatisticsError, match="layer 1"):
         compute(layout, text, tmp_path)
+
+
+def test_the_usual_place_is_easyedits_where_there_is_one_and_else_the_cache(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path / "cache"))
+    for unnamed in (None, "./data/stats"):
+        assert stats_folder(unnamed) == tmp_path / "cache" / "stats"
+    assert stats_folder("mine") == Path("mine")
+    (tmp_path / "data" / "stats").mkdir(parents=True)
+    for unnamed in (None, "./data/stats"):
+        assert stats_folder(unnamed) == Path("data/stats")
+    assert stats_folder("mine") == Path("mine")
