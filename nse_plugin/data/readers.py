@@ -100,12 +100,12 @@ def parse_records(
             if on_bad == "stop":
                 raise DataError(f"{what}; {way_out}") from error
             skipped.append(what)
-    warn_of(f"{source}: skipped {len(skipped)} of {len(records)} records", skipped)
-    warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
+    _warn_of(f"{source}: skipped {len(skipped)} of {len(records)} records", skipped)
+    _warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
     if left:
         log.warning("%s: left out, as requests have no place for it: %s", source, ", ".join(left))
     counted = [f"{name} ({count} records)" for name, count in sorted(unread.items())]
-    warn_of(f"{source}: fields that are not read", counted)
+    _warn_of(f"{source}: fields that are not read", counted)
     return requests
 
 
@@ -248,7 +248,7 @@ def schema_of(record: Mapping[str, Any]) -> str:
     )
 
 
-def warn_of(what: str, details: list[str]) -> None:
+def _warn_of(what: str, details: list[str]) -> None:
     """Log a warning with the first few details; nothing if there are none."""
     if details:
         more = f"; and {len(details) - _NAMED} more" if len(details) > _NAMED else ""

@@ -158,9 +158,6 @@ BLANKS = {
 """New answers of the real records with blanks around them, by index."""
 NO_ALIAS = 3
 """Index of the real wiki_recent record that has an answer without an alias, ``[[], ["..."]]``."""
-REFUSED = (22, 23)
-"""How many real wiki_recent records WikiRecentDataset refuses, and with them the file: 22 have no
-Relation_Specificity, one has an answer without an alias, which is drawn or not."""
 
 
 def shared(name: str) -> Path:
