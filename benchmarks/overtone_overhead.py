@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 
 import torch
@@ -18,18 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from nse_plugin.hparams.overtone import SETTINGS
 from nse_plugin.objectives.overtone import Overtone
 
 VOCABULARIES = (32_000, 128_256)
+FULL = Overtone(*SETTINGS["LoRA"])
+UNFILTERED, ONE_HOT = replace(FULL, filter=False), replace(FULL, lambda_=1.0)
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross entropy": lambda logits, targets: F.cross_entropy(logits, targets),
-    "OVERTONE": lambda logits, targets: Overtone()(logits, targets).train.mean(),
-    "OVERTONE, no filter": lambda logits, targets: Overtone(filter=False)(
-        logits, targets
-    ).train.mean(),
-    "OVERTONE, lambda 1": lambda logits, targets: Overtone(lambda_=1.0)(
-        logits, targets
-    ).train.mean(),
+    "OVERTONE": lambda logits, targets: FULL(logits, targets).train.mean(),
+    "OVERTONE, no filter": lambda logits, targets: UNFILTERED(logits, targets).train.mean(),
+    "OVERTONE, lambda 1": lambda logits, targets: ONE_HOT(logits, targets).train.mean(),
 }
 
 

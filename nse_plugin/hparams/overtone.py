@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams.base import Hparams
-from nse_plugin.hparams.validation import bounded, by_field, mistakes_in
+from nse_plugin.hparams.validation import Settings, bounded, by_field, mistakes_in
 from nse_plugin.hparams.yaml_files import read_method_yaml
 
 
@@ -33,8 +33,31 @@ OTHERWISE = Setting(0.5, 0.01, 0.5)
 """The default around other editors: the best of a small sweep with NSE (see docs/overtone.md)."""
 
 
+@dataclass
+class OvertoneSettings(Settings):
+    """What OVERTONE's loss depends on; the five switches are those of the paper's ablation."""
+
+    lambda_: float = bounded(OTHERWISE.lambda_, low=0, high=1)
+    """Share of the one-hot target, the rest is the model's own filtered distribution; 1 is plain
+    cross entropy, clipped."""
+    epsilon: float = bounded(OTHERWISE.epsilon, low=0)
+    """A token whose loss is at most this is not trained further."""
+    n_sigma: float = bounded(OTHERWISE.n_sigma, low=0)
+    """Tokens further than this many standard deviations below the largest logit are filtered."""
+    clip: bool = True
+    """Stop training a token at epsilon; if false, epsilon is 0."""
+    filter: bool = True
+    """Filter the model's distribution; if false, all of it is mixed in."""
+    argmax_check: bool = True
+    """Train on the one-hot target if the mixture prefers another token."""
+    frozen_reference: bool = False
+    """Mix in the model's distribution before the edit's first step, not the current one."""
+    mixing: bool = True
+    """Mix the model's distribution into the target; if false, lambda is 1."""
+
+
 @dataclass(kw_only=True)
-class OvertoneHparams(Hparams):
+class OvertoneHparams(OvertoneSettings, Hparams):
     """Hyperparameters of a base editor with its loss replaced by OVERTONE's.
 
     In a YAML, ``base`` is the name or path of the base editor's YAML, or its keys written out.
@@ -53,22 +76,6 @@ class OvertoneHparams(Hparams):
 
     base: Any
     """Hyperparameters of the base editor."""
-    lambda_: float = bounded(OTHERWISE.lambda_, low=0, high=1)
-    """Share of the one-hot target; the rest is the model's own filtered distribution."""
-    epsilon: float = bounded(OTHERWISE.epsilon, low=0)
-    """A token whose loss is at most this is not trained further."""
-    n_sigma: float = bounded(OTHERWISE.n_sigma, low=0)
-    """Tokens this many standard deviations below the largest logit are not mixed in."""
-    clip: bool = True
-    """Stop training a token at epsilon."""
-    filter: bool = True
-    """Mix in the likely tokens only."""
-    argmax_check: bool = True
-    """Train on the one-hot target if the mixture prefers another token."""
-    frozen_reference: bool = False
-    """Mix in the model's distribution before the edit, not the current one."""
-    mixing: bool = True
-    """Mix the model's distribution into the target."""
 
     def conflicts(self) -> Iterator[str]:
         """Errors if there is no base editor for OVERTONE."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.overtone import OvertoneSettings
 from nse_plugin.objectives import TokenLoss
 
 
@@ -57,33 +58,9 @@ class _Mixture(NamedTuple):
     """[tokens] bool: the target token is the mixture's argmax, before the check."""
 
 
-@dataclass(frozen=True)
-class Overtone:
-    """The objective; its five switches are those of the paper's ablation."""
-
-    lambda_: float = 0.1
-    """Share of the one-hot target; 1 is plain cross entropy, clipped."""
-    epsilon: float = 0.05
-    """A token whose loss is at most this is not trained further."""
-    n_sigma: float = 0.5
-    """Tokens further than this many standard deviations below the largest logit are filtered."""
-    clip: bool = True
-    """Stop training a token at epsilon; if false, epsilon is 0."""
-    filter: bool = True
-    """Filter the model's distribution; if false, all of it is mixed in."""
-    argmax_check: bool = True
-    """Train on the one-hot target if the mixture prefers another token."""
-    frozen_reference: bool = False
-    """Mix in the model's distribution before the edit's first step, not the current one."""
-    mixing: bool = True
-    """Mix the model's distribution in; if false, lambda is 1."""
-
-    def __post_init__(self) -> None:
-        for name, high in (("lambda_", 1.0), ("epsilon", math.inf), ("n_sigma", math.inf)):
-            value = getattr(self, name)
-            if not 0 <= value <= high or value == math.inf:
-                upper = f" and at most {high:g}" if high < math.inf else ""
-                raise HparamsError(f"{name} is {value!r}; it must be finite, at least 0{upper}")
+@dataclass(unsafe_hash=True)
+class Overtone(OvertoneSettings):
+    """The objective, made from its settings."""
 
     @property
     def needs_reference(self) -> bool:
