@@ -15,8 +15,7 @@ model that values are optimised in, and how often there is a pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -24,7 +23,7 @@ import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups
-from nse_plugin.locate.rows import encode_round, merged
+from nse_plugin.locate.rows import Rows, encode_round, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
 from nse_plugin.methods.clock import Clock
@@ -40,6 +39,8 @@ from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 
 H = TypeVar("H", bound=SpreadHparams)
+Adjust = Callable[[Values, EditSession, Lookups, int], Values]
+"""What is done to the values of requests before they are written, given the z-layer."""
 
 
 def spread_round(
@@ -53,7 +54,7 @@ def spread_round(
     solver: Callable[[EditSession, H], Solve],
     rewind: bool,
     passes: Passes = ONE_PASS,
-    adjust: Callable[[Values, EditSession, Lookups, int], Values] | None = None,
+    adjust: Adjust | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
@@ -99,7 +100,7 @@ def _write_round(
     solver: Callable[[EditSession, H], Solve],
     rewind: bool,
     passes: Passes,
-    adjust: Callable[[Values, EditSession, Lookups, int], Values] | None,
+    adjust: Adjust | None,
     trace: TokenTrace | None = None,
     values: Values | None = None,
 ) -> RoundRecord:
@@ -114,46 +115,20 @@ def _write_round(
     again = same + lost
     n_own, requests = len(requests) + len(same.requests), [*requests, *again.requests]
     solve = solver(session, hparams)
-    contexts = session.untouched.contexts(hparams)
-    layout = session.layout
-    encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
-    lookups = Lookups.of(layout, encoded, hparams.token_budget)
-
-    def search(rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-        chosen = [encoded[i] for i in rows.tolist()]
-        if hparams.merge_subjects:
-            chosen, numbers = merged(chosen)
-        values = compute_values(layout, chosen, hparams, objective, trace=trace)
-        return values[torch.tensor(numbers)] if hparams.merge_subjects else values
-
-    def adjusted(values: Values, rows: torch.Tensor) -> Values:
-        values = values.lengthened(hparams)
-        if adjust is None:
-            return values
-        return adjust(values, session, lookups.select(rows), hparams.layers[-1])
-
-    def find_values(rows: torch.Tensor) -> Values:
-        return adjusted(search(rows), rows)
-
+    search = _ValueSearch.of(session, requests, hparams, objective, adjust)
     if values is None:
-        own = torch.arange(n_own)
-        with clock("values"), session.weights.rewound() if rewind else nullcontext():
-            if rewind:
-                of = tuple(request.digest() for request in requests[:n_own])
-                settings = (*hparams.value_settings(), hparams.merge_subjects)
-                key = (of, contexts, *settings, objective)
-                found = session.untouched.values(key, lambda: search(own, trace))
-            else:
-                found = search(own, trace)
-            values = adjusted(found, own)
+        with clock("values"):
+            values = search.own(n_own, rewind, trace)
     if lost.requests:
         with clock("repair"):
-            lost_values = find_values(torch.arange(n_own, len(requests)))
+            lost_values = search.of_now(torch.arange(n_own, len(requests)))
         values = Values.cat([values, lost_values])
     with session.previous_keys.without(again.keys):
-        writer = Writer(session, requests, hparams.layers, lookups, values, solve, passes, clock)
+        writer = Writer(
+            session, requests, hparams.layers, search.lookups, values, solve, passes, clock
+        )
         writer.run()
-        repaired = repair(writer, find_values, hparams)
+        repaired = repair(writer, search.of_now, hparams)
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
@@ -167,3 +142,64 @@ def _write_round(
     )
     session.commit(record)
     return record
+
+
+@dataclass(frozen=True)
+class _ValueSearch:
+    """Finds the values of a round's requests; ``rows`` are the places of requests in the round."""
+
+    session: EditSession
+    requests: Sequence[EditRequest]
+    hparams: SpreadHparams
+    objective: TokenObjective
+    adjust: Adjust | None
+    contexts: tuple[str, ...]
+    encoded: Sequence[Rows]
+    lookups: Lookups
+
+    @classmethod
+    def of(
+        cls,
+        session: EditSession,
+        requests: Sequence[EditRequest],
+        hparams: SpreadHparams,
+        objective: TokenObjective,
+        adjust: Adjust | None,
+    ) -> _ValueSearch:
+        """Put the requests into tokens, after the texts that the untouched model wrote."""
+        contexts, layout = session.untouched.contexts(hparams), session.layout
+        encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
+        lookups = Lookups.of(layout, encoded, hparams.token_budget)
+        return cls(session, requests, hparams, objective, adjust, contexts, encoded, lookups)
+
+    def own(self, count: int, rewind: bool, trace: TokenTrace | None) -> Values:
+        """Those of the first ``count`` requests, in the untouched model or in the present one."""
+        rows = torch.arange(count)
+        if not rewind:
+            return self._adjusted(self._optimised(rows, trace), rows)
+        of = tuple(request.digest() for request in self.requests[:count])
+        settings = (*self.hparams.value_settings(), self.hparams.merge_subjects)
+        key = (of, self.contexts, *settings, self.objective)
+        untouched = self.session.untouched
+        with self.session.weights.rewound():
+            values = untouched.values(key, lambda: self._optimised(rows, trace))
+            return self._adjusted(values, rows)
+
+    def of_now(self, rows: torch.Tensor) -> Values:
+        """Those of some requests, in the present model."""
+        return self._adjusted(self._optimised(rows), rows)
+
+    def _optimised(self, rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
+        chosen = [self.encoded[i] for i in rows.tolist()]
+        if self.hparams.merge_subjects:
+            chosen, numbers = merged(chosen)
+        layout, hparams = self.session.layout, self.hparams
+        values = compute_values(layout, chosen, hparams, self.objective, trace=trace)
+        return values[torch.tensor(numbers)] if hparams.merge_subjects else values
+
+    def _adjusted(self, values: Values, rows: torch.Tensor) -> Values:
+        values = values.lengthened(self.hparams)
+        if self.adjust is None:
+            return values
+        lookups = self.lookups.select(rows)
+        return self.adjust(values, self.session, lookups, self.hparams.layers[-1])
