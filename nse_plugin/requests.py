@@ -154,6 +154,11 @@ class EditRequest:
         """Index in :attr:`text` of the first character after the subject."""
         return self.subject_start + len(self.subject)
 
+    @property
+    def key_text(self) -> str:
+        """:attr:`text` up to the subject's end: prompts that agree in it have one key."""
+        return self.text[: self.subject_end]
+
     @classmethod
     def from_dict(
         cls,
@@ -260,32 +265,14 @@ class EditRequest:
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
-def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
-    """The request, which also asks what another request for the same edit asks.
-
-    The other's probes get kinds of their own, so that a bound on the probes of each kind leaves
-    none of them out.
-    """
-
-    def both(own: Probes, others: Probes) -> Probes:
-        known = {probe for group in own.values() for probe in group}
-        new = {
-            f"{kind} of case {other.case_id}": tuple(p for p in group if p not in known)
-            for kind, group in others.items()
-        }
-        return {**own, **{kind: group for kind, group in new.items() if group}}
-
-    return replace(
-        request,
-        rephrase_prompts=tuple(dict.fromkeys(request.rephrase_prompts + other.rephrase_prompts)),
-        locality=both(request.locality, other.locality),
-        portability=both(request.portability, other.portability),
-    )
-
-
 def mark(*texts: str) -> bytes:
     """16 bytes that stand for some texts, where many are to be told apart in little memory."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
+
+
+def marks_of(requests: Iterable[EditRequest]) -> tuple[bytes, ...]:
+    """Marks of the facts and of the key texts of some requests, each once."""
+    return tuple({m: None for r in requests for m in (mark(*r.fact), mark(r.key_text))})
 
 
 def as_requests(

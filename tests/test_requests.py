@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from nse_plugin.errors import RequestError
 from nse_plugin.request_fields import filled
-from nse_plugin.requests import (
-    EditRequest,
-    Probe,
-    _say_once,
-    as_requests,
-    check_round,
-    with_probes_of,
-)
+from nse_plugin.requests import EditRequest, Probe, _say_once, as_requests, check_round
+from nse_plugin.runs.order import with_probes_of
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=12)
 WORDS = TEXT.map(str.strip).filter(bool)

@@ -29,7 +29,7 @@ from nse_plugin.methods.bookkeeping import last_edits
 from nse_plugin.methods.writer import Writer
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.prompts import encode_request
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session.session import EditSession
 
 
@@ -104,11 +104,11 @@ def lost_edits(
 
 def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> EarlierEdits:
     """Edits of earlier rounds with the key of a request: they would be overwritten by its value."""
-    read = {request.text[: request.subject_end] for request in requests}
+    ledger, keys = session.ledger, {request.key_text for request in requests}
     same = [
-        edit
-        for edit in last_edits(session.ledger, but=requests)
-        if edit[0].text[: edit[0].subject_end] in read
+        (request, number)
+        for request, number in last_edits(ledger.rounds_with(map(mark, keys)), but=requests)
+        if request.key_text in keys and number == ledger.wrote_last(request)
     ]
     return EarlierEdits(
         tuple(request for request, _ in same),
@@ -120,7 +120,7 @@ def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) ->
 def _keys_of(session: EditSession, facts: Collection[tuple[str, str]]) -> dict[int, torch.Tensor]:
     """By layer: all keys [d_ff, n] that the ledger has of edits of these facts."""
     found: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for record in session.ledger if facts else ():
+    for record in session.ledger.rounds_with(mark(*fact) for fact in facts):
         some = [i for i, request in enumerate(record.requests) if request.fact in facts]
         if record.z is not None:  # FT keeps requests and has no keys
             for layer, keys in record.keys.items():

@@ -12,11 +12,11 @@ import logging
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest, mark, with_probes_of
+from nse_plugin.requests import EditRequest, Probes, mark
 
 log = logging.getLogger(__name__)
 
@@ -169,6 +169,29 @@ class Rounds:
                 window = []
         draw.shuffle(window)
         yield from window
+
+
+def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
+    """The request, which also asks what another request for the same edit asks.
+
+    The other's probes get kinds of their own, so that a bound on the probes of each kind leaves
+    none of them out.
+    """
+
+    def both(own: Probes, others: Probes) -> Probes:
+        known = {probe for group in own.values() for probe in group}
+        new = {
+            f"{kind} of case {other.case_id}": tuple(p for p in group if p not in known)
+            for kind, group in others.items()
+        }
+        return {**own, **{kind: group for kind, group in new.items() if group}}
+
+    return replace(
+        request,
+        rephrase_prompts=tuple(dict.fromkeys(request.rephrase_prompts + other.rephrase_prompts)),
+        locality=both(request.locality, other.locality),
+        portability=both(request.portability, other.portability),
+    )
 
 
 def _subject(request: EditRequest) -> str:

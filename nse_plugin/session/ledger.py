@@ -6,11 +6,12 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
 from nse_plugin.errors import SessionError
+from nse_plugin.requests import EditRequest, mark
 from nse_plugin.session import queries
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_rounds
 
@@ -25,6 +26,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._rounds: list[ActiveRound] = []
+        self._places: dict[bytes, list[int]] = {}  # by mark of a fact or key text: its rounds
         self.undone: list[Undone] = []
         """Undone rounds, in the order in which they were undone."""
 
@@ -43,6 +45,8 @@ class Ledger:
 
     def append(self, record: ActiveRound) -> None:
         """Add the newest round."""
+        for each in record.marks:
+            self._places.setdefault(each, []).append(len(self._rounds))
         self._rounds.append(record)
 
     def replace_last(self, record: ActiveRound) -> None:
@@ -51,7 +55,24 @@ class Ledger:
 
     def truncate(self, length: int) -> None:
         """Drop the rounds after the first ``length``."""
-        del self._rounds[length:]
+        while len(self._rounds) > length:
+            for each in self._rounds.pop().marks:
+                self._places[each].pop()
+                if not self._places[each]:
+                    del self._places[each]
+
+    def rounds_with(self, marks: Iterable[bytes]) -> Iterator[RoundRecord]:
+        """The rounds that wrote a request with one of these marks; no other round is read.
+
+        Args:
+            marks: of facts or of key texts (:func:`nse_plugin.requests.mark`).
+        """
+        places = {place for each in marks for place in self._places.get(each, ())}
+        return (self[place] for place in sorted(places))
+
+    def wrote_last(self, request: EditRequest) -> int:
+        """The number of the last round that wrote the fact of a request in the ledger."""
+        return self._rounds[self._places[mark(*request.fact)][-1]].number
 
     def edits(self) -> int:
         """How many requests the rounds have, without reading them."""

@@ -20,7 +20,7 @@ from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_whole
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, marks_of
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.records import ActiveRound, AttachedState, Outcome, RoundRecord, Write
@@ -177,6 +177,8 @@ class RoundFile:
     """Name of the method that wrote it."""
     new_edits: int = 0
     """How many requests came with it, and were in no round before."""
+    marks: tuple[bytes, ...] = ()
+    """What its requests are found by."""
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
@@ -196,6 +198,7 @@ class RoundFile:
                 rewrites=tuple(sorted({earlier for earlier in again if earlier is not None})),
                 method=str(header["method"]),
                 new_edits=sum(outcome.is_new for outcome in outcomes),
+                marks=marks_of(map(EditRequest.from_json, header["requests"])),
             )
 
     @property

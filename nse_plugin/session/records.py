@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, marks_of
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.norms import column_norms
 
@@ -163,6 +163,11 @@ class RoundRecord:
         """Earlier rounds of which it wrote edits again, rising."""
         found = {o.earlier_round for o in self.outcomes if o.earlier_round is not None}
         return tuple(sorted(found))
+
+    @property
+    def marks(self) -> tuple[bytes, ...]:
+        """What its requests are found by: :func:`nse_plugin.requests.marks_of`."""
+        return marks_of(self.requests)
 
     @property
     def key_counts(self) -> dict[int, int]:

@@ -11,7 +11,10 @@ import torch
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import MEMITHparams, NSEHparams
 from nse_plugin.methods.bases import BASES
-from nse_plugin.requests import EditRequest
+from nse_plugin.methods.repair import same_subject_edits
+from nse_plugin.requests import EditRequest, mark
+from nse_plugin.runs.backends import SessionBackend
+from nse_plugin.session.ledger_files import load_rounds, round_path
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
 from tests.tiny import some_requests, tiny_model
@@ -65,6 +68,30 @@ def test_both_values_are_reached_in_one_round_and_in_two(kind, tokenizer, tmp_pa
     assert all(o.residual_after < 0.1 * o.residual_before for o in record.outcomes)
     with pytest.raises(SessionError, match="round 2 wrote edits of it again"):
         session.undo(1)
+
+
+def test_only_rounds_of_the_subject_are_read(tokenizer, tmp_path):
+    hparams = settings(MEMITHparams, tmp_path, v_num_grad_steps=1, merge_subjects=True)
+    born = EditRequest(13, "{} was born in", "Mara Voss", "Garn")
+    model = tiny_model("llama")
+    backend = SessionBackend(EditSession.of(model, tokenizer), hparams)
+    for number, request in enumerate([LIVES, some_requests(2)[1], TRADE, WORKS], start=1):
+        backend.edit([request], number)
+        backend.save(tmp_path, number)
+    again = EditSession.of(resumed := tiny_model("llama"), tokenizer)
+    again.adopt(load_rounds(sorted(tmp_path.glob("round-*"))))
+    for number in (2, 3):  # the other subject, and the same one with another key
+        round_path(tmp_path, number).unlink()
+    for session in (backend.session, again):
+        assert session.model in (model, resumed)
+        ledger, found = session.ledger, same_subject_edits(session, [born])
+        assert [request.case_id for request in found.requests] == [10, 11]
+        assert found.rounds == (4, 4)  # the fourth round wrote the first fact again
+        assert all(keys.shape[1] == 3 for keys in found.keys.values())
+        ledger.truncate(1)
+        assert ledger.wrote_last(LIVES) == 1
+        assert [record.number for record in ledger.rounds_with([mark(WORKS.key_text)])] == [1]
+        assert not list(ledger.rounds_with([mark(*WORKS.fact)]))
 
 
 def test_a_repair_takes_all_that_share_the_value(tokenizer, tmp_path, monkeypatch):
