@@ -32,15 +32,25 @@ from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
 
-POLYAK = {"v_optimizer": "polyak", "v_stop": "loss", "v_num_grad_steps": 12}
-SEARCHES: dict[str, dict[str, Any]] = {
-    "Adam": {"v_optimizer": "adam", "v_stop": "loss"},
-    "Adam, stop by rank": {"v_optimizer": "adam", "v_stop": "rank"},
-    "Polyak": POLYAK,
-    "Polyak, margin 0.25": POLYAK | {"value_margin": 0.25},
+ADAM = {
+    "smollm2-135m": {"v_num_grad_steps": 20, "v_lr": 0.5},
+    "gemma3-270m": {"v_num_grad_steps": 20, "v_lr_relative": 0.05},
 }
+"""Adam's settings, set by hand, of models whose YAMLs have Polyak's steps."""
+POLYAK = {"v_optimizer": "polyak", "v_stop": "loss", "v_num_grad_steps": 12}
 SCORES = ("efficacy", "paraphrase", "locality")
 QUIET = Protocol(every=0, generation=0, fluency=0, perplexity=0, portability=0, locality=3)
+
+
+def searches(model: str) -> dict[str, dict[str, Any]]:
+    """Changes to the settings of a model's YAML, by the name of the search."""
+    adam = {"v_optimizer": "adam", "value_margin": 0.0, **ADAM.get(model, {})}
+    return {
+        "Adam": {**adam, "v_stop": "loss"},
+        "Adam, stop by rank": {**adam, "v_stop": "rank"},
+        "Polyak": {**POLYAK, "value_margin": 0.0},
+        "Polyak, margin 0.25": {**POLYAK, "value_margin": 0.25},
+    }
 
 
 def found(
@@ -89,7 +99,7 @@ def main() -> None:
         requests = read_data(given.data, None, seed)
         random.Random(seed).shuffle(requests)
         requests = requests[: given.edits]
-        for name, changes in SEARCHES.items():
+        for name, changes in searches(given.model).items():
             settings = replace(hparams, seed=seed, **changes)
             row = found(session, settings, requests)
             row |= scores(session, settings, requests, given.round_size)
