@@ -59,6 +59,9 @@ _SHARED = {
     "merged": Variant(
         {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
     ),
+    "other-tokens": Variant(
+        {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
+    ),
     "polyak": Variant(
         {"v_optimizer": "polyak", "v_num_grad_steps": 12},
         "values are optimised without a learning rate, in 12 evaluations (ours)",

@@ -138,6 +138,9 @@ class SpreadHparams(LocateHparams):
     consolidation_weight: float = bounded(3.0, above=0)
     """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,
     and what then falls short is repaired."""
+    other_token_weight: float = bounded(0.0, low=0)
+    """Weight, in a round's solve, of the keys of its prompts' other tokens, which keep what they
+    give: values are found as if only the subject's last token changed (ours; 0 in the papers)."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""

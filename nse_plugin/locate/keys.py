@@ -22,12 +22,35 @@ from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
 from nse_plugin.locate.rows import Rows
-from nse_plugin.model.hooks import quiet, read_rows
+from nse_plugin.model.hooks import quiet, read_rows, visit_inputs
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.partial_pass import beginning_at, can_begin_at
 from nse_plugin.model.prompts import TokenBatch, cheapest_batches, micro_batches
 
 _KEPT = "what goes into a block"
+
+
+def other_token_keys(
+    layout: DecoderLayout, rows: Sequence[Rows], layers: Sequence[int], token_budget: int
+) -> dict[int, torch.Tensor]:
+    """Keys of the bare prompts' tokens other than the subject's last, with the weights as they are.
+
+    Returns:
+        By layer: float32 [d_ff, m], in main memory.
+    """
+    prompts = sorted((one.rewriting[0] for one in rows), key=lambda prompt: prompt.n_prompt)
+    downs = {layer: layout.down(layer) for layer in layers}
+    found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    with quiet(layout.model):
+        for run in micro_batches([prompt.n_prompt for prompt in prompts], token_budget):
+            some = prompts[run]
+            batch = TokenBatch.of([p.ids[: p.n_prompt] for p in some], layout.input_device)
+            other = torch.tensor([i != p.subject_last for p in some for i in range(p.n_prompt)])
+            visit_inputs(
+                layout, batch, downs,
+                lambda layer, keys: found[layer].append(keys.float().cpu()[other]),  # noqa: B023
+            )  # fmt: skip
+    return {layer: torch.cat(parts).T for layer, parts in found.items()}
 
 
 class Found(NamedTuple):

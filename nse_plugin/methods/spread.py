@@ -14,6 +14,7 @@ model that values are optimised in, and how often there is a pass.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +23,7 @@ from typing import TypeVar
 import torch
 
 from nse_plugin.hparams import SpreadHparams
-from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.keys import Lookups, other_token_keys
 from nse_plugin.locate.rows import Rows, encode_round, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes
@@ -123,9 +124,10 @@ def _write_round(
         with clock("repair"):
             lost_values = search.of_now(torch.arange(n_own, len(requests)))
         values = Values.cat([values, lost_values])
+    spared = _other_tokens(session, search.encoded, hparams, clock)
     with session.previous_keys.without(again.keys):
         writer = Writer(
-            session, requests, hparams.layers, search.lookups, values, solve, passes, clock
+            session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared
         )
         writer.run()
         repaired = repair(writer, search.of_now, hparams)
@@ -142,6 +144,20 @@ def _write_round(
     )
     session.commit(record)
     return record
+
+
+def _other_tokens(
+    session: EditSession, rows: Sequence[Rows], hparams: SpreadHparams, clock: Clock
+) -> dict[int, torch.Tensor]:
+    """What ``other_token_weight`` adds to the keys of a solve, by layer [d_ff, m]: O such that
+    O O^T is that multiple of lambda times the mean of k k^T over the prompts' other tokens."""
+    if not hparams.other_token_weight:
+        return {}
+    layout = session.layout
+    weight = hparams.other_token_weight * hparams.covariance_weight(layout.d_ff)
+    with clock("keys"):
+        found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
+    return {layer: keys * math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -81,6 +81,8 @@ class Writer:
     solve: Solve
     allowed: Passes
     clock: Clock
+    spared: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By layer: keys [d_ff, m] that are in every solve, with no residual."""
     writes: list[Write] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -198,6 +200,8 @@ class Writer:
             residual = self.values.z[active.to(self.values.z.device)] - own.h
             output = layout.recalled(layer, own.bare[layer])
             share = path_of(layout, layer).pull_back(residual / layers_left, output)
+            if layer in self.spared:
+                keys = torch.cat([keys, self.spared[layer].to(keys)], dim=1)
             neurons, left, right = self.solve(layer, keys, share.T)  # share: [n, d_model]
         mine = own.keys[layer]
         write = Write(

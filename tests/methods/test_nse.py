@@ -13,13 +13,16 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.update import select_neurons
 from nse_plugin.methods import spread
+from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Passes
+from nse_plugin.model.prompts import encode_request
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
+from tests.methods.brute import hparams_of
 from tests.tiny import some_requests, tiny_gemma3_with_vision, tiny_hparams, tiny_model
 
 
@@ -34,6 +37,24 @@ def down_weights(model, layers):
     return [layout.to_weight(layout.down(layer).weight.detach()).clone() for layer in layers]
 
 
+def other_keys(model, tokenizer, requests, layers):
+    """By layer: keys of all tokens of the bare prompts but the subject's last, one by one."""
+    layout = EditSession.of(model, tokenizer).layout
+    found = {}
+    for layer in layers:
+        found[layer] = []
+        for prompt in [encode_request(tokenizer, request) for request in requests]:
+            read = []
+            hook = layout.down(layer).register_forward_pre_hook(
+                lambda _, args, to=read: to.append(args[0])
+            )
+            model(torch.tensor([prompt.ids]))
+            hook.remove()
+            keys = list(read[0][0].detach().double())
+            found[layer] += keys[: prompt.subject_last] + keys[prompt.subject_last + 1 :]
+    return found
+
+
 def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
     """Section 1.2-1.4 in float64, one layer after the other on a copy of the model.
 
@@ -45,6 +66,7 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
     covariances = session.untouched.covariances(hparams)
     lookups = Lookups.of(layout, encode_round(layout, tokenizer, requests, contexts), 100_000)
     z_layer = hparams.layers[-1]
+    others = other_keys(model, tokenizer, requests, hparams.layers)
     for _ in range(hparams.max_iterations):
         distance = (z - lookups.activations(z_layer)).norm(dim=1)
         active = (distance > hparams.alpha).nonzero()[:, 0]
@@ -59,6 +81,8 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
             for k in earlier_keys[layer]:
                 P += torch.outer(k, k)
             A = hparams.mom2_update_weight * C + P + K @ K.T
+            for k in others[layer]:
+                A += hparams.other_token_weight * torch.outer(k, k)
             delta = torch.zeros(layout.d_model, layout.d_ff, dtype=torch.float64)
             delta[:, I] = R / (len(hparams.layers) - i) @ K[I].T @ torch.linalg.inv(A[I][:, I])
             with torch.no_grad():
@@ -67,10 +91,12 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
         earlier_keys[layer] += list(lookups.keys([layer])[layer].double().T)
 
 
-@pytest.mark.parametrize("rule", ["cover", "within"])
-@pytest.mark.parametrize("threshold", [1.0, 0.7])
-def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, rule):
+@pytest.mark.parametrize(
+    "threshold, rule, other", [(1.0, "cover", 0.0), (0.7, "cover", 0.0), (0.7, "within", 2.0)]
+)
+def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, rule, other):
     hparams.neuron_threshold, hparams.selection_rule = threshold, rule
+    hparams.other_token_weight = other
     reference = copy.deepcopy(model)
     original = copy.deepcopy(model)
     session = EditSession.of(model, tokenizer)
@@ -90,6 +116,24 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, ru
     for w0, w, expected in zip(before, got, want):
         assert (w - w0).norm() > 0.01 * w0.norm()
         assert (w - expected).norm() < 1e-3 * (expected - w0).norm()
+
+
+@pytest.mark.parametrize("method", ["NSE", "MEMIT", "AlphaEdit"])
+def test_other_tokens_of_the_prompts_keep_what_they_give(tokenizer, method, tmp_path):
+    change = {}
+    for weight in (0.0, 100.0):
+        model = tiny_model("llama")
+        session = EditSession.of(model, tokenizer)
+        settings = dict(stats_dir=str(tmp_path), other_token_weight=weight)
+        settings |= dict(nullspace_threshold=0.5, L2=0.3) if method == "AlphaEdit" else {}
+        hparams = hparams_of(BASES[method].hparams, **settings)
+        requests = some_requests(4)
+        others = other_keys(model, tokenizer, requests, hparams.layers)
+        record = BASES[method].edit_round(session, requests, hparams)
+        first = record.writes[0]
+        delta = first.change(session.layout.d_ff, torch.device("cpu")).double()
+        change[weight] = (delta @ torch.stack(others[first.layer]).T).norm() / delta.norm()
+    assert change[100.0] < 0.5 * change[0.0]
 
 
 def test_the_round_reaches_its_values(model, tokenizer, hparams, device):
