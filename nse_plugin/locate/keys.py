@@ -33,7 +33,9 @@ _KEPT = "what goes into a block"
 def other_token_keys(
     layout: DecoderLayout, rows: Sequence[Rows], layers: Sequence[int], token_budget: int
 ) -> dict[int, torch.Tensor]:
-    """Keys of the bare prompts' tokens other than the subject's last, with the weights as they are.
+    """Keys of the bare prompts' tokens that no request edits, with the weights as they are.
+
+    What several prompts begin with is read once.
 
     Returns:
         By layer: float32 [d_ff, m], in main memory.
@@ -41,15 +43,20 @@ def other_token_keys(
     prompts = sorted((one.rewriting[0] for one in rows), key=lambda prompt: prompt.n_prompt)
     downs = {layer: layout.down(layer) for layer in layers}
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
+    known = {one.read for one in rows}  # a key depends on its token and those before it
     with quiet(layout.model):
         for run in micro_batches([prompt.n_prompt for prompt in prompts], token_budget):
-            some = prompts[run]
-            batch = TokenBatch.of([p.ids[: p.n_prompt] for p in some], layout.input_device)
-            other = torch.tensor([i != p.subject_last for p in some for i in range(p.n_prompt)])
+            texts = [prompt.ids[: prompt.n_prompt] for prompt in prompts[run]]
+            new = []
+            for place in (text[: i + 1] for text in texts for i in range(len(text))):
+                new.append(place not in known)
+                known.add(place)
             visit_inputs(
-                layout, batch, downs,
-                lambda layer, keys: found[layer].append(keys.float().cpu()[other]),  # noqa: B023
-            )  # fmt: skip
+                layout,
+                TokenBatch.of(texts, layout.input_device),
+                downs,
+                lambda layer, keys: found[layer].append(keys.float().cpu()[new]),  # noqa: B023
+            )
     return {layer: torch.cat(parts).T for layer, parts in found.items()}
 
 

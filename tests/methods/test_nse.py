@@ -38,20 +38,19 @@ def down_weights(model, layers):
 
 
 def other_keys(model, tokenizer, requests, layers):
-    """By layer: keys of all tokens of the bare prompts but the subject's last, one by one."""
+    """By layer: keys of all tokens of the bare prompts that are not edited, text by text."""
     layout = EditSession.of(model, tokenizer).layout
-    found = {}
-    for layer in layers:
-        found[layer] = []
-        for prompt in [encode_request(tokenizer, request) for request in requests]:
+    prompts = [encode_request(tokenizer, request) for request in requests]
+    texts = {prompt.ids[: i + 1] for prompt in prompts for i in range(prompt.n_prompt)}
+    found = {layer: [] for layer in layers}
+    for text in sorted(texts - {prompt.up_to_subject for prompt in prompts}):
+        for layer in layers:
             read = []
-            hook = layout.down(layer).register_forward_pre_hook(
-                lambda _, args, to=read: to.append(args[0])
-            )
-            model(torch.tensor([prompt.ids]))
+            down = layout.down(layer)
+            hook = down.register_forward_pre_hook(lambda _, args, to=read: to.append(args[0]))
+            model(torch.tensor([text]))
             hook.remove()
-            keys = list(read[0][0].detach().double())
-            found[layer] += keys[: prompt.subject_last] + keys[prompt.subject_last + 1 :]
+            found[layer].append(read[0][0, -1].detach().double())
     return found
 
 
