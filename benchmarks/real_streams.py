@@ -5,9 +5,10 @@
     python benchmarks/real_streams.py streams/cells/smollm2-135m/*/0
 
 With ``--solve`` the model of each run is loaded, and everything is asked again: as it is, with all
-edits solved together, and the same with one and two repairs, for every ``consolidation_weight`` of
-``--weights``; also with h *set* to each edit's value: what fails then fails whatever is written.  A
-row that is in the results file is not made again.
+edits solved together, and the same with ``--repairs``, for every ``consolidation_weight`` of
+``--weights`` and ``other_token_weight`` of ``--other-tokens``; also with h *set* to each edit's
+value: what fails then fails whatever is written.  A row that is in the results file is not made
+again.
 """
 
 from __future__ import annotations
@@ -40,18 +41,23 @@ from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import open_run
 from nse_plugin.runs.schema import FROZEN
 
-Row = tuple[int | None, float]
-"""``repair_rounds`` and ``consolidation_weight`` of a consolidation; None: edits as they are."""
+Row = tuple[int | None, float, float]
+"""``repair_rounds``, ``consolidation_weight`` and ``other_token_weight`` of a consolidation; None
+repairs: edits as they are."""
 
 
-def rows_of(weights: Sequence[float]) -> dict[str, Row]:
+def rows_of(
+    weights: Sequence[float], others: Sequence[float], repairs: Sequence[int]
+) -> dict[str, Row]:
     """Every row that is measured, by name."""
-    repaired: dict[str, Row] = {
-        f"consolidated, lambda x {weight:g}, repairs: {repairs}": (repairs, weight)
-        for weight in weights
-        for repairs in (1, 2)
-    }
-    return {"as run": (None, 1.0), "consolidated": (0, 1.0), **repaired}
+    found: dict[str, Row] = {"as run": (None, 1.0, 0.0)}
+    for other in others:
+        name = f"consolidated, other tokens {other:g}" if other else "consolidated"
+        found[name] = (0, 1.0, other)
+        for weight in weights:
+            found |= {f"{name}, lambda x {weight:g}, repairs: {n}": (n, weight, other)
+                      for n in repairs}  # fmt: skip
+    return found
 
 
 class Run:
@@ -77,11 +83,11 @@ class Run:
         texts = held_out_texts(held_out, str(self.files.model_name), self.requests)
         self.texts = texts[: protocol.perplexity]
 
-    def row(self, repairs: int | None, weight: float) -> dict[str, Any]:
+    def row(self, repairs: int | None, weight: float, other: float) -> dict[str, Any]:
         """One row; the session is as before."""
         start = time.process_time()
         if repairs is not None:
-            settings = replace(self.hparams, consolidation_weight=weight)
+            settings = replace(self.hparams, consolidation_weight=weight, other_token_weight=other)
             consolidate(self.session, settings, repairs)
         seconds = time.process_time() - start
         found = self.measured() | {"cpu_seconds": seconds}
@@ -196,6 +202,9 @@ def main() -> None:
     parser.add_argument("--solve", action="store_true", help="also with all edits solved together")
     parser.add_argument("--weights", type=float, nargs="+", default=[10.0], metavar="X",
                         help="factors of lambda in a consolidation that repairs")  # fmt: skip
+    parser.add_argument("--other-tokens", type=float, nargs="+", default=[0.0], metavar="W",
+                        help="weights of the prompts' other tokens; 0 is without")  # fmt: skip
+    parser.add_argument("--repairs", type=int, nargs="+", default=[1, 2], metavar="N")
     parser.add_argument("--out", type=Path, default=Path("real-streams.json"))
     parser.add_argument("--stats-dir", help="instead of the usual place")
     parser.add_argument("--held-out", default="none", help="texts for the perplexity with --solve")
@@ -210,7 +219,8 @@ def main() -> None:
         rows["thirds"] = thirds(folder)
         print(f"| {name} | " + " | ".join(cells(rows["thirds"])) + " |", flush=True)
         run = None
-        for row, settings in rows_of(options.weights).items() if options.solve else ():
+        wanted = rows_of(options.weights, options.other_tokens, options.repairs)
+        for row, settings in wanted.items() if options.solve else ():
             if row not in rows:
                 run = run or Run(folder, options.device, options.stats_dir, options.held_out)
                 rows[row] = run.row(*settings)
