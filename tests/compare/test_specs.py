@@ -16,7 +16,7 @@ from nse_plugin.methods.registry import METHODS, find_method
     [
         ("NSE", {}),
         ("NSE:one-pass", {"max_iterations": 1}),
-        ("MEMIT:other-tokens", {"other_token_weight": 1.0}),
+        ("NSE:other-tokens", {"other_token_weight": 1.0}),
         ("NSE:p=0.6", {"neuron_threshold": 0.6}),
         ("NSE:by-update;p=0.6", {"selection_by": "update", "neuron_threshold": 0.6}),
         ("NSE:layers=[1,2];v_loss_layer=null", {"layers": [1, 2], "v_loss_layer": None}),
