@@ -101,6 +101,10 @@ def test_easyedits_memit_keys_are_taken():
         ({"layers": [-1]}, r"layers is \[-1\]"),
         ({"alg_name": "MEMIT"}, "alg_name is 'MEMIT', and NSEHparams is for 'NSE'"),
         ({"alpha": 5, "upper_bound": 5}, "upper_bound is 5.0 and alpha is 5.0"),
+        (
+            {"other_token_weight": 1, "mom2_adjustment": False},
+            "other_token_weight is 1.0, a multiple",
+        ),
         ({"alpha": 5, "alpha_relative": 0.1}, "alpha is 5.0 and alpha_relative is 0.1"),
         ({"v_lr": 5, "v_lr_relative": 0.1}, "v_lr is 5.0 and v_lr_relative is 0.1"),
         (

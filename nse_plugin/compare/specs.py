@@ -59,9 +59,6 @@ _SHARED = {
     "merged": Variant(
         {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
     ),
-    "other-tokens": Variant(
-        {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
-    ),
     "polyak": Variant(
         {"v_optimizer": "polyak", "v_num_grad_steps": 12},
         "values are optimised without a learning rate, in 12 evaluations (ours)",
@@ -72,6 +69,11 @@ _SHARED = {
     "repair-all": Variant(
         {"repair_rounds": 1, "repair_every": 5},
         "repair, and every 5 rounds of the earlier edits that are lost (ours)",
+    ),
+}
+_OTHER_TOKENS = {
+    "other-tokens": Variant(
+        {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
     ),
 }
 _STABLE = ("polyak", "merged", "consolidated")
@@ -88,9 +90,11 @@ VARIANTS: dict[str, dict[str, Variant]] = {
             {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
         ),
         **_SHARED,
+        **_OTHER_TOKENS,
     },
     "NSE": {
         **_SHARED,
+        **_OTHER_TOKENS,
         "no-rewinding": Variant(
             {"rewind": False}, "values are optimised against the edited model"
         ),

@@ -139,11 +139,21 @@ class SpreadHparams(LocateHparams):
     """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,
     and what then falls short is repaired."""
     other_token_weight: float = bounded(0.0, low=0)
-    """Weight, in a round's solve, of the keys of its prompts' other tokens, which keep what they
-    give: values are found as if only the subject's last token changed (ours; 0 in the papers)."""
+    """Add the second moment of the keys of the round's prompts at their other tokens, times this
+    and lambda, to the solve, so that these tokens keep what they give: values are found as if only
+    the subject's last token changed (ours; 0 in the papers)."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""
+
+    def conflicts(self) -> Iterator[str]:
+        """Errors if a multiple of lambda is given, and lambda is not in use."""
+        yield from super().conflicts()
+        if self.other_token_weight and not self.mom2_adjustment:
+            yield (
+                f"other_token_weight is {self.other_token_weight}, a multiple of lambda, and "
+                "mom2_adjustment is false; leave one of them out"
+            )
 
 
 @dataclass(kw_only=True)
@@ -244,6 +254,15 @@ class AlphaEditHparams(SpreadHparams):
     """Where EasyEdit keeps its projection; taken and not read.  The projection is always computed
     from the covariance: such a file is a pickle, which can run code, and it does not say of which
     model and statistics it is."""
+
+    def conflicts(self) -> Iterator[str]:
+        """Errors if a share of lambda is given."""
+        yield from super().conflicts()
+        if self.other_token_weight:
+            yield (
+                f"other_token_weight is {self.other_token_weight}, a multiple of lambda, which "
+                "AlphaEdit does not have; leave it out"
+            )
 
 
 @dataclass(kw_only=True)

@@ -157,7 +157,9 @@ def _other_tokens(
     weight = hparams.other_token_weight * hparams.covariance_weight(layout.d_ff)
     with clock("keys"):
         found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
-    return {layer: keys * math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()}
+    return {
+        layer: keys * math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -80,8 +80,9 @@ def brute_force_round(model, tokenizer, requests, hparams, earlier_keys, z):
             for k in earlier_keys[layer]:
                 P += torch.outer(k, k)
             A = hparams.mom2_update_weight * C + P + K @ K.T
+            weight = hparams.other_token_weight * hparams.mom2_update_weight
             for k in others[layer]:
-                A += hparams.other_token_weight * torch.outer(k, k)
+                A += weight / len(others[layer]) * torch.outer(k, k)
             delta = torch.zeros(layout.d_model, layout.d_ff, dtype=torch.float64)
             delta[:, I] = R / (len(hparams.layers) - i) @ K[I].T @ torch.linalg.inv(A[I][:, I])
             with torch.no_grad():
@@ -117,14 +118,13 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams, threshold, ru
         assert (w - expected).norm() < 1e-3 * (expected - w0).norm()
 
 
-@pytest.mark.parametrize("method", ["NSE", "MEMIT", "AlphaEdit"])
+@pytest.mark.parametrize("method", ["NSE", "MEMIT"])
 def test_other_tokens_of_the_prompts_keep_what_they_give(tokenizer, method, tmp_path):
     change = {}
-    for weight in (0.0, 100.0):
+    for weight in (0.0, 1000.0):
         model = tiny_model("llama")
         session = EditSession.of(model, tokenizer)
         settings = dict(stats_dir=str(tmp_path), other_token_weight=weight)
-        settings |= dict(nullspace_threshold=0.5, L2=0.3) if method == "AlphaEdit" else {}
         hparams = hparams_of(BASES[method].hparams, **settings)
         requests = some_requests(4)
         others = other_keys(model, tokenizer, requests, hparams.layers)
@@ -132,7 +132,7 @@ def test_other_tokens_of_the_prompts_keep_what_they_give(tokenizer, method, tmp_
         first = record.writes[0]
         delta = first.change(session.layout.d_ff, torch.device("cpu")).double()
         change[weight] = (delta @ torch.stack(others[first.layer]).T).norm() / delta.norm()
-    assert change[100.0] < 0.5 * change[0.0]
+    assert change[1000.0] < 0.5 * change[0.0]
 
 
 def test_the_round_reaches_its_values(model, tokenizer, hparams, device):
