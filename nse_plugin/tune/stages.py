@@ -204,6 +204,7 @@ _MARGIN = Stage("margin", _each("value_margin", 0.0, 0.25, 0.5), 1.0, stream=Tru
 _LAMBDA = Stage(
     "lambda", _each("mom2_update_weight_relative", 0.2, 0.04, 1.0, 5.0), 1.0, stream=True
 )
+_OTHER_TOKENS = Stage("other tokens", _each("other_token_weight", 1.0), 1.0, stream=True)
 _TRAINING = (
     Stage("learning rate", _factors("lr", 1.0, 0.3, 3.0), 0.5),
     Stage("steps", _factors("num_steps", 0.5, 2), 0.65),
@@ -213,11 +214,12 @@ _STAGES: dict[str, Sequence[Stage]] = {
     "NSE": (
         *_SPREAD,
         _LAMBDA,
+        _OTHER_TOKENS,
         _MARGIN,
         Stage("passes", _each("max_iterations", 2), 1.0, stream=True),
         _CLAMP,
     ),
-    "MEMIT": (*_SPREAD, _LAMBDA, _MARGIN, _CLAMP),
+    "MEMIT": (*_SPREAD, _LAMBDA, _OTHER_TOKENS, _MARGIN, _CLAMP),
     "AlphaEdit": (
         *_SPREAD,
         Stage("null space", _null_spaces, 0.8, stream=True),
