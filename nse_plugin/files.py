@@ -96,6 +96,24 @@ def make_folder(path: Path, purpose: str) -> list[Path]:
     return made
 
 
+def check_place(path: Path, purpose: str) -> None:
+    """Check, before any work, that a file can be written; nothing is made.
+
+    Args:
+        purpose: what it is for: ``the plot``.
+
+    Raises:
+        DataError: it is a folder, something above it is none, or nothing may be written there.
+    """
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; give a file for {purpose}")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise DataError(f"{above} is a file; give another folder for {purpose}")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise DataError(f"{above} cannot be written; give {purpose} a place where you may write")
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a value as JSON, in full or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

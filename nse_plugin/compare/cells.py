@@ -20,7 +20,7 @@ from nse_plugin.compare.machine import MemoryMeter, meta_info
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import SCHEMA, CellResult, RoundPoint, Seconds
-from nse_plugin.compare.streams import stream
+from nse_plugin.compare.streams import round_size, stream
 from nse_plugin.compare.untouched import NoEdits
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.easyedit.checkout import ROOT_VARIABLE
@@ -113,7 +113,7 @@ def _schedule(
     return SequentialScheduler(
         edited,
         requests,
-        -(-len(requests) // settings.rounds),
+        round_size(len(requests), settings.rounds),
         Protocol.from_dict({"seed": cell.seed, **settings.protocol}),
         cell.run_dir,
         StopRules() if cell.untouched else StopRules.from_dict(settings.stop),

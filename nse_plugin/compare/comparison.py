@@ -17,7 +17,7 @@ from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
-from nse_plugin.compare.streams import records
+from nse_plugin.compare.streams import records, round_size
 from nse_plugin.compare.tables import all_tables
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.evaluation.settings import Protocol
@@ -88,11 +88,17 @@ class Comparison:
         """What is run, in a line; a cell takes one method through one stream of edits."""
         settings = self.settings
         edits = settings.limit if settings.known else len(records(settings, self.seeds[0]))
+        fewer = ""
+        if edits:
+            size = round_size(edits, settings.rounds)
+            if (rounds := -(-edits // size)) < settings.rounds:
+                fewer = f", which make {counted(rounds, 'round')} of {size}, not {settings.rounds}"
+        asked = counted(edits, "edit") if edits else "all facts that the model knows"
         return (
             f"{n_cells} cells: {', '.join(spec.name for spec in self.methods)} and the untouched "
             f"model, on {', '.join(model.key for model in self.models)}, with "
             f"{'seed' if len(self.seeds) == 1 else 'seeds'} {', '.join(map(str, self.seeds))}; "
-            f"{counted(edits, 'edit') if edits else 'all facts that the model knows'} in each"
+            f"{asked} in each{fewer}"
         )
 
     def _missing(self, cells: list[Cell]) -> Generator[tuple[Cell, CellResult], None, None]:

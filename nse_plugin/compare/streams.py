@@ -34,6 +34,11 @@ def records(settings: CompareSettings, seed: int) -> list[EditRequest]:
     )
 
 
+def round_size(edits: int, rounds: int) -> int:
+    """Edits per round; where they do not divide evenly, the last round is smaller or left out."""
+    return -(-edits // rounds)
+
+
 def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
     """The requests of a cell, in the order of the data.
 

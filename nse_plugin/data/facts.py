@@ -75,17 +75,20 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
     Raises:
         RequestError: it is not clear what the subject is, or a paraphrase is empty.
     """
+    for name, text in (("prompt", prompt), ("target", target), ("subject", subject)):
+        if not isinstance(text, str) and not (name == "subject" and text is None):
+            raise RequestError(f"{name} is {text!r}; give a text")
     refuse_empty("paraphrases", more.get("rephrase_prompts") or ())
     record = {"prompt": prompt, "target": target, "subject": subject, **more}
     return _completed({name: value for name, value in record.items() if value is not None})
 
 
 def refuse_empty(name: str, texts: Iterable[str]) -> None:
-    """Raise :class:`RequestError` if one of the texts is empty, or they are one text, no list."""
-    if isinstance(texts, str):
+    """Raise :class:`RequestError` if one of the texts is empty, or they are no list of texts."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise RequestError(f"{name} is {texts!r}; give a list of texts")
     for text in texts:
-        if not text.strip():
+        if not isinstance(text, str) or not text.strip():
             raise RequestError(f"one of the {name} is {text!r}; give a text, or leave it out")
 
 

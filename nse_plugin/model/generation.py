@@ -58,6 +58,7 @@ def greedy_text(
         lambda logits, _rows: logits.argmax(dim=-1),
         end_ids=end_ids(model, tokenizer),
         ended=lambda ids: bool(stop) and cut(ids)[1],
+        names=[f"the text {prompt[:40]!r}" for prompt in prompts],
         token_budget=token_budget,
     )
     return [cut(ids)[0] for ids in new]
@@ -108,6 +109,7 @@ def continue_rows(
     *,
     end_ids: frozenset[int] = frozenset(),
     ended: Callable[[list[int]], bool] = lambda ids: False,
+    names: Sequence[str] = (),
     token_budget: int,
 ) -> list[list[int]]:
     """New tokens of each row: the one loop that all text is written by.
@@ -117,11 +119,13 @@ def continue_rows(
         choose: from logits [rows, vocab] and the rows' numbers to token ids [rows].
         end_ids: tokens that end a row; they are not part of it.
         ended: whether a row with these new tokens is done.
+        names: what messages call the rows.
     """
     check_length(
         model,
         [len(row) + new for row, new in zip(rows, room)],
         "shorten the prompt or ask for fewer new tokens",
+        names,
     )
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     new: list[list[int]] = [[] for _ in rows]

@@ -58,7 +58,6 @@ def encode_prompt(
     *,
     subject_end: int | None = None,
     target: str | None = None,
-    max_positions: int | None = None,
 ) -> EncodedPrompt:
     """Tokenise a prompt and, one space after it, its target.
 
@@ -69,10 +68,8 @@ def encode_prompt(
     Args:
         tokenizer: the model's, or a :class:`ChatTokenizer`.
         subject_end: index in ``text`` of the first character after the subject.
-        max_positions: longest input of the model in tokens.
 
     Raises:
-        RequestError: the text is longer than the model's context.
         ModelError: the tokenizer cannot map tokens to characters.
     """
     shift, continued = 0, f" {target}"
@@ -91,11 +88,6 @@ def encode_prompt(
         if ids[: len(prompt_ids)] != prompt_ids or len(ids) == len(prompt_ids):
             ids = prompt_ids + tokenizer.encode(continued, add_special_tokens=False)
         n_target = len(ids) - len(prompt_ids)
-    if max_positions is not None and len(ids) > max_positions:
-        raise RequestError(
-            f"prompt of {len(ids)} tokens is longer than the model's context of "
-            f"{max_positions}: {text[:60]!r}...; shorten it"
-        )
     return EncodedPrompt(tuple(ids), subject_last, n_target)
 
 
@@ -127,6 +119,7 @@ def encode_request(
         context: text put directly before the prompt, its own separator included.
         with_target: put the new target after the prompt.
         with_end: and the end-of-text token after it, as its last token.
+        max_positions: longest input of the model in tokens.
 
     Raises:
         RequestError: the text is longer than the model's context.
@@ -137,8 +130,12 @@ def encode_request(
         context + request.text,
         subject_end=len(context) + request.subject_end,
         target=request.target_new if with_target else None,
-        max_positions=max_positions,
     )
+    if max_positions is not None and len(encoded.ids) > max_positions:
+        raise RequestError(
+            f"case {request.case_id}: a prompt of {len(encoded.ids)} tokens is longer than the "
+            f"model's context of {max_positions}: {request.text[:60]!r}...; shorten it"
+        )
     if not with_end:
         return encoded
     end = getattr(tokenizer, "eos_token_id", None)
@@ -267,6 +264,7 @@ def _encode(
         add_special_tokens=special,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
+        verbose=False,  # a text that is too long is refused later, by its name
     )
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     if not special:

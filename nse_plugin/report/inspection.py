@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import write_bytes
+from nse_plugin.files import check_place, write_bytes
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.figures import import_matplotlib, to_png
 from nse_plugin.report.page import load_template
@@ -79,8 +79,7 @@ def _check_outputs(plot: Path | None, html: Path | None) -> None:
         raise DataError(f"{plot} is a file; give a folder for the figures")
     if html is not None:
         load_template()
-        if html.is_dir():
-            raise DataError(f"{html} is a folder; give a file for the page, as {html / 'run.html'}")
+        check_place(html, "the page")
 
 
 def _write_figures(run: Run, folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from nse_plugin.data.readers import OnBad
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation.overfitting import Watched, mean_course, single_edits
-from nse_plugin.files import write_bytes
+from nse_plugin.files import check_place, write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
 from nse_plugin.report.charts import line_panels, spread_out
@@ -125,6 +125,7 @@ def overfit(
         import_matplotlib()
         if plot.suffix != ".png":
             raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
+        check_place(plot, "the plot")
     requests = read_data(data, limit, seed, schema=schema, on_bad=on_bad_record)
     loaded, tokenizer, _ = load_model(first)
     session = EditSession.of(loaded, tokenizer)

@@ -98,6 +98,12 @@ class RunDirectory:
         with explained(self.path / MANIFEST, WAY_OUT):
             write_json(self.path / MANIFEST, manifest)
 
+    def discard(self) -> None:
+        """Remove what :meth:`begin` and the logs wrote, of a run that has no round."""
+        for name in (MANIFEST, ROUNDS, FROZEN, FINAL):
+            with contextlib.suppress(OSError):
+                (self.path / name).unlink()
+
     def finish(self, final: Final) -> None:
         """Write how the run ended."""
         with explained(self.path / FINAL, WAY_OUT):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -34,9 +33,7 @@ from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.reading import read_manifest
 from nse_plugin.runs.schema import (
-    FINAL,
     FROZEN,
-    MANIFEST,
     ROUNDS,
     Identity,
     Manifest,
@@ -144,9 +141,7 @@ class EditRound:
             if len(log_of_rounds) >= self._number:
                 log_of_rounds.keep(self._number - 1)
         if begun:
-            for name in (MANIFEST, ROUNDS, FROZEN, FINAL):
-                with suppress(OSError):
-                    (folder / name).unlink()
+            self._directory.discard()
 
     def _read_history(self) -> list[str]:
         """Enter the active rounds; returns the subjects of their facts."""

@@ -24,6 +24,7 @@ from nse_plugin.errors import DataError, RequestError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.conversation import Turn, rendered, reply
+from nse_plugin.model.prompts import encode_request
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.consolidate import consolidate_run
@@ -155,12 +156,22 @@ class EditFolder:
             NotFiniteError: the edit led to NaN or infinity.
         """
         self._check_texts("neighbours", neighbours, self._protocol.locality)
+        if not _is_list_of(facts, (EditRequest, Mapping)):
+            raise RequestError(
+                f"facts is {facts!r}; give a list of requests or records, each with prompt, "
+                "subject and target"
+            )
         with RunDirectory(self.folder, resumes=False) as directory:
             self._refuse_changed()
             first = 1 + sum(line["edits"] for line in directory.rounds())
             records = [f.to_dict() if isinstance(f, EditRequest) else f for f in facts]
             requests = parse_facts(records, first)
             check_round(requests)
+            longest = self.session.layout.max_positions
+            for request in requests:
+                encode_request(
+                    self.session.tokenizer, request, with_target=True, max_positions=longest
+                )
             one = EditRound(directory, self._backend, self._protocol, self.listener)
             return one.write(requests, neighbours)
 
@@ -171,6 +182,8 @@ class EditFolder:
             DataError: there is no such round, it was undone already, or cannot be undone alone.
             SessionError: somebody changed the model's weights; the folder stays as it is.
         """
+        if number is not None and type(number) is not int:
+            raise DataError(f"number is {number!r}; give the number of a round, or none")
         self._refuse_changed()
         self.session.check()  # before the folder is changed
         active = self.session.ledger.numbers()
@@ -216,6 +229,8 @@ class EditFolder:
         Raises:
             RequestError: the question has no tokens, or is longer than the model's context.
         """
+        if type(max_new_tokens) is not int or max_new_tokens < 1:
+            raise RequestError(f"max_new_tokens is {max_new_tokens!r}; give a number of at least 1")
         asked, text = self._asked(question, plain)
         edited = reply(self.model, self.tokenizer, text, max_new_tokens)
         original = None
@@ -226,6 +241,9 @@ class EditFolder:
 
     def missed(self, question: str, answer: str) -> list[EditRequest]:
         """The facts about a subject in the question whose new answer is not in the answer."""
+        for name, text in (("question", question), ("answer", answer)):
+            if not isinstance(text, str):
+                raise RequestError(f"{name} is {text!r}; give a text")
         asked, said = question.casefold(), answer.casefold()
         latest = {request.fact: request for found in self.facts().values() for request in found}
         return [
@@ -247,6 +265,13 @@ class EditFolder:
     def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str]:
         """What is asked, and the text that the model continues."""
         turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        if not _is_list_of(turns, Mapping) or not all(
+            isinstance(t.get("content"), str) for t in turns
+        ):
+            raise RequestError(
+                f"question is {question!r}; give a text, or a list of turns such as "
+                "{'role': 'user', 'content': 'Where is it?'}"
+            )
         last = turns[-1]["content"]
         return last, last if plain else rendered(self.tokenizer, turns)
 
@@ -269,3 +294,9 @@ class EditFolder:
                 f"{self.folder} was changed by another process: rounds {there} are active on disk "
                 f"and {here} in this model; open it again"
             )
+
+
+def _is_list_of(given: Any, kinds: type | tuple[type, ...]) -> bool:
+    """Whether it is a sequence that is not empty, of nothing but these."""
+    listed = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
+    return listed and bool(given) and all(isinstance(each, kinds) for each in given)

@@ -102,24 +102,34 @@ class SequentialScheduler:
             if plan == []:
                 raise RequestError("the list of requests is empty; give at least one edit request")
             stream = iter(self.rounds if plan is None else plan)
-            base = self._begin(plan)
-            self._resume(stream)
-            self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
-            for known in plan or []:
-                self._freeze(known, f"freeze {known.number}")
-            last = self._log[-1] if len(self._log) else None
-            made = 0
-            while last is None or not ends(last["stop"]):
-                if self._max_rounds is not None and made >= self._max_rounds:
-                    return RunResult("paused", self.run_dir, None)
-                planned = next(stream, None)
-                if planned is None:
-                    break
-                last = self._one_round(planned, base)
-                made += 1
-            return self._finish(last)
+            new, base = read_manifest(self.run_dir) is None, self._begin(plan)
+            try:
+                return self._rounds(plan, stream, base)
+            except Exception:  # no interrupt, after which the same command resumes
+                if new and not len(self._log):
+                    self._folder.discard()
+                raise
 
     # --- the parts of a run ----------------------------------------------------------------------
+
+    def _rounds(
+        self, plan: list[PlannedRound] | None, stream: Iterator[PlannedRound], base: Measurement
+    ) -> RunResult:
+        """Resume the run, and write the rounds that are left."""
+        self._resume(stream)
+        self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
+        for known in plan or []:
+            self._freeze(known, f"freeze {known.number}")
+        last, made = self._log[-1] if len(self._log) else None, 0
+        while last is None or not ends(last["stop"]):
+            if self._max_rounds is not None and made >= self._max_rounds:
+                return RunResult("paused", self.run_dir, None)
+            planned = next(stream, None)
+            if planned is None:
+                break
+            last = self._one_round(planned, base)
+            made += 1
+        return self._finish(last)
 
     def _begin(self, plan: list[PlannedRound] | None) -> Measurement:
         """Claim the directory for this run, or see that it is this run's; returns the base."""
@@ -323,9 +333,9 @@ class SequentialScheduler:
     def _identity(self, requests: Sequence[EditRequest] | None) -> Identity:
         backend = self.backend
         return run_identity(
-            backend.model, backend.tokenizer, backend.method, backend.hparams,
-            round_size=self._round_size, order=self._order, seed=self._seed,
-            protocol=self.protocol, rules=self.rules, held_out=self._held_out, requests=requests,
+            backend.model, backend.tokenizer, backend.method, backend.hparams, seed=self._seed,
+            round_size=self._round_size, order=self._order, protocol=self.protocol,
+            rules=self.rules, held_out=self._held_out, requests=requests,
         )  # fmt: skip
 
     @contextmanager

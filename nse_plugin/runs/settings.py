@@ -76,7 +76,7 @@ class RunSettings(CommonSettings):
             yield f"hparams is {self.hparams!r} and method is {self.method!r}; leave one out"
         if not self.hparams and not self.method:
             yield "hparams is missing; give --hparams, or --method with --model"
-        if self.method and not self.model:
+        if self.method and not self.model and not self.hparams:
             yield f"method is {self.method!r} and model is missing; give --model too"
 
 

@@ -231,6 +231,12 @@ def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monke
     assert result["differences"] == whole[1]["differences"]
 
 
+def test_fewer_rounds_than_asked_for_are_said(world, tmp_path, capsys):
+    given = arguments(world, tmp_path / "out", rounds=9, methods="NSE", seeds="0")
+    assert cli.main(["compare", *given]) == 0
+    assert "6 edits in each, which make 6 rounds of 1, not 9\n" in capsys.readouterr().out
+
+
 def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monkeypatch, capsys):
     real = cells_module.editor_of
 

@@ -145,7 +145,7 @@ def test_the_other_side_follows_from_the_hparams(yaml_file, tmp_path):
     assert again == turned
 
 
-def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, capsys):
+def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, monkeypatch, capsys):
     other = tmp_path / "other.yaml"
     other.write_text(QUICK.replace("gpt2", "llama"))
     with pytest.raises(HparamsError, match="'atlas:gpt2' and 'atlas:llama'"):
@@ -155,6 +155,12 @@ def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, capsys):
         overfit(yaml_file, str, against=str(other))
     assert main(["overfit", "--hparams", yaml_file, "--plot", "tokens.jpg"]) == 1
     assert "ends in .png" in capsys.readouterr().err
+    monkeypatch.setattr(
+        "nse_plugin.report.overfit.read_data", lambda *_a, **_k: pytest.fail("too late")
+    )
+    for place in (f"{yaml_file}/tokens.png", "/proc/version/x/tokens.png"):
+        assert main(["overfit", "--hparams", yaml_file, "--plot", place]) == 1
+        assert "is a file; give another folder for the plot" in capsys.readouterr().err
 
 
 def test_a_method_without_token_losses_is_refused(tokenizer, hparams, monkeypatch):

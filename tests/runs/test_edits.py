@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nse_plugin.data import atlas
-from nse_plugin.errors import DataError, HparamsError, RequestError, SessionError
+from nse_plugin.errors import DataError, HparamsError, NSEPluginError, RequestError, SessionError
 from nse_plugin.evaluation import neighbours
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import edit_round
@@ -159,10 +159,43 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(one, monkeyp
         one.edit(PROMPT, NEW, SUBJECT, neighbours=[""])
     with pytest.raises(RequestError, match="paraphrases is 'A speaks'; give a list of texts"):
         one.edit(PROMPT, NEW, SUBJECT, paraphrases="A speaks")
+    with pytest.raises(RequestError, match="the text 'word .* has .* tokens"):
+        one.edit(PROMPT, NEW, SUBJECT, neighbours=["word " * 300 + "end"])
     monkeypatch.setattr(neighbours, "_answers", lambda _m, _t, texts: [""] * len(texts))
     with pytest.raises(RequestError, match="'The end': .* writes no word"):
         one.edit(PROMPT, NEW, SUBJECT, neighbours=["The end"])
+    with pytest.raises(RequestError, match="case 2: a prompt of .* context of 256: 'word"):
+        one.edit("word " * 300 + PROMPT, NEW, SUBJECT)
     assert contents(one) == files
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda folder: folder.ask([]), r"question is \[\]; give a text, or a list of turns"),
+        (lambda folder: folder.ask(None), "question is None; give a text"),
+        (lambda folder: folder.ask([{"role": "user"}]), "question is .*; give a text"),
+        (lambda folder: folder.undo("x"), "number is 'x'; give the number of a round"),
+        (lambda folder: folder.undo(1.5), "number is 1.5; give the number of a round"),
+        (lambda folder: folder.edit_facts(None), "facts is None; give a list of requests"),
+        (lambda folder: folder.edit_facts([]), r"facts is \[\]; give a list of requests"),
+        (lambda folder: folder.edit_facts(["x"]), "facts is .'x'.; give a list of requests"),
+        (lambda folder: folder.edit(PROMPT, NEW, SUBJECT, neighbours=None), "neighbours is None"),
+        (lambda folder: folder.edit(PROMPT, NEW, SUBJECT, neighbours=[3]), "neighbours is 3"),
+        (lambda folder: folder.edit(None, NEW, SUBJECT), "prompt is None; give a text"),
+        (lambda folder: folder.edit(PROMPT, None, SUBJECT), "target"),
+        (lambda folder: folder.edit(PROMPT, 5, SUBJECT), "target"),
+        (lambda folder: folder.edit(PROMPT, NEW, 5), "subject"),
+        (lambda folder: folder.missed(None, "x"), "question is None"),
+        (lambda folder: folder.blame([]), "question is"),
+        (lambda folder: folder.ask("x", max_new_tokens=0), "max_new_tokens is 0"),
+        (lambda folder: folder.ask("x", max_new_tokens="5"), "max_new_tokens is '5'"),
+        (lambda folder: folder.consolidate("x"), "repair_rounds is 'x'"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(made, call, message):
+    with pytest.raises(NSEPluginError, match=message):
+        call(made[0])
 
 
 def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):

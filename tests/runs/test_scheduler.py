@@ -14,6 +14,7 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.errors import (
+    DataError,
     HostError,
     HparamsError,
     MissingPackageError,
@@ -174,6 +175,19 @@ def test_rounds_that_another_run_has_asked_are_not_asked_again(tmp_path, monkeyp
     scheduler(tmp_path / "b", frozen=known).run()
     assert [[r.case_id for r in some] for some in asked] == [[4, 5]]
     assert same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("as_list", [True, False])
+def test_a_start_that_fails_leaves_the_folder_to_a_corrected_one(tmp_path, as_list):
+    long = dataclasses.replace(requests(1)[0], prompt="word " * 60 + "{} is")
+    (tmp_path / "empty").mkdir()
+    for name in ("new/run", "empty"):
+        with pytest.raises(RequestError, match="rewrite of case 0 has .* tokens"):
+            scheduler(tmp_path / name, [long] if as_list else iter([long])).run()
+    assert [path.name for path in tmp_path.rglob("*") if path.name != "stats"] == ["empty"]
+    assert scheduler(tmp_path / "empty", requests(2)).run().status == "complete"
+    with pytest.raises(DataError, match="holds another run"):
+        scheduler(tmp_path / "empty", [long]).run()
 
 
 def test_repeats_are_counted_and_superseded_answers_no_longer_expected(tmp_path):

@@ -41,6 +41,13 @@ def test_three_mistakes_are_three_clear_lines(tmp_path, capsys):
     ]
 
 
+def test_a_method_given_twice_is_one_mistake(capsys):
+    given = ["run", "--hparams", "NSE/atlas-gpt2", "--method", "NSE", "--data", "atlas:4"]
+    assert main(given) == 1
+    found = capsys.readouterr().err
+    assert found == "nse: hparams is 'NSE/atlas-gpt2' and method is 'NSE'; leave one out\n"
+
+
 def test_a_gpu_may_be_a_number_in_the_file(tmp_path):
     path = tmp_path / "run.yaml"
     path.write_text("hparams: NSE/atlas-gpt2\ndata: atlas:4\ndevice: 0\nround_size: 1e1\n")
