@@ -54,8 +54,9 @@ def test_prompt_and_target_are_tokenised_as_the_evaluator_does(bos):
 
 def test_too_long_and_unusable():
     tokenizer = tiny_tokenizer()
-    with pytest.raises(RequestError, match="longer than the model's context of 4"):
-        encode_prompt(tokenizer, "Where does Lio Brandt come from?", max_positions=4)
+    (request,) = some_requests(1)
+    with pytest.raises(RequestError, match="case 0: .* longer than the model's context of 4"):
+        encode_request(tokenizer, request, "Where does Lio Brandt come from? ", max_positions=4)
 
     class Slow:
         is_fast = False
