@@ -78,11 +78,11 @@ def _of_new_folder(
 
 def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with what folders of edits have where a YAML does not say: a second fact of a
-    subject must not erase the first."""
+    subject must not erase the first, and an edit that does not take effect is written once more."""
     method = METHODS.get(str(values.get("alg_name")))
     if method is None or not issubclass(method.hparams, SpreadHparams):
         return values
-    return {"merge_subjects": True, **values}
+    return {"merge_subjects": True, "repair_rounds": 1, **values}
 
 
 def _refuse_others(
