@@ -106,7 +106,7 @@ class SequentialScheduler:
             try:
                 return self._rounds(plan, stream, base)
             except Exception:  # no interrupt, after which the same command resumes
-                if new and not len(self._log):
+                if new and not len(self._log) and not any(self.run_dir.glob("round-*")):
                     self._folder.discard()
                 raise
 
