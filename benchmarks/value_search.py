@@ -32,10 +32,7 @@ from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
 
-ADAM = {
-    "smollm2-135m": {"v_num_grad_steps": 20, "v_lr": 0.5},
-    "gemma3-270m": {"v_num_grad_steps": 20, "v_lr_relative": 0.05},
-}
+ADAM = {"smollm2-135m": {"v_num_grad_steps": 20, "v_lr": 0.5}}
 """Adam's settings, set by hand, of models whose YAMLs have Polyak's steps."""
 POLYAK = {"v_optimizer": "polyak", "v_stop": "loss", "v_num_grad_steps": 12}
 SCORES = ("efficacy", "paraphrase", "locality")
