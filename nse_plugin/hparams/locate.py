@@ -139,9 +139,8 @@ class SpreadHparams(LocateHparams):
     """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,
     and what then falls short is repaired."""
     other_token_weight: float = bounded(0.0, low=0)
-    """Add the second moment of the keys of the round's prompts at their other tokens, times this
-    and lambda, to the solve, so that these tokens keep what they give: values are found as if only
-    the subject's last token changed (ours; 0 in the papers)."""
+    """Weight of the prompts' other tokens, as a multiple of lambda: the second moment of their keys
+    joins the solve, so that they keep what they give (ours; 0 in the papers)."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""
@@ -256,7 +255,7 @@ class AlphaEditHparams(SpreadHparams):
     model and statistics it is."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if a share of lambda is given."""
+        """Errors if a multiple of lambda is given."""
         yield from super().conflicts()
         if self.other_token_weight:
             yield (

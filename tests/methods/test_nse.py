@@ -132,7 +132,7 @@ def test_other_tokens_of_the_prompts_keep_what_they_give(tokenizer, method, tmp_
         first = record.writes[0]
         delta = first.change(session.layout.d_ff, torch.device("cpu")).double()
         change[weight] = (delta @ torch.stack(others[first.layer]).T).norm() / delta.norm()
-    assert change[1000.0] < 0.5 * change[0.0]
+    assert change[1000.0] < 0.25 * change[0.0]
 
 
 def test_the_round_reaches_its_values(model, tokenizer, hparams, device):
