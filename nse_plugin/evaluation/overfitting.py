@@ -8,7 +8,7 @@ from statistics import fmean
 
 import torch
 
-from nse_plugin.errors import HparamsError, SessionError
+from nse_plugin.errors import SessionError
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.methods.overtone import objective_of
 from nse_plugin.methods.registry import find_method
@@ -74,15 +74,9 @@ def single_edits(
     While an item is being used, its edit is in the model; afterwards it is undone.
 
     Raises:
-        HparamsError: the method does not tell of its steps.
         SessionError: the session has rounds already.
     """
     method = find_method(hparams.alg_name)
-    if not method.takes_trace:
-        raise HparamsError(
-            f"{method.name} trains no loss over target tokens that could be watched; choose "
-            "another method"
-        )
     if len(session.ledger):
         raise SessionError(
             f"the session has {len(session.ledger)} rounds, and single edits start from the "

@@ -27,37 +27,23 @@ class Method:
     name: str
     """``alg_name`` in hparams and the host's table."""
     edit_round: Callable[..., RoundRecord]
-    """``edit_round(session, requests, hparams)``."""
+    """``edit_round(session, requests, hparams, objective, trace)``: ``objective`` is its loss over
+    target tokens, and ``trace`` is told of every evaluation of it."""
     hparams: type[Hparams]
-    takes_objective: bool = True
-    """``edit_round`` takes ``objective``, its loss over target tokens."""
-    takes_trace: bool = True
-    """``edit_round`` takes ``trace``, which is told of every evaluation of that loss."""
     attaches: bool = False
     """It attaches modules to the model and leaves the weights as they are."""
 
 
-def by_name(*methods: Method) -> dict[str, Method]:
-    """A table of methods.
-
-    Raises:
-        ValueError: two have one name.
-    """
-    table: dict[str, Method] = {}
-    for method in methods:
-        if method.name in table:
-            raise ValueError(f"two methods are called {method.name}")
-        table[method.name] = method
-    return table
-
-
-BASES: dict[str, Method] = by_name(
-    Method("AlphaEdit", alphaedit.edit_round, AlphaEditHparams),
-    Method("FT", ft.edit_round, FTHparams),
-    Method("GRACE", grace.edit_round, GRACEHparams, attaches=True),
-    Method("LoRA", lora.edit_round, LoRAHparams, attaches=True),
-    Method("MEMIT", memit.edit_round, MEMITHparams),
-    Method("NSE", nse.edit_round, NSEHparams),
-    Method("ROME", rome.edit_round, ROMEHparams),
-    Method("UltraEdit", ultraedit.edit_round, UltraEditHparams),
-)
+BASES = {
+    method.name: method
+    for method in (
+        Method("AlphaEdit", alphaedit.edit_round, AlphaEditHparams),
+        Method("FT", ft.edit_round, FTHparams),
+        Method("GRACE", grace.edit_round, GRACEHparams, attaches=True),
+        Method("LoRA", lora.edit_round, LoRAHparams, attaches=True),
+        Method("MEMIT", memit.edit_round, MEMITHparams),
+        Method("NSE", nse.edit_round, NSEHparams),
+        Method("ROME", rome.edit_round, ROMEHparams),
+        Method("UltraEdit", ultraedit.edit_round, UltraEditHparams),
+    )
+}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from nse_plugin.errors import ModelError
-from nse_plugin.hparams import LocateHparams
+from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome, RoundRecord, Status
@@ -84,21 +84,22 @@ def last_edits(
     return list(latest.values())
 
 
-def check_templates(session: EditSession, hparams: LocateHparams) -> None:
+def check_templates(session: EditSession, hparams: LayersHparams) -> None:
     """Raise :class:`ModelError` where a module template names something else than the model has."""
-    expected, last = session.layout.templates(), session.layout.n_layers - 1
-    if hparams.v_loss_layer is not None and hparams.v_loss_layer > last:
+    loss_layer, last = getattr(hparams, "v_loss_layer", None), session.layout.n_layers - 1
+    if loss_layer is not None and loss_layer > last:
         raise ModelError(
-            f"v_loss_layer is {hparams.v_loss_layer}, and the model's blocks are numbered 0 to "
-            f"{last}; give {last}, or leave it out for the last block"
+            f"v_loss_layer is {loss_layer}, and the model's blocks are numbered 0 to {last}; give "
+            f"{last}, or leave it out for the last block"
         )
-    for name, value in expected.items():
+    for name, value in session.layout.templates().items():
         given = getattr(hparams, name)
-        tied_head = name == "lm_head_module" and given is not None and _same_weight(session, given)
-        if given is not None and given != value and not tied_head:
+        if given is None or given.removesuffix(".weight") == value:
+            continue
+        if name != "lm_head_module" or not _same_weight(session, given):
             raise ModelError(
                 f"{name} is {given!r}, but a {session.layout.model_type} model has {value!r}; "
-                "mend it or leave it out"
+                "correct it or leave it out"
             )
 
 

@@ -23,9 +23,9 @@ from torch.func import functional_call
 
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams.training import FTHparams
-from nse_plugin.methods.bookkeeping import last_edits
+from nse_plugin.methods.bookkeeping import check_templates, last_edits
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.training import Training, check_template
+from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
@@ -54,7 +54,7 @@ def edit_round(
             is on, and an earlier round has no requests to go through again.
     """
     check_round(requests)
-    check_template(session, hparams)
+    check_templates(session, hparams)
     clock = Clock()
     with session.round(hparams.layers):
         number = session.ledger.next_number()

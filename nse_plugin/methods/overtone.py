@@ -7,9 +7,8 @@ the cross entropy of the target's tokens gives way to OVERTONE's loss
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.host_editors import HostEditorHparams
@@ -33,34 +32,17 @@ def edit_round(
     The record is the base's too, its ``method`` included.
 
     Raises:
-        HparamsError: the base's loss cannot be replaced.
-    """
-    base_round = replaceable(hparams)
-    return base_round(
-        session, requests, hparams.for_base(), objective=objective_of(hparams), trace=trace
-    )
-
-
-def objective_of(hparams: OvertoneHparams) -> Overtone:
-    """The objective of these hyperparameters."""
-    return Overtone(**{field.name: getattr(hparams, field.name) for field in fields(Overtone)})
-
-
-def replaceable(hparams: OvertoneHparams) -> Callable[..., Any]:
-    """The base's ``edit_round``, which must take the loss from outside.
-
-    Raises:
-        HparamsError: it does not, so OVERTONE would be without effect.
+        HparamsError: the base is an editor that only EasyEdit has.
     """
     if isinstance(hparams.base, HostEditorHparams):
         raise HparamsError(
             f"base is {hparams.base.method}, an editor that only EasyEdit has; use "
             "nse_plugin.BaseEditor where EasyEdit is the host, or choose another base"
         )
-    method = BASES[hparams.base.alg_name.removesuffix("-plugin")]
-    if not method.takes_objective:
-        raise HparamsError(
-            f"base is {method.name}, which takes no objective, so OVERTONE would be without "
-            "effect; run it without OVERTONE, or choose another base"
-        )
-    return method.edit_round
+    base = BASES[hparams.base.method]
+    return base.edit_round(session, requests, hparams.for_base(), objective_of(hparams), trace)
+
+
+def objective_of(hparams: OvertoneHparams) -> Overtone:
+    """The objective of these hyperparameters."""
+    return Overtone(**{field.name: getattr(hparams, field.name) for field in fields(Overtone)})

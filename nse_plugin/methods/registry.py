@@ -14,7 +14,7 @@ from nse_plugin.errors import HparamsError, SessionError, did_you_mean
 from nse_plugin.hparams import Hparams, OvertoneHparams, read_method_yaml
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods import overtone
-from nse_plugin.methods.bases import BASES, Method, by_name
+from nse_plugin.methods.bases import BASES, Method
 from nse_plugin.requests import EditRequest, as_requests
 from nse_plugin.session.session import EditSession
 
@@ -22,15 +22,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-METHODS: dict[str, Method] = by_name(
-    *BASES.values(),
-    Method("OVERTONE", overtone.edit_round, OvertoneHparams, takes_objective=False),
-)
+METHODS = BASES | {"OVERTONE": Method("OVERTONE", overtone.edit_round, OvertoneHparams)}
 
 
 def attaches(hparams: Hparams) -> bool:
     """Whether the method of these hyperparameters attaches modules; OVERTONE does as its base."""
-    method = METHODS.get(base_of(hparams).alg_name)
+    method = METHODS.get(base_of(hparams).method)
     return method is not None and method.attaches
 
 

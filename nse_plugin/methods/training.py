@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from nse_plugin.errors import ModelError, NotFiniteError
-from nse_plugin.hparams.base import LayersHparams
+from nse_plugin.errors import NotFiniteError
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.model.targets import Targets
 from nse_plugin.objectives import TokenLoss, TokenObjective
@@ -175,16 +174,4 @@ class Training:
                 z_steps=int(self.steps[i]),
             )
             for i, request in enumerate(self.requests)
-        )
-
-
-def check_template(session: EditSession, hparams: LayersHparams) -> None:
-    """Raise :class:`ModelError` where the module named is not what is edited."""
-    given = hparams.rewrite_module_tmp
-    expected = session.layout.templates()["rewrite_module_tmp"]
-    if given is not None and given.removesuffix(".weight") != expected:
-        raise ModelError(
-            f"rewrite_module_tmp is {given!r}, but {hparams.method} edits the MLP's "
-            f"down-projection, which in a {session.layout.model_type} model is {expected!r}; "
-            "mend it or leave it out"
         )

@@ -28,8 +28,9 @@ from torch import nn
 
 from nse_plugin.hparams import UltraEditHparams
 from nse_plugin.locate.update import all_neurons
+from nse_plugin.methods.bookkeeping import check_templates
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.training import Training, check_template
+from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.targets import Targets
 from nse_plugin.objectives import TokenObjective
@@ -59,7 +60,7 @@ def edit_round(
         SessionError: somebody else changed the edited weights since the last round.
     """
     check_round(requests)
-    check_template(session, hparams)
+    check_templates(session, hparams)
     clock = Clock()
     with session.round(hparams.layers), quiet(session.model):
         training = Training(

@@ -16,12 +16,8 @@ import torch
 from torch import nn
 
 from nse_plugin.easyedit.backend import HostBackend, takes_rounds
-from nse_plugin.errors import (
-    HostError,
-    HparamsError,
-    SessionError,
-)
-from nse_plugin.hparams import LocateHparams, NSEHparams
+from nse_plugin.errors import HostError, HparamsError, SessionError
+from nse_plugin.hparams import Hparams, LocateHparams, NSEHparams
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.bookkeeping import check_templates
@@ -101,8 +97,7 @@ def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Ba
             "editor of EasyEdit"
         )
     hparams = hparams if hparams is not None else editor.hparams
-    name = str(getattr(hparams, "alg_name", "")).removesuffix("-plugin")
-    if name in METHODS and isinstance(hparams, METHODS[name].hparams):
+    if isinstance(hparams, Hparams) and hparams.method in METHODS:
         return SessionBackend(_untouched(EditSession.of(editor.model, editor.tok)), hparams)
     rounds = takes_rounds(str(getattr(hparams, "alg_name", "")))
     return HostBackend(editor.model, editor.tok, editor.apply_algo, hparams, seed, rounds)
@@ -123,15 +118,14 @@ class SessionBackend:
     changes_model = True
 
     def __init__(self, session: EditSession, hparams: Any) -> None:
-        self._edit_round = find_method(hparams.alg_name).edit_round
+        method = find_method(hparams.alg_name)
+        self.method, self._edit_round = method.name, method.edit_round
         self._base = base_of(hparams)
         self._norms: dict[int, float] = {}  # of the original matrix of each edited layer
-        self.method = find_method(hparams.alg_name).name
         self.session, self.hparams = session, hparams
         self.model, self.tokenizer = session.model, session.tokenizer
         if isinstance(self._base, LayersHparams):  # before anything is asked of the model or kept
             session.layout.check_layers(self._base.layers)
-        if isinstance(self._base, LocateHparams):
             check_templates(session, self._base)
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:

@@ -163,20 +163,6 @@ def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, monkeypatch
         assert "is a file; give another folder for the plot" in capsys.readouterr().err
 
 
-def test_a_method_without_token_losses_is_refused(tokenizer, hparams, monkeypatch):
-    from nse_plugin.methods import registry
-
-    def deaf(session, requests, hparams):
-        raise AssertionError("must not run")
-
-    other = registry.Method("NSE", deaf, type(hparams), takes_trace=False)
-    monkeypatch.setitem(registry.METHODS, "NSE", other)
-    model = tiny_model("gpt2")
-    session = EditSession.of(model, tokenizer)
-    with pytest.raises(HparamsError, match="NSE trains no loss over target tokens"):
-        next(single_edits(session, some_requests(1), hparams))
-
-
 def test_below_epsilon_nothing_is_learnt(tokenizer, hparams):
     """All tokens are below this epsilon from the start, and no other term pulls on the value."""
     hparams.v_stop_loss = hparams.kl_factor = hparams.v_weight_decay = 0.0

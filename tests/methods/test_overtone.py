@@ -11,10 +11,9 @@ import yaml
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.editor import BaseEditor
-from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import OvertoneHparams, find_yaml, yaml_dir
 from nse_plugin.hparams.overtone import OTHERWISE
-from nse_plugin.methods import bases, nse, registry
+from nse_plugin.methods import nse, registry
 from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.token_table import TokenTable
@@ -92,18 +91,6 @@ def test_the_base_stops_on_what_is_not_clipped(model, tokenizer, base, bound, ep
     found, record = steps_until_stop(model, tokenizer, base, epsilon=epsilon)
     assert found == [steps] * 3
     assert all((outcome.z_loss < bound) == (steps == 1) for outcome in record.outcomes)
-
-
-def test_a_base_whose_loss_cannot_be_replaced_is_refused(model, tokenizer, base, monkeypatch):
-    def closed(session, requests, hparams):
-        raise AssertionError("must not run")
-
-    other = bases.Method("NSE", closed, type(base), takes_objective=False)
-    monkeypatch.setitem(bases.BASES, "NSE", other)
-    before = weights(model)
-    with pytest.raises(HparamsError, match="base is NSE, which takes no objective"):
-        edit_round(EditSession.of(model, tokenizer), some_requests(1), OvertoneHparams.wrap(base))
-    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
 def quick(base: str, **settings) -> OvertoneHparams:

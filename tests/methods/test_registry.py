@@ -1,4 +1,4 @@
-"""The rows of the registry say what the methods really take."""
+"""The rows of the registry are called in one way."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ import inspect
 
 import pytest
 
-from nse_plugin.methods.bases import Method, by_name
-from nse_plugin.methods.registry import METHODS
+from nse_plugin.methods.bases import BASES
+from nse_plugin.methods.registry import METHODS, attaches
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_capabilities_are_those_of_the_function(name):
-    method = METHODS[name]
-    taken = inspect.signature(method.edit_round).parameters
-    assert method.takes_objective is ("objective" in taken)
-    assert method.takes_trace is ("trace" in taken)
-    assert method.name == name == method.hparams.method
+def test_the_name_is_that_of_the_hyperparameters(name):
+    assert METHODS[name].name == name == METHODS[name].hparams.method
 
 
-def test_a_name_is_given_once():
-    method = METHODS["NSE"]
-    with pytest.raises(ValueError, match="two methods are called NSE"):
-        by_name(method, Method("NSE", method.edit_round, method.hparams))
+@pytest.mark.parametrize("name", BASES)
+def test_every_base_takes_a_loss_and_a_trace(name):
+    taken = list(inspect.signature(BASES[name].edit_round).parameters)
+    assert taken[:5] == ["session", "requests", "hparams", "objective", "trace"]
+
+
+def test_the_name_for_ours_beside_the_hosts_is_the_same_method():
+    hparams = METHODS["LoRA"].hparams(
+        alg_name="LoRA-plugin", model_name="m", target_modules=["c_attn"]
+    )
+    assert attaches(hparams)
