@@ -13,8 +13,8 @@ from nse_plugin.runs.facts import ORDER, Fact, facts_of
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.result import retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
-from nse_plugin.session import queries
 from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.queries import Survey
 from nse_plugin.session.tables import edited_layers, import_pandas
 
 if TYPE_CHECKING:
@@ -66,11 +66,11 @@ class Run:
         return edited_layers(self.ledger)
 
     @cached_property
-    def survey(self) -> queries.Survey:
+    def survey(self) -> Survey:
         """All tables about the ledger, for which each round file is read once."""
         numbers = self.ledger.numbers()
         step = -(-len(numbers) // _POINTS) or 1
-        return queries.survey(self.ledger, after=numbers[::-1][::step])
+        return self.ledger.survey(after=numbers[::-1][::step])
 
     @cached_property
     def frequency(self) -> DataFrame:

@@ -11,7 +11,6 @@ from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.runs.facts import ORDER
-from nse_plugin.session import queries
 from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def retention_table(run: Run) -> Table:
 
 
 def neurons_table(layer: int, frame: DataFrame, most: int = 2 * _MOST) -> Table:
-    """The neurons of a layer that were changed most, from :func:`queries.neurons`."""
+    """The neurons of a layer that were changed most, from ``ledger.neurons``."""
     written = frame[frame["times_written"] > 0].sort_values("norm", ascending=False)
     return Table.of(
         written.head(most),
@@ -182,7 +181,7 @@ def neuron_table(run: Run, layer: int, neuron: int) -> Table:
     Raises:
         DataError: no round edited the layer, or there is no such neuron.
     """
-    frame = queries.who_wrote(run.ledger, layer, neuron)
+    frame = run.ledger.who_wrote(layer, neuron)
     return Table.of(
         frame,
         f"Neuron {neuron} of layer {layer}: who wrote it",
@@ -199,14 +198,14 @@ def request_tables(run: Run, case_id: int | str) -> list[Table]:
     Raises:
         DataError: no active round has the request.
     """
-    frame = queries.requests(run.ledger)
+    frame = run.ledger.requests()
     names = frame["case_id"].astype(str)
     found = frame[names == str(case_id)]
     if found.empty:
         near = did_you_mean(str(case_id), names.tolist())
         raise DataError(f"no active round of {run.folder} has a request {case_id!r}{near}")
     writes = Table.of(
-        queries.request_writes(run.ledger, case_id),
+        run.ledger.request_writes(case_id),
         f"Request {case_id}: what it wrote",
         index=False,
         heads={"pass_number": "pass", "neurons": "neurons changed most"},

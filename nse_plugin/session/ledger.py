@@ -6,7 +6,7 @@ from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 
@@ -123,11 +123,6 @@ class Ledger:
             what = f"round {number} was undone already, at {when}"
         raise SessionError(f"{what}; {active_rounds(active)}")
 
-    def keys(self, layer: int) -> torch.Tensor | None:
-        """Previous keys of a layer, [d_ff, N] over all rounds, or None if there is none."""
-        found = [record.keys[layer] for record in self if layer in record.keys]
-        return torch.cat(found, dim=1) if found else None
-
     def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
         """By layer, at most ``limit`` of the previous keys, at even distances: [d_ff, n].
 
@@ -149,28 +144,8 @@ class Ledger:
                 parts.setdefault(layer, []).append(record.keys[layer][:, picked])
         return {layer: torch.cat(parts[layer], dim=1) for layer in layers if layer in parts}
 
-    def changes(
-        self, devices: Mapping[int, torch.device | str], d_ff: int
-    ) -> dict[int, torch.Tensor]:
-        """Sum of all changes by layer, float32 [d_model, d_ff], added in the order written.
-
-        The order and the device decide the last bits: given those of the writes, the sum has the
-        bits that the session accumulated.  Each round is read once for all layers.
-
-        Args:
-            devices: the layers asked for, and where each is computed.
-        """
-        totals: dict[int, torch.Tensor] = {}
-        for record in self:
-            record.add_changes(totals, devices, d_ff)
-        return totals
-
-    def change(self, layer: int, d_ff: int) -> torch.Tensor | None:
-        """Sum of all changes of one layer, or None if no round wrote it: :meth:`changes`."""
-        return self.changes({layer: "cpu"}, d_ff).get(layer)
-
-    neurons, rounds, requests = queries.neurons, queries.rounds, queries.requests
-    overlap, capacity, who_wrote = queries.overlap, queries.capacity, queries.who_wrote
+    survey, neurons, who_wrote = queries.survey, queries.neurons, queries.who_wrote
+    requests, request_writes = queries.requests, queries.request_writes
 
 
 def _made(entry: ActiveRound) -> int:

@@ -1,12 +1,12 @@
 """Small tables about a ledger: what an engineer asks when an edited model misbehaves.
 
-All of them are made from the records alone, in main memory; no model is needed.  Those that belong
-to a ledger are its methods too: ``ledger.neurons(layer)``.
+All of them are made from the records alone, in main memory; no model is needed.  They are methods
+of the ledger too: ``ledger.survey().rounds``, ``ledger.neurons(layer)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from nse_plugin.session.records import STATUSES, Outcome, RoundRecord
 from nse_plugin.session.tables import (
     Capacity,
     LayerTable,
-    by_round,
+    by_layer,
     d_ff_of,
     edited_layers,
     import_pandas,
@@ -35,19 +35,25 @@ class Survey:
     """The tables about a whole ledger, for which every round file is read once."""
 
     rounds: DataFrame
-    """See :func:`rounds`."""
+    """One row per active round, indexed by its number: ``method``, ``edits``, how many requests
+    ended in each status, ``seconds``, and per layer L ``neurons_L`` (how many were written) and
+    ``norm_L`` (of what the round changed); NaN where a round did not edit the layer."""
     requests: DataFrame
     """See :func:`requests`."""
     neurons: dict[int, DataFrame]
     """By layer: :func:`neurons`."""
     columns: dict[int, DataFrame]
-    """By layer: :func:`column_norms`."""
+    """By layer, a row per round and a column per neuron: norm of the round's change of the neuron's
+    column, all passes together; NaN where the round did not write it."""
     growth: DataFrame
     """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
     capacity: DataFrame
-    """See :func:`capacity`."""
+    """Share of each layer's key space that previous keys use (:func:`.capacity.key_share`): a row
+    per round, over all keys up to it, and a column per layer; NaN before the layer's first keys."""
     overlaps: dict[int | None, DataFrame]
-    """By layer, and under None of all layers together: :func:`overlap`."""
+    """By layer, and under None of all layers together: Jaccard index of the neurons that each two
+    rounds wrote, indexed by their numbers.  Rounds that wrote nothing have 0 with all others, and 1
+    with themselves."""
 
 
 def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:
@@ -56,9 +62,10 @@ def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:
     Args:
         after: the capacity only after these rounds, since it takes a second each in large models.
     """
-    import_pandas()  # before anything is read
-    layers, numbers = _layer_tables(ledger, edited_layers(ledger)), ledger.numbers()
-    capacity = Capacity(ledger, after=after)
+    pd = import_pandas()  # before anything is read
+    numbers = ledger.numbers()
+    layers = {layer: LayerTable(ledger, layer) for layer in edited_layers(ledger)}
+    capacity = Capacity(ledger, after)
     rows, outcomes = [], []
     for record in ledger:
         rows.append(_round_row(record))
@@ -66,16 +73,16 @@ def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:
         for layer in layers.values():
             layer.see(record)
         capacity.see(record)
+    of_layers = [f"{what}_{layer}" for layer in layers for what in ("neurons", "norm")]
+    columns = ["round", "method", "edits", *STATUSES, "seconds", *of_layers]
     overlaps: dict[int | None, DataFrame] = {None: jaccard(layers.values(), numbers)}
     overlaps |= {layer: jaccard([found], numbers) for layer, found in layers.items()}
     return Survey(
-        rounds=_rounds(rows, layers),
+        rounds=pd.DataFrame(rows, columns=columns).set_index("round"),
         requests=_requests(outcomes),
         neurons={layer: found.neurons() for layer, found in layers.items()},
         columns={layer: found.columns() for layer, found in layers.items()},
-        growth=by_round({n: found.growth for n, found in layers.items()}, numbers).rename_axis(
-            "layer", axis="columns"
-        ),
+        growth=by_layer({n: found.growth for n, found in layers.items()}, numbers),
         capacity=capacity.table(),
         overlaps=overlaps,
     )
@@ -91,55 +98,11 @@ def neurons(ledger: Ledger, layer: int) -> DataFrame:
     Raises:
         DataError: no round knows the layer.
     """
-    return _layer_tables(ledger, [layer], seen=True)[layer].neurons()
-
-
-def column_norms(ledger: Ledger, layer: int) -> DataFrame:
-    """What each round changed in each neuron: a row per round, a column per neuron of the layer.
-
-    The value is the norm of the round's change of the neuron's column, all passes together; NaN
-    where the round did not write it.
-    """
-    return _layer_tables(ledger, [layer], seen=True)[layer].columns()
-
-
-def overlap(ledger: Ledger, layer: int | None = None) -> DataFrame:
-    """Jaccard index of the neurons that each two rounds wrote, indexed by their numbers.
-
-    Rounds that wrote nothing have 0 with all others, and 1 with themselves.
-
-    Args:
-        layer: of this layer; None is over all layers together.
-    """
-    layers = edited_layers(ledger) if layer is None else [layer]
-    return jaccard(_layer_tables(ledger, layers, seen=True).values(), ledger.numbers())
-
-
-def capacity(ledger: Ledger, after: Collection[int] | None = None) -> DataFrame:
-    """Share of each layer's key space that previous keys use: a row per round, a column per layer.
-
-    The value after a round is the effective dimension of all keys up to it over d_ff, where the
-    effective dimension is exp of the entropy of the normalised eigenvalues of K K^T.  Of more
-    than 2048 keys, as many are taken at even distances.  NaN before the layer's first keys.
-
-    Args:
-        after: only the values after these rounds; all where None.
-    """
-    found = Capacity(ledger, after)
+    import_pandas()  # before anything is read
+    table = LayerTable(ledger, layer)
     for record in ledger:
-        found.see(record)
-    return found.table()
-
-
-def rounds(ledger: Ledger) -> DataFrame:
-    """One row per active round, indexed by its number.
-
-    Columns: ``method``, ``edits``, how many requests ended in each status, ``seconds``, and per
-    layer L ``neurons_L`` (how many were written) and ``norm_L`` (of what the round changed); NaN
-    where a round did not edit the layer.
-    """
-    import_pandas()
-    return _rounds(list(map(_round_row, ledger)), edited_layers(ledger))
+        table.see(record)
+    return table.neurons()
 
 
 def requests(ledger: Ledger) -> DataFrame:
@@ -233,18 +196,6 @@ def _only_case(record: RoundRecord) -> int | str | None:
     return record.outcomes[0].case_id if len(record.outcomes) == 1 else None
 
 
-def _layer_tables(
-    ledger: Ledger, layers: Iterable[int], seen: bool = False
-) -> dict[int, LayerTable]:
-    """By layer: what its tables are made from; ``seen`` shows it all rounds."""
-    import_pandas()
-    found = {layer: LayerTable(ledger, layer) for layer in layers}
-    for record in ledger if seen else ():
-        for table in found.values():
-            table.see(record)
-    return found
-
-
 def _round_row(record: RoundRecord) -> dict[str, Any]:
     summary = record.summary()
     row = {"round": record.number, "method": record.method, "edits": summary["edits"]}
@@ -252,12 +203,6 @@ def _round_row(record: RoundRecord) -> dict[str, Any]:
     for layer, entry in summary["layers"].items():
         row |= {f"neurons_{layer}": entry["neurons"], f"norm_{layer}": entry["norm"]}
     return row
-
-
-def _rounds(rows: list[dict[str, Any]], layers: Iterable[int]) -> DataFrame:
-    of_layers = [f"{what}_{layer}" for layer in layers for what in ("neurons", "norm")]
-    columns = ["round", "method", "edits", *STATUSES, "seconds", *of_layers]
-    return import_pandas().DataFrame(rows, columns=columns).set_index("round")
 
 
 def _request_rows(record: RoundRecord) -> list[dict[str, Any]]:

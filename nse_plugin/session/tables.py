@@ -6,9 +6,9 @@ fills any number of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -54,7 +54,7 @@ class LayerTable:
         return ~self._norms.isnan()
 
     def columns(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.column_norms`."""
+        """See :attr:`nse_plugin.session.queries.Survey.columns`."""
         table = import_pandas().DataFrame(self._norms.numpy(), index=self._numbers)
         return table.rename_axis("round").rename_axis("neuron", axis="columns")
 
@@ -81,7 +81,7 @@ class Capacity:
         after: only after these rounds; after all where None.
     """
 
-    def __init__(self, ledger: Ledger, after: Collection[int] | None = None) -> None:
+    def __init__(self, ledger: Ledger, after: Collection[int] | None) -> None:
         self._wanted = [n for n in ledger.numbers() if after is None or n in after]
         self._keys: dict[int, list[torch.Tensor]] = {n: [] for n in edited_layers(ledger)}
         self._shares: dict[int, list[float]] = {layer: [] for layer in self._keys}
@@ -96,14 +96,15 @@ class Capacity:
                 self._shares[layer].append(float("nan") if share is None else share)
 
     def table(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.capacity`."""
-        return by_round(self._shares, self._wanted).rename_axis("layer", axis="columns")
+        """See :attr:`nse_plugin.session.queries.Survey.capacity`."""
+        return by_layer(self._shares, self._wanted)
 
 
-def by_round(columns: Any, numbers: Sequence[int]) -> DataFrame:
-    """A table of pandas with a row per round."""
+def by_layer(columns: Mapping[int, list[float]], numbers: Sequence[int]) -> DataFrame:
+    """A row per round, a column per layer."""
     pd = import_pandas()
-    return pd.DataFrame(columns, index=pd.Index(numbers, name="round"))
+    table = pd.DataFrame(columns, index=pd.Index(numbers, name="round"))
+    return table.rename_axis("layer", axis="columns")
 
 
 def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame:
@@ -113,8 +114,9 @@ def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame
     both, sizes = flags @ flags.T, flags.sum(dim=1)
     overlap = both / (sizes[:, None] + sizes - both).clamp(min=1)
     overlap.fill_diagonal_(1.0)
-    table = by_round(overlap.numpy(), numbers)
-    return table.set_axis(table.index, axis="columns")
+    pd = import_pandas()
+    rounds = pd.Index(numbers, name="round")
+    return pd.DataFrame(overlap.numpy(), index=rounds, columns=rounds)
 
 
 def d_ff_of(ledger: Ledger, layer: int) -> int:

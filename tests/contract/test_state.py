@@ -44,7 +44,7 @@ def test_an_edit_that_was_taken_back_is_noticed_and_dropped(make_editor, family)
     session = session_of(editor)
     session.check()
     assert len(session.ledger) == 0
-    assert all(session.ledger.keys(layer) is None for layer in editor.hparams.layers)
+    assert session.ledger.some_keys(editor.hparams.layers, limit=9) == {}
     assert same(before, state(editor.model))
 
 

@@ -117,10 +117,11 @@ def test_tables_of_rounds_without_keys_and_values(tokenizer):
     edit_round(session, some_requests(1), hparams(layers=[1]))
     edit_round(session, some_requests(3)[1:], hparams(layers=[1]))
     ledger = session.ledger
-    assert list(ledger.rounds()["edits"]) == [1, 2]
+    found = ledger.survey()
+    assert list(found.rounds["edits"]) == [1, 2]
     assert ledger.requests()["residual_after"].isna().all()
     assert ledger.neurons(1)["times_written"].max() == 2
-    assert ledger.capacity().shape == (2, 1) and len(ledger.overlap(1)) == 2
+    assert found.capacity.shape == (2, 1) and len(found.overlaps[1]) == 2
     wrote = ledger.who_wrote(1, 5)
     assert list(wrote["round"]) == [1, 2] and wrote["case_id"].tolist()[0] == 0
     assert wrote["case_id"].isna().tolist() == [False, True]  # round 2 trained on two at once

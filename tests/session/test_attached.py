@@ -179,8 +179,9 @@ def test_tables_and_exports_of_rounds_without_weights(model, tokenizer, name, tm
     session = EditSession.of(model, tokenizer)
     rounds_of(session, hparams(name))
     ledger = session.ledger
-    assert list(ledger.rounds()["edits"]) == [1, 1, 1] and len(ledger.requests()) == 3
-    assert ledger.capacity().shape == (3, 0) and ledger.overlap().shape == (3, 3)
+    found = ledger.survey()
+    assert list(found.rounds["edits"]) == [1, 1, 1] and len(found.requests) == 3
+    assert found.capacity.shape == (3, 0) and found.overlaps[None].shape == (3, 3)
     json.dumps([record.summary() for record in ledger], allow_nan=False)
     with pytest.raises(DataError, match="no round edited it"):
         ledger.neurons(1)

@@ -10,7 +10,6 @@ import torch
 
 from nse_plugin.errors import DataError, MissingPackageError
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.session import queries
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.norms import ChangeSum
 from nse_plugin.session.records import RoundRecord, Write
@@ -35,13 +34,18 @@ def ledger(tmp_path_factory):
     return session.ledger
 
 
+@pytest.fixture(scope="module")
+def survey(ledger):
+    return ledger.survey()
+
+
 def writes(record, layer):
     return [write for write in record.writes if write.layer == layer]
 
 
 def test_neurons(ledger):
     table = ledger.neurons(1)
-    change = ledger.change(1, 48)
+    change = sum(write.change(48) for record in ledger for write in writes(record, 1))
     mass = torch.cat([r.keys[1] for r in ledger if 1 in r.keys], dim=1).abs().sum(dim=1)
     assert len(table) == 48 and table.index.name == "neuron"
     for neuron, row in table.iterrows():
@@ -54,8 +58,8 @@ def test_neurons(ledger):
     assert 0 < (table["times_written"] == 0).sum() < 48
 
 
-def test_rounds(ledger):
-    table = ledger.rounds()
+def test_rounds(ledger, survey):
+    table = survey.rounds
     assert list(table.index) == [1, 3, 4] and list(table["edits"]) == [2, 2, 1]
     assert math.isnan(table.loc[4, "norm_1"]) and math.isnan(table.loc[1, "neurons_0"])
     for record in ledger:
@@ -74,9 +78,9 @@ def test_requests(ledger):
         assert list(table[name]) == [getattr(outcome, name) for outcome in outcomes]
 
 
-def test_overlap(ledger):
+def test_overlap(ledger, survey):
     chosen = {r.number: set(r.neurons(1).tolist()) for r in ledger}
-    table = ledger.overlap(1)
+    table = survey.overlaps[1]
     for a, first in chosen.items():
         for b, second in chosen.items():
             either = first | second
@@ -88,11 +92,11 @@ def test_overlap(ledger):
         for r in ledger
     }
     both = len(whole[1] & whole[3]) / len(whole[1] | whole[3])
-    assert ledger.overlap().loc[1, 3] == pytest.approx(both)
+    assert survey.overlaps[None].loc[1, 3] == pytest.approx(both)
 
 
-def test_capacity_against_a_direct_computation(ledger):
-    table = ledger.capacity()
+def test_capacity_against_a_direct_computation(ledger, survey):
+    table = survey.capacity
     assert list(table.index) == [1, 3, 4] and list(table.columns) == [0, 1, 2]
     assert table[0].isna().tolist() == [True, True, False]
     for layer in (0, 1, 2):
@@ -111,17 +115,17 @@ def test_capacity_of_keys_with_known_dimensions():
     axes = torch.eye(8)
     for number, keys in enumerate((axes[:, :2], axes[:, 2:4], axes[:, :4], axes), start=1):
         ledger.append(RoundRecord(number, "NSE", (), (), {0: keys * 3}, d_ff=8))
-    assert ledger.capacity()[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
+    assert ledger.survey().capacity[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
 
 
-def test_capacity_after_some_rounds(ledger):
-    some = queries.capacity(ledger, after=[4, 1])
-    assert some.equals(ledger.capacity().loc[[1, 4]])
+def test_capacity_after_some_rounds(ledger, survey):
+    some = ledger.survey(after=[4, 1]).capacity
+    assert some.equals(survey.capacity.loc[[1, 4]])
 
 
-def test_column_norms(ledger):
+def test_column_norms(ledger, survey):
     for layer in (0, 1, 2):
-        table = queries.column_norms(ledger, layer)
+        table = survey.columns[layer]
         assert table.shape == (3, 48) and list(table.index) == [1, 3, 4]
         for record in ledger:
             change = sum(
@@ -134,8 +138,8 @@ def test_column_norms(ledger):
                     assert norm == pytest.approx(float(change[:, neuron].norm()), rel=1e-5)
 
 
-def test_norm_growth(ledger):
-    table = queries.survey(ledger).growth
+def test_norm_growth(ledger, survey):
+    table = survey.growth
     assert list(table.columns) == [0, 1, 2]
     for layer in table.columns:
         total = torch.zeros(32, 48, dtype=torch.float64)
@@ -147,7 +151,7 @@ def test_norm_growth(ledger):
 
 
 def test_request_writes(ledger):
-    table = queries.request_writes(ledger, "3", most=2)
+    table = ledger.request_writes("3", most=2)
     assert set(table["round"]) == {3} and set(table["layer"]) == {1, 2}
     for _, row in table.iterrows():
         (write,) = (
@@ -160,7 +164,7 @@ def test_request_writes(ledger):
         change = torch.outer(write.left[:, at], write.right[at]).norm(dim=0)
         strongest = change.topk(2).indices
         assert row["neurons"] == tuple(write.neurons[strongest].tolist())
-    assert queries.request_writes(ledger, "nobody").empty
+    assert ledger.request_writes("nobody").empty
 
 
 def test_who_wrote(ledger):
@@ -204,7 +208,8 @@ def test_wrong_arguments_and_empty_ledgers(ledger):
     with pytest.raises(DataError, match="neuron is 48; layer 1 has 0 to 47"):
         ledger.who_wrote(1, 48)
     empty = Ledger()
-    for table in (empty.rounds(), empty.requests(), empty.overlap(), empty.capacity()):
+    found = empty.survey()
+    for table in (found.rounds, found.requests, found.overlaps[None], found.capacity, found.growth):
         assert table.empty
     with pytest.raises(DataError, match="no round is active"):
         empty.neurons(1)
@@ -213,18 +218,13 @@ def test_wrong_arguments_and_empty_ledgers(ledger):
 def test_without_pandas(ledger, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingPackageError, match="pip install pandas"):
-        ledger.rounds()
+        ledger.survey()
 
 
-def test_one_pass_gives_every_table(ledger):
-    found = queries.survey(ledger)
-    assert found.rounds.equals(ledger.rounds()) and found.requests.equals(ledger.requests())
-    assert found.capacity.equals(ledger.capacity())
-    assert found.overlaps[None].equals(ledger.overlap())
+def test_one_pass_gives_the_tables_that_can_be_asked_for_alone(ledger, survey):
+    assert survey.requests.equals(ledger.requests())
     for layer in (0, 1, 2):
-        assert found.columns[layer].equals(queries.column_norms(ledger, layer))
-        assert found.neurons[layer].equals(ledger.neurons(layer))
-        assert found.overlaps[layer].equals(ledger.overlap(layer))
+        assert survey.neurons[layer].equals(ledger.neurons(layer))
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 1), (5, 9), (2, 12, 3), (16,)])
