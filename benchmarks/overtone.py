@@ -249,7 +249,7 @@ def sequential(
     now = ask(session.model, session.tokenizer, requests, Protocol())
     norm = relative_norm(session)
     for number in range(done, len(requests)):
-        at_stop = tables[number].at_stop(0)
+        at_stop = [course.losses[-1] for course in tables[number].courses(0)]
         yield {
             "case_id": number, **summarise([now[number]], [before[number]], edited),
             "spread": max(at_stop) - min(at_stop) if len(at_stop) > 1 else None,

@@ -117,7 +117,7 @@ class Run:
             "relative_change": {
                 name: relative_change(session.weights.original(name), weight)
                 for name, weight in self.model.named_parameters()
-                if name in session.weights
+                if name in session.weights.names()
             },
         }
 

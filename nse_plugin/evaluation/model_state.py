@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +22,7 @@ from nse_plugin.model.chat import words_around
 from nse_plugin.model.generation import greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
-from nse_plugin.model.seeding import gpus_of
+from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
@@ -184,7 +182,7 @@ def run_harness(
     models = require("lm_eval.models.huggingface", f"harness_tasks {list(tasks)}", **wanted)
     wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer)
     try:
-        with _random_numbers_kept(model):  # it seeds all generators of the process
+        with seeded(0, model=model):  # it seeds all generators of the process itself
             found = lm_eval.simple_evaluate(
                 model=wrapped, tasks=list(tasks), limit=limit, log_samples=False
             )
@@ -200,17 +198,3 @@ def run_harness(
         }
         for task, scores in found["results"].items()
     }
-
-
-@contextmanager
-def _random_numbers_kept(model: nn.Module) -> Iterator[None]:
-    """Restore the states of Python's, numpy's and torch's random generators afterwards."""
-    import numpy as np
-
-    python, arrays = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=gpus_of(model)):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(arrays)

@@ -35,7 +35,7 @@ class Watched:
     @property
     def losses(self) -> list[float]:
         """Of the target's tokens, at the step where the edit stopped."""
-        return [course.steps[-1].loss for course in self.courses]
+        return [course.losses[-1] for course in self.courses]
 
     @property
     def spread(self) -> Spread | None:

@@ -21,21 +21,19 @@ class ChatTokenizer:
     Everything else is that of the tokenizer inside.
 
     Args:
-        tokenizer: with a chat template.
-        system: the system prompt; by default the template's own, if it has one.
+        tokenizer: with a chat template; its own system prompt is kept, if it has one.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one that changes the user's text.
     """
 
-    def __init__(self, tokenizer: Any, system: str | None = None) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ModelError(
                 "chat is asked for, and the tokenizer has no chat template; leave it out, or take "
                 "a model that was trained for chat"
             )
-        turns = [] if system is None else [{"role": "system", "content": system}]
-        turns.append({"role": "user", "content": _MARK})
+        turns = [{"role": "user", "content": _MARK}]
         text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
         self.before, found, self.after = text.partition(_MARK)
         if not found or _MARK in self.after:

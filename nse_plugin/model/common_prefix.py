@@ -90,9 +90,5 @@ def after(batch: TokenBatch, group: Group) -> dict[str, torch.Tensor]:
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two rows have in common at their start."""
-    count = 0
-    for a, b in zip(one, other):
-        if a != b:
-            break
-        count += 1
-    return count
+    pairs = enumerate(zip(one, other))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

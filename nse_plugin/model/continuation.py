@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import weakref
-from typing import Protocol
 
 import torch
 
@@ -23,22 +22,8 @@ from nse_plugin.model.replay import Replay
 log = logging.getLogger(__name__)
 
 
-class Continuation(Protocol):
-    """The tails of some rows of tokens, ready to be run through the blocks above a layer."""
-
-    @property
-    def hidden(self) -> torch.Tensor:
-        """[rows, tail, d_model], output of the layer from each row's start on; padded right."""
-
-    def run(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Blocks layer+1..last on hidden states [rows, tail, d_model]; differentiable."""
-
-    def select(self, rows: torch.Tensor) -> Continuation:
-        """The same with some of the rows only; rows: [kept], indices."""
-
-    def up_to(self, n_blocks: int) -> Continuation:
-        """The same through the first blocks only."""
-
+Continuation = Replay | FullPass
+"""The tails of some rows of tokens, ready to be run through the blocks above a layer."""
 
 _Key = tuple[int, int, object]  # layer, last, kind of attention
 

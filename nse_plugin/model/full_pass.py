@@ -22,6 +22,7 @@ class FullPass:
     """Continues by whole forward passes, in which the layer's output is replaced."""
 
     hidden: torch.Tensor
+    """[rows, tail, d_model], output of the layer from each row's start on; padded on the right."""
     lengths: torch.Tensor
     """[rows], tokens of each row's tail."""
     _layout: DecoderLayout

@@ -21,7 +21,8 @@ def seeded(seed: int, number: int = 0, model: nn.Module | None = None) -> Iterat
     """
     state, arrays = random.getstate(), np.random.get_state()
     start = seed * 1_000_003 + number
-    gpus = gpus_of(model)
+    devices = {parameter.device for parameter in model.parameters()} if model is not None else ()
+    gpus = sorted(device.index for device in devices if device.type == "cuda")
     with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(start)
         for gpu in gpus:
@@ -34,9 +35,3 @@ def seeded(seed: int, number: int = 0, model: nn.Module | None = None) -> Iterat
         finally:
             random.setstate(state)
             np.random.set_state(arrays)
-
-
-def gpus_of(model: nn.Module | None) -> list[int]:
-    """Numbers of the GPUs that a model's parameters are on."""
-    devices = {parameter.device for parameter in model.parameters()} if model is not None else ()
-    return sorted(device.index for device in devices if device.type == "cuda")

@@ -31,9 +31,6 @@ class EditedWeights:
     def __init__(self) -> None:
         self._edited: dict[str, _Edited] = {}
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._edited
-
     def names(self) -> list[str]:
         """Names of the tracked parameters."""
         return list(self._edited)

@@ -100,10 +100,6 @@ class TokenTable:
             self._ids[request, at] = token
             self._rows.setdefault((request, at), []).append(TokenStep(*values))
 
-    def requests(self) -> list[int]:
-        """Requests that were told of, as their index in the round."""
-        return sorted({request for request, _ in self._rows})
-
     def courses(self, request: int) -> list[TokenCourse]:
         """The tokens of a request's target, in order."""
         return [
@@ -111,7 +107,3 @@ class TokenTable:
             for (owner, place), steps in sorted(self._rows.items())
             if owner == request
         ]
-
-    def at_stop(self, request: int) -> list[float]:
-        """Losses of a request's tokens at the step where it stopped."""
-        return [course.steps[-1].loss for course in self.courses(request)]

@@ -27,12 +27,9 @@ def tokenizer():
 
 
 def test_tokens_are_those_of_the_rendered_chat(tokenizer):
-    turns = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "So it is. Mara lives in"},
-    ]
+    turns = [{"role": "user", "content": "So it is. Mara lives in"}]
     prompt = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    chat = ChatTokenizer(tokenizer, system="Be brief.")
+    chat = ChatTokenizer(tokenizer)
     found = encode_request(chat, REQUEST, "So it is. ", with_target=True)
     assert list(found.ids) == tokenizer(prompt + "Quill")["input_ids"]
     assert tokenizer.decode(found.target_ids) == "Quill", "no space begins the model's turn"

@@ -24,14 +24,14 @@ def test_means_over_contexts_by_hand():
     owner, place = torch.tensor([5, 2, 5, 5]), torch.tensor([0, 0, 0, 1])
     for step in range(2):
         table.record(step, owner, place, odds.log(), torch.tensor([0, 1, 0, 1]))
-    assert table.requests() == [2, 5]
     first, second = table.courses(5)
     assert (first.place, first.token, second.place, second.token) == (0, 0, 1, 1)
     assert [step.probability for step in first.steps] == pytest.approx([(0.75 + 0.2) / 2] * 2)
     entropy = {p: -p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.75, 0.2, 0.1)}
     assert first.steps[0].entropy == pytest.approx((entropy[0.75] + entropy[0.2]) / 2)
     assert first.losses == pytest.approx([-(math.log(0.75) + math.log(0.2)) / 2] * 2)
-    assert table.at_stop(2) == pytest.approx([math.log(2)])
+    (third,) = table.courses(2)
+    assert third.losses == pytest.approx([math.log(2)] * 2) and table.courses(0) == []
 
 
 def test_what_overtone_decides_is_noted():
@@ -63,13 +63,12 @@ def test_an_edit_is_watched_from_its_first_to_its_last_step(tokenizer, token_bud
     arguments = (layout, encode_round(layout, tokenizer, requests, CONTEXTS), hparams, nll)
     values = compute_values(*arguments, trace=table)
     assert torch.equal(values.z, compute_values(*arguments).z)  # watching changes nothing
-    assert table.requests() == [0, 1, 2, 3]
     for i, request in enumerate(requests):
         courses = table.courses(i)
         ids = tokenizer(f" {request.target_new}")["input_ids"]
         assert [course.token for course in courses] == ids
         assert {len(course.losses) for course in courses} == {int(values.steps[i])}
         # with no other term in it, the loss is the mean of the tokens' losses
-        mean = sum(table.at_stop(i)) / len(ids)
-        assert mean == pytest.approx(float(values.loss[i]), abs=1e-5)
-        assert sum(table.at_stop(i)) < sum(course.losses[0] for course in courses)
+        at_stop = sum(course.losses[-1] for course in courses)
+        assert at_stop / len(ids) == pytest.approx(float(values.loss[i]), abs=1e-5)
+        assert at_stop < sum(course.losses[0] for course in courses)
