@@ -175,7 +175,7 @@ class JsonLines(Generic[T]):
         path: Path,
         *,
         writable: bool = False,
-        way_out: str = "free space or mend the rights",
+        way_out: str = "free space or fix the permissions",
         if_damaged: str = "restore the file from a copy",
         check: Callable[[dict[str, Any], str], None] | None = None,
     ) -> None:

@@ -48,7 +48,7 @@ def checked_text(value: Any, name: str) -> str:
         value.encode()
     except UnicodeEncodeError as error:
         raise FieldError(
-            f"{name} is {value!r}, which is not valid Unicode ({error.reason}); mend the text"
+            f"{name} is {value!r}, which is not valid Unicode ({error.reason}); correct the text"
         ) from None
     return value
 

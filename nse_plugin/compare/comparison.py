@@ -211,7 +211,7 @@ def write_report(folder: Path, result: ComparisonResult) -> None:
     """``table.md`` and ``report.html``.
 
     Raises:
-        HostError: the packages of the extra ``report`` are missing; the table is written.
+        MissingPackageError: what the page needs is not installed; the table is written.
     """
     tables = all_tables(result)
     text = "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables)

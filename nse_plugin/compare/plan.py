@@ -184,7 +184,7 @@ class Folder:
 
     def _claim(self, manifest: Path, wanted: dict[str, Any]) -> None:
         if not manifest.is_file():
-            with explained(manifest, "free space or mend the rights"):
+            with explained(manifest, "free space or fix the permissions"):
                 content = {"made_by": "nse compare", "schema": SCHEMA, "settings": wanted}
                 write_json(manifest, content)
             return

@@ -164,9 +164,9 @@ class MethodSpec:
         """The keys of the method's YAML for a model, with the changes made.
 
         A YAML ``<folder>/METHOD/MODEL.yaml`` goes before a shipped one; without any these are
-        settings for a model without a YAML.  With OVERTONE these are
-        the keys under ``base``; its own settings are those of ``OVERTONE/METHOD/MODEL``, or the
-        published ones where there is no such YAML.
+        settings for a model without a YAML.  With OVERTONE they are the keys under ``base``; its
+        own settings are those of ``OVERTONE/METHOD/MODEL``, or the published ones where there is
+        no such YAML.
 
         Raises:
             HparamsError: there is no such YAML and the method needs one, or it is damaged.

@@ -62,7 +62,7 @@ def parse_facts(records: Any, first: int = 1, source: str = "the list") -> list[
             (_completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
             for r in records
         ]
-    return parse_records(records, source=source, way_out="mend it")
+    return parse_records(records, source=source, way_out="correct it")
 
 
 def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def download_wheel(
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = lines[-1].removeprefix("ERROR: ") if lines else done.stderr.strip()[-200:]
         raise error(
-            f"{wanted} cannot be fetched from the package index ({why}); look to network and disk, "
+            f"{wanted} cannot be fetched from the package index ({why}); check network and disk, "
             f"or {way_out}"
         )
     prefix = wheel.package.replace("-", "_")

@@ -61,7 +61,7 @@ def parse_records(
     on_bad: OnBad = "stop",
     limit: int | None = None,
     source: str = "the list",
-    way_out: str = "mend the record, or leave such records out with --on-bad-record skip",
+    way_out: str = "correct the record, or leave such records out with --on-bad-record skip",
 ) -> list[EditRequest]:
     """Turn benchmark records that are already in memory into requests; see :func:`read_records`.
 
@@ -168,7 +168,7 @@ def load_records(path: Path) -> Any:
         try:
             return parse_yaml(text)
         except yaml.YAMLError as error:
-            raise DataError(f"{path} is not YAML: {error}; mend it") from error
+            raise DataError(f"{path} is not YAML: {error}; correct it") from error
     lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
     if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or _are_json_lines(lines):
         return [_decode(line, path, number) for number, line in lines]
@@ -204,12 +204,12 @@ def _csv_records(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
         if not records:
             raise DataError(f"{path} has no rows after its first, which names the columns")
     except csv.Error as error:
-        raise DataError(f"{path}, line {rows.line_num}: {error}; mend the line") from error
+        raise DataError(f"{path}, line {rows.line_num}: {error}; correct the line") from error
     for number, record in enumerate(records, start=2):
         if None in record or None in record.values():
             raise DataError(
                 f"{path}, line {number}: it has other columns than the first line names "
-                f"({', '.join(map(str, rows.fieldnames or []))}); mend the line"
+                f"({', '.join(map(str, rows.fieldnames or []))}); correct the line"
             )
     return records
 
@@ -225,7 +225,7 @@ def _decode(text: str, path: Path, line: int = 1) -> Any:
             "JSON lines (one object per line) or CSV with named columns"
         ) from error
     except ValueError as error:  # a number of thousands of digits
-        raise DataError(f"{path}, line {line}: {error}; mend the number") from error
+        raise DataError(f"{path}, line {line}: {error}; correct the number") from error
     except RecursionError as error:
         raise DataError(
             f"{path} is nested too deeply to be records; give a list of them"

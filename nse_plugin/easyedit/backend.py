@@ -29,14 +29,12 @@ class HostBackend:
 
     Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
     and LoRA) returns another object, which holds the model.  What it attached is kept in memory
-    only: such a run is measured like any other, but can be neither undone nor resumed.
+    only: such a run is measured like any other, but can be neither undone nor resumed.  Random
+    numbers are seeded round by round, so that a resumed run draws what an uninterrupted one would.
 
     Args:
         whole_rounds: the function takes all requests of a round at once; otherwise it is called
             for one after the other.
-
-    Random numbers are seeded round by round, so that a
-    resumed run draws what an uninterrupted one would.
     """
 
     changes_model = True

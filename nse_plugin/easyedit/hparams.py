@@ -34,7 +34,7 @@ def hparams_of(values: dict[str, Any]) -> Any:
             raise HostError(f"EasyEdit's {kind.__name__}: missing key {error}") from error
         except (TypeError, AssertionError) as error:
             raise HostError(
-                f"EasyEdit's {kind.__name__}: {error}; mend the YAML, or write alg_name: "
+                f"EasyEdit's {kind.__name__}: {error}; correct the YAML, or write alg_name: "
                 f"{values.get('alg_name')}-plugin for the method of nse_plugin, if it has one"
             ) from error
     if name is not None:

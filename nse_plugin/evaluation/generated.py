@@ -104,7 +104,7 @@ class Judge:
         except (LookupError, TypeError):
             why = "answered in another form than chat completions"
         raise DataError(
-            f"the judge {self.model!r} at {urlsplit(self.url).hostname} {why}; look to {_URL} and "
+            f"the judge {self.model!r} at {urlsplit(self.url).hostname} {why}; check {_URL} and "
             f"{_KEY}, or leave both out to compare texts offline"
         )
 

@@ -60,7 +60,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"cannot write {folder}: {error}; free space, mend the rights, or give another folder"
+            f"cannot write {folder}: {error}; free space, fix the permissions, or give another "
+            "folder"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

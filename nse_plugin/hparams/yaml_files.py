@@ -93,7 +93,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise HparamsError(f"cannot read {path}: {error}") from error
     except yaml.YAMLError as error:
-        raise HparamsError(f"{path} is not YAML: {error}; mend it") from error
+        raise HparamsError(f"{path} is not YAML: {error}; correct it") from error
     if not isinstance(config, dict):
         what = "nothing" if config is None else type(config).__name__
         raise HparamsError(f"{path} holds {what}, not keys with values")

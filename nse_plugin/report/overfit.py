@@ -105,7 +105,7 @@ def overfit(
         HparamsError: a method is unknown, or trains no loss over target tokens, or the two need
             models that are loaded in different ways.
         DataError: the data cannot be read.
-        HostError: a plot is asked for and matplotlib is not there.
+        MissingPackageError: a plot is asked for and matplotlib is not installed.
     """
     first = _ours(read_hparams(hparams, model_name=model))
     if against is not None:

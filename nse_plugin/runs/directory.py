@@ -38,8 +38,8 @@ from nse_plugin.session.ledger_files import damaged, round_path
 log = logging.getLogger(__name__)
 
 WAY_OUT = (
-    "free space or mend the rights. The rounds on disk are whole: the same command resumes from "
-    "the last one"
+    "free space or fix the permissions. The rounds on disk are whole: the same command resumes "
+    "from the last one"
 )
 _DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
 _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written before the manifest

@@ -129,7 +129,6 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
     Args:
         given: name or path of the YAML, or its keys.
         **changes: hyperparameters to replace; None leaves them as they are.
-
     """
     values = dict(given) if isinstance(given, dict) else read_method_yaml(given)
     name = values["alg_name"] if isinstance(given, dict) else given

@@ -57,13 +57,13 @@ def test_mistakes_say_what_to_do(tmp_path):
     with pytest.raises(RequestError, match="put it in braces"):
         fact("{A} and {B} are in", "Rome")
     (tmp_path / "f.yaml").write_text("- {prompt: [")
-    with pytest.raises(DataError, match=r"f\.yaml is not YAML.*mend it"):
+    with pytest.raises(DataError, match=r"f\.yaml is not YAML.*correct it"):
         read_facts(tmp_path / "f.yaml")
     (tmp_path / "f.yaml").write_text("- {prompt: '{A} is in', answer: Rome}")
     with pytest.raises(RequestError, match=r"no target; .* as target \(its .* prompt, answer\)"):
         read_facts(tmp_path / "f.yaml")
     (tmp_path / "f.yaml").write_text("- {prompt: '{A} is in', target: ''}")
-    with pytest.raises(DataError, match="'target_new' is '', wanted a text .*; mend it$"):
+    with pytest.raises(DataError, match="'target_new' is '', wanted a text .*; correct it$"):
         read_facts(tmp_path / "f.yaml")
     with pytest.raises(RequestError, match="one of the paraphrases is ' '; give a text"):
         fact("{A} is in", "Rome", rephrase_prompts=["A stands in", " "])

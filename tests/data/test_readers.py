@@ -452,7 +452,7 @@ def test_errors_of_a_field_name_the_case(tmp_path):
 
 def test_one_json_line_and_numbers_of_thousands_of_digits(tmp_path):
     assert len(read_records(write(tmp_path, json.dumps(ZSRE) + "\n"))) == 1
-    with pytest.raises(DataError, match="mend the number"):
+    with pytest.raises(DataError, match="correct the number"):
         read_records(write(tmp_path, f"[{'1' * 5000}]"))
     with pytest.raises(DataError, match=r"is a folder; give the path of a file in it: data.json"):
         read_records(tmp_path)

@@ -114,7 +114,10 @@ def test_yaml_as_people_write_it(tmp_path):
         "a": 0.02, "b": 1e5, "c": -30.0, "d": "e5", "e": "1e"}  # fmt: skip
     path = tmp_path / "a.yaml"
     for text, message in [
-        ("a: 1\na: 2", "a.yaml is not YAML: the key 'a' is given twice at line 2, column 1; mend"),
+        (
+            "a: 1\na: 2",
+            "a.yaml is not YAML: the key 'a' is given twice at line 2, column 1; correct",
+        ),
         (
             "a: [1\n",
             "is not YAML: expected ',' or ']', but got '<stream end>' at line 2, column 1; ",

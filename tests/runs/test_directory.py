@@ -322,7 +322,7 @@ def test_a_directory_without_rights(tmp_path, monkeypatch):
         return real(path, mode, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", refused)
-    with pytest.raises(DataError, match=r"Read-only file system.*mend the rights"):
+    with pytest.raises(DataError, match=r"Read-only file system.*fix the permissions"):
         scheduler(tmp_path).run()
 
 
