@@ -10,22 +10,28 @@ import json
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from nse_plugin.compare.cells import failed, run_cell
-from nse_plugin.compare.engine import RETRIES, Engine, Results, lost
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult
 from nse_plugin.errors import HparamsError, did_you_mean
 
+if TYPE_CHECKING:
+    from nse_plugin.compare.ray_engine import RayTasks
+
 log = logging.getLogger(__name__)
 
+Results = Generator[tuple[Cell, CellResult], None, None]
+"""Each cell with its result, in the order they come.  Closing it ends the workers."""
+RETRIES = 1
+"""How often a cell whose worker died is resumed after its last complete round."""
 ENGINES = ("serial", "processes", "ray")
 _PATIENCE = 5.0
 """Seconds that a process has to end when it is asked to; then it is killed."""
@@ -48,7 +54,7 @@ def check_engine(name: str, jobs: int) -> None:
 
 
 @contextmanager
-def engine_of(name: str, jobs: int) -> Iterator[Engine]:
+def engine_of(name: str, jobs: int) -> Iterator[Serial | Processes | RayTasks]:
     """The engine of this name; a cluster that it started ends with the context."""
     if name == "serial":
         yield Serial()
@@ -118,6 +124,11 @@ class Processes:
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return process, ours
+
+
+def lost(how: str) -> str:
+    """The error of a cell whose worker died too often."""
+    return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"
 
 
 def gpu_of(device: str, slot: int, n_gpus: int) -> int | None:

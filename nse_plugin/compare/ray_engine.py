@@ -20,7 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from nse_plugin.compare.cells import failed, run_cell
-from nse_plugin.compare.engine import RETRIES, Results, lost
+from nse_plugin.compare.engines import RETRIES, Results, lost
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.files import require

@@ -35,6 +35,7 @@ from nse_plugin.hparams import (
 )
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.probe import layout_of
+from nse_plugin.session.codebook import find_layer
 
 _LINE = 2500  # bytes of log, request and frozen answers per request, about
 _SPARE = 1 << 20
@@ -170,9 +171,8 @@ def _attached(
     model: Any, hparams: GRACEHparams | LoRAHparams, n: int, n_all: int, rounds: int
 ) -> _Sizes:
     if isinstance(hparams, GRACEHparams):  # key, value, radius and target of every edit so far
-        name = hparams.inner_params[0].replace("[", ".").replace("]", "").removesuffix(".weight")
-        chosen = [m for path, m in model.named_modules() if path == name]
-        state = sum(n_all * (4 * sum(m.weight.shape) + 4 + 8 * _TARGET) for m in chosen)
+        layer = find_layer(model, hparams.inner_params[0])
+        state = n_all * (4 * sum(layer.weight.shape) + 4 + 8 * _TARGET)
     else:
         ends = tuple(hparams.target_modules)
         chosen = [m for path, m in model.named_modules() if path.endswith(ends)]

@@ -39,7 +39,7 @@ class Codebook:
     """
 
     def __init__(self, layout: DecoderLayout, config: Mapping[str, Any]) -> None:
-        self.module = _find(layout.model, str(config["module"]))
+        self.module = find_layer(layout.model, str(config["module"]))
         self.eps = float(config["eps"])
         d_in, d_out = self.module.weight.shape  # of Conv1D
         if isinstance(self.module, nn.Linear):
@@ -162,7 +162,12 @@ class Codebook:
         return torch.where(hit, values[nearest].view(output.shape).to(output.dtype), output)
 
 
-def _find(model: nn.Module, name: str) -> Any:
+def find_layer(model: nn.Module, name: str) -> Any:
+    """The linear layer that a name of EasyEdit's ``inner_params`` means.
+
+    Raises:
+        ModelError: as :class:`Codebook`.
+    """
     path = re.sub(r"\[(\d+)\]", r".\1", name).removesuffix(".weight").removesuffix(".bias")
     try:
         module = model.get_submodule(path)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from nse_plugin.data.defaults import LOCATE, model_key
@@ -26,14 +27,6 @@ from nse_plugin.tune.trials import ROUND
 
 _PROBES = 4
 """Locality probes per request and kind from which those that the model knows are taken."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What ``load_model`` reads."""
-
-    model_name: str
-    device: int | str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +62,8 @@ def run(settings: TuneSettings, show: Callable[[str | Table], None]) -> list[Sea
         check_method(method)
         _refuse_others(path, method, settings.model)
     show(f"loading {settings.model}")
-    model, tokenizer, _ = load_model(_Asked(settings.model, settings.device))
+    asked = SimpleNamespace(model_name=settings.model, device=settings.device)
+    model, tokenizer, _ = load_model(asked)
     facts, about = _facts(settings, model, tokenizer)
     show(about)
     if not facts:
