@@ -133,7 +133,7 @@ def _signals(line: RoundLine, first: RoundLine, base: float | None) -> Iterator[
 
 def _of_latest(each: Sequence[Mapping[str, Any]], requests: Sequence[EditRequest]) -> float | None:
     """Efficacy of the edits whose prompt up to the subject's end no later one shares."""
-    latest = {r.text[: r.text.index(r.subject) + len(r.subject)]: r.case_id for r in requests}
+    latest = {r.key_text: r.case_id for r in requests}
     found = [e["efficacy"] for e in each if e["case_id"] in set(latest.values())]
     return fmean(found) if found else None
 

@@ -56,31 +56,21 @@ __all__ = [
 ]
 
 _HOME = {
-    "AlphaEditHparams": "hparams",
     "BaseEditor": "host",
     "EditFolder": "runs.edits",
     "EditRequest": "requests",
     "EditSession": "session.session",
-    "FTHparams": "hparams",
-    "GRACEHparams": "hparams",
-    "LoRAHparams": "hparams",
-    "MEMITHparams": "hparams",
-    "NSEHparams": "hparams",
-    "NSEHyperParams": "hparams",
-    "OvertoneHparams": "hparams",
-    "OvertoneHyperParams": "hparams",
-    "ROMEHparams": "hparams",
-    "UltraEditHparams": "hparams",
     "apply_nse_to_model": "methods.registry",
     "register": "host",
     "unregister": "host",
 }
+"""Of the names that are not in ``hparams``."""
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in __all__:
         raise AttributeError(f"module 'nse_plugin' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"nse_plugin.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"nse_plugin.{_HOME.get(name, 'hparams')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -206,13 +206,13 @@ def time_table(result: ComparisonResult, model: str) -> DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "efficacy"])
 
 
-def retention_table(cells: Sequence[CellResult], score: str = "efficacy") -> DataFrame:
+def retention_table(cells: Sequence[CellResult]) -> DataFrame:
     """Rounds edited down, rounds tested across."""
     import pandas as pd
 
     found: dict[int, dict[int, list[float]]] = {}
     for cell in cells:
-        for tested, row in cell["retention"].get(score, {}).items():
+        for tested, row in cell["retention"].get("efficacy", {}).items():
             for edited, value in row.items():
                 if value is not None:
                     found.setdefault(int(tested), {}).setdefault(int(edited), []).append(value)

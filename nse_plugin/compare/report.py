@@ -29,6 +29,7 @@ from nse_plugin.compare.tables import (
     time_table,
     trouble_table,
 )
+from nse_plugin.printable import counted
 from nse_plugin.report.page import Page
 from nse_plugin.report.table import Table
 
@@ -98,7 +99,7 @@ def _machines(result: ComparisonResult) -> list[str]:
         where = ", ".join([hardware["cpu"] or hardware["machine"], *hardware["gpus"]])
         text = f"{where}, {meta['threads']} thread(s); {versions}; {commits}; host {meta['host']}"
         found[text] = found.get(text, 0) + 1
-    return [f"{n} {'cell' if n == 1 else 'cells'}: {text}." for text, n in found.items()]
+    return [f"{counted(n, 'cell')}: {text}." for text, n in found.items()]
 
 
 def _methods(result: ComparisonResult) -> Table:

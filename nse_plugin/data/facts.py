@@ -25,6 +25,8 @@ from nse_plugin.requests import EditRequest
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
 """The text before a prompt if nobody gave a paraphrase."""
 _SUBJECT = re.compile(r"\{([^{}]+)\}")
+_MOST = 12
+"""Other subjects that are asked about."""
 
 
 def read_facts(path: str | Path) -> list[dict[str, Any]]:
@@ -129,7 +131,7 @@ def with_paraphrases(request: EditRequest) -> EditRequest:
     return dataclasses.replace(request, rephrase_prompts=texts)
 
 
-def others_like(subject: str, edited: Iterable[str] = (), most: int = 12) -> list[str]:
+def others_like(subject: str, edited: Iterable[str] = ()) -> list[str]:
     """Subjects to ask about beside one that is edited, the same ones each time.
 
     They are of its relations if the embedded or the real world knows the subject, and of many
@@ -137,7 +139,6 @@ def others_like(subject: str, edited: Iterable[str] = (), most: int = 12) -> lis
 
     Args:
         edited: subjects that are not to be among them.
-        most: how many at most.
     """
     known: dict[str, list[str]] = {}  # by relation: its subjects
     for record in atlas.facts():
@@ -150,9 +151,9 @@ def others_like(subject: str, edited: Iterable[str] = (), most: int = 12) -> lis
     same = [subjects for subjects in known.values() if name in map(str.casefold, subjects)]
     draw = random.Random(name)
     if same:
-        found = [s for subjects in same for s in draw.sample(subjects, min(most, len(subjects)))]
+        found = [s for subjects in same for s in draw.sample(subjects, min(_MOST, len(subjects)))]
     else:
         found = [draw.choice(subjects) for subjects in list(known.values())[of_atlas:]]
         draw.shuffle(found)
     left_out = {name, *map(str.casefold, edited)}
-    return [s for s in dict.fromkeys(found) if s.casefold() not in left_out][:most]
+    return [s for s in dict.fromkeys(found) if s.casefold() not in left_out][:_MOST]

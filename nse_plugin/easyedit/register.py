@@ -94,7 +94,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
 def unregister() -> None:
     """Undo what :func:`register` did; does nothing if nothing is registered.
 
-    What somebody else put in our place since then is left as it is.  A batch gate that was
+    What other code put in our place since then is left as it is.  A batch gate that was
     wrapped again by other code stays wrapped; our wrapper then delegates to the original.
     """
     done = registration()
@@ -153,7 +153,7 @@ def _wanted(
         alias = ALIAS.format(name)
         if _is_taken(alias, table, done) and not override:
             raise HostError(
-                f"somebody else put a method {alias!r} into EasyEdit; take it out, or take the "
+                f"other code put a method {alias!r} into EasyEdit; take it out, or take the "
                 "name over with register(override=True)"
             )
         function = done.functions.get(alias) or in_table(apply_function(name))

@@ -13,6 +13,7 @@ import yaml
 from nse_plugin.data.published import MODELS, PROVENANCE
 from nse_plugin.export.factors import Fit
 from nse_plugin.files import read_json, write_text, write_whole
+from nse_plugin.printable import counted
 from nse_plugin.runs.facts import Fact, facts_of
 from nse_plugin.runs.reading import RunFiles, consolidations
 from nse_plugin.session.session import EditSession
@@ -107,9 +108,9 @@ def write_card(
     edits, rounds = session.ledger.edits(), len(session.ledger)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
-        f"# {base} with {edits} edited {'fact' if edits == 1 else 'facts'}\n",
-        f"{_what(kind)} It was edited with {methods_of(session)} in {rounds} "
-        f"{'round' if rounds == 1 else 'rounds'} by nse_plugin {__version__}. "
+        f"# {base} with {counted(edits, 'edited fact')}\n",
+        f"{_what(kind)} It was edited with {methods_of(session)} in "
+        f"{counted(rounds, 'round')} by nse_plugin {__version__}. "
         "Prompts unlike those below, and answers that follow from the facts, may be the old ones.",
     ]
     if files is not None:

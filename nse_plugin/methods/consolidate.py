@@ -32,8 +32,8 @@ def consolidate(
 
     Raises:
         HparamsError: the method has no values, or ``repair_rounds`` is negative.
-        SessionError: no round is active; one has no values, or edited other layers; or somebody
-            else changed the weights.  All is as before.
+        SessionError: no round is active; one has no values, or edited other layers; or the
+            weights were changed outside the session.  All is as before.
     """
     base = hparams.for_base() if isinstance(hparams, OvertoneHparams) else hparams
     if not isinstance(base, SpreadHparams):

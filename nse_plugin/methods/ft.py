@@ -50,8 +50,8 @@ def edit_round(
         RequestError: the requests cannot be written together, or a prompt is too long.
         ModelError: layers or templates do not fit the model.
         NotFiniteError: a loss is not finite.
-        SessionError: somebody else changed the edited weights since the last round; or ``replay``
-            is on, and an earlier round has no requests to go through again.
+        SessionError: the edited weights were changed outside the session since the last round; or
+            ``replay`` is on, and an earlier round has no requests to go through again.
     """
     check_round(requests)
     check_templates(session, hparams)

@@ -71,7 +71,7 @@ def spread_round(
         RequestError: the requests cannot be written together, or a prompt is too long.
         ModelError: layers or module templates do not fit the model, or weights are not finite.
         StatisticsError: the covariance cannot be had or belongs to another model.
-        SessionError: somebody else changed the edited weights since the last round.
+        SessionError: the edited weights were changed outside the session since the last round.
     """
     check_round(requests)
     check_templates(session, hparams)

@@ -34,8 +34,8 @@ def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame
         and ``top_without`` (the most likely one without the round).
 
     Raises:
-        SessionError: somebody else changed the weights, or rounds trained one attachment, of
-            which none can be taken away alone.
+        SessionError: the weights were changed outside the session, or rounds trained one
+            attachment, of which none can be taken away alone.
         RequestError: the prompt has no tokens, or is longer than the model's context.
         MissingPackageError: pandas is missing.
     """

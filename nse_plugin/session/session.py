@@ -187,8 +187,8 @@ class EditSession:
 
         Raises:
             SessionError: the round was undone already, is inside a consolidation, or there is
-                none; it is not the last one and trained what is attached; or somebody else
-                changed the model.
+                none; it is not the last one and trained what is attached; or the model was
+                changed outside the session.
         """
         self.check()
         index = self.ledger.index(number)
@@ -229,7 +229,7 @@ class EditSession:
     def check(self) -> None:
         """Compare the weights in the model with what this session left there.
 
-        If somebody put the weights of an earlier round back (EasyEdit does so after an edit
+        If the host put the weights of an earlier round back (EasyEdit does so after an edit
         that is not sequential), the rounds since then are dropped.
 
         Raises:
