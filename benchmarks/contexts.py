@@ -3,7 +3,7 @@
     python benchmarks/contexts.py --model smollm2-135m --data FILE [--edits 40] [--round 20]
 
 Prints a Markdown table, row by row: NSE with the model's YAML, the same edits each time, tested
-after the last round.  A prompt is read behind each text, so that a value does not fit one position
+after the last round.  A prompt is read after each text, so that a value does not fit one position
 only (arXiv 2202.05262, section 3.1); generated texts are the model's own, fixed ones are below.
 """
 

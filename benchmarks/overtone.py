@@ -10,8 +10,8 @@ others are what ships for the model in ``hparams/``; ``"LoRA, paper, stop_loss=0
 setting.  ``LoRA, EasyEdit`` is EasyEdit's own implementation, if EASYEDIT_ROOT names a checkout,
 with plain LoRA, since PEFT 0.18 refuses its AdaLoRA; what to compare it with is
 ``'LoRA, paper, lora_type="lora"'``.  A cell (model, stratum, base, variant, kind,
-seed) is a JSON file in the work folder; the same command goes on after an interrupt, and prints the
-tables of its cells.
+seed) is a JSON file in the work folder; the same command resumes after an interruption, and
+prints the tables of its cells.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class Cell:
 
 
 def run_cell(cell: Cell, n: int, data: Sequence[str], work: Path) -> dict[str, Any]:
-    """Edit and measure, and go on from what was measured before; ``n`` edits."""
+    """Edit and measure up to ``n`` edits; resumes from what was measured before."""
     path, hparams = work / cell.file, hparams_of(cell)
     sizes = {Path(d).name: Path(d).stat().st_size if Path(d).is_file() else None for d in data}
     identity = {

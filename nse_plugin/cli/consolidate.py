@@ -27,7 +27,7 @@ def consolidate(
     ] = None,
     as_json: AS_JSON = False,
 ) -> int:
-    """Solve all edits of a run together, as one round in the place of the others.
+    """Solve all edits of a run together, as one round in place of the others.
 
     The values in the round files are written into the original model, with keys computed anew.
     Without repair none is optimised again. The new round can be undone like any other.

@@ -1,7 +1,7 @@
 """What the commands print, and how they end.
 
 Results go to standard output, with ``--json`` as JSON and nothing else; progress and notes go to
-standard error or, in the commands that tell how a long work goes on, before the result.
+standard error or, in the commands that show the progress of long work, before the result.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _put(what: str | Table, stream: TextIO) -> None:
 
 @contextmanager
 def working() -> Iterator[Listener]:
-    """A listener whose phases are shown on standard error as long as the work goes on."""
+    """A listener whose phases are shown on standard error while it works."""
     from nse_plugin.runs.listeners import progress
 
     with progress(note) as listener:

@@ -54,7 +54,7 @@ class Comparison:
         """Run the cells that are not done, then write ``results.json``.
 
         Raises:
-            NSEPluginError: methods, models, data or folder are wrong; no cell was begun.
+            NSEPluginError: methods, models, data or folder are wrong; no cell was started.
         """
         cells = self.cells()
         self._check(cells)

@@ -109,7 +109,7 @@ class Processes:
                     if result is not None:
                         yield cell, result
                     elif tries < RETRIES:
-                        log.warning("%s: its process was lost; it is begun again", cell)
+                        log.warning("%s: its process was lost; it is started again", cell)
                         waiting.append((cell, tries + 1))
                     else:
                         yield cell, failed(cell, lost(f"exit code {process.exitcode}"))

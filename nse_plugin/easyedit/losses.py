@@ -48,7 +48,7 @@ _IGNORED = -100  # the label that torch's cross entropy leaves out, unless told 
 
 
 class TermLoss:
-    """An objective in the place of a cross entropy; counts the target tokens it was asked for."""
+    """An objective in place of a cross entropy; counts the target tokens it was asked for."""
 
     def __init__(self, objective: TokenObjective, method: str) -> None:
         self._objective, self._method = objective, method

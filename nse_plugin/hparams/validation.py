@@ -267,7 +267,7 @@ def _first_of(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types of a union; those that a value may be of as it is come first."""
+    """The types of a union, in its order; the first that a value can be turned into counts."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
 

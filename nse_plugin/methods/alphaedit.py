@@ -8,7 +8,7 @@ earlier rounds and a weight L2 (equation 14),
     Delta = R K^T P (K_p K_p^T P + K K^T P + L2 I)^-1
 
 Whatever K is projected to, Delta stays in the range of P, so this is the solve of the other methods
-with PK for the keys, P K_p K_p^T P for the previous ones, and L2 I in the place of lambda C.
+with PK for the keys, P K_p K_p^T P for the previous ones, and L2 I in place of lambda C.
 """
 
 from __future__ import annotations

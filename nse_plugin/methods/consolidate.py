@@ -20,7 +20,7 @@ from nse_plugin.session.session import EditSession
 def consolidate(
     session: EditSession, hparams: Hparams, repair_rounds: int | None = None
 ) -> RoundRecord:
-    """Solve all edits in effect together, in the place of the active rounds.
+    """Solve all edits in effect together, in place of the active rounds.
 
     Args:
         hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.

@@ -10,7 +10,7 @@ from nse_plugin.runs.schema import MANIFEST, ROUNDS
 def where_it_stands(folder: Path) -> str:
     """Say which rounds of a run are on disk and how to resume it."""
     if not (folder / MANIFEST).is_file():
-        return "no run was begun yet: the same command begins it"
+        return "no run was started yet; the same command starts it"
     log = folder / ROUNDS
     done = log.read_bytes().count(b"\n") if log.is_file() else 0  # whole lines
     if not done:

@@ -86,7 +86,7 @@ def make_scheduler(
         model, tokenizer, name = edited.model, edited.tok, str(edited.model_name)
     if settings.known:
         requests = _known_only(settings, requests, model, tokenizer, told)
-    scheduler = SequentialScheduler(
+    return SequentialScheduler(
         edited,
         requests,
         settings.round_size,
@@ -99,7 +99,6 @@ def make_scheduler(
         held_out=held_out_texts(settings.held_out, name, requests),
         listeners=told,
     )
-    return scheduler
 
 
 def _known_only(

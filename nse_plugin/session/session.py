@@ -122,7 +122,7 @@ class EditSession:
 
     @contextmanager
     def anew(self) -> Iterator[list[ActiveRound]]:
-        """A round in the place of all active ones, which are given; inside, none is active.
+        """A round in place of all active ones, which are given; inside, none is active.
 
         The record that is committed inside is to keep them as :attr:`RoundRecord.within`, so that
         undoing it brings them back.  If an exception leaves the block, all is as before.

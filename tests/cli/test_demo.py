@@ -140,7 +140,7 @@ def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):
 
     monkeypatch.setattr(demo_module, "make_scheduler", interrupted)
     assert demo("--out", "a") == 130
-    assert "no run was begun yet" in capsys.readouterr().err and not Path("a").exists()
+    assert "no run was started yet" in capsys.readouterr().err and not Path("a").exists()
 
 
 @pytest.mark.parametrize(
