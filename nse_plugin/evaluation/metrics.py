@@ -161,9 +161,10 @@ def _request_scores(now: Answered, before: Answered, edited: Container[str]) -> 
             scores[f"{name}_probability"] = mean(_likelier(items))
     for group in OPTIONAL_GROUPS:
         scores[group] = mean([float(item["exact"]) for item in now.get(group, ())])
+    frozen = before["locality"] if now["locality"] else []  # a protocol may ask none of them again
     pairs = [
         (item, old)
-        for item, old in zip(now["locality"], before["locality"], strict=True)
+        for item, old in zip(now["locality"], frozen, strict=True)
         if item["prompt"] not in edited
     ]
     shares = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,6 +66,10 @@ class EditRound:
         listener: Listener,
     ) -> None:
         self._directory, self._backend, self._protocol = directory, backend, protocol
+        self._prompts_alone = replace(  # of earlier edits, which may be hundreds
+            protocol, paraphrases=0, portability=0, locality=0,
+            negation=False, distractor=False, reversal=False, translation=False,
+        )  # fmt: skip
         self._session, self._model = backend.session, backend.model
         self._tokenizer, self._listener = backend.tokenizer, listener
         self._lines = directory.rounds()
@@ -89,16 +93,13 @@ class EditRound:
         before = self._texts(requests)
         known = answered  # by the untouched model
         if len(self._session.ledger):
-            prompts_alone = Protocol(paraphrases=0, portability=0, locality=0)
-            known = ask(self._model, self._tokenizer, requests, prompts_alone)
+            known = ask(self._model, self._tokenizer, requests, self._prompts_alone)
         self._make_statistics()
         active = len(self._session.ledger)
         try:
             self._frozen.append(self._number, requests, answered)
-            line, measured = self._edit(requests)
-            edits = self._history.edits(self._history.of_round(self._number))
-            after, now = self._texts(requests), measured.answers(edits, self._protocol)
-            said = measure_answers(self._protocol, measured, self._history, self._number)
+            line, now, said = self._edit(requests)
+            after = self._texts(requests)
             line["seconds"]["total"] = time.perf_counter() - started
             path = self._save(line, said, manifest)
         except BaseException:
@@ -186,8 +187,15 @@ class EditRound:
             self._tell("computing statistics")
             self._session.untouched.covariances(base)
 
-    def _edit(self, requests: Sequence[EditRequest]) -> tuple[RoundLine, MeasuredModel]:
-        """Write the round into the model and measure it; returns its line, not stored yet."""
+    def _edit(
+        self, requests: Sequence[EditRequest]
+    ) -> tuple[RoundLine, list[Answered], dict[str, Any]]:
+        """Write the round into the model and measure it.
+
+        Returns:
+            Its line, not stored yet; the answers to its own questions; and ``answers`` of
+            :func:`measure_answers`.
+        """
         self._tell("edit")
         started = time.perf_counter()
         written = self._backend.edit(requests, self._number)
@@ -202,10 +210,14 @@ class EditRound:
             )
         self._tell("measure")
         superseded = self._history.add(self._number, requests)
+        own = MeasuredModel(self._model, self._tokenizer)
+        scores = measure_round(self._protocol, own, self._history, self._number)
+        edits = self._history.edits(self._history.of_round(self._number))
+        now = own.answers(edits, self._protocol)
         originals, keys = self._backend.originals(), self._backend.keys
-        measured = MeasuredModel(self._model, self._tokenizer, originals, keys)
-        scores = measure_round(self._protocol, measured, self._history, self._number)
-        found = measure_all(self._protocol, measured, self._history, self._number)
+        everything = MeasuredModel(self._model, self._tokenizer, originals, keys)
+        found = measure_all(self._prompts_alone, everything, self._history, self._number)
+        said = measure_answers(self._prompts_alone, everything, self._history, self._number)
         line: RoundLine = {
             "round": self._number,
             "file": self._session.ledger.numbers()[-1],
@@ -223,7 +235,7 @@ class EditRound:
             "sha256": None,
             "seconds": {"edit": seconds},
         }
-        return line, measured
+        return line, now, said
 
     def _save(self, line: RoundLine, said: dict[str, Any], manifest: Manifest | None) -> Path:
         """Store the round; its line makes it count."""

@@ -7,7 +7,7 @@ import torch
 
 from nse_plugin.data import atlas
 from nse_plugin.errors import DataError, HparamsError, NSEPluginError, RequestError, SessionError
-from nse_plugin.evaluation import neighbours
+from nse_plugin.evaluation import metrics, neighbours
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import edit_round
 from nse_plugin.runs.directory import RunDirectory
@@ -103,6 +103,21 @@ def test_rounds_are_added_and_undone_in_model_and_folder(one):
     assert one.undo() == []
     with pytest.raises(DataError, match="nothing to undo"):
         one.undo()
+
+
+def test_earlier_edits_are_asked_by_their_own_prompt(one, monkeypatch):
+    asked = []
+    put = metrics.put_questions
+    monkeypatch.setattr(
+        metrics, "put_questions", lambda m, t, q, n: asked.extend(q) or put(m, t, q, n)
+    )
+    one.edit("{} plays the", "zither", "Tiathiax Goneisom")
+    about_the_first = [q for q in asked if q.prompt.endswith(TEXT)]
+    assert [(q.group, q.prompt) for q in about_the_first] == [("rewrite", TEXT)]
+    line = RunFiles(one.folder).lines[-1]
+    found = line["measurement"]["all"]
+    assert found["n"] == 2 and found["efficacy"] == 1 and found["paraphrase"] is None
+    assert line["scores"]["paraphrase"] is not None and line["scores"]["locality"] is not None
 
 
 def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, stats, monkeypatch):
