@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import yaml
 
@@ -135,6 +137,27 @@ def test_missing_keys_and_files(tmp_path):
         with pytest.raises(HparamsError, match=message) as caught:
             NSEHparams.from_hparams(path)
         assert str(path) in str(caught.value)
+
+
+def test_changes_follow_the_method_in_a_name(tmp_path, monkeypatch):
+    plain = NSEHparams.from_hparams("NSE/atlas-gpt2")
+    found = NSEHparams.from_hparams("NSE:repair-all;v_lr=2e-2;repair_every=3/atlas-gpt2")
+    assert found == dataclasses.replace(plain, repair_rounds=1, repair_every=3, v_lr=0.02)
+    around = OvertoneHparams.from_dict({"alg_name": "OVERTONE", "base": "NSE:one-pass/atlas-gpt2"})
+    assert around.base == dataclasses.replace(plain, max_iterations=1)
+    for name, message in [
+        ("NSE:repiar/atlas-gpt2", "NSE has no variant 'repiar'; did you mean 'repair'"),
+        ("NSE:/atlas-gpt2", "nothing follows the colon"),
+        ("NSE:repair/atlas-gpt", "no hparams file 'NSE/atlas-gpt'; did you mean"),
+        ("NSE:p=0/atlas-gpt2", "neuron_threshold"),
+        ("NSE:v_lrr=1/atlas-gpt2", "v_lrr.*did you mean 'v_lr'"),
+    ]:
+        with pytest.raises(HparamsError, match=message):
+            NSEHparams.from_hparams(name)
+    monkeypatch.chdir(tmp_path)  # a file of that name goes first
+    (tmp_path / "NSE:repair").mkdir()
+    (tmp_path / "NSE:repair/own.yaml").write_text(yaml.safe_dump(plain.to_dict()), encoding="utf-8")
+    assert NSEHparams.from_hparams("NSE:repair/own.yaml") == plain
 
 
 def test_yaml_cannot_run_code(tmp_path):

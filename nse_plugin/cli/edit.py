@@ -60,7 +60,7 @@ def edit(
             "of each."
         ),
     ] = None,
-    method: Annotated[str | None, _how(help="NSE by default; MEMIT, ROME, AlphaEdit ...")] = None,
+    method: Annotated[str | None, _how(help="NSE by default; MEMIT, NSE:stable ...")] = None,
     hparams: Annotated[
         str | None,
         _how(help="Name or path of a YAML, instead of the one that ships for method and model."),

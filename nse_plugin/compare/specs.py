@@ -1,8 +1,7 @@
 """The syntax of ``--methods``: a method, changes to its settings, and its loss.
 
-``NSE``, a named variant ``NSE:no-rewinding``, any hyperparameters ``NSE:v_lr=0.2;layers=[1,2]``,
-both ``NSE:by-update;p=0.6``, with OVERTONE's loss ``NSE+OVERTONE``, ours where the host has a
-method of that name ``ROME-plugin``.
+``NSE``, with changes ``NSE:no-rewinding;p=0.6`` (:mod:`nse_plugin.hparams.variants`), with
+OVERTONE's loss ``NSE+OVERTONE``, ours where the host has a method of that name ``ROME-plugin``.
 """
 
 from __future__ import annotations
@@ -14,17 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nse_plugin.data.defaults import defaults_for
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams import (
     Hparams,
     OvertoneHparams,
-    parse_yaml,
     read_method_yaml,
     yaml_dir,
 )
+from nse_plugin.hparams.variants import VARIANTS, changes_of, split_changes
 from nse_plugin.methods.registry import METHODS
 
 UNTOUCHED = "untouched"
@@ -38,99 +35,6 @@ _OVERTONE_KEYS = {
     if field.name not in {shared.name for shared in dataclasses.fields(Hparams)}
 }
 _FORM = re.compile(r"(.*?)(?:\+([A-Za-z]\w*))?", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A named change of hyperparameters."""
-
-    changes: Mapping[str, Any]
-    about: str
-
-
-_SHARED = {
-    "consolidated": Variant(
-        {"repair_rounds": 1, "consolidate_every": 5},
-        "every 5 rounds, all edits are solved together, and repaired (ours)",
-    ),
-    "margin": Variant(
-        {"value_margin": 0.25}, "values go a quarter further than the edited prompt needs (ours)"
-    ),
-    "merged": Variant(
-        {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
-    ),
-    "polyak": Variant(
-        {"v_optimizer": "polyak", "v_num_grad_steps": 12},
-        "values are optimised without a learning rate, in 12 evaluations (ours)",
-    ),
-    "repair": Variant(
-        {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
-    ),
-    "repair-all": Variant(
-        {"repair_rounds": 1, "repair_every": 5},
-        "repair, and every 5 rounds of the earlier edits that are lost (ours)",
-    ),
-}
-_OTHER_TOKENS = {
-    "other-tokens": Variant(
-        {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
-    ),
-}
-_STABLE = ("polyak", "merged", "consolidated")
-VARIANTS: dict[str, dict[str, Variant]] = {
-    "AlphaEdit": {**_SHARED},
-    "FT": {
-        "breadth-first": Variant(
-            {"replay": True, "target_eos": True, "batch_size": 20},
-            "epochs over all edits so far, with the end of the text (arXiv 2509.22072)",
-        ),
-    },
-    "MEMIT": {
-        "previous-keys": Variant(
-            {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
-        ),
-        **_SHARED,
-        **_OTHER_TOKENS,
-    },
-    "NSE": {
-        **_SHARED,
-        **_OTHER_TOKENS,
-        "no-rewinding": Variant(
-            {"rewind": False}, "values are optimised against the edited model"
-        ),
-        "no-selection": Variant({"neuron_threshold": 1.0}, "every neuron is written"),
-        "one-pass": Variant({"max_iterations": 1}, "one write pass"),
-        "no-previous-keys": Variant(
-            {"use_previous_keys": False}, "the solve does not spare earlier edits"
-        ),
-        "by-update": Variant(
-            {"selection_by": "update", "neuron_threshold": 0.8},
-            "neurons by their change in the full update, p = 0.8",
-        ),
-        "norm-anchor": Variant(
-            {"value_norm_anchor": True}, "values keep the original model's norm (arXiv 2602.02543)"
-        ),
-        "protected": Variant(
-            {"protect_top_directions": 8},
-            "the change stays out of the 8 largest singular directions (arXiv 2601.11042)",
-        ),
-        "ridge": Variant(
-            {"ridge": 0.1}, "a multiple of the identity is added in the solve (arXiv 2502.01636)"
-        ),
-        "stable": Variant(
-            {key: value for name in _STABLE for key, value in _SHARED[name].changes.items()},
-            "for long streams: polyak, merged and consolidated together (ours)",
-        ),
-        "sphere": Variant(
-            {"soft_projection": 0.8},
-            "the change is smaller along the matrix's dominant directions (arXiv 2510.01172)",
-        ),
-    },
-}  # fmt: skip
-"""By method and name.  ``p=0.6`` is no variant but a short name of a key."""
-
-SHORT_KEYS: dict[str, dict[str, str]] = {"NSE": {"p": "neuron_threshold"}}
-"""Short names of keys, by method."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +119,7 @@ def parse_method(text: str) -> MethodSpec:
     Raises:
         HparamsError: the method, the variant or the form is not known.
     """
-    name, rest, loss = _split(text)
+    name, items, loss = _split(text)
     if loss is not None and loss.upper() != OVERTONE:
         raise HparamsError(
             f"method {text!r}: {loss!r} is not a loss{did_you_mean(loss.upper(), [OVERTONE])}; "
@@ -228,51 +132,16 @@ def parse_method(text: str) -> MethodSpec:
             f"method {text!r}: {name!r} is not a method{did_you_mean(method, known)}; "
             f"there are: {', '.join(known)}"
         )
-    if rest == []:
-        raise HparamsError(f"method {text!r}: nothing follows the colon; leave it out")
     return MethodSpec(
         name=text.strip(),
         method=method,
         ours=name.endswith(_SUFFIX),
         overtone=loss is not None,
-        changes=_changes(text, method, rest or []),
+        changes={} if items is None else changes_of(method, items, text),
     )
 
 
 def _split(text: str) -> tuple[str, list[str] | None, str | None]:
-    """Method, items after the colon (None without one), loss after the plus (None without one)."""
+    """Method, changes after the colon and loss after the plus; None for what is not there."""
     head, loss = _FORM.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
-    name, colon, rest = head.partition(":")
-    items = [item.strip() for item in rest.split(";") if item.strip()]
-    return name.strip(), items if colon else None, loss
-
-
-def _changes(text: str, method: str, items: list[str]) -> dict[str, Any]:
-    """Keys and values of ``no-rewinding;p=0.6``; a later one replaces an earlier one."""
-    variants, short = VARIANTS.get(method, {}), SHORT_KEYS.get(method, {})
-    found: dict[str, Any] = {}
-    for item in items:
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            if item not in variants:
-                named = ", ".join(variants) or "none"
-                raise HparamsError(
-                    f"method {text!r}: {method} has no variant {item!r}"
-                    f"{did_you_mean(item, variants)}; there are: {named}, or give key=value"
-                )
-            found |= variants[item].changes
-            continue
-        if not key or not value:
-            raise HparamsError(f"method {text!r}: {item!r} is not key=value, e.g. v_lr=0.2")
-        found[short.get(key, key)] = _value(text, item, value)
-    if "alg_name" in found or "model_name" in found:
-        raise HparamsError(f"method {text!r}: alg_name and model_name are set by the comparison")
-    return found
-
-
-def _value(text: str, item: str, value: str) -> Any:
-    """A value as YAML reads it: number, true/false, list, text, null."""
-    try:
-        return parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise HparamsError(f"method {text!r}: cannot read {item!r}: {error}") from error
+    return *split_changes(head), loss

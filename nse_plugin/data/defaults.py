@@ -11,7 +11,8 @@ from typing import Any
 
 from nse_plugin.data.models import model_place, why_not_loaded
 from nse_plugin.errors import HparamsError, ModelError
-from nse_plugin.hparams.yaml_files import read_method_yaml, yaml_dir
+from nse_plugin.hparams.variants import changes_of, read_method_yaml, split_changes
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import find_method
 
 log = logging.getLogger(__name__)
@@ -34,20 +35,25 @@ def model_key(model_name: str) -> str:
 def values_for(method: str, model_name: str) -> dict[str, Any]:
     """The keys of the YAML that ships for a method and model, else those to begin with.
 
+    Args:
+        method: its name; changes may follow it, as in ``NSE:stable``.
+
     Raises:
-        HparamsError: there is neither.
+        HparamsError: there is neither, or no such method or change.
         ModelError: the model's config cannot be read.
     """
-    method = find_method(method).name
-    path = yaml_dir() / method / f"{model_key(model_name)}.yaml"
+    name, items = split_changes(method)
+    name = find_method(name).name
+    changes = {} if items is None else changes_of(name, items, method)
+    path = yaml_dir() / name / f"{model_key(model_name)}.yaml"
     if path.is_file():
-        return read_method_yaml(path) | {"model_name": model_name}
-    found = defaults_for(method, model_name)
+        return read_method_yaml(path) | changes | {"model_name": model_name}
+    found = defaults_for(name, model_name)
     log.warning(
         "no settings of %s ship for %s, so general ones are used; nse tune finds better ones",
-        method, model_name,
+        name, model_name,
     )  # fmt: skip
-    return found
+    return found | changes
 
 
 def defaults_for(method: str, model_name: str) -> dict[str, Any]:

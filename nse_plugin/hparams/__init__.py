@@ -26,13 +26,8 @@ from nse_plugin.hparams.training import (
     UltraEditHparams,
 )
 from nse_plugin.hparams.validation import Settings, bounded, group, mistakes_in
-from nse_plugin.hparams.yaml_files import (
-    find_yaml,
-    parse_yaml,
-    read_method_yaml,
-    read_yaml,
-    yaml_dir,
-)
+from nse_plugin.hparams.variants import read_method_yaml
+from nse_plugin.hparams.yaml_files import find_yaml, parse_yaml, read_yaml, yaml_dir
 
 NSEHyperParams = NSEHparams
 OvertoneHyperParams = OvertoneHparams

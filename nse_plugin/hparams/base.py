@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
-from nse_plugin.hparams.yaml_files import find_yaml, read_yaml
+from nse_plugin.hparams.variants import read_named
 
 H = TypeVar("H", bound="Hparams")
 
@@ -67,11 +67,13 @@ class Hparams(Settings):
     def from_hparams(cls: type[H], name_or_path: str | Path) -> H:
         """Read a YAML file by path, or by name among those that ship with the package.
 
+        Changes may follow the method's name, as in ``NSE:stable/smollm2-135m``:
+        :mod:`nse_plugin.hparams.variants`.
+
         Raises:
-            HparamsError: there is no such file, or what it holds is not right.
+            HparamsError: there is no such file or change, or what it holds is not right.
         """
-        path = find_yaml(str(name_or_path))
-        return cls.from_dict(read_yaml(path), path)
+        return cls.from_dict(read_named(name_or_path), name_or_path)
 
     def to_dict(self) -> dict[str, Any]:
         """All values by key but secrets; a ready model is given by the name in its config."""

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams.base import Hparams
 from nse_plugin.hparams.validation import Settings, bounded, by_field, mistakes_in
-from nse_plugin.hparams.yaml_files import read_method_yaml
+from nse_plugin.hparams.variants import read_method_yaml
 
 
 class Setting(NamedTuple):

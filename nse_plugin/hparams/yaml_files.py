@@ -98,16 +98,3 @@ def read_yaml(path: Path) -> dict[str, Any]:
         what = "nothing" if config is None else type(config).__name__
         raise HparamsError(f"{path} holds {what}, not keys with values")
     return config
-
-
-def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
-    """The keys of a method's YAML, by path or shipped name; ``alg_name`` is among them.
-
-    Raises:
-        HparamsError: there is no such file, or it is no method's.
-    """
-    path = find_yaml(str(name_or_path))
-    config = read_yaml(path)
-    if not isinstance(config.get("alg_name"), str):
-        raise HparamsError(f"{path} has no alg_name; give a method's YAML, such as NSE/gpt2-xl")
-    return config

@@ -8,6 +8,7 @@ from typing import Any
 from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, SpreadHparams, read_method_yaml
+from nse_plugin.hparams.variants import split_changes
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain
@@ -69,8 +70,7 @@ def _of_new_folder(
             "smollm2-135m (nse models lists some)"
         )
     else:
-        name = find_method(method or DEFAULT_METHOD).name
-        values = values_for(name, model)
+        values = values_for(method or DEFAULT_METHOD, model)
     if model is not None:
         values["model_name"] = model
     return hparams_from(hparams or values["alg_name"], _as_folders_have({**values, **given}))
@@ -97,14 +97,19 @@ def _refuse_others(
     found = []
     if model is not None and model != files.model_name:
         found.append(f"model was {files.model_name!r}, is {model!r}")
-    if method is not None and find_method(method).name != files.method:
-        found.append(f"method was {files.method}, is {method}")
+    name, changes = split_changes(method or files.method)
+    if find_method(name).name != files.method:
+        found.append(f"method was {files.method}, is {name}")
     if chat and "chat" not in files.manifest["run"]:
         found.append("prompts were plain text, and chat is given")
+    values: dict[str, Any] = {}
     if hparams is not None:
-        values = {**read_method_yaml(str(hparams)), "model_name": files.model_name}
+        values = read_method_yaml(str(hparams)) | {"model_name": files.model_name}
+    elif method is not None and changes is not None and not found:
+        values = values_for(method, str(files.model_name))
+    if values:
         values["device"] = files.hparams["device"]  # which may differ from time to time
-        made = hparams_from(hparams, _as_folders_have(values))
+        made = hparams_from(hparams or values["alg_name"], _as_folders_have(values))
         now = plain(made)
         found += differences(completed(files.hparams, now, made), now, "hparams")
     if found:

@@ -50,8 +50,8 @@ class RunSettings(CommonSettings):
     hparams: str = ""
     """Name or path of a method's YAML."""
     method: str = ""
-    """Instead of a YAML: the method to use on --model. The YAML that ships for both is used, or
-    general settings if there is none."""
+    """Instead of a YAML: the method to use on --model, such as NSE or NSE:stable. The YAML that
+    ships for both is used, or general settings if there is none."""
     round_size: int = bounded(100, low=1)
     """Edits per round."""
     out: str = "run"

@@ -15,7 +15,7 @@ from nse_plugin.data.streams import read_data
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.files import make_folder
-from nse_plugin.hparams.yaml_files import read_method_yaml
+from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.report.table import Table
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import versions

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nse_plugin.compare.plan import ModelSpec
-from nse_plugin.compare.specs import VARIANTS, parse_method, parse_methods
+from nse_plugin.compare.specs import parse_method, parse_methods
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import NSEHparams
+from nse_plugin.hparams.variants import VARIANTS
 from nse_plugin.methods.registry import METHODS, find_method
 
 
@@ -66,7 +67,7 @@ def test_commas_in_brackets_do_not_part_methods():
         ("NSE:", "nothing follows the colon"),
         ("NSE:p=", "not key=value"),
         ("NSE:layers=[1", "cannot read 'layers=\\[1'"),
-        ("NSE:model_name=x", "set by the comparison"),
+        ("NSE:model_name=x", "cannot be changed here"),
         ("NSE+OVERTON", "did you mean 'OVERTONE'"),
         ("NSE,NSE", "give each once"),
         (",", "methods is empty"),

@@ -15,6 +15,8 @@ from tests.tiny import tiny_model
 def test_a_yaml_that_ships_goes_first():
     shipped = read_method_yaml("MEMIT/atlas-gpt2")
     assert values_for("MEMIT", "atlas:gpt2") == shipped
+    changed = values_for("MEMIT:previous-keys;v_lr=2e-2", "atlas:gpt2")
+    assert changed == shipped | {"use_previous_keys": True, "v_lr": 0.02}
 
 
 @pytest.mark.parametrize(("n_layers", "layers"), [(30, [4, 5, 6, 7, 8]), (2, [0, 1]), (1, [0])])
@@ -25,6 +27,7 @@ def test_layers_follow_the_depth_of_a_model_without_a_yaml(tmp_path, n_layers, l
         hparams = hparams_from(method, values_for(method, str(tmp_path / "mine")))
         one = method in ("ROME", "FT")
         assert hparams.layers == ([max(0, layers[-1] - 2)] if one else layers)
+    assert values_for("NSE:repair", str(tmp_path / "mine"))["repair_rounds"] == 1
     assert values_for("NSE", str(tmp_path / "mine"))["mom2_update_weight_relative"] == 0.2
     with pytest.raises(HparamsError, match="nse tune --method LoRA"):
         values_for("LoRA", str(tmp_path / "mine"))

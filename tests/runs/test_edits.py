@@ -241,10 +241,14 @@ def test_weights_that_somebody_changed_leave_the_folder_as_it_is(one):
 
 
 def test_settings_are_given_once(one, tmp_path):
-    for wrong in ({"model": "atlas:llama"}, {"method": "MEMIT"}, {"hparams": "MEMIT/atlas-gpt2"}):
+    for wrong in (
+        {"model": "atlas:llama"}, {"method": "MEMIT"}, {"hparams": "MEMIT/atlas-gpt2"},
+        {"method": "NSE:stable"}, {"hparams": "NSE:stable/atlas-gpt2"},
+    ):  # fmt: skip
         with pytest.raises(DataError, match="begun with other settings"):
             EditFolder(one.folder, **wrong)
     EditFolder(one.folder, MODEL, hparams="NSE/atlas-gpt2")
+    EditFolder(one.folder, MODEL, method="NSE:merged")  # as folders of edits have it anyway
     with pytest.raises(HparamsError, match="no model is given"):
         EditFolder(tmp_path / "new")
     with pytest.raises(HparamsError, match="LoRA.*nse tune"):

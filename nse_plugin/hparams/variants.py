@@ -1,0 +1,189 @@
+"""The YAML of a method by name, and changes to it: ``NSE/gpt2-xl``, ``NSE:stable/gpt2-xl``.
+
+Changes follow a colon, one after the other, separated by semicolons: named variants, such as
+``NSE:no-rewinding``, and keys with values, such as ``NSE:by-update;p=0.6``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nse_plugin.errors import HparamsError, did_you_mean
+from nse_plugin.hparams.yaml_files import find_yaml, parse_yaml, read_yaml
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A named change of hyperparameters."""
+
+    changes: Mapping[str, Any]
+    about: str
+
+
+_SHARED = {
+    "consolidated": Variant(
+        {"repair_rounds": 1, "consolidate_every": 5},
+        "every 5 rounds, all edits are solved together, and repaired (ours)",
+    ),
+    "margin": Variant(
+        {"value_margin": 0.25}, "values go a quarter further than the edited prompt needs (ours)"
+    ),
+    "merged": Variant(
+        {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
+    ),
+    "polyak": Variant(
+        {"v_optimizer": "polyak", "v_num_grad_steps": 12},
+        "values are optimised without a learning rate, in 12 evaluations (ours)",
+    ),
+    "repair": Variant(
+        {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
+    ),
+    "repair-all": Variant(
+        {"repair_rounds": 1, "repair_every": 5},
+        "repair, and every 5 rounds of the earlier edits that are lost (ours)",
+    ),
+}
+_OTHER_TOKENS = {
+    "other-tokens": Variant(
+        {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
+    ),
+}
+_STABLE = ("polyak", "merged", "consolidated")
+VARIANTS: dict[str, dict[str, Variant]] = {
+    "AlphaEdit": {**_SHARED},
+    "FT": {
+        "breadth-first": Variant(
+            {"replay": True, "target_eos": True, "batch_size": 20},
+            "epochs over all edits so far, with the end of the text (arXiv 2509.22072)",
+        ),
+    },
+    "MEMIT": {
+        "previous-keys": Variant(
+            {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
+        ),
+        **_SHARED,
+        **_OTHER_TOKENS,
+    },
+    "NSE": {
+        **_SHARED,
+        **_OTHER_TOKENS,
+        "no-rewinding": Variant(
+            {"rewind": False}, "values are optimised against the edited model"
+        ),
+        "no-selection": Variant({"neuron_threshold": 1.0}, "every neuron is written"),
+        "one-pass": Variant({"max_iterations": 1}, "one write pass"),
+        "no-previous-keys": Variant(
+            {"use_previous_keys": False}, "the solve does not spare earlier edits"
+        ),
+        "by-update": Variant(
+            {"selection_by": "update", "neuron_threshold": 0.8},
+            "neurons by their change in the full update, p = 0.8",
+        ),
+        "norm-anchor": Variant(
+            {"value_norm_anchor": True}, "values keep the original model's norm (arXiv 2602.02543)"
+        ),
+        "protected": Variant(
+            {"protect_top_directions": 8},
+            "the change stays out of the 8 largest singular directions (arXiv 2601.11042)",
+        ),
+        "ridge": Variant(
+            {"ridge": 0.1}, "a multiple of the identity is added in the solve (arXiv 2502.01636)"
+        ),
+        "stable": Variant(
+            {key: value for name in _STABLE for key, value in _SHARED[name].changes.items()},
+            "for long streams: polyak, merged and consolidated together (ours)",
+        ),
+        "sphere": Variant(
+            {"soft_projection": 0.8},
+            "the change is smaller along the matrix's dominant directions (arXiv 2510.01172)",
+        ),
+    },
+}  # fmt: skip
+"""By method and name.  ``p=0.6`` is no variant but a short name of a key."""
+
+SHORT_KEYS: dict[str, dict[str, str]] = {"NSE": {"p": "neuron_threshold"}}
+"""Short names of keys, by method."""
+
+
+_CHANGED = re.compile(r"(?P<method>\w+:[^/]*)/(?P<model>.+)", re.DOTALL)
+
+
+def read_named(name_or_path: str | Path) -> dict[str, Any]:
+    """The keys of a YAML by path, or by shipped name, in which changes may follow the method.
+
+    Raises:
+        HparamsError: there is no such file or change.
+    """
+    name = str(name_or_path)
+    found = None if Path(name).is_file() else _CHANGED.fullmatch(name)
+    if found is None:
+        return read_yaml(find_yaml(name))
+    method, items = split_changes(found["method"])
+    values = read_yaml(find_yaml(f"{method}/{found['model']}"))
+    return values | changes_of(method, items or (), found["method"])
+
+
+def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
+    """The same of a method's YAML; ``alg_name`` is among the keys.
+
+    Raises:
+        HparamsError: there is no such file or change, or it is no method's.
+    """
+    config = read_named(name_or_path)
+    if not isinstance(config.get("alg_name"), str):
+        raise HparamsError(
+            f"{name_or_path} has no alg_name; give a method's YAML, such as NSE/gpt2-xl"
+        )
+    return config
+
+
+def split_changes(text: str) -> tuple[str, list[str] | None]:
+    """The method, and the changes after the colon; None without a colon."""
+    method, colon, rest = text.partition(":")
+    items = [item.strip() for item in rest.split(";") if item.strip()]
+    return method.strip(), items if colon else None
+
+
+def changes_of(method: str, items: Sequence[str], text: str) -> dict[str, Any]:
+    """Keys and values of ``no-rewinding;p=0.6``; a later one replaces an earlier one.
+
+    Args:
+        items: the changes, one by one.
+        text: what was given, for errors.
+
+    Raises:
+        HparamsError: there is no such variant, or a change cannot be read.
+    """
+    variants, short = VARIANTS.get(method, {}), SHORT_KEYS.get(method, {})
+    if not items:
+        raise HparamsError(f"method {text!r}: nothing follows the colon; leave it out")
+    found: dict[str, Any] = {}
+    for item in items:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            if item not in variants:
+                named = ", ".join(variants) or "none"
+                raise HparamsError(
+                    f"method {text!r}: {method} has no variant {item!r}"
+                    f"{did_you_mean(item, variants)}; there are: {named}, or give key=value"
+                )
+            found |= variants[item].changes
+            continue
+        if not key or not value:
+            raise HparamsError(f"method {text!r}: {item!r} is not key=value, e.g. v_lr=0.2")
+        try:
+            found[short.get(key, key)] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise HparamsError(f"method {text!r}: cannot read {item!r}: {error}") from error
+    if "alg_name" in found or "model_name" in found:
+        raise HparamsError(
+            f"method {text!r}: alg_name and model_name cannot be changed here; name another "
+            "method or model"
+        )
+    return found
