@@ -5,7 +5,9 @@
 
 A run has collapsed at the first measurement after which the efficacy of all edits so far, or the
 locality, is under 80% of what it was at the run's first measurement (``until_collapse: 0.8``).  For
-runs that were measured at the end only, the first round's own scores stand for the first one.
+runs that were measured at the end only, the first round's own scores stand for the first one.  With
+``--replay N`` their models are loaded instead, their rounds are undone one by one, and a sample of
+the edits is tested in the state after every N-th round.
 
 A warning is a signal that rises above a bound.  The bound is the largest one with which every
 collapse of the first model is preceded by a warning; the second table shows what it does elsewhere.
@@ -20,18 +22,27 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.data.streams import held_out_texts
+from nse_plugin.evaluation.protocol import History, MeasuredModel, measure_all
+from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.files import JsonLines, read_json, write_json
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.schema import RoundLine
+from nse_plugin.runs.reopen import open_run
+from nse_plugin.runs.schema import FROZEN, RoundLine
 
 SHARE = 0.8
 """Of the first measurement's score: less is a collapse."""
+SAMPLE = 150
+"""Edits that a replayed measurement tests at most."""
 SCORES = ("efficacy", "locality")
 LATEST = "efficacy_of_latest"
 SIGNALS = {
@@ -58,14 +69,18 @@ class Curve:
     """(edits so far, value) by name, after every round that has it."""
 
     @classmethod
-    def of(cls, folder: Path) -> Curve:
-        """Of the run directory of a cell."""
+    def of(cls, folder: Path, every: int | None = None, held_out: str = "") -> Curve:
+        """Of the run directory of a cell; with ``every`` as :func:`replayed` measures it."""
         files = RunFiles(folder)
         so_far = list(accumulate(line["edits"] for line in files.lines))
+        if every is None:
+            measured = {line["round"]: line["measurement"] for line in files.lines}
+        else:
+            measured = replayed(folder, every, held_out)
         found = [
-            (n, line["measurement"])
+            (n, m)
             for n, line in zip(so_far, files.lines)
-            if line["measurement"] and "all" in line["measurement"]
+            if (m := measured.get(line["round"])) and "all" in m
         ]
         final = files.final()
         if not found and final and final["measurement"]:
@@ -107,6 +122,37 @@ class Curve:
     def warned_at(self, signal: str, bound: float) -> int | None:
         """Edits after which the signal was above the bound first."""
         return next((n for n, value in self.signals[signal] if value > bound), None)
+
+
+def replayed(folder: Path, every: int, held_out: str) -> dict[int, dict[str, Any]]:
+    """Measurements of a finished run after every N-th round, by round.
+
+    They are kept in a file beside the run directory, so that each is made once.
+    """
+    files, kept = RunFiles(folder), folder.with_name(f"{folder.name}-replayed.json")
+    found = {int(k): v for k, v in (read_json(kept) if kept.is_file() else {}).items()}
+    missing = {line["round"] for line in files.lines if line["round"] % every == 0} - found.keys()
+    if not missing:
+        return found
+    model, session = open_run(folder)
+    frozen = FrozenAnswers(JsonLines(folder / FROZEN))
+    protocol = replace(
+        Protocol.from_dict(files.manifest["run"]["protocol"]), retention=SAMPLE, each=True,
+        paraphrases=0, portability=0, generation=0, fluency=0, key_space=0, weights=False,
+        negation=False, distractor=False,
+    )  # fmt: skip
+    requests = [r for line in files.lines for r in frozen.read(line["round"])[0]]
+    texts = held_out_texts(held_out, str(files.model_name), requests)
+    for number in sorted(missing, reverse=True):
+        while session.ledger.numbers() and session.ledger.numbers()[-1] > number:
+            session.undo_last()
+        history = History(frozen.read)
+        for line in files.lines[:number]:
+            history.add(line["round"], frozen.read(line["round"])[0])
+        measured = MeasuredModel(model, session.tokenizer, held_out=texts)
+        found[number] = measure_all(protocol, measured, history, number)
+        write_json(kept, found)
+    return found
 
 
 def _signals(line: RoundLine, first: RoundLine, base: float | None) -> Iterator[tuple[str, float]]:
@@ -228,13 +274,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("comparisons", type=Path, nargs="+", help="folders of nse compare")
     parser.add_argument("--choose-on", help="model that the bounds are chosen on; the first one")
+    parser.add_argument("--replay", type=int, metavar="N", help="measure after every N rounds anew")
+    parser.add_argument("--held-out", default="factbook", help="prose of the replayed perplexity")
     parser.add_argument("--png", type=Path, help="where to draw the curves")
     parser.add_argument("--only", nargs="+", help="folders of methods to draw; all by default")
     options = parser.parse_args()
     found = [
         p.parent for c in options.comparisons for p in sorted(c.glob("cells/*/*/*/final.json"))
     ]
-    curves = [curve for curve in map(Curve.of, found) if curve.method != "untouched"]
+    edited = [folder for folder in found if folder.parent.name != UNTOUCHED]
+    curves = [Curve.of(folder, options.replay, options.held_out) for folder in edited]
     print(table(curves))
     print("\n" + warnings(curves, options.choose_on or curves[0].model))
     if options.png:
