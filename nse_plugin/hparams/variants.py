@@ -49,12 +49,18 @@ _SHARED = {
         "repair, and every 5 rounds of the earlier edits that are lost (ours)",
     ),
 }
-_OTHER_TOKENS = {
-    "other-tokens": Variant(
-        {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
+_OTHER_TOKENS = Variant(
+    {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
+)
+_LONG_STREAMS = (*map(_SHARED.__getitem__, ("polyak", "merged", "consolidated")), _OTHER_TOKENS)
+_OF_NSE_AND_MEMIT = {
+    "other-tokens": _OTHER_TOKENS,
+    "stable": Variant(
+        {key: value for each in _LONG_STREAMS for key, value in each.changes.items()}
+        | {"consolidation_weight": 5.0},
+        "for long streams: polyak, merged, consolidated and other-tokens together (ours)",
     ),
 }
-_STABLE = ("polyak", "merged", "consolidated")
 VARIANTS: dict[str, dict[str, Variant]] = {
     "AlphaEdit": {**_SHARED},
     "FT": {
@@ -68,11 +74,11 @@ VARIANTS: dict[str, dict[str, Variant]] = {
             {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
         ),
         **_SHARED,
-        **_OTHER_TOKENS,
+        **_OF_NSE_AND_MEMIT,
     },
     "NSE": {
         **_SHARED,
-        **_OTHER_TOKENS,
+        **_OF_NSE_AND_MEMIT,
         "no-rewinding": Variant(
             {"rewind": False}, "values are optimised against the edited model"
         ),
@@ -94,10 +100,6 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         ),
         "ridge": Variant(
             {"ridge": 0.1}, "a multiple of the identity is added in the solve (arXiv 2502.01636)"
-        ),
-        "stable": Variant(
-            {key: value for name in _STABLE for key, value in _SHARED[name].changes.items()},
-            "for long streams: polyak, merged and consolidated together (ours)",
         ),
         "sphere": Variant(
             {"soft_projection": 0.8},
