@@ -9,6 +9,9 @@ edits solved together, and the same with ``--repairs``, for every ``consolidatio
 ``--weights`` and ``other_token_weight`` of ``--other-tokens``; also with h *set* to each edit's
 value: what fails then fails whatever is written.  A row that is in the results file is not made
 again.
+
+With ``--by-place``, efficacy at the end is also shown by where the subject ends in the prompt, for
+runs that wrote down each edit, as those of comparisons do.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
+from nse_plugin.data.models import model_place
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import GROUPS, Answered, ask, summarise
 from nse_plugin.evaluation.model_state import perplexity, relative_change
+from nse_plugin.evaluation.questions import mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines, write_json
 from nse_plugin.locate.keys import Lookups
@@ -195,6 +201,25 @@ def thirds(folder: Path) -> dict[str, Any]:
     return found
 
 
+def by_place(folder: Path) -> dict[str, tuple[int, float]]:
+    """Edits, and efficacy at the end, by the number of tokens up to the subject's last."""
+    files = RunFiles(folder)
+    measured = (files.final() or {})["measurement"]
+    given = {row["case_id"]: row["efficacy"] for row in measured["each"]}
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_place(str(files.model_name)), trust_remote_code=False
+    )
+    found: dict[str, list[float]] = {"2": [], "3": [], "4": [], "5 and more": []}
+    for requests in files.requests().values():
+        for request in requests:
+            place = len(encode_request(tokenizer, request).up_to_subject)
+            if request.case_id in given:
+                found[str(place) if str(place) in found else "5 and more"].append(
+                    given[request.case_id]
+                )
+    return {name: (len(some), mean(some) or 0.0) for name, some in found.items()}
+
+
 def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -205,6 +230,7 @@ def main() -> None:
     parser.add_argument("--other-tokens", type=float, nargs="+", default=[0.0], metavar="W",
                         help="weights of the prompts' other tokens; 0 is without")  # fmt: skip
     parser.add_argument("--repairs", type=int, nargs="+", default=[1, 2], metavar="N")
+    parser.add_argument("--by-place", action="store_true", help="also by where the subject ends")
     parser.add_argument("--out", type=Path, default=Path("real-streams.json"))
     parser.add_argument("--stats-dir", help="instead of the usual place")
     parser.add_argument("--held-out", default="none", help="texts for the perplexity with --solve")
@@ -218,6 +244,10 @@ def main() -> None:
         rows = found.setdefault(name, {})
         rows["thirds"] = thirds(folder)
         print(f"| {name} | " + " | ".join(cells(rows["thirds"])) + " |", flush=True)
+        if options.by_place:
+            rows["by_place"] = by_place(folder)
+            shares = [f"{k}: {n} edits, {share:.3f}" for k, (n, share) in rows["by_place"].items()]
+            print(name, "tokens up to the subject's last", *shares, sep=" | ", flush=True)
         run = None
         wanted = rows_of(options.weights, options.other_tokens, options.repairs)
         for row, settings in wanted.items() if options.solve else ():

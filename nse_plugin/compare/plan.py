@@ -113,7 +113,7 @@ class Cell:
 
     @property
     def stream(self) -> Path:
-        """The facts that its model knows, once a cell of this model and seed has begun."""
+        """The facts that its model knows, once a cell of this model and seed has started."""
         return Path(self.settings.out) / "streams" / self.model.key / f"{self.seed}.jsonl"
 
     @property

@@ -23,7 +23,7 @@ from nse_plugin.request_fields import PLACE, is_missing
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
-"""The text before a prompt if nobody gave a paraphrase."""
+"""The text before a prompt if no paraphrase is given."""
 _SUBJECT = re.compile(r"\{([^{}]+)\}")
 _MOST = 12
 """Other subjects that are asked about."""

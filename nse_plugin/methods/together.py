@@ -54,15 +54,15 @@ def solve_together(
     write: Write[H],
     newest: RoundRecord | None = None,
 ) -> RoundRecord:
-    """Solve all edits in effect together, in the place of the active rounds.
+    """Solve all edits in effect together, in place of the active rounds.
 
     Args:
         newest: the last round, if it is to become the consolidation: under its number, and with
             the rounds before it inside.
 
     Raises:
-        SessionError: no round is active; one has no values, or edited other layers; or somebody
-            else changed the weights.  All is as before.
+        SessionError: no round is active; one has no values, or edited other layers; or the
+            weights were changed outside the session.  All is as before.
     """
     edits = _in_effect(session.ledger.active(), hparams.layers)
     requests = [request for request, _, _ in edits]

@@ -59,11 +59,11 @@ def refuse_another(
 def _differing_request(
     frozen: Iterable[FrozenLine], n_kept: int, given: Sequence[EditRequest]
 ) -> str:
-    """The first request that is not the one that a run was begun with, in words.
+    """The first request that is not the one that a run was started with, in words.
 
     Args:
         frozen: the requests that the run has on disk, in their order.
-        n_kept: how many it was begun with.
+        n_kept: how many it was started with.
         given: those of now.
     """
     kept = [EditRequest.from_json(record) for line in frozen for record in line["edits"]]

@@ -48,7 +48,7 @@ _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written bef
 class RunDirectory:
     """A run's files, for writing; use as a context, inside which no other process can.
 
-    Where no run was begun inside, the folder is left as it was found.
+    Where no run was started inside, the folder is left as it was found.
 
     Args:
         resumes: the run is to be resumed, so no round of it may have been undone.

@@ -36,7 +36,7 @@ def edit_hparams(
         **changes: hyperparameters that may differ from time to time; None leaves them.
 
     Raises:
-        DataError: the folder was begun with others than are given.
+        DataError: the folder was started with others than are given.
         HparamsError: a new folder has neither model nor YAML, or a value is wrong.
     """
     given = {name: value for name, value in changes.items() if value is not None}
@@ -93,7 +93,7 @@ def _refuse_others(
     hparams: str | Path | None,
     chat: bool,
 ) -> None:
-    """Raise :class:`DataError` if a folder was begun with other settings than are given."""
+    """Raise :class:`DataError` if a folder was started with other settings than are given."""
     found = []
     if model is not None and model != files.model_name:
         found.append(f"model was {files.model_name!r}, is {model!r}")
@@ -114,6 +114,6 @@ def _refuse_others(
         found += differences(completed(files.hparams, now, made), now, "hparams")
     if found:
         raise DataError(
-            f"{folder} was begun with other settings: {'; '.join(found[:3])}; leave them out to "
+            f"{folder} was started with other settings: {'; '.join(found[:3])}; leave them out to "
             "add to it, or give another folder"
         )

@@ -71,13 +71,13 @@ class EditFolder:
         method: NSE by default, with the YAML that ships for the model.  Only for a new folder.
         hparams: name or path of a YAML instead.  Only for a new folder.
         chat: put prompts into the model's chat template.  Only for a new folder.
-        device: instead of the one that the folder was begun on.
+        device: instead of the one that the folder was started on.
         stats_dir: folder of the covariance statistics; by default ``./data/stats`` if it is there,
             else one in the cache.
         listener: called at each phase of the work.
 
     Raises:
-        DataError: the folder holds something else, or was begun with other settings.
+        DataError: the folder holds something else, or was started with other settings.
         HparamsError: there is no YAML for the model, or a setting is wrong.
         ModelError: the model cannot be loaded.
     """
@@ -180,7 +180,7 @@ class EditFolder:
 
         Raises:
             DataError: there is no such round, it was undone already, or cannot be undone alone.
-            SessionError: somebody changed the model's weights; the folder stays as it is.
+            SessionError: the weights were changed outside the session; the folder stays as it is.
         """
         if number is not None and type(number) is not int:
             raise DataError(f"number is {number!r}; give the number of a round, or none")
@@ -195,7 +195,7 @@ class EditFolder:
         return left
 
     def consolidate(self, repair_rounds: int | None = None) -> Consolidation:
-        """Solve all edits in effect together, as a round in the place of the active ones.
+        """Solve all edits in effect together, as a round in place of the active ones.
 
         Args:
             repair_rounds: how often edits that are not given afterwards are written once more,

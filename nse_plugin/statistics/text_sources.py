@@ -3,7 +3,7 @@
 A source is named by one string (``mom2_dataset`` in the hparams):
 
 - ``self``: text that the model writes by itself; needs nothing but the model;
-- the name of a text that somebody registered, e.g. ``atlas`` and ``factbook``
+- the name of a registered text, e.g. ``atlas`` and ``factbook``
   (:mod:`nse_plugin.data.texts`);
 - ``file:PATH``, or a path to a ``.txt`` file: one document per line;
 - otherwise a dataset of the ``datasets`` library, ``name`` or ``name:config``, or one of

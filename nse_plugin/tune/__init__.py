@@ -1,1 +1,1 @@
-"""Settings of a method for a model that nobody has settings for: a plain search in stages."""
+"""Settings of a method for a model without a YAML: a plain search in stages."""

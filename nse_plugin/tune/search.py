@@ -104,7 +104,7 @@ class _Search:
     """Seconds."""
     begun: float
     ready: float = 0.0
-    """Seconds until the first trial had begun; statistics are computed in them."""
+    """Seconds until the first trial had started; statistics are computed in them."""
 
     def first(
         self, settings: Mapping[str, Any], few: Sequence[EditRequest], layers: Sequence[int]

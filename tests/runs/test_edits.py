@@ -245,7 +245,7 @@ def test_settings_are_given_once(one, tmp_path):
         {"model": "atlas:llama"}, {"method": "MEMIT"}, {"hparams": "MEMIT/atlas-gpt2"},
         {"method": "NSE:stable"}, {"hparams": "NSE:stable/atlas-gpt2"},
     ):  # fmt: skip
-        with pytest.raises(DataError, match="begun with other settings"):
+        with pytest.raises(DataError, match="started with other settings"):
             EditFolder(one.folder, **wrong)
     EditFolder(one.folder, MODEL, hparams="NSE/atlas-gpt2")
     EditFolder(one.folder, MODEL, method="NSE:merged")  # as folders of edits have it anyway
