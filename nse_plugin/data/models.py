@@ -20,6 +20,9 @@ _WAYS = (
     f"'atlas:gpt2', 'atlas:llama', or one of {', '.join(MODELS)}"
 )
 
+_VOCABULARIES = ("tokenizer.", "vocab", "spiece", "sentencepiece", "tekken")
+"""How the names of files begin that hold a tokenizer's vocabulary."""
+
 
 def load_model(hparams: Any) -> tuple[nn.Module, Any, str]:
     """Model, tokenizer and name that hyperparameters ask for, on the device they name.
@@ -97,6 +100,8 @@ def _load_pretrained(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of no file
+            raise ValueError("its tokenizer has no vocabulary")
         model, found = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype,
@@ -136,7 +141,7 @@ def why_not_loaded(place: str, error: Exception) -> str:
                 + (", only pickled weights, which are never read here" if _pickled(files) else "")
                 + "; save it with model.save_pretrained(folder)"
             )
-        if not any(name.startswith(("tokenizer", "vocab", "spiece")) for name in files):
+        if not any(name.startswith(_VOCABULARIES) for name in files):
             return (
                 f"{folder} has no tokenizer; save it there with tokenizer.save_pretrained(folder)"
             )
