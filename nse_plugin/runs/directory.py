@@ -16,7 +16,7 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
-from nse_plugin.runs.reading import checked_lines, consolidations, read_manifest
+from nse_plugin.runs.reading import checked_lines, consolidations, read_manifest, without_line
 from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
     FINAL,
@@ -38,8 +38,7 @@ from nse_plugin.session.ledger_files import damaged, round_path
 log = logging.getLogger(__name__)
 
 WAY_OUT = (
-    "free space or fix the permissions. The rounds on disk are whole: the same command resumes "
-    "from the last one"
+    "free space or fix the permissions, then run the same command again; the rounds on disk are whole"
 )
 _DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
 _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written before the manifest
@@ -158,13 +157,7 @@ class RunDirectory:
                 if checksum(path) != one["sha256"]:
                     raise damaged(path, CONSOLIDATIONS)
             files.append(path)
-        without_line = sorted(present - set(files))
-        if len(without_line) > 1:  # more than the end of a process leaves
-            raise DataError(
-                f"{self.path / ROUNDS} has no line for {', '.join(p.name for p in without_line)}; "
-                "restore it from a copy, or remove these files to write their rounds again"
-            )
-        for path in without_line:  # written, but the process ended before the line was
+        for path in without_line(present, files):  # the process ended before its line was written
             with explained(path, WAY_OUT):
                 path.unlink()
         return sorted(files)

@@ -114,13 +114,13 @@ class EditRound:
         """Remove what a process left that was killed between two writes.
 
         Raises:
-            DataError: more is there than that, so a log has lost lines.
+            DataError: a log has lost lines.
         """
         self._directory.round_files(self._lines)
-        if len(self._frozen) > len(self._lines) + 1:
+        if len(self._frozen) - len(self._lines) not in (0, 1):
             raise DataError(
                 f"{self._directory.path / ROUNDS} has {len(self._lines)} lines, and {FROZEN} has "
-                f"{len(self._frozen)}; restore it from a copy, or give another folder"
+                f"{len(self._frozen)}; restore the shorter from a copy, or give another folder"
             )
         if len(self._frozen) > len(self._lines):
             self._frozen.keep(len(self._lines))

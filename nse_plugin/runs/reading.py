@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -68,8 +68,17 @@ class RunFiles:
 
     @cached_property
     def lines(self) -> tuple[RoundLine, ...]:
-        """The finished rounds, in order."""
-        return tuple(read_lines(self.folder))
+        """The finished rounds, in order.
+
+        Raises:
+            DataError: a line is damaged, or lines are lost.
+        """
+        present = set(self.folder.glob("round-*.safetensors"))  # before the lines: a run may go on
+        lines = tuple(read_lines(self.folder))
+        logs: tuple[Iterable[Any], ...] = (lines, consolidations(self.folder))
+        numbers = [line["file"] for log in logs for line in log if line["file"] is not None]
+        without_line(present, {round_path(self.folder, number) for number in numbers})
+        return lines
 
     def final(self) -> Final | None:
         """How the run ended, or None if it has not."""
@@ -170,6 +179,21 @@ def read_final(folder: Path) -> Final | None:
 def read_lines(folder: Path) -> JsonLines[RoundLine]:
     """The finished rounds of a run, in order."""
     return checked_lines(folder / ROUNDS, RoundLine, _WAY_OUT)
+
+
+def without_line(present: set[Path], named: Iterable[Path]) -> list[Path]:
+    """The round files of a folder that no line names; a process that was killed leaves one at most.
+
+    Raises:
+        DataError: there are more, so a log has lost lines.
+    """
+    found = sorted(present.difference(named))
+    if len(found) > 1:
+        raise DataError(
+            f"{found[0].parent / ROUNDS} has no line for {', '.join(path.name for path in found)}; "
+            "restore it from a copy, or remove these files to write their rounds again"
+        )
+    return found
 
 
 def consolidations(folder: Path, writable: bool = False) -> JsonLines[Consolidation]:

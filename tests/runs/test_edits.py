@@ -224,6 +224,20 @@ def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):
     assert contents(one).keys() == files.keys()
 
 
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [("rounds.jsonl", "has no line for"), ("frozen.jsonl", "restore the shorter from a copy")],
+)
+def test_a_log_that_lost_all_lines_is_no_folder_without_edits(one, log, message):
+    one.edit("{Ann Lee} speaks", NEW)
+    (one.folder / log).unlink()
+    with pytest.raises(DataError, match=message):
+        EditFolder(one.folder, stats_dir=one.hparams.stats_dir).edit("{Bo Ash} speaks", NEW)
+    if log == "rounds.jsonl":
+        with pytest.raises(DataError, match=message):
+            EditFolder(one.folder)
+
+
 def test_another_process_in_the_folder_is_noticed(one):
     EditFolder(one.folder).undo()
     with pytest.raises(DataError, match="changed by another process"):
