@@ -139,7 +139,7 @@ def _records(
             f"{missing} is missing; give --prompt and --target for one fact, or --facts FILE"
         )
     record = fact(prompt, target, subject, rephrase_prompts=paraphrases or None)
-    parse_facts([record])
+    parse_facts([record], warn=False)
     return [record]
 
 

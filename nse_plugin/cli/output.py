@@ -178,7 +178,10 @@ class _Formatter(logging.Formatter):
 def _of_system(error: OSError) -> str:
     if error.filename is None:
         return f"{type(error).__name__}: {error}"
-    return f"cannot read or write {error.filename}: {error.strerror}; fix it, or give another place"
+    return (
+        f"cannot read or write {error.filename}: {error.strerror}; free space or fix the permissions, "
+        "or give another place"
+    )
 
 
 def _discard_output() -> None:

@@ -19,7 +19,7 @@ from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import load_records, parse_records
 from nse_plugin.data.schemas import SCHEMAS
 from nse_plugin.errors import RequestError
-from nse_plugin.request_fields import PLACE, is_missing
+from nse_plugin.request_fields import PLACE, FieldError, as_template, checked_text, is_missing
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
@@ -38,33 +38,32 @@ def read_facts(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     found = load_records(path)
     records = [found] if isinstance(found, Mapping) else found
-    parse_facts(records, source=path.name)
+    parse_facts(records, source=path.name, warn=False)
     return list(records)
 
 
-def parse_facts(records: Any, first: int = 1, source: str = "the list") -> list[EditRequest]:
+def parse_facts(
+    records: Any, first: int = 1, source: str = "the list", warn: bool = True
+) -> list[EditRequest]:
     """Requests from records with ``prompt``, ``subject`` and ``target``, or of any benchmark.
 
     Args:
         first: the number that the first record without ``case_id`` gets, if no record has it.
         source: how messages call the records.
+        warn: log what is left out or not read.
 
     Raises:
-        DataError: a record is of no known form.
-        RequestError: two records have one ``case_id``.
+        DataError: a record is of no known form, or two have one ``case_id``.
+        RequestError: a record has no subject or no target.
     """
     if isinstance(records, Sequence) and not isinstance(records, (str, bytes)):
-        given = [r["case_id"] for r in records if isinstance(r, Mapping) and _has_id(r)]
-        taken = set(map(str, given))
-        if len(taken) < len(given):
-            twice = next(i for i in given if sum(str(i) == str(other) for other in given) > 1)
-            raise RequestError(f"two facts of {source} have case_id {twice!r}; give each its own")
+        taken = {str(r["case_id"]) for r in records if isinstance(r, Mapping) and _has_id(r)}
         numbers = (n for n in itertools.count(first) if str(n) not in taken)
         records = [
             (_completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
             for r in records
         ]
-    return parse_records(records, source=source, way_out="correct it")
+    return parse_records(records, source=source, way_out="correct it", warn=warn)
 
 
 def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> dict[str, Any]:
@@ -75,14 +74,18 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
         **more: other fields, such as ``rephrase_prompts``.
 
     Raises:
-        RequestError: it is not clear what the subject is, or a paraphrase is empty.
+        RequestError: a text is empty, or it is not clear what the subject is.
     """
-    for name, text in (("prompt", prompt), ("target", target), ("subject", subject)):
-        if not isinstance(text, str) and not (name == "subject" and text is None):
-            raise RequestError(f"{name} is {text!r}; give a text")
     refuse_empty("paraphrases", more.get("rephrase_prompts") or ())
     record = {"prompt": prompt, "target": target, "subject": subject, **more}
-    return _completed({name: value for name, value in record.items() if value is not None})
+    try:
+        checked_text(prompt, "prompt")
+        checked_text(target, "target")
+        found = _completed({name: value for name, value in record.items() if value is not None})
+        as_template(found["prompt"], found["subject"], None)
+    except FieldError as error:
+        raise RequestError(str(error)) from None
+    return found
 
 
 def refuse_empty(name: str, texts: Iterable[str]) -> None:
@@ -109,7 +112,11 @@ def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str
         )
     if isinstance(prompt, str) and is_missing(found.get("subject")):
         places = _SUBJECT.findall(prompt)
-        if len(places) != 1:
+        if len(places) > 1:
+            raise RequestError(
+                f"{prompt!r} has {len(places)} texts in braces; put only the subject in braces"
+            )
+        if not places:
             raise RequestError(
                 f"the subject of {prompt!r} is not given; put it in braces, as in "
                 "'{The Eiffel Tower} is located in the city of', or put {} in its place and give "

@@ -62,12 +62,14 @@ def parse_records(
     limit: int | None = None,
     source: str = "the list",
     way_out: str = "correct the record, or leave such records out with --on-bad-record skip",
+    warn: bool = True,
 ) -> list[EditRequest]:
     """Turn benchmark records that are already in memory into requests; see :func:`read_records`.
 
     Args:
         source: how messages call the records.
         way_out: what messages say is to be done about a record that cannot be used.
+        warn: log what is skipped, left out or not read.
     """
     if on_bad not in get_args(OnBad):
         raise DataError(f"on_bad_record is {on_bad!r}; give 'stop' or 'skip'")
@@ -83,14 +85,22 @@ def parse_records(
     notes: list[str] = []
     unread: Counter[str] = Counter()
     left: dict[str, None] = {}
+    taken: dict[str, EditRequest] = {}  # by case_id, as text
     for index, record in enumerate(records):
         name = kind
         try:
             if not isinstance(record, Mapping):
-                raise BadField("record", record, "an object with fields")
+                raise RequestError(f"it is {record!r:.80}, wanted an object with fields")
             name = kind or schema_of(record)
             schema = SCHEMAS[name]
-            requests.extend(schema.parse(record, index, notes))
+            found = schema.parse(record, index, notes)
+            for request in found:
+                if taken.setdefault(str(request.case_id), request) != request:
+                    raise RequestError(
+                        f"case_id {request.case_id!r} is that of an earlier record too; give each "
+                        "its own"
+                    )
+            requests.extend(found)
             unread.update(str(key) for key in set(record) - {*schema.reads, *schema.leaves})
             left |= dict.fromkeys(schema.left_out(record))
         except (BadField, RequestError) as error:
@@ -100,6 +110,8 @@ def parse_records(
             if on_bad == "stop":
                 raise DataError(f"{what}; {way_out}") from error
             skipped.append(what)
+    if not warn:
+        return requests
     _warn_of(f"{source}: skipped {len(skipped)} of {len(records)} records", skipped)
     _warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
     if left:
@@ -222,7 +234,7 @@ def _decode(text: str, path: Path, line: int = 1) -> Any:
         raise DataError(
             f"{path} {'is cut off' if cut_off else 'is not JSON'} at line "
             f"{error.lineno + line - 1}, column {error.colno} ({error.msg}); give a JSON list, "
-            "JSON lines (one object per line) or CSV with named columns"
+            "JSON lines (one object per line), or a .csv or .yaml file"
         ) from error
     except ValueError as error:  # a number of thousands of digits
         raise DataError(f"{path}, line {line}: {error}; correct the number") from error

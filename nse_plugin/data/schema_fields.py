@@ -24,6 +24,8 @@ class BadField(Exception):
 
     def __init__(self, field: str, value: Any, wanted: str) -> None:
         found = "missing" if value is MISSING else repr(value)[:80]
+        if isinstance(value, (bool, int, float)) and "text" in wanted:
+            wanted += "; put it in quotes if it is one"  # YAML reads no as False, 1984 as a number
         super().__init__(f"field {field!r} is {found}, wanted {wanted}")
 
 

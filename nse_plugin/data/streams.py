@@ -85,5 +85,9 @@ def held_out_texts(
     try:
         text = Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read held-out text {source!r}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"cannot read held-out text {source!r} ({why}); give a text file in UTF-8, 'factbook', "
+            "'atlas' or 'none'"
+        ) from error
     return [line for line in text.splitlines() if line.strip()]

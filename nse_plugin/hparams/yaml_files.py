@@ -91,7 +91,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise HparamsError(f"there is no file {str(path)!r}; give the path of a YAML") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise HparamsError(f"cannot read {path}: {error}") from error
+        raise HparamsError(f"cannot read {path} ({error}); give the path of a YAML") from error
     except yaml.YAMLError as error:
         raise HparamsError(f"{path} is not YAML: {error}; correct it") from error
     if not isinstance(config, dict):

@@ -215,7 +215,7 @@ def round_text(line: Mapping[str, Any]) -> str:
     if drifts := [d for d in point.get("direction_drift", {}).values() if d is not None]:
         parts.append(f"dominant directions turned by {max(drifts):.1%}")
     if line["repeats"]:
-        parts.append(f"{line['repeats']} repeats")
+        parts.append(counted(line["repeats"], "repeat"))
     if line["superseded"]:
         parts.append(f"{line['superseded']} superseded")
     if (line["edit"] or {}).get("repaired"):

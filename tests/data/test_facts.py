@@ -31,7 +31,7 @@ def test_every_fact_has_a_number_of_its_own():
     records = [{**RECORDS[0]}, {**RECORDS[1], "case_id": 1}, {**RECORDS[0], "subject": "X"}]
     records[2]["prompt"] = "{} is in"
     assert [request.case_id for request in parse_facts(records)] == [2, 1, 3]
-    with pytest.raises(RequestError, match="case_id 1"):
+    with pytest.raises(DataError, match="case_id 1 is that of an earlier record"):
         parse_facts([{**record, "case_id": 1} for record in RECORDS])
 
 
@@ -54,8 +54,12 @@ def test_files_of_all_kinds_hold_the_same_facts(name, text, tmp_path):
 def test_mistakes_say_what_to_do(tmp_path):
     with pytest.raises(RequestError, match="put it in braces"):
         fact("The Eiffel Tower is in", "Rome")
-    with pytest.raises(RequestError, match="put it in braces"):
+    with pytest.raises(RequestError, match="has 2 texts in braces"):
         fact("{A} and {B} are in", "Rome")
+    with pytest.raises(RequestError, match="^subject 'B' is not in prompt '{A} is in'"):
+        fact("{A} is in", "Rome", "B")
+    with pytest.raises(RequestError, match="^target is ' '; give a text that is not empty"):
+        fact("{A} is in", " ")
     (tmp_path / "f.yaml").write_text("- {prompt: [")
     with pytest.raises(DataError, match=r"f\.yaml is not YAML.*correct it"):
         read_facts(tmp_path / "f.yaml")
@@ -63,10 +67,21 @@ def test_mistakes_say_what_to_do(tmp_path):
     with pytest.raises(RequestError, match=r"no target; .* as target \(its .* prompt, answer\)"):
         read_facts(tmp_path / "f.yaml")
     (tmp_path / "f.yaml").write_text("- {prompt: '{A} is in', target: ''}")
-    with pytest.raises(DataError, match="'target_new' is '', wanted a text .*; correct it$"):
+    with pytest.raises(
+        DataError, match="'target_new' is '', wanted a text that is not empty; correct it$"
+    ):
+        read_facts(tmp_path / "f.yaml")
+    (tmp_path / "f.yaml").write_text("- {prompt: '{A} speaks', target: no}")
+    with pytest.raises(DataError, match="is False, wanted a text .*; put it in quotes"):
         read_facts(tmp_path / "f.yaml")
     with pytest.raises(RequestError, match="one of the paraphrases is ' '; give a text"):
         fact("{A} is in", "Rome", rephrase_prompts=["A stands in", " "])
+
+
+def test_fields_that_are_not_read_are_named_once(tmp_path, caplog):
+    (tmp_path / "f.json").write_text(json.dumps([{**RECORDS[0], "paraphrse": "x"}]))
+    parse_facts(read_facts(tmp_path / "f.json"))
+    assert caplog.text.count("paraphrse") == 1
 
 
 def test_what_is_asked_beside():

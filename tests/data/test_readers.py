@@ -267,6 +267,14 @@ def test_bad_record_is_named_or_skipped_and_counted(tmp_path, caplog, bad, messa
     assert "skipped 1 of 3 records" in caplog.text and message in caplog.text
 
 
+def test_two_records_of_one_case_id_are_refused_unless_they_are_the_same(caplog):
+    twice = [{**ZSRE, "case_id": 7}, {**ZSRE, "case_id": 7}, {**ZSRE, "case_id": "7", "alt": "x"}]
+    assert len(parse_records(twice[:2])) == 2
+    with pytest.raises(DataError, match="record 2 .*case_id '7' is that of an earlier record"):
+        parse_records(twice)
+    assert len(parse_records(twice, on_bad="skip")) == 2 and "skipped 1 of 3" in caplog.text
+
+
 def test_other_schemas_name_their_bad_fields():
     rewrite = NESTED["requested_rewrite"]
     for change, message in [
