@@ -179,8 +179,8 @@ def _of_system(error: OSError) -> str:
     if error.filename is None:
         return f"{type(error).__name__}: {error}"
     return (
-        f"cannot read or write {error.filename}: {error.strerror}; free space or fix the permissions, "
-        "or give another place"
+        f"cannot read or write {error.filename}: {error.strerror}; free space or fix the "
+        "permissions, or give another place"
     )
 
 

@@ -37,7 +37,10 @@ from nse_plugin.session.ledger_files import damaged, round_path
 
 log = logging.getLogger(__name__)
 
-WAY_OUT = "free space or fix the permissions, then run the same command again; the rounds on disk are whole"
+WAY_OUT = (
+    "free space or fix the permissions, then run the same command again; the rounds on disk are "
+    "whole"
+)
 _DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
 _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written before the manifest
 
