@@ -85,7 +85,7 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
         (["edit", "--facts", "f.yaml", "--target", "x"], "--facts and --target were given"),
         (["edit", "--facts", "f.yaml"], "there is no file 'f.yaml'"),
         (["edit", "--facts", "half.yaml"], "the fact '{A B} is' has no target"),
-        ([*EDIT[:-2], "--target", " ", "--out", "new"], "target_new"),
+        ([*EDIT[:-2], "--target", " ", "--out", "new"], "target is ' '; give a text"),
         (["ask", "nowhere", "x"], "nowhere is not a folder"),
         (["chat", "nowhere"], "nowhere is not a folder"),
     ],
