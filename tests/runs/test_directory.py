@@ -290,7 +290,7 @@ def test_a_full_disk_is_explained_and_the_run_goes_on_later(tmp_path, whole, whe
             patch.setattr(files, "save_file", save)
         else:
             patch.setattr(os, "fsync", fsync)
-        with pytest.raises(DataError, match=r"No space left.*the same command resumes"):
+        with pytest.raises(DataError, match=r"No space left.*the same command again"):
             scheduler(tmp_path).run()
     assert not list(tmp_path.glob("*.tmp"))
     assert_resumes(tmp_path, whole)
@@ -306,7 +306,7 @@ def test_safetensors_own_errors_on_a_full_disk(tmp_path, whole, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "save_file", save)
-        with pytest.raises(DataError, match=r"No space left.*the same command resumes"):
+        with pytest.raises(DataError, match=r"No space left.*the same command again"):
             scheduler(tmp_path).run()
     assert_resumes(tmp_path, whole)
 
