@@ -1,7 +1,8 @@
 """Strict hyperparameters: one dataclass per method, read from YAML; invalid ones are refused.
 
 ``NSEHparams.from_hparams("NSE/gpt2-xl")`` finds a YAML that ships with the package,
-``NSEHparams.from_hparams("my/settings.yaml")`` one of yours.  Keys that EasyEdit's own YAMLs have
+``NSEHparams.from_hparams("my/settings.yaml")`` one of yours; ``"NSE:stable/gpt2-xl"`` is the first
+with a named change (:mod:`~nse_plugin.hparams.variants`).  Keys that EasyEdit's own YAMLs have
 keep their names and meaning.
 """
 
