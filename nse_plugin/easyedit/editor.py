@@ -47,9 +47,9 @@ def base_editor() -> type:
     """The BaseEditor of nse_plugin where EasyEdit is the host; registers our methods.
 
     It is a subclass of EasyEdit's that reads ``atlas:`` names and ready (model, tokenizer)
-    pairs in ``model_name``, runs *our* method where EasyEdit has one of the same name, and says
-    before any work that fluency needs data of nltk that is not there.  Everything else is
-    EasyEdit's; so ``easyeditor.BaseEditor`` serves as well.
+    pairs in ``model_name``, runs *our* method for hyperparameters of our classes, also where
+    EasyEdit has a method of that name, and says before any work that fluency needs data of nltk
+    that is not there.  Everything else is EasyEdit's; so ``easyeditor.BaseEditor`` serves as well.
 
     Raises:
         HostError: as :func:`register`.
