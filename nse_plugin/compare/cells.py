@@ -8,7 +8,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,11 @@ from nse_plugin.session.session import EditSession
 
 log = logging.getLogger(__name__)
 
+Results = Generator[tuple[Cell, CellResult], None, None]
+"""Each cell with its result, in the order they come.  Closing it ends the workers."""
+RETRIES = 1
+"""How often a cell whose worker died is resumed after its last complete round."""
+
 _RETAINED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
 _METHOD_ERRORS = (
     NSEPluginError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
@@ -73,6 +78,12 @@ def failed(cell: Cell, error: str) -> CellResult:
     found = _empty(cell, None)
     found["run_info"] |= {"status": "failed", "error": error}
     return found
+
+
+def lost(cell: Cell, how: str) -> CellResult:
+    """The result of a cell whose worker died too often."""
+    again = "the same command tries again"
+    return failed(cell, f"its worker was lost {RETRIES + 1} times ({how}); {again}")
 
 
 def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:

@@ -10,14 +10,14 @@ import json
 import logging
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from nse_plugin.compare.cells import failed, run_cell
+from nse_plugin.compare.cells import RETRIES, Results, lost, run_cell
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Results = Generator[tuple[Cell, CellResult], None, None]
-"""Each cell with its result, in the order they come.  Closing it ends the workers."""
-RETRIES = 1
-"""How often a cell whose worker died is resumed after its last complete round."""
 ENGINES = ("serial", "processes", "ray")
 _PATIENCE = 5.0
 """Seconds that a process has to end when it is asked to; then it is killed."""
@@ -112,7 +108,7 @@ class Processes:
                         log.warning("%s: its process was lost; it is started again", cell)
                         waiting.append((cell, tries + 1))
                     else:
-                        yield cell, failed(cell, lost(f"exit code {process.exitcode}"))
+                        yield cell, lost(cell, f"exit code {process.exitcode}")
         finally:
             _end([process for process, _, _ in running.values()])
 
@@ -124,11 +120,6 @@ class Processes:
         process.start()
         theirs.close()  # so that the end of the process is the end of the pipe
         return process, ours
-
-
-def lost(how: str) -> str:
-    """The error of a cell whose worker died too often."""
-    return f"its worker was lost {RETRIES + 1} times ({how}); the same command tries again"
 
 
 def gpu_of(device: str, slot: int, n_gpus: int) -> int | None:

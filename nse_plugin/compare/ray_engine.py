@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from nse_plugin.compare.cells import failed, run_cell
-from nse_plugin.compare.engines import RETRIES, Results, lost
+from nse_plugin.compare.cells import RETRIES, Results, failed, lost, run_cell
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.files import require
@@ -78,7 +77,7 @@ class RayTasks:
             return json.loads(self._ray.get(reference))
         except (errors.WorkerCrashedError, errors.NodeDiedError, errors.ObjectLostError,
                 errors.OutOfMemoryError) as error:  # fmt: skip
-            return failed(cell, lost(type(error).__name__))
+            return lost(cell, type(error).__name__)
         except errors.RayError as error:
             return failed(cell, f"{type(error).__name__}: {error}")
 
