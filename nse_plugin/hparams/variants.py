@@ -52,15 +52,12 @@ _SHARED = {
 _OTHER_TOKENS = Variant(
     {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
 )
-_LONG_STREAMS = (
-    *map(_SHARED.__getitem__, ("polyak", "margin", "merged", "consolidated")),
-    _OTHER_TOKENS,
-)
+_LONG_STREAMS = (_SHARED["merged"], _SHARED["consolidated"], _OTHER_TOKENS)
 _OF_NSE_AND_MEMIT = {
     "other-tokens": _OTHER_TOKENS,
     "stable": Variant(
         {key: value for each in _LONG_STREAMS for key, value in each.changes.items()},
-        "for long streams: polyak, margin, merged, consolidated and other-tokens together (ours)",
+        "for long streams: merged, consolidated and other-tokens together (ours)",
     ),
 }
 VARIANTS: dict[str, dict[str, Variant]] = {
