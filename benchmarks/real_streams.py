@@ -209,15 +209,13 @@ def by_place(folder: Path) -> dict[str, tuple[int, float]]:
     tokenizer = AutoTokenizer.from_pretrained(
         model_place(str(files.model_name)), trust_remote_code=False
     )
-    found: dict[str, list[float]] = {"2": [], "3": [], "4": [], "5 and more": []}
-    for requests in files.requests().values():
-        for request in requests:
+    found: dict[int, list[float]] = {2: [], 3: [], 4: [], 5: []}
+    for request in (r for requests in files.requests().values() for r in requests):
+        if request.case_id in given:
             place = len(encode_request(tokenizer, request).up_to_subject)
-            if request.case_id in given:
-                found[str(place) if str(place) in found else "5 and more"].append(
-                    given[request.case_id]
-                )
-    return {name: (len(some), mean(some) or 0.0) for name, some in found.items()}
+            found[min(max(place, 2), 5)].append(given[request.case_id])
+    names = ("2 and fewer", "3", "4", "5 and more")
+    return {name: (len(some), mean(some) or 0.0) for name, some in zip(names, found.values())}
 
 
 def main() -> None:
