@@ -137,7 +137,7 @@ def parse_method(text: str) -> MethodSpec:
         method=method,
         ours=name.endswith(_SUFFIX),
         overtone=loss is not None,
-        changes={} if items is None else changes_of(method, items, text),
+        changes=changes_of(method, items, text),
     )
 
 

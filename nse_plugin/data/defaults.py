@@ -36,15 +36,16 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
     """The keys of the YAML that ships for a method and model, else those to begin with.
 
     Args:
-        method: its name; changes may follow it, as in ``NSE:stable``.
+        method: its name, with ``-plugin`` for ours also where EasyEdit has one of that name;
+            changes may follow it, as in ``NSE:stable``.
 
     Raises:
         HparamsError: there is neither, or no such method or change.
         ModelError: the model's config cannot be read.
     """
-    name, items = split_changes(method)
-    name = find_method(name).name
-    changes = {} if items is None else changes_of(name, items, method)
+    alg_name, items = split_changes(method)
+    name = find_method(alg_name).name
+    changes = {**changes_of(name, items, method), "alg_name": alg_name}
     path = yaml_dir() / name / f"{model_key(model_name)}.yaml"
     if path.is_file():
         return read_method_yaml(path) | changes | {"model_name": model_name}

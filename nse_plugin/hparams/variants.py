@@ -127,7 +127,7 @@ def read_named(name_or_path: str | Path) -> dict[str, Any]:
         return read_yaml(find_yaml(name))
     method, items = split_changes(found["method"])
     values = read_yaml(find_yaml(f"{method}/{found['model']}"))
-    return values | changes_of(method, items or (), found["method"])
+    return values | changes_of(method, items, found["method"])
 
 
 def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
@@ -151,16 +151,18 @@ def split_changes(text: str) -> tuple[str, list[str] | None]:
     return method.strip(), items if colon else None
 
 
-def changes_of(method: str, items: Sequence[str], text: str) -> dict[str, Any]:
+def changes_of(method: str, items: Sequence[str] | None, text: str) -> dict[str, Any]:
     """Keys and values of ``no-rewinding;p=0.6``; a later one replaces an earlier one.
 
     Args:
-        items: the changes, one by one.
+        items: the changes, one by one, as :func:`split_changes` gives them.
         text: what was given, for errors.
 
     Raises:
         HparamsError: there is no such variant, or a change cannot be read.
     """
+    if items is None:
+        return {}
     variants, short = VARIANTS.get(method, {}), SHORT_KEYS.get(method, {})
     if not items:
         raise HparamsError(f"method {text!r}: nothing follows the colon; leave it out")

@@ -17,6 +17,8 @@ def test_a_yaml_that_ships_goes_first():
     assert values_for("MEMIT", "atlas:gpt2") == shipped
     changed = values_for("MEMIT:previous-keys;v_lr=2e-2", "atlas:gpt2")
     assert changed == shipped | {"use_previous_keys": True, "v_lr": 0.02}
+    ours = values_for("MEMIT-plugin:previous-keys", "atlas:gpt2")  # also where the host has one
+    assert ours == shipped | {"use_previous_keys": True, "alg_name": "MEMIT-plugin"}
 
 
 @pytest.mark.parametrize(("n_layers", "layers"), [(30, [4, 5, 6, 7, 8]), (2, [0, 1]), (1, [0])])
