@@ -9,7 +9,7 @@ import yaml
 
 from nse_plugin import NSEHparams, NSEHyperParams, OvertoneHparams, OvertoneHyperParams
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import yaml_dir
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method
 
 GOOD = {"alg_name": "NSE", "model_name": "m", "layers": [1, 2]}

@@ -10,8 +10,9 @@ import yaml
 
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import NSEHparams, OvertoneHparams, yaml_dir
+from nse_plugin.hparams import NSEHparams, OvertoneHparams
 from nse_plugin.hparams.overtone import OTHERWISE, SETTINGS
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import attaches
 from tests.tiny import tiny_hparams, tiny_model, tiny_tokenizer
 

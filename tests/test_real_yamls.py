@@ -18,7 +18,8 @@ import yaml
 
 from nse_plugin.data.published import MODELS
 from nse_plugin.errors import ModelError
-from nse_plugin.hparams import NSEHparams, yaml_dir
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.families import FAMILIES

@@ -15,13 +15,9 @@ from typing import Any
 
 from nse_plugin.data.defaults import defaults_for
 from nse_plugin.errors import HparamsError, did_you_mean
-from nse_plugin.hparams import (
-    Hparams,
-    OvertoneHparams,
-    read_method_yaml,
-    yaml_dir,
-)
-from nse_plugin.hparams.variants import VARIANTS, changes_of, split_changes
+from nse_plugin.hparams import Hparams, OvertoneHparams
+from nse_plugin.hparams.variants import VARIANTS, changes_of, read_method_yaml, split_changes
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS
 
 UNTOUCHED = "untouched"

@@ -26,9 +26,6 @@ from nse_plugin.hparams.training import (
     TrainingHparams,
     UltraEditHparams,
 )
-from nse_plugin.hparams.validation import Settings, bounded, group, mistakes_in
-from nse_plugin.hparams.variants import read_method_yaml
-from nse_plugin.hparams.yaml_files import find_yaml, parse_yaml, read_yaml, yaml_dir
 
 NSEHyperParams = NSEHparams
 OvertoneHyperParams = OvertoneHparams
@@ -48,17 +45,8 @@ __all__ = [
     "OvertoneHparams",
     "OvertoneHyperParams",
     "ROMEHparams",
-    "Settings",
     "SpreadHparams",
     "TrainingHparams",
     "UltraEditHparams",
     "WISEHparams",
-    "bounded",
-    "find_yaml",
-    "group",
-    "mistakes_in",
-    "parse_yaml",
-    "read_method_yaml",
-    "read_yaml",
-    "yaml_dir",
 ]

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nse_plugin.errors import HparamsError, SessionError, did_you_mean
-from nse_plugin.hparams import Hparams, OvertoneHparams, read_method_yaml
+from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.hparams.overtone import base_of
+from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.methods import overtone
 from nse_plugin.methods.bases import BASES, Method
 from nse_plugin.requests import EditRequest, as_requests

@@ -7,8 +7,8 @@ from typing import Any
 
 from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.hparams import Hparams, SpreadHparams, read_method_yaml
-from nse_plugin.hparams.variants import split_changes
+from nse_plugin.hparams import Hparams, SpreadHparams
+from nse_plugin.hparams.variants import read_method_yaml, split_changes
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain

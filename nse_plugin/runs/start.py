@@ -16,7 +16,8 @@ from nse_plugin.data.streams import held_out_texts, read_data, settled
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.hparams import Hparams, read_method_yaml
+from nse_plugin.hparams import Hparams
+from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest

@@ -9,7 +9,7 @@ import yaml
 
 from nse_plugin.compare.comparison import Comparison, read_comparison
 from nse_plugin.compare.settings import CompareSettings
-from nse_plugin.hparams import find_yaml
+from nse_plugin.hparams.yaml_files import find_yaml
 from tests.runs.runs import comparable, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 

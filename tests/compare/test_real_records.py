@@ -12,7 +12,7 @@ from nse_plugin import cli
 from nse_plugin.compare.comparison import exit_code
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import read_records
-from nse_plugin.hparams import find_yaml
+from nse_plugin.hparams.yaml_files import find_yaml
 from nse_plugin.methods.registry import find_method
 from nse_plugin.session.ledger_files import load_rounds
 from tests.compare.grids import arguments, comparison, quiet

@@ -6,7 +6,7 @@ import pytest
 
 from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import HparamsError, ModelError
-from nse_plugin.hparams import read_method_yaml
+from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.methods.registry import hparams_from
 from nse_plugin.runs.settings import RunSettings
 from tests.tiny import tiny_model

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import Settings, bounded, find_yaml, group, parse_yaml, read_yaml
+from nse_plugin.hparams.validation import Settings, bounded, group
+from nse_plugin.hparams.yaml_files import find_yaml, parse_yaml, read_yaml
 
 
 @dataclass(frozen=True)

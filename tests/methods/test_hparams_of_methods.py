@@ -9,7 +9,7 @@ import yaml
 
 import nse_plugin
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import yaml_dir
+from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method
 
 SHARED = """

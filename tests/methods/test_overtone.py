@@ -11,8 +11,9 @@ import yaml
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.editor import BaseEditor
-from nse_plugin.hparams import OvertoneHparams, find_yaml, yaml_dir
+from nse_plugin.hparams import OvertoneHparams
 from nse_plugin.hparams.overtone import OTHERWISE
+from nse_plugin.hparams.yaml_files import find_yaml, yaml_dir
 from nse_plugin.methods import nse, registry
 from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
