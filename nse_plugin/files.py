@@ -12,6 +12,7 @@ import os
 import stat
 from array import array
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
@@ -131,6 +132,11 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
     write_whole(path, write)
+
+
+def now() -> str:
+    """The time as files hold it: ISO 8601 in UTC, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def checksum(path: Path) -> str:

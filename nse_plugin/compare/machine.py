@@ -7,7 +7,6 @@ import importlib.metadata
 import os
 import platform
 import sys
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +16,7 @@ import torch
 from nse_plugin import host as hosting
 from nse_plugin.compare.results import Memory, MetaInfo
 from nse_plugin.easyedit.checkout import find
-from nse_plugin.files import git_commit
+from nse_plugin.files import git_commit, now
 from nse_plugin.runs.identity import versions
 
 try:
@@ -42,7 +41,7 @@ def meta_info(threads: int) -> MetaInfo:
         "hardware": _hardware(),
         "threads": threads,
         "host": host,
-        "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "finished": now(),
     }
 
 

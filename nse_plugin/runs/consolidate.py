@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
 from pathlib import Path
 
 from nse_plugin.errors import NotFiniteError
-from nse_plugin.files import JsonLines
+from nse_plugin.files import JsonLines, now
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.reading import consolidations
 from nse_plugin.runs.schema import ROUNDS, Consolidation
@@ -39,7 +38,7 @@ def consolidate_run(
             answered_before=sum(bool(o.answered_before_consolidation) for o in record.outcomes),
             answered=sum(bool(o.answered) for o in record.outcomes),
             edit=record.summary(),
-            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            time=now(),
             sha256=saved.sha256,
         )
         lines.append(line)

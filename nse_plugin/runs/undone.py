@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import checksum, read_json, write_json
+from nse_plugin.files import checksum, now, read_json, write_json
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds, check
 from nse_plugin.session.ledger_files import round_path
 from nse_plugin.session.records import Undone
@@ -27,13 +27,8 @@ def load_undone(folder: Path) -> list[Undone]:
 
 def add_undone(folder: Path, number: int, reason: str) -> None:
     """Note that a round was undone."""
-    now = Undone.now(number, reason)
-    entry = UndoneRound(
-        number=now.number,
-        time=now.time,
-        reason=now.reason,
-        sha256=checksum(round_path(folder, number)),
-    )
+    sha256 = checksum(round_path(folder, number))
+    entry = UndoneRound(number=number, time=now(), reason=reason, sha256=sha256)
     content = UndoneRounds(schema=SCHEMA, undone=[*_entries(folder), entry])
     write_json(folder / UNDONE, content)
 

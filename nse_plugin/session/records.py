@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
 
+from nse_plugin.files import now
 from nse_plugin.requests import EditRequest, marks_of
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.norms import column_norms
@@ -281,7 +281,7 @@ class Undone:
     @classmethod
     def now(cls, number: int, reason: str = "") -> Undone:
         """An undo at the present time."""
-        return cls(number, datetime.now(timezone.utc).isoformat(timespec="seconds"), reason)
+        return cls(number, now(), reason)
 
 
 def active_rounds(numbers: Sequence[int]) -> str:
