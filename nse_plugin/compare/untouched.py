@@ -66,7 +66,3 @@ class NoEdits:
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
         """There are none."""
         return {}
-
-    def changed(self) -> list[nn.Parameter]:
-        """Nothing is edited."""
-        return []

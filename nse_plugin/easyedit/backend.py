@@ -113,7 +113,9 @@ class HostBackend:
 
     def problem(self) -> str | None:
         """A weight that is not finite, of those changed or attached."""
-        return not_finite(list(self.model.parameters()) if self._attached else self.changed())
+        if self._attached:
+            return not_finite(self.model.parameters())
+        return not_finite(map(self._parameter, self._originals))
 
     def save(self, folder: Path, number: int) -> Saved:
         """The matrices that the last round changed, whole."""
@@ -176,10 +178,6 @@ class HostBackend:
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
         """The host keeps none."""
         return {}
-
-    def changed(self) -> list[nn.Parameter]:
-        """Changed matrices as they are."""
-        return [self._parameter(name) for name in self._originals]
 
     def _refuse_attached(self, what: str) -> None:
         if self._attached:

@@ -49,18 +49,12 @@ class Known:
 
 
 def keep_known(
-    model: nn.Module,
-    tokenizer: Any,
-    requests: Sequence[EditRequest],
-    *,
-    limit: int | None = None,
-    token_budget: int = 16384,
+    model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], *, limit: int | None = None
 ) -> Known:
     """Leave out the requests whose true answer the model does not give, and such locality probes.
 
     Args:
         limit: stop once this number of requests is kept.
-        token_budget: tokens per batch, padding included.
 
     Raises:
         DataError: a request has no true answer, or none of the true answers is known.
@@ -72,7 +66,7 @@ def keep_known(
                 f"request {request.case_id} has no true answer (ground_truth), so nobody can tell "
                 "whether the model knows it; give data with true answers, or keep all requests"
             )
-    asker = _Asker(model, tokenizer, token_budget)
+    asker = _Asker(model, tokenizer)
     known = Known()
     for start in range(0, len(requests), _AT_ONCE):
         if limit is not None and len(known.requests) >= limit:
@@ -121,8 +115,8 @@ def _locality(request: EditRequest) -> list[Probe]:
 class _Asker:
     """Asks each question once."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, token_budget: int) -> None:
-        self._model, self._tokenizer, self._budget = model, tokenizer, token_budget
+    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
+        self._model, self._tokenizer = model, tokenizer
         self._right: dict[Probe, bool] = {}
 
     def right(self, probes: Iterable[Probe]) -> list[bool]:
@@ -131,8 +125,6 @@ class _Asker:
         new = [probe for probe in dict.fromkeys(probes) if probe not in self._right]
         if new:
             prompts, answers = [p.prompt for p in new], [p.answer for p in new]
-            answered = score_answers(
-                self._model, self._tokenizer, prompts, answers, token_budget=self._budget
-            )
+            answered = score_answers(self._model, self._tokenizer, prompts, answers)
             self._right.update(zip(new, answered.exact))
         return [self._right[probe] for probe in probes]

@@ -26,20 +26,17 @@ from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
+_HELD_OUT_TOKENS = 256
+"""How much of a text a perplexity reads, at most."""
 
 
-def perplexity(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], max_tokens: int = 256
-) -> float | None:
+def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> float | None:
     """exp of the mean NLL of all tokens but the first of each text; None where it overflows.
-
-    Args:
-        max_tokens: of each text, and never more than the model's context.
 
     Raises:
         DataError: no text has two tokens.
     """
-    bound = min(max_tokens, layout_of(model).max_positions or max_tokens)
+    bound = min(_HELD_OUT_TOKENS, layout_of(model).max_positions or _HELD_OUT_TOKENS)
     rows = [encode_text(tokenizer, text)[:bound] for text in texts]
     pairs = [EncodedPrompt(tuple(ids), -1, len(ids) - 1) for ids in rows if len(ids) > 1]
     if not pairs:

@@ -71,9 +71,6 @@ class Backend(typing.Protocol):
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
         """By layer, at most ``limit`` of the previous keys, at even distances: [d_ff, n]."""
 
-    def changed(self) -> list[nn.Parameter]:
-        """Edited parameters as they are."""
-
 
 def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Backend:
     """The backend for a session with hparams, or for an editor of either host; or a backend itself.
@@ -153,7 +150,8 @@ class SessionBackend:
         losses = [outcome.z_loss for outcome in self.session.ledger[-1].outcomes]
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             return "loss"
-        return not_finite([*self.changed(), *self.session.attached.tensors().values()])
+        edited = map(self.model.get_parameter, self.session.weights.names())
+        return not_finite([*edited, *self.session.attached.tensors().values()])
 
     def save(self, folder: Path, number: int) -> Saved:
         """Factors and keys of the last round; the ledger reads them from the file from now on."""
@@ -187,10 +185,6 @@ class SessionBackend:
         """Previous keys of the edited layers."""
         layers = self._base.layers if isinstance(self._base, LayersHparams) else []
         return self.session.ledger.some_keys(layers, limit)
-
-    def changed(self) -> list[nn.Parameter]:
-        """Edited matrices as they are."""
-        return [self.model.get_parameter(name) for name in self.session.weights.names()]
 
     def _is_changed(self, record: RoundRecord, summary: dict[str, Any]) -> bool:
         """Whether a round changed the model by more than rounding error."""

@@ -103,10 +103,8 @@ class _Layer:
         self.d_ff = d_ff
         self.count = 0  # keys
         self.keys: list[torch.Tensor] = []  # by round [d_ff, n], while they are few
-        self.total: torch.Tensor | None = (
-            None  # P float64 [d_ff, d_ff], of the first `summed` rounds
-        )
-        self.summed = 0
+        self.total: torch.Tensor | None = None  # P float64 [d_ff, d_ff], of the first rounds
+        self.summed = 0  # how many those are
         self.solved: list[torch.Tensor] = []  # by round [d_ff, n], with `factor`
         self.factor: torch.Tensor | None = None
 
