@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -164,7 +164,7 @@ def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int) -> fl
 
 def run_harness(
     model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None
-) -> Mapping[str, Any]:
+) -> dict[str, Any]:
     """Results of tasks of EleutherAI's lm-evaluation-harness, by task, as it gives them.
 
     Args:

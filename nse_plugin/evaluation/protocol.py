@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nse_plugin.evaluation.measurement import Measurement
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
     ability,
@@ -188,17 +189,10 @@ def measure_round(
 
 def measure_all(
     protocol: Protocol, measured: MeasuredModel, history: History, number: int
-) -> dict[str, Any]:
-    """Everything that is measured every N rounds and at the end.
-
-    Returns:
-        ``retention``: one row ``{edited, n, efficacy, ...}`` per round edited; ``all``: the same
-        scores over all edits asked; ``each``: those of every edit; ``generation``, ``fluency``,
-        ``perplexity``, ``ability``, ``relative_change`` and ``direction_drift`` by parameter,
-        ``key_share`` by layer and ``harness``, where asked for.
-    """
+) -> Measurement:
+    """Everything that is measured every N rounds and at the end, but for ``answers``."""
     edits = history.in_effect()
-    result: dict[str, Any] = {"tested": number, "in_effect": len(edits)}
+    result: Measurement = {"tested": number, "in_effect": len(edits)}
     if protocol.retention and edits:
         sample = history.edits(_sample(edits, protocol.retention, protocol.seed, number))
         answered = measured.answers(sample, protocol)
@@ -239,9 +233,9 @@ def measure_all(
     return result
 
 
-def measure_model(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]:
+def measure_model(protocol: Protocol, measured: MeasuredModel) -> Measurement:
     """What is measured of the model as a whole, whatever was edited."""
-    result: dict[str, Any] = {}
+    result: Measurement = {}
     texts = list(measured.held_out[: protocol.perplexity])
     if texts:
         result["perplexity"] = perplexity(measured.model, measured.tokenizer, texts)
@@ -256,7 +250,7 @@ def measure_model(protocol: Protocol, measured: MeasuredModel) -> dict[str, Any]
 
 def _retention(
     sample: Sequence[Edit], answered: Sequence[Answered], texts: Container[str]
-) -> dict[str, Any]:
+) -> Measurement:
     by_round: dict[int, list[int]] = {}
     for index, edit in enumerate(sample):
         by_round.setdefault(edit.round, []).append(index)
@@ -282,7 +276,7 @@ def _each(
 
 def measure_answers(
     protocol: Protocol, measured: MeasuredModel, history: History, number: int
-) -> dict[str, Any]:
+) -> Measurement:
     """``answers``: per edit asked, whether the new answer is given, and the text that is given.
 
     For the end of a run, since text takes longer than scores.

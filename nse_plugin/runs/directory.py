@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.reading import checked_lines, consolidations, read_manifest, without_line
 from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
@@ -34,6 +36,7 @@ from nse_plugin.runs.schema import (
 )
 from nse_plugin.runs.undone import load_undone
 from nse_plugin.session.ledger_files import damaged, round_path
+from nse_plugin.session.records import Written
 
 log = logging.getLogger(__name__)
 
@@ -189,3 +192,31 @@ class RunDirectory:
 def new_manifest(**content: object) -> Manifest:
     """The manifest of a run of this version."""
     return {"made_by": MADE_BY, "schema": SCHEMA, **content}  # type: ignore[typeddict-item]
+
+
+def new_line(
+    number: int, requests: Sequence[EditRequest], written: Written | None, file: int | None
+) -> RoundLine:
+    """The line of a round that was written and is not measured yet.
+
+    Args:
+        written: None if the method gave up on it.
+        file: number of its file; None if the round was undone.
+    """
+    return {
+        "round": number,
+        "file": file,
+        "requests": [request.digest() for request in requests],
+        "case_ids": [request.case_id for request in requests],
+        "edits": len(requests),
+        "repeats": 0,
+        "superseded": 0,
+        "changed": written is not None and file is not None and written.changed,
+        "left_out": [each.case_id for each in written.left_out] if written else [],
+        "scores": None,
+        "measurement": None,
+        "edit": written.summary if written else None,
+        "stop": None,
+        "sha256": None,
+        "seconds": {},
+    }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from nse_plugin.errors import DataError, NotFiniteError
 from nse_plugin.evaluation.metrics import Answered, ask, asked_texts
@@ -26,7 +26,7 @@ from nse_plugin.hparams.overtone import base_of
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.budget import estimate
-from nse_plugin.runs.directory import RunDirectory, new_manifest
+from nse_plugin.runs.directory import RunDirectory, new_line, new_manifest
 from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport, Kind
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
@@ -35,7 +35,6 @@ from nse_plugin.runs.reading import read_manifest
 from nse_plugin.runs.schema import (
     FROZEN,
     ROUNDS,
-    Identity,
     Manifest,
     Measurement,
     RoundLine,
@@ -165,21 +164,18 @@ class EditRound:
         with self._session.rewound():
             asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
             answered = ask(self._model, self._tokenizer, asked, self._protocol)
-            identity = None if kept else self._identity(len(requests))
         contexts = self._backend.prepare(kept["contexts"] if kept else None)
         if kept is not None:
             return asked, answered, None
-        budget = estimate(self._model, self._backend.hparams, len(requests), None)
+        hparams, round_size = self._backend.hparams, len(requests)
+        budget = estimate(self._model, hparams, round_size, None)
         budget.check(self._directory.path)
+        identity = run_identity(  # the folder is new, so the model is the untouched one
+            self._backend, round_size=round_size, order=BY_HAND, seed=hparams.seed,
+            protocol=self._protocol, rules=StopRules(),
+        )  # fmt: skip
         manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=asdict(budget))
         return asked, answered, manifest
-
-    def _identity(self, round_size: int) -> Identity:
-        hparams = self._backend.hparams
-        return run_identity(
-            self._model, self._tokenizer, self._backend.method, hparams, round_size=round_size,
-            order=BY_HAND, seed=hparams.seed, protocol=self._protocol, rules=StopRules(),
-        )  # fmt: skip
 
     def _make_statistics(self) -> None:
         base = base_of(self._backend.hparams)
@@ -189,7 +185,7 @@ class EditRound:
 
     def _edit(
         self, requests: Sequence[EditRequest]
-    ) -> tuple[RoundLine, list[Answered], dict[str, Any]]:
+    ) -> tuple[RoundLine, list[Answered], Measurement]:
         """Write the round into the model and measure it.
 
         Returns:
@@ -218,26 +214,12 @@ class EditRound:
         everything = MeasuredModel(self._model, self._tokenizer, originals, keys)
         found = measure_all(self._prompts_alone, everything, self._history, self._number)
         said = measure_answers(self._prompts_alone, everything, self._history, self._number)
-        line: RoundLine = {
-            "round": self._number,
-            "file": self._session.ledger.numbers()[-1],
-            "requests": [request.digest() for request in requests],
-            "case_ids": [request.case_id for request in requests],
-            "edits": len(requests),
-            "repeats": 0,
-            "superseded": superseded,
-            "scores": scores,
-            "measurement": cast(Measurement, found),
-            "edit": written.summary,
-            "changed": written.changed,
-            "left_out": [each.case_id for each in written.left_out],
-            "stop": None,
-            "sha256": None,
-            "seconds": {"edit": seconds},
-        }
+        line = new_line(self._number, requests, written, self._session.ledger.numbers()[-1])
+        line |= {"superseded": superseded, "scores": scores, "measurement": found}
+        line["seconds"] = {"edit": seconds}
         return line, now, said
 
-    def _save(self, line: RoundLine, said: dict[str, Any], manifest: Manifest | None) -> Path:
+    def _save(self, line: RoundLine, said: Measurement, manifest: Manifest | None) -> Path:
         """Store the round; its line makes it count."""
         self._tell("write")
         directory = self._directory
@@ -252,7 +234,7 @@ class EditRound:
             "in_effect": len(self._history.in_effect()),
             "repeats": 0,
             "stop": None,
-            "measurement": cast(Measurement, {**(line["measurement"] or {}), **said}),
+            "measurement": {**(line["measurement"] or {}), **said},
         })  # fmt: skip
         return path
 

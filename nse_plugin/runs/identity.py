@@ -19,6 +19,7 @@ from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.weights import fingerprint
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.backends import Backend
 from nse_plugin.runs.schema import Format, Identity, ModelIdentity, Texts, Versions
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.statistics.files import model_fingerprint
@@ -26,10 +27,7 @@ from nse_plugin.version import __version__
 
 
 def run_identity(
-    model: Any,
-    tokenizer: Any,
-    method: str,
-    hparams: Any,
+    backend: Backend,
     *,
     round_size: int,
     order: str,
@@ -42,15 +40,15 @@ def run_identity(
     """What has to be equal for a run to be resumed.
 
     Args:
-        model: the untouched model.
+        backend: a method on the untouched model.
         requests: all of the run; None if they are not known in advance.
     """
     return {
         **versions(),
-        **prompt_format(tokenizer),
-        "model": model_identity(model),
-        "method": method,
-        "hparams": plain(hparams),
+        **prompt_format(backend.tokenizer),
+        "model": model_identity(backend.model),
+        "method": backend.method,
+        "hparams": plain(backend.hparams),
         "round_size": round_size,
         "order": order,
         "seed": seed,

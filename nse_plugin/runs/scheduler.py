@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nse_plugin.errors import DataError, NotFiniteError, RequestError
 from nse_plugin.evaluation.metrics import Answered, ask
@@ -26,7 +26,7 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import backend_of
 from nse_plugin.runs.budget import check_disk, estimate
 from nse_plugin.runs.differences import refuse_another
-from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_manifest
+from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_line, new_manifest
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
@@ -153,7 +153,7 @@ class SequentialScheduler:
         self._per_round = budget.disk_per_round
         self._tell("phase", name="untouched model")
         contexts = self.backend.prepare(None)
-        base = cast(Measurement, measure_model(self.protocol, self._measured(untouched=True)))
+        base = measure_model(self.protocol, self._measured(untouched=True))
         self._folder.begin(
             new_manifest(run=identity, contexts=contexts, base=base, budget=asdict(budget))
         )
@@ -234,7 +234,7 @@ class SequentialScheduler:
                 with self._phase("measure", clock):
                     scores = measure_round(self.protocol, measured, self.history, number)
                     if self.protocol.is_due(number):
-                        measurement = self._measure_all(measured, number)
+                        measurement = measure_all(self.protocol, measured, self.history, number)
             first = next((line["measurement"] for line in self._log if line["measurement"]), None)
             stop = stop or self.rules.check(measurement, base, problem, first=first)
         kept = written is not None
@@ -245,23 +245,11 @@ class SequentialScheduler:
                 self.backend.undo()
                 self.history.take_back(number)
                 kept, self._state = False, None
-        line: RoundLine = {
-            "round": number,
-            "file": self._n_files + 1 if kept else None,
-            "requests": [request.digest() for request in requests],
-            "case_ids": [request.case_id for request in requests],
-            "edits": len(requests),
-            "repeats": planned.repeats,
-            "superseded": superseded,
-            "changed": kept and written is not None and written.changed,
-            "left_out": [each.case_id for each in written.left_out] if written else [],
-            "scores": scores,
-            "measurement": measurement,
-            "edit": written.summary if written else None,
-            "stop": stop,
-            "sha256": None,
-            "seconds": {},
-        }
+        line = new_line(number, requests, written, self._n_files + 1 if kept else None)
+        line |= {
+            "repeats": planned.repeats, "superseded": superseded, "scores": scores,
+            "measurement": measurement, "stop": stop,
+        }  # fmt: skip
         with self._phase("write", clock):
             if kept:
                 with explained(self.run_dir, WAY_OUT):
@@ -274,9 +262,6 @@ class SequentialScheduler:
         self._tell("round", **line)
         return line
 
-    def _measure_all(self, measured: MeasuredModel, number: int) -> Measurement:
-        return cast(Measurement, measure_all(self.protocol, measured, self.history, number))
-
     def _finish(self, last: RoundLine | None) -> RunResult:
         number = last["round"] if last else 0
         stop = last["stop"] if last else None
@@ -285,16 +270,15 @@ class SequentialScheduler:
         status = status_of(stop, self._changed)
         if final is None or final["rounds"] != number or final["status"] != status:
             self._tell("phase", name="final measurement")
-            undone = status == "collapsed"
-            broken = status == "stopped" and stop is not None and stop["rule"] == "non_finite"
-            if broken:
+            if status == "stopped" and stop is not None and stop["rule"] == "non_finite":
                 measurement = None
-            elif measurement is None or undone:
-                measurement = self._measure_all(self._as_measured(number - undone), number - undone)
-            if measurement is not None:
-                state = self._as_measured(number - undone)
-                said = measure_answers(self.protocol, state, self.history, number - undone)
-                measurement = cast(Measurement, {**measurement, **said})
+            else:
+                tested = number - (status == "collapsed")  # whose last round was undone
+                state = self._as_measured(tested)
+                if measurement is None or tested < number:
+                    measurement = measure_all(self.protocol, state, self.history, tested)
+                answers = measure_answers(self.protocol, state, self.history, tested)
+                measurement = {**measurement, **answers}
             final = {
                 "status": status,
                 "rounds": number,
@@ -331,11 +315,9 @@ class SequentialScheduler:
         )  # fmt: skip
 
     def _identity(self, requests: Sequence[EditRequest] | None) -> Identity:
-        backend = self.backend
         return run_identity(
-            backend.model, backend.tokenizer, backend.method, backend.hparams, seed=self._seed,
-            round_size=self._round_size, order=self._order, protocol=self.protocol,
-            rules=self.rules, held_out=self._held_out, requests=requests,
+            self.backend, round_size=self._round_size, order=self._order, seed=self._seed,
+            protocol=self.protocol, rules=self.rules, held_out=self._held_out, requests=requests,
         )  # fmt: skip
 
     @contextmanager
