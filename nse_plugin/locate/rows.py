@@ -9,6 +9,7 @@ import torch
 
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_request
+from nse_plugin.model.targets import TargetTokens
 from nse_plugin.requests import EditRequest
 
 
@@ -94,59 +95,48 @@ def merged(rows: Sequence[Rows]) -> tuple[list[Rows], list[int]]:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """Where the loss of a batch reads its logits, and to which request each token belongs."""
+class Reading(TargetTokens):
+    """Where the loss of a batch reads its logits."""
 
-    owner: torch.Tensor  # [rows], request of each row
     row: torch.Tensor  # [tokens], row of each target token
     step: torch.Tensor  # [tokens], its place in the row's tail
-    place: torch.Tensor  # [tokens], its place in the target
-    target: torch.Tensor  # [tokens], its id
-    weight: torch.Tensor  # [tokens], 1 / (tokens of the target * contexts)
+    row_owner: torch.Tensor  # [rows], request of each row
     reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
 
     @classmethod
     def of(cls, rows: Sequence[Rows], device: torch.device) -> Reading:
         """The positions at which the loss of these requests reads its logits."""
-        owner: list[int] = []
-        tokens: list[tuple[int, int, int, int, float]] = []
+        row_owner: list[int] = []
+        tokens: list[tuple[int, int, int, float, int, int]] = []
         for request, item in enumerate(rows):
             for prompt in item.rewriting:
                 first = prompt.n_prompt - 1 - prompt.subject_last
                 weight = 1.0 / (prompt.n_target * len(item.rewriting))
                 tokens += [
-                    (len(owner), first + j, j, token, weight)
+                    (request, j, token, weight, len(row_owner), first + j)
                     for j, token in enumerate(prompt.target_ids)
                 ]
-                owner.append(request)
-        columns = (owner, *zip(*tokens))
-        return cls(*(torch.tensor(column, device=device) for column in columns))
-
-    def tokens(self, names: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Request by name, of names [requests], and place of each token, [tokens] both."""
-        return names[self.owner[self.row]], self.place
-
-    def all_first(self, logits: torch.Tensor, n: int) -> torch.Tensor:
-        """[n], by request whether logits [tokens, vocab] have each target token as first choice."""
-        wrong = (logits.argmax(dim=1) != self.target.to(logits.device)).to(self.owner.device)
-        count = torch.zeros(n, device=wrong.device)
-        return count.index_add(0, self.owner[self.row], wrong.float()) == 0
+                row_owner.append(request)
+        columns = (*zip(*tokens), row_owner)
+        return cls(len(rows), *(torch.tensor(column, device=device) for column in columns))
 
     def select(self, requests: torch.Tensor) -> tuple[Reading, torch.Tensor]:
         """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
-        place = torch.full((int(self.owner.max()) + 1,), -1, device=requests.device)
-        place[requests] = torch.arange(len(requests), device=requests.device)
-        rows = (place[self.owner] >= 0).nonzero()[:, 0]
-        row_place = torch.full((len(self.owner),), -1, device=requests.device)
+        number = torch.full((self.n,), -1, device=requests.device)
+        number[requests] = torch.arange(len(requests), device=requests.device)
+        rows = (number[self.row_owner] >= 0).nonzero()[:, 0]
+        row_place = torch.full((len(self.row_owner),), -1, device=requests.device)
         row_place[rows] = torch.arange(len(rows), device=requests.device)
         kept = row_place[self.row] >= 0
         reading = Reading(
-            place[self.owner[rows]],
-            row_place[self.row[kept]],
-            self.step[kept],
+            len(requests),
+            number[self.owner[kept]],
             self.place[kept],
             self.target[kept],
             self.weight[kept],
+            row_place[self.row[kept]],
+            self.step[kept],
+            number[self.row_owner[rows]],
             None if self.reference is None else self.reference[kept.to(self.reference.device)],
         )
         return reading, rows

@@ -155,14 +155,14 @@ def _optimise(
         leaf = delta[active].requires_grad_(True)
         loss, stop, logits = problem.loss(leaf, objective, hparams)
         if trace is not None:
-            owner = torch.tensor(batch, device=active.device)[active]
-            trace.record(step, *problem.reading.tokens(owner), logits, problem.reading.target)
+            reading, names = problem.reading, torch.tensor(batch, device=active.device)[active]
+            trace.record(step, names[reading.owner], reading.place, logits, reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break
         open_ = stop >= hparams.v_stop_loss
         if hparams.v_stop == "rank":
-            settled[active] = (settled[active] + 1) * problem.reading.all_first(logits, len(stop))
+            settled[active] = (settled[active] + 1) * problem.reading.all_first(logits)
             open_ &= settled[active] <= STEPS_AFTER_FIRST_CHOICE
         going = open_.nonzero()[:, 0]
         if len(going) == 0:
@@ -247,21 +247,14 @@ class _Problem:
         drift = (log_p.exp() * (log_p - self.log_p_original)).sum(dim=1).to(delta.device)
         size = delta.norm(dim=1) / self.base.square().sum(dim=1)
         rest = hparams.kl_factor * drift + hparams.v_weight_decay * size
-        train, stop = (self._mean(part, len(delta)) + rest for part in per_token)
+        train, stop = (reading.means(part) + rest for part in per_token)
         return train, stop.detach(), logits.detach()
 
     def _logits(self, delta: torch.Tensor) -> torch.Tensor:
         """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""
         reading = self.reading
-        out = self._run(self.rewriting, delta[reading.owner])
+        out = self._run(self.rewriting, delta[reading.row_owner])
         return self.layout.logits(out[reading.row.to(out.device), reading.step.to(out.device)])
-
-    def _mean(self, per_token: torch.Tensor, n: int) -> torch.Tensor:
-        """[n], means over target tokens and contexts of losses [tokens]."""
-        reading = self.reading
-        return torch.zeros(n, device=reading.weight.device).index_add(
-            0, reading.owner[reading.row], per_token.to(reading.weight.device) * reading.weight
-        )
 
     @staticmethod
     def _run(tails: Continuation, delta: torch.Tensor) -> torch.Tensor:

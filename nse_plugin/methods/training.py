@@ -119,7 +119,7 @@ class Training:
                     optimiser.step()
                 after_step()
                 total += float(stop.sum())
-            n = sum(len(self.batches[index]) for index in chosen)
+            n = sum(self.batches[index].n for index in chosen)
             if total / n < stop_loss:
                 break
         self.finish(chosen, step)
@@ -134,7 +134,7 @@ class Training:
         for index in chosen:
             _, stop, right = self._evaluate(index, steps)
             start = self.starts[index]
-            rows = slice(start, start + len(self.batches[index]))
+            rows = slice(start, start + self.batches[index].n)
             self.loss[rows], self.right[rows] = stop.cpu(), right.cpu()
             self.steps[rows] = steps
             lost = (~torch.isfinite(self.loss[rows])).nonzero()[:, 0].tolist()

@@ -14,24 +14,38 @@ from nse_plugin.model.prompts import EncodedPrompt, TokenBatch
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Texts of some requests, and where their target tokens are predicted.
+class TargetTokens:
+    """The k target tokens of n requests."""
 
-    Rows and requests are the same here.  Sizes: n requests, k target tokens in all of them.
-    """
-
-    batch: TokenBatch
-    """[n, width], without the tokens that only have to be predicted."""
+    n: int
     owner: torch.Tensor
-    """[k], row of each target token."""
+    """[k], request of each token."""
     place: torch.Tensor
     """[k], its place in its target, from 0."""
-    position: torch.Tensor
-    """[k], the position in the row whose logits predict it."""
     target: torch.Tensor
     """[k], its id."""
     weight: torch.Tensor
-    """[k], 1 / (tokens of its target)."""
+    """[k], 1 / (tokens of its target * texts with the target)."""
+
+    def means(self, per_token: torch.Tensor) -> torch.Tensor:
+        """[n], means over each request's tokens of something [k]."""
+        zeros = torch.zeros(self.n, device=self.weight.device)
+        return zeros.index_add(0, self.owner, per_token.to(zeros.device) * self.weight)
+
+    def all_first(self, logits: torch.Tensor) -> torch.Tensor:
+        """[n] bool: whether every token of the target is the first choice of logits [k, vocab]."""
+        wrong = logits.argmax(dim=1) != self.target.to(logits.device)
+        return self.means(wrong.float()) == 0
+
+
+@dataclass(frozen=True)
+class Targets(TargetTokens):
+    """Texts of some requests, one each, and where their target tokens are predicted."""
+
+    position: torch.Tensor
+    """[k], the position in the row whose logits predict the token."""
+    batch: TokenBatch
+    """[n, width], without the tokens that only have to be predicted."""
 
     @classmethod
     def of(
@@ -47,17 +61,16 @@ class Targets:
             from_prompt: predict every token of a target from the prompt's last token, as FT-L
                 does; otherwise each from the token before it.
         """
-        columns: list[tuple[int, int, int, int, float]] = []
-        for row, prompt in enumerate(prompts):
-            for place, token in enumerate(prompt.target_ids):
-                position = prompt.n_prompt - 1 + (0 if from_prompt else place)
-                columns.append((row, place, position, token, 1.0 / prompt.n_target))
+        tokens = [
+            (row, j, token, 1.0 / prompt.n_target, prompt.n_prompt - 1 + (0 if from_prompt else j))
+            for row, prompt in enumerate(prompts)
+            for j, token in enumerate(prompt.target_ids)
+        ]
         ids = [prompt.ids[: prompt.n_prompt if from_prompt else -1] for prompt in prompts]
         batch = TokenBatch.of(ids, device)
-        return cls(batch, *(torch.tensor(column, device=device) for column in zip(*columns)))
-
-    def __len__(self) -> int:
-        return len(self.batch.lengths)
+        columns = (torch.tensor(column, device=device) for column in zip(*tokens))
+        owner, place, target, weight, position = columns
+        return cls(len(prompts), owner, place, target, weight, position, batch)
 
     def logits(self, layout: DecoderLayout, forward: Callable[..., Any] | None = None) -> Any:
         """What predicts the target tokens: float32 [k, vocab].
@@ -70,14 +83,3 @@ class Targets:
         with head_at(layout.model, self.owner, self.position):
             output = (forward or layout.model)(**self.batch.model_inputs(), use_cache=False)
         return output.logits[0].float()
-
-    def means(self, per_token: torch.Tensor) -> torch.Tensor:
-        """[n], means over each target's tokens of something [k]."""
-        zeros = torch.zeros(len(self), device=per_token.device)
-        owner, weight = self.owner.to(per_token.device), self.weight.to(per_token.device)
-        return zeros.index_add(0, owner, per_token * weight)
-
-    def all_first(self, logits: torch.Tensor) -> torch.Tensor:
-        """[n] bool: whether every token of the target is the first choice of logits [k, vocab]."""
-        wrong = (logits.argmax(dim=1) != self.target.to(logits.device)).float()
-        return self.means(wrong) == 0
