@@ -11,10 +11,8 @@ from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.compare.tables import by_method
 from nse_plugin.report import charts, figures
 from nse_plugin.report.page import Picture
-from nse_plugin.report.theme import Theme
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
 
 OVER_EDITS = {"efficacy": "efficacy of all edits so far", "locality": "locality of all so far"}
@@ -85,16 +83,13 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
     if table.empty:
         return None
 
-    def draw(theme: Theme) -> Figure:
-        return charts.lines(
-            table, x="edits", y=OVER_EDITS[score], percent=True, limits=(None, None), theme=theme
-        )
-
     return Picture(
         f"{model}-{group}-{score}",
         f"{model}, {group}: {OVER_EDITS[score]}, mean over seeds",
         f"Lines of {OVER_EDITS[score]} by the number of edits: {_ends(table)}.",
-        draw,
+        lambda theme: charts.lines(
+            table, x="edits", y=OVER_EDITS[score], percent=True, limits=(None, None), theme=theme
+        ),
     )
 
 
@@ -106,15 +101,12 @@ def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> P
     if table.empty:
         return None
 
-    def draw(theme: Theme) -> Figure:
-        return charts.points(table, x="seconds per edit", y="efficacy", theme=theme)
-
     said = ", ".join(f"{name} {row.efficacy:.1%}" for name, row in table.iterrows())
     return Picture(
         f"{model}-{group}-time",
         f"{model}, {group}: efficacy after the last round against time",
         f"Points of efficacy by seconds per edit: {said}.",
-        draw,
+        lambda theme: charts.points(table, x="seconds per edit", y="efficacy", theme=theme),
     )
 
 
@@ -126,19 +118,15 @@ def retention(result: ComparisonResult, model: str, method: str) -> Picture | No
     table = _retention(result, model, method)
     if len(table.columns) < 2:
         return None
-
-    def draw(theme: Theme) -> Figure:
-        return figures.heat_map(
-            table, x="after round", y="edited in", value="efficacy", percent=True,
-            limits=(0.0, 1.0), theme=theme,
-        )  # fmt: skip
-
     return Picture(
         f"{model}-{method}-retention",
         f"{model}, {method}: what is left of each round's edits",
         f"Heat map; after the last round {fmean(table.iloc[:, -1].dropna()):.1%} are left.",
-        draw,
-    )
+        lambda theme: figures.heat_map(
+            table, x="after round", y="edited in", value="efficacy", percent=True,
+            limits=(0.0, 1.0), theme=theme,
+        ),
+    )  # fmt: skip
 
 
 def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture | None:
@@ -151,20 +139,16 @@ def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture
     if not left:
         return None
     table = pd.DataFrame(left)
-
-    def draw(theme: Theme) -> Figure:
-        return charts.lines(
-            table, x="edited in round", y="efficacy after the last round", percent=True,
-            limits=(0.0, 1.02), theme=theme,
-        )  # fmt: skip
-
     first = ", ".join(f"{name} {value:.1%}" for name, value in table.iloc[0].items())
     return Picture(
         f"{model}-left-{group}",
         f"{model}, {group}: what is left of each round's edits at the end",
         f"Lines; of the edits of round {table.index[0]} are left: {first}.",
-        draw,
-    )
+        lambda theme: charts.lines(
+            table, x="edited in round", y="efficacy after the last round", percent=True,
+            limits=(0.0, 1.02), theme=theme,
+        ),
+    )  # fmt: skip
 
 
 def _retention(result: ComparisonResult, model: str, method: str) -> DataFrame:

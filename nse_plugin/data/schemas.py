@@ -149,16 +149,10 @@ def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[Edi
     requests = []
     for number, rewrite in enumerate(rewrites):
         question = rewrite.get("question") if isinstance(rewrite, Mapping) else None
-        requests += [
-            _template_request(
-                f"{case_id}/{number}",
-                index,
-                rewrite,
-                notes,
-                rephrase_prompt=question,
-                portability=asked if number == len(rewrites) - 1 else None,
-            )
-        ]
+        last = number == len(rewrites) - 1
+        fields = {"rephrase_prompt": question, "portability": asked if last else None}
+        name = f"{case_id}/{number}"
+        requests.append(_template_request(name, index, rewrite, notes, **fields))
     return requests
 
 

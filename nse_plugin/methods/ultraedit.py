@@ -166,7 +166,6 @@ def _watched(
 
 def _at(value: torch.Tensor, batch: Targets) -> torch.Tensor:
     """Where the target tokens are predicted: float32 [k, features]."""
-    value = value.reshape(
-        *batch.batch.input_ids.shape, -1
-    )  # OPT's blocks work on [rows * width, ...]
+    # OPT's blocks work on [rows * width, ...]
+    value = value.reshape(*batch.batch.input_ids.shape, -1)
     return value[batch.owner.to(value.device), batch.position.to(value.device)].float()
