@@ -36,7 +36,8 @@ from nse_plugin.evaluation.questions import mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines, write_json
 from nse_plugin.locate.keys import Lookups
-from nse_plugin.locate.rows import encode_round
+from nse_plugin.locate.rows import Rows
+from nse_plugin.methods.bookkeeping import rows_of
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import hparams_from
 from nse_plugin.model.hooks import quiet
@@ -52,10 +53,10 @@ Row = tuple[int | None, float, float]
 repairs: edits as they are."""
 
 
-def rows_of(
+def settings_of_rows(
     weights: Sequence[float], others: Sequence[float], repairs: Sequence[int]
 ) -> dict[str, Row]:
-    """Every row that is measured, by name."""
+    """The settings of every row that is measured, by its name."""
     found: dict[str, Row] = {"as run": (None, 1.0, 0.0)}
     for other in others:
         name = f"consolidated, other tokens {other:g}" if other else "consolidated"
@@ -134,28 +135,27 @@ class Run:
         chosen = [r for r in self.requests if r.without_probes().digest() in of]
         z = torch.stack([of[r.without_probes().digest()] for r in chosen])
         z_layer = self.hparams.layers[-1]
-        lookups = Lookups.of(
-            session.layout, encode_round(session.layout, session.tokenizer, chosen, ()), 8192
-        )
+        rows = rows_of(session, chosen, self.hparams)
+        lookups = Lookups.of(session.layout, rows, 8192)
         h = lookups.activations(z_layer)
         with session.rewound():
             h_original = lookups.activations(z_layer)
-            in_original = self._given_with(chosen, z)
+            in_original = self._given_with(rows, z)
         residual = ((z - h).norm(dim=1) / (z - h_original).norm(dim=1)).mean()
         return {
             "residual": float(residual),
-            "given_with_h_set_to_z": self._given_with(chosen, z),
+            "given_with_h_set_to_z": self._given_with(rows, z),
             "given_with_h_set_to_z_in_the_original": in_original,
         }
 
     @torch.no_grad()
-    def _given_with(self, requests: list[EditRequest], z: torch.Tensor) -> float:
-        """Share of edits given where the z-layer's output at the subject is z [n, d_model]."""
+    def _given_with(self, rows: list[Rows], z: torch.Tensor) -> float:
+        """Share of edits given where the z-layer's output at the edited token is z [n, d_model]."""
         session = self.session
         block = session.layout.blocks[self.hparams.layers[-1]]
         given = 0
-        for request, value in zip(requests, z):
-            encoded = encode_request(session.tokenizer, request, with_target=True)
+        for one, value in zip(rows, z):
+            encoded = one.rewriting[0]
 
             def put(_module: Any, _inputs: Any, output: Any) -> None:
                 hidden = output[0] if isinstance(output, tuple) else output
@@ -169,7 +169,7 @@ class Run:
                 handle.remove()
             said = logits[encoded.n_prompt - 1 : -1].argmax(dim=1).tolist()
             given += said == list(encoded.target_ids)
-        return given / len(requests)
+        return given / len(rows)
 
 
 def thirds(folder: Path) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def main() -> None:
             shares = [f"{k}: {n} edits, {share:.3f}" for k, (n, share) in rows["by_place"].items()]
             print(name, "tokens up to the subject's last", *shares, sep=" | ", flush=True)
         run = None
-        wanted = rows_of(options.weights, options.other_tokens, options.repairs)
+        wanted = settings_of_rows(options.weights, options.other_tokens, options.repairs)
         for row, settings in wanted.items() if options.solve else ():
             if row not in rows:
                 run = run or Run(folder, options.device, options.stats_dir, options.held_out)

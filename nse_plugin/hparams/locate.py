@@ -141,6 +141,12 @@ class SpreadHparams(LocateHparams):
     other_token_weight: float = bounded(0.0, low=0)
     """Weight of the prompts' other tokens, as a multiple of lambda: the second moment of their keys
     joins the solve, so that they keep what they give (ours; 0 in the papers)."""
+    avoid_sinks: bool = False
+    """Where a subject ends at an attention sink, as the first token of a text is, edit the prompt's
+    last token instead: the sink has no key to write with (ours; false in the papers)."""
+    repair_weight: float = bounded(1.0, low=1)
+    """Largest weight of an edit in the solve that repairs it: one with a small key, which falls
+    short of its value, weighs more than others, up to this (ours)."""
     merge_subjects: bool = False
     """Edits whose prompts are the same up to the subject's end have one key and share one value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""
@@ -153,6 +159,16 @@ class SpreadHparams(LocateHparams):
                 f"other_token_weight is {self.other_token_weight}, a multiple of lambda, and "
                 "mom2_adjustment is false; leave one of them out"
             )
+        if self.small_keys_matter and not self.n_contexts:
+            yield (
+                f"avoid_sinks is {self.avoid_sinks}, repair_weight is {self.repair_weight}, and "
+                "n_contexts is 0; keys are compared with those after a context, so give one"
+            )
+
+    @property
+    def small_keys_matter(self) -> bool:
+        """Whether anything is done about keys that are smaller than after a context."""
+        return self.avoid_sinks or self.repair_weight != 1
 
 
 @dataclass(kw_only=True)

@@ -48,16 +48,22 @@ _SHARED = {
         {"repair_rounds": 1, "repair_every": 5},
         "repair, and every 5 rounds of the earlier edits that are lost (ours)",
     ),
+    "small-keys": Variant(
+        {"avoid_sinks": True, "repair_weight": 4.0},
+        "no edit is at an attention sink; repairs of other small keys weigh more (ours)",
+    ),
 }
 _OTHER_TOKENS = Variant(
     {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
 )
-_LONG_STREAMS = (_SHARED["merged"], _SHARED["consolidated"], _OTHER_TOKENS)
+_LONG_STREAMS = (
+    _SHARED["merged"], _SHARED["consolidated"], _SHARED["small-keys"], _OTHER_TOKENS,
+)  # fmt: skip
 _OF_NSE_AND_MEMIT = {
     "other-tokens": _OTHER_TOKENS,
     "stable": Variant(
         {key: value for each in _LONG_STREAMS for key, value in each.changes.items()},
-        "for long streams: merged, consolidated and other-tokens together (ours)",
+        "for long streams: merged, consolidated, small-keys and other-tokens together (ours)",
     ),
 }
 VARIANTS: dict[str, dict[str, Variant]] = {

@@ -22,10 +22,14 @@ class Rows:
     """The bare prompt, then the prompt after each context, with their targets."""
     essence: EncodedPrompt
     """The text "{subject} is a", where the model should stay as it is."""
+    past_sink: bool = False
+    """Whether a later token is edited, since the subject ends at an attention sink."""
+    weight: float = 1.0
+    """Of its squared error in a solve that repairs it."""
 
     @property
     def read(self) -> tuple[int, ...]:
-        """Tokens that the key depends on: the bare prompt's up to the subject's last."""
+        """Tokens that the key depends on: the bare prompt's up to the one that is edited."""
         return self.rewriting[0].up_to_subject
 
     @property

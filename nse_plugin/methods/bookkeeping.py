@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from nse_plugin.errors import ModelError
+from nse_plugin.hparams import SpreadHparams
 from nse_plugin.hparams.base import LayersHparams
+from nse_plugin.locate.rows import Rows, encode_round
+from nse_plugin.locate.small_keys import for_small_keys
 from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome, RoundRecord, Status
@@ -38,11 +41,13 @@ def outcomes(
     progress: Progress,
     repaired: Repaired | None = None,
     earlier: Sequence[int] = (),
+    rows: Sequence[Rows] = (),
 ) -> tuple[Outcome, ...]:
     """The outcome of every request.
 
     Args:
         earlier: the rounds that wrote the last requests before, which are written again.
+        rows: of the requests, where they say which token was edited.
     """
     rounds = [*[None] * (len(requests) - len(earlier)), *earlier]
     # to wait for a GPU once, and not for each request
@@ -61,6 +66,7 @@ def outcomes(
             z_loss=loss[i],
             z_steps=steps[i],
             earlier_round=rounds[i],
+            past_sink=bool(rows) and rows[i].past_sink,
             **({} if repaired is None else repaired.of(i)),
         )
         for i, request in enumerate(requests)
@@ -82,6 +88,20 @@ def last_edits(
     for request in but:
         latest.pop(request.fact, None)
     return list(latest.values())
+
+
+def rows_of(
+    session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
+) -> list[Rows]:
+    """The rows of tokens of a round's requests, with the token that each edits and its weight."""
+    layout, contexts = session.layout, session.untouched.contexts(hparams)
+    rows = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
+    if not hparams.small_keys_matter:
+        return rows
+    return for_small_keys(
+        layout, rows, hparams.layers[0], hparams.token_budget,
+        avoid_sinks=hparams.avoid_sinks, most_weight=hparams.repair_weight,
+    )  # fmt: skip
 
 
 def check_templates(session: EditSession, hparams: LayersHparams) -> None:

@@ -24,9 +24,9 @@ import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups, other_token_keys
-from nse_plugin.locate.rows import Rows, encode_round, merged
+from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.methods.bookkeeping import check_templates, outcomes
+from nse_plugin.methods.bookkeeping import check_templates, outcomes, rows_of
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.repair import EarlierEdits, lost_edits, repair, same_subject_edits
 from nse_plugin.methods.together import is_due, solve_together
@@ -127,14 +127,17 @@ def _write_round(
     spared = _other_tokens(session, search.encoded, hparams, clock)
     with session.previous_keys.without(again.keys):
         writer = Writer(
-            session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared
-        )
+            session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared,
+            torch.tensor([one.weight for one in search.encoded]),
+        )  # fmt: skip
         writer.run()
         repaired = repair(writer, search.of_now, hparams)
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
-        outcomes=outcomes(requests, writer.values, writer.progress(), repaired, again.rounds),
+        outcomes=outcomes(
+            requests, writer.values, writer.progress(), repaired, again.rounds, search.encoded
+        ),
         writes=tuple(writer.writes),
         keys=writer.keys(),
         seconds=clock.seconds,
@@ -185,9 +188,9 @@ class _ValueSearch:
         adjust: Adjust | None,
     ) -> _ValueSearch:
         """Put the requests into tokens, after the texts that the untouched model wrote."""
-        contexts, layout = session.untouched.contexts(hparams), session.layout
-        encoded = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
-        lookups = Lookups.of(layout, encoded, hparams.token_budget)
+        contexts = session.untouched.contexts(hparams)
+        encoded = rows_of(session, requests, hparams)
+        lookups = Lookups.of(session.layout, encoded, hparams.token_budget)
         return cls(session, requests, hparams, objective, adjust, contexts, encoded, lookups)
 
     def own(self, count: int, rewind: bool, trace: TokenTrace | None) -> Values:
@@ -196,7 +199,8 @@ class _ValueSearch:
         if not rewind:
             return self._adjusted(self._optimised(rows, trace), rows)
         of = tuple(request.digest() for request in self.requests[:count])
-        settings = (*self.hparams.value_settings(), self.hparams.merge_subjects)
+        hparams = self.hparams
+        settings = (*hparams.value_settings(), hparams.merge_subjects, hparams.avoid_sinks)
         key = (of, self.contexts, *settings, self.objective)
         untouched = self.session.untouched
         with self.session.weights.rewound():

@@ -28,8 +28,8 @@ import torch
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups
-from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values
+from nse_plugin.methods.bookkeeping import rows_of
 from nse_plugin.methods.repair import answered
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
@@ -162,7 +162,7 @@ def _activations(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
 ) -> torch.Tensor:
     """h of the z-layer at each subject [n, d_model], in the model as it is."""
-    rows = encode_round(session.layout, session.tokenizer, requests, ())
+    rows = rows_of(session, requests, hparams)
     return Lookups.of(session.layout, rows, hparams.token_budget).activations(hparams.layers[-1])
 
 

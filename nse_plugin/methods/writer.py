@@ -83,6 +83,8 @@ class Writer:
     clock: Clock
     spared: Mapping[int, torch.Tensor] = field(default_factory=dict)
     """By layer: keys [d_ff, m] that are in every solve, with no residual."""
+    weights: torch.Tensor | None = None
+    """[n], of the requests' squared errors where they are written again; None is 1 for all."""
     writes: list[Write] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -122,7 +124,7 @@ class Writer:
         if len(active):
             self.values = self.values.replaced(active, values[inside])
             self.first = self.first.index_copy(0, active, first[inside])
-            self._write(active, spare_others=True)
+            self._write(active, again=True)
         return active
 
     def progress(self) -> Progress:
@@ -152,16 +154,18 @@ class Writer:
             for layer in self.layers
         }
 
-    def _write(self, active: torch.Tensor, spare_others: bool = False) -> None:
+    def _write(self, active: torch.Tensor, again: bool = False) -> None:
         """A pass over all layers, each read where the one before it has left off.
 
         Args:
-            spare_others: the other requests' keys are in the solve too, with no residual.
+            again: the requests have their weights in the solve, and the other requests' keys are in
+                it too, with no residual.
         """
         others = torch.ones(len(self.requests), dtype=torch.bool)
         others[active] = False
         rest = others.nonzero()[:, 0]
-        spared = spare_others and len(rest) > 0
+        spared = again and len(rest) > 0
+        roots = self.weights[active].sqrt() if again and self.weights is not None else None
         number = max((write.pass_number for write in self.writes), default=0) + 1
         z_layer = self.layers[-1]
         # keys of the first layer stay what they are while layers from it on are written
@@ -176,7 +180,7 @@ class Writer:
             keys = own.keys[layer]
             if spared:
                 keys = torch.cat([keys, other.keys[layer]], dim=1)
-            self._write_layer(layer, active, own, keys, number)
+            self._write_layer(layer, active, own, keys, roots, number)
             self.read[layer] = keys.cpu()
         self.order, self.unread = torch.cat([active, rest]), rest[:0] if spared else rest
         self.passes[active] += 1
@@ -185,13 +189,21 @@ class Writer:
         self.after = self._residual_norms(torch.cat(h)[self.order.argsort().to(h[0].device)])
 
     def _write_layer(
-        self, layer: int, active: torch.Tensor, own: Found, keys: torch.Tensor, pass_number: int
+        self,
+        layer: int,
+        active: torch.Tensor,
+        own: Found,
+        keys: torch.Tensor,
+        roots: torch.Tensor | None,
+        pass_number: int,
     ) -> None:
         """Solve for one layer, and write it.
 
         Args:
             own: what was read of the active requests.
             keys: theirs, then those of the requests that are spared.
+            roots: [n], of their weights; a column times a root has its squared error times the
+                weight.
         """
         assert own.h is not None
         layout = self.session.layout
@@ -202,6 +214,10 @@ class Writer:
             share = path_of(layout, layer).pull_back(residual / layers_left, output)
             if layer in self.spared:
                 keys = torch.cat([keys, self.spared[layer].to(keys)], dim=1)
+            if roots is not None:
+                weighted = keys[:, : len(roots)] * roots.to(keys)
+                keys = torch.cat([weighted, keys[:, len(roots) :]], dim=1)
+                share = share * roots.to(share)[:, None]
             neurons, left, right = self.solve(layer, keys, share.T)  # share: [n, d_model]
         mine = own.keys[layer]
         write = Write(

@@ -32,7 +32,8 @@ class EncodedPrompt:
     ids: tuple[int, ...]
     """Token ids, special tokens of the tokenizer included."""
     subject_last: int
-    """Index of the subject's last token (-1 if the text has no subject)."""
+    """Index of the token that is edited: the subject's last, unless that is an attention sink (-1
+    if the text has no subject)."""
     n_target: int = 0
     """How many tokens at the end of :attr:`ids` are the target's."""
 
@@ -43,7 +44,7 @@ class EncodedPrompt:
 
     @property
     def up_to_subject(self) -> tuple[int, ...]:
-        """The tokens up to the subject's last."""
+        """The tokens up to the one that is edited."""
         return self.ids[: self.subject_last + 1]
 
     @property

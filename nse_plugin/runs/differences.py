@@ -45,6 +45,7 @@ def refuse_another(
     found = differences(was, now_is)
     if not found:
         return
+    found.sort(key=lambda text: text.startswith("hparams."))  # those may be many
     begun, now, other = kept["stream"], given["stream"], _HASHED["stream"]
     if begun is not None and now is not None and begun != now:
         which = _differing_request(frozen, begun["count"], requests or [])

@@ -93,6 +93,8 @@ class EditReport:
     facts: tuple[EditedFact, ...]
     earlier: Earlier
     cost: Cost
+    past_sinks: int = 0
+    """Facts whose subject ends at an attention sink, which were written at a later token."""
 
     @property
     def in_effect(self) -> bool:
@@ -144,6 +146,13 @@ class EditReport:
             share = f"{cost.relative_change:.1%}"
             spent += f"; {cost.matrices} matrices changed, by at most {share} of their norm"
         lines = [f"cost: {spent}"]
+        if self.past_sinks:
+            who = "its subject" if len(self.facts) == 1 else f"the subject of {self.past_sinks}"
+            lines.append(
+                f"edited at the prompt's last word: {who} ends at an attention sink of this model, "
+                "as the first word of a text may; other wordings may keep the old answer, and "
+                "other subjects in this wording may change"
+            )
         if self.earlier.asked:
             kept = self.earlier.asked - len(lost)
             lines.append(f"earlier edits: {kept} of {self.earlier.asked} are in effect")

@@ -107,7 +107,10 @@ class EditRound:
         facts = _facts(requests, answered, before, after, known, now)
         cost = _cost(line, path.stat().st_size)
         number = cast(int, line["file"])
-        return EditReport(str(self._directory.path), number, facts, self._earlier(line), cost)
+        past_sinks = (line["edit"] or {}).get("past_sinks", 0)
+        return EditReport(
+            str(self._directory.path), number, facts, self._earlier(line), cost, past_sinks
+        )
 
     def _drop_unfinished(self) -> None:
         """Remove what a process left that was killed between two writes.

@@ -8,7 +8,7 @@ from typing import Any
 from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, SpreadHparams
-from nse_plugin.hparams.variants import read_method_yaml, split_changes
+from nse_plugin.hparams.variants import VARIANTS, read_method_yaml, split_changes
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import plain
@@ -78,11 +78,15 @@ def _of_new_folder(
 
 def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with what folders of edits have where a YAML does not say: a second fact of a
-    subject must not erase the first, and an edit that does not take effect is written once more."""
+    subject must not erase the first, an edit that does not take effect is written once more, and a
+    subject at the beginning of a prompt can be edited too."""
     method = METHODS.get(str(values.get("alg_name")))
     if method is None or not issubclass(method.hparams, SpreadHparams):
         return values
-    return {"merge_subjects": True, "repair_rounds": 1, **values}
+    changes: dict[str, Any] = {"merge_subjects": True, "repair_rounds": 1}
+    if values.get("n_contexts", method.hparams.n_contexts):
+        changes |= VARIANTS[method.name]["small-keys"].changes
+    return {**changes, **values}
 
 
 def _refuse_others(

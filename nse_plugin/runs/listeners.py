@@ -222,6 +222,8 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"{line['edit']['repaired']} repaired")
     if (line["edit"] or {}).get("written_again"):
         parts.append(f"{line['edit']['written_again']} earlier ones written again")
+    if (line["edit"] or {}).get("past_sinks"):
+        parts.append(f"{line['edit']['past_sinks']} edited past an attention sink")
     if line["left_out"]:
         parts.append(f"{len(line['left_out'])} out of bounds")
     if line["stop"]:

@@ -65,6 +65,8 @@ class Outcome:
     it, and outside one."""
     residual_before_repair: float | None = None
     """||z - h|| after the round's own passes; ``residual_after`` is of the last value."""
+    past_sink: bool = False
+    """Whether it was written at a later token, since its subject ends at an attention sink."""
 
     @property
     def is_new(self) -> bool:
@@ -234,6 +236,7 @@ class RoundRecord:
             },
             "repaired": sum(o.repairs > 0 for o in self.outcomes),
             "written_again": len(self.outcomes) - self.edits,
+            "past_sinks": sum(o.past_sink and o.is_new for o in self.outcomes),
             "seconds": self.seconds,
         }
 

@@ -82,10 +82,10 @@ class Round:
         self.values = Values(z, h, torch.zeros(4), torch.zeros(4, dtype=torch.long))
         self.lookups = lookups
 
-    def writer(self, solve):
+    def writer(self, solve, **settings):
         return Writer(
             self.session, some_requests(4), self.layers, self.lookups, self.values, solve,
-            ONE_PASS, Clock(),
+            ONE_PASS, Clock(), **settings,
         )  # fmt: skip
 
     def write(self, layer, keys, residual):
@@ -146,6 +146,21 @@ def check_all_passes(one):
     writer._write(torch.tensor([2]))  # the others are not read
     one.check_pass([2], [2])
     one.check_end(writer)
+
+
+def test_weights_count_where_requests_are_written_again(tokenizer):
+    """In a solve, a weight of 4 is as good as four copies of the request."""
+    one = Round(six_blocks("llama"), tokenizer, [2, 3, 4])
+    writer = one.writer(one.compare, weights=torch.tensor([1.0, 4.0, 9.0, 1.0]))
+    writer.run()
+    one.check_pass([0, 1, 2, 3], [0, 1, 2, 3])
+    writer.rewrite(torch.tensor([1, 3]), one.values[torch.tensor([1, 3])])
+    layer, keys, residual, plain, h = one.solved[0]
+    left = (one.values.z[[1, 3]] - h[[1, 3]]).T / len(one.layers)
+    copies, spared = [1, 1, 1, 1, 3], plain[layer][:, [0, 2]]
+    k = plain[layer][:, copies]
+    close(keys @ keys.T, k @ k.T + spared @ spared.T)
+    close(residual @ keys[:, :2].T, left[:, [0, 0, 0, 0, 1]] @ k.T)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

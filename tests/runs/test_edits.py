@@ -9,6 +9,7 @@ from nse_plugin.data import atlas
 from nse_plugin.errors import DataError, HparamsError, NSEPluginError, RequestError, SessionError
 from nse_plugin.evaluation import metrics, neighbours
 from nse_plugin.files import JsonLines
+from nse_plugin.locate.small_keys import edited_at_the_end
 from nse_plugin.runs import edit_round
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.edits import EditFolder
@@ -281,8 +282,20 @@ def test_a_second_fact_of_a_subject_leaves_the_first(one):
     """They share a key; with NSE as published the second would erase the first."""
     report = one.edit("{} plays the", "zither", SUBJECT)
     assert report.in_effect and one.hparams.merge_subjects and one.hparams.repair_rounds == 1
+    assert one.hparams.avoid_sinks and one.hparams.repair_weight == 4
     assert one.ask(TEXT, plain=True).edited.startswith(NEW)
     assert one.ask(f"{SUBJECT} plays the", plain=True).edited.startswith("zither")
     with pytest.raises(DataError, match="undo round 2 first"):
         one.undo(1)
-    assert one.undo() == [1] and one.ask(TEXT, plain=True).edited.startswith(NEW)
+
+
+def test_the_report_says_that_another_token_than_the_subjects_was_edited(one, monkeypatch):
+    monkeypatch.setattr(
+        "nse_plugin.methods.bookkeeping.for_small_keys",
+        lambda _layout, rows, *_numbers, **_settings: [edited_at_the_end(each) for each in rows],
+    )
+    report = one.edit("{} plays the", "zither", "Tiathiax Goneisom")
+    assert report.past_sinks == 1
+    assert (
+        "edited at the prompt's last word: its subject ends at an attention sink" in report.text()
+    )

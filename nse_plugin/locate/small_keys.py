@@ -1,0 +1,78 @@
+"""Edits whose keys are small: at attention sinks, and at the beginning of a text.
+
+What a closed-form solve gives an edit grows with ||k||^2, and the regularisation takes the same
+from all.  So an edit with a small key falls short of its value.
+
+At an attention sink nothing can be written at all.  A few tokens, nearly always among the first of
+a text, take up attention that has nowhere else to go, and the neurons of an MLP hardly fire there
+(attention sinks, arXiv 2309.17453; massive activations, arXiv 2402.17762).  Where the tokenizer
+puts no token before a text, this can be the subject itself, as in "England is located in".  The key
+of the same subject after a context text says how large a key should be.
+
+What is done here about both is ours; it is in none of the papers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from nse_plugin.locate.keys import Prefixes
+from nse_plugin.locate.rows import Rows
+from nse_plugin.model.layout import DecoderLayout
+
+SINK = 0.15
+"""A token of the bare prompt is a sink if its ||k||^2 is below this share of what the subject's is
+after contexts, in the mean.  docs/methods.md has the numbers behind it."""
+
+
+def for_small_keys(
+    layout: DecoderLayout,
+    rows: Sequence[Rows],
+    layer: int,
+    token_budget: int,
+    *,
+    avoid_sinks: bool,
+    most_weight: float,
+) -> list[Rows]:
+    """The rows of requests, with another token to edit and a weight where the key is small.
+
+    Where a subject ends at a sink, the prompt's last token is edited instead, or, if that is a sink
+    too, the last one before it that is none.  If there is none after the subject, the row stays.
+    The weight is that of the edit's squared error in a solve that repairs it: ||k||^2 after
+    contexts over ||k||^2 in the bare prompt, within 1 and ``most_weight``.
+
+    Args:
+        rows: with at least one context.
+        layer: the first of the edited ones, whose keys no edit changes.
+    """
+
+    def energies(texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+        """||k||^2 at the last token of each text [n]."""
+        prefixes = Prefixes(layout, token_budget, tuple(texts))
+        keys, _ = prefixes.read({layer: layout.down(layer)}, {})
+        return keys[layer].square().sum(dim=1)
+
+    texts = [prompt.up_to_subject for one in rows for prompt in one.rewriting]
+    bare, *others = energies(texts).view(len(rows), -1).T
+    usual = torch.stack(others).mean(dim=0)
+    found = list(rows)
+    for number in (bare < SINK * usual).nonzero()[:, 0].tolist() if avoid_sinks else ():
+        prompt = rows[number].rewriting[0]
+        later = range(prompt.n_prompt - 1, prompt.subject_last, -1)  # from the end
+        if len(later) == 0:
+            continue
+        at_later = energies([prompt.ids[: place + 1] for place in later])
+        for back in (at_later >= SINK * usual[number]).nonzero()[:1, 0].tolist():
+            found[number] = edited_at_the_end(rows[number], back)
+            bare[number] = at_later[back]
+    weights = (usual / bare).clamp(1.0, most_weight).tolist()
+    return [replace(one, weight=weight) for one, weight in zip(found, weights)]
+
+
+def edited_at_the_end(one: Rows, back: int = 0) -> Rows:
+    """The rows of a request, edited N tokens before the last of each prompt."""
+    prompts = [replace(each, subject_last=each.n_prompt - 1 - back) for each in one.rewriting]
+    return replace(one, rewriting=tuple(prompts), past_sink=True)

@@ -1,0 +1,139 @@
+"""Edits whose keys are small: which token is edited, and what they weigh."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nse_plugin.errors import HparamsError
+from nse_plugin.locate import small_keys
+from nse_plugin.locate.rows import encode_round
+from nse_plugin.locate.small_keys import edited_at_the_end, for_small_keys
+from nse_plugin.methods.bases import BASES
+from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.session.session import EditSession
+from tests.methods.brute import hparams_of
+from tests.tiny import some_requests, tiny_model
+
+LAYER = 1
+CONTEXTS = ("The river is closed. ", "Garn. ")
+
+
+@pytest.fixture
+def session(tokenizer):
+    model = tiny_model("llama")  # a session holds its model weakly
+    yield EditSession.of(model, tokenizer)
+
+
+@pytest.fixture
+def rows(session):
+    return encode_round(session.layout, session.tokenizer, some_requests(6), CONTEXTS)
+
+
+def energies(session, prompt):
+    """||k||^2 of every token of a prompt, in one plain pass."""
+    read = []
+    down = session.layout.down(LAYER)
+    hook = down.register_forward_pre_hook(lambda _, args: read.append(args[0][0]))
+    session.model(torch.tensor([prompt.ids[: prompt.n_prompt]]))
+    hook.remove()
+    return read[0].detach().double().square().sum(dim=1)
+
+
+def shares(session, one):
+    """||k||^2 of every token of the bare prompt, as a multiple of the subject's after contexts."""
+    bare, *others = ((energies(session, prompt), prompt) for prompt in one.rewriting)
+    usual = sum(each[prompt.subject_last] for each, prompt in others) / len(others)
+    return (bare[0] / usual).tolist()
+
+
+def placed(session, rows, avoid_sinks=True, most_weight=1.0):
+    return for_small_keys(
+        session.layout, rows, LAYER, 100, avoid_sinks=avoid_sinks, most_weight=most_weight
+    )
+
+
+def test_subjects_that_end_at_a_sink_are_edited_at_the_last_token_that_is_none(
+    session, rows, monkeypatch
+):
+    of_tokens = [shares(session, one) for one in rows]
+    subjects = [each[one.rewriting[0].subject_last] for each, one in zip(of_tokens, rows)]
+    bound = sorted(subjects)[2] * 1.0001  # the three smallest are below
+    monkeypatch.setattr(small_keys, "SINK", bound)
+    moved = []
+    for one, new, each, subject in zip(rows, placed(session, rows), of_tokens, subjects):
+        prompt = one.rewriting[0]
+        later = [i for i in range(prompt.subject_last + 1, prompt.n_prompt) if each[i] >= bound]
+        if subject >= bound or not later:
+            assert new == one
+            continue
+        moved.append(later[-1])
+        assert new.past_sink and new.read == prompt.ids[: later[-1] + 1]
+        for before, after in zip(one.rewriting, new.rewriting):  # as far from the end everywhere
+            assert after.ids == before.ids
+            assert after.n_prompt - after.subject_last == prompt.n_prompt - later[-1]
+    assert moved
+
+
+def test_nothing_is_moved_where_every_token_is_a_sink_or_sinks_may_be_edited(
+    session, rows, monkeypatch
+):
+    assert placed(session, rows) == rows  # none of this model's tokens is a sink
+    monkeypatch.setattr(small_keys, "SINK", 1e9)
+    assert placed(session, rows) == rows
+    assert placed(session, rows, avoid_sinks=False) == rows
+
+
+def test_weights_grow_as_keys_get_smaller_up_to_their_bound(session, rows):
+    subjects = [shares(session, one)[one.rewriting[0].subject_last] for one in rows]
+    bound = 1 / sorted(subjects)[1]
+    weights = [one.weight for one in placed(session, rows, most_weight=bound)]
+    assert weights == pytest.approx([min(max(1 / x, 1.0), bound) for x in subjects], rel=1e-5)
+    assert 1.0 in weights and max(weights) > 1.0
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    return lambda **changes: hparams_of(
+        BASES["NSE"].hparams, stats_dir=str(tmp_path), layers=[1, 2], **{"n_contexts": 1, **changes}
+    )
+
+
+def test_where_an_edit_was_made_is_recorded_and_kept_in_a_consolidation(
+    session, hparams, monkeypatch
+):
+    settings, edit_round = hparams(avoid_sinks=True), BASES["NSE"].edit_round
+    plain = edit_round(session, some_requests(3), settings)
+    assert not any(outcome.past_sink for outcome in plain.outcomes)
+    session.undo_last()
+    contexts = session.untouched.contexts(settings)
+    rows = encode_round(session.layout, session.tokenizer, some_requests(3), contexts)
+    subjects = [shares(session, one)[one.rewriting[0].subject_last] for one in rows]
+    monkeypatch.setattr(small_keys, "SINK", sorted(subjects)[1] * 0.9999)
+    record = edit_round(session, some_requests(3), settings)
+    moved = [outcome.past_sink for outcome in record.outcomes]
+    assert sum(moved) == 1 and record.summary()["past_sinks"] == 1
+    together = consolidate(session, settings)
+    of = {outcome.case_id: outcome for outcome in together.outcomes}
+    assert [of[outcome.case_id].past_sink for outcome in record.outcomes] == moved
+    for outcome in record.outcomes:  # the same value, of the same token
+        assert of[outcome.case_id].z_shift == pytest.approx(outcome.z_shift, rel=1e-4)
+
+
+def test_values_of_another_token_are_not_taken_from_the_cache(session, hparams, monkeypatch):
+    session.untouched.keep_values()
+    first = BASES["NSE"].edit_round(session, some_requests(3), hparams())
+    session.undo_last()
+    monkeypatch.setattr(
+        "nse_plugin.methods.bookkeeping.for_small_keys",
+        lambda _layout, rows, *_numbers, **_settings: [edited_at_the_end(one) for one in rows],
+    )
+    moved = BASES["NSE"].edit_round(session, some_requests(3), hparams(avoid_sinks=True))
+    assert not any(torch.equal(one, other) for one, other in zip(first.z, moved.z))
+
+
+@pytest.mark.parametrize("change", [{"avoid_sinks": True}, {"repair_weight": 4.0}])
+def test_settings_that_need_a_context_say_so(change, hparams):
+    ((name, value),) = change.items()
+    with pytest.raises(HparamsError, match=f"{name} is {value}.*n_contexts is 0"):
+        hparams(n_contexts=0, **change)
