@@ -75,6 +75,16 @@ def model_place(name: str) -> str:
     return str(path) if path.is_dir() else name
 
 
+def from_anywhere(name: str) -> str:
+    """The name of a model, as an absolute path if it is that of a folder or a ``.gguf`` file here.
+
+    What is written to a disk has to hold in any working directory.
+    """
+    path = Path(name).expanduser()
+    local = path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file())
+    return os.path.abspath(path) if local else name
+
+
 def refuse_quantised(model: nn.Module) -> None:
     """Raise :class:`ModelError` if weights are packed: a change cannot be added to them."""
     config = getattr(model, "config", None)
@@ -163,7 +173,8 @@ def _check_name(name: str) -> None:
     if path.exists() or not hub_name or ("/" in name and path.parent.is_dir()):
         siblings = path.parent.glob("*") if path.parent.is_dir() else []
         near = did_you_mean(path.name, [entry.name for entry in siblings if entry.is_dir()])
-        raise ModelError(f"there is no model folder {name!r}{near}; give {_WAYS}")
+        where = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise ModelError(f"there is no model folder {name!r}{where}{near}; give {_WAYS}")
     if "/" not in name and (near := did_you_mean(name, MODELS)):
         raise ModelError(f"there is no model {name!r}{near}; give {_WAYS}")
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nse_plugin.data.models import from_anywhere
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import FrozenLine, Identity
@@ -40,7 +41,11 @@ def refuse_another(
         DataError: it holds another one; the message says what differs.
     """
     now_is = json.loads(json.dumps(given))  # as a manifest keeps it
-    was: dict[str, Any] = {**kept}
+    was: dict[str, Any] = json.loads(json.dumps(kept))
+    for identity in (was, now_is):  # one folder has many relative paths
+        name = identity["hparams"].get("model_name")
+        if isinstance(name, str):
+            identity["hparams"]["model_name"] = from_anywhere(name)
     was |= {key: completed(was[key], now_is[key], made) for key, made in settings.items()}
     found = differences(was, now_is)
     if not found:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nse_plugin.data.defaults import values_for
+from nse_plugin.data.models import from_anywhere
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, SpreadHparams
 from nse_plugin.hparams.variants import VARIANTS, read_method_yaml, split_changes
@@ -48,6 +49,7 @@ def edit_hparams(
                 "matrices; only runs of this package's methods can be added to"
             )
         _refuse_others(folder, files, model, method, hparams, chat)
+        values["model_name"] = files.model_name
         return hparams_from(folder / MANIFEST, {**values, **given})
     return _of_new_folder(folder, model, method, hparams, given)
 
@@ -73,6 +75,8 @@ def _of_new_folder(
         values = values_for(method or DEFAULT_METHOD, model)
     if model is not None:
         values["model_name"] = model
+    if isinstance(values.get("model_name"), str):
+        values["model_name"] = from_anywhere(values["model_name"])
     return hparams_from(hparams or values["alg_name"], _as_folders_have({**values, **given}))
 
 
@@ -99,7 +103,7 @@ def _refuse_others(
 ) -> None:
     """Raise :class:`DataError` if a folder was started with other settings than are given."""
     found = []
-    if model is not None and model != files.model_name:
+    if model is not None and from_anywhere(model) != from_anywhere(str(files.model_name)):
         found.append(f"model was {files.model_name!r}, is {model!r}")
     name, changes = split_changes(method or files.method)
     if find_method(name).name != files.method:
@@ -108,10 +112,11 @@ def _refuse_others(
         found.append("prompts were plain text, and chat is given")
     values: dict[str, Any] = {}
     if hparams is not None:
-        values = read_method_yaml(str(hparams)) | {"model_name": files.model_name}
+        values = read_method_yaml(str(hparams))
     elif method is not None and changes is not None and not found:
         values = values_for(method, str(files.model_name))
     if values:
+        values["model_name"] = files.hparams["model_name"]  # compared above
         values["device"] = files.hparams["device"]  # which may differ from time to time
         made = hparams_from(hparams or values["alg_name"], _as_folders_have(values))
         now = plain(made)

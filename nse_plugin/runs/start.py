@@ -11,7 +11,7 @@ from torch import nn
 
 from nse_plugin import host as hosting
 from nse_plugin.data.defaults import values_for
-from nse_plugin.data.models import load_model
+from nse_plugin.data.models import from_anywhere, load_model
 from nse_plugin.data.streams import held_out_texts, read_data, settled
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.known import keep_known
@@ -140,6 +140,8 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
 
         if has_own(values["alg_name"]) or values["alg_name"].removesuffix("-plugin") not in METHODS:
             return hparams_of(values)
+    if isinstance(values.get("model_name"), str):
+        values["model_name"] = from_anywhere(values["model_name"])
     return hparams_from(name, values)
 
 

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
 from nse_plugin.data import atlas
-from nse_plugin.errors import DataError, HparamsError, NSEPluginError, RequestError, SessionError
+from nse_plugin.errors import (
+    DataError,
+    HparamsError,
+    ModelError,
+    NSEPluginError,
+    RequestError,
+    SessionError,
+)
 from nse_plugin.evaluation import metrics, neighbours
 from nse_plugin.files import JsonLines
 from nse_plugin.locate.small_keys import edited_at_the_end
@@ -41,8 +51,6 @@ def made(tmp_path_factory, stats):
 @pytest.fixture
 def one(made, tmp_path, stats):
     """A copy of that folder, open."""
-    import shutil
-
     shutil.copytree(made[0].folder, tmp_path / "copy")
     return EditFolder(tmp_path / "copy", stats_dir=stats)
 
@@ -270,6 +278,29 @@ def test_settings_are_given_once(one, tmp_path):
         EditFolder(tmp_path / "new", "atlas:gpt3", method="LoRA")
     with pytest.raises(RequestError, match="two targets"):
         one.edit_facts([{"prompt": "{A} is", "target": t} for t in "xy"])
+
+
+def test_a_model_in_a_relative_folder_is_found_from_anywhere(tmp_path, stats, monkeypatch):
+    shutil.copytree(atlas.model_dir(MODEL), tmp_path / "work/model")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    given = {"hparams": "NSE/atlas-gpt2", "stats_dir": stats}
+    EditFolder("edits", "model", **given).edit(PROMPT, NEW, SUBJECT)
+
+    def opened(*others):
+        return EditFolder(tmp_path / "work/edits", *others, stats_dir=stats)
+
+    assert opened("./model").ask(TEXT).edited.startswith(NEW)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert opened("../work/model").ask(TEXT).edited.startswith(NEW)
+    manifest = tmp_path / "work/edits/manifest.json"
+    older = json.loads(manifest.read_text())
+    older["run"]["hparams"]["model_name"] = "./model"  # as versions before this one stored it
+    manifest.write_text(json.dumps(older))
+    assert opened().ask(TEXT).edited.startswith(NEW)
+    (tmp_path / "work/model").rename(tmp_path / "work/other")
+    with pytest.raises(ModelError, match=r"no model folder './model' in .*elsewhere"):
+        opened()
 
 
 def test_a_stream_does_not_resume_it(one):
