@@ -74,6 +74,6 @@ class MissingPackageError(NSEPluginError, ImportError):
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known names, or an empty string."""
     by_folded = {each.casefold(): each for each in known}
-    found = difflib.get_close_matches(name.casefold(), list(by_folded), n=most, cutoff=0.5)
+    found = difflib.get_close_matches(name.casefold(), list(by_folded), n=most, cutoff=0.6)
     near = [by_folded[each] for each in found]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""

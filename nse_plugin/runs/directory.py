@@ -20,6 +20,7 @@ from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, 
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.reading import checked_lines, consolidations, read_manifest, without_line
 from nse_plugin.runs.schema import (
+    BY_HAND,
     CONSOLIDATIONS,
     FINAL,
     FROZEN,
@@ -78,6 +79,7 @@ class RunDirectory:
                     "give another folder"
                 )
                 if self._resumes:
+                    self._refuse_edits_by_hand()
                     self._refuse_undone()
                 for left in self.path.glob("*.tmp"):  # of a process that was killed
                     left.unlink(missing_ok=True)
@@ -169,6 +171,14 @@ class RunDirectory:
     def _lines(self, name: str, kind: type) -> JsonLines:
         path = self.path / name
         return checked_lines(path, kind, _DAMAGED, writable=True, way_out=WAY_OUT)
+
+    def _refuse_edits_by_hand(self) -> None:
+        kept = read_manifest(self.path)
+        if kept is not None and kept["run"]["order"] == BY_HAND:
+            raise DataError(
+                f"{self.path} is a folder of edits made with nse edit, which no stream of edits "
+                "continues; add to it with nse edit, or give another folder"
+            )
 
     def _refuse_undone(self) -> None:
         undone = [str(entry.number) for entry in load_undone(self.path)]

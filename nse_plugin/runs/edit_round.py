@@ -33,6 +33,7 @@ from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.reading import read_manifest
 from nse_plugin.runs.schema import (
+    BY_HAND,
     FROZEN,
     ROUNDS,
     Manifest,
@@ -43,9 +44,6 @@ from nse_plugin.runs.stopping import StopRules, status_of
 from nse_plugin.session.ledger_files import round_path
 
 log = logging.getLogger(__name__)
-
-BY_HAND = "by hand"
-"""The order of a run that is no stream, which ``nse run`` therefore does not resume."""
 
 
 class EditRound:

@@ -15,6 +15,8 @@ from nse_plugin.evaluation.measurement import Measurement
 
 SCHEMA = 5
 MADE_BY = "nse run"
+BY_HAND = "by hand"
+"""The order of a run that is no stream, which ``nse run`` therefore does not resume."""
 MANIFEST = "manifest.json"
 ROUNDS = "rounds.jsonl"
 FROZEN = "frozen.jsonl"
