@@ -68,7 +68,8 @@ def for_small_keys(
         for back in (at_later >= SINK * usual[number]).nonzero()[:1, 0].tolist():
             found[number] = edited_at_the_end(rows[number], back)
             bare[number] = at_later[back]
-    weights = (usual / bare).clamp(1.0, most_weight).tolist()
+    least = torch.finfo(bare.dtype).tiny  # a key can be zero, with ReLU
+    weights = (usual / bare.clamp_min(least)).clamp(1.0, most_weight).tolist()
     return [replace(one, weight=weight) for one, weight in zip(found, weights)]
 
 
