@@ -57,15 +57,9 @@ class RunFiles:
 
     @property
     def model_name(self) -> str | None:
-        """The name by which the model can be loaded, if it is known.
-
-        A relative path, which older versions stored, also counts beside the folder.
-        """
+        """The name by which the model can be loaded, if it is known."""
         name = self.hparams.get("model_name")
-        if not isinstance(name, str):
-            return None
-        beside = self.folder.absolute().parent / name
-        return str(beside) if not Path(name).exists() and beside.exists() else name
+        return name if isinstance(name, str) else None
 
     @property
     def method(self) -> str:
