@@ -152,7 +152,7 @@ class SpreadHparams(LocateHparams):
     (arXiv 2502.07322); those of earlier rounds are written again with it."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if a multiple of lambda is given, and lambda is not in use."""
+        """Errors if a setting compares with lambda or with contexts, and those are not in use."""
         yield from super().conflicts()
         if self.other_token_weight and not self.mom2_adjustment:
             yield (

@@ -147,11 +147,11 @@ class EditReport:
             spent += f"; {cost.matrices} matrices changed, by at most {share} of their norm"
         lines = [f"cost: {spent}"]
         if self.past_sinks:
-            who = "its subject" if len(self.facts) == 1 else f"the subject of {self.past_sinks}"
+            some = "" if len(self.facts) == 1 else f"{self.past_sinks} of {len(self.facts)} "
             lines.append(
-                f"edited at the prompt's last word: {who} ends at an attention sink of this model, "
-                "as the first word of a text may; other wordings may keep the old answer, and "
-                "other subjects in this wording may change"
+                f"{some}edited at the prompt's last word, because this model has an attention sink "
+                "where the subject ends, as it can have at the beginning of a text; other wordings "
+                "may keep the old answer, and other subjects in this wording may change"
             )
         if self.earlier.asked:
             kept = self.earlier.asked - len(lost)
