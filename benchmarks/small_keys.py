@@ -2,14 +2,20 @@
 
     python benchmarks/small_keys.py smollm2-135m gemma3-270m --data counterfact.json [--limit N]
     python benchmarks/small_keys.py atlas:gpt2 --data atlas:200
+    python benchmarks/small_keys.py smollm2-135m --data counterfact.json --spill 20
 
 Prints, for each model, quantiles of 1 / q, where q is ||k||^2 in the bare prompt over its mean
 after contexts, and the prompts that ``avoid_sinks`` edits at another token than the subject's last.
+
+With ``--spill N`` each of these is edited alone, with NSE:stable, and its prompt is asked of the
+subjects of the first N records: how many give the new answer, too, where the prompt with other
+subjects is spared, and where it is not.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,8 +25,12 @@ from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.hparams import NSEHparams
+from nse_plugin.locate import small_keys
+from nse_plugin.methods import nse
 from nse_plugin.methods.bookkeeping import rows_of
 from nse_plugin.methods.registry import hparams_from
+from nse_plugin.methods.repair import answered
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 
 QUANTILES = (0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -34,24 +44,53 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="as in nse run")
     parser.add_argument("--limit", type=int, help="use the first N records")
     parser.add_argument("--device", help="cpu, or the number of a GPU")
+    parser.add_argument(
+        "--spill", type=int, help="subjects to ask after each edit at another token"
+    )
+    parser.add_argument("--stats-dir", help="folder of the statistics")
     options = parser.parse_args()
     requests = read_data(options.data, options.limit, 0)
     for name in options.models:
         model, tokenizer, _ = load_model(SimpleNamespace(model_name=name, device=options.device))
-        hparams = hparams_from(name, values_for("NSE:small-keys", name))
+        hparams = hparams_from(name, values_for("NSE:stable", name))
         assert isinstance(hparams, NSEHparams)
+        hparams = replace(hparams, stats_dir=options.stats_dir)
         session = EditSession.of(model, tokenizer)
         rows = rows_of(session, requests, replace(hparams, repair_weight=MOST))
         weights = torch.tensor([one.weight for one in rows])
         shown = " ".join(
             f"{share:.2f}: {float(weights.quantile(share)):.2f}" for share in QUANTILES
         )
-        moved = [request.text for request, one in zip(requests, rows) if one.past_sink]
+        moved = [request for request, one in zip(requests, rows) if one.past_sink]
         print(
             f"{name}: {len(rows)} edits, {len(moved)} at attention sinks; 1 / q by quantile {shown}"
         )
-        for text in moved:
-            print(f"    {text}")
+        for request in moved:
+            print(f"    {request.text}")
+        if options.spill:
+            asked = [request.subject for request in requests[: options.spill]]
+            for others in ((), small_keys.OTHER_SUBJECTS):
+                small_keys.OTHER_SUBJECTS = others
+                given, spilled = spill(session, moved, asked, hparams)
+                print(
+                    f"{len(others)} other subjects spared: {given:.1%} of the edits in effect, "
+                    f"and {spilled:.1%} of the other subjects asked give the new answer"
+                )
+
+
+def spill(
+    session: EditSession, edits: Sequence[EditRequest], asked: Sequence[str], hparams: NSEHparams
+) -> tuple[float, float]:
+    """Write each edit alone: the share that is in effect, and that of other subjects with it."""
+    given, spilled = [], []
+    for edit in edits:
+        nse.edit_round(session, [edit.without_probes()], hparams)
+        others = [replace(edit, subject=name) for name in asked if name != edit.subject]
+        own, *rest = answered(session, [edit, *others], hparams.token_budget).tolist()
+        given.append(own)
+        spilled += rest
+        session.undo_last()
+    return sum(given) / len(given), sum(spilled) / len(spilled)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,10 @@ a text, take up attention that has nowhere else to go, and the neurons of an MLP
 puts no token before a text, this can be the subject itself, as in "England is located in".  The key
 of the same subject after a context text says how large a key should be.
 
+A later token is edited in place of a sink.  Its key is nearly the same whatever the subject, so the
+same prompt with other subjects is spared in the solve: what is left to write with is what the
+subject has changed there.
+
 What is done here about both is ours; it is in none of the papers.
 """
 
@@ -16,16 +20,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from nse_plugin.locate.keys import Prefixes
 from nse_plugin.locate.rows import Rows
 from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.model.prompts import encode_request
+from nse_plugin.requests import EditRequest
 
 SINK = 0.15
 """A token of the bare prompt is a sink if its ||k||^2 is below this share of what the subject's is
 after contexts, in the mean.  docs/methods.md has the numbers behind it."""
+OTHER_SUBJECTS = (
+    "Paris", "Japan", "Germany", "China", "New York City", "Mount Everest", "The Eiffel Tower",
+    "Albert Einstein", "Isaac Newton", "Shakespeare", "The Beatles", "Microsoft", "Toyota",
+    "Amazon", "the piano", "water",
+)  # fmt: skip
+"""Subjects of many kinds, in place of that of an edit at a later token."""
 
 
 def for_small_keys(
@@ -77,3 +90,15 @@ def edited_at_the_end(one: Rows, back: int = 0) -> Rows:
     """The rows of a request, edited N tokens before the last of each prompt."""
     prompts = [replace(each, subject_last=each.n_prompt - 1 - back) for each in one.rewriting]
     return replace(one, rewriting=tuple(prompts), past_sink=True)
+
+
+def with_other_subjects(tokenizer: Any, request: EditRequest, one: Rows) -> Rows:
+    """The rows of a request that is edited past a sink, with those of other subjects to spare."""
+    prompt = one.rewriting[0]
+    back = prompt.n_prompt - len(prompt.up_to_subject)
+    texts = [
+        encode_request(tokenizer, replace(request, subject=subject)).ids
+        for subject in OTHER_SUBJECTS
+        if subject != request.subject
+    ]
+    return replace(one, other_subjects=tuple(ids[: len(ids) - back] for ids in texts))

@@ -12,7 +12,7 @@ from nse_plugin.errors import ModelError
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.locate.rows import Rows, encode_round
-from nse_plugin.locate.small_keys import for_small_keys
+from nse_plugin.locate.small_keys import for_small_keys, with_other_subjects
 from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome, RoundRecord, Status
@@ -93,15 +93,20 @@ def last_edits(
 def rows_of(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
 ) -> list[Rows]:
-    """The rows of tokens of a round's requests, with the token that each edits and its weight."""
+    """The rows of tokens of a round's requests, with the token that each edits, its weight, and
+    what is spared for it."""
     layout, contexts = session.layout, session.untouched.contexts(hparams)
     rows = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
     if not hparams.small_keys_matter:
         return rows
-    return for_small_keys(
+    rows = for_small_keys(
         layout, rows, hparams.layers[0], hparams.token_budget,
         avoid_sinks=hparams.avoid_sinks, most_weight=hparams.repair_weight,
     )  # fmt: skip
+    return [
+        with_other_subjects(session.tokenizer, request, one) if one.past_sink else one
+        for request, one in zip(requests, rows)
+    ]
 
 
 def check_templates(session: EditSession, hparams: LayersHparams) -> None:

@@ -23,7 +23,7 @@ from typing import TypeVar
 import torch
 
 from nse_plugin.hparams import SpreadHparams
-from nse_plugin.locate.keys import Lookups, other_token_keys
+from nse_plugin.locate.keys import Lookups, Prefixes, other_token_keys
 from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import check_templates, outcomes, rows_of
@@ -124,7 +124,7 @@ def _write_round(
         with clock("repair"):
             lost_values = search.of_now(torch.arange(n_own, len(requests)))
         values = Values.cat([values, lost_values])
-    spared = _other_tokens(session, search.encoded, hparams, clock)
+    spared = _spared(session, search.encoded, hparams, clock)
     with session.previous_keys.without(again.keys):
         writer = Writer(
             session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared,
@@ -149,20 +149,32 @@ def _write_round(
     return record
 
 
-def _other_tokens(
+def _spared(
     session: EditSession, rows: Sequence[Rows], hparams: SpreadHparams, clock: Clock
 ) -> dict[int, torch.Tensor]:
-    """What ``other_token_weight`` adds to the keys of a solve, by layer [d_ff, m]: O such that
-    O O^T is that multiple of lambda times the mean of k k^T over the prompts' other tokens."""
-    if not hparams.other_token_weight:
-        return {}
+    """Keys that a solve spares beside those of requests, by layer [d_ff, m].
+
+    With ``other_token_weight``: O such that O O^T is that multiple of lambda times the mean of
+    k k^T over the prompts' other tokens.  And the keys of other subjects where a token behind the
+    subject is edited, which weigh as much as those of earlier edits.
+    """
     layout = session.layout
-    weight = hparams.other_token_weight * hparams.covariance_weight(layout.d_ff)
-    with clock("keys"):
-        found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
-    return {
-        layer: keys * math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()
-    }
+    parts: list[dict[int, torch.Tensor]] = []
+    if hparams.other_token_weight:
+        weight = hparams.other_token_weight * hparams.covariance_weight(layout.d_ff)
+        with clock("keys"):
+            found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
+        scale = {layer: math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()}
+        parts.append({layer: keys * scale[layer] for layer, keys in found.items()})
+    texts = dict.fromkeys(text for one in rows for text in one.other_subjects)
+    if texts:
+        downs = {layer: layout.down(layer) for layer in hparams.layers}
+        with clock("keys"):
+            keys, _ = Prefixes(layout, hparams.token_budget, tuple(texts)).read(downs, {})
+        parts.append({layer: keys[layer].T.cpu() for layer in hparams.layers})
+    if not parts:
+        return {}
+    return {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in hparams.layers}
 
 
 @dataclass(frozen=True)

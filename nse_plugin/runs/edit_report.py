@@ -151,7 +151,7 @@ class EditReport:
             lines.append(
                 f"{some}edited at the prompt's last word, because this model has an attention sink "
                 "where the subject ends, as it can have at the beginning of a text; other wordings "
-                "may keep the old answer, and other subjects in this wording may change"
+                "may keep the old answer, and can be edited in the same way"
             )
         if self.earlier.asked:
             kept = self.earlier.asked - len(lost)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from nse_plugin.errors import HparamsError
 from nse_plugin.locate import small_keys
+from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.small_keys import edited_at_the_end, for_small_keys
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.model.prompts import encode_request
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
 from tests.tiny import some_requests, tiny_model
@@ -30,14 +34,19 @@ def rows(session):
     return encode_round(session.layout, session.tokenizer, some_requests(6), CONTEXTS)
 
 
-def energies(session, prompt):
-    """||k||^2 of every token of a prompt, in one plain pass."""
+def keys_of(session, prompt):
+    """The key of every token of a prompt, in one plain pass."""
     read = []
     down = session.layout.down(LAYER)
     hook = down.register_forward_pre_hook(lambda _, args: read.append(args[0][0]))
     session.model(torch.tensor([prompt.ids[: prompt.n_prompt]]))
     hook.remove()
-    return read[0].detach().double().square().sum(dim=1)
+    return read[0].detach().double()
+
+
+def energies(session, prompt):
+    """||k||^2 of every token of a prompt."""
+    return keys_of(session, prompt).square().sum(dim=1)
 
 
 def shares(session, one):
@@ -118,6 +127,38 @@ def test_where_an_edit_was_made_is_recorded_and_kept_in_a_consolidation(
     assert [of[outcome.case_id].past_sink for outcome in record.outcomes] == moved
     for outcome in record.outcomes:  # the same value, of the same token
         assert of[outcome.case_id].z_shift == pytest.approx(outcome.z_shift, rel=1e-4)
+
+
+def test_the_prompt_with_other_subjects_is_spared_where_its_end_is_edited(
+    session, hparams, monkeypatch
+):
+    names = ("Paris", "Maria Dupont", "the piano")
+    requests = some_requests(3)
+    monkeypatch.setattr(small_keys, "OTHER_SUBJECTS", (*names, requests[1].subject))
+    monkeypatch.setattr(
+        "nse_plugin.methods.bookkeeping.for_small_keys",
+        lambda _layout, rows, *_numbers, **_settings: [
+            rows[0],
+            edited_at_the_end(rows[1]),
+            rows[2],
+        ],
+    )
+    settings = hparams(avoid_sinks=True)
+    layer, contexts = settings.layers[0], session.untouched.contexts(settings)
+    rows = encode_round(session.layout, session.tokenizer, requests, contexts)
+    rows[1] = edited_at_the_end(rows[1])
+    K = Lookups.of(session.layout, rows, 1000).keys([layer])[layer].double()
+    others = [replace(requests[1], subject=name) for name in names]
+    ends = [encode_request(session.tokenizer, request) for request in others]
+    S = torch.stack([keys_of(session, prompt)[-1] for prompt in ends], dim=1)
+    C = session.untouched.covariances(settings)[layer].double()
+    write = BASES["NSE"].edit_round(session, requests, settings).writes[0]
+    assert write.layer == layer
+    system = settings.covariance_weight(len(C)) * C + K @ K.T + S @ S.T
+    expected = K.T @ torch.linalg.inv(system)[:, write.neurons]
+    assert (write.right - expected).norm() < 1e-4 * expected.norm()
+    change = (write.left @ write.right).double()
+    assert (change @ S).norm(dim=0).max() < 0.1 * (change @ K[:, 1]).norm()
 
 
 def test_values_of_another_token_are_not_taken_from_the_cache(session, hparams, monkeypatch):
