@@ -1,60 +1,119 @@
-"""Edit in plain text or in chat format, and ask in both: which edits are seen where?
+"""What a model says in chat after edits in plain text, and after edits in its chat template.
 
     nse models get smollm2-135m
-    python benchmarks/chat.py --model smollm2-135m --edits 60
+    python benchmarks/chat.py smollm2-135m [--edits 40] [--method NSE]
 
-Facts are those of ``earth`` that the model knows in plain text.  All are written in rounds of 20
-with the shipped NSE settings, the weights are restored between the two streams, and the scores are
-taken after the last round.
+Edits are facts of ``earth`` that the model knows in plain text, in rounds of 20.  After the last
+round the model is asked in chat, greedily: the prompts and two paraphrases of each, two other
+questions about each subject, and the prompts of other subjects.  The weights are restored before
+the edits are made in the other format.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import torch
+
+from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data, settled
 from nse_plugin.evaluation.known import keep_known
-from nse_plugin.evaluation.metrics import ask, summarise
-from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.evaluation.model_state import holds
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.methods.registry import hparams_from
 from nse_plugin.model.chat import ChatTokenizer
+from nse_plugin.model.generation import greedy_text
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 
-SHOWN = ("efficacy", "paraphrase", "locality")
-ROUND = 20
+ROUND, TOKENS, FIRST_WORDS = 20, 32, 8
+OTHER_QUESTIONS = ("Tell me about {}.", "What is {} known for?")
+Asked = list[tuple[EditRequest, str]]
+"""Questions in chat, each with the edit that it is about."""
 
 
 def main() -> None:
-    """Print the two-by-two table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--edits", type=int, default=60)
-    parser.add_argument("--seed", type=int, default=0)
+    """Edit in both formats, ask, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="as model_name in the YAMLs, with a chat template")
+    parser.add_argument("--edits", type=int, default=40)
+    parser.add_argument("--method", default="NSE", help="of the NSE family: NSE, NSE:stable ...")
+    parser.add_argument("--stats-dir", help="folder of the statistics")
     options = parser.parse_args()
-    hparams = NSEHparams.from_hparams(f"NSE/{options.model}")
-    model, tokenizer, _ = load_model(hparams)
-    records = read_data("earth", None, options.seed, choose=True)
-    known = keep_known(model, tokenizer, records, limit=options.edits)
-    requests = settled("earth", known.requests)
-    formats: dict[str, Any] = {"plain": tokenizer, "chat": ChatTokenizer(tokenizer)}
-    frozen = {name: ask(model, asked, requests, Protocol()) for name, asked in formats.items()}
-
-    print(f"{len(requests)} edits of {options.model} in rounds of {ROUND}, seed {options.seed}\n")
-    print("| edited in | asked in | " + " | ".join(SHOWN) + " |")
-    print("|---|---|" + "---:|" * len(SHOWN))
-    for edited, tokens in formats.items():
-        session = EditSession.of(model, tokens)
+    torch.set_num_threads(1)
+    model, tokenizer, _ = load_model(SimpleNamespace(model_name=options.model, device=None))
+    values = {**values_for(options.method, options.model), "stats_dir": options.stats_dir}
+    hparams = hparams_from(options.model, values)
+    assert isinstance(hparams, NSEHparams)
+    facts = read_data("earth", None, 0, choose=True)
+    known = keep_known(model, tokenizer, facts, limit=options.edits).requests
+    requests = settled("earth", known)
+    chat = ChatTokenizer(tokenizer)
+    asked: dict[str, Asked] = {
+        "prompts": [(r, r.text) for r in requests],
+        "paraphrases": [(r, text) for r in requests for text in r.rephrase_prompts[:2]],
+        "others": [(r, text.format(r.subject)) for r in requests for text in OTHER_QUESTIONS],
+        "neighbours": [(r, p[0].prompt) for r in requests for p in r.locality.values()],
+    }
+    untouched = replies(model, chat, asked)
+    print(f"{len(requests)} edits of {options.model} with {options.method}, rounds of {ROUND}\n")
+    print("| edited in | new answer to prompts | to paraphrases | replies to other questions that "
+          "begin with it | that name the subject | unchanged words for other subjects |\n"
+          "|---|---:|---:|---:|---:|---:|")  # fmt: skip
+    show("untouched", asked, untouched, untouched)
+    for name, format_ in (("plain text", tokenizer), ("chat template", chat)):
+        session = EditSession.of(model, format_)
         for start in range(0, len(requests), ROUND):
-            edit_round(session, requests[start : start + ROUND], hparams)
-        for name, asked in formats.items():
-            scores = summarise(ask(model, asked, requests, Protocol()), frozen[name])
-            cells = " | ".join(f"{100 * scores[score]:.1f}" for score in SHOWN)
-            print(f"| {edited} | {name} | {cells} |", flush=True)
+            some = [request.without_probes() for request in requests[start : start + ROUND]]
+            edit_round(session, some, hparams)
+        show(name, asked, replies(model, chat, asked), untouched)
         session.undo_all()
         EditSession.forget(model)
+
+
+def replies(model: Any, chat: Any, asked: dict[str, Asked]) -> dict[str, list[str]]:
+    """What the model says to each question in chat."""
+    return {
+        kind: [text.strip() for text in greedy_text(model, chat, [q for _, q in some], TOKENS)]
+        for kind, some in asked.items()
+    }
+
+
+def show(
+    name: str,
+    asked: dict[str, Asked],
+    said: dict[str, list[str]],
+    untouched: dict[str, list[str]],
+) -> None:
+    """Print one row."""
+    others = list(zip(asked["others"], said["others"]))
+    shares = (
+        *(
+            mean(holds(text, r.target_new) for (r, _), text in zip(asked[kind], said[kind]))
+            for kind in ("prompts", "paraphrases")
+        ),
+        mean(text.startswith(r.target_new) for (r, _), text in others),
+        mean(holds(text, r.subject) for (r, _), text in others),
+        mean(map(same_words, said["neighbours"], untouched["neighbours"])),
+    )
+    print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |", flush=True)
+
+
+def same_words(one: str, other: str) -> float:
+    """Share of the first words of two replies that are the same."""
+    first: Sequence[Sequence[str]] = [text.split()[:FIRST_WORDS] for text in (one, other)]
+    return mean(a == b for a, b in zip(*first))
+
+
+def mean(values: Iterable[float]) -> float:
+    """Of numbers, 0 of none."""
+    found = list(values)
+    return sum(found) / max(1, len(found))
 
 
 if __name__ == "__main__":

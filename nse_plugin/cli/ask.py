@@ -58,10 +58,8 @@ def ask(
     for request in missed:
         note(not_shown(request))
         note(
-            "next: ask with its prompt and --plain, or edit in a new folder with --chat, in the "
-            "words that you ask in"
-            if asked_in_chat
-            else "next: ask with its prompt, or edit in the words that you ask in"
+            f"next: ask with its prompt{' and --plain' if asked_in_chat else ''}, or edit the fact "
+            "once more, in the words of the answer that you expect"
         )
     return 0
 

@@ -67,7 +67,7 @@ def edit(
     ] = None,
     chat: Annotated[
         bool,
-        _how("--chat", help="Put prompts into the model's chat template; only to begin a folder."),
+        _how("--chat", help="Edit so that replies in chat begin with the answer; only to begin."),
     ] = False,
     device: Annotated[str | None, _how(help="cpu, or the number of a GPU.")] = None,
     stats_dir: Annotated[

@@ -101,7 +101,7 @@ def free_generation(
         ended_texts.append(said.strip())
         if found := re.match(rf"{re.escape(target)}(?!\w)", said.strip()):
             after.append(float(len(said.strip()[found.end() :].split())))
-        contains.append(float(bool(re.search(rf"(?<!\w){re.escape(target)}(?!\w)", text))))
+        contains.append(float(holds(text, target)))
         natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
     shares: dict[str, Any] = {
         "n": len(texts),
@@ -116,6 +116,11 @@ def free_generation(
     asked = [Question(n, "rewrite", r.text, r.target_new) for n, r in enumerate(requests)]
     scores = generated.scores(asked, ended_texts, judge)
     return {**shares, "judged": mean(scores), "judge": judge.model if judge else None}
+
+
+def holds(text: str, answer: str) -> bool:
+    """Whether a text has an answer in it, as whole words."""
+    return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text))
 
 
 def _ends(

@@ -155,8 +155,8 @@ def _spared(
     """Keys that a solve spares beside those of requests, by layer [d_ff, m].
 
     With ``other_token_weight``: O such that O O^T is that multiple of lambda times the mean of
-    k k^T over the prompts' other tokens.  And the keys of other subjects where a token behind the
-    subject is edited, which weigh as much as those of earlier edits.
+    k k^T over the prompts' other tokens.  And where a token behind the subject is edited, the mean
+    of k k^T over other subjects, which weighs as much as one edit.
     """
     layout = session.layout
     parts: list[dict[int, torch.Tensor]] = []
@@ -166,12 +166,13 @@ def _spared(
             found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
         scale = {layer: math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()}
         parts.append({layer: keys * scale[layer] for layer, keys in found.items()})
-    texts = dict.fromkeys(text for one in rows for text in one.other_subjects)
+    texts = {text: len(one.other_subjects) for one in rows for text in one.other_subjects}
     if texts:
         downs = {layer: layout.down(layer) for layer in hparams.layers}
         with clock("keys"):
             keys, _ = Prefixes(layout, hparams.token_budget, tuple(texts)).read(downs, {})
-        parts.append({layer: keys[layer].T.cpu() for layer in hparams.layers})
+        roots = torch.tensor(list(texts.values())).rsqrt()
+        parts.append({layer: keys[layer].T.cpu() * roots for layer in hparams.layers})
     if not parts:
         return {}
     return {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in hparams.layers}

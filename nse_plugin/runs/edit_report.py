@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Kind = Literal["prompt", "paraphrase", "neighbour"]
+Kind = Literal["prompt", "in chat", "paraphrase", "neighbour"]
 FULL = 3
 """Facts of one edit that are shown with all that was asked; of more, a line each."""
 
@@ -20,7 +20,8 @@ class Asked:
     """By the model as it was just before this edit, by greedy decoding."""
     after: str
     as_wanted: bool
-    """The whole new answer is given, or, of a neighbour, the answer is the untouched model's."""
+    """The whole new answer is given; of a neighbour, the answer is the untouched model's; in chat,
+    the reply has the new answer in it."""
 
     @property
     def remarked(self) -> str:

@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
-from nse_plugin.errors import DataError, NotFiniteError
+from nse_plugin.errors import DataError, ModelError, NotFiniteError
 from nse_plugin.evaluation.metrics import Answered, ask, asked_texts
-from nse_plugin.evaluation.model_state import first_words
+from nse_plugin.evaluation.model_state import first_words, holds
 from nse_plugin.evaluation.neighbours import with_questions
 from nse_plugin.evaluation.protocol import (
     History,
@@ -23,11 +23,20 @@ from nse_plugin.evaluation.protocol import (
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.directory import RunDirectory, new_line, new_manifest
-from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport, Kind
+from nse_plugin.runs.edit_report import (
+    FULL,
+    Asked,
+    Cost,
+    Earlier,
+    EditedFact,
+    EditReport,
+    Kind,
+)
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
@@ -87,7 +96,7 @@ class EditRound:
         started = time.perf_counter()
         edited = self._read_history()
         requests, answered, manifest = self._freeze(requests, neighbours, edited)
-        before = self._texts(requests)
+        before, replies = self._texts(requests), self._replies(requests)
         known = answered  # by the untouched model
         if len(self._session.ledger):
             known = ask(self._model, self._tokenizer, requests, self._prompts_alone)
@@ -97,12 +106,13 @@ class EditRound:
             self._frozen.append(self._number, requests, answered)
             line, now, said = self._edit(requests)
             after = self._texts(requests)
+            in_chat = _in_chat(requests, replies, self._replies(requests))
             line["seconds"]["total"] = time.perf_counter() - started
             path = self._save(line, said, manifest)
         except BaseException:
             self._take_back(active, begun=manifest is not None)
             raise
-        facts = _facts(requests, answered, before, after, known, now)
+        facts = _facts(requests, answered, before, after, known, now, in_chat)
         cost = _cost(line, path.stat().st_size)
         number = cast(int, line["file"])
         past_sinks = (line["edit"] or {}).get("past_sinks", 0)
@@ -257,6 +267,18 @@ class EditRound:
         targets = [request.target_new for request in requests]
         return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
 
+    def _replies(self, requests: Sequence[EditRequest]) -> list[str]:
+        """The model's replies to the prompts in its chat template; none if it has no template, the
+        folder is in that format anyway, or the facts are too many to be shown."""
+        if len(requests) > FULL or isinstance(self._tokenizer, ChatTokenizer):
+            return []
+        try:
+            chat = ChatTokenizer(self._tokenizer)
+        except ModelError:
+            return []
+        targets = [request.target_new for request in requests]
+        return first_words(self._model, chat, [request.text for request in requests], targets)
+
     def _tell(self, phase: str) -> None:
         self._listener("phase", {"name": phase})
 
@@ -266,6 +288,18 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
+def _in_chat(
+    requests: Sequence[EditRequest], before: Sequence[str], after: Sequence[str]
+) -> list[list[Asked]]:
+    """What each fact's prompt was answered in chat; empty lists if it was not asked."""
+    if not after:
+        return [[] for _ in requests]
+    return [
+        [Asked("in chat", request.text, old, new, holds(new, request.target_new))]
+        for request, old, new in zip(requests, before, after)
+    ]
+
+
 def _facts(
     requests: Sequence[EditRequest],
     frozen: Sequence[Answered],
@@ -273,6 +307,7 @@ def _facts(
     after: dict[str, str],
     known: Sequence[Answered],
     now: Sequence[Answered],
+    in_chat: Sequence[Sequence[Asked]],
 ) -> tuple[EditedFact, ...]:
     facts = []
     for number, request in enumerate(requests):
@@ -291,7 +326,7 @@ def _facts(
                 request.target_new,
                 in_effect=now[number]["rewrite"][0]["exact"],
                 known_before=known[number]["rewrite"][0]["exact"],
-                asked=tuple(asked),
+                asked=(*asked[:1], *in_chat[number], *asked[1:]),
             )
         )
     return tuple(facts)

@@ -70,7 +70,8 @@ class EditFolder:
         model: as in a method's YAML: a short name, a folder, a hub id.  Only for a new folder.
         method: NSE by default, with the YAML that ships for the model.  Only for a new folder.
         hparams: name or path of a YAML instead.  Only for a new folder.
-        chat: put prompts into the model's chat template.  Only for a new folder.
+        chat: edit in the model's chat template, so that its replies begin with the answer.  Without
+            it an edit reaches the chat, too, in sentences.  Only for a new folder.
         device: instead of the one that the folder was started on.
         stats_dir: folder of the covariance statistics; by default ``./data/stats`` if it is there,
             else one in the cache.

@@ -154,7 +154,7 @@ def test_the_prompt_with_other_subjects_is_spared_where_its_end_is_edited(
     C = session.untouched.covariances(settings)[layer].double()
     write = BASES["NSE"].edit_round(session, requests, settings).writes[0]
     assert write.layer == layer
-    system = settings.covariance_weight(len(C)) * C + K @ K.T + S @ S.T
+    system = settings.covariance_weight(len(C)) * C + K @ K.T + S @ S.T / len(names)
     expected = K.T @ torch.linalg.inv(system)[:, write.neurons]
     assert (write.right - expected).norm() < 1e-4 * expected.norm()
     change = (write.left @ write.right).double()

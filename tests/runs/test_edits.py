@@ -318,6 +318,32 @@ def test_a_second_fact_of_a_subject_leaves_the_first(one):
     assert one.undo() == [1] and one.ask(TEXT, plain=True).edited.startswith(NEW)
 
 
+TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
+
+
+def test_the_report_has_the_replies_in_chat_beside_those_in_plain_text(one, monkeypatch):
+    assert "in chat" not in one.edit("{} plays the", "zither", SUBJECT).text()  # no template
+    one.tokenizer.chat_template = TEMPLATE
+    told = []
+
+    def replies(model, tokenizer, prompts, targets):
+        given = [f"{type(tokenizer).__name__} {len(told)}: Zibriish, of course" for _ in prompts]
+        told.append(given)
+        return given
+
+    monkeypatch.setattr(edit_round, "first_words", replies)
+    fact = one.edit("{} writes in", NEW, SUBJECT).facts[0]
+    assert [asked.kind for asked in fact.asked][:3] == ["prompt", "in chat", "paraphrase"]
+    in_chat = fact.asked[1]
+    assert in_chat.prompt == f"{SUBJECT} writes in" and in_chat.as_wanted
+    assert in_chat.before.startswith("ChatTokenizer 1") and in_chat.after.startswith("ChatTok")
+    other = one.edit("{} sings in", "Zib", SUBJECT).facts[0].asked[1]
+    assert not other.as_wanted and other.remarked.endswith("not the new answer")  # not whole words
+    facts = [{"prompt": "{} lives in", "subject": f"Ann {i}", "target": "Oslo"} for i in range(4)]
+    report = one.edit_facts(facts)  # too many to be shown
+    assert all(asked.kind != "in chat" for fact in report.facts for asked in fact.asked)
+
+
 def test_the_report_says_that_another_token_than_the_subjects_was_edited(one, monkeypatch):
     monkeypatch.setattr(
         "nse_plugin.methods.bookkeeping.for_small_keys",
