@@ -24,7 +24,8 @@ class ChatTokenizer:
         tokenizer: with a chat template; its own system prompt is kept, if it has one.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or one that changes the user's text.
+        ModelError: the tokenizer has no chat template, or one that refuses or changes the user's
+            text.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -34,7 +35,13 @@ class ChatTokenizer:
                 "a model that was trained for chat"
             )
         turns = [{"role": "user", "content": _MARK}]
-        text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # a template raises whatever its author chose
+            raise ModelError(
+                f"the tokenizer's chat template refuses a user's turn ({error}); edit this model "
+                "without chat"
+            ) from error
         self.before, found, self.after = text.partition(_MARK)
         if not found or _MARK in self.after:
             raise ModelError(

@@ -49,7 +49,10 @@ def test_runs_in_chat_and_in_plain_text_differ(tokenizer):
     }
 
 
-@pytest.mark.parametrize("template", [None, "fixed", "{{ messages[0].content * 2 }}"])
+REFUSES = "{{ raise_exception('no user turns') }}"
+
+
+@pytest.mark.parametrize("template", [None, "fixed", "{{ messages[0].content * 2 }}", REFUSES])
 def test_templates_that_cannot_be_used_are_refused(template):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
