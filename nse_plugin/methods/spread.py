@@ -106,7 +106,7 @@ def _write_round(
     values: Values | None = None,
 ) -> RoundRecord:
     """One round, written; see :func:`spread_round`."""
-    clock = Clock()
+    clock, together = Clock(), values is not None
     same = lost = EarlierEdits()
     if values is None and hparams.merge_subjects:
         same = same_subject_edits(session, requests)
@@ -124,7 +124,7 @@ def _write_round(
         with clock("repair"):
             lost_values = search.of_now(torch.arange(n_own, len(requests)))
         values = Values.cat([values, lost_values])
-    spared = _spared(session, search.encoded, hparams, clock)
+    spared = _spared(session, search.encoded, hparams, clock, together)
     with session.previous_keys.without(again.keys):
         writer = Writer(
             session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared,
@@ -150,13 +150,19 @@ def _write_round(
 
 
 def _spared(
-    session: EditSession, rows: Sequence[Rows], hparams: SpreadHparams, clock: Clock
+    session: EditSession,
+    rows: Sequence[Rows],
+    hparams: SpreadHparams,
+    clock: Clock,
+    together: bool,
 ) -> dict[int, torch.Tensor]:
     """Keys that a solve spares beside those of requests, by layer [d_ff, m].
 
     With ``other_token_weight``: O such that O O^T is that multiple of lambda times the mean of
-    k k^T over the prompts' other tokens.  And where a token behind the subject is edited, the mean
-    of k k^T over other subjects, which weighs as much as one edit.
+    k k^T over the prompts' other tokens.  And where a token behind the subject is edited, the keys
+    of other subjects there: each weighs as much as an edit in a round, and in a solve of all edits
+    together, which leaves more of each residual, all of an edit's other subjects weigh as much as
+    one.
     """
     layout = session.layout
     parts: list[dict[int, torch.Tensor]] = []
@@ -171,8 +177,8 @@ def _spared(
         downs = {layer: layout.down(layer) for layer in hparams.layers}
         with clock("keys"):
             keys, _ = Prefixes(layout, hparams.token_budget, tuple(texts)).read(downs, {})
-        roots = torch.tensor(list(texts.values())).rsqrt()
-        parts.append({layer: keys[layer].T.cpu() * roots for layer in hparams.layers})
+        weights = 1 / torch.tensor(list(texts.values())) if together else torch.ones(len(texts))
+        parts.append({layer: keys[layer].T.cpu() * weights.sqrt() for layer in hparams.layers})
     if not parts:
         return {}
     return {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in hparams.layers}

@@ -138,9 +138,7 @@ def test_the_prompt_with_other_subjects_is_spared_where_its_end_is_edited(
     monkeypatch.setattr(
         "nse_plugin.methods.bookkeeping.for_small_keys",
         lambda _layout, rows, *_numbers, **_settings: [
-            rows[0],
-            edited_at_the_end(rows[1]),
-            rows[2],
+            edited_at_the_end(one) if one.case_id == requests[1].case_id else one for one in rows
         ],
     )
     settings = hparams(avoid_sinks=True)
@@ -152,12 +150,16 @@ def test_the_prompt_with_other_subjects_is_spared_where_its_end_is_edited(
     ends = [encode_request(session.tokenizer, request) for request in others]
     S = torch.stack([keys_of(session, prompt)[-1] for prompt in ends], dim=1)
     C = session.untouched.covariances(settings)[layer].double()
-    write = BASES["NSE"].edit_round(session, requests, settings).writes[0]
-    assert write.layer == layer
-    system = settings.covariance_weight(len(C)) * C + K @ K.T + S @ S.T / len(names)
-    expected = K.T @ torch.linalg.inv(system)[:, write.neurons]
-    assert (write.right - expected).norm() < 1e-4 * expected.norm()
-    change = (write.left @ write.right).double()
+    first = BASES["NSE"].edit_round(session, requests, settings)
+    together = consolidate(session, settings)
+    at = [first.requests.index(request) for request in together.requests]
+    for record, keys, weight in ((first, K, 1.0), (together, K[:, at], 1 / len(names))):
+        write = record.writes[0]
+        assert write.layer == layer
+        system = settings.covariance_weight(len(C)) * C + keys @ keys.T + weight * S @ S.T
+        expected = keys.T @ torch.linalg.inv(system)[:, write.neurons]
+        assert (write.right - expected).norm() < 1e-4 * expected.norm()
+    change = (first.writes[0].left @ first.writes[0].right).double()
     assert (change @ S).norm(dim=0).max() < 0.1 * (change @ K[:, 1]).norm()
 
 
