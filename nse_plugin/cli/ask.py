@@ -57,6 +57,7 @@ def ask(
     asked_in_chat = edits.tokenizer.chat_template and not plain
     for request in missed:
         note(not_shown(request))
+    if missed:
         note(
             f"next: ask with its prompt{' and --plain' if asked_in_chat else ''}, or edit the fact "
             "once more, in the words of the answer that you expect"
@@ -67,6 +68,6 @@ def ask(
 def not_shown(request: EditRequest) -> str:
     """That an answer to a question about its subject does not have an edit's new answer."""
     return (
-        f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer, as an "
-        "edit may not reach questions unlike its prompt"
+        f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer: the "
+        "question may be about something else, or too unlike the edit's prompt"
     )
