@@ -67,7 +67,10 @@ def edit(
     ] = None,
     chat: Annotated[
         bool,
-        _how("--chat", help="Edit so that replies in chat begin with the answer; only to begin."),
+        _how(
+            "--chat",
+            help="Edit so that replies in chat begin with the answer; only to begin a folder.",
+        ),
     ] = False,
     device: Annotated[str | None, _how(help="cpu, or the number of a GPU.")] = None,
     stats_dir: Annotated[

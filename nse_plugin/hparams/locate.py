@@ -143,7 +143,8 @@ class SpreadHparams(LocateHparams):
     joins the solve, so that they keep what they give (ours; 0 in the papers)."""
     avoid_sinks: bool = False
     """Where a subject ends at an attention sink, as the first token of a text is, edit the prompt's
-    last token instead: the sink has no key to write with (ours; false in the papers)."""
+    last token instead, and spare that prompt with other subjects: the sink has no key to write with
+    (ours; false in the papers)."""
     repair_weight: float = bounded(1.0, low=1)
     """Largest weight of an edit in the solve that repairs it: one with a small key, which falls
     short of its value, weighs more than others, up to this (ours)."""

@@ -25,8 +25,8 @@ class Rows:
     past_sink: bool = False
     """Whether a later token is edited, since the subject ends at an attention sink."""
     other_subjects: tuple[tuple[int, ...], ...] = ()
-    """The bare prompt with other subjects in it, up to the token that is edited.  What that token
-    gives there is spared, where the key is not one of the subject itself."""
+    """Where a later token is edited: the bare prompt with other subjects in it, up to that token.
+    What it gives there is spared."""
     weight: float = 1.0
     """Of its squared error in a solve that repairs it."""
 

@@ -92,8 +92,14 @@ def edited_at_the_end(one: Rows, back: int = 0) -> Rows:
     return replace(one, rewriting=tuple(prompts), past_sink=True)
 
 
-def with_other_subjects(tokenizer: Any, request: EditRequest, one: Rows) -> Rows:
-    """The rows of a request that is edited past a sink, with those of other subjects to spare."""
+def with_other_subjects(
+    tokenizer: Any, request: EditRequest, one: Rows, longest: int | None
+) -> Rows:
+    """The rows of a request that is edited past a sink, with those of other subjects to spare.
+
+    Args:
+        longest: tokens of the model's context; a prompt with another subject may be too long.
+    """
     prompt = one.rewriting[0]
     back = prompt.n_prompt - len(prompt.up_to_subject)
     texts = [
@@ -101,4 +107,5 @@ def with_other_subjects(tokenizer: Any, request: EditRequest, one: Rows) -> Rows
         for subject in OTHER_SUBJECTS
         if subject != request.subject
     ]
-    return replace(one, other_subjects=tuple(ids[: len(ids) - back] for ids in texts))
+    fitting = [ids for ids in texts if longest is None or len(ids) <= longest]
+    return replace(one, other_subjects=tuple(ids[: len(ids) - back] for ids in fitting))

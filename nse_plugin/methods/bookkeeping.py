@@ -103,8 +103,9 @@ def rows_of(
         layout, rows, hparams.layers[0], hparams.token_budget,
         avoid_sinks=hparams.avoid_sinks, most_weight=hparams.repair_weight,
     )  # fmt: skip
+    longest = layout.max_positions
     return [
-        with_other_subjects(session.tokenizer, request, one) if one.past_sink else one
+        with_other_subjects(session.tokenizer, request, one, longest) if one.past_sink else one
         for request, one in zip(requests, rows)
     ]
 

@@ -160,9 +160,11 @@ def _spared(
 
     With ``other_token_weight``: O such that O O^T is that multiple of lambda times the mean of
     k k^T over the prompts' other tokens.  And where a token behind the subject is edited, the keys
-    of other subjects there: each weighs as much as an edit in a round, and in a solve of all edits
-    together, which leaves more of each residual, all of an edit's other subjects weigh as much as
-    one.
+    of other subjects at that token.
+
+    Args:
+        together: all edits are solved together.  The other subjects of an edit then weigh as much
+            as one edit, and else each does: the joint solve leaves more of each residual.
     """
     layout = session.layout
     parts: list[dict[int, torch.Tensor]] = []

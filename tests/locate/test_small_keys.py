@@ -11,7 +11,7 @@ from nse_plugin.errors import HparamsError
 from nse_plugin.locate import small_keys
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
-from nse_plugin.locate.small_keys import edited_at_the_end, for_small_keys
+from nse_plugin.locate.small_keys import edited_at_the_end, for_small_keys, with_other_subjects
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.model.prompts import encode_request
@@ -161,6 +161,18 @@ def test_the_prompt_with_other_subjects_is_spared_where_its_end_is_edited(
         assert (write.right - expected).norm() < 1e-4 * expected.norm()
     change = (first.writes[0].left @ first.writes[0].right).double()
     assert (change @ S).norm(dim=0).max() < 0.1 * (change @ K[:, 1]).norm()
+
+
+def test_other_subjects_are_read_at_the_same_distance_from_the_end(session, rows, monkeypatch):
+    request, one = some_requests(6)[3], edited_at_the_end(rows[3], back=1)
+    names = ["Ann", "Maria Dupont of Ostrell", request.subject]
+    monkeypatch.setattr(small_keys, "OTHER_SUBJECTS", names)
+    tokenizer = session.tokenizer
+    whole = [tokenizer(request.prompt.format(name))["input_ids"] for name in names[:2]]
+    found = with_other_subjects(tokenizer, request, one, None).other_subjects
+    assert [list(ids) for ids in found] == [ids[:-1] for ids in whole]
+    short = with_other_subjects(tokenizer, request, one, len(whole[0])).other_subjects
+    assert short == found[:1] and len(whole[1]) > len(whole[0])  # the context is too short for it
 
 
 def test_values_of_another_token_are_not_taken_from_the_cache(session, hparams, monkeypatch):
