@@ -62,7 +62,7 @@ def spread_round(
     Where anything goes wrong half-way, model and ledger are as before.
 
     Args:
-        values: of the requests, where they are known; none are optimised then.
+        values: of all edits, to solve them together; none are optimised then.
         solver: reads the statistics that the method needs, and gives its closed form.
         rewind: optimise values with the original weights, not with those of now.
         adjust: what is done to the values, of the z-layer, before they are written.

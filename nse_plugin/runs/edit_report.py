@@ -5,9 +5,17 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from nse_plugin.evaluation.model_state import holds
+from nse_plugin.requests import EditRequest
+
 Kind = Literal["prompt", "in chat", "paraphrase", "neighbour"]
 FULL = 3
 """Facts of one edit that are shown with all that was asked; of more, a line each."""
+
+
+def shows(text: str, request: EditRequest) -> bool:
+    """Whether a text has a request's new answer in it, as whole words, in whatever case."""
+    return holds(text.casefold(), request.target_new.casefold())
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,7 @@ class EditReport:
             lines.append(
                 f"{some}edited at the prompt's last word, because this model has an attention sink "
                 "where the subject ends, as it can have at the beginning of a text; other wordings "
-                "may keep the old answer, and can be edited in the same way"
+                "may keep the old answer, and other subjects in this wording may have the new one"
             )
         if self.earlier.asked:
             kept = self.earlier.asked - len(lost)

@@ -9,9 +9,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
-from nse_plugin.errors import DataError, ModelError, NotFiniteError
+from nse_plugin.errors import DataError, ModelError, NotFiniteError, RequestError
 from nse_plugin.evaluation.metrics import Answered, ask, asked_texts
-from nse_plugin.evaluation.model_state import first_words, holds
+from nse_plugin.evaluation.model_state import first_words
 from nse_plugin.evaluation.neighbours import with_questions
 from nse_plugin.evaluation.protocol import (
     History,
@@ -36,6 +36,7 @@ from nse_plugin.runs.edit_report import (
     EditedFact,
     EditReport,
     Kind,
+    shows,
 )
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
@@ -269,15 +270,16 @@ class EditRound:
 
     def _replies(self, requests: Sequence[EditRequest]) -> list[str]:
         """The model's replies to the prompts in its chat template; none if it has no template, the
-        folder is in that format anyway, or the facts are too many to be shown."""
+        prompts are too long in it, the folder is in that format anyway, or the facts are too many
+        to be shown."""
         if len(requests) > FULL or isinstance(self._tokenizer, ChatTokenizer):
             return []
-        try:
-            chat = ChatTokenizer(self._tokenizer)
-        except ModelError:
-            return []
+        prompts = [request.text for request in requests]
         targets = [request.target_new for request in requests]
-        return first_words(self._model, chat, [request.text for request in requests], targets)
+        try:
+            return first_words(self._model, ChatTokenizer(self._tokenizer), prompts, targets)
+        except (ModelError, RequestError):
+            return []
 
     def _tell(self, phase: str) -> None:
         self._listener("phase", {"name": phase})
@@ -295,7 +297,7 @@ def _in_chat(
     if not after:
         return [[] for _ in requests]
     return [
-        [Asked("in chat", request.text, old, new, holds(new, request.target_new))]
+        [Asked("in chat", request.text, old, new, shows(new, request))]
         for request, old, new in zip(requests, before, after)
     ]
 

@@ -29,7 +29,7 @@ from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.consolidate import consolidate_run
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.edit_report import EditReport
+from nse_plugin.runs.edit_report import EditReport, shows
 from nse_plugin.runs.edit_round import EditRound
 from nse_plugin.runs.edit_settings import edit_hparams
 from nse_plugin.runs.listeners import Listener
@@ -245,12 +245,12 @@ class EditFolder:
         for name, text in (("question", question), ("answer", answer)):
             if not isinstance(text, str):
                 raise RequestError(f"{name} is {text!r}; give a text")
-        asked, said = question.casefold(), answer.casefold()
+        asked = question.casefold()
         latest = {request.fact: request for found in self.facts().values() for request in found}
         return [
             request
             for request in latest.values()
-            if request.subject.casefold() in asked and request.target_new.casefold() not in said
+            if request.subject.casefold() in asked and not shows(answer, request)
         ]
 
     def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:

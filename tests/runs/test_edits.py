@@ -19,6 +19,7 @@ from nse_plugin.errors import (
 from nse_plugin.evaluation import metrics, neighbours
 from nse_plugin.files import JsonLines
 from nse_plugin.locate.small_keys import edited_at_the_end
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.runs import edit_round
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.edits import EditFolder
@@ -321,6 +322,15 @@ def test_a_second_fact_of_a_subject_leaves_the_first(one):
 TEMPLATE = "{% for m in messages %}Q: {{ m['content'] }}\nA:{% endfor %}"
 
 
+def too_long_in_chat(first_words):
+    def refuses(model, tokenizer, prompts, targets):
+        if isinstance(tokenizer, ChatTokenizer):
+            raise RequestError("the text has 2049 tokens and the model's context is 2048")
+        return first_words(model, tokenizer, prompts, targets)
+
+    return refuses
+
+
 def test_the_report_has_the_replies_in_chat_beside_those_in_plain_text(one, monkeypatch):
     assert "in chat" not in one.edit("{} plays the", "zither", SUBJECT).text()  # no template
     one.tokenizer.chat_template = TEMPLATE
@@ -339,6 +349,8 @@ def test_the_report_has_the_replies_in_chat_beside_those_in_plain_text(one, monk
     assert in_chat.before.startswith("ChatTokenizer 1") and in_chat.after.startswith("ChatTok")
     other = one.edit("{} sings in", "Zib", SUBJECT).facts[0].asked[1]
     assert not other.as_wanted and other.remarked.endswith("not the new answer")  # not whole words
+    monkeypatch.setattr(edit_round, "first_words", too_long_in_chat(edit_round.first_words))
+    assert len(one.edit("{} hums in", NEW, SUBJECT).facts[0].asked) == len(fact.asked) - 1
     facts = [{"prompt": "{} lives in", "subject": f"Ann {i}", "target": "Oslo"} for i in range(4)]
     report = one.edit_facts(facts)  # too many to be shown
     assert all(asked.kind != "in chat" for fact in report.facts for asked in fact.asked)
