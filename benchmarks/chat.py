@@ -12,7 +12,6 @@ the edits are made in the other format.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +22,7 @@ from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data, settled
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.model_state import holds
+from nse_plugin.evaluation.questions import mean
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import hparams_from
@@ -92,28 +92,23 @@ def show(
 ) -> None:
     """Print one row."""
     others = list(zip(asked["others"], said["others"]))
-    shares = (
+    columns: list[list[float]] = [
         *(
-            mean(holds(text, r.target_new) for (r, _), text in zip(asked[kind], said[kind]))
+            [holds(text, r.target_new) for (r, _), text in zip(asked[kind], said[kind])]
             for kind in ("prompts", "paraphrases")
         ),
-        mean(text.startswith(r.target_new) for (r, _), text in others),
-        mean(holds(text, r.subject) for (r, _), text in others),
-        mean(map(same_words, said["neighbours"], untouched["neighbours"])),
-    )
-    print(f"| {name} | " + " | ".join(f"{100 * share:.1f}" for share in shares) + " |", flush=True)
+        [text.startswith(r.target_new) for (r, _), text in others],
+        [holds(text, r.subject) for (r, _), text in others],
+        list(map(same_words, said["neighbours"], untouched["neighbours"])),
+    ]
+    cells = " | ".join(f"{100 * (mean(column) or 0.0):.1f}" for column in columns)
+    print(f"| {name} | {cells} |", flush=True)
 
 
 def same_words(one: str, other: str) -> float:
     """Share of the first words of two replies that are the same."""
-    first: Sequence[Sequence[str]] = [text.split()[:FIRST_WORDS] for text in (one, other)]
-    return mean(a == b for a, b in zip(*first))
-
-
-def mean(values: Iterable[float]) -> float:
-    """Of numbers, 0 of none."""
-    found = list(values)
-    return sum(found) / max(1, len(found))
+    first = [text.split()[:FIRST_WORDS] for text in (one, other)]
+    return mean([float(a == b) for a, b in zip(*first)]) or 0.0
 
 
 if __name__ == "__main__":

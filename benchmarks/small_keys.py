@@ -67,7 +67,7 @@ def main() -> None:
         )
         for request in moved:
             print(f"    {request.text}")
-        if options.spill:
+        if options.spill and moved:
             asked = [request.subject for request in requests[: options.spill]]
             for others in ((), small_keys.OTHER_SUBJECTS):
                 small_keys.OTHER_SUBJECTS = others
