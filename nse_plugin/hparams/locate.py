@@ -54,6 +54,9 @@ class LocateHparams(LayersHparams):
     """Bound of ||delta|| as a multiple of ||h||."""
     kl_factor: float = bounded(0.0625, low=0)
     """Weight of the divergence at "{subject} is a"."""
+    kl_texts: int = bounded(0, low=0, high=5)
+    """Texts about the subject, written by the untouched model, over which the divergence is taken
+    too, so that an edit leaves more of what else the model knows of it (ours; 0 in the papers)."""
 
     mom2_adjustment: bool = True
     """Use the covariance; false leaves it out of the solve."""
@@ -101,7 +104,14 @@ class LocateHparams(LayersHparams):
     def value_settings(self) -> tuple[Any, ...]:
         """What a value depends on beside model, request and context texts."""
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith("v_")]
-        names += ["value_of", "clamp_norm_factor", "kl_factor", "token_budget", "target_eos"]
+        names += [
+            "value_of",
+            "clamp_norm_factor",
+            "kl_factor",
+            "kl_texts",
+            "token_budget",
+            "target_eos",
+        ]
         return (self.layers[-1], *(getattr(self, name) for name in names))
 
     def covariance_weight(self, d_ff: int) -> float:

@@ -37,6 +37,10 @@ _SHARED = {
     "merged": Variant(
         {"merge_subjects": True}, "edits of one subject share a value (arXiv 2502.07322)"
     ),
+    "other-facts": Variant(
+        {"kl_texts": 5, "kl_factor": 0.25},
+        "values change less of what the model writes about the subject (ours)",
+    ),
     "polyak": Variant(
         {"v_optimizer": "polyak", "v_num_grad_steps": 12},
         "values are optimised without a learning rate, in 12 evaluations (ours)",
@@ -111,6 +115,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
             "the change is smaller along the matrix's dominant directions (arXiv 2510.01172)",
         ),
     },
+    "ROME": {"other-facts": _SHARED["other-facts"]},
 }  # fmt: skip
 """By method and name.  ``p=0.6`` is no variant but a short name of a key."""
 

@@ -20,8 +20,9 @@ class Rows:
     case_id: int | str
     rewriting: tuple[EncodedPrompt, ...]
     """The bare prompt, then the prompt after each context, with their targets."""
-    essence: EncodedPrompt
-    """The text "{subject} is a", where the model should stay as it is."""
+    about: tuple[EncodedPrompt, ...]
+    """Texts about the subject, at whose targets the model should stay as it is: "{subject} is",
+    and those that the untouched model wrote."""
     past_sink: bool = False
     """Whether a later token is edited, since the subject ends at an attention sink."""
     other_subjects: tuple[tuple[int, ...], ...] = ()
@@ -38,7 +39,7 @@ class Rows:
     @property
     def width(self) -> int:
         """Tokens of the longest row."""
-        return max(len(prompt.ids) for prompt in self.rewriting)
+        return max(len(prompt.ids) for prompt in (*self.rewriting, *self.about))
 
     @property
     def tail(self) -> int:
@@ -77,10 +78,17 @@ def encode_round(
                 )
                 for context in ("", *contexts)
             ),
-            encode_prompt(tokenizer, f"{request.subject} is a", subject_end=len(request.subject)),
+            (_essence(tokenizer, request.subject),),
         )
         for request in requests
     ]
+
+
+def _essence(tokenizer: object, subject: str) -> EncodedPrompt:
+    """ "{subject} is a", of which only the token after the subject is predicted, as in ROME's
+    code."""
+    text = encode_prompt(tokenizer, f"{subject} is a", subject_end=len(subject))
+    return replace(text, ids=text.ids[: text.subject_last + 2], n_target=1)
 
 
 def merged(rows: Sequence[Rows]) -> tuple[list[Rows], list[int]]:
@@ -111,21 +119,21 @@ class Reading(TargetTokens):
     reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
 
     @classmethod
-    def of(cls, rows: Sequence[Rows], device: torch.device) -> Reading:
-        """The positions at which the loss of these requests reads its logits."""
+    def of(cls, texts: Sequence[Sequence[EncodedPrompt]], device: torch.device) -> Reading:
+        """The positions at which the loss of requests reads its logits, for the texts of each."""
         row_owner: list[int] = []
         tokens: list[tuple[int, int, int, float, int, int]] = []
-        for request, item in enumerate(rows):
-            for prompt in item.rewriting:
+        for request, prompts in enumerate(texts):
+            for prompt in prompts:
                 first = prompt.n_prompt - 1 - prompt.subject_last
-                weight = 1.0 / (prompt.n_target * len(item.rewriting))
+                weight = 1.0 / (prompt.n_target * len(prompts))
                 tokens += [
                     (request, j, token, weight, len(row_owner), first + j)
                     for j, token in enumerate(prompt.target_ids)
                 ]
                 row_owner.append(request)
         columns = (*zip(*tokens), row_owner)
-        return cls(len(rows), *(torch.tensor(column, device=device) for column in columns))
+        return cls(len(texts), *(torch.tensor(column, device=device) for column in columns))
 
     def select(self, requests: torch.Tensor) -> tuple[Reading, torch.Tensor]:
         """The same for some requests [kept], rising, and the rows [kept rows] that they own."""

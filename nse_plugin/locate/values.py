@@ -5,8 +5,11 @@ subject's last token and delta minimises (arXiv 2410.04045, section 3; the loss 
 arXiv 2202.05262, eq. 4)
 
     mean over contexts of NLL(target | context + prompt)
-    + kl_factor * KL(p_delta || p_original) at "{subject} is a"
+    + kl_factor * mean over texts about the subject of KL(p_delta || p_original)
     + v_weight_decay * ||delta|| / ||h||^2
+
+The text about the subject is "{subject} is a", read at the subject.  With ``kl_texts`` it is also
+what the untouched model writes about it (ours), read at each written token.
 
 A request stops when its loss is small enough; with ``v_stop: rank`` also once greedy decoding has
 written the target in every context for two more steps (arXiv 2502.01636).
@@ -119,7 +122,7 @@ def _batches(rows: Sequence[Rows], token_budget: int) -> list[list[int]]:
     found = []
     for alike in cheapest_batches([rows[i].tail for i in order], len(rows[0].rewriting)):
         some = order[alike]
-        widths = [rows[i].width * (len(rows[i].rewriting) + 1) for i in some]
+        widths = [rows[i].width * (len(rows[i].rewriting) + len(rows[i].about)) for i in some]
         found += [some[run] for run in micro_batches(widths, token_budget)]
     return found
 
@@ -155,14 +158,17 @@ def _optimise(
         leaf = delta[active].requires_grad_(True)
         loss, stop, logits = problem.loss(leaf, objective, hparams)
         if trace is not None:
-            reading, names = problem.reading, torch.tensor(batch, device=active.device)[active]
+            reading, names = (
+                problem.rewriting.reading,
+                torch.tensor(batch, device=active.device)[active],
+            )
             trace.record(step, names[reading.owner], reading.place, logits, reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break
         open_ = stop >= hparams.v_stop_loss
         if hparams.v_stop == "rank":
-            settled[active] = (settled[active] + 1) * problem.reading.all_first(logits)
+            settled[active] = (settled[active] + 1) * problem.rewriting.reading.all_first(logits)
             open_ &= settled[active] <= STEPS_AFTER_FIRST_CHOICE
         going = open_.nonzero()[:, 0]
         if len(going) == 0:
@@ -180,58 +186,48 @@ def _optimise(
 class _Problem:
     """The value loss of some requests as a function of their deltas."""
 
-    layout: DecoderLayout
-    rewriting: Continuation
-    reading: Reading
-    essence: Continuation  # one row per request, one token wide
+    rewriting: _Part
+    about: _Part  # with log p [tokens, vocab] at delta 0
     base: torch.Tensor  # [n, d_model] float32
-    log_p_original: torch.Tensor  # [n, vocab], at "{subject} is a"
 
     @classmethod
     @torch.no_grad()
     def build(cls, layout: DecoderLayout, rows: Sequence[Rows], hparams: LocateHparams) -> _Problem:
-        prompts = [prompt for item in rows for prompt in item.rewriting]
-        n_rewriting = len(prompts)
-        prompts += [item.essence for item in rows]
-        # a target's last token is predicted, never read; the essence is read at its subject
-        ids = [p.ids[:-1] if p.n_target else p.up_to_subject for p in prompts]
-        batch = TokenBatch.of(ids, layout.input_device)
+        texts = [[item.rewriting for item in rows], [item.about for item in rows]]
+        prompts = [prompt for part in texts for item in part for prompt in item]
+        # a target's last token is predicted, never read
+        batch = TokenBatch.of([prompt.ids[:-1] for prompt in prompts], layout.input_device)
         starts = torch.tensor([prompt.subject_last for prompt in prompts]).to(batch.lengths)
         z_layer, last = hparams.layers[-1], layout.n_layers - 1
         both = capture(layout, batch, starts, layer=z_layer, last=last)
         every = torch.arange(len(prompts), device=both.hidden.device)
-        rewriting, essence = both.select(every[:n_rewriting]), both.select(every[n_rewriting:])
+        n_rewriting = sum(len(item.rewriting) for item in rows)
+        tails = [both.select(every[:n_rewriting]), both.select(every[n_rewriting:])]
         if hparams.v_loss_layer is not None:  # the divergence is of the whole model all the same
-            rewriting = rewriting.up_to(hparams.v_loss_layer - z_layer)
+            tails[0] = tails[0].up_to(hparams.v_loss_layer - z_layer)
+        rewriting, about = (
+            _Part(layout, tail, Reading.of(part, tail.hidden.device))
+            for tail, part in zip(tails, texts)
+        )
         bare = every[list(accumulate((len(item.rewriting) for item in rows[:-1]), initial=0))]
-        return cls(
-            layout,
-            rewriting,
-            Reading.of(rows, both.hidden.device),
-            essence,
+        base = (
             _mlp_outputs(layout, rows, z_layer)
             if hparams.value_of == "mlp"
-            else rewriting.hidden[bare, 0].float(),
-            F.log_softmax(layout.logits(essence.run(essence.hidden)[:, 0]), dim=1),
+            else rewriting.tails.hidden[bare, 0].float()
         )
+        log_p = F.log_softmax(about.logits(torch.zeros_like(base)), dim=1)
+        return cls(rewriting, about.with_reference(log_p), base)
 
     def select(self, requests: torch.Tensor) -> _Problem:
         """The same for some of the requests; requests: [kept], indices."""
-        reading, rows = self.reading.select(requests)
-        return _Problem(
-            self.layout,
-            self.rewriting.select(rows),
-            reading,
-            self.essence.select(requests),
-            self.base[requests],
-            self.log_p_original[requests.to(self.log_p_original.device)],
-        )
+        rewriting, about = self.rewriting.select(requests), self.about.select(requests)
+        return replace(self, rewriting=rewriting, about=about, base=self.base[requests])
 
     @torch.no_grad()
     def with_reference(self) -> _Problem:
         """The same, with the logits at delta 0 kept for objectives that compare with them."""
-        logits = self._logits(torch.zeros_like(self.base))
-        return replace(self, reading=replace(self.reading, reference=logits))
+        logits = self.rewriting.logits(torch.zeros_like(self.base))
+        return replace(self, rewriting=self.rewriting.with_reference(logits))
 
     def loss(
         self, delta: torch.Tensor, objective: TokenObjective, hparams: LocateHparams
@@ -240,27 +236,41 @@ class _Problem:
 
         What is for stopping and the logits [tokens, vocab] are detached.
         """
-        reading = self.reading
-        logits = self._logits(delta)
+        reading, about = self.rewriting.reading, self.about.reading
+        logits = self.rewriting.logits(delta)
         per_token = objective(logits, reading.target.to(logits.device), reading.reference)
-        log_p = F.log_softmax(self.layout.logits(self._run(self.essence, delta)[:, 0]), dim=1)
-        drift = (log_p.exp() * (log_p - self.log_p_original)).sum(dim=1).to(delta.device)
+        assert about.reference is not None
+        log_p = F.log_softmax(self.about.logits(delta), dim=1)
+        drift = about.means((log_p.exp() * (log_p - about.reference)).sum(dim=1))
         size = delta.norm(dim=1) / self.base.square().sum(dim=1)
         rest = hparams.kl_factor * drift + hparams.v_weight_decay * size
         train, stop = (reading.means(part) + rest for part in per_token)
         return train, stop.detach(), logits.detach()
 
-    def _logits(self, delta: torch.Tensor) -> torch.Tensor:
-        """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""
-        reading = self.reading
-        out = self._run(self.rewriting, delta[reading.row_owner])
-        return self.layout.logits(out[reading.row.to(out.device), reading.step.to(out.device)])
 
-    @staticmethod
-    def _run(tails: Continuation, delta: torch.Tensor) -> torch.Tensor:
-        """Output [rows, tail, d_model] with delta [rows, d_model] added at each row's start."""
-        start = (tails.hidden[:, 0].float() + delta).to(tails.hidden.dtype)
-        return tails.run(torch.cat([start[:, None], tails.hidden[:, 1:]], dim=1))
+@dataclass(frozen=True)
+class _Part:
+    """Texts of some requests, and where the loss reads them."""
+
+    layout: DecoderLayout
+    tails: Continuation
+    reading: Reading
+
+    def select(self, requests: torch.Tensor) -> _Part:
+        """The same for some of the requests; requests: [kept], indices."""
+        reading, rows = self.reading.select(requests)
+        return _Part(self.layout, self.tails.select(rows), reading)
+
+    def with_reference(self, reference: torch.Tensor) -> _Part:
+        """The same, with what it is compared with [tokens, vocab]."""
+        return replace(self, reading=replace(self.reading, reference=reference))
+
+    def logits(self, delta: torch.Tensor) -> torch.Tensor:
+        """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""
+        reading, hidden = self.reading, self.tails.hidden
+        start = (hidden[:, 0].float() + delta[reading.row_owner]).to(hidden.dtype)
+        out = self.tails.run(torch.cat([start[:, None], hidden[:, 1:]], dim=1))
+        return self.layout.logits(out[reading.row.to(out.device), reading.step.to(out.device)])
 
 
 def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from nse_plugin.errors import ModelError
-from nse_plugin.hparams import SpreadHparams
+from nse_plugin.hparams import LocateHparams, SpreadHparams
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.small_keys import for_small_keys, with_other_subjects
@@ -108,6 +108,19 @@ def rows_of(
         with_other_subjects(session.tokenizer, request, one, longest) if one.past_sink else one
         for request, one in zip(requests, rows)
     ]
+
+
+def with_texts_about(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    rows: Sequence[Rows],
+    hparams: LocateHparams,
+) -> list[Rows]:
+    """The rows of requests, with the ``kl_texts`` texts about each subject."""
+    if not hparams.kl_texts:
+        return list(rows)
+    texts = session.untouched.texts_about([request.subject for request in requests], hparams)
+    return [replace(one, about=(*one.about, *more)) for one, more in zip(rows, texts)]
 
 
 def check_templates(session: EditSession, hparams: LayersHparams) -> None:

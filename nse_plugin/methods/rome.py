@@ -22,7 +22,7 @@ from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes
+from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes, with_texts_about
 from nse_plugin.methods.clock import Clock
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
@@ -61,6 +61,7 @@ def edit_round(
         rows = encode_round(
             session.layout, session.tokenizer, requests, contexts, hparams.target_eos
         )
+        rows = with_texts_about(session, requests, rows, hparams)
         factor = (
             session.untouched.of_covariances(hparams, covariance_factor)[layer]
             if hparams.mom2_adjustment

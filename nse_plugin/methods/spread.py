@@ -26,7 +26,7 @@ from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups, Prefixes, other_token_keys
 from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.methods.bookkeeping import check_templates, outcomes, rows_of
+from nse_plugin.methods.bookkeeping import check_templates, outcomes, rows_of, with_texts_about
 from nse_plugin.methods.clock import Clock
 from nse_plugin.methods.repair import EarlierEdits, lost_edits, repair, same_subject_edits
 from nse_plugin.methods.together import is_due, solve_together
@@ -233,7 +233,13 @@ class _ValueSearch:
         return self._adjusted(self._optimised(rows), rows)
 
     def _optimised(self, rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-        chosen = [self.encoded[i] for i in rows.tolist()]
+        numbers = rows.tolist()
+        chosen = with_texts_about(
+            self.session,
+            [self.requests[i] for i in numbers],
+            [self.encoded[i] for i in numbers],
+            self.hparams,
+        )
         if self.hparams.merge_subjects:
             chosen, numbers = merged(chosen)
         layout, hparams = self.session.layout, self.hparams

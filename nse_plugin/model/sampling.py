@@ -8,6 +8,7 @@ rounding of the logits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,23 @@ from transformers import PreTrainedModel
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model.generation import continue_rows
-from nse_plugin.model.prompts import encode_text
+from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
 
 _BLOCK = 256
 """Neighbouring tokens of a vocabulary that are one block when a token is drawn."""
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 """How context texts begin, as in the published code of MEMIT and NSE."""
+
+ABOUT = (
+    "It is said that {}",
+    "In the text, {} is",
+    "Everybody knows that {} has",
+    "The story of {}",
+    "We know that {} was",
+)
+"""How texts about a subject begin.  No subject is at the beginning, where attention sinks are."""
+TOKENS_ABOUT = 6
+"""Tokens that are written of such a text."""
 
 
 def sample_ids(
@@ -88,6 +100,45 @@ def context_texts(
         )
         texts.append(_one_line(tokenizer.decode(ids + more[0].tolist(), skip_special_tokens=True)))
     return tuple(texts)
+
+
+def texts_about(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    subjects: Sequence[str],
+    count: int,
+    *,
+    token_budget: int = 16384,
+) -> list[tuple[EncodedPrompt, ...]]:
+    """What a model writes about each subject, taking its first choice at each step.
+
+    Args:
+        count: texts per subject, at most one for each opening of :data:`ABOUT`.
+
+    Returns:
+        Per subject, its openings with what the model writes after them as targets.
+
+    Raises:
+        RequestError: a text is longer than the model's context.
+    """
+    prompts = []
+    for subject in subjects:
+        for opening in ABOUT[:count]:
+            before, after = opening.split("{}")
+            text = f"{before}{subject}{after}"
+            prompts.append(encode_prompt(tokenizer, text, subject_end=len(before + subject)))
+    new = continue_rows(
+        model,
+        [list(prompt.ids) for prompt in prompts],
+        [TOKENS_ABOUT] * len(prompts),
+        lambda logits, _rows: logits.argmax(dim=-1),
+        token_budget=token_budget,
+    )
+    texts = [
+        replace(prompt, ids=(*prompt.ids, *ids), n_target=len(ids))
+        for prompt, ids in zip(prompts, new)
+    ]
+    return [tuple(texts[i : i + count]) for i in range(0, len(texts), count)]
 
 
 def _draw(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> torch.Tensor:

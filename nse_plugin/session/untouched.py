@@ -1,5 +1,6 @@
-"""What methods ask of the untouched model, computed once: context texts, covariances, what
-follows from covariances and original matrices, and values if they are to be kept."""
+"""What methods ask of the untouched model, computed once: context texts, texts about subjects,
+covariances, what follows from covariances and original matrices, and values if they are to be
+kept."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.values import Values
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.sampling import OPENINGS, context_texts
+from nse_plugin.model.prompts import EncodedPrompt
+from nse_plugin.model.sampling import OPENINGS, context_texts, texts_about
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.statistics.covariance import second_moments
 from nse_plugin.statistics.files import stats_folder
@@ -39,6 +41,7 @@ class Untouched:
         self._layout, self._tokenizer = layout, tokenizer
         self._weights, self._rewound = weights, rewound
         self._contexts: dict[tuple[Any, ...], tuple[str, ...]] = {}
+        self._about: dict[tuple[str, int], tuple[EncodedPrompt, ...]] = {}
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
         self._derived: dict[tuple[Any, ...], Any] = {}
         self._values: dict[tuple[Any, ...], Values] | None = None
@@ -62,6 +65,20 @@ class Untouched:
     def use_contexts(self, hparams: LocateHparams, texts: Sequence[str]) -> None:
         """Take these texts, of an earlier run, instead of having them written again."""
         self._contexts[_contexts_key(hparams)] = tuple(texts)
+
+    def texts_about(
+        self, subjects: Sequence[str], hparams: LocateHparams
+    ) -> list[tuple[EncodedPrompt, ...]]:
+        """Texts about each subject, with what the model has written as targets."""
+        count, budget = hparams.kl_texts, hparams.token_budget
+        missing = [s for s in dict.fromkeys(subjects) if (s, count) not in self._about]
+        if missing:
+            with self._rewound():
+                found = texts_about(
+                    self._layout.model, self._tokenizer, missing, count, token_budget=budget
+                )
+            self._about |= {(s, count): texts for s, texts in zip(missing, found)}
+        return [self._about[s, count] for s in subjects]
 
     def keep_values(self) -> None:
         """Keep the values of rounds from now on, for edits that differ in what follows them."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.probe import layout_of
+from nse_plugin.model.sampling import ABOUT
 from nse_plugin.objectives.nll import nll
 from nse_plugin.requests import EditRequest
 from tests.locate.values import values_of
@@ -37,7 +38,7 @@ def plain_value(model, tokenizer, request, hparams):
     )
     base = None
 
-    def forward(text, position):
+    def forward(text, position):  # a text, or its ids
         def edit(_module, _args, output):
             nonlocal base
             hidden = first_tensor(output).clone()
@@ -48,10 +49,22 @@ def plain_value(model, tokenizer, request, hparams):
 
         handle = block.register_forward_hook(edit)
         try:
-            return model(**tokenizer(text, return_tensors="pt")).logits[0].float()
+            if isinstance(text, str):
+                text = tokenizer(text, return_tensors="pt")["input_ids"]
+            return model(input_ids=text).logits[0].float()
         finally:
             handle.remove()
 
+    about = [(essence, last_subject_token(essence, len(request.subject)), None)]
+    for opening in ABOUT[: hparams.kl_texts]:
+        text = opening.replace("{}", request.subject)
+        end = opening.index("{}") + len(request.subject)
+        ids = tokenizer(text)["input_ids"]
+        for _ in range(6):
+            with torch.no_grad():
+                logits = model(input_ids=torch.tensor([ids])).logits[0, -1]
+            ids = [*ids, int(logits.argmax())]
+        about.append((torch.tensor([ids]), last_subject_token(text, end), 6))
     kl_start, first = None, 0
     for step in range(hparams.v_num_grad_steps):
         losses, right = [], True
@@ -64,11 +77,15 @@ def plain_value(model, tokenizer, request, hparams):
             rows = torch.arange(n_prompt - 1, len(ids) - 1)
             losses.append(-log_p[rows, targets].mean())
             right &= bool((log_p[rows].argmax(-1) == targets).all())
-        position = last_subject_token(essence, len(request.subject))
-        log_p = forward(essence, position)[position].log_softmax(-1)
+        log_ps = []
+        for text, position, n_written in about:
+            read = slice(-n_written - 1, -1) if n_written else slice(position, position + 1)
+            log_ps.append(forward(text, position)[read].log_softmax(-1))
         if kl_start is None:
-            kl_start = log_p.detach()
-        kl = (log_p.exp() * (log_p - kl_start)).sum()
+            kl_start = [log_p.detach() for log_p in log_ps]
+        kl = torch.stack(
+            [(p.exp() * (p - start)).sum(-1).mean() for p, start in zip(log_ps, kl_start)]
+        ).mean()
         loss = (
             torch.stack(losses).mean()
             + hparams.kl_factor * kl
@@ -92,9 +109,17 @@ def plain_value(model, tokenizer, request, hparams):
     return base + delta.detach(), loss.item(), step + 1
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "polyak"])
-def test_batched_equals_one_at_a_time(any_model, tokenizer, optimizer):
-    hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3, v_optimizer=optimizer)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"v_optimizer": "adam"},
+        {"v_optimizer": "polyak"},
+        {"v_optimizer": "adam", "kl_texts": 3, "kl_factor": 0.5},
+    ],
+    ids=["adam", "polyak", "texts"],
+)
+def test_batched_equals_one_at_a_time(any_model, tokenizer, settings):
+    hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3, **settings)
     requests = some_requests(4)
     values = values_of(layout_of(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
