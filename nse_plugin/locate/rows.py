@@ -21,8 +21,8 @@ class Rows:
     rewriting: tuple[EncodedPrompt, ...]
     """The bare prompt, then the prompt after each context, with their targets."""
     about: tuple[EncodedPrompt, ...]
-    """Texts about the subject, at whose targets the model should stay as it is: "{subject} is",
-    and those that the untouched model wrote."""
+    """Texts about the subject, at whose targets the model should stay as it is: "{subject} is a",
+    and what the untouched model wrote."""
     past_sink: bool = False
     """Whether a later token is edited, since the subject ends at an attention sink."""
     other_subjects: tuple[tuple[int, ...], ...] = ()
@@ -85,8 +85,7 @@ def encode_round(
 
 
 def _essence(tokenizer: object, subject: str) -> EncodedPrompt:
-    """ "{subject} is a", of which only the token after the subject is predicted, as in ROME's
-    code."""
+    """The text "{subject} is a", read at the subject alone, as in the code of ROME."""
     text = encode_prompt(tokenizer, f"{subject} is a", subject_end=len(subject))
     return replace(text, ids=text.ids[: text.subject_last + 2], n_target=1)
 

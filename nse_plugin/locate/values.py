@@ -158,10 +158,8 @@ def _optimise(
         leaf = delta[active].requires_grad_(True)
         loss, stop, logits = problem.loss(leaf, objective, hparams)
         if trace is not None:
-            reading, names = (
-                problem.rewriting.reading,
-                torch.tensor(batch, device=active.device)[active],
-            )
+            reading = problem.rewriting.reading
+            names = torch.tensor(batch, device=active.device)[active]
             trace.record(step, names[reading.owner], reading.place, logits, reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:

@@ -233,11 +233,11 @@ class _ValueSearch:
         return self._adjusted(self._optimised(rows), rows)
 
     def _optimised(self, rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-        numbers = rows.tolist()
+        some = rows.tolist()
         chosen = with_texts_about(
             self.session,
-            [self.requests[i] for i in numbers],
-            [self.encoded[i] for i in numbers],
+            [self.requests[i] for i in some],
+            [self.encoded[i] for i in some],
             self.hparams,
         )
         if self.hparams.merge_subjects:
