@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nse_plugin.evaluation.model_state import holds
 from nse_plugin.requests import EditRequest
 
-Kind = Literal["prompt", "in chat", "paraphrase", "neighbour"]
+Kind = Literal["prompt", "in chat", "paraphrase", "neighbour", "subject"]
 FULL = 3
 """Facts of one edit that are shown with all that was asked; of more, a line each."""
 
@@ -29,14 +29,14 @@ class Asked:
     after: str
     as_wanted: bool
     """The whole new answer is given; of a neighbour, the answer is the untouched model's; in chat,
-    the reply has the new answer in it."""
+    the reply has the new answer in it; what is said about the subject is the same as before."""
 
     @property
     def remarked(self) -> str:
         """The answer after the edit, with a remark if it is not as wanted."""
         if self.as_wanted:
             return self.after
-        what = "changed" if self.kind == "neighbour" else "not the new answer"
+        what = "changed" if self.kind in ("neighbour", "subject") else "not the new answer"
         return f"{self.after}   <- {what}"
 
 

@@ -263,8 +263,12 @@ class EditRound:
         return Earlier(len(earlier), tuple(texts))
 
     def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
-        """How the model continues each prompt, and the paraphrases and neighbours asked."""
-        prompts = list(dict.fromkeys(t for r in requests for t in asked_texts(r, self._protocol)))
+        """How the model continues each prompt, the paraphrases and neighbours asked, and the texts
+        about the subjects."""
+        texts = [text for r in requests for text in asked_texts(r, self._protocol)]
+        if len(requests) <= FULL and not isinstance(self._tokenizer, ChatTokenizer):
+            texts += map(_about, requests)
+        prompts = list(dict.fromkeys(texts))
         targets = [request.target_new for request in requests]
         return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
 
@@ -288,6 +292,11 @@ class EditRound:
 _KINDS: dict[str, Kind] = {
     "rewrite": "prompt", "paraphrase": "paraphrase", "locality": "neighbour",
 }  # fmt: skip
+
+
+def _about(request: EditRequest) -> str:
+    """A text that an edit can change with the rest of what the model knows about its subject."""
+    return f"In the text, {request.subject} is"
 
 
 def _in_chat(
@@ -320,6 +329,9 @@ def _facts(
                 wanted = same if group == "locality" else item["exact"]
                 prompt = item["prompt"]
                 asked.append(Asked(kind, prompt, before[prompt], after[prompt], wanted))
+        if (text := _about(request)) in before:
+            said = before[text], after[text]
+            asked.append(Asked("subject", text, *said, as_wanted=said[0] == said[1]))
         facts.append(
             EditedFact(
                 request.case_id,

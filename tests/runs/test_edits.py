@@ -72,12 +72,23 @@ def test_the_report_says_what_the_model_answers_before_and_after(made):
     (fact,) = report.facts
     assert report.in_effect and fact.in_effect and not fact.known_before
     kinds = [asked.kind for asked in fact.asked]
-    assert kinds == ["prompt", "paraphrase", "paraphrase", "neighbour", "neighbour"]
+    assert kinds == ["prompt", "paraphrase", "paraphrase", "neighbour", "neighbour", "subject"]
     assert fact.asked[0].before.startswith(OLD) and fact.asked[0].after.startswith(NEW)
-    for asked in fact.asked[3:]:
+    for asked in fact.asked[3:5]:
         assert asked.as_wanted == (asked.before.split(".")[0] == asked.after.split(".")[0])
     assert report.cost.seconds > 0 and report.cost.relative_change > 0
     assert report.text().splitlines()[-1].startswith("the edit is in effect: round 1")
+
+
+def test_the_report_says_what_the_model_says_about_the_subject(made):
+    folder, report = made
+    about = report.facts[0].asked[-1]
+    assert about.prompt == f"In the text, {report.facts[0].subject} is"
+    said = folder.ask(about.prompt)
+    assert about.before and said.untouched.startswith(about.before)
+    assert about.after and said.edited.startswith(about.after)
+    assert about.as_wanted == (about.before == about.after)
+    assert about.as_wanted or f"{about.after}   <- changed" in report.text()
 
 
 def test_the_folder_is_a_run_that_gives_the_same_model_again(made, one):
