@@ -12,6 +12,7 @@ the edits are made in the other format.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,9 +48,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, tokenizer, _ = load_model(SimpleNamespace(model_name=options.model, device=None))
-    values = {**values_for(options.method, options.model), "stats_dir": options.stats_dir}
-    hparams = hparams_from(options.model, values)
+    hparams = hparams_from(options.model, values_for(options.method, options.model))
     assert isinstance(hparams, NSEHparams)
+    if options.stats_dir:
+        hparams = replace(hparams, stats_dir=options.stats_dir)
     facts = read_data("earth", None, 0, choose=True)
     known = keep_known(model, tokenizer, facts, limit=options.edits).requests
     requests = settled("earth", known)

@@ -16,6 +16,7 @@ import random
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,8 +63,10 @@ def main() -> None:
           "|---|---:|---:|---:|---:|")  # fmt: skip
     for name in options.methods:
         spec = parse_method(name)
-        base, values = BASES[spec.method], values_for(name, options.model)
-        hparams: Any = base.hparams.from_dict({**values, "stats_dir": options.stats_dir})
+        base = BASES[spec.method]
+        hparams: Any = base.hparams.from_dict(values_for(name, options.model))
+        if options.stats_dir:
+            hparams = replace(hparams, stats_dir=options.stats_dir)
         session = EditSession.of(model, tokenizer)
         scores: dict[str, list[float]] = defaultdict(list)
         seconds = 0.0

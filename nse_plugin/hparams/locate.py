@@ -53,7 +53,7 @@ class LocateHparams(LayersHparams):
     clamp_norm_factor: float = bounded(0.75, above=0)
     """Bound of ||delta|| as a multiple of ||h||."""
     kl_factor: float = bounded(0.0625, low=0)
-    """Weight of the divergence at "{subject} is a"."""
+    """Weight of the divergence at "{subject} is a", and over `kl_texts`."""
     kl_texts: int = bounded(0, low=0, high=5)
     """Texts about the subject, written by the untouched model, over which the divergence is taken
     too, so that an edit leaves more of what else the model knows of it (ours; 0 in the papers)."""

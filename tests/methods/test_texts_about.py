@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -53,6 +54,12 @@ def test_a_round_reads_texts_of_the_untouched_model(tokenizer, tmp_path, method)
     record = base.edit_round(session, second, hparams)
     found = session.untouched.texts_about([r.subject for r in second], hparams)
     assert found == texts_about(untouched, tokenizer, [r.subject for r in second], 2)
+    another_model = copy.deepcopy(untouched)
+    without = EditSession.of(another_model, tokenizer)
+    for some in (first, second):
+        other = base.edit_round(without, some, replace(hparams, kl_texts=0))
+    for one, another in zip(record.outcomes, other.outcomes):
+        assert one.z_loss != another.z_loss  # the same to the bit without the texts
     if method == "NSE":
         contexts = session.untouched.contexts(hparams)
         layout = EditSession.of(untouched, tokenizer).layout
