@@ -18,6 +18,12 @@ def shows(text: str, request: EditRequest) -> bool:
     return holds(text.casefold(), request.target_new.casefold())
 
 
+def about_subject(request: EditRequest) -> str:
+    """A text that shows whether an edit changes what else the model says about its subject; none of
+    those that ``kl_texts`` keeps as they are."""
+    return f"People say that {request.subject} is"
+
+
 @dataclass(frozen=True)
 class Asked:
     """A text that the model continued before and after the edit."""

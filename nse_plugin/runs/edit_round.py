@@ -36,6 +36,7 @@ from nse_plugin.runs.edit_report import (
     EditedFact,
     EditReport,
     Kind,
+    about_subject,
     shows,
 )
 from nse_plugin.runs.frozen import FrozenAnswers
@@ -267,7 +268,7 @@ class EditRound:
         about the subjects."""
         texts = [text for r in requests for text in asked_texts(r, self._protocol)]
         if len(requests) <= FULL and not isinstance(self._tokenizer, ChatTokenizer):
-            texts += map(_about, requests)
+            texts += map(about_subject, requests)
         prompts = list(dict.fromkeys(texts))
         targets = [request.target_new for request in requests]
         return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
@@ -292,11 +293,6 @@ class EditRound:
 _KINDS: dict[str, Kind] = {
     "rewrite": "prompt", "paraphrase": "paraphrase", "locality": "neighbour",
 }  # fmt: skip
-
-
-def _about(request: EditRequest) -> str:
-    """A text that an edit can change with the rest of what the model knows about its subject."""
-    return f"In the text, {request.subject} is"
 
 
 def _in_chat(
@@ -329,7 +325,7 @@ def _facts(
                 wanted = same if group == "locality" else item["exact"]
                 prompt = item["prompt"]
                 asked.append(Asked(kind, prompt, before[prompt], after[prompt], wanted))
-        if (text := _about(request)) in before:
+        if (text := about_subject(request)) in before:
             said = before[text], after[text]
             asked.append(Asked("subject", text, *said, as_wanted=said[0] == said[1]))
         facts.append(

@@ -83,7 +83,7 @@ def test_the_report_says_what_the_model_answers_before_and_after(made):
 def test_the_report_says_what_the_model_says_about_the_subject(made):
     folder, report = made
     about = report.facts[0].asked[-1]
-    assert about.prompt == f"In the text, {report.facts[0].subject} is"
+    assert about.prompt == f"People say that {report.facts[0].subject} is"
     said = folder.ask(about.prompt)
     assert about.before and said.untouched.startswith(about.before)
     assert about.after and said.edited.startswith(about.after)
