@@ -66,7 +66,7 @@ class Passes:
 ONE_PASS = Passes()
 REACHED = 0.5
 """A request reached its value if at most this share of its first residual is left: then nearly all
-answers are the new ones, with more left fewer and fewer (docs/methods.md has the table)."""
+answers are the new ones, with more left fewer and fewer."""
 
 
 @dataclass
