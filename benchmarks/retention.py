@@ -1,6 +1,6 @@
 """200 edits in 10 and 40 rounds on both embedded models: what later rounds leave of earlier edits.
 
-Writes the page docs/retention.md: end scores, perplexity, and the retention matrix.
+Writes end scores, perplexity and the retention matrices to a file; docs/retention.md has a part.
 
     python benchmarks/retention.py [--edits 200] [--rounds 10 40] [--models gpt2 llama] [--out FILE]
 """
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=200)
     parser.add_argument("--rounds", type=int, nargs="+", default=[10, 40])
     parser.add_argument("--models", nargs="+", default=["gpt2", "llama"])
-    parser.add_argument("--out", type=Path, default=Path("docs/retention.md"))
+    parser.add_argument("--out", type=Path, default=Path("retention.md"))
     options = parser.parse_args()
     start = time.perf_counter()
     results = {}
