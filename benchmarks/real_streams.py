@@ -4,8 +4,8 @@
         --data counterfact.json --limit 300 --rounds 15
     python benchmarks/real_streams.py streams/cells/smollm2-135m/*/0
 
-With ``--solve`` the model of each run is loaded, and everything is asked again: as it is, with all
-edits solved together, and the same with ``--repairs``, for every ``consolidation_weight`` of
+With ``--solve`` the model of each run is loaded, and everything is tested again: as it is, with all
+edits solved jointly, and the same with ``--repairs``, for every ``consolidation_weight`` of
 ``--weights`` and ``other_token_weight`` of ``--other-tokens``; also with h *set* to each edit's
 value: what fails then fails whatever is written.  A row that is in the results file is not made
 again.
@@ -129,7 +129,7 @@ class Run:
         }
 
     def _of_values(self) -> dict[str, float]:
-        """Residuals at the end, and the share of edits that are given where h is the value."""
+        """Residuals at the end, and the share of edits that are in effect where h is the value."""
         session = self.session
         of = {r.digest(): z for record in session.ledger for r, z in zip(record.requests, record.z)}
         chosen = [r for r in self.requests if r.without_probes().digest() in of]
@@ -222,7 +222,7 @@ def main() -> None:
     """Parse, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs")
-    parser.add_argument("--solve", action="store_true", help="also with all edits solved together")
+    parser.add_argument("--solve", action="store_true", help="also with all edits solved jointly")
     parser.add_argument("--weights", type=float, nargs="+", default=[10.0], metavar="X",
                         help="factors of lambda in a consolidation that repairs")  # fmt: skip
     parser.add_argument("--other-tokens", type=float, nargs="+", default=[0.0], metavar="W",

@@ -1,4 +1,4 @@
-"""``nse consolidate``: solve all edits of a run together."""
+"""``nse consolidate``: solve all edits of a run jointly."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def consolidate(
         typer.Option(
             min=0,
             metavar="N",
-            help="Find new values for edits that the model does not give afterwards, and solve all "
+            help="Find new values for edits that are not in effect afterwards, and solve all "
             "again, up to N times; by default as often as the run's hyperparameters say.",
         ),
     ] = None,
     as_json: AS_JSON = False,
 ) -> int:
-    """Solve all edits of a run together, as one round in place of the others.
+    """Solve all edits of a run jointly, as one round in place of the others.
 
-    The values in the round files are written into the original model, with keys computed anew.
-    Without repair none is optimised again. The new round can be undone like any other.
+    Keys are recomputed; the stored values are reused and, without repair, not optimised again. The
+    new round can be undone like any other.
     """
     from nse_plugin.runs.reading import RunFiles
 
@@ -40,7 +40,7 @@ def consolidate(
 
         line = EditFolder(run, device=device, listener=listener).consolidate(repair_rounds)
     text = (
-        f"round {line['file']} of {run} solves {counted(line['edits'], 'edit')} together; "
+        f"round {line['file']} of {run} solves {counted(line['edits'], 'edit')} jointly; "
         f"the model gave {line['answered_before']} of them before and gives {line['answered']} now"
     )
     show_result(line if as_json else text)

@@ -69,7 +69,8 @@ def edit(
         bool,
         _how(
             "--chat",
-            help="Edit so that replies in chat begin with the answer; only to begin a folder.",
+            help="Edit so that replies in chat begin with the answer (not recommended for facts, "
+            "see docs/scores.md); only to begin a folder.",
         ),
     ] = False,
     device: Annotated[str | None, _how(help="cpu, or the number of a GPU.")] = None,
@@ -85,8 +86,8 @@ def edit(
     """Change a fact in a model, and see what the model says before and after.
 
     The edits are kept in a folder: nse ask and nse chat ask the edited model, nse undo takes a
-    round back, nse export writes the edits for other tools. The exit code is 3 if the new answer
-    is not given afterwards.
+    round back, nse export writes the edits for other tools. The exit code is 3 if the edit is not
+    in effect afterwards.
     """
     records = _records(facts, prompt, target, subject, paraphrase)
     with interrupt_says(lambda: _as_it_was(out)), working() as listener:

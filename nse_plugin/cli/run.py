@@ -83,7 +83,7 @@ def run(
 
 
 def _hint(out: str, efficacy: float | None, rounds: int) -> str | None:
-    """What brings back edits that the model does not give at the end, where something does."""
+    """What brings back edits that are not in effect at the end, where something does."""
     from nse_plugin.hparams import SpreadHparams
     from nse_plugin.hparams.overtone import base_of
     from nse_plugin.methods.registry import METHODS, hparams_from
@@ -95,8 +95,8 @@ def _hint(out: str, efficacy: float | None, rounds: int) -> str | None:
     if not isinstance(base_of(hparams_from(out, files.hparams)), SpreadHparams):
         return None
     return (
-        f"{1 - efficacy:.1%} of the edits are not given; nse consolidate {out} --repair-rounds 2 "
-        "solves all of them together"
+        f"{1 - efficacy:.1%} of the edits are not in effect; nse consolidate {out} "
+        "--repair-rounds 2 solves all edits jointly"
     )
 
 

@@ -42,7 +42,7 @@ _NOTE = (
 )
 _AGE_NOTE = (
     "In percent. right after: each round before the next, mean over rounds; thirds of the rounds "
-    "are tested at the end. locality of effective edits: of the edits that are given."
+    "are tested at the end. locality of effective edits: of the edits that are in effect."
 )
 
 

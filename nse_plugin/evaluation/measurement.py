@@ -15,9 +15,9 @@ class Measurement(TypedDict, total=False):
     retention: list[dict[str, Any]]
     """One row per round edited: ``edited``, ``n`` and scores."""
     all: dict[str, Any]
-    """The same scores over all edits asked."""
+    """The same scores over all edits tested."""
     each: list[dict[str, Any]]
-    """Those of every edit asked."""
+    """Those of every edit tested."""
     answers: list[dict[str, Any]]
     """``round``, ``case_id``, ``exact`` and ``answer`` (text) of some edits."""
     generation: dict[str, Any]

@@ -277,7 +277,7 @@ def _each(
 def measure_answers(
     protocol: Protocol, measured: MeasuredModel, history: History, number: int
 ) -> Measurement:
-    """``answers``: per edit asked, whether the new answer is given, and the text that is given.
+    """``answers``: per edit tested, whether it is in effect, and the text that the model gives.
 
     For the end of a run, since text takes longer than scores.
     """

@@ -35,7 +35,7 @@ class Protocol(Settings):
     translation: bool = False
     """Ask in another language, where the data have a prompt for that (earth)."""
     retention: int = bounded(1000, low=0)
-    """Earlier edits asked each time; of more, a sample drawn by ``seed`` and round."""
+    """Earlier edits tested each time; of more, a sample drawn by ``seed`` and round."""
     answers: int = bounded(200, low=0)
     """Edits whose answers are written down as text at the end, for the list of facts."""
     generation: int = bounded(50, low=0)
@@ -51,7 +51,7 @@ class Protocol(Settings):
     ability: int = bounded(0, low=0)
     """Facts of ``earth`` about subjects that it never edits, asked of the model as a whole."""
     each: bool = False
-    """Also write down the scores of every single earlier edit asked."""
+    """Also write down the scores of every single earlier edit tested."""
     weights: bool = True
     """Norm of each edited matrix's change, relative to the original."""
     directions: int | None = bounded(None, low=1)

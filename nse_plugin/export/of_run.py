@@ -24,7 +24,7 @@ from nse_plugin.session.session import EditSession
 
 KINDS = ("peft", "delta", "full")
 _MOST = 200
-"""Edits that are asked to see what a small rank costs."""
+"""Edits that are tested to see what a small rank costs."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Exported:
         if self.efficacy is not None:
             lines.append(
                 f"efficacy with this rank {self.efficacy:.1%}, with the whole change "
-                f"{self.efficacy_of_all:.1%} ({counted(self.asked, 'edit')} asked)"
+                f"{self.efficacy_of_all:.1%} ({counted(self.asked, 'edit')} tested)"
             )
         lines.append(
             f"{counted(self.edits, 'edit')} of {counted(self.rounds, 'round')} on "

@@ -143,7 +143,7 @@ class SpreadHparams(LocateHparams):
     """Every N rounds, edits of earlier rounds that the model no longer gives are written again with
     the round's own; 0 is never (the papers)."""
     consolidate_every: int = bounded(0, low=0)
-    """Every N rounds, all edits in effect are solved together with the round's own, in place of
+    """Every N rounds, all edits in effect are solved jointly with the round's own, in place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
     consolidation_weight: float = bounded(3.0, above=0)
     """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,

@@ -29,7 +29,7 @@ class Variant:
 _SHARED = {
     "consolidated": Variant(
         {"repair_rounds": 1, "consolidate_every": 5},
-        "every 5 rounds, all edits are solved together, and repaired (ours)",
+        "every 5 rounds, all edits are solved jointly, and repaired (ours)",
     ),
     "margin": Variant(
         {"value_margin": 0.25}, "values go a quarter further than the edited prompt needs (ours)"

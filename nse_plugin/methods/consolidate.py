@@ -20,7 +20,7 @@ from nse_plugin.session.session import EditSession
 def consolidate(
     session: EditSession, hparams: Hparams, repair_rounds: int | None = None
 ) -> RoundRecord:
-    """Solve all edits in effect together, in place of the active rounds.
+    """Solve all edits in effect jointly, in place of the active rounds.
 
     Args:
         hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.
@@ -28,7 +28,7 @@ def consolidate(
             edits being solved again in between; instead of the hyperparameters' number.
 
     Returns:
-        The new round; its outcomes say of each request whether it was given before and after.
+        The new round; its outcomes say of each request whether it was in effect before and after.
 
     Raises:
         HparamsError: the method has no values, or ``repair_rounds`` is negative.

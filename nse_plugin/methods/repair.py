@@ -1,13 +1,13 @@
 """Repair by behaviour: edits that the model does not give after the write are written once more.
 
 Values of the original model fit an edited one less and less, so in a long sequence it is the
-*newest* edits that fail, whatever their residuals say.  So one forward pass asks every new edit,
-and for those whose whole answer is not given a value is optimised in the model as it is now and
-written by one more pass.  All other requests of the round are in that pass's solve with no
-residual, as the previous keys are: what they give stays.
+*newest* edits that fail, whatever their residuals say.  So one forward pass tests every new edit,
+and for those that are not in effect a value is optimised in the model as it is now and written by
+one more pass.  All other requests of the round are in that pass's solve with no residual, as the
+previous keys are: what they give stays.
 
 Later rounds wear earlier edits away.  With ``repair_every``, every N rounds the earlier edits are
-asked too before the round is written, and those that the model no longer gives join the round with
+tested too before the round is written, and those that the model no longer gives join the round with
 values optimised in the model as it is now.  Their old keys are left out of the previous keys, which
 would hold them where they are.
 
@@ -35,7 +35,7 @@ from nse_plugin.session.session import EditSession
 
 @dataclass(frozen=True)
 class Repaired:
-    """What was asked and repaired; row i belongs to request i, on the CPU."""
+    """What was tested and repaired; row i belongs to request i, on the CPU."""
 
     times: torch.Tensor
     """[n], how often each was repaired."""
@@ -83,10 +83,10 @@ class EarlierEdits:
 def lost_edits(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
 ) -> EarlierEdits:
-    """Ask the edits of earlier rounds, where ``repair_every`` says so of the next round.
+    """Test the edits of earlier rounds, where ``repair_every`` says so of the next round.
 
     Args:
-        requests: of the next round; a fact that it edits is not asked.
+        requests: of the next round; a fact that it edits is not tested.
     """
     if session.ledger.next_number() % hparams.repair_every:
         return EarlierEdits()

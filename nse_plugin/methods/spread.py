@@ -62,7 +62,7 @@ def spread_round(
     Where anything goes wrong half-way, model and ledger are as before.
 
     Args:
-        values: of all edits, to solve them together; none are optimised then.
+        values: of all edits, to solve them jointly; none are optimised then.
         solver: reads the statistics that the method needs, and gives its closed form.
         rewind: optimise values with the original weights, not with those of now.
         adjust: what is done to the values, of the z-layer, before they are written.
@@ -163,7 +163,7 @@ def _spared(
     of other subjects at that token.
 
     Args:
-        together: all edits are solved together.  The other subjects of an edit then weigh as much
+        together: all edits are solved jointly.  The other subjects of an edit then weigh as much
             as one edit, and else each does: the joint solve leaves more of each residual.
     """
     layout = session.layout

@@ -1,4 +1,4 @@
-"""Consolidation: all edits in effect solved together, as if they had come in one round.
+"""Consolidation: all edits in effect solved jointly, as if they had come in one round.
 
 A sequence of rounds writes each on what the rounds before it left.  The ledger keeps every
 request's value z, so the edits can be solved again at any time: the weights are rewound, and one
@@ -54,7 +54,7 @@ def solve_together(
     write: Write[H],
     newest: RoundRecord | None = None,
 ) -> RoundRecord:
-    """Solve all edits in effect together, in place of the active rounds.
+    """Solve all edits in effect jointly, in place of the active rounds.
 
     Args:
         newest: the last round, if it is to become the consolidation: under its number, and with

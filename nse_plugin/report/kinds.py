@@ -26,9 +26,9 @@ _EXPLAINED = {
     "tokens": "answer tokens that are the first choice after the right ones before them",
     "free text": "what the model writes up to its first full stop",
     "distractor": "a sentence that names the old answer comes first",
-    "reversed": "asked from the new answer, the subject is given",
+    "reversed": "from the new answer, the model gives the subject",
     "translated": "asked in another language",
-    "negated": "the new answer is given to the denied prompt too, so less is better",
+    "negated": "the model gives the new answer to the negated prompt too, so less is better",
     "words after": "how many follow the answer in free text",
 }
 _OTHERS = {

@@ -98,7 +98,7 @@ def rounds_table(run: Run) -> Table:
     for entry in run.ledger.active()[:1]:  # a consolidation takes the place of all rounds before it
         if entry.within:
             note += (
-                f"; round {entry.number}: all edits in effect then, solved together, in the place "
+                f"; round {entry.number}: all edits in effect then, solved jointly, in the place "
                 "of the rounds before it"
             )
     formats = {"seconds": ".2f", **dict.fromkeys(norms, ".4g")}

@@ -162,7 +162,7 @@ class SessionBackend:
         return saved
 
     def consolidate(self, repair_rounds: int | None = None) -> RoundRecord:
-        """Solve all edits in effect together, in place of the active rounds."""
+        """Solve all edits in effect jointly, in place of the active rounds."""
         return consolidate(self.session, self.hparams, repair_rounds)
 
     def load(self, paths: Sequence[Path]) -> None:

@@ -61,7 +61,7 @@ class Summary:
     other_facts: float | None
     """Share of the facts of other subjects, known before, that are still given."""
     retention_first: float | None
-    """Share of the first round's edits that are given."""
+    """Share of the first round's edits that are in effect."""
     seconds_per_edit: float
     """Time of editing, without evaluation and without what is made once per model."""
 

@@ -196,10 +196,10 @@ class EditFolder:
         return left
 
     def consolidate(self, repair_rounds: int | None = None) -> Consolidation:
-        """Solve all edits in effect together, as a round in place of the active ones.
+        """Solve all edits in effect jointly, as a round in place of the active ones.
 
         Args:
-            repair_rounds: how often edits that are not given afterwards are written once more,
+            repair_rounds: how often edits not in effect afterwards are written once more,
                 with new values; by default as the folder's hyperparameters say.
 
         Raises:

@@ -177,7 +177,7 @@ class Final(TypedDict):
 
 
 class Consolidation(TypedDict):
-    """A line of ``consolidations.jsonl``: a round that solves all edits before it together."""
+    """A line of ``consolidations.jsonl``: a round that solves all edits before it jointly."""
 
     file: int
     """Number of its ``round-NNNN.safetensors``."""

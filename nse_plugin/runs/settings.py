@@ -35,8 +35,8 @@ class CommonSettings(Settings):
     protocol: dict[str, Any] = field(default_factory=dict, metadata=group(Protocol))
     """Fields of the protocol, e.g. ``every: 5``."""
     chat: bool = False
-    """Put every prompt into the model's chat template, for editing and for measuring; replies are
-    then to begin with the answer."""
+    """Put every prompt into the model's chat template, for editing and measuring; the edit then
+    makes replies begin with the answer (not recommended for facts, see docs/scores.md)."""
     held_out: str | None = None
     """Text file for the perplexity, one text per line; ``atlas`` for texts of the embedded world,
     the default for its models; ``factbook`` for real prose; ``none`` for no perplexity."""

@@ -30,15 +30,15 @@ class StopRules(Settings):
     min_retention: float | None = bounded(None, low=0, high=1)
     """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
     until_collapse: float | None = bounded(None, above=0, high=1)
-    """Lowest efficacy of all edits so far, and lowest locality, as a share of what the run's first
-    measurement found; e.g. 0.8. Below it, the run has collapsed."""
+    """End the run when efficacy over all edits so far, or locality, falls below this share of its
+    first measurement, e.g. 0.8."""
     max_change: float | None = bounded(None, above=0)
     """Largest ||sum of all changes|| / ||original|| of an edited layer; needs no measurement, so it
     is checked after every round and can end a run before its scores fall."""
     non_finite: bool = True
     """NaN or infinity in a loss or a weight."""
     on_collapse: OnCollapse = "undo"
-    """undo: undo the round and end; stop: keep it and end; continue: note it and continue."""
+    """undo: undo the round and end; stop: keep it and end; continue: log it and continue."""
 
     def check(
         self,

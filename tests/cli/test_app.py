@@ -183,7 +183,7 @@ def test_signals_end_a_command_with_their_exit_code(number, monkeypatch, capsys)
 
 def test_a_run_that_has_lost_edits_names_what_brings_them_back(tmp_path):
     out = str(runs.scheduler(tmp_path / "run").run().run_dir)
-    assert f"25.0% of the edits are not given; nse consolidate {out}" in _hint(out, 0.75, 3)
+    assert f"25.0% of the edits are not in effect; nse consolidate {out}" in _hint(out, 0.75, 3)
     assert [_hint(out, *said) for said in ((0.99, 3), (0.75, 1), (None, 3))] == [None] * 3
     ft = runs.scheduler(
         tmp_path / "ft", hparams=hparams_of(FTHparams, layers=[1], num_steps=1, kl_factor=0.0)

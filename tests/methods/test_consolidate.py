@@ -272,7 +272,7 @@ def test_what_is_missing_after_a_repair_is_solved_again_with_all_values(hparams,
             )
 
     give(says)
-    record = consolidate(session, hparams, repair_rounds=5)  # all are given after the second
+    record = consolidate(session, hparams, repair_rounds=5)  # all are in effect after the second
     give([*says[:3], says[2], *says[3:]])
     for _ in range(2):
         by_hand = consolidate(twice, hparams, repair_rounds=1)

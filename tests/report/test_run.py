@@ -109,7 +109,7 @@ def test_kinds_of_score_by_age(made):
     wanted += [first["efficacy_tokens"], newest["efficacy_tokens"]]
     assert rows["tokens, teacher-forced"] == tuple(f"{100 * value:.1f}" for value in wanted)
     assert rows["free text is it"][1] == f"{100 * last['generation']['exact']:.1f}"
-    assert "also when negated" not in rows and "denied" not in kinds_table(run).note
+    assert "also when negated" not in rows and "negated" not in kinds_table(run).note
 
 
 def test_spans_of_rounds():

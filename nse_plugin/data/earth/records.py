@@ -4,7 +4,7 @@ The new answer is one that the same relation gives to another subject. It is nev
 never another name of one, and starts with another word. `neighborhood_prompts` ask the same of
 other subjects, those with the same answer first; `neighborhood_answers` holds their true answers.
 `portability` asks for what follows from the new answer (the capital of the new country), `forms`
-for the fact denied, in the other direction and, in some relations, in German.
+for the fact negated, in the other direction and, in some relations, in German.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _second_step(
 
 
 def _forms(fact: Fact, relation: Relation, new: str) -> dict[str, Any]:
-    """The edited fact denied, from the new answer to the subject, and in another language."""
+    """The edited fact negated, from the new answer to the subject, and in another language."""
     forms = {
         "negation": (relation.negation.replace("{}", fact.subject), new),
         "reversal": (relation.reversal.replace("{}", new), fact.subject),
