@@ -7,9 +7,9 @@ Single edits (each from the untouched model) or sequential ones, by the number o
 
 The bases are those of :data:`BASES`: ``LoRA, paper`` has the settings of the paper's LoRA, and all
 others are what ships for the model in ``hparams/``; ``"LoRA, paper, stop_loss=0.05"`` changes a
-setting.  ``LoRA, EasyEdit`` is EasyEdit's own implementation, if EASYEDIT_ROOT names a checkout,
-with plain LoRA, since PEFT 0.18 refuses its AdaLoRA; what to compare it with is
-``'LoRA, paper, lora_type="lora"'``.  A cell (model, stratum, base, variant, kind,
+setting.  ``..., EasyEdit`` is EasyEdit's own editor, tested by its own evaluator, if EASYEDIT_ROOT
+names a checkout; its LoRA is plain LoRA, since PEFT 0.18 refuses its AdaLoRA, and what to compare
+it with is ``'LoRA, paper, lora_type="lora"'``.  A cell (model, stratum, base, variant, kind,
 seed) is a JSON file in the work folder; the same command resumes after an interruption, and
 prints the tables of its cells.
 """
@@ -29,6 +29,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 
 from nse_plugin import BaseEditor
@@ -36,18 +37,19 @@ from nse_plugin.compare.hosts import THEIRS, Recipe, editor_of
 from nse_plugin.compare.intervals import differences
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
-from nse_plugin.errors import DataError, HostError
+from nse_plugin.easyedit.editor import ReadyModel
+from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import ask, summarise
 from nse_plugin.evaluation.overfitting import mean_course, relative_norm, single_edits, table_for
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import write_bytes, write_json
-from nse_plugin.hparams import Hparams, OvertoneHparams
+from nse_plugin.hparams import Hparams, OvertoneHparams, WISEHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.report.charts import line_panels
 from nse_plugin.report.figures import to_png
 from nse_plugin.report.overfit import SHARES, course_panels
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, Probes
 from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
 
@@ -57,6 +59,12 @@ PAPER_LORA = {
     "weight_decay": 0.0, "batch_size": 1,
 }  # fmt: skip
 """EasyEdit's settings of LoRA (hparams/LoRA/llama-7b.yaml), which OVERTONE's paper uses."""
+WISE = {
+    "inner_params": ["model.layers[25].mlp.down_proj.weight"], "act_margin": [5.0, 20.0, 10.0],
+}  # fmt: skip
+"""EasyEdit's settings of WISE (hparams/WISE/llama-7b.yaml), at the same share of the depth."""
+EASYEDIT_FT = {"batch_size": 1, "rewrite_module_tmp": "model.layers.{}.mlp.down_proj.weight"}
+"""What EasyEdit's FT has to be told beside the settings that ship for SmolLM2."""
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "LoRA": ("LoRA", {}),
     "LoRA, paper": ("LoRA", PAPER_LORA),
@@ -64,6 +72,8 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "FT-M": ("FT", {}),
     "NSE": ("NSE", {}),
     "MEMIT": ("MEMIT", {}),
+    "FT-M, EasyEdit": ("FT", EASYEDIT_FT),
+    "WISE, EasyEdit": ("WISE", WISE),
 }
 """Method, and what differs from the YAML that ships for it."""
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -151,8 +161,14 @@ def hparams_of(cell: Cell) -> Hparams:
     name, *more = re.split(r", (?=\w+=)", cell.base)
     method, changes = BASES[name]
     changes = changes | settings(more)
-    yaml = f"{method}/{cell.model.replace(':', '-')}"
-    hparams = dataclasses.replace(find_method(method).hparams.from_hparams(yaml), **changes)
+    if method == "WISE":
+        margins = {"margin_factor": 1.0} if cell.variant == "base" else {}
+        hparams: Hparams = WISEHparams.from_dict(
+            {"alg_name": method, "model_name": cell.model, "device": "cpu", **changes, **margins}
+        )
+    else:
+        yaml = f"{method}/{cell.model.replace(':', '-')}"
+        hparams = dataclasses.replace(find_method(method).hparams.from_hparams(yaml), **changes)
     if "=" in cell.variant:
         changed = {key.replace("lambda", "lambda_"): value
                    for key, value in settings(cell.variant.split(", ")).items()}  # fmt: skip
@@ -212,25 +228,52 @@ def single(
 def theirs(
     model: Any, tokenizer: Any, requests: Sequence[EditRequest], hparams: Hparams, done: int
 ) -> Iterator[dict[str, Any]]:
-    """Each edit by itself with EasyEdit's own LoRA, from the untouched model."""
+    """Each edit by itself with EasyEdit's own editor and evaluator, from the untouched model.
+
+    WISE looks at one prompt at a time, and EasyEdit's evaluator gives it no more.
+    """
     if isinstance(hparams, OvertoneHparams):
-        ready = dataclasses.replace(hparams.base, model_name=(model, tokenizer))
+        ready = dataclasses.replace(hparams.base, model_name=ReadyModel(model, tokenizer))
         editor = BaseEditor.from_hparams(dataclasses.replace(hparams, base=ready))
     else:
         editor, _ = editor_of(Recipe(hparams, THEIRS), model, tokenizer)
+    others = [probe.prompt for r in requests for probes in r.locality.values() for probe in probes]
     for number, request in enumerate(requests[done:], start=done):
-        before = ask(model, tokenizer, [request], Protocol())
-        edited, _ = editor.apply_algo(
-            model, tokenizer, [request.to_dict()], editor.hparams,
-            copy=False, return_orig_weights=True, keep_original_weight=True,
+        torch.manual_seed(number)
+        np.random.seed(number)  # WISE draws what it may change
+        metrics, *_ = editor.edit(
+            prompts=[request.text], subject=[request.subject], target_new=[request.target_new],
+            rephrase_prompts=list(request.rephrase_prompts[:1]),
+            locality_inputs=by_kind(request.locality),
+            portability_inputs=by_kind(request.portability),
+            loc_prompts=[others[number - 1]],  # of another edit; WISE is trained to leave it alone
+            sequential_edit=False, verbose=False,
         )  # fmt: skip
-        answered = ask(model, tokenizer, [request], Protocol())  # the adapters are inside
-        edited.unload()
         yield {
-            "case_id": number, **summarise(answered, before), "before": summarise(before, before),
-        }  # fmt: skip
-        if ask(model, tokenizer, [request], Protocol()) != before:
-            raise HostError("the model is not as it was before the edit; unload() left something")
+            "case_id": number,
+            **scores_of(metrics[0]["post"]),
+            "before": scores_of(metrics[0]["pre"]) | {"locality": 1.0},
+        }
+
+
+def by_kind(probes: Probes) -> dict[str, Any]:
+    """Questions as EasyEdit takes those of one edit."""
+    return {
+        kind: {"prompt": [[p.prompt for p in some]], "ground_truth": [[p.answer for p in some]]}
+        for kind, some in probes.items()
+    }
+
+
+def scores_of(found: dict[str, Any]) -> dict[str, float]:
+    """EasyEdit's scores under our names: shares of answer tokens under teacher forcing."""
+    each = {
+        "efficacy_tokens": found["rewrite_acc"],
+        "paraphrase_tokens": found.get("rephrase_acc", []),
+        "portability_tokens": [v for values in found["portability"].values() for v in values],
+        "locality": [v for name, values in found["locality"].items() if name.endswith("_acc")
+                     for v in values],
+    }  # fmt: skip
+    return {name: fmean(values) for name, values in each.items() if values}
 
 
 def sequential(
