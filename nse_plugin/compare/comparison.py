@@ -208,11 +208,7 @@ def _with_commas(names: str | int | Sequence[Any]) -> str:
 
 
 def write_report(folder: Path, result: ComparisonResult) -> None:
-    """``table.md`` and ``report.html``.
-
-    Raises:
-        MissingPackageError: what the page needs is not installed; the table is written.
-    """
+    """``table.md`` and ``report.html``."""
     tables = all_tables(result)
     text = "\n\n".join(f"## {table.caption}\n\n{table.markdown()}" for table in tables)
     write_text(folder / "table.md", f"# Scores of the comparison\n\n{text}\n")

@@ -25,7 +25,6 @@ from nse_plugin.files import (
     cache_dir,
     checksum,
     make_folder,
-    require,
     write_json,
     write_text,
 )
@@ -148,7 +147,6 @@ def fetch(name: str, *, progress: bool = False) -> Path:
     folder = folder_of(model)
     if is_fetched(model):
         return folder
-    require("gguf", f"the model {name}")
     make_folder(folder.parent, "the model cache")
     with FileLock(folder.with_suffix(".lock")):
         if is_fetched(model):  # by another process, while this one waited
@@ -185,7 +183,6 @@ def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    require("gguf", f"reading {gguf.name}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,7 +31,6 @@ from nse_plugin.export.folder import (
     read_tensors,
     write_manifest,
 )  # fmt: skip
-from nse_plugin.files import require
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.adapters import Adapters
@@ -75,12 +73,10 @@ def to_peft(
         were trained.
 
     Raises:
-        MissingPackageError: peft is not installed.
         HparamsError: the rank is below 1.
         SessionError: there is nothing to export, or the weights are not the session's.
         DataError: the folder holds something or cannot be written.
     """
-    peft = require("peft", "LoRA adapters")
     if rank is not None and rank < 1:
         raise HparamsError(f"rank is {rank}; give a number from 1, or none for all of the change")
     if session.attached.kind == "lora":
@@ -102,7 +98,7 @@ def to_peft(
         a, b = F.pad(a, (0, 0, 0, more)), F.pad(b, (0, more))
         tensors[f"{_PREFIX}{module}.lora_A.weight"] = a.cpu().contiguous()  # [r, d_ff]
         tensors[f"{_PREFIX}{module}.lora_B.weight"] = b.cpu().contiguous()  # [d_model, r]
-    config = _config(peft, session, ranks)
+    config = _config(session, ranks)
     with new_folder(Path(folder)) as temporary:
         save_file(tensors, temporary / WEIGHTS, metadata_of(session))
         config.save_pretrained(str(temporary))
@@ -169,12 +165,11 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
         The model's session; ``undo_last()`` takes the adapter out again.
 
     Raises:
-        MissingPackageError: peft is not installed.
         DataError: the folder holds no adapter, or a damaged one.
         ModelError: it was made from another model, or adapts what a session does not edit.
     """
     folder = Path(folder)
-    config = _read_config(require("peft", "LoRA adapters"), folder)
+    config = _read_config(folder)
     session = EditSession.of(model, tokenizer)
     if (folder / MANIFEST).exists():
         check_model(folder, read_manifest(folder, "peft"), session)
@@ -209,8 +204,10 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
     return session
 
 
-def _config(peft: ModuleType, session: EditSession, ranks: dict[str, int]) -> Any:
+def _config(session: EditSession, ranks: dict[str, int]) -> Any:
     """The LoRA config for exactly these modules, each with its rank and alpha equal to it."""
+    import peft
+
     r = max(ranks.values())
     others = {re.escape(module): rank for module, rank in ranks.items() if rank != r}
     return peft.LoraConfig(
@@ -227,7 +224,9 @@ def _config(peft: ModuleType, session: EditSession, ranks: dict[str, int]) -> An
     )
 
 
-def _read_config(peft: ModuleType, folder: Path) -> Any:
+def _read_config(folder: Path) -> Any:
+    import peft
+
     if not (folder / CONFIG).is_file():
         raise DataError(f"{folder} holds no {CONFIG}; give the folder of a LoRA adapter")
     try:

@@ -40,7 +40,6 @@ def edit_round(
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
-        MissingPackageError: peft is not installed.
         ModelError: target_modules or layers do not fit the model.
         NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or adapters of other settings.

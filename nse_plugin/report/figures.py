@@ -11,10 +11,8 @@ import io
 import re
 from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from nse_plugin.files import require
 from nse_plugin.report.theme import LIGHT, Theme
 
 if TYPE_CHECKING:
@@ -45,11 +43,6 @@ _HOVER = re.compile(r"<g id=([\"'])hover:(.*?)\1>(.*?)</g>", re.DOTALL)
 _MARKER = re.compile("<use ([^>]*)/>")
 _ROOM = 12
 """Rows and columns that a heat map may have to show its numbers."""
-
-
-def import_matplotlib() -> ModuleType:
-    """matplotlib, which draws the figures."""
-    return require("matplotlib", "figures")
 
 
 def heat_map(table: DataFrame, **options: Any) -> Figure:
@@ -135,7 +128,9 @@ def to_svg(figure: Figure, name: str = "figure") -> str:
     Args:
         name: the ids within begin with it.
     """
-    with import_matplotlib().rc_context({"svg.hashsalt": "nse", "svg.fonttype": "none"}):
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "nse", "svg.fonttype": "none"}):
         text = _saved(figure, format="svg", metadata={"Date": None, "Creator": None}).decode()
     text = _HOVER.sub(_with_titles, _UNSEEN.sub("", text[text.index("<svg") :]))
     text = re.sub(r"\s+", " ", text).replace("> <", "><")
@@ -175,7 +170,6 @@ def empty_figure(
     theme: Theme, heights: Sequence[float], title: str = ""
 ) -> tuple[Figure, list[Axes]]:
     """An empty figure with an axes of each height, in the theme's colours."""
-    import_matplotlib()
     from matplotlib.figure import Figure
 
     room = 0.3 if title else 0.0
@@ -205,6 +199,7 @@ def _scale(
     tables: Iterable[DataFrame], limits: tuple[float | None, float | None], theme: Theme
 ) -> ScalarMappable:
     """The colours of values between the limits, or between those of all tables together."""
+    import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -212,7 +207,7 @@ def _scale(
     low, high = limits
     low = min(values, default=0.0) if low is None else low
     high = max(values, default=1.0) if high is None else high
-    colours = import_matplotlib().colormaps[theme.colour_map].with_extremes(bad=theme.absent)
+    colours = matplotlib.colormaps[theme.colour_map].with_extremes(bad=theme.absent)
     return ScalarMappable(Normalize(low, high if high > low else low + 1.0), colours)
 
 

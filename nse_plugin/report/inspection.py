@@ -8,14 +8,12 @@ from pathlib import Path
 from nse_plugin.errors import DataError
 from nse_plugin.files import check_place, write_bytes
 from nse_plugin.report import run_tables as tables
-from nse_plugin.report.figures import import_matplotlib, to_png
-from nse_plugin.report.page import load_template
+from nse_plugin.report.figures import to_png
 from nse_plugin.report.run import Run, read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.table import Table
 from nse_plugin.report.theme import LIGHT
-from nse_plugin.session.tables import import_pandas
 
 
 def inspect(
@@ -38,9 +36,7 @@ def inspect(
     Raises:
         DataError: ``folder`` is no run directory with a finished round, what was asked for is not
             in it, or ``plot`` or ``html`` cannot be written.
-        MissingPackageError: pandas, matplotlib or jinja2 is missing.
     """
-    import_pandas()
     _check_outputs(plot, html)
     run = read_run(folder)
     found = _asked(run, layer, neuron, request)
@@ -71,13 +67,10 @@ def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None)
 
 
 def _check_outputs(plot: Path | None, html: Path | None) -> None:
-    """Check that everything needed is there before anything is read or written."""
-    if plot is not None or html is not None:
-        import_matplotlib()
+    """Check that both can be written before anything is read."""
     if plot is not None and plot.exists() and not plot.is_dir():
         raise DataError(f"{plot} is a file; give a folder for the figures")
     if html is not None:
-        load_template()
         check_place(html, "the page")
 
 

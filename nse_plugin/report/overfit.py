@@ -21,7 +21,7 @@ from nse_plugin.files import check_place, write_bytes
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
 from nse_plugin.report.charts import line_panels, spread_out
-from nse_plugin.report.figures import import_matplotlib, to_png
+from nse_plugin.report.figures import to_png
 from nse_plugin.report.table import Table
 from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
@@ -105,7 +105,6 @@ def overfit(
         HparamsError: a method is unknown, or trains no loss over target tokens, or the two need
             models that are loaded in different ways.
         DataError: the data cannot be read.
-        MissingPackageError: a plot is asked for and matplotlib is not installed.
     """
     first = _ours(read_hparams(hparams, model_name=model))
     if against is not None:
@@ -122,7 +121,6 @@ def overfit(
             "these, or --model for another model_name"
         )
     if plot is not None:
-        import_matplotlib()
         if plot.suffix != ".png":
             raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
         check_place(plot, "the plot")

@@ -21,7 +21,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nse_plugin.files import require, write_text
+from nse_plugin.files import write_text
 from nse_plugin.report.figures import to_svg
 from nse_plugin.report.table import Table
 from nse_plugin.report.theme import DARK, LIGHT, THEMES, Theme
@@ -97,16 +97,17 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
-        return load_template().render(page=self, light=LIGHT, dark=DARK)
+        return _template().render(page=self, light=LIGHT, dark=DARK)
 
     def write(self, path: Path) -> None:
         """Write the page, in full or not at all."""
         write_text(path, self.html())
 
 
-def load_template() -> Template:
+def _template() -> Template:
     """The template of a page."""
-    jinja2 = require("jinja2", "the HTML page")
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("nse_plugin.report"),
         autoescape=True,

@@ -15,7 +15,7 @@ from nse_plugin.runs.result import retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.queries import Survey
-from nse_plugin.session.tables import edited_layers, import_pandas
+from nse_plugin.session.tables import edited_layers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,8 +75,10 @@ class Run:
     @cached_property
     def frequency(self) -> DataFrame:
         """Share of the rounds that wrote a neuron: a row per layer, a column per neuron."""
+        import pandas as pd
+
         shares = {layer: table.notna().mean() for layer, table in self.survey.columns.items()}
-        return import_pandas().DataFrame(shares).T.rename_axis("layer")
+        return pd.DataFrame(shares).T.rename_axis("layer")
 
     @property
     def writes_all_neurons(self) -> bool:
@@ -101,7 +103,8 @@ class Run:
 
     def _measured(self, rows: list[dict[str, Any]]) -> DataFrame:
         """A row per round, without rounds and columns that hold nothing."""
-        pd = import_pandas()
+        import pandas as pd
+
         index = pd.Index([line["round"] for line in self.lines], name="round")
         table = pd.DataFrame(rows, index=index, dtype=float)
         return table.dropna(axis=0, how="all").dropna(axis=1, how="all")
@@ -109,8 +112,10 @@ class Run:
     @cached_property
     def retention(self) -> DataFrame:
         """Efficacy of the edits of a round (row) after a later one (column)."""
+        import pandas as pd
+
         matrix = retention_matrix(self.lines, self.final)
-        table = import_pandas().DataFrame(matrix, dtype=float).sort_index()
+        table = pd.DataFrame(matrix, dtype=float).sort_index()
         return table.rename_axis("edited", axis=0).rename_axis("tested", axis=1)
 
 

@@ -9,7 +9,6 @@ from nse_plugin.report.charts import lines
 from nse_plugin.report.figures import binned, heat_map, heat_maps
 from nse_plugin.report.page import Picture
 from nse_plugin.report.run import DRIFT, PERPLEXITY, Run, mean_overlap
-from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,8 +32,10 @@ def run_pictures(run: Run) -> list[Picture]:
 
 def ledger(run: Run) -> Picture:
     """Round x neuron, a panel per layer: how much a round changed a neuron."""
+    import pandas as pd
+
     tables = {f"layer {n}": binned(table, _STRETCHES) for n, table in run.survey.columns.items()}
-    norms = import_pandas().concat(table.stack() for table in tables.values())
+    norms = pd.concat(table.stack() for table in tables.values())
     high = float(norms.quantile(_OFTEN)) if len(norms) else None  # few columns change a lot
     return Picture(
         "ledger",
@@ -105,6 +106,8 @@ def capacity(run: Run) -> Picture:
 
 
 def _of_scores(run: Run) -> Iterator[Picture]:
+    import pandas as pd
+
     own, so_far = run.scores, run.overall_scores.drop(columns=[PERPLEXITY, DRIFT], errors="ignore")
     after, sums = "right after its round", "all edits so far"
     pictures = (
@@ -119,7 +122,7 @@ def _of_scores(run: Run) -> Iterator[Picture]:
         head: table[_TOKENS] for head, table in ((after, own), (sums, so_far)) if _TOKENS in table
     }
     if there:
-        table = import_pandas().DataFrame(there).sort_index()
+        table = pd.DataFrame(there).sort_index()
         yield _scores("locality", table, "Locality: tokens about other facts that stay the same.")
     if not run.retention.empty:
         yield retention(run)

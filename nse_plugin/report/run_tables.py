@@ -11,7 +11,6 @@ from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.runs.facts import ORDER
-from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -122,6 +121,8 @@ def overall_table(run: Run) -> Table:
 
 def layers_table(run: Run) -> Table:
     """Per layer: how much was written, how far rounds overlap, how much of the keys is used."""
+    import pandas as pd
+
     rows = []
     for layer in run.layers:
         written = run.survey.columns[layer].notna().sum()
@@ -138,7 +139,7 @@ def layers_table(run: Run) -> Table:
                 "capacity used": float(run.survey.capacity[layer].iloc[-1]),
             }
         )
-    frame = import_pandas().DataFrame(rows)
+    frame = pd.DataFrame(rows)
     note = (
         "overlap: Jaccard index of the neurons of two rounds; norm: of the sum of all changes; "
         "capacity used: effective dimensions of all keys, as a share of the neurons"

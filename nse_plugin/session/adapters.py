@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.errors import ModelError
-from nse_plugin.files import require
 from nse_plugin.model.layout import DecoderLayout
 
 _NAME = "default"  # PEFT's name for the one adapter of a model
@@ -32,12 +31,10 @@ class Adapters:
             ``target_modules`` (ends of module names) and ``layers`` (empty for all).
 
     Raises:
-        MissingPackageError: peft is not installed.
         ModelError: no module of the model is chosen, or it has adapters already.
     """
 
     def __init__(self, layout: DecoderLayout, config: Mapping[str, Any]) -> None:
-        self._peft = require("peft", "LoRA adapters")
         self._model = layout.model
         if hasattr(self._model, "peft_config"):
             raise ModelError(
@@ -149,7 +146,9 @@ class Adapters:
 
     def save(self, folder: Path) -> None:
         """Write PEFT's own files, which ``PeftModel.from_pretrained`` loads."""
-        state = self._peft.get_peft_model_state_dict(self._model)
+        import peft
+
+        state = peft.get_peft_model_state_dict(self._model)
         # with the names that modules have in PEFT's wrapper around a model
         tensors = {f"base_model.model.{name}": t.cpu().contiguous() for name, t in state.items()}
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
@@ -159,6 +158,8 @@ class Adapters:
         config.save_pretrained(str(folder))
 
     def _inject(self, layout: DecoderLayout) -> None:
+        import peft
+
         config = self._config
         common = dict(
             task_type="CAUSAL_LM",
@@ -171,12 +172,12 @@ class Adapters:
         )
         if config["lora_type"] == "adalora":  # the rank stays: no budget is ever re-allocated
             rank = dict(init_r=config["rank"], target_r=config["rank"], total_step=1)
-            self._peft_config = self._peft.AdaLoraConfig(**common, **rank)
+            self._peft_config = peft.AdaLoraConfig(**common, **rank)
         else:
-            self._peft_config = self._peft.LoraConfig(**common, r=config["rank"])
+            self._peft_config = peft.LoraConfig(**common, r=config["rank"])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fan_in_fan_out")
-            self._peft.inject_adapter_in_model(self._peft_config, self._model, _NAME)
+            peft.inject_adapter_in_model(self._peft_config, self._model, _NAME)
 
     def _layers(self) -> list[Any]:
         kind = self._layer_type()

@@ -11,7 +11,6 @@ from nse_plugin.model.answers import check_length
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import TokenBatch, encode_prompt
 from nse_plugin.session.records import RoundRecord, later_trained
-from nse_plugin.session.tables import import_pandas
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -37,9 +36,9 @@ def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame
         SessionError: the weights were changed outside the session, or rounds trained one
             attachment, of which none can be taken away alone.
         RequestError: the prompt has no tokens, or is longer than the model's context.
-        MissingPackageError: pandas is missing.
     """
-    pd = import_pandas()
+    import pandas as pd
+
     session.check()
     if session.attached.kind is not None:
         raise SessionError(

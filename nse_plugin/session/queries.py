@@ -20,7 +20,6 @@ from nse_plugin.session.tables import (
     by_layer,
     d_ff_of,
     edited_layers,
-    import_pandas,
     jaccard,
 )
 
@@ -62,7 +61,8 @@ def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:
     Args:
         after: the capacity only after these rounds, since it takes a second each in large models.
     """
-    pd = import_pandas()  # before anything is read
+    import pandas as pd
+
     numbers = ledger.numbers()
     layers = {layer: LayerTable(ledger, layer) for layer in edited_layers(ledger)}
     capacity = Capacity(ledger, after)
@@ -98,7 +98,6 @@ def neurons(ledger: Ledger, layer: int) -> DataFrame:
     Raises:
         DataError: no round knows the layer.
     """
-    import_pandas()  # before anything is read
     table = LayerTable(ledger, layer)
     for record in ledger:
         table.see(record)
@@ -107,7 +106,6 @@ def neurons(ledger: Ledger, layer: int) -> DataFrame:
 
 def requests(ledger: Ledger) -> DataFrame:
     """One row per request of every round: ``round``, then the fields of its outcome."""
-    import_pandas()
     return _requests([row for record in ledger for row in _request_rows(record)])
 
 
@@ -122,6 +120,8 @@ def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFra
         case_id: compared as text, so that ``7`` finds ``"7"``.
         most: how many neurons are named.
     """
+    import pandas as pd
+
     rows = []
     for record in ledger:
         for write in record.writes:
@@ -144,7 +144,7 @@ def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFra
                     }
                 )
     columns = ["round", "layer", "pass_number", "norm", "share", "neurons"]
-    return import_pandas().DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
@@ -160,6 +160,8 @@ def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
     Raises:
         DataError: no round knows the layer, or there is no such neuron.
     """
+    import pandas as pd
+
     d_ff = d_ff_of(ledger, layer)
     if not 0 <= neuron < d_ff:
         raise DataError(f"neuron is {neuron}; layer {layer} has 0 to {d_ff - 1}")
@@ -172,7 +174,7 @@ def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
                 (record.number, case_id, float(p.norm()), total) for case_id, p in parts.items()
             ]
             rows += sorted(found, key=lambda row: -row[2])
-    return import_pandas().DataFrame(rows, columns=["round", "case_id", "norm", "round_norm"])
+    return pd.DataFrame(rows, columns=["round", "case_id", "norm", "round_norm"])
 
 
 def _shares(record: RoundRecord, layer: int, neuron: int) -> dict[int | str | None, torch.Tensor]:
@@ -210,5 +212,7 @@ def _request_rows(record: RoundRecord) -> list[dict[str, Any]]:
 
 
 def _requests(rows: list[dict[str, Any]]) -> DataFrame:
+    import pandas as pd
+
     columns = ["round", *(field.name for field in fields(Outcome))]
-    return import_pandas().DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=columns)

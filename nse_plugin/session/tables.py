@@ -7,13 +7,11 @@ fills any number of them.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import require
 from nse_plugin.session.capacity import key_share
 from nse_plugin.session.norms import ChangeSum
 from nse_plugin.session.records import RoundRecord
@@ -55,15 +53,19 @@ class LayerTable:
 
     def columns(self) -> DataFrame:
         """See :attr:`nse_plugin.session.queries.Survey.columns`."""
-        table = import_pandas().DataFrame(self._norms.numpy(), index=self._numbers)
+        import pandas as pd
+
+        table = pd.DataFrame(self._norms.numpy(), index=self._numbers)
         return table.rename_axis("round").rename_axis("neuron", axis="columns")
 
     def neurons(self) -> DataFrame:
         """See :func:`nse_plugin.session.queries.neurons`."""
+        import pandas as pd
+
         rounds: list[list[int]] = [[] for _ in self._times]
         for index, neuron in self.written().nonzero().tolist():
             rounds[neuron].append(self._numbers[index])
-        table = import_pandas().DataFrame(
+        table = pd.DataFrame(
             {
                 "times_written": self._times.numpy(),
                 "norm": self._change.column_norms().float().numpy(),
@@ -102,19 +104,21 @@ class Capacity:
 
 def by_layer(columns: Mapping[int, list[float]], numbers: Sequence[int]) -> DataFrame:
     """A row per round, a column per layer."""
-    pd = import_pandas()
+    import pandas as pd
+
     table = pd.DataFrame(columns, index=pd.Index(numbers, name="round"))
     return table.rename_axis("layer", axis="columns")
 
 
 def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame:
     """Overlap of the neurons that each two rounds wrote in some layers."""
+    import pandas as pd
+
     written = [layer.written() for layer in layers] or [torch.zeros(len(numbers), 0)]
     flags = torch.cat(written, dim=1).double()
     both, sizes = flags @ flags.T, flags.sum(dim=1)
     overlap = both / (sizes[:, None] + sizes - both).clamp(min=1)
     overlap.fill_diagonal_(1.0)
-    pd = import_pandas()
     rounds = pd.Index(numbers, name="round")
     return pd.DataFrame(overlap.numpy(), index=rounds, columns=rounds)
 
@@ -135,8 +139,3 @@ def d_ff_of(ledger: Ledger, layer: int) -> int:
 def edited_layers(ledger: Ledger) -> list[int]:
     """Layers that any round edited, rising."""
     return sorted({layer for entry in ledger.active() for layer in entry.key_counts})
-
-
-def import_pandas() -> ModuleType:
-    """pandas, which makes the tables."""
-    return require("pandas", "tables of a ledger")

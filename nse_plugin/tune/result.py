@@ -17,7 +17,6 @@ from nse_plugin.methods.bases import BASES
 from nse_plugin.report.charts import lines
 from nse_plugin.report.figures import to_png
 from nse_plugin.report.table import NOTHING, Table
-from nse_plugin.session.tables import import_pandas
 from nse_plugin.tune.search import Tuned
 from nse_plugin.tune.trials import ROUND, SHOWN, Trial
 
@@ -71,11 +70,13 @@ def trials_table(tuned: Tuned) -> Table:
 
 def layers_frame(tuned: Tuned) -> DataFrame:
     """Scores by the last layer edited, of the trials that differ in layers alone."""
+    import pandas as pd
+
     rows = {}
     for trial in tuned.trials:
         if trial.stage in ("first", "layers") and trial.error is None and _layer(trial) is not None:
             rows[_layer(trial)] = {"injected": trial.injected, **trial.scores}
-    return import_pandas().DataFrame.from_dict(rows, orient="index").astype(float).sort_index()
+    return pd.DataFrame.from_dict(rows, orient="index").astype(float).sort_index()
 
 
 def write_figure(path: Path, tuned: Tuned) -> bool:

@@ -88,15 +88,6 @@ def test_errors_come_before_anything_is_written(
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.parametrize("module", ["pandas", "matplotlib", "jinja2"])
-def test_a_missing_library_is_named_with_its_extra(run, module, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, module, None)
-    assert inspect(run, "--html", tmp_path / "x.html", "--plot", tmp_path / "p") == 1
-    shown = capsys.readouterr()
-    assert f"pip install {module}" in shown.err
-    assert shown.out == "" and not list(tmp_path.iterdir())
-
-
 def test_no_model_is_loaded(run):
     code = f"""
 import sys

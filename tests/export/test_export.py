@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import peft
 import pytest
@@ -13,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
-from nse_plugin.errors import DataError, HparamsError, MissingPackageError, ModelError, SessionError
+from nse_plugin.errors import DataError, HparamsError, ModelError, SessionError
 from nse_plugin.export import from_delta, from_peft, to_delta, to_full, to_peft
 from nse_plugin.export.adapter import _warn_of_rank
 from nse_plugin.export.folder import MANIFEST
@@ -323,12 +322,8 @@ def test_ranks_and_foreign_changes(tmp_path):
         to_peft(session, tmp_path / "a")
 
 
-def test_without_peft(tmp_path, monkeypatch):
-    model, session = edited("gpt2", tmp_path)
-    monkeypatch.setitem(sys.modules, "peft", None)
-    for call in (to_peft, lambda session, folder: from_peft(model, session.tokenizer, folder)):
-        with pytest.raises(MissingPackageError, match="pip install peft"):
-            call(session, tmp_path / "a")
+def test_a_folder_that_holds_files_is_refused(tmp_path, monkeypatch):
+    _, session = edited("gpt2", tmp_path)
     to_delta(session, tmp_path / "delta")
     monkeypatch.chdir(tmp_path / "delta")
     with pytest.raises(DataError, match=r"^\. holds files already"):

@@ -5,12 +5,10 @@ from __future__ import annotations
 import io
 import itertools
 import re
-import sys
 
 import pandas as pd
 import pytest
 
-from nse_plugin.errors import MissingPackageError
 from nse_plugin.report import charts, figures
 from nse_plugin.report.theme import DARK, LIGHT, THEMES
 
@@ -181,9 +179,3 @@ def test_the_background_is_the_theme_s():
         corner = matplotlib.image.imread(io.BytesIO(figures.to_png(figure)))[0, 0, :3]
         wanted = [int(theme.background[at : at + 2], 16) / 255 for at in (1, 3, 5)]
         assert corner.tolist() == pytest.approx(wanted, abs=0.01)
-
-
-def test_without_matplotlib(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MissingPackageError, match="pip install matplotlib"):
-        charts.lines(rounds(a=[1, 2, 3]), x="x", y="y")

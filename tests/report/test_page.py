@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
 from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
 
-from nse_plugin.errors import MissingPackageError
 from nse_plugin.report import charts
 from nse_plugin.report.figures import heat_map
 from nse_plugin.report.page import Page, Picture
@@ -187,9 +185,3 @@ def test_the_browser_would_notice(tmp_path, open_page):
     assert opened.outside() == ["http://example.org/x.png"]
     assert "no" in opened.complaints
     assert any(found.startswith("image-alt:") for found in opened.barriers())
-
-
-def test_without_jinja(monkeypatch):
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(MissingPackageError, match="pip install jinja2"):
-        Page("x").html()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
 
 import pytest
 import torch
 
-from nse_plugin.errors import DataError, MissingPackageError
+from nse_plugin.errors import DataError
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.norms import ChangeSum
@@ -213,12 +212,6 @@ def test_wrong_arguments_and_empty_ledgers(ledger):
         assert table.empty
     with pytest.raises(DataError, match="no round is active"):
         empty.neurons(1)
-
-
-def test_without_pandas(ledger, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingPackageError, match="pip install pandas"):
-        ledger.survey()
 
 
 def test_one_pass_gives_the_tables_that_can_be_asked_for_alone(ledger, survey):
