@@ -59,7 +59,6 @@ def run(
 
         result = run_rounds(settings, show)
     final = result.final
-    assert final is not None  # only max_rounds pauses a run
     scores = (final["measurement"] or {}).get("all") or {}
     shown = {
         name: f"{scores[name]:.1%}"

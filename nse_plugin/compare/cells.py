@@ -199,12 +199,11 @@ def _prepare(edited: Any, made: Recipe) -> float:
 def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
     """The cell's result without times, from the run's files."""
     final = result.final
-    assert final is not None  # no cell is paused
     measurement = final["measurement"] or {}
     stop = final["stop"]
     found = _empty(cell, made)
     found["run_info"] |= {
-        "status": "complete" if cell.untouched else result.status,  # type: ignore[typeddict-item]
+        "status": "complete" if cell.untouched else result.status,
         "error": None if stop is None else f"{stop['rule']}: {stop['value']}",
         "rounds": final["rounds"],
         "edits": final["edits"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nse_plugin.files import JsonLines
 from nse_plugin.runs.reading import read_lines
@@ -15,12 +15,10 @@ from nse_plugin.runs.schema import Final, Measurement, RoundLine, Status
 class RunResult:
     """How a call of the scheduler ended."""
 
-    status: Status | Literal["paused"]
-    """As in :data:`nse_plugin.runs.schema.Status`, or ``paused``: ``max_rounds`` of this call are
-    done, and the stream has more."""
+    status: Status
     run_dir: Path
-    final: Final | None
-    """What was measured at the end; None for a paused run."""
+    final: Final
+    """What was measured at the end."""
 
     def lines(self) -> JsonLines[RoundLine]:
         """What was measured of each round, in order."""

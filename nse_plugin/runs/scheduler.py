@@ -52,7 +52,6 @@ class SequentialScheduler:
         run_dir: where the run is kept; one that holds the same run is resumed.
         held_out: texts for the perplexity.
         listeners: called at everything that happens.
-        max_rounds: end this call after N rounds; another call resumes the run.
         frozen: what the untouched model answers to rounds, by the digests of their requests, where
             another run has asked it already.
 
@@ -74,7 +73,6 @@ class SequentialScheduler:
         seed: int = 0,
         held_out: Sequence[str] = (),
         listeners: Sequence[Listener] = (),
-        max_rounds: int | None = None,
         frozen: Mapping[tuple[str, ...], Sequence[Answered]] | None = None,
     ) -> None:
         self.protocol = protocol or Protocol()
@@ -85,7 +83,7 @@ class SequentialScheduler:
         self.history = History(lambda number: self._frozen.read(number))
         self._known = isinstance(requests, Sequence)
         self._round_size, self._order, self._seed = round_size, order, seed
-        self._held_out, self._listeners, self._max_rounds = held_out, listeners, max_rounds
+        self._held_out, self._listeners = held_out, listeners
         self._frozen_elsewhere = frozen or {}
         self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
         self._frozen_in: dict[int, float] = {}  # seconds by round, where it was ahead of its round
@@ -120,15 +118,12 @@ class SequentialScheduler:
         self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
         for known in plan or []:
             self._freeze(known, f"freeze {known.number}")
-        last, made = self._log[-1] if len(self._log) else None, 0
+        last = self._log[-1] if len(self._log) else None
         while last is None or not ends(last["stop"]):
-            if self._max_rounds is not None and made >= self._max_rounds:
-                return RunResult("paused", self.run_dir, None)
             planned = next(stream, None)
             if planned is None:
                 break
             last = self._one_round(planned, base)
-            made += 1
         return self._finish(last)
 
     def _begin(self, plan: list[PlannedRound] | None) -> Measurement:

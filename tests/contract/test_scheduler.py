@@ -13,7 +13,7 @@ from nse_plugin.easyedit import checkout
 from nse_plugin.easyedit.editor import ReadyModel
 from nse_plugin.runs.scheduler import SequentialScheduler
 from tests.contract.test_state import rome_hparams
-from tests.runs.runs import HELD_OUT, protocol, requests
+from tests.runs.runs import HELD_OUT, interrupt, protocol, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -47,8 +47,7 @@ def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, t
     assert changed and all(name.startswith("transformer.h.2.mlp.c_proj.") for name in changed)
     assert result.final["measurement"]["all"]["efficacy"] is not None
 
-    first, _ = scheduled(make_hparams, tmp_path / "cut", max_rounds=1)
-    assert first.run().status == "paused"
+    interrupt(scheduled(make_hparams, tmp_path / "cut")[0], after=1)
     second, resumed = scheduled(make_hparams, tmp_path / "cut")
     again = second.run()
     assert again.status == "complete"

@@ -9,7 +9,7 @@ from torch import nn
 from nse_plugin.easyedit.backend import HostBackend
 from nse_plugin.errors import DataError, HostError
 from nse_plugin.runs.scheduler import SequentialScheduler
-from tests.runs.runs import HELD_OUT, protocol, requests
+from tests.runs.runs import HELD_OUT, interrupt, protocol, requests
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -50,9 +50,9 @@ def attach(calls, step=0.5):
     return apply
 
 
-def scheduled(folder, engine, **changes):
+def scheduled(folder, engine):
     return SequentialScheduler(
-        engine, requests(), 2, protocol(fluency=0), folder, held_out=HELD_OUT, **changes
+        engine, requests(), 2, protocol(fluency=0), folder, held_out=HELD_OUT
     )
 
 
@@ -77,7 +77,7 @@ def test_one_request_at_a_time(tmp_path):
 
 def test_it_can_neither_go_on_nor_be_undone(tmp_path):
     first = engine(attach([]))
-    assert scheduled(tmp_path, first, max_rounds=1).run().status == "paused"
+    interrupt(scheduled(tmp_path, first), after=1)
     with pytest.raises(DataError, match="start again"):
         scheduled(tmp_path, engine(attach([]))).run()
     with pytest.raises(HostError, match="use SHIFT-plugin"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.requests import EditRequest, Probe
 from nse_plugin.runs.reading import read_final, read_lines
@@ -75,6 +77,19 @@ def scheduler(folder: Path, stream=None, **changes) -> SequentialScheduler:
     subject = changes.pop("subject", None) or session()
     stream = requests() if stream is None else stream
     return SequentialScheduler(subject, stream, **{**settings, **changes})
+
+
+def interrupt(scheduler: SequentialScheduler, after: int) -> None:
+    """Run, and interrupt the run after this many rounds."""
+    rounds = iter(range(1, after + 1))
+
+    def listener(event, facts):
+        if event == "round" and next(rounds) == after:
+            raise KeyboardInterrupt
+
+    scheduler._listeners = (*scheduler._listeners, listener)
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.run()
 
 
 def weights(scheduler: SequentialScheduler):

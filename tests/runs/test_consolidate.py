@@ -64,7 +64,7 @@ def test_a_run_that_consolidates_by_itself_resumes_to_the_bit(tmp_path):
     result = whole.run()
     for cut in (1, 2):
         folder = tmp_path / f"cut{cut}"
-        assert runs.scheduler(folder, max_rounds=cut, **every).run().status == "paused"
+        runs.interrupt(runs.scheduler(folder, **every), after=cut)
         resumed = runs.scheduler(folder, **every)
         assert resumed.run().final["measurement"] == result.final["measurement"]
         assert same(runs.weights(whole), runs.weights(resumed))

@@ -19,6 +19,7 @@ from nse_plugin.runs.stopping import StopRules
 from tests.runs.runs import (
     comparable,
     hparams,
+    interrupt,
     protocol,
     requests,
     same_run,
@@ -41,7 +42,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def part(tmp_path):
     """Two of three rounds are done."""
-    assert scheduler(tmp_path, max_rounds=2).run().status == "paused"
+    interrupt(scheduler(tmp_path), after=2)
     assert not (tmp_path / "final.json").exists()
     return tmp_path
 
@@ -59,7 +60,7 @@ def assert_resumes(folder, whole):
     assert all(torch.equal(found[name], value) for name, value in whole[1].items())
 
 
-def test_a_pause_changes_nothing(part, whole):
+def test_an_interrupt_changes_nothing(part, whole):
     assert_resumes(part, whole)
     assert_resumes(part, whole)  # a complete run again
 
@@ -220,7 +221,7 @@ def test_an_mlp_that_differs_is_another_model(part):
 
 
 def test_an_iterator_of_another_stream_is_refused(tmp_path):
-    scheduler(tmp_path, iter(requests()), max_rounds=2).run()
+    interrupt(scheduler(tmp_path, iter(requests())), after=2)
     changed = requests()
     changed[2] = dataclasses.replace(changed[2], target_new="Garn")
     with pytest.raises(DataError, match=r"holds a run of another stream: round 2"):

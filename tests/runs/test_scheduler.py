@@ -35,6 +35,7 @@ from nse_plugin.session.session import EditSession
 from tests.runs.runs import (
     HELD_OUT,
     hparams,
+    interrupt,
     protocol,
     requests,
     same_run,
@@ -64,7 +65,7 @@ def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
 def test_rounds_in_which_nothing_is_written(tmp_path):
     """Every residual counts as converged: the model stays as it is, and the run can go on."""
     settings = hparams(tmp_path, alpha=1e9)
-    assert scheduler(tmp_path / "a", hparams=settings, max_rounds=1).run().status == "paused"
+    interrupt(scheduler(tmp_path / "a", hparams=settings), after=1)
     rest = scheduler(tmp_path / "a", hparams=settings)
     untouched = {name: tensor.clone() for name, tensor in weights(rest).items()}
     result = rest.run()
@@ -96,13 +97,13 @@ def test_a_run_that_writes_nothing_never_says_complete(tmp_path, changes, caplog
 
 
 def test_an_iterator_goes_on_where_it_was(tmp_path, device):
-    def run(folder, **changes):
+    def run(folder):
         subject = session(device=device.name, dtype=device.dtype)
-        return scheduler(tmp_path / folder, iter(requests()), subject=subject, **changes)
+        return scheduler(tmp_path / folder, iter(requests()), subject=subject)
 
     whole = run("a")
     whole.run()
-    assert run("b", max_rounds=1).run().status == "paused"
+    interrupt(run("b"), after=1)
     rest = run("b")
     rest.run()
     assert equal(weights(whole), weights(rest)) and same_run(tmp_path / "a", tmp_path / "b")
@@ -112,7 +113,7 @@ def test_a_stream_may_go_on_differently_after_a_cut(tmp_path):
     """Frozen but not yet edited when the process ended: that round may be of other requests."""
     scheduler(tmp_path / "a", iter(requests(4))).run()
     frozen = (tmp_path / "a/frozen.jsonl").read_text().splitlines(keepends=True)
-    scheduler(tmp_path / "b", iter(requests()), max_rounds=1).run()
+    interrupt(scheduler(tmp_path / "b", iter(requests())), after=1)
     (tmp_path / "b/frozen.jsonl").write_text("".join(frozen))
     stream = [*requests(2), *requests(6)[4:]]
     made = scheduler(tmp_path / "b", iter(stream))
@@ -316,7 +317,7 @@ def test_until_collapse_compares_with_the_run_s_first_measurement(
     monkeypatch.setattr(scheduling, "measure_all", scripted)
     rules = StopRules(until_collapse=0.8, on_collapse=action)
     how = dict(round_size=1, protocol=protocol(every=1), stop_rules=rules)
-    scheduler(tmp_path, requests(4), **how, max_rounds=2).run()
+    interrupt(scheduler(tmp_path, requests(4), **how), after=2)
     result = scheduler(tmp_path, requests(4), **how).run()  # the first is read from disk
     assert (result.status, result.final["rounds"]) == (status, rounds)
     stop = list(result.lines())[2]["stop"]
@@ -418,7 +419,7 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
     assert result.final["measurement"]["relative_change"][DOWN] > 0
     for part in (1, 2):
         place = tmp_path / f"b{part}"
-        scheduler(place, subject=editor(), hparams=None, max_rounds=part).run()
+        interrupt(scheduler(place, subject=editor(), hparams=None), after=part)
         rest = scheduler(place, subject=editor(), hparams=None)
         rest.run()
         assert equal(weights(rest), weights(whole)) and same_run(place, tmp_path / "a")

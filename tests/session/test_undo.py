@@ -331,14 +331,14 @@ def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
 
 
 def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
-    def scheduler(session, **changes):
+    def scheduler(session):
         return SequentialScheduler(
             session, runs.requests(6), 2, runs.protocol(), tmp_path / "run",
-            hparams=runs.hparams(tmp_path), **changes,
+            hparams=runs.hparams(tmp_path),
         )  # fmt: skip
 
     session = runs.session()
-    assert scheduler(session, max_rounds=2).run().status == "paused"
+    runs.interrupt(scheduler(session), after=2)
     run = tmp_path / "run"
     with RunDirectory(run):
         assert main(["undo", str(run), "--round", "1"]) == 1
