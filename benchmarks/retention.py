@@ -16,8 +16,7 @@ from pathlib import Path
 import torch
 
 from nse_plugin.files import write_text
-from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.reading import RunFiles, RunResult
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.start import run
 from nse_plugin.version import __version__

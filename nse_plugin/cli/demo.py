@@ -9,9 +9,8 @@ from typing import Any
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import AS_JSON, Group, examples, with_fields
 from nse_plugin.cli.output import interrupt_says, show_result, teller
-from nse_plugin.cli.run import exit_code_of
+from nse_plugin.cli.run import exit_code_of, where_it_stands
 from nse_plugin.printable import counted
-from nse_plugin.runs.interrupted import where_it_stands
 from nse_plugin.runs.settings import DemoSettings
 
 

@@ -11,7 +11,7 @@ from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.printable import counted
 from nse_plugin.report.table import Table
-from nse_plugin.runs.interrupted import where_it_stands
+from nse_plugin.runs.schema import MANIFEST, ROUNDS
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 
@@ -102,3 +102,15 @@ def _hint(out: str, efficacy: float | None, rounds: int) -> str | None:
 def exit_code_of(status: str) -> int:
     """0 for a run that is complete, 3 for one that a stop rule ended or that wrote nothing."""
     return 0 if status == "complete" else 3
+
+
+def where_it_stands(folder: Path) -> str:
+    """Say which rounds of a run are on disk and how to resume it."""
+    if not (folder / MANIFEST).is_file():
+        return "no run was started yet; the same command starts it"
+    log = folder / ROUNDS
+    done = log.read_bytes().count(b"\n") if log.is_file() else 0  # whole lines
+    if not done:
+        return f"no round was finished; the same command begins the run in {folder} again"
+    rounds = "1 finished round is" if done == 1 else f"{done} finished rounds are"
+    return f"{rounds} in {folder}; the same command resumes after round {done}"

@@ -35,7 +35,7 @@ from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import hashed, plain
-from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession

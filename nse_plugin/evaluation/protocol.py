@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nse_plugin.evaluation.measurement import Measurement
 from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import (
     ability,
@@ -30,9 +29,9 @@ from nse_plugin.evaluation.model_state import (
     relative_change,
     run_harness,
 )
-from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.evaluation.settings import Measurement, Protocol
 from nse_plugin.requests import EditRequest, mark
-from nse_plugin.session.capacity import key_share
+from nse_plugin.session.tables import key_share
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
-"""What a run measures, as settings; the measuring is in :mod:`nse_plugin.evaluation.protocol`."""
+"""What a run measures: the settings, and the fields of a measurement; loads no torch.
+
+The measuring is in :mod:`nse_plugin.evaluation.protocol`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
 
@@ -81,3 +84,34 @@ class Protocol(Settings):
     def is_due(self, number: int) -> bool:
         """Whether all edits so far are measured after this round."""
         return self.every > 0 and number % self.every == 0
+
+
+class Measurement(TypedDict, total=False):
+    """What is measured of all edits so far and of the model as a whole."""
+
+    tested: int
+    """The round after which it was measured."""
+    in_effect: int
+    """Edits that no later one superseded."""
+    retention: list[dict[str, Any]]
+    """One row per round edited: ``edited``, ``n`` and scores."""
+    all: dict[str, Any]
+    """The same scores over all edits tested."""
+    each: list[dict[str, Any]]
+    """Those of every edit tested."""
+    answers: list[dict[str, Any]]
+    """``round``, ``case_id``, ``exact`` and ``answer`` (text) of some edits."""
+    generation: dict[str, Any]
+    fluency: float | None
+    perplexity: float | None
+    """None if it is too large for a number."""
+    ability: float | None
+    """Share of facts that are never edited whose true answer is given."""
+    relative_change: dict[str, float | None]
+    """By parameter: ||change|| / ||original||."""
+    direction_drift: dict[str, float | None]
+    """By parameter: share of the span of the original's dominant singular directions that is not in
+    the span of the matrix's."""
+    key_share: dict[str, float | None]
+    """By layer: share of the key space that previous keys use."""
+    harness: dict[str, Any]

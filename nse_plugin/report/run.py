@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
 from nse_plugin.runs.facts import ORDER, Fact, facts_of
-from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.result import retention_matrix
+from nse_plugin.runs.reading import RunFiles, retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.queries import Survey

@@ -23,8 +23,7 @@ from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import progress
-from nse_plugin.runs.reading import read_lines
-from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.reading import RunResult, read_lines
 from nse_plugin.runs.schema import RoundLine
 from nse_plugin.runs.settings import DemoSettings, RunSettings
 from nse_plugin.runs.start import make_scheduler

@@ -18,7 +18,13 @@ from pathlib import Path
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.reading import checked_lines, consolidations, read_manifest, without_line
+from nse_plugin.runs.reading import (
+    checked_lines,
+    consolidations,
+    load_undone,
+    read_manifest,
+    without_line,
+)
 from nse_plugin.runs.schema import (
     BY_HAND,
     CONSOLIDATIONS,
@@ -35,7 +41,6 @@ from nse_plugin.runs.schema import (
     Manifest,
     RoundLine,
 )
-from nse_plugin.runs.undone import load_undone
 from nse_plugin.session.ledger_files import damaged, round_path
 from nse_plugin.session.records import Written
 

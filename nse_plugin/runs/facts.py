@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.undone import load_undone
+from nse_plugin.runs.reading import RunFiles, load_undone
 
 FactOutcome = Literal[
     "not in effect", "not written", "not asked", "in effect", "replaced", "undone"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from nse_plugin.errors import DataError
-from nse_plugin.files import JsonLines, read_json
+from nse_plugin.files import JsonLines, checksum, read_json
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
@@ -18,16 +19,21 @@ from nse_plugin.runs.schema import (
     MANIFEST,
     ROUNDS,
     SCHEMA,
+    UNDONE,
     Consolidation,
     Final,
     FrozenLine,
     Manifest,
+    Measurement,
     RoundLine,
+    Status,
+    UndoneRound,
+    UndoneRounds,
     check,
 )
-from nse_plugin.runs.undone import load_undone
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import host_method, load_rounds, round_path
+from nse_plugin.session.records import Undone
 
 _WAY_OUT = "restore the file from a copy, or give another folder"
 
@@ -137,9 +143,35 @@ class RunFiles:
         return ledger
 
 
-def load_ledger(folder: str | Path) -> Ledger:
-    """The ledger of a run directory: :meth:`RunFiles.ledger`."""
-    return RunFiles(folder).ledger()
+@dataclass(frozen=True)
+class RunResult:
+    """How a call of the scheduler ended."""
+
+    status: Status
+    run_dir: Path
+    final: Final
+    """What was measured at the end."""
+
+    def lines(self) -> JsonLines[RoundLine]:
+        """What was measured of each round, in order."""
+        return read_lines(self.run_dir)
+
+    def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
+        """By round tested: the score by round edited."""
+        return retention_matrix(self.lines(), self.final, score)
+
+
+def retention_matrix(
+    lines: Any, final: Final | None, score: str = "efficacy"
+) -> dict[int, dict[int, float | None]]:
+    """By round tested: the score by round edited, of all measurements of a run."""
+    points: list[Measurement | None] = [line["measurement"] for line in lines]
+    points.append(final["measurement"] if final else None)
+    return {
+        point["tested"]: {row["edited"]: row[score] for row in point["retention"]}
+        for point in points
+        if point and point.get("retention")
+    }
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -179,6 +211,40 @@ def read_final(folder: Path) -> Final | None:
 def read_lines(folder: Path) -> JsonLines[RoundLine]:
     """The finished rounds of a run, in order."""
     return checked_lines(folder / ROUNDS, RoundLine, _WAY_OUT)
+
+
+def load_undone(folder: Path) -> list[Undone]:
+    """The rounds of a run directory that were undone, in the order in which that was done."""
+    return [Undone(e["number"], e["time"], e["reason"]) for e in undone_rounds(folder)]
+
+
+def undone_rounds(folder: Path) -> list[UndoneRound]:
+    """The entries of ``undone.json`` that count.
+
+    An entry is of one file: where a later run in the same folder wrote another round of that
+    number, it is passed over.
+
+    Raises:
+        DataError: ``undone.json`` is damaged or of another version.
+    """
+    path, way_out = folder / UNDONE, "restore it, or remove it to make all rounds active again"
+    if not path.exists():
+        return []
+    found = read_json(path, way_out)
+    if found.get("schema") != SCHEMA:
+        raise DataError(
+            f"{path} has schema {found.get('schema')!r}, and this version reads {SCHEMA}; "
+            "read it with the version of nse_plugin that wrote it"
+        )
+    check(found, UndoneRounds, str(path), way_out)
+    for number, entry in enumerate(found["undone"], start=1):
+        check(entry, UndoneRound, f"{path}: entry {number}", way_out)
+    entries: list[UndoneRound] = found["undone"]
+    return [entry for entry in entries if _counts(round_path(folder, entry["number"]), entry)]
+
+
+def _counts(file: Path, entry: UndoneRound) -> bool:
+    return not file.exists() or checksum(file) == entry["sha256"]
 
 
 def without_line(present: set[Path], named: Iterable[Path]) -> list[Path]:

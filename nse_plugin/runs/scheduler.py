@@ -31,8 +31,7 @@ from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
-from nse_plugin.runs.reading import read_final, read_manifest
-from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.reading import RunResult, read_final, read_manifest
 from nse_plugin.runs.schema import ROUNDS, Identity, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, ends, status_of
 from nse_plugin.session.records import Written

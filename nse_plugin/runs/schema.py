@@ -11,7 +11,7 @@ import types
 from typing import Any, Literal, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from nse_plugin.errors import DataError
-from nse_plugin.evaluation.measurement import Measurement
+from nse_plugin.evaluation.settings import Measurement
 
 SCHEMA = 5
 MADE_BY = "nse run"

@@ -23,7 +23,7 @@ from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
-from nse_plugin.runs.result import RunResult
+from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules

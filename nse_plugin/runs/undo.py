@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from nse_plugin.errors import DataError, SessionError
+from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.undone import add_undone, load_undone
+from nse_plugin.runs.reading import RunFiles, load_undone, undone_rounds
+from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
 from nse_plugin.session.ledger_files import host_method, round_path
 from nse_plugin.session.records import active_rounds, later_trained
 
@@ -39,7 +40,7 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
         last = ledger.numbers()[-1]
         if record.state is not None and number < last:
             raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
-        add_undone(run, number, reason)
+        _add_undone(run, number, reason)
     return RunFiles(run).ledger().numbers()
 
 
@@ -61,3 +62,11 @@ def undone_text(run: Path, active: list[int]) -> str:
             "again if needed"
         )
     return text
+
+
+def _add_undone(folder: Path, number: int, reason: str) -> None:
+    """Note that a round was undone."""
+    sha256 = checksum(round_path(folder, number))
+    entry = UndoneRound(number=number, time=now(), reason=reason, sha256=sha256)
+    content = UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(folder), entry])
+    write_json(folder / UNDONE, content)

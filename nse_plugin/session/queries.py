@@ -47,7 +47,7 @@ class Survey:
     growth: DataFrame
     """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
     capacity: DataFrame
-    """Share of each layer's key space that previous keys use (:func:`.capacity.key_share`): a row
+    """Share of each layer's key space that previous keys use (:func:`.tables.key_share`): a row
     per round, over all keys up to it, and a column per layer; NaN before the layer's first keys."""
     overlaps: dict[int | None, DataFrame]
     """By layer, and under None of all layers together: Jaccard index of the neurons that each two

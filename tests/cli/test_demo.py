@@ -12,7 +12,7 @@ from nse_plugin import cli
 from nse_plugin.data import atlas
 from nse_plugin.runs import demo as demo_module
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.reading import load_ledger
+from nse_plugin.runs.reading import RunFiles
 from tests.runs.runs import same_run
 
 SUMMARY_KEYS = [
@@ -76,7 +76,7 @@ def test_demo_twice_gives_one_summary(capsys):
         assert 0.8 <= first[score] <= 1
     shown = capsys.readouterr().out
     assert shown.count("before:") == shown.count("after: ") == 2 * 3
-    assert len(rows(shown)) == 2 * 3 and len(load_ledger(Path("a"))) == 3
+    assert len(rows(shown)) == 2 * 3 and len(RunFiles(Path("a")).ledger()) == 3
 
 
 def test_it_is_a_run_like_any_other(finished, capsys):

@@ -11,7 +11,7 @@ import pytest
 from nse_plugin import cli
 from nse_plugin.data import atlas
 from nse_plugin.runs.edits import EditFolder
-from nse_plugin.runs.reading import load_ledger
+from nse_plugin.runs.reading import RunFiles
 from tests.cli.terminal import Terminal
 
 TEXT, OLD, NEW = "Stojeish Pekapex speaks", "Stugixish", "Zibriish"
@@ -112,7 +112,7 @@ def test_a_chat_in_a_terminal(scratch, capsys):
         assert terminal.terminate() == 128 + signal.SIGTERM
     finally:
         terminal.process.kill()
-    assert load_ledger(scratch / "talk").numbers() == [2]
+    assert RunFiles(scratch / "talk").ledger().numbers() == [2]
     assert cli.main(["inspect", "talk"]) == 0
 
 

@@ -31,8 +31,8 @@ from nse_plugin.evaluation.protocol import (
 from nse_plugin.hparams import FTHparams, NSEHparams
 from nse_plugin.methods.ft import edit_round as fine_tune
 from nse_plugin.requests import EditRequest, Probe
-from nse_plugin.session.capacity import key_share
 from nse_plugin.session.session import EditSession
+from nse_plugin.session.tables import key_share
 from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
 from tests.tiny import tiny_model, tiny_tokenizer
 

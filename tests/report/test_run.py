@@ -16,7 +16,7 @@ from nse_plugin.report.run import read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
-from nse_plugin.runs.reading import load_ledger
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session import ledger_files
 from nse_plugin.session.ledger_files import load_round, save_round
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_lines(made):
 
 
 def test_frequency_and_layers(made):
-    run, ledger = read_run(made), load_ledger(made)
+    run, ledger = read_run(made), RunFiles(made).ledger()
     for row in rows(tables.layers_table(run)):
         layer = int(row["layer"])
         sets = [set(record.neurons(layer).tolist()) for record in ledger]
@@ -82,7 +82,7 @@ def test_frequency_and_layers(made):
 
 
 def test_rounds_and_requests(made):
-    run, ledger = read_run(made), load_ledger(made)
+    run, ledger = read_run(made), RunFiles(made).ledger()
     for row, record in zip(rows(tables.rounds_table(run)), ledger):
         assert int(row["neurons"]) == sum(len(record.neurons(n)) for n in (0, 1))
         assert float(row["norm, layer 1"]) == pytest.approx(record.norms()[1], rel=1e-3)

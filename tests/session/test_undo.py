@@ -19,10 +19,9 @@ from nse_plugin.errors import DataError, SessionError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.reading import load_ledger
+from nse_plugin.runs.reading import RunFiles, load_undone
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.undo import undo_round
-from nse_plugin.runs.undone import load_undone
 from nse_plugin.session import ledger_files
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
@@ -248,11 +247,11 @@ def loaded(ledger):
 def test_the_command_on_a_directory(folder, four, capsys):
     assert main(["undo", str(folder), "--round", "2", "--reason", "wrong source"]) == 0
     assert "round 2 of" in (said := capsys.readouterr().out) and "active rounds: 1, 3, 4" in said
-    ledger = load_ledger(folder)
+    ledger = RunFiles(folder).ledger()
     assert ledger.numbers() == [1, 3, 4] and ledger.next_number() == 5
     assert [(u.number, u.reason) for u in ledger.undone] == [(2, "wrong source")]
     assert (folder / "round-0002.safetensors").exists()
-    session, all_four = loaded(ledger), loaded(load_ledger(four))
+    session, all_four = loaded(ledger), loaded(RunFiles(four).ledger())
     assert session.ledger.undone == ledger.undone
     all_four.undo(2)
     assert all(
@@ -264,7 +263,7 @@ def test_the_command_on_a_directory(folder, four, capsys):
         assert text in said and "active rounds: 1, 3, 4" in said
     for number in (4, 1, 3):
         main(["undo", str(folder), "--round", str(number)])
-    assert "no round is active" in capsys.readouterr().out and len(load_ledger(folder)) == 0
+    assert "no round is active" in capsys.readouterr().out and len(RunFiles(folder).ledger()) == 0
 
 
 def test_the_command_names_later_rounds_of_the_same_facts(tmp_path, capsys):
@@ -291,26 +290,26 @@ def test_damage_and_other_files(folder, tmp_path_factory):
     kept = (folder / "undone.json").read_text()
     (folder / "undone.json").write_text(kept[:-9])
     with pytest.raises(DataError, match="is damaged"):
-        load_ledger(folder)
+        RunFiles(folder).ledger()
     (folder / "undone.json").write_text(kept.replace('"number": 2', '"number": "2"'))
     with pytest.raises(DataError, match="entry 1 is damaged: number is '2', not int"):
-        load_ledger(folder)
+        RunFiles(folder).ledger()
     (folder / "undone.json").write_text(kept.replace('"schema": 5', '"schema": 9'))
     with pytest.raises(DataError, match="schema 9, and this version reads 5"):
-        load_ledger(folder)
+        RunFiles(folder).ledger()
     (folder / "undone.json").write_text(kept)
     (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
-    assert load_ledger(folder).numbers() == [1, 3, 4]
+    assert RunFiles(folder).ledger().numbers() == [1, 3, 4]
     (folder / "round-0003.safetensors").unlink()
     with pytest.raises(DataError, match="lacks round-0003"):
-        load_ledger(folder)
+        RunFiles(folder).ledger()
 
 
 def test_entries_of_another_round_of_that_number_do_not_count(folder):
     undo_round(folder, 2)
     other = ledger_files.load_round(folder / "round-0003.safetensors")
     ledger_files.save_round(folder, dataclasses.replace(other, number=2))
-    assert load_ledger(folder).numbers() == [1, 2, 3, 4] and load_undone(folder) == []
+    assert RunFiles(folder).ledger().numbers() == [1, 2, 3, 4] and load_undone(folder) == []
     undo_round(folder, 3)
     assert [u.number for u in load_undone(folder)] == [3]
     assert len(json.loads((folder / "undone.json").read_text())["undone"]) == 1
@@ -318,7 +317,7 @@ def test_entries_of_another_round_of_that_number_do_not_count(folder):
 
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
-    session = loaded(load_ledger(four))
+    session = loaded(RunFiles(four).ledger())
     reads, real = [], ledger_files.load_round
     monkeypatch.setattr(
         ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)
@@ -326,7 +325,7 @@ def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
     session.undo(number) if number < 4 else session.undo_last()
     assert len(reads) == len(set(reads)) == 3
     reads.clear()
-    loaded(load_ledger(four))
+    loaded(RunFiles(four).ledger())
     assert len(reads) == len(set(reads)) == 4
 
 
@@ -344,7 +343,7 @@ def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
         assert main(["undo", str(run), "--round", "1"]) == 1
     assert "is in use by another process" in capsys.readouterr().err
     assert main(["undo", str(run), "--round", "1"]) == 0
-    assert load_ledger(run).numbers() == [2]
+    assert RunFiles(run).ledger().numbers() == [2]
     with pytest.raises(
         DataError, match=r"undone rounds \(1\); a run is resumed only from all of its"
     ):
