@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -279,10 +279,15 @@ def as_requests(
     records: Iterable[EditRequest | Mapping[str, Any]], first: int = 0
 ) -> list[EditRequest]:
     """Turn dicts and requests into requests; those without case_id are numbered from ``first``."""
-    return [
-        record if isinstance(record, EditRequest) else EditRequest.from_dict(record, number)
-        for number, record in enumerate(records, start=first)
-    ]
+    return list(each_as_request(records, first))
+
+
+def each_as_request(
+    records: Iterable[EditRequest | Mapping[str, Any]], first: int = 0
+) -> Iterator[EditRequest]:
+    """:func:`as_requests` of a stream, which is read no further than is asked for."""
+    for number, record in enumerate(records, start=first):
+        yield record if isinstance(record, EditRequest) else EditRequest.from_dict(record, number)
 
 
 def check_round(requests: Sequence[EditRequest]) -> None:

@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "nse_plugin"
 FLOORS = (
     ("errors", "version"),
     ("printable", "request_fields"),
-    ("files", "requests"),
+    ("files", "requests", "table"),
     ("hparams",),
     ("model",),
     ("statistics", "objectives"),

@@ -13,7 +13,7 @@ from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, examples
 from nse_plugin.cli.output import show_result, show_tables
 from nse_plugin.errors import NSEPluginError
-from nse_plugin.report.table import Table
+from nse_plugin.table import Table
 from nse_plugin.version import __version__
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft",

@@ -11,7 +11,7 @@ import typer
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import AS_JSON, DEVICE, RUN, examples
 from nse_plugin.cli.output import show_result, show_tables, working
-from nse_plugin.report.table import Table
+from nse_plugin.table import Table
 
 
 @command(

@@ -10,7 +10,7 @@ import typer
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, examples
 from nse_plugin.cli.output import note, show_result, show_tables, working
-from nse_plugin.report.table import Table
+from nse_plugin.table import Table
 
 
 @command(MACHINE, examples("nse models", "nse models get smollm2-135m"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.printable import printable
-from nse_plugin.report.table import Table
+from nse_plugin.table import Table
 
 if TYPE_CHECKING:
     from nse_plugin.runs.listeners import Listener

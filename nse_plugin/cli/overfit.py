@@ -10,8 +10,8 @@ import typer
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import AS_JSON, MODEL, Group, examples, with_fields
 from nse_plugin.cli.output import show_result, working
-from nse_plugin.report.table import Table
 from nse_plugin.runs.settings import CommonSettings
+from nse_plugin.table import Table
 
 
 @command(

@@ -10,10 +10,10 @@ from nse_plugin.cli.options import AS_JSON, Group, config_option, examples, with
 from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables, teller
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.printable import counted
-from nse_plugin.report.table import Table
 from nse_plugin.runs.schema import MANIFEST, ROUNDS
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
+from nse_plugin.table import Table
 
 _STOP = ("on_collapse", "max_perplexity", "min_retention", "until_collapse", "max_change")
 _ENOUGH = 0.98

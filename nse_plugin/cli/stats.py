@@ -14,7 +14,7 @@ from nse_plugin.cli.options import AS_JSON, MODEL, examples
 from nse_plugin.cli.output import note, show_result, show_tables, working
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import LocateHparams
-from nse_plugin.report.table import NOTHING, Table
+from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
     from nse_plugin.statistics.files import SecondMoment

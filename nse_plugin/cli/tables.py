@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from nse_plugin.printable import printable
-from nse_plugin.report.table import Mark, Table
+from nse_plugin.table import Mark, Table
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -31,7 +31,7 @@ from nse_plugin.compare.tables import (
 )
 from nse_plugin.printable import counted
 from nse_plugin.report.page import Page
-from nse_plugin.report.table import Table
+from nse_plugin.table import Table
 
 
 def page(result: ComparisonResult) -> Page:

@@ -14,7 +14,7 @@ from nse_plugin.compare.results import (
 )
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.report.kinds import AGES, KINDS, kinds_note
-from nse_plugin.report.table import NOTHING, Table, best_of, percent
+from nse_plugin.table import NOTHING, Table, best_of, percent
 
 SHOWN = {
     "efficacy": "efficacy",

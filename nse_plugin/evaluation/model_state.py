@@ -56,8 +56,14 @@ def ability(model: nn.Module, tokenizer: Any, n: int) -> float | None:
     Args:
         n: how many facts, at most.
     """
-    prompts, answers = zip(*earth.unedited(n))
-    return mean([float(right) for right in score_answers(model, tokenizer, prompts, answers).exact])
+    return share_given(model, tokenizer, *zip(*earth.unedited(n)))
+
+
+def share_given(
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
+) -> float | None:
+    """Share of the prompts after which greedy decoding gives the whole answer; None of none."""
+    return mean(score_answers(model, tokenizer, prompts, answers).exact)
 
 
 def first_words(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from nse_plugin.printable import counted
 from nse_plugin.runs.facts import Fact, facts_of
 from nse_plugin.runs.reading import RunFiles, consolidations
 from nse_plugin.session.session import EditSession
+from nse_plugin.table import Table
 from nse_plugin.version import __version__
 
 CARD = "README.md"
@@ -121,10 +122,7 @@ def write_card(
     code = _LOAD[kind].replace("BASE", _place(session)).replace("DTYPE", dtype)
     parts.append(f"## Load it\n\n```python\n{code}\n```")
     if fits:
-        rows = [f"| {f.layer} | {f.rank} | {f.full_rank} | {f.relative_error:.1e} |"
-                for f in fits.values()]  # fmt: skip
-        head_row = "| layer | rank | rank of the whole change | relative error |\n"
-        parts.append(head_row + "| ---: | ---: | ---: | ---: |\n" + "\n".join(rows))
+        parts.append(_ranks(fits.values()))
     parts.append(f"## Undo\n\n{_UNDO[kind]} Single rounds are undone in the folder of edits that "
                  "this was exported from (`nse undo FOLDER --round N`).")  # fmt: skip
     if files is not None:
@@ -174,19 +172,30 @@ def _what(kind: str) -> str:
     }[kind]
 
 
+def _ranks(fits: Iterable[Fit]) -> str:
+    """The table of the layers of an adapter."""
+    table = Table.of_numbers(
+        "",
+        ("layer", "rank", "rank of the whole change", "relative error"),
+        ((str(f.layer), str(f.rank), str(f.full_rank), f"{f.relative_error:.1e}") for f in fits),
+        names=0,
+    )
+    return table.markdown()
+
+
 def _facts(facts: list[Fact]) -> str:
     """The table of the facts that were not undone."""
     rows = [fact for fact in facts if fact.outcome != "undone"]
-    lines = ["## Edited facts", "", "| prompt | old answer | new answer | at the end |",
-             "| --- | --- | --- | --- |"]  # fmt: skip
-    for fact in rows[:_MOST]:
-        cells = (fact.prompt, fact.old or "not known", fact.new, fact.outcome)
-        lines.append(
-            "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
-        )
-    if len(rows) > _MOST:
-        lines += ["", f"and {len(rows) - _MOST} more"]
-    return "\n".join(lines)
+    cells = (
+        (fact.prompt, fact.old or "not known", fact.new, fact.outcome) for fact in rows[:_MOST]
+    )
+    table = Table(
+        "Edited facts",
+        ("prompt", "old answer", "new answer", "at the end"),
+        tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells),
+        note=f"and {len(rows) - _MOST} more" if len(rows) > _MOST else "",
+    )
+    return f"## {table.caption}\n\n{table.markdown()}"
 
 
 def _scores(files: RunFiles) -> str:

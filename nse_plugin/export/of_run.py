@@ -8,13 +8,13 @@ from pathlib import Path
 from torch import nn
 
 from nse_plugin.errors import DataError
+from nse_plugin.evaluation.model_state import share_given
 from nse_plugin.export.adapter import WEIGHTS, adapter_changes, to_peft
 from nse_plugin.export.card import base_name
 from nse_plugin.export.delta import to_delta
 from nse_plugin.export.factors import Fit
 from nse_plugin.export.folder import read_tensors, refuse_used
 from nse_plugin.export.full import to_full
-from nse_plugin.model.answers import score_answers
 from nse_plugin.printable import counted
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import Listener
@@ -108,14 +108,14 @@ def _in_effect(files: RunFiles, session: EditSession) -> list[EditRequest]:
     return list({request.fact: request for requests in rounds for request in requests}.values())
 
 
-def _efficacy(model: nn.Module, session: EditSession, requests: list[EditRequest]) -> float:
-    answers = score_answers(
-        model, session.tokenizer, [r.text for r in requests], [r.target_new for r in requests]
-    )
-    return sum(answers.exact) / len(answers)
+def _efficacy(model: nn.Module, session: EditSession, requests: list[EditRequest]) -> float | None:
+    prompts, answers = [r.text for r in requests], [r.target_new for r in requests]
+    return share_given(model, session.tokenizer, prompts, answers)
 
 
-def _efficacy_of_adapter(session: EditSession, folder: Path, requests: list[EditRequest]) -> float:
+def _efficacy_of_adapter(
+    session: EditSession, folder: Path, requests: list[EditRequest]
+) -> float | None:
     """The efficacy with the change that an adapter's factors give; the model is left as it was."""
     layout, weights = session.layout, session.weights
     before = weights.snapshot()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nse_plugin.report.table import Mark, Table
 from nse_plugin.runs.edit_report import FULL, EditedFact, EditReport
+from nse_plugin.table import Mark, Table
 
 
 def edit_tables(report: EditReport) -> list[Table]:

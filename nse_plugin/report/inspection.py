@@ -12,8 +12,8 @@ from nse_plugin.report.figures import to_png
 from nse_plugin.report.run import Run, read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
-from nse_plugin.report.table import Table
 from nse_plugin.report.theme import LIGHT
+from nse_plugin.table import Table
 
 
 def inspect(

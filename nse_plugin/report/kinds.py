@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nse_plugin.report.run import Run
-from nse_plugin.report.table import Table, percent
+from nse_plugin.table import Table, percent
 
 KINDS = {
     "efficacy_probability": "likelier than the old",

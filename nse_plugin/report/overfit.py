@@ -22,9 +22,9 @@ from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
 from nse_plugin.report.charts import line_panels, spread_out
 from nse_plugin.report.figures import to_png
-from nse_plugin.report.table import Table
 from nse_plugin.runs.start import read_hparams
 from nse_plugin.session.session import EditSession
+from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -163,7 +163,7 @@ def differing_settings(first: Hparams, second: Hparams) -> dict[str, tuple[str, 
         base = values.pop("base", {})
         flat.append({**base, **values, "alg_name": name_of(hparams)})
     one, other = (
-        {key: repr(values[key]) if key in values else "–" for key in {**flat[0], **flat[1]}}
+        {key: repr(values[key]) if key in values else NOTHING for key in {**flat[0], **flat[1]}}
         for values in flat
     )
     return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
@@ -197,7 +197,7 @@ def _means(sides: Sequence[Side]) -> Table:
         f"at the stop, mean over {len(sides[0].edits)} edits",
         ("", *sides[0].means()),
         (
-            (side.name, *("–" if v is None else f"{v:.3f}" for v in side.means().values()))
+            (side.name, *(NOTHING if v is None else f"{v:.3f}" for v in side.means().values()))
             for side in sides
         ),
         "Losses are -log p of the target's tokens. spread: largest less smallest of one target; "

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from nse_plugin.files import write_text
 from nse_plugin.report.figures import to_svg
-from nse_plugin.report.table import Table
 from nse_plugin.report.theme import DARK, LIGHT, THEMES, Theme
+from nse_plugin.table import Table
 
 if TYPE_CHECKING:
     from jinja2 import Template

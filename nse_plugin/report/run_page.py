@@ -10,7 +10,7 @@ from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.page import Page, Picture
 from nse_plugin.report.run import Run
 from nse_plugin.report.run_figures import run_pictures
-from nse_plugin.report.table import Table
+from nse_plugin.table import Table
 
 _NEURONS = 10
 """Rows of the table of a layer's neurons."""

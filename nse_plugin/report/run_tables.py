@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
-from nse_plugin.report.table import NOTHING, Table
 from nse_plugin.runs.facts import ORDER
+from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame

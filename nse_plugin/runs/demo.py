@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import RequestError
+from nse_plugin.evaluation.questions import mean
 from nse_plugin.files import write_json
 from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
@@ -28,6 +29,7 @@ from nse_plugin.runs.schema import RoundLine
 from nse_plugin.runs.settings import DemoSettings, RunSettings
 from nse_plugin.runs.start import make_scheduler
 from nse_plugin.session.session import EditSession
+from nse_plugin.table import percent
 
 N_OTHER = 200
 """How many facts about other subjects are asked after every round, at most."""
@@ -145,8 +147,7 @@ class Demo:
         return parse_records(earth.other_facts(records, N_OTHER, self.settings.seed))
 
     def _share_still_true(self) -> float | None:
-        exact = self._still_true()
-        return sum(exact) / len(exact) if exact else None
+        return mean(self._still_true())
 
     def _still_true(self) -> list[bool]:
         """For each fact of other subjects, whether the model gives it."""
@@ -208,10 +209,10 @@ def _row(line: Mapping[str, Any], others: float | None) -> str:
     everything = point.get("all") or {}
     columns = (
         f"{line['round']:5d} {line['edits']:5d} |",
-        f"{_percent(scores.get('efficacy')):>8s} {_percent(scores.get('paraphrase')):>10s} |",
-        f"{_percent(everything.get('efficacy')):>8s}",
-        f"{_percent(everything.get('paraphrase')):>10s} {_percent(_first_round(point)):>7s} |",
-        f"{_percent(others):>5s} | {line['seconds']['edit'] / line['edits']:6.3f}",
+        f"{percent(scores.get('efficacy')):>8s} {percent(scores.get('paraphrase')):>10s} |",
+        f"{percent(everything.get('efficacy')):>8s}",
+        f"{percent(everything.get('paraphrase')):>10s} {percent(_first_round(point)):>7s} |",
+        f"{percent(others):>5s} | {line['seconds']['edit'] / line['edits']:6.3f}",
     )
     return " ".join(columns)
 
@@ -225,7 +226,3 @@ def _sentence(text: str) -> str:
 def _first_round(point: Mapping[str, Any]) -> float | None:
     retention = point.get("retention") or []
     return next((row["efficacy"] for row in retention if row["edited"] == 1), None)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"

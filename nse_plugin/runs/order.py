@@ -16,11 +16,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest, Probes, mark
+from nse_plugin.requests import EditRequest, Probes, each_as_request, mark
 
 log = logging.getLogger(__name__)
 
 Order = Literal["given", "shuffled", "grouped"]
+_LOOKAHEAD = 8
+"""How many rounds' worth of requests may be drawn ahead."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,9 @@ class Rounds:
     """Cuts a list or an iterator of requests (or EasyEdit's dicts) into rounds.
 
     Args:
-        order: ``given``; ``shuffled`` by the seed (an iterator in windows of ``lookahead``); or
+        order: ``given``; ``shuffled`` by the seed (an iterator in windows of 8 rounds' worth); or
             ``grouped``: as given, but a request whose subject is in the round already waits for
-            the next one, with at most ``lookahead`` waiting.
-        lookahead: default 8 rounds' worth.
+            the next one, with at most 8 rounds' worth waiting.
 
     Raises:
         RequestError: an argument is out of range, or a request cannot be read.
@@ -53,7 +54,6 @@ class Rounds:
         round_size: int,
         order: str = "given",
         seed: int = 0,
-        lookahead: int | None = None,
     ) -> None:
         if round_size < 1:
             raise RequestError(f"round_size is {round_size}; give a number of edits above 0")
@@ -65,7 +65,7 @@ class Rounds:
         self.repeats = 0
         """Repeats seen so far."""
         self._size, self._order, self._seed = round_size, order, seed
-        self._lookahead = max(lookahead or 8 * round_size, round_size)
+        self._lookahead = _LOOKAHEAD * round_size
         self._stream = requests
 
     def __iter__(self) -> Iterator[PlannedRound]:
@@ -151,10 +151,7 @@ class Rounds:
         self.repeats = repeats
 
     def _ordered(self) -> Iterator[EditRequest]:
-        read = (
-            item if isinstance(item, EditRequest) else EditRequest.from_dict(item, number)
-            for number, item in enumerate(self._stream)
-        )
+        read = each_as_request(self._stream)
         if self._order != "shuffled":
             yield from read
             return

@@ -16,7 +16,7 @@ from nse_plugin.hparams.yaml_files import parse_yaml
 from nse_plugin.methods.bases import BASES
 from nse_plugin.report.charts import lines
 from nse_plugin.report.figures import to_png
-from nse_plugin.report.table import NOTHING, Table
+from nse_plugin.table import NOTHING, Table
 from nse_plugin.tune.search import Tuned
 from nse_plugin.tune.trials import ROUND, SHOWN, Trial
 

@@ -16,9 +16,9 @@ from nse_plugin.errors import DataError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.files import make_folder
 from nse_plugin.hparams.variants import read_method_yaml
-from nse_plugin.report.table import Table
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import versions
+from nse_plugin.table import Table
 from nse_plugin.tune.result import trial_text, trials_table, write_figure, write_yaml
 from nse_plugin.tune.search import Tuned, tune
 from nse_plugin.tune.settings import TuneSettings

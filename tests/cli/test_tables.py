@@ -11,8 +11,8 @@ import pytest
 from nse_plugin import cli
 from nse_plugin.cli.tables import draw
 from nse_plugin.report.edits import edit_tables
-from nse_plugin.report.table import Table
 from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
+from nse_plugin.table import Table
 from tests.cli.terminal import CODES, Terminal
 
 NAMES = ("NSE:consolidated", "MEMIT:previous-keys;consolidated", "untouched")

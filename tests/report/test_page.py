@@ -11,8 +11,8 @@ import pytest
 from nse_plugin.report import charts
 from nse_plugin.report.figures import heat_map
 from nse_plugin.report.page import Page, Picture
-from nse_plugin.report.table import Table
 from nse_plugin.report.theme import DARK, LIGHT
+from nse_plugin.table import Table
 
 ALT = 'A line that "rises" from 1.5 to 2.5'
 

@@ -85,7 +85,7 @@ def test_grouped_does_not_wait_for_ever():
         for i in range(100):
             yield EditRequest(i, f"{{}} is {i}", "one subject", "x")
 
-    cut = list(Rounds(stream(), 4, "grouped", lookahead=8))
+    cut = list(Rounds(stream(), 4, "grouped"))
     assert [len(p.requests) for p in cut] == [1] * 100
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from nse_plugin.report.table import Table, best_of
+from nse_plugin.table import Table, best_of
 
 
 @pytest.fixture
