@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
-import shutil
 from typing import Annotated
 
 import typer
@@ -12,12 +9,7 @@ import typer
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, examples
 from nse_plugin.cli.output import show_result, show_tables
-from nse_plugin.errors import NSEPluginError
 from nse_plugin.table import Table
-from nse_plugin.version import __version__
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "peft",
-             "datasets")  # fmt: skip
 
 
 @command(MACHINE, examples("nse doctor"))
@@ -28,6 +20,8 @@ def doctor(
     as_json: AS_JSON = False,
 ) -> int:
     """Show versions, devices, the host, the embedded models and the free disk space."""
+    from nse_plugin.runs.machine import report
+
     rows = report(stats_dir)
     if as_json:
         show_result(dict(rows))
@@ -35,69 +29,3 @@ def doctor(
     table = Table("What nse finds on this machine", ("what", "found"), tuple(rows))
     show_tables(table, plain="\n".join(table.text().splitlines()[2:]))
     return 0
-
-
-def report(stats_dir: str | None = None) -> list[tuple[str, str]]:
-    """Findings as (name, value) rows; changes nothing.
-
-    Args:
-        stats_dir: where statistics would be written; by default the usual place.
-    """
-    import torch
-
-    from nse_plugin.data import atlas
-    from nse_plugin.model.families import FAMILIES
-    from nse_plugin.statistics.files import stats_folder
-
-    rows = [("nse_plugin", __version__), ("python", platform.python_version())]
-    rows += [(name, _version(name)) for name in _PACKAGES]
-    rows += [("devices", ", ".join(_devices())), ("threads", str(torch.get_num_threads()))]
-    rows.append(("host", _host()))
-    rows += [(f"atlas:{name}", _atlas(name)) for name in atlas.MODELS]
-    rows.append(("model families", f"{', '.join(FAMILIES)}; others are probed"))
-    kept = stats_folder(stats_dir)
-    folder = kept.absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    rows.append((
-        "statistics",
-        f"in {kept}, {free / 2**30:.1f} GiB free; those of one layer take 4 d_ff^2 bytes "
-        "(0.16 GiB for GPT2-XL, 0.77 GiB for Llama-3-8B)",
-    ))  # fmt: skip
-    return rows
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _devices() -> list[str]:
-    import torch
-
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ["cpu", *(f"cuda:{i} ({name})" for i, name in enumerate(cuda))]
-
-
-def _host() -> str:
-    from nse_plugin.easyedit.checkout import find
-    from nse_plugin.host import host
-
-    try:
-        found = find()
-        return f"{host()} (EasyEdit: {found or 'not found'})"
-    except NSEPluginError as error:
-        return f"error: {error}"
-
-
-def _atlas(name: str) -> str:
-    from nse_plugin.data import atlas
-
-    try:
-        folder = atlas.model_dir(name)
-    except (NSEPluginError, OSError) as error:
-        return f"error: {error}"
-    size = sum(path.stat().st_size for path in folder.iterdir())
-    return f"{size / 1e6:.1f} MB at {folder}"

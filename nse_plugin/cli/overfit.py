@@ -11,7 +11,6 @@ from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import AS_JSON, MODEL, Group, examples, with_fields
 from nse_plugin.cli.output import show_result, working
 from nse_plugin.runs.settings import CommonSettings
-from nse_plugin.table import Table
 
 
 @command(
@@ -49,15 +48,18 @@ def overfit(
     as_json: AS_JSON = False,
 ) -> int:
     """Show how evenly an edit learns its target's tokens, with and without OVERTONE."""
-    found: list[str | Table] = []
     with working() as listener:
-        from nse_plugin.report.overfit import overfit as compare_tokens
+        from nse_plugin.report.overfit import check_plot, overfit_tables, write_plot
+        from nse_plugin.runs.overfit import overfit as edit_both
 
         listener("phase", {"name": "editing each fact alone, with both methods"})
-        sides = compare_tokens(
-            hparams, found.append, against=against, data=data, seed=seed, model=model,
-            shown=shown, plot=plot, **given,
-        )  # fmt: skip
-    for one in [[side.to_dict() for side in sides]] if as_json else found:
+        if plot is not None:
+            check_plot(plot)
+        made = edit_both(hparams, against=against, data=data, seed=seed, model=model, **given)
+        found = overfit_tables(made, shown)
+        if plot is not None:
+            write_plot(plot, made)
+            found.append(f"written to {plot}")
+    for one in [[side.to_dict() for side in made.sides]] if as_json else found:
         show_result(one)
     return 0

@@ -16,8 +16,6 @@ from nse_plugin.runs.stopping import StopRules
 from nse_plugin.table import Table
 
 _STOP = ("on_collapse", "max_perplexity", "min_retention", "until_collapse", "max_change")
-_ENOUGH = 0.98
-"""Efficacy at the end of a run above which no way to raise it is named."""
 _EDITED, _MEASURED = "What is edited", "What is measured"
 
 
@@ -55,6 +53,8 @@ def run(
     settings = RunSettings.read(config, {**given, "protocol": protocol, "stop": rules})
     show = teller(as_json)
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):
+        from nse_plugin.runs.consolidate import would_help
+        from nse_plugin.runs.reading import RunFiles
         from nse_plugin.runs.start import run as run_rounds
 
         result = run_rounds(settings, show)
@@ -76,27 +76,12 @@ def run(
     else:
         show_result(text)
     show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")
-    if hint := _hint(settings.out, scores.get("efficacy"), final["rounds"]):
-        note(hint)
+    if would_help(RunFiles(settings.out), final):
+        note(
+            f"{1 - scores['efficacy']:.1%} of the edits are not in effect; nse consolidate "
+            f"{settings.out} --repair-rounds 2 solves all of them together"
+        )
     return exit_code_of(result.status)
-
-
-def _hint(out: str, efficacy: float | None, rounds: int) -> str | None:
-    """What brings back edits that are not in effect at the end, where something does."""
-    from nse_plugin.hparams import SpreadHparams
-    from nse_plugin.hparams.overtone import base_of
-    from nse_plugin.methods.registry import METHODS, hparams_from
-    from nse_plugin.runs.reading import RunFiles
-
-    files = RunFiles(Path(out))
-    if rounds < 2 or efficacy is None or efficacy >= _ENOUGH or files.method not in METHODS:
-        return None
-    if not isinstance(base_of(hparams_from(out, files.hparams)), SpreadHparams):
-        return None
-    return (
-        f"{1 - efficacy:.1%} of the edits are not in effect; nse consolidate {out} "
-        "--repair-rounds 2 solves all edits jointly"
-    )
 
 
 def exit_code_of(status: str) -> int:

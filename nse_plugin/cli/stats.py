@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, MODEL, examples
-from nse_plugin.cli.output import note, show_result, show_tables, working
-from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import LocateHparams
+from nse_plugin.cli.output import note, show_result, show_tables
 from nse_plugin.table import NOTHING, Table
-
-if TYPE_CHECKING:
-    from nse_plugin.statistics.files import SecondMoment
 
 
 @command(MACHINE, examples("nse stats --hparams NSE/gpt2-xl --source self --samples 10000 --npz"))
@@ -46,8 +38,11 @@ def stats(
     as_json: AS_JSON = False,
 ) -> int:
     """Compute the covariance statistics that a method's hyperparameters ask for."""
+    from nse_plugin.runs.statistics import make_statistics
+
     moments = make_statistics(
         hparams,
+        note,
         npz=npz,
         recompute=recompute,
         model_name=model,
@@ -67,64 +62,3 @@ def stats(
     heads = ("layer", "tokens", "texts", "file for EasyEdit")
     show_tables(Table("Statistics by layer", heads, rows, (True, True, True, False)))
     return 0
-
-
-def make_statistics(
-    name: str, *, npz: bool = False, recompute: bool = False, **changes: Any
-) -> Iterator[tuple[int, SecondMoment, Path | None]]:
-    """Read or compute the second moments of all layers of some hyperparameters.
-
-    Args:
-        name: a YAML's name or path.
-        npz: also write EasyEdit's files.
-        recompute: leave files that are there unread.
-        **changes: hyperparameters to replace; None leaves them as they are.
-
-    Yields:
-        Layer, its statistics, and EasyEdit's file where one was written.
-
-    Raises:
-        HparamsError: a changed value is out of range.
-        ModelError: the model cannot be loaded, or has no such layer.
-        StatisticsError: the text cannot be had, or a file is damaged.
-    """
-    from nse_plugin.data.models import load_model
-    from nse_plugin.methods.registry import load_hparams
-    from nse_plugin.model.probe import layout_of
-    from nse_plugin.statistics.covariance import second_moments
-    from nse_plugin.statistics.files import stats_folder, write_npz
-
-    given = {name: value for name, value in changes.items() if value is not None}
-    hparams = load_hparams(name)
-    if not isinstance(hparams, LocateHparams):
-        raise HparamsError(
-            f"{name} is for {hparams.alg_name}, which uses no covariance; give the YAML of NSE, "
-            "MEMIT, ROME or AlphaEdit"
-        )
-    hparams = dataclasses.replace(hparams, **given)
-    # EasyEdit's files belong where EasyEdit looks
-    folder = Path(hparams.stats_dir) if npz else stats_folder(hparams.stats_dir)
-    with working() as listener:
-        listener("phase", {"name": "loading the model"})
-        model, tokenizer, _ = load_model(hparams)
-    layout = layout_of(model)
-    moments = second_moments(
-        layout,
-        tokenizer,
-        hparams.layers,
-        source=hparams.mom2_dataset,
-        n_samples=hparams.mom2_n_samples,
-        stats_dir=folder,
-        dtype=hparams.mom2_dtype,
-        token_budget=hparams.token_budget,
-        recompute=recompute,
-    )
-    note(f"kept in {folder}")
-    for layer, moment in moments.items():
-        path = None
-        if npz:
-            path = write_npz(
-                folder, layout, layer, moment, dtype=hparams.mom2_dtype,
-                n_samples=hparams.mom2_n_samples,
-            )  # fmt: skip
-        yield layer, moment, path

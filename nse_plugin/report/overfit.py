@@ -6,32 +6,23 @@ smoothed and the mixture agrees with it, or where a token is settled before the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from nse_plugin.data.models import load_model
-from nse_plugin.data.readers import OnBad
-from nse_plugin.data.streams import read_data
-from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.evaluation.overfitting import Watched, mean_course, single_edits
+from nse_plugin.errors import DataError
+from nse_plugin.evaluation.overfitting import Watched
 from nse_plugin.files import check_place, write_bytes
-from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.printable import printable
 from nse_plugin.report.charts import line_panels, spread_out
 from nse_plugin.report.figures import to_png
-from nse_plugin.runs.start import read_hparams
-from nse_plugin.session.session import EditSession
+from nse_plugin.runs.overfit import Overfitting, Side
 from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _STEPS_SHOWN = 6
-_LOADING = ("model_name", "device", "dtype", "fp16", "model_parallel")
-"""Settings that decide what model is loaded; both sides share it."""
 COURSES = {
     "loss": "-log p(token)",
     "spread": "spread",
@@ -45,137 +36,37 @@ SHARES = ("smoothed", "argmax check: one-hot", "settled")
 """Those that are shares of tokens."""
 
 
-@dataclass(frozen=True)
-class Side:
-    """One of the two methods compared, and its result for each request."""
-
-    name: str
-    edits: Sequence[Watched]
-
-    def course(self) -> dict[str, list[float]]:
-        """Over the requests and their target tokens, step by step."""
-        return mean_course([edit.course for edit in self.edits])
-
-    def means(self) -> dict[str, float | None]:
-        """Over the requests: steps; at the stop losses and their spread; change."""
-        spreads = [edit.spread for edit in self.edits if edit.spread is not None]
-        return {
-            "steps": _mean([edit.steps for edit in self.edits]),
-            "mean loss": _mean([fmean(edit.losses) for edit in self.edits]),
-            "largest loss": _mean([max(edit.losses) for edit in self.edits]),
-            "spread": _mean([spread.range for spread in spreads]),
-            "std": _mean([spread.std for spread in spreads]),
-            "change": _mean([edit.change for edit in self.edits if edit.change is not None]),
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Of JSON types: the means at the stop, and those of each step."""
-        about = {"method": self.name, "edits": len(self.edits)}
-        return {**about, **self.means(), "course": self.course()}
-
-
-def overfit(
-    hparams: str,
-    show: Callable[[str | Table], None],
-    *,
-    against: str | None = None,
-    data: str = "atlas:10",
-    limit: int | None = None,
-    seed: int = 0,
-    model: str | None = None,
-    shown: int = 3,
-    plot: Path | None = None,
-    schema: str | None = None,
-    on_bad_record: OnBad = "stop",
-) -> tuple[Side, Side]:
-    """Edit each request alone, in two ways, and show how the tokens of its target were learnt.
+def overfit_tables(made: Overfitting, shown: int = 3) -> list[str | Table]:
+    """How both sides learnt: tables, and lines of text between them.
 
     Args:
-        hparams: name or path of a method's YAML.
-        against: of another.  Without it, OVERTONE's base where hparams are OVERTONE's, and
-            OVERTONE around them where they are not.
-        data: a benchmark's file, ``atlas:10`` or ``earth:10``.
-        limit: read at most this number of records.
-        model: another model than that of the hparams.
         shown: requests whose tokens are listed one by one; the means are over all.
-        plot: a PNG of the first request's tokens over the steps, and of the means.
-        schema, on_bad_record: as in :func:`nse_plugin.data.streams.read_data`.
+    """
+    found: list[str | Table] = []
+    for number, request in enumerate(made.requests[:shown]):
+        found.append(printable(f"{request.text} -> {request.target_new}", one_line=True))
+        found += [_tokens(side, side.edits[number], made.tokenizer) for side in made.sides]
+        found.append("")
+    found += [_settings(made.sides, made.settings), ""]
+    for side in made.sides:
+        found += [_course(side), ""]
+    return [*found, _means(made.sides)]
+
+
+def check_plot(plot: Path) -> None:
+    """See that a plot can be written.
 
     Raises:
-        HparamsError: a method is unknown, or trains no loss over target tokens, or the two need
-            models that are loaded in different ways.
-        DataError: the data cannot be read.
+        DataError: it cannot, or would be no PNG.
     """
-    first = _ours(read_hparams(hparams, model_name=model))
-    if against is not None:
-        second = _ours(read_hparams(against, model_name=model))
-    elif isinstance(first, OvertoneHparams):
-        first, second = first.for_base(), first
-    else:
-        second = OvertoneHparams.wrap(first)
-    differing = differing_settings(first, second)
-    loading = [f"{name} is {a} and {b}" for name, (a, b) in differing.items() if name in _LOADING]
-    if loading:
-        raise HparamsError(
-            "; ".join(loading) + "; both sides edit one loaded model: give hparams that agree in "
-            "these, or --model for another model_name"
-        )
-    if plot is not None:
-        if plot.suffix != ".png":
-            raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
-        check_place(plot, "the plot")
-    requests = read_data(data, limit, seed, schema=schema, on_bad=on_bad_record)
-    loaded, tokenizer, _ = load_model(first)
-    session = EditSession.of(loaded, tokenizer)
-    sides = [
-        Side(name_of(settings), list(single_edits(session, requests, settings)))
-        for settings in (first, second)
-    ]
-    for number, request in enumerate(requests[:shown]):
-        show(printable(f"{request.text} -> {request.target_new}", one_line=True))
-        for side in sides:
-            show(_tokens(side, side.edits[number], tokenizer))
-        show("")
-    show(_settings(sides, differing))
-    show("")
-    for side in sides:
-        show(_course(side))
-        show("")
-    show(_means(sides))
-    if plot is not None:
-        write_bytes(plot, _png(sides, tokenizer))
-        show(f"written to {plot}")
-    return sides[0], sides[1]
+    if plot.suffix != ".png":
+        raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
+    check_place(plot, "the plot")
 
 
-def name_of(hparams: Hparams) -> str:
-    """The method's name, and for OVERTONE its base editor."""
-    if isinstance(hparams, OvertoneHparams):
-        return f"{hparams.method} {hparams.base.method}"
-    return hparams.method
-
-
-def differing_settings(first: Hparams, second: Hparams) -> dict[str, tuple[str, str]]:
-    """Settings that the two do not share, as text by key; OVERTONE's base's count as its own."""
-    flat = []
-    for hparams in (first, second):
-        values = hparams.to_dict()
-        base = values.pop("base", {})
-        flat.append({**base, **values, "alg_name": name_of(hparams)})
-    one, other = (
-        {key: repr(values[key]) if key in values else NOTHING for key in {**flat[0], **flat[1]}}
-        for values in flat
-    )
-    return {key: (one[key], other[key]) for key in one if one[key] != other[key]}
-
-
-def _ours(hparams: Any) -> Hparams:
-    if not isinstance(hparams, Hparams):
-        raise HparamsError(
-            f"{hparams.alg_name} is the host's own method, whose steps cannot be watched; give "
-            "hparams of a method of nse_plugin"
-        )
-    return hparams
+def write_plot(plot: Path, made: Overfitting) -> None:
+    """A PNG of the first request's tokens over the steps, and of the means."""
+    write_bytes(plot, _png(made.sides, made.tokenizer))
 
 
 def _tokens(side: Side, edit: Watched, tokenizer: Any) -> Table:
@@ -258,7 +149,3 @@ def course_panels(courses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[
         )
         for name, shown in COURSES.items()
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None

@@ -6,9 +6,26 @@ from pathlib import Path
 
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.files import JsonLines, now
+from nse_plugin.hparams import SpreadHparams
+from nse_plugin.hparams.overtone import base_of
+from nse_plugin.methods.registry import METHODS, hparams_from
 from nse_plugin.runs.backends import SessionBackend
-from nse_plugin.runs.reading import consolidations
-from nse_plugin.runs.schema import ROUNDS, Consolidation
+from nse_plugin.runs.reading import RunFiles, consolidations
+from nse_plugin.runs.schema import ROUNDS, Consolidation, Final
+
+_ENOUGH = 0.98
+"""Efficacy at the end of a run from which no way to raise it is named."""
+
+
+def would_help(files: RunFiles, final: Final) -> bool:
+    """Whether a consolidation can bring back edits that the model does not give at the end."""
+    scores = (final["measurement"] or {}).get("all") or {}
+    efficacy = scores.get("efficacy")
+    if final["rounds"] < 2 or efficacy is None or efficacy >= _ENOUGH:
+        return False
+    if files.method not in METHODS:
+        return False
+    return isinstance(base_of(hparams_from(str(files.folder), files.hparams)), SpreadHparams)
 
 
 def consolidate_run(

@@ -16,14 +16,10 @@ import pytest
 from nse_plugin import cli
 from nse_plugin.cli import output
 from nse_plugin.cli.options import field_docs
-from nse_plugin.cli.run import _hint
 from nse_plugin.errors import DataError
-from nse_plugin.hparams import FTHparams
 from nse_plugin.printable import printable
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.version import __version__
-from tests.methods.brute import hparams_of
-from tests.runs import runs
 
 COMMANDS = ["edit", "demo", "run", "compare", "ask", "chat", "inspect", "overfit", "undo",
             "consolidate", "export", "stats", "doctor"]  # fmt: skip
@@ -175,17 +171,7 @@ def test_signals_end_a_command_with_their_exit_code(number, monkeypatch, capsys)
 
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip("the tests were started with this signal ignored, as nohup does")
-    monkeypatch.setattr("nse_plugin.cli.doctor.report", lambda _folder: interrupted())
+    monkeypatch.setattr("nse_plugin.runs.machine.report", lambda _folder: interrupted())
     assert cli.main(["doctor"]) == 128 + number
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(number) is signal.SIG_DFL
-
-
-def test_a_run_that_has_lost_edits_names_what_brings_them_back(tmp_path):
-    out = str(runs.scheduler(tmp_path / "run").run().run_dir)
-    assert f"25.0% of the edits are not in effect; nse consolidate {out}" in _hint(out, 0.75, 3)
-    assert [_hint(out, *said) for said in ((0.99, 3), (0.75, 1), (None, 3))] == [None] * 3
-    ft = runs.scheduler(
-        tmp_path / "ft", hparams=hparams_of(FTHparams, layers=[1], num_steps=1, kl_factor=0.0)
-    )
-    assert _hint(str(ft.run().run_dir), 0.1, 3) is None

@@ -16,7 +16,7 @@ from nse_plugin.hparams import OvertoneHparams
 from nse_plugin.hparams.training import FTHparams, LoRAHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.objectives.token_table import TokenCourse, TokenStep
-from nse_plugin.report.overfit import overfit
+from nse_plugin.runs.overfit import overfit
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model
 
@@ -136,12 +136,12 @@ def test_the_command_prints_and_plots(yaml_file, tmp_path, capsys):
 def test_the_other_side_follows_from_the_hparams(yaml_file, tmp_path):
     wrapped = tmp_path / "wrapped.yaml"
     wrapped.write_text(f"alg_name: OVERTONE\nbase: {yaml_file}\nepsilon: 0.3\n")
-    both = overfit(yaml_file, str, data="atlas:2")
-    turned = overfit(str(wrapped), str, data="atlas:2")
+    both = overfit(yaml_file, data="atlas:2").sides
+    turned = overfit(str(wrapped), data="atlas:2").sides
     assert [side.name for side in turned] == [side.name for side in both] == ["NSE", "OVERTONE NSE"]
     assert both[0] == turned[0]  # the base is the same
     assert both[1] != turned[1]  # epsilon is not
-    again = overfit(yaml_file, str, against=str(wrapped), data="atlas:2")
+    again = overfit(yaml_file, against=str(wrapped), data="atlas:2").sides
     assert again == turned
 
 
@@ -149,14 +149,14 @@ def test_wrong_ones_are_refused_before_any_work(yaml_file, tmp_path, monkeypatch
     other = tmp_path / "other.yaml"
     other.write_text(QUICK.replace("gpt2", "llama"))
     with pytest.raises(HparamsError, match="'atlas:gpt2' and 'atlas:llama'"):
-        overfit(yaml_file, str, against=str(other))
+        overfit(yaml_file, against=str(other))
     other.write_text(QUICK + "dtype: bfloat16\n")
     with pytest.raises(HparamsError, match="dtype is None and 'bfloat16'"):
-        overfit(yaml_file, str, against=str(other))
+        overfit(yaml_file, against=str(other))
     assert main(["overfit", "--hparams", yaml_file, "--plot", "tokens.jpg"]) == 1
     assert "ends in .png" in capsys.readouterr().err
     monkeypatch.setattr(
-        "nse_plugin.report.overfit.read_data", lambda *_a, **_k: pytest.fail("too late")
+        "nse_plugin.runs.overfit.read_data", lambda *_a, **_k: pytest.fail("too late")
     )
     for place in (f"{yaml_file}/tokens.png", "/proc/version/x/tokens.png"):
         assert main(["overfit", "--hparams", yaml_file, "--plot", place]) == 1

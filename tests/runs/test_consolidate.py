@@ -7,12 +7,14 @@ import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines
+from nse_plugin.hparams import FTHparams
 from nse_plugin.report.run import read_run
 from nse_plugin.report.run_tables import rounds_table
-from nse_plugin.runs.consolidate import consolidate_run
+from nse_plugin.runs.consolidate import consolidate_run, would_help
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.ledger_files import round_path
+from tests.methods.brute import hparams_of
 from tests.runs import runs
 
 
@@ -92,3 +94,15 @@ def test_a_damaged_consolidation_is_named(finished):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"checksum is not that in consolidations\.jsonl"):
         runs.scheduler(finished.run_dir).run()
+
+
+def test_where_a_consolidation_would_help(finished, tmp_path):
+    def helps(folder, efficacy, rounds=3):
+        return would_help(
+            RunFiles(folder), {"rounds": rounds, "measurement": {"all": {"efficacy": efficacy}}}
+        )
+
+    assert helps(finished.run_dir, 0.75)
+    assert not any(helps(finished.run_dir, *said) for said in ((0.99,), (0.75, 1), (None,)))
+    ft = hparams_of(FTHparams, layers=[1], num_steps=1, kl_factor=0.0)
+    assert not helps(runs.scheduler(tmp_path / "ft", hparams=ft).run().run_dir, 0.1)
