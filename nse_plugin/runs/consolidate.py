@@ -60,7 +60,6 @@ def consolidate_run(
         )
         lines.append(line)
     except BaseException:
-        backend.session.undo(record.number)
-        backend.session.ledger.undone.pop()
+        backend.session.drop_last()
         raise
     return line

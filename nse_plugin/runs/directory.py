@@ -103,6 +103,11 @@ class RunDirectory:
                 for folder in self._made:
                     folder.rmdir()
 
+    def check(self) -> None:
+        """Enter it and leave it again: a directory that cannot be used is refused."""
+        with self:
+            pass
+
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest of a new run."""
         with explained(self.path / MANIFEST, WAY_OUT):

@@ -147,8 +147,7 @@ class EditRound:
         folder = self._directory.path
         if len(self._session.ledger) > active:
             number = self._session.ledger.numbers()[-1]
-            self._session.undo_last()
-            self._session.ledger.undone.pop()  # as if it had never been
+            self._session.drop_last()
             round_path(folder, number).unlink(missing_ok=True)
         for log_of_rounds in (self._lines, self._frozen):
             if len(log_of_rounds) >= self._number:

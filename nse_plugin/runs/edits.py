@@ -101,8 +101,7 @@ class EditFolder:
             self.folder, files, model, method, hparams, chat, device=device, stats_dir=stats_dir
         )
         if files is None:
-            with RunDirectory(self.folder):  # refuses a folder of something else before the work
-                pass
+            RunDirectory(self.folder).check()  # before the work
         listener("phase", {"name": "loading the model"})
         self.model, self.tokenizer, self.model_name = load_model(self.hparams)
         if files is None:

@@ -8,9 +8,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import GROUPS, OPTIONAL_GROUPS, Answered
 from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.schema import AskedLocality, AskedProbe, FrozenLine, check
-
-_WAY_OUT = "restore the file from a copy, or give another folder"
+from nse_plugin.runs.schema import IF_DAMAGED, AskedLocality, AskedProbe, FrozenLine, check
 
 
 class FrozenAnswers:
@@ -43,11 +41,11 @@ class FrozenAnswers:
                 for group in (*GROUPS, *asked):
                     kind = AskedLocality if group == "locality" else AskedProbe
                     for probe in answered[group]:
-                        check(probe, kind, f"{what}: case {request.case_id}", _WAY_OUT)
+                        check(probe, kind, f"{what}: case {request.case_id}", IF_DAMAGED)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"{what} is damaged ({error!r}); {_WAY_OUT}") from error
+            raise DataError(f"{what} is damaged ({error!r}); {IF_DAMAGED}") from error
         return requests, line["answers"]
 
     def append(

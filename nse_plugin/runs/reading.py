@@ -15,6 +15,7 @@ from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
     FINAL,
     FROZEN,
+    IF_DAMAGED,
     MADE_BY,
     MANIFEST,
     ROUNDS,
@@ -34,8 +35,6 @@ from nse_plugin.runs.schema import (
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import host_method, load_rounds, round_path
 from nse_plugin.session.records import Undone
-
-_WAY_OUT = "restore the file from a copy, or give another folder"
 
 
 class RunFiles:
@@ -96,10 +95,10 @@ class RunFiles:
         Raises:
             DataError: a line of ``frozen.jsonl`` is missing or damaged.
         """
-        frozen: JsonLines[FrozenLine] = checked_lines(self.folder / FROZEN, FrozenLine, _WAY_OUT)
+        frozen: JsonLines[FrozenLine] = checked_lines(self.folder / FROZEN, FrozenLine, IF_DAMAGED)
         if len(frozen) < len(self.lines):
             raise DataError(
-                f"{frozen.path} has {len(frozen)} of {len(self.lines)} rounds; {_WAY_OUT}"
+                f"{frozen.path} has {len(frozen)} of {len(self.lines)} rounds; {IF_DAMAGED}"
             )
         return {
             line["round"]: [EditRequest.from_json(record) for record in asked["edits"]]
@@ -183,7 +182,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     path = folder / MANIFEST
     if not path.is_file():
         return None
-    found = read_json(path, _WAY_OUT)
+    found = read_json(path, IF_DAMAGED)
     if found.get("made_by") != MADE_BY:
         raise DataError(
             f"{folder} was made by {found.get('made_by')!r} and holds something else than a run; "
@@ -194,7 +193,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             f"{path} has schema {found.get('schema')!r}, and this version reads {SCHEMA}; use the "
             "version of nse_plugin that made the run, or give another folder"
         )
-    check(found, Manifest, str(path), _WAY_OUT)
+    check(found, Manifest, str(path), IF_DAMAGED)
     return cast(Manifest, found)
 
 
@@ -203,14 +202,14 @@ def read_final(folder: Path) -> Final | None:
     path = folder / FINAL
     if not path.exists():
         return None
-    found = read_json(path, _WAY_OUT)
-    check(found, Final, str(path), _WAY_OUT)
+    found = read_json(path, IF_DAMAGED)
+    check(found, Final, str(path), IF_DAMAGED)
     return cast(Final, found)
 
 
 def read_lines(folder: Path) -> JsonLines[RoundLine]:
     """The finished rounds of a run, in order."""
-    return checked_lines(folder / ROUNDS, RoundLine, _WAY_OUT)
+    return checked_lines(folder / ROUNDS, RoundLine, IF_DAMAGED)
 
 
 def load_undone(folder: Path) -> list[Undone]:

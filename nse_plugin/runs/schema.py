@@ -24,6 +24,8 @@ FINAL = "final.json"
 UNDONE = "undone.json"
 CONSOLIDATIONS = "consolidations.jsonl"
 LOCK = "lock"
+IF_DAMAGED = "restore the file from a copy, or give another folder"
+"""What messages say to do about a damaged file."""
 
 Status = Literal["complete", "collapsed", "stopped", "nothing_written"]
 """How a run ended: ``collapsed``: a stop rule undid the last round; ``stopped``: it was kept;

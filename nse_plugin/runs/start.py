@@ -61,8 +61,7 @@ def make_scheduler(
         choose=settings.known,
     )
     out = Path(settings.out)
-    with RunDirectory(out):
-        pass  # a folder that the run cannot use is refused before the model is loaded
+    RunDirectory(out).check()  # before the model is loaded
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     rules = StopRules.from_dict(settings.stop)
     told = list(listeners)

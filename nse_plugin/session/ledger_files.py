@@ -20,7 +20,7 @@ from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_whole
-from nse_plugin.requests import EditRequest, marks_of
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.records import ActiveRound, AttachedState, Outcome, RoundRecord, Write
@@ -108,10 +108,8 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
         for name, tensor in tensors.items():
             if not name.startswith("state.") and not bool(torch.isfinite(tensor).all()):
                 raise DataError(f"{path} is damaged: {name} holds NaN or infinity; restore it")
-        return RoundRecord(
-            number=header["number"],
-            method=header["method"],
-            outcomes=tuple(Outcome(**outcome) for outcome in header["outcomes"]),
+        return replace(
+            _without_tensors(header),
             writes=tuple(
                 Write(
                     **{**write, "case_ids": tuple(write["case_ids"])},
@@ -122,10 +120,7 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
                 for index, write in enumerate(header["writes"])
             ),
             keys={int(layer): tensors[f"keys.{layer}"] for layer in header["key_counts"]},
-            seconds=header["seconds"],
             state=_state(header["state"], tensors),
-            d_ff=header["d_ff"],
-            requests=tuple(EditRequest.from_json(each) for each in header["requests"]),
             z=tensors.get("z"),
             moments={
                 int(layer): Moments(count, *tensors[f"moments.{layer}"])
@@ -185,20 +180,19 @@ class RoundFile:
         """The round in this file, of which only the header is read."""
         with _readable(path):
             header = _record(path, _metadata_of(path))
-            outcomes = [Outcome(**outcome) for outcome in header["outcomes"]]
-            again = [outcome.earlier_round for outcome in outcomes]
+            record = _without_tensors(header)
             return cls(
-                number=int(header["number"]),
+                number=record.number,
                 path=str(path),
-                edits=again.count(None),
+                edits=record.edits,
                 counts=tuple((int(layer), int(n)) for layer, n in header["key_counts"].items()),
-                d_ff=header["d_ff"],
+                d_ff=record.d_ff,
                 sha256=sha256,
                 consolidates=tuple(header.get("consolidates", ())),
-                rewrites=tuple(sorted({earlier for earlier in again if earlier is not None})),
-                method=str(header["method"]),
-                new_edits=sum(outcome.is_new for outcome in outcomes),
-                marks=marks_of(map(EditRequest.from_json, header["requests"])),
+                rewrites=record.rewrites,
+                method=record.method,
+                new_edits=record.new_edits,
+                marks=record.marks,
             )
 
     @property
@@ -255,6 +249,18 @@ def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
             "read it with the version of nse_plugin that wrote it"
         )
     return header
+
+
+def _without_tensors(header: Mapping[str, Any]) -> RoundRecord:
+    """What the header alone tells of a round."""
+    return RoundRecord(
+        number=int(header["number"]),
+        method=str(header["method"]),
+        outcomes=tuple(Outcome(**outcome) for outcome in header["outcomes"]),
+        seconds=header["seconds"],
+        d_ff=header["d_ff"],
+        requests=tuple(EditRequest.from_json(each) for each in header["requests"]),
+    )
 
 
 @contextmanager

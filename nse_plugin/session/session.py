@@ -204,8 +204,12 @@ class EditSession:
     def put_back(self, number: int) -> None:
         """Undo a round for a host that undoes its edits; without rounds it starts over."""
         self.undo(number, _PUT_BACK)
-        if not len(self.ledger):  # as after undo_all
-            self.ledger.undone.clear()
+        self._start_over_if_empty()
+
+    def drop_last(self) -> None:
+        """Undo the last round as if it had never been: the ledger notes no undo of it."""
+        self.undo_last()
+        self.ledger.undone.pop()
 
     def undo_last(self, rounds: int = 1) -> None:
         """Undo the last rounds, the last one first: :meth:`undo`.
@@ -223,7 +227,7 @@ class EditSession:
         """Give the model its original weights, bit for bit, and start over with round 1."""
         self.check()
         self._go_back_to(0)
-        self.ledger.undone.clear()
+        self._start_over_if_empty()
 
     @own_modes()
     def check(self) -> None:
@@ -247,8 +251,7 @@ class EditSession:
                     dropped = self.ledger.numbers()[length:]
                     self._go_back_to(length)
                     self.ledger.undone += [Undone.now(n, _PUT_BACK) for n in reversed(dropped)]
-                    if not length:  # as after undo_all
-                        self.ledger.undone.clear()
+                    self._start_over_if_empty()
                 return
         expected = self._state_after(len(self._states))
         changed = [name for name in now if now[name] != expected.get(name)]
@@ -313,6 +316,11 @@ class EditSession:
             change = totals.get(layer)
             self.weights.set(name, None if change is None else self.layout.to_weight(change))
         self.attached.set(state)
+
+    def _start_over_if_empty(self) -> None:
+        """Without rounds, the next one is round 1 again."""
+        if not len(self.ledger):
+            self.ledger.undone.clear()
 
     def _truncate(self, length: int) -> None:
         self.ledger.truncate(length)
