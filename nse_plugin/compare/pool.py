@@ -25,8 +25,6 @@ class ModelPool:
         self._model: Any = None
         self._tokenizer: Any = None
         self._state: dict[str, Any] = {}
-        self.loads = 0
-        """How often a model was loaded."""
 
     @contextmanager
     def lend(self, hparams: Any) -> Iterator[tuple[Any, Any]]:
@@ -38,7 +36,6 @@ class ModelPool:
             self._drop()  # before the next one is loaded: there may be room for one only
             self._model, self._tokenizer, _ = load_model(hparams)
             self._state, self._what = _state(self._model), what
-            self.loads += 1
         try:
             yield self._model, self._tokenizer
         finally:

@@ -12,11 +12,11 @@ import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.requests import EditRequest, mark
-from nse_plugin.session import queries
+from nse_plugin.session.queries import Queries
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_rounds
 
 
-class Ledger:
+class Ledger(Queries):
     """The active rounds, in order, and the numbers of those that were undone.
 
     A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
@@ -143,9 +143,6 @@ class Ledger:
             for layer, picked in chosen[index].items():
                 parts.setdefault(layer, []).append(record.keys[layer][:, picked])
         return {layer: torch.cat(parts[layer], dim=1) for layer in layers if layer in parts}
-
-    survey, neurons, who_wrote = queries.survey, queries.neurons, queries.who_wrote
-    requests, request_writes = queries.requests, queries.request_writes
 
 
 def _made(entry: ActiveRound) -> int:

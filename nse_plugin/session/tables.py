@@ -6,25 +6,35 @@ fills any number of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.session.norms import ChangeSum
-from nse_plugin.session.records import RoundRecord
+from nse_plugin.session.records import ActiveRound, RoundRecord
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from nse_plugin.session.ledger import Ledger
+
+class ActiveRounds(Protocol):
+    """The active rounds of a ledger, in order."""
+
+    def __iter__(self) -> Iterator[RoundRecord]: ...
+
+    def numbers(self) -> list[int]:
+        """Their numbers."""
+
+    def active(self) -> list[ActiveRound]:
+        """They themselves, without reading them."""
 
 
 class LayerTable:
     """One layer over the rounds: which neurons each round wrote, and how far they moved."""
 
-    def __init__(self, ledger: Ledger, layer: int) -> None:
+    def __init__(self, ledger: ActiveRounds, layer: int) -> None:
         self._layer, self._numbers, d_ff = layer, ledger.numbers(), d_ff_of(ledger, layer)
         self._times = torch.zeros(d_ff, dtype=torch.long)
         self._mass = torch.zeros(d_ff, dtype=torch.float64)
@@ -58,7 +68,7 @@ class LayerTable:
         return table.rename_axis("round").rename_axis("neuron", axis="columns")
 
     def neurons(self) -> DataFrame:
-        """See :func:`nse_plugin.session.queries.neurons`."""
+        """See :meth:`nse_plugin.session.queries.Queries.neurons`."""
         import pandas as pd
 
         rounds: list[list[int]] = [[] for _ in self._times]
@@ -82,7 +92,7 @@ class Capacity:
         after: only after these rounds; after all where None.
     """
 
-    def __init__(self, ledger: Ledger, after: Collection[int] | None) -> None:
+    def __init__(self, ledger: ActiveRounds, after: Collection[int] | None) -> None:
         self._wanted = [n for n in ledger.numbers() if after is None or n in after]
         self._keys: dict[int, list[torch.Tensor]] = {n: [] for n in edited_layers(ledger)}
         self._shares: dict[int, list[float]] = {layer: [] for layer in self._keys}
@@ -144,7 +154,7 @@ def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame
     return pd.DataFrame(overlap.numpy(), index=rounds, columns=rounds)
 
 
-def d_ff_of(ledger: Ledger, layer: int) -> int:
+def d_ff_of(ledger: ActiveRounds, layer: int) -> int:
     """How many neurons an edited layer has.
 
     Raises:
@@ -157,6 +167,6 @@ def d_ff_of(ledger: Ledger, layer: int) -> int:
     raise DataError(f"layer is {layer}, and no round edited it; edited layers: {known}")
 
 
-def edited_layers(ledger: Ledger) -> list[int]:
+def edited_layers(ledger: ActiveRounds) -> list[int]:
     """Layers that any round edited, rising."""
     return sorted({layer for entry in ledger.active() for layer in entry.key_counts})

@@ -12,13 +12,13 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.compare import cells as cells_module
-from nse_plugin.compare import hosts
+from nse_plugin.compare import hosts, pool
 from nse_plugin.compare.comparison import exit_code, write_report
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.pictures import left_at_the_end, over_edits_table, retention
-from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult, read_cell
 from nse_plugin.compare.tables import age_tables, score_table
+from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
 from nse_plugin.report.run import read_run
@@ -320,38 +320,47 @@ def test_errors_before_anything_is_written(world, tmp_path, changes, said):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path):
+@pytest.fixture
+def loads(monkeypatch):
+    """What a pool has loaded."""
+    found = []
+    monkeypatch.setattr(
+        pool, "load_model", lambda hparams: found.append(hparams) or load_model(hparams)
+    )
+    return found
+
+
+def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path, loads):
     made = comparison(world, tmp_path / "out", methods="NSE,FT,GRACE,LoRA,NSE+OVERTONE", seeds="0")
-    engine = Serial()
-    for _cell, result in engine.run(made.cells()):
+    for _cell, result in Serial().run(made.cells()):
         assert result["run_info"]["status"] == "complete", result["run_info"]["error"]
-    assert engine._pool.loads == 1
+    assert len(loads) == 1
 
 
 @pytest.mark.parametrize("harm", ["weight", "module", "hook"])
-def test_a_model_that_does_not_come_back_is_loaded_anew(world, harm):
+def test_a_model_that_does_not_come_back_is_loaded_anew(world, harm, loads):
     from types import SimpleNamespace
 
-    pool, what = ModelPool(), SimpleNamespace(model_name=str(world / "model"), device="cpu")
-    with pool.lend(what) as (model, _):
+    models, what = pool.ModelPool(), SimpleNamespace(model_name=str(world / "model"), device="cpu")
+    with models.lend(what) as (model, _):
         expected = model(torch.tensor([[5, 6, 7]])).logits.detach()
-    with pool.lend(what) as (model, _):
+    with models.lend(what) as (model, _):
         if harm == "weight":
             model.transformer.h[0].ln_1.bias.data[0] += 1
         elif harm == "module":
             model.transformer.h[1].mlp = torch.nn.Sequential(model.transformer.h[1].mlp)
         else:
             model.transformer.h[1].register_forward_hook(lambda m, i, o: o)
-    assert pool.loads == 1
-    with pool.lend(what) as (model, _):
+    assert len(loads) == 1
+    with models.lend(what) as (model, _):
         assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    assert pool.loads == 2
-    with pool.lend(what) as (model, tokenizer):
+    assert len(loads) == 2
+    with models.lend(what) as (model, tokenizer):
         nse.edit_round(EditSession.of(model, tokenizer), requests(2), hparams())
         assert not torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    with pool.lend(what) as (model, _):
+    with models.lend(what) as (model, _):
         assert torch.equal(model(torch.tensor([[5, 6, 7]])).logits, expected)
-    assert pool.loads == 2
+    assert len(loads) == 2
 
 
 def hparams():
