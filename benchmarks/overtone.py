@@ -34,7 +34,7 @@ import torch
 
 from nse_plugin import BaseEditor
 from nse_plugin.compare.hosts import THEIRS, Recipe, editor_of
-from nse_plugin.compare.intervals import differences
+from nse_plugin.compare.intervals import paired_differences
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.easyedit.editor import ReadyModel
@@ -357,7 +357,7 @@ def differences_table(group: dict[Cell, dict[str, Any]]) -> str:
     lines = ["| gained | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for base in dict.fromkeys(cell.base for cell in group):
         results = [as_result(c, r, [*names, "spread"]) for c, r in group.items() if c.base == base]
-        gained = differences(results, base)
+        gained = paired_differences(results, base)
         for method in dict.fromkeys(found["method"] for found in gained):
             by_score = {d["score"]: d for d in gained if d["method"] == method}
             parts = [shown(by_score.get(name), 100, 1) for name in names]
@@ -367,7 +367,7 @@ def differences_table(group: dict[Cell, dict[str, Any]]) -> str:
 
 
 def as_result(cell: Cell, result: dict[str, Any], names: Sequence[str]) -> Any:
-    """What :func:`nse_plugin.compare.intervals.differences` reads of a comparison's cell."""
+    """What :func:`nse_plugin.compare.intervals.paired_differences` reads of a comparison's cell."""
     return {
         "run_info": {
             "model": cell.model, "method": cell.method, "seed": cell.seed, "status": "complete",

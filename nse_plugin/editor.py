@@ -27,7 +27,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from nse_plugin.data.editor_arguments import Asked, check_all, read_options, requests_of
+from nse_plugin.data.editor_arguments import RecordAndRequest, check_all, read_options, requests_of
 from nse_plugin.data.models import find_device, load_model
 from nse_plugin.errors import HparamsError, RequestError
 from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
@@ -228,7 +228,9 @@ class BaseEditor:
             log.info("means: %s", mean_metrics(metrics))
         return metrics, edited, originals
 
-    def _apply(self, model: nn.Module, chunk: Sequence[Asked], copy: bool) -> tuple[nn.Module, Any]:
+    def _apply(
+        self, model: nn.Module, chunk: Sequence[RecordAndRequest], copy: bool
+    ) -> tuple[nn.Module, Any]:
         return self.apply_algo(
             model,
             self.tok,
@@ -244,7 +246,7 @@ class BaseEditor:
         session = EditSession.of(self.model)
         session.put_back(session.ledger.numbers()[-1])
 
-    def _before(self, asked: Sequence[Asked], options: Mapping[str, Any]) -> Metrics:
+    def _before(self, asked: Sequence[RecordAndRequest], options: Mapping[str, Any]) -> Metrics:
         known = options["pre_edit"]
         if known is None:
             posts = self._measure(self.model, asked, options)
@@ -260,7 +262,7 @@ class BaseEditor:
         return [{"pre": entry["pre"]} for entry in known]
 
     def _measure(
-        self, model: nn.Module, asked: Sequence[Asked], options: Mapping[str, Any]
+        self, model: nn.Module, asked: Sequence[RecordAndRequest], options: Mapping[str, Any]
     ) -> list[dict[str, Any]]:
         return compute_many(
             model,

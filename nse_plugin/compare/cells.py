@@ -34,7 +34,7 @@ from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import hashed, plain
+from nse_plugin.runs.identity import as_json, hashed
 from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.stopping import StopRules
@@ -241,7 +241,7 @@ def _empty(cell: Cell, made: Recipe | None) -> CellResult:
             "name": cell.method,
             "about": "no edit is made" if cell.untouched else cell.spec.about(),
             "implementation": "" if made is None else made.implementation,
-            "hparams": {} if made is None else plain(made.hparams),
+            "hparams": {} if made is None else as_json(made.hparams),
             "ignored": [] if made is None else list(made.ignored),
         },
         "meta_info": meta_info(cell.settings.threads),

@@ -11,7 +11,7 @@ from typing import Any
 
 from nse_plugin.compare.engines import check_engine, engine_of
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
-from nse_plugin.compare.intervals import differences, summarise
+from nse_plugin.compare.intervals import mean_and_deviation, paired_differences
 from nse_plugin.compare.plan import Cell, Folder, ModelSpec, grid, lasting
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
@@ -166,8 +166,8 @@ class Comparison:
             "schema": SCHEMA,
             "settings": settings,
             "cells": results,
-            "summaries": summarise(results),
-            "differences": differences(results, reference),
+            "summaries": mean_and_deviation(results),
+            "differences": paired_differences(results, reference),
         }
 
 

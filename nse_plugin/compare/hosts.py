@@ -21,7 +21,7 @@ from nse_plugin.hparams import Hparams, LocateHparams, OvertoneHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.probe import layout_of
 from nse_plugin.runs.differences import completed, differences
-from nse_plugin.runs.identity import plain
+from nse_plugin.runs.identity import as_json
 from nse_plugin.session.session import EditSession
 from nse_plugin.statistics.files import stats_folder
 
@@ -97,7 +97,7 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
     made = recipe(cell)
     if made.implementation != kept["implementation"]:
         return differences(kept["implementation"], made.implementation, "implementation")
-    before, now = kept["hparams"], plain(made.hparams)
+    before, now = kept["hparams"], as_json(made.hparams)
     if made.hosts_own:  # another class, which lacks some keys, and had others filled in
         now = {
             key: value

@@ -21,7 +21,7 @@ import numpy as np
 
 from nse_plugin.compare.results import ENDED, CellResult, Difference, ScoreSummary
 from nse_plugin.errors import DataError
-from nse_plugin.runs.differences import differences as differing
+from nse_plugin.runs.differences import differences
 
 CONFIDENCE = 0.95
 RESAMPLES = 10_000
@@ -29,7 +29,7 @@ RESAMPLES = 10_000
 Cells = Sequence[CellResult]
 
 
-def summarise(cells: Cells) -> list[ScoreSummary]:
+def mean_and_deviation(cells: Cells) -> list[ScoreSummary]:
     """Mean, sd, least and greatest over seeds, of every score of the cells that ended."""
     found: list[ScoreSummary] = []
     for (model, method), group in _by(cells, "model", "method", ended=ENDED).items():
@@ -40,7 +40,7 @@ def summarise(cells: Cells) -> list[ScoreSummary]:
     return found
 
 
-def differences(
+def paired_differences(
     cells: Cells,
     reference: str,
     *,
@@ -79,7 +79,7 @@ def differences(
 def _refuse_unlike(own: CellResult, base: CellResult) -> None:
     """Scores of two cells are compared only where both were measured in one way."""
     for key in ("data", "order", "protocol", "stream"):
-        found = differing(base["run_info"].get(key), own["run_info"].get(key), key)
+        found = differences(base["run_info"].get(key), own["run_info"].get(key), key)
         if found:
             raise DataError(
                 f"{own['run_info']['method']} and {base['run_info']['method']} were not measured "

@@ -96,7 +96,7 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
 def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> Picture | None:
     """A point per method: seconds per edit across, efficacy after the last round up."""
     names = groups(by_method(result["cells"], model)).get(group, [])
-    table = time_table(result, model)
+    table = times_of(result, model)
     table = table.loc[[name for name in names if name in table.index]]
     if table.empty:
         return None
@@ -153,7 +153,7 @@ def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture
 
 def _retention(result: ComparisonResult, model: str, method: str) -> DataFrame:
     cells = by_method(result["cells"], model).get(method, [])
-    return retention_table([cell for cell in cells if cell["retention"]])
+    return retention_of([cell for cell in cells if cell["retention"]])
 
 
 def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFrame:
@@ -173,7 +173,7 @@ def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFr
     return pd.DataFrame(columns).sort_index().dropna(axis="columns", how="all")
 
 
-def time_table(result: ComparisonResult, model: str) -> DataFrame:
+def times_of(result: ComparisonResult, model: str) -> DataFrame:
     """Seconds per edit and efficacy of the methods that have both, mean over seeds."""
     import pandas as pd
 
@@ -190,7 +190,7 @@ def time_table(result: ComparisonResult, model: str) -> DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "efficacy"])
 
 
-def retention_table(cells: Sequence[CellResult]) -> DataFrame:
+def retention_of(cells: Sequence[CellResult]) -> DataFrame:
     """Rounds edited down, rounds tested across."""
     import pandas as pd
 

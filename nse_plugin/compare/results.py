@@ -14,8 +14,8 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import read_json
 
 SCHEMA = 1
-Status = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
-ENDED: tuple[Status, ...] = ("complete", "stopped")
+CellStatus = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
+ENDED: tuple[CellStatus, ...] = ("complete", "stopped")
 """Cells whose scores are means over all edits that the model holds."""
 
 
@@ -26,7 +26,7 @@ class RunInfo(TypedDict):
     method: str
     """As given to ``--methods``; ``untouched`` for the model that no method has edited."""
     seed: int
-    status: Status
+    status: CellStatus
     """``collapsed``: a stop rule undid the last round; ``stopped``: it was kept."""
     error: str | None
     """Why it failed or collapsed."""

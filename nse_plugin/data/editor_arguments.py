@@ -10,7 +10,7 @@ from nse_plugin.errors import RequestError, did_you_mean
 from nse_plugin.requests import EditRequest, check_round
 
 Record = dict[str, Any]
-Asked = tuple[Record, EditRequest]
+RecordAndRequest = tuple[Record, EditRequest]
 """A record in EasyEdit's fields, which is measured and reported, and the request to write."""
 
 OPTIONS: dict[str, Any] = {
@@ -115,13 +115,15 @@ def _check_count(name: str, found: int, count: int) -> None:
         raise RequestError(f"{found} {name} for {count} prompts; give one per prompt")
 
 
-def check_all(requests: Sequence[EditRequest | Mapping[str, Any]], size: int) -> list[Asked]:
+def check_all(
+    requests: Sequence[EditRequest | Mapping[str, Any]], size: int
+) -> list[RecordAndRequest]:
     """Every request as a record with case_id, and as it is written in chunks of ``size``.
 
     Raises:
         RequestError: one is not valid, a chunk contradicts itself, or there is none.
     """
-    asked: list[Asked] = []
+    asked: list[RecordAndRequest] = []
     for index, given in enumerate(requests):
         record: Record = {"case_id": index, "ground_truth": None, "portability": {}, "locality": {}}
         if isinstance(given, EditRequest):

@@ -28,8 +28,8 @@ from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
 from nse_plugin.evaluation import generated
-from nse_plugin.evaluation.fluency import FLUENCY_TOKENS, ngram_entropy, plain
-from nse_plugin.evaluation.questions import Question, Reply, put_questions
+from nse_plugin.evaluation.fluency import FLUENCY_TOKENS, as_easyedit_counts, ngram_entropy
+from nse_plugin.evaluation.questions import Question, ScoredAnswer, put_questions
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
@@ -206,7 +206,7 @@ def _encode_as_host(tok: Any, question: Question, answer: str) -> EncodedPrompt:
 
 
 def _fill_in(
-    result: dict[str, Any], group: str, kind: str, replies: Sequence[Reply], eval_metric: str
+    result: dict[str, Any], group: str, kind: str, replies: Sequence[ScoredAnswer], eval_metric: str
 ) -> None:
     name = _NAMES.get(group, group)
     if group == "locality":
@@ -256,14 +256,14 @@ def _add_meta(
     }
 
 
-def _accuracies(replies: Sequence[Reply]) -> list[float]:
+def _accuracies(replies: Sequence[ScoredAnswer]) -> list[float]:
     """As the host does: of several, those without an answer token are left out; one is NaN."""
     if len(replies) == 1 and replies[0].accuracy is None:
         return [math.nan]
     return [reply.accuracy for reply in replies if reply.accuracy is not None]
 
 
-def _perplexity(replies: Sequence[Reply]) -> float:
+def _perplexity(replies: Sequence[ScoredAnswer]) -> float:
     """Of all answer tokens together; NaN where there is none, or a loss is not finite."""
     total = sum(reply.n_tokens for reply in replies)
     losses = [(reply.nll, reply.n_tokens) for reply in replies if reply.n_tokens]
@@ -287,5 +287,5 @@ def _add_fluency(
     length = min(FLUENCY_TOKENS, layout_of(model).max_positions or FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
     for group, result in zip(prompts, results):
-        entropies = [ngram_entropy(plain(next(texts))) for _ in group]
+        entropies = [ngram_entropy(as_easyedit_counts(next(texts))) for _ in group]
         result["fluency"] = {"ngram_entropy": sum(entropies) / len(entropies)}

@@ -28,6 +28,6 @@ def ngram_entropy(text: str) -> float:
     return sum(entropies) / len(entropies)
 
 
-def plain(text: str) -> str:
+def as_easyedit_counts(text: str) -> str:
     """The text as EasyEdit counts it: normalised, one line, without the end marker."""
     return unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("<|endoftext|>", "")

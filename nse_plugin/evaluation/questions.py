@@ -39,7 +39,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Reply:
+class ScoredAnswer:
     """What a model says to a question; see :class:`nse_plugin.model.answers.Answers`."""
 
     exact: bool
@@ -62,7 +62,7 @@ def put_questions(
     *,
     encode: Encode | None = None,
     token_budget: int = 16384,
-) -> list[Reply]:
+) -> list[ScoredAnswer]:
     """Ask all questions in a few batches; a prompt runs once for all answers read from it.
 
     Args:
@@ -84,7 +84,7 @@ def put_questions(
     )
     others = iter(scores.nll[len(questions) :])
     return [
-        Reply(
+        ScoredAnswer(
             exact=scores.exact[number],
             accuracy=finite(scores.token_accuracy[number]),
             nll=finite(scores.nll[number]),

@@ -27,7 +27,7 @@ from nse_plugin.export.folder import (
     check_model,
     edited_layers,
     new_folder,
-    read_manifest,
+    read_export,
     read_tensors,
     write_manifest,
 )  # fmt: skip
@@ -172,7 +172,7 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
     config = _read_config(folder)
     session = EditSession.of(model, tokenizer)
     if (folder / MANIFEST).exists():
-        check_model(folder, read_manifest(folder, "peft"), session)
+        check_model(folder, read_export(folder, "peft"), session)
     tensors = read_tensors(folder / WEIGHTS)
     layout = session.layout
     modules = {layout.down_path(layer): layer for layer in range(layout.n_layers)}

@@ -21,7 +21,7 @@ from nse_plugin.export.folder import (
     check_model,
     edited_layers,
     new_folder,
-    read_manifest,
+    read_export,
     read_tensors,
     total_change,
     write_manifest,
@@ -76,7 +76,7 @@ def from_delta(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Ed
         SessionError: the session of this model has rounds already.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder, "delta")
+    manifest = read_export(folder, "delta")
     session = EditSession.of(model, tokenizer)
     if len(session.ledger):
         raise SessionError(

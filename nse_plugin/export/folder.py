@@ -144,7 +144,7 @@ def write_manifest(
     )
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+def read_export(folder: Path, kind: str) -> dict[str, Any]:
     """Read a folder's manifest, and compare the files with their checksums.
 
     Raises:

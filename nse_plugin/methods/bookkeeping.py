@@ -15,7 +15,7 @@ from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.small_keys import for_small_keys, with_other_subjects
 from nse_plugin.locate.values import Values
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.records import Outcome, RoundRecord, Status
+from nse_plugin.session.records import EditStatus, Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Progress:
     """||z - h|| after the last one."""
     passes: torch.Tensor
     """Write passes taken part in."""
-    status: tuple[Status, ...]
+    status: tuple[EditStatus, ...]
 
 
 def outcomes(

@@ -16,7 +16,7 @@ from nse_plugin.methods.bookkeeping import Progress
 from nse_plugin.methods.clock import Clock
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.records import Status, Write
+from nse_plugin.session.records import EditStatus, Write
 from nse_plugin.session.session import EditSession
 
 
@@ -132,7 +132,7 @@ class Writer:
         low, high = self._bounds()
         reached = self.after <= torch.maximum(low, REACHED * self.first)
         too_far = self.after >= high
-        status: list[Status] = [
+        status: list[EditStatus] = [
             "out_of_bounds" if out else "converged" if near else "residual_left"
             for out, near in zip(too_far.tolist(), reached.tolist())
         ]

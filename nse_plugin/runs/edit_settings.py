@@ -12,7 +12,7 @@ from nse_plugin.hparams import Hparams, SpreadHparams
 from nse_plugin.hparams.variants import VARIANTS, read_method_yaml, split_changes
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import completed, differences
-from nse_plugin.runs.identity import plain
+from nse_plugin.runs.identity import as_json
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.schema import MANIFEST
 from nse_plugin.runs.start import warn_of_other_model
@@ -119,7 +119,7 @@ def _refuse_others(
         values["model_name"] = files.hparams["model_name"]  # compared above
         values["device"] = files.hparams["device"]  # which may differ from time to time
         made = hparams_from(hparams or values["alg_name"], _as_folders_have(values))
-        now = plain(made)
+        now = as_json(made)
         found += differences(completed(files.hparams, now, made), now, "hparams")
     if found:
         raise DataError(

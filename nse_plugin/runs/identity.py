@@ -48,7 +48,7 @@ def run_identity(
         **prompt_format(backend.tokenizer),
         "model": model_identity(backend.model),
         "method": backend.method,
-        "hparams": plain(backend.hparams),
+        "hparams": as_json(backend.hparams),
         "round_size": round_size,
         "order": order,
         "seed": seed,
@@ -100,7 +100,7 @@ def prompt_format(tokenizer: Any) -> Format:
     return {}
 
 
-def plain(hparams: Any) -> dict[str, Any]:
+def as_json(hparams: Any) -> dict[str, Any]:
     """Hyperparameters as JSON values; no secrets, nothing that is only a place on a disk."""
     # not the host's own to_dict, which copies a ready model along
     values = hparams.to_dict() if isinstance(hparams, Hparams) else dict(vars(hparams))

@@ -27,7 +27,7 @@ from nse_plugin.runs.schema import (
     Manifest,
     Measurement,
     RoundLine,
-    Status,
+    RunStatus,
     UndoneRound,
     UndoneRounds,
     check,
@@ -146,7 +146,7 @@ class RunFiles:
 class RunResult:
     """How a call of the scheduler ended."""
 
-    status: Status
+    status: RunStatus
     run_dir: Path
     final: Final
     """What was measured at the end."""

@@ -27,7 +27,7 @@ LOCK = "lock"
 IF_DAMAGED = "restore the file from a copy, or give another folder"
 """What messages say to do about a damaged file."""
 
-Status = Literal["complete", "collapsed", "stopped", "nothing_written"]
+RunStatus = Literal["complete", "collapsed", "stopped", "nothing_written"]
 """How a run ended: ``collapsed``: a stop rule undid the last round; ``stopped``: it was kept;
 ``nothing_written``: the model is the untouched one after all rounds."""
 
@@ -168,7 +168,7 @@ class FrozenLine(TypedDict):
 class Final(TypedDict):
     """``final.json``: how the run ended."""
 
-    status: Status
+    status: RunStatus
     rounds: int
     edits: int
     in_effect: int

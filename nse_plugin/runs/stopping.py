@@ -8,7 +8,7 @@ from typing import Any, Literal
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams.validation import Settings, bounded
-from nse_plugin.runs.schema import Measurement, Status, Stop
+from nse_plugin.runs.schema import Measurement, RunStatus, Stop
 
 OnCollapse = Literal["undo", "stop", "continue"]
 
@@ -116,7 +116,7 @@ def ends(stop: Stop | None) -> bool:
     return stop is not None and stop["action"] != "continue"
 
 
-def status_of(stop: Stop | None, changed: bool) -> Status:
+def status_of(stop: Stop | None, changed: bool) -> RunStatus:
     """Status of a run whose last line has this ``stop``.
 
     Args:

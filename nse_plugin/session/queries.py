@@ -147,7 +147,7 @@ class Queries:
         return pd.DataFrame(rows, columns=columns)
 
     def who_wrote(self: ActiveRounds, layer: int, neuron: int) -> DataFrame:
-        """ActiveRounds and requests that wrote a neuron: a row for each request of each such round.
+        """Rounds and requests that wrote a neuron: a row for each request of each such round.
 
         A write of a round as a whole (FT trains on all requests together) has one row, with the
         round's request where it is the only one, and None otherwise.

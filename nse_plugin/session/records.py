@@ -20,8 +20,8 @@ from nse_plugin.session.norms import column_norms
 if TYPE_CHECKING:
     from nse_plugin.session.ledger_files import RoundFile
 
-Status = Literal["converged", "residual_left", "out_of_bounds"]
-STATUSES: tuple[Status, ...] = get_args(Status)
+EditStatus = Literal["converged", "residual_left", "out_of_bounds"]
+STATUSES: tuple[EditStatus, ...] = get_args(EditStatus)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outcome:
     case_id: int | str
     digest: str
     """Hash of prompt, subject and target."""
-    status: Status
+    status: EditStatus
     """converged: written and takes effect, since little of the residual is left, or, with a method
     that has no residual, since every token of the target is the model's first choice;
     residual_left: written and falls short; out_of_bounds: left out of the last pass, since its

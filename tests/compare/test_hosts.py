@@ -10,7 +10,7 @@ from nse_plugin.compare.cells import run_cell
 from nse_plugin.compare.hosts import _host_values, _with_statistics, changed_since, recipe
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.hparams import MEMITHparams
-from nse_plugin.runs.identity import plain
+from nse_plugin.runs.identity import as_json
 from tests.compare.grids import comparison, without_machine
 from tests.tiny import tiny_model
 
@@ -70,7 +70,7 @@ def test_statistics_of_a_cell_have_an_absolute_place(world, tmp_path, monkeypatc
 def test_a_field_that_is_newer_than_a_result_had_its_default(world, tmp_path, loss):
     made = comparison(world, tmp_path / "out", methods=f"NSE:max_iterations=3{loss}")
     cell = made.cells()[-1]
-    kept = {"implementation": "nse_plugin", "hparams": plain(recipe(cell).hparams)}
+    kept = {"implementation": "nse_plugin", "hparams": as_json(recipe(cell).hparams)}
     values = kept["hparams"].get("base", kept["hparams"])
     del values["neuron_threshold"], kept["hparams"]["max_length"]
     assert changed_since(cell, kept) == []

@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from nse_plugin.compare.intervals import differences, summarise, t_quantile
+from nse_plugin.compare.intervals import mean_and_deviation, paired_differences, t_quantile
 from nse_plugin.compare.results import SCHEMA
 from nse_plugin.errors import DataError
 
@@ -32,10 +32,10 @@ def one(found, score="efficacy"):
 
 def test_summary():
     cells = [cell("A", 0, [1, 0]), cell("A", 1, [1, 1]), cell("A", 2, [0, 0], status="collapsed")]
-    found = one(summarise(cells))
+    found = one(mean_and_deviation(cells))
     assert (found["n"], found["mean"], found["min"], found["max"]) == (2, 0.75, 0.5, 1.0)
     assert found["sd"] == pytest.approx(math.sqrt(2 * 0.25**2))
-    assert one(summarise(cells[:1]))["sd"] is None
+    assert one(mean_and_deviation(cells[:1]))["sd"] is None
 
 
 def test_bootstrap_against_every_resample():
@@ -47,7 +47,7 @@ def test_bootstrap_against_every_resample():
     every = [(a + b) / 2 for a in means[0] for b in means[1]]
     cells = [cell("A", s, v) for s, v in enumerate(base)]
     cells += [cell("B", s, v) for s, v in enumerate(own)]
-    found = one(differences(cells, "A", resamples=100_000, confidence=0.8))
+    found = one(paired_differences(cells, "A", resamples=100_000, confidence=0.8))
     assert found["mean"] == pytest.approx(sum(sum(g) / len(g) for g in gaps) / 2)
     low, high = np.quantile(every, [0.1, 0.9])
     assert found["low"] == pytest.approx(low, abs=0.02)
@@ -62,7 +62,7 @@ def test_bootstrap_against_a_plain_loop():
     own = [[float(draw.random() < 0.7) for _ in range(n)] for _ in range(3)]
     cells = [cell("A", s, v) for s, v in enumerate(base)]
     cells += [cell("B", s, v) for s, v in enumerate(own)]
-    found = one(differences(cells, "A"))
+    found = one(paired_differences(cells, "A"))
     resampled = []
     for _ in range(4000):
         total = 0.0
@@ -78,7 +78,7 @@ def test_bootstrap_against_a_plain_loop():
 def test_pairs_are_what_makes_it_narrow():
     base = [float(i % 2) for i in range(40)]
     same = [cell("A", 0, base), cell("B", 0, base)]
-    found = one(differences(same, "A"))
+    found = one(paired_differences(same, "A"))
     assert (found["mean"], found["low"], found["high"]) == (0, 0, 0)
 
 
@@ -87,17 +87,17 @@ def test_edits_without_the_score_and_seeds_of_one_method_only():
         cell("A", 0, [0.0, None, 0.0]), cell("B", 0, [1.0, 1.0, None]),
         cell("A", 1, [0.0]), cell("B", 2, [1.0]),
     ]  # fmt: skip
-    found = one(differences(cells, "A", resamples=100))
+    found = one(paired_differences(cells, "A", resamples=100))
     assert (found["n_seeds"], found["n_edits"], found["mean"]) == (1, 1, 1.0)
     assert found["t_low"] is None
     failed = [cell("A", 0, [0.0], status="failed"), cell("B", 0, [1.0])]
-    assert differences(failed, "A") == []
+    assert paired_differences(failed, "A") == []
 
 
 def test_scores_of_a_whole_model_have_the_interval_over_seeds_only():
     cells = [cell("A", s, [1.0], perplexity=2.0) for s in range(3)]
     cells += [cell("B", s, [1.0], perplexity=3.0 + s) for s in range(3)]
-    found = one(differences(cells, "A"), "perplexity")
+    found = one(paired_differences(cells, "A"), "perplexity")
     assert found["low"] is None and found["mean"] == 2.0
     half = 4.302652729911275 * 1.0 / math.sqrt(3)  # t of 2 degrees of freedom at 97.5%
     assert (found["t_low"], found["t_high"]) == pytest.approx((2 - half, 2 + half))
@@ -119,7 +119,7 @@ def test_the_interval_over_seeds_covers_as_often_as_it_says():
         draws = generator.normal(0.3, 1.0, size=4)
         cells = [cell("A", s, [0.0], perplexity=0.0) for s in range(4)]
         cells += [cell("B", s, [0.0], perplexity=float(v)) for s, v in enumerate(draws)]
-        found = one(differences(cells, "A", resamples=2), "perplexity")
+        found = one(paired_differences(cells, "A", resamples=2), "perplexity")
         hits += found["t_low"] <= 0.3 <= found["t_high"]
     assert 0.92 <= hits / 400 <= 0.98
 
@@ -128,7 +128,7 @@ def test_without_scores_of_single_edits_there_is_the_interval_over_seeds():
     """``protocol: each: false`` keeps none."""
     cells = [cell("A", s, [], perplexity=2.0) for s in range(2)]
     cells += [cell("B", s, [], perplexity=3.0 + s) for s in range(2)]
-    found = one(differences(cells, "A"), "perplexity")
+    found = one(paired_differences(cells, "A"), "perplexity")
     assert found["mean"] == 1.5 and found["low"] is None and found["t_low"] is not None
 
 
@@ -143,7 +143,7 @@ def test_cells_with_other_groups_of_scores_are_not_compared(changes, said):
     cells = [cell("A", 0, [1, 0]), cell("B", 0, [1, 1])]
     for entry in cells:
         entry["run_info"] |= {"protocol": {}, "stream": "a"}
-    assert one(differences(cells, "A"))["mean"] == 0.5
+    assert one(paired_differences(cells, "A"))["mean"] == 0.5
     cells[1]["run_info"] |= changes
     with pytest.raises(DataError, match=f"B and A were not measured in one way.*: {said}"):
-        differences(cells, "A")
+        paired_differences(cells, "A")

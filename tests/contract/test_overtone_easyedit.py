@@ -24,7 +24,7 @@ from nse_plugin.easyedit.losses import TERMS, with_objective
 from nse_plugin.easyedit.overtone import base_hparams
 from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.hparams import OvertoneHparams
-from nse_plugin.runs.identity import plain as plain_values
+from nse_plugin.runs.identity import as_json
 from tests.contract.conftest import fact
 
 pytestmark = pytest.mark.usefixtures("easyedit")
@@ -141,7 +141,7 @@ def test_it_runs_under_the_editors_own_name(around, name):
     before = state(editor.model)
     (metric,), *_ = edit(editor)
     assert editor.alg_name == editor.hparams.alg_name == name
-    assert plain_values(editor.hparams)["overtone"]["epsilon"] == 0.05  # in a run's manifest
+    assert as_json(editor.hparams)["overtone"]["epsilon"] == 0.05  # in a run's manifest
     assert 0 <= metric["post"]["rewrite_acc"][0] <= 1
     if name != "MELO":  # EasyEdit leaves a MELO on the model
         assert same(before, state(editor.model))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nse_plugin.hparams import NSEHparams, OvertoneHparams
-from nse_plugin.runs.identity import plain
+from nse_plugin.runs.identity import as_json
 
 
 def test_places_on_a_disk_are_not_part_of_them_also_under_a_base():
@@ -11,6 +11,6 @@ def test_places_on_a_disk_are_not_part_of_them_also_under_a_base():
     found = []
     for folder in ("here", "there"):
         base = NSEHparams(alg_name="NSE", model_name="tiny", layers=[1], stats_dir=folder)
-        found.append((plain(base), plain(OvertoneHparams.wrap(base))))
+        found.append((as_json(base), as_json(OvertoneHparams.wrap(base))))
     assert found[0] == found[1]
     assert found[0][1]["base"]["layers"] == [1]

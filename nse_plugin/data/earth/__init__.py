@@ -17,12 +17,12 @@ from typing import Any
 
 from nse_plugin.data.draws import of_other_subjects, subjects_take_turns
 from nse_plugin.data.earth.records import kept_back, make_record
-from nse_plugin.data.earth.tables import Fact, all_facts, relations
+from nse_plugin.data.earth.tables import Row, all_facts, relations
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
 
 __all__ = [
-    "Fact",
+    "Row",
     "all_facts",
     "edit_set",
     "facts",
@@ -97,15 +97,15 @@ def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict
     return _records(of_other_subjects(_editable(), _subject, edited, n, seed), seed)
 
 
-def _editable() -> list[tuple[int, Fact]]:
+def _editable() -> list[tuple[int, Row]]:
     """Facts that may be edited, each with its case_id."""
     kept = kept_back()
     return [(n, fact) for n, fact in enumerate(all_facts()) if fact.subject not in kept]
 
 
-def _subject(numbered: tuple[int, Fact]) -> str:
+def _subject(numbered: tuple[int, Row]) -> str:
     return numbered[1].subject
 
 
-def _records(numbered: Sequence[tuple[int, Fact]], seed: int) -> list[dict[str, Any]]:
+def _records(numbered: Sequence[tuple[int, Row]], seed: int) -> list[dict[str, Any]]:
     return [make_record(number, fact, seed) for number, fact in numbered]

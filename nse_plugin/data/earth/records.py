@@ -17,8 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 from nse_plugin.data.earth.tables import (
-    Fact,
     Relation,
+    Row,
     Step,
     facts_by_relation,
     follow,
@@ -30,7 +30,7 @@ _SHARE_KEPT_BACK = 8
 _LEAST_KEPT_BACK = 6
 
 
-def make_record(case_id: int, fact: Fact, seed: int) -> dict[str, Any]:
+def make_record(case_id: int, fact: Row, seed: int) -> dict[str, Any]:
     """The record of one fact; the same for the same seed, whatever else is drawn."""
     relation = relations()[fact.relation]
     rng = random.Random(f"{seed} {fact.relation} {fact.subject}")
@@ -63,7 +63,7 @@ def kept_back() -> frozenset[str]:
     return frozenset(kept)
 
 
-def _place(fact: Fact) -> bytes:
+def _place(fact: Row) -> bytes:
     """A place in an order that is one for all relations and depends on nothing but the name."""
     return hashlib.blake2b(fact.subject.encode(), digest_size=8).digest()
 
@@ -80,7 +80,7 @@ def _other_names() -> dict[str, dict[str, frozenset[str]]]:
     return found
 
 
-def possible_answers(fact: Fact) -> list[str]:
+def possible_answers(fact: Row) -> list[str]:
     """Answers of the same relation that are wrong for this fact and cannot be taken for right."""
     names = _other_names()[fact.relation]
     true = names[fact.answer] | fact.true_answers
@@ -95,14 +95,14 @@ def possible_answers(fact: Fact) -> list[str]:
     ]
 
 
-def _choose_new(fact: Fact, relation: Relation, rng: random.Random) -> str:
+def _choose_new(fact: Row, relation: Relation, rng: random.Random) -> str:
     """A possible answer; one from which something else follows, unless that leaves few."""
     possible = possible_answers(fact)
     leads_on = [new for new in possible if _open_steps(fact, relation, new)]
     return rng.choice(leads_on if len(leads_on) >= min(10, len(possible) / 2) else possible)
 
 
-def _open_steps(fact: Fact, relation: Relation, new: str) -> list[Step]:
+def _open_steps(fact: Row, relation: Relation, new: str) -> list[Step]:
     """Second steps whose answers under the new and under the true answer are known and differ."""
     ways = {step: follow()[step.relation] for step in relation.steps}
     return [
@@ -113,7 +113,7 @@ def _open_steps(fact: Fact, relation: Relation, new: str) -> list[Step]:
 
 
 def _second_step(
-    fact: Fact, relation: Relation, new: str, rng: random.Random
+    fact: Row, relation: Relation, new: str, rng: random.Random
 ) -> list[dict[str, Any]]:
     """One question whose answer follows from the new answer, or none."""
     steps = _open_steps(fact, relation, new)
@@ -130,7 +130,7 @@ def _second_step(
     ]
 
 
-def _forms(fact: Fact, relation: Relation, new: str) -> dict[str, Any]:
+def _forms(fact: Row, relation: Relation, new: str) -> dict[str, Any]:
     """The edited fact negated, from the new answer to the subject, and in another language."""
     forms = {
         "negation": (relation.negation.replace("{}", fact.subject), new),
@@ -142,7 +142,7 @@ def _forms(fact: Fact, relation: Relation, new: str) -> dict[str, Any]:
     return {kind: {"prompt": prompt, "ground_truth": to} for kind, (prompt, to) in forms.items()}
 
 
-def _neighbours(fact: Fact, rng: random.Random) -> list[Fact]:
+def _neighbours(fact: Row, rng: random.Random) -> list[Row]:
     """Facts of the same relation about subjects that are never edited, same answer first."""
     kept = kept_back()
     others = [f for f in facts_by_relation()[fact.relation] if f.subject in kept]

@@ -15,7 +15,7 @@ SENTENCES = _HERE / "relations.json"
 
 
 @dataclass(frozen=True)
-class Fact:
+class Row:
     """One row of a table."""
 
     relation: str
@@ -89,25 +89,25 @@ def relations() -> dict[str, Relation]:
 
 
 @lru_cache(maxsize=1)
-def facts_by_relation() -> dict[str, tuple[Fact, ...]]:
+def facts_by_relation() -> dict[str, tuple[Row, ...]]:
     """The rows of each relation's table."""
     return {name: read_table(name) for name in relations()}
 
 
 @lru_cache(maxsize=1)
-def all_facts() -> tuple[Fact, ...]:
+def all_facts() -> tuple[Row, ...]:
     """The rows of all relations, one relation after the other."""
     return tuple(fact for facts in facts_by_relation().values() for fact in facts)
 
 
-def read_table(name: str) -> tuple[Fact, ...]:
+def read_table(name: str) -> tuple[Row, ...]:
     """The rows of ``tables/<name>.tsv``; ``also`` holds its answers with ``|`` between them."""
     with (TABLES / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return tuple(
-            Fact(name, row["subject"], row["answer"], tuple((row["also"] or "").split("|")))
+            Row(name, row["subject"], row["answer"], tuple((row["also"] or "").split("|")))
             if row["also"]
-            else Fact(name, row["subject"], row["answer"])
+            else Row(name, row["subject"], row["answer"])
             for row in rows
         )
 

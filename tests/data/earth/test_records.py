@@ -8,7 +8,7 @@ import pytest
 
 from nse_plugin.data import earth
 from nse_plugin.data.earth.records import kept_back, make_record, possible_answers
-from nse_plugin.data.earth.tables import Fact, facts_by_relation
+from nse_plugin.data.earth.tables import Row, facts_by_relation
 from nse_plugin.data.readers import parse_records
 from nse_plugin.data.streams import read_data, settled
 from nse_plugin.errors import DataError
@@ -112,7 +112,7 @@ def test_second_steps_that_the_same_stream_edits_are_left_out() -> None:
 
 
 def test_the_country_of_a_city_is_known_where_it_is_a_capital() -> None:
-    fact = Fact("landmark_city", "the Test Tower", "Paris")
+    fact = Row("landmark_city", "the Test Tower", "Paris")
     rome = next(
         record for seed in range(200) if parts(record := make_record(0, fact, seed))[2] == "Rome"
     )
