@@ -64,7 +64,7 @@ _HOME = {
     "register": "host",
     "unregister": "host",
 }
-"""Of the names that are not in ``hparams``."""
+"""The module of each name that is not in ``hparams``."""
 
 
 def __getattr__(name: str) -> Any:

@@ -83,7 +83,7 @@ class Memory(TypedDict):
     """Bytes; what cannot be measured on this machine is None."""
 
     before: int | None
-    """Of the process, when the model was loaded and the cell began."""
+    """Memory of the process when the model was loaded and the cell began."""
     peak: int | None
     """Highest of the process during the cell."""
     own_process: bool
@@ -99,9 +99,9 @@ class RoundPoint(TypedDict):
     edits: int
     """All so far."""
     scores: dict[str, float | None] | None
-    """Of this round's edits, right after it."""
+    """Scores of this round's edits, right after it."""
     all: dict[str, float | None] | None
-    """Of all edits so far, where a measurement was due."""
+    """Scores of all edits so far, where a measurement was due."""
 
 
 class CellResult(TypedDict):

@@ -20,7 +20,7 @@ class Wheel:
     version: str
     file: str
     sha256: str
-    """Of the wheel."""
+    """SHA-256 of the wheel."""
 
 
 def download_wheel(

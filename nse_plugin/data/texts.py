@@ -1,6 +1,6 @@
 """Texts for statistics that have a name: the embedded world's sentences, and real prose.
 
-Importing this module registers them with :mod:`nse_plugin.statistics.text_sources`; the package
+Importing this module registers them with :mod:`nse_plugin.statistics.named_texts`; the package
 does so when it is imported.
 """
 

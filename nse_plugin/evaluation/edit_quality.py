@@ -264,7 +264,7 @@ def _accuracies(replies: Sequence[ScoredAnswer]) -> list[float]:
 
 
 def _perplexity(replies: Sequence[ScoredAnswer]) -> float:
-    """Of all answer tokens together; NaN where there is none, or a loss is not finite."""
+    """Perplexity of all answer tokens together; NaN if there is none, or a loss is not finite."""
     total = sum(reply.n_tokens for reply in replies)
     losses = [(reply.nll, reply.n_tokens) for reply in replies if reply.n_tokens]
     if not total or any(nll is None for nll, _ in losses):

@@ -8,7 +8,7 @@ import unicodedata
 from collections import Counter
 
 FLUENCY_TOKENS = 100
-"""Of a sampled text: prompt and continuation together, where the model's context allows it."""
+"""Tokens of a sampled text, its prompt included, where the model's context allows it."""
 _WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of the n-gram entropies, by n
 
 

@@ -34,7 +34,7 @@ class Watched:
 
     @property
     def losses(self) -> list[float]:
-        """Of the target's tokens, at the step where the edit stopped."""
+        """The losses of the target's tokens, at the step where the edit stopped."""
         return [course.losses[-1] for course in self.courses]
 
     @property

@@ -33,7 +33,7 @@ class Question:
     other: str | None = None
     """An answer whose likelihood is compared: the true one, or for locality the new one."""
     kind: str = ""
-    """Of locality and portability."""
+    """The kind of probe, for the groups locality and portability."""
     in_chat: bool = False
     """The prompt is a rendered chat, whose text has its special tokens already."""
 

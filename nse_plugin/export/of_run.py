@@ -37,9 +37,9 @@ class Exported:
     edits: int
     rounds: int
     layers: tuple[Fit, ...] = ()
-    """Of an adapter that was computed: rank and error by layer."""
+    """Rank and error by layer of an adapter that was computed."""
     efficacy: float | None = None
-    """Of an adapter with a bounded rank: share of the edits that the model gives with it."""
+    """Share of the edits that the model gives with an adapter of a bounded rank."""
     efficacy_of_all: float | None = None
     """The same with the whole change."""
     asked: int = 0

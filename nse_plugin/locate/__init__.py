@@ -1,1 +1,1 @@
-"""The quantities that locate-then-edit methods share: values, keys, covariance, the solve."""
+"""The quantities that locate-then-edit methods share: values, keys, the solve."""

@@ -7,9 +7,9 @@ import torch
 from nse_plugin.hparams import LocateHparams
 
 MOMENTUM = 0.5
-"""Of ``v_optimizer: polyak``."""
+"""Momentum of ``v_optimizer: polyak``."""
 LONGEST_STEP = 0.3
-"""Of ``v_optimizer: polyak``, as a share of the bound of ||delta||."""
+"""Longest step of ``v_optimizer: polyak``, as a share of the bound of ||delta||."""
 
 
 def bound_of(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:

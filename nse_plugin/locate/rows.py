@@ -29,7 +29,7 @@ class Rows:
     """Where a later token is edited: the bare prompt with other subjects in it, up to that token.
     What it gives there is spared."""
     weight: float = 1.0
-    """Of its squared error in a solve that repairs it."""
+    """Weight of its squared error in a solve that repairs it."""
 
     @property
     def read(self) -> tuple[int, ...]:

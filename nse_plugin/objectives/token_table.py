@@ -41,7 +41,7 @@ class TokenStep(NamedTuple):
     probability: float
     """p(token)."""
     entropy: float
-    """Of the model's next-token distribution, in nats."""
+    """Entropy of the model's next-token distribution, in nats."""
     smoothed: float
     """Share in which the filter of OVERTONE keeps another token than the target."""
     disagrees: float

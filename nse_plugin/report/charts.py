@@ -173,7 +173,7 @@ def _tall(names: Iterable[Any]) -> float:
 
 
 def spread_out(values: Sequence[Any], most: int) -> list[Any]:
-    """Of many values as many as are wanted, at even distances, the first and the last included."""
+    """At most ``most`` of the values, at even distances, the first and the last included."""
     if len(values) <= most:
         return list(values)
     step = (len(values) - 1) / (most - 1)

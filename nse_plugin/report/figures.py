@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WIDTH = 4.2
 """Inches."""
 SIZE = 9
-"""Of text, in points."""
+"""Size of the text, in points."""
 _UNSEEN = re.compile(r"<!--.*?-->|<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", re.DOTALL)
 _SHORTER = (
     (re.compile(r"\b([1-9]\d*\.\d\d)\d+"), r"\1"),  # decimals of a coordinate, in points
@@ -38,7 +38,7 @@ _SHORTER = (
 )
 """What can be written shorter in a tag of matplotlib's SVG, and how."""
 _ID = re.compile(r'(?<=[#"])(?:[mp]|image)[0-9a-f]{10}(?=[")])')
-"""Of a clip path, a marker or an image: a hash of its content, also of its colours."""
+"""The id of a clip path, a marker or an image: a hash of its content, also of its colours."""
 _HOVER = re.compile(r"<g id=([\"'])hover:(.*?)\1>(.*?)</g>", re.DOTALL)
 _MARKER = re.compile("<use ([^>]*)/>")
 _ROOM = 12

@@ -29,7 +29,8 @@ class Theme:
     series: tuple[str, ...]
     """Lines of a figure, apart from each other also for the colour-blind."""
     colour_map: str
-    """Of heat maps, by matplotlib's name: little is near the background, much is far from it."""
+    """The colours of heat maps, by matplotlib's name: low values are near the background's colour,
+    high values far from it."""
 
 
 LIGHT = Theme(

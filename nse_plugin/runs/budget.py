@@ -52,7 +52,7 @@ class Budget:
     """Rounds that are known of; a stream counts as one, and disk is looked at before each."""
     disk_per_round: int
     disk: int
-    """Of all rounds, log and frozen answers included."""
+    """Disk space of all rounds, log and frozen answers included."""
     memory_ledger: int
     """Factors and previous keys of all rounds; they stay on disk, so not counted in ``memory``."""
     memory_originals: int

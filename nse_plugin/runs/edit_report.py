@@ -87,7 +87,7 @@ class Cost:
     """What a round cost."""
 
     seconds: float
-    """Of the edit itself, statistics left out."""
+    """Seconds of the edit itself, statistics left out."""
     seconds_in_all: float
     """With the questions before and after it, and the first time with the statistics."""
     relative_change: float | None

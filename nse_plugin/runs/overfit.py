@@ -46,7 +46,7 @@ class Side:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Of JSON types: the means at the stop, and those of each step."""
+        """The means at the stop, and those of each step, as JSON types."""
         about = {"method": self.name, "edits": len(self.edits)}
         return {**about, **self.means(), "course": self.course()}
 

@@ -36,7 +36,7 @@ class ModelIdentity(TypedDict):
     """Which model a run is of."""
 
     fingerprint: Any
-    """Of the parts of the decoder."""
+    """Fingerprint of the parts of the decoder."""
     weights: str
     """SHA-256 over fingerprints of all matrices."""
     dtype: str
@@ -55,7 +55,7 @@ class Versions(TypedDict):
     """What may change the bits of a result."""
 
     version: str
-    """Of this package."""
+    """Version of this package."""
     python: str
     torch: str
     transformers: str
@@ -93,7 +93,7 @@ class Manifest(TypedDict):
     contexts: list[str]
     """The texts before which keys and values are computed."""
     base: Measurement
-    """Of the untouched model."""
+    """What was measured of the untouched model."""
     budget: dict[str, int]
     """Bounds in bytes."""
 
@@ -123,7 +123,7 @@ class RoundLine(TypedDict):
     superseded: int
     """Earlier edits that the round's edits replace."""
     scores: dict[str, Any] | None
-    """Of the round's own edits, right after it; None if the round was undone at once."""
+    """Scores of the round's own edits, right after it; None if the round was undone at once."""
     measurement: Measurement | None
     """None if no measurement was due."""
     edit: dict[str, Any] | None
@@ -134,7 +134,7 @@ class RoundLine(TypedDict):
     """Case ids of the requests that were out of bounds, which the last pass did not write."""
     stop: Stop | None
     sha256: str | None
-    """Of the round's file."""
+    """SHA-256 of the round's file."""
     seconds: dict[str, float]
 
 
@@ -195,7 +195,7 @@ class Consolidation(TypedDict):
     """Summary of the ledger record."""
     time: str
     sha256: str
-    """Of the round's file."""
+    """SHA-256 of the round's file."""
 
 
 class UndoneRound(TypedDict):
@@ -205,7 +205,7 @@ class UndoneRound(TypedDict):
     time: str
     reason: str
     sha256: str
-    """Of the round's file."""
+    """SHA-256 of the round's file."""
 
 
 class UndoneRounds(TypedDict):

@@ -139,7 +139,7 @@ class Adapters:
 
     @torch.no_grad()
     def changes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Of each module with an adapter: what the adapter adds to its weight, and the weight."""
+        """What each adapter adds to the weight of its module, and that weight."""
         return [
             (layer.get_delta_weight(_NAME), layer.base_layer.weight) for layer in self._layers()
         ]

@@ -30,7 +30,7 @@ class Outcome:
 
     case_id: int | str
     digest: str
-    """Hash of prompt, subject and target."""
+    """Hash of the whole request, probes included: :meth:`EditRequest.digest`."""
     status: EditStatus
     """converged: written and takes effect, since little of the residual is left, or, with a method
     that has no residual, since every token of the target is the model's first choice;

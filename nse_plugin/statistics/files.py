@@ -91,7 +91,7 @@ class StatisticsFiles:
     digest: str | None = None
     """Hash of the text file, where the source is one."""
     fingerprint: str = ""
-    """Of the model's original weights: :func:`model_fingerprint`."""
+    """Fingerprint of the model's original weights: :func:`model_fingerprint`."""
 
     @property
     def folder(self) -> Path:

@@ -38,7 +38,7 @@ class Search:
     """Where its settings were written; None if nothing that was tried edits the model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Of JSON types."""
+        """The result as JSON types."""
         best = self.tuned.best
         return {
             "method": self.tuned.method,
