@@ -25,7 +25,7 @@ from nse_plugin.locate.rows import Rows
 from nse_plugin.model.hooks import quiet, read_rows, visit_inputs
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.partial_pass import beginning_at, can_begin_at
-from nse_plugin.model.prompts import TokenBatch, cheapest_batches, micro_batches
+from nse_plugin.model.prompts import TokenBatch, alike_batches, micro_batches
 
 _KEPT = "what goes into a block"
 
@@ -193,7 +193,9 @@ class Prefixes:
         layout, whole = self.layout, {}
         if keep is not None and keep > self.block and can_begin_at(layout, keep):
             whole = {_KEPT: layout.blocks[keep]}
-        batches = self._batches()
+        lengths = [len(row) for row in self.rows]
+        order = sorted(range(len(lengths)), key=lengths.__getitem__)
+        batches = alike_batches(order, lengths, lengths, self.token_budget)
         parts, kept = [], []
         with quiet(layout.model):
             for numbers in batches:
@@ -219,16 +221,6 @@ class Prefixes:
             name: torch.cat([part[name].float() for part in parts])[back.to(first.device)]
             for name, first in parts[0].items()
         }, above
-
-    def _batches(self) -> list[list[int]]:
-        """Numbers of the rows that a pass takes together: alike in length, within the budget."""
-        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]))
-        found = []
-        for alike in cheapest_batches([len(self.rows[i]) for i in order]):
-            some = order[alike]
-            runs = micro_batches([len(self.rows[i]) for i in some], self.token_budget)
-            found += [some[run] for run in runs]
-        return found
 
     def _beginning(self, rows: Sequence[int]) -> AbstractContextManager[None]:
         if not self.block:

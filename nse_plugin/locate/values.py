@@ -35,7 +35,7 @@ from nse_plugin.locate.rows import Reading, Rows
 from nse_plugin.model.continuation import Continuation, capture
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.prompts import TokenBatch, cheapest_batches, micro_batches
+from nse_plugin.model.prompts import TokenBatch, alike_batches
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.trace import TokenTrace
@@ -118,13 +118,13 @@ def compute_values(
 def _batches(rows: Sequence[Rows], token_budget: int) -> list[list[int]]:
     """Numbers of the requests that are optimised together: by length of the tails, which are
     computed at every step, and within the budget."""
-    order = sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width))
-    found = []
-    for alike in cheapest_batches([rows[i].tail for i in order], len(rows[0].rewriting)):
-        some = order[alike]
-        widths = [rows[i].width * (len(rows[i].rewriting) + len(rows[i].about)) for i in some]
-        found += [some[run] for run in micro_batches(widths, token_budget)]
-    return found
+    return alike_batches(
+        sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width)),
+        [one.tail for one in rows],
+        [one.width * (len(one.rewriting) + len(one.about)) for one in rows],
+        token_budget,
+        rows_each=len(rows[0].rewriting),
+    )
 
 
 def _optimise(

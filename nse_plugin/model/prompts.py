@@ -246,6 +246,29 @@ def cheapest_batches(widths: Sequence[int], rows_each: int = 1) -> list[slice]:
     return runs[::-1]
 
 
+def alike_batches(
+    order: Sequence[int],
+    widths: Sequence[int],
+    sizes: Sequence[int],
+    token_budget: int,
+    *,
+    rows_each: int = 1,
+) -> list[list[int]]:
+    """Numbers of the rows that go together: alike in width, and within a budget of tokens.
+
+    Args:
+        order: the numbers of the rows, sorted by width.
+        widths: of the rows, by their numbers.
+        sizes: tokens of each row that count towards the budget.
+        rows_each: rows of the model that one of these stands for.
+    """
+    found = []
+    for alike in cheapest_batches([widths[i] for i in order], rows_each):
+        some = order[alike]
+        found += [list(some[run]) for run in micro_batches([sizes[i] for i in some], token_budget)]
+    return found
+
+
 def _encode(
     tokenizer: Any, text: str, *, special: bool = True
 ) -> tuple[list[int], list[tuple[int, int]]]:
