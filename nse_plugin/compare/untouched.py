@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,13 +9,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.compare.specs import UNTOUCHED
-from nse_plugin.files import checksum, write_whole
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.ledger_files import Saved, round_path
+from nse_plugin.session.ledger_files import Saved, round_path, save_matrices
 from nse_plugin.session.records import Written
 
 
@@ -44,10 +41,8 @@ class NoEdits:
 
     def save(self, folder: Path, number: int) -> Saved:
         """A file without tensors, not of a ledger: the scheduler counts files."""
-        path = round_path(folder, number)
-        header = {"host": json.dumps({"method": self.method, "number": number})}
-        write_whole(path, lambda temporary: save_file({}, temporary, header))
-        return Saved(path, checksum(path))
+        about = {"method": self.method, "number": number}
+        return save_matrices(round_path(folder, number), {}, about)
 
     def load(self, paths: Sequence[Path]) -> None:
         """Nothing is in them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,17 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from nse_plugin.errors import DataError, HostError
-from nse_plugin.files import checksum, write_whole
 from nse_plugin.model.seeding import seeded
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import not_finite
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.ledger_files import Saved, round_path
+from nse_plugin.session.ledger_files import Saved, read_matrices, round_path, save_matrices
 from nse_plugin.session.records import Written
 
 
@@ -122,16 +118,13 @@ class HostBackend:
         tensors = {
             name: self._parameter(name).detach().cpu().contiguous().clone() for name in self._before
         }
-        path = round_path(folder, number)
         about = {"method": self.method, "number": number, "in_memory": self._attached}
-        header = {"host": json.dumps(about)}
-        write_whole(path, lambda temporary: save_file(tensors, temporary, header))
-        return Saved(path, checksum(path))
+        return save_matrices(round_path(folder, number), tensors, about)
 
     def load(self, paths: Sequence[Path]) -> None:
         """Matrices from their files, in order."""
         for path in paths:
-            tensors, about = _read_matrices(path)
+            tensors, about = read_matrices(path)
             if about.get("in_memory"):
                 raise DataError(
                     f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
@@ -193,16 +186,6 @@ class HostBackend:
             raise HostError(
                 f"{self.method} names a weight {name!r} that the model does not have"
             ) from error
-
-
-def _read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """Matrices of a round, and the description of the round."""
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("host", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path} is not a whole round file ({error})") from error
 
 
 def takes_rounds(name: str) -> bool:

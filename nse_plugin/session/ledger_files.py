@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
@@ -27,6 +27,8 @@ from nse_plugin.session.records import ActiveRound, AttachedState, Outcome, Roun
 
 SCHEMA = 4
 """Version of the files; a reader refuses others."""
+_HOST = "host"
+"""Key of what describes a round of the host, in the metadata."""
 
 
 class Saved(NamedTuple):
@@ -129,6 +131,28 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
         )
 
 
+def save_matrices(path: Path, tensors: Mapping[str, torch.Tensor], about: Any) -> Saved:
+    """Write the file of a round that is kept as whole matrices, in full or not at all.
+
+    Args:
+        about: the description of the round, for JSON, with the ``method``.
+    """
+    header = {_HOST: json.dumps(about)}
+    write_whole(path, lambda temporary: save_file(dict(tensors), temporary, header))
+    return Saved(path, checksum(path))
+
+
+def read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What :func:`save_matrices` wrote: the matrices, and the description of the round.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _readable(path), safe_open(path, "pt") as file:
+        about = json.loads((file.metadata() or {}).get(_HOST, "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+
+
 def damaged(path: Path, log: str = "rounds.jsonl") -> DataError:
     """The error about a round file whose checksum is not that in the log of the rounds."""
     return DataError(
@@ -144,7 +168,7 @@ def host_method(path: Path) -> str | None:
     """
     with _readable(path):
         metadata = _metadata_of(path)
-        return str(json.loads(metadata["host"])["method"]) if "host" in metadata else None
+        return str(json.loads(metadata[_HOST])["method"]) if _HOST in metadata else None
 
 
 @dataclass(frozen=True, slots=True)
