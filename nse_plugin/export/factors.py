@@ -33,7 +33,7 @@ def factors_by_layer(ledger: Ledger) -> dict[int, list[Factors]]:
     found: dict[int, list[Factors]] = {}
     for record in ledger:
         for write in record.writes:
-            found.setdefault(write.layer, []).append((write.neurons, *write.factors()))
+            found.setdefault(write.layer, []).append(write.factors())
     return found
 
 

@@ -21,7 +21,8 @@ from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.null_space import busy_directions, into_null_space
 from nse_plugin.locate.update import all_neurons, few_keys_right, solve_right
 from nse_plugin.methods.spread import spread_round
-from nse_plugin.methods.writer import Factors, Solve
+from nse_plugin.methods.writer import Solve
+from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
 
 

@@ -19,7 +19,8 @@ from nse_plugin.hparams import MEMITHparams
 from nse_plugin.locate.update import all_neurons
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.systems import Systems
-from nse_plugin.methods.writer import Factors, Solve
+from nse_plugin.methods.writer import Solve
+from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
 
 

@@ -41,11 +41,12 @@ from nse_plugin.locate.update import all_neurons, select_by, select_neurons
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.systems import Systems
-from nse_plugin.methods.writer import Factors, Passes, Solve
+from nse_plugin.methods.writer import Passes, Solve
 from nse_plugin.objectives import TokenObjective
 from nse_plugin.objectives.nll import nll
 from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.norms import Factors
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 

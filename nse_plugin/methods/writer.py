@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 
@@ -16,20 +15,9 @@ from nse_plugin.methods.bookkeeping import Progress
 from nse_plugin.methods.clock import Clock
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.requests import EditRequest
+from nse_plugin.session.norms import Factors
 from nse_plugin.session.records import EditStatus, Write
 from nse_plugin.session.session import EditSession
-
-
-class Factors(NamedTuple):
-    """A change of one layer: left x right on the columns of some neurons."""
-
-    neurons: torch.Tensor
-    """[|I|], rising."""
-    left: torch.Tensor
-    """[d_model, n] float32."""
-    right: torch.Tensor
-    """[n, |I|] float32."""
-
 
 Solve = Callable[[int, torch.Tensor, torch.Tensor], Factors]
 """``solve(layer, keys [d_ff, n + m], residual [d_model, n])``: the change that takes the first n

@@ -7,11 +7,20 @@ costs n^2 (d_model + d_ff) and n^2 numbers, instead of a matrix [d_model, d_ff].
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
-Factors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-"""Neurons [|I|], left [d_model, n] and right [n, |I|] of one write."""
+
+class Factors(NamedTuple):
+    """A change of one layer: left x right on the columns of some neurons."""
+
+    neurons: torch.Tensor
+    """[|I|], rising."""
+    left: torch.Tensor
+    """[d_model, n] float32."""
+    right: torch.Tensor
+    """[n, |I|] float32."""
 
 
 class ChangeSum:

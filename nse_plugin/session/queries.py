@@ -127,7 +127,7 @@ class Queries:
             for write in record.writes:
                 if not any(str(found) == str(case_id) for found in write.case_ids):
                     continue
-                left, right = write.factors()
+                _, left, right = write.factors()
                 parts = left.norm(dim=0) * right.norm(dim=1)  # [n]
                 for at, found in enumerate(write.case_ids):
                     if str(found) != str(case_id):
@@ -183,7 +183,7 @@ def _shares(record: RoundRecord, layer: int, neuron: int) -> dict[int | str | No
         column = (write.neurons == neuron).nonzero().flatten()
         if not len(column):
             continue
-        left, right = write.factors()
+        _, left, right = write.factors()
         shares = left * right[:, column[0]]  # [d_model, n]
         owners: tuple[int | str | None, ...] = write.case_ids
         if not owners:

@@ -15,7 +15,7 @@ import torch
 from nse_plugin.files import now
 from nse_plugin.requests import EditRequest, marks_of
 from nse_plugin.session.moments import Moments
-from nse_plugin.session.norms import column_norms
+from nse_plugin.session.norms import Factors, column_norms
 
 if TYPE_CHECKING:
     from nse_plugin.session.ledger_files import RoundFile
@@ -103,14 +103,14 @@ class Write:
         change[:, self.neurons.to(device)] = columns
         return change
 
-    def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """left [d_model, n] and right [n, |I|]; one of them is the identity if it has none."""
+    def factors(self) -> Factors:
+        """The change as factors; one of them is the identity if it has none."""
         if self.left is not None:
-            return self.left, self.right
+            return Factors(self.neurons, self.left, self.right)
         d_model, n_neurons = self.right.shape
         if d_model <= n_neurons:
-            return torch.eye(d_model), self.right
-        return self.right, torch.eye(n_neurons)
+            return Factors(self.neurons, torch.eye(d_model), self.right)
+        return Factors(self.neurons, self.right, torch.eye(n_neurons))
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ class RoundRecord:
             norms = torch.zeros(self.d_ff or 0, dtype=torch.float64)
             norms[written[0].neurons] = written[0].right.double().norm(dim=0)
             return norms
-        return column_norms([(w.neurons, *w.factors()) for w in written], self.d_ff or 0)
+        return column_norms([write.factors() for write in written], self.d_ff or 0)
 
     def summary(self) -> dict[str, Any]:
         """The round as plain values, without tensors."""

@@ -12,10 +12,11 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.clock import Clock
-from nse_plugin.methods.writer import ONE_PASS, Factors, Writer
+from nse_plugin.methods.writer import ONE_PASS, Writer
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.partial_pass import can_begin_at
 from nse_plugin.model.residual_path import path_of
+from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model, tiny_tokenizer
 

@@ -54,7 +54,7 @@ def test_what_a_record_says_of_its_writes(session):
         assert record.norms()[layer] == pytest.approx(float(total.norm()), rel=1e-5)
     for write in record.writes:
         change = write.change(d_ff)
-        left, right = write.factors()
+        _, left, right = write.factors()
         assert torch.equal(left @ right, change[:, write.neurons])
         assert 0.6 <= write.key_mass < 1.0 and write.case_ids == (0, 1)
 
