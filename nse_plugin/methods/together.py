@@ -9,7 +9,8 @@ not on the order in which they came.
 With ``repair_rounds``, edits that the model does not give afterwards get new values, optimised in
 the model as it is then, and are written once more.  As long as some are missing, and up to that
 many times, everything is then solved again with the values that there are now: what one repair
-displaces, the next solve has a place for.
+displaces, the next solve has a place for.  A solve after which no fewer are missing than before it
+is the last, and is not kept.
 
 The consolidation is a round of its own, or with ``consolidate_every`` every N-th round is one.  It
 takes the place of the rounds before it, and undoing it makes those active again, to the bit.  This
@@ -74,22 +75,25 @@ def solve_together(
     once = replace(hparams, repair_rounds=min(1, hparams.repair_rounds), repair_every=0)
     if hparams.repair_rounds:
         once = once.with_lambda_times(hparams.consolidation_weight)
+    seconds = Counter(newest.seconds if newest else {})
     made: list[RoundRecord] = []
     with session.anew() as entries:
         h = _activations(session, requests, hparams)
         while len(made) < max(1, hparams.repair_rounds):
             with session.anew():  # the record made last gives way
-                made.append(write(requests, once, _values(edits, h)))
-            if all(outcome.answered for outcome in made[-1].outcomes):
+                solved = write(requests, once, _values(edits, h))
+            seconds.update(solved.seconds)
+            if made and _missing(solved) >= _missing(made[-1]):
+                _write_again(session, made[-1])
                 break
-            edits = _edits_of(made[-1])
+            made.append(solved)
+            if not _missing(solved):
+                break
+            edits = _edits_of(solved)
         if None in [outcome.answered for outcome in made[-1].outcomes]:  # no repair has asked
             after = answered(session, requests, hparams.token_budget).tolist()
         else:
             after = [bool(outcome.answered) for outcome in made[-1].outcomes]
-        seconds: Counter[str] = Counter()
-        for each in [*([newest] if newest else []), *made]:
-            seconds.update(each.seconds)
         record = replace(
             made[-1],
             number=number,
@@ -101,15 +105,28 @@ def solve_together(
     return record
 
 
+def _missing(record: RoundRecord) -> int:
+    """How many of its edits the model does not give."""
+    return sum(not outcome.answered for outcome in record.outcomes)
+
+
+def _write_again(session: EditSession, record: RoundRecord) -> None:
+    """Give model and ledger a round that gave way, in place of the active one; to the bit."""
+    with session.anew():
+        for write in record.writes:
+            session.write(write)
+        session.commit(record)
+
+
 def _outcomes(
     made: Sequence[RoundRecord],
     given: Iterable[tuple[bool, bool]],
     own: Collection[tuple[str, str]],
 ) -> tuple[Outcome, ...]:
-    """What became of each edit over all solves.
+    """What became of each edit over the solves up to the one that is kept.
 
     Args:
-        made: the record of each solve.
+        made: the record of each.
         given: of each edit, whether the model gave it before the consolidation and after.
         own: facts that came with the round.
     """

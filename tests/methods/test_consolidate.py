@@ -176,7 +176,7 @@ def test_the_number_of_repairs_can_be_given(hparams, monkeypatch):
     nothing = torch.zeros(3, dtype=torch.bool)
     for module in ("together", "repair"):
         monkeypatch.setattr(f"nse_plugin.methods.{module}.answered", lambda *_: nothing)
-    assert [o.repairs for o in consolidate(session, hparams, 2).outcomes] == [2, 2, 2]
+    assert [o.repairs for o in consolidate(session, hparams, 1).outcomes] == [1, 1, 1]
     session.undo_last()
     often = replace(hparams, repair_rounds=1)
     assert [o.repairs for o in consolidate(session, often, 0).outcomes] == [0, 0, 0]
@@ -251,6 +251,17 @@ def test_lambda_of_a_consolidation_that_repairs_is_a_multiple(hparams, change, m
     assert same(model, bits(at_once))
 
 
+def give(monkeypatch, answers):
+    """What the edits are found to give, ask by ask."""
+    said = iter(answers)
+    for module in ("together", "repair"):
+        monkeypatch.setattr(
+            f"nse_plugin.methods.{module}.answered",
+            lambda *_: torch.tensor(next(said), dtype=torch.bool),
+        )
+    return said
+
+
 def test_what_is_missing_after_a_repair_is_solved_again_with_all_values(hparams, monkeypatch):
     requests = in_order(some_requests(3))
     model, session = edited(hparams, [requests])
@@ -263,17 +274,9 @@ def test_what_is_missing_after_a_repair_is_solved_again_with_all_values(hparams,
         [1, 1, 1],
     ]  # before, and by solve and repair
 
-    def give(answers):
-        said = iter(answers)
-        for module in ("together", "repair"):
-            monkeypatch.setattr(
-                f"nse_plugin.methods.{module}.answered",
-                lambda *_: torch.tensor(next(said), dtype=torch.bool),
-            )
-
-    give(says)
+    give(monkeypatch, says)
     record = consolidate(session, hparams, repair_rounds=5)  # all are in effect after the second
-    give([*says[:3], says[2], *says[3:]])
+    give(monkeypatch, [*says[:3], says[2], *says[3:]])
     for _ in range(2):
         by_hand = consolidate(twice, hparams, repair_rounds=1)
     assert same(model, bits(other))
@@ -281,6 +284,27 @@ def test_what_is_missing_after_a_repair_is_solved_again_with_all_values(hparams,
     assert [o.repairs for o in by_hand.outcomes] == [1, 0, 1]
     assert [o.answered_before_repair for o in record.outcomes] == [True, False, False]
     assert [entry.number for entry in record.within] == [1]
+    session.undo_last()
+    assert same(model, bits(edited(hparams, [requests])[0]))
+
+
+@pytest.mark.parametrize("second", [[0, 1, 0], [1, 0, 1]])
+def test_a_solve_that_brings_nothing_is_the_last_and_not_kept(hparams, second, monkeypatch):
+    requests = in_order(some_requests(3))
+    model, session = edited(hparams, [requests])
+    once, other = edited(hparams, [requests])
+    says = [[1, 1, 1], [1, 0, 0], [1, 1, 0]]  # before; the first solve, and after its repair
+    asked = give(monkeypatch, [*says, [0, 0, 0], second])
+    record = consolidate(session, hparams, repair_rounds=5)
+    assert next(asked, None) is None
+    give(monkeypatch, says)
+    by_hand = consolidate(other, hparams, repair_rounds=1)
+    assert same(model, bits(once))
+    assert record.outcomes == by_hand.outcomes and [o.repairs for o in record.outcomes] == [0, 1, 1]
+    assert torch.equal(record.z, by_hand.z) and record.number == by_hand.number == 2
+    P = [each.previous_keys.matrix(2, torch.arange(48)) for each in (session, other)]
+    assert torch.equal(*P)
+    session.check()
     session.undo_last()
     assert same(model, bits(edited(hparams, [requests])[0]))
 
