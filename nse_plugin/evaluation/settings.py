@@ -76,10 +76,7 @@ class Protocol(Settings):
 
     def to_dict(self) -> dict[str, Any]:
         """All values, ready for JSON."""
-        values = asdict(self) | {"harness_tasks": list(self.harness_tasks)}
-        if not self.judge:  # as manifests of runs that began before there was one
-            del values["judge"]
-        return values
+        return asdict(self) | {"harness_tasks": list(self.harness_tasks)}
 
     def is_due(self, number: int) -> bool:
         """Whether all edits so far are measured after this round."""

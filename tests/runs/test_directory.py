@@ -190,6 +190,7 @@ def test_settings_that_are_newer_than_an_interrupted_run_had_their_defaults(part
     manifest = part / "manifest.json"
     kept = json.loads(manifest.read_text())
     del kept["run"]["hparams"]["max_length"], kept["run"]["protocol"]["harness_tasks"]
+    del kept["run"]["protocol"]["judge"]
     del kept["run"]["stop_rules"]["non_finite"], kept["run"]["hparams"]["neuron_threshold"]
     manifest.write_text(json.dumps(kept))
     with pytest.raises(DataError, match=r"hparams.max_length was 40, is 50\. Give"):
