@@ -48,12 +48,6 @@ _LONG_S = 3.0
 SAVE_EVERY_S = 30.0
 """Seconds between two writes of an unfinished pass; more where a write takes long."""
 _LONGEST = 1024  # tokens of a text, where the model's context has room for them
-_PRODUCT_DTYPES = {
-    "float16": torch.float32,
-    "bfloat16": torch.float32,
-    "float32": torch.float32,
-    "float64": torch.float64,
-}  # by the `dtype` of the file name, what a batch's k k^T is computed in
 
 
 def second_moments(
@@ -79,8 +73,8 @@ def second_moments(
             see :mod:`nse_plugin.statistics.text_sources`.
         n_samples: number of texts; all there are where the source has fewer.
         stats_dir: folder of all statistics files.
-        dtype: EasyEdit's ``mom2_dtype``, part of the file names: what k k^T is computed in, at
-            least float32.  Sums are float64 in any case.
+        dtype: EasyEdit's ``mom2_dtype``, part of the file names: what k k^T is computed in,
+            ``float32`` or ``float64``.  Sums are float64 in any case.
         token_budget: tokens per batch, padding included.
         recompute: ignore existing files and overwrite ours.
 
@@ -94,7 +88,6 @@ def second_moments(
     layers = list(dict.fromkeys(layers))
     layout.check_layers(layers)
     check_text(source, tokenizer)
-    _check_settings(dtype, n_samples=n_samples, token_budget=token_budget)
     files = StatisticsFiles(
         layout,
         Path(stats_dir),
@@ -109,7 +102,7 @@ def second_moments(
     missing = [layer for layer in layers if layer not in moments]
     if missing:
         make_folder(files.folder, "the statistics")
-        sums = _Sums(layout, missing, _PRODUCT_DTYPES[dtype])
+        sums = _Sums(layout, missing, getattr(torch, dtype))
         _one_pass(files, tokenizer, sums, token_budget)
         with _interrupts_held():
             for layer in missing:
@@ -276,14 +269,6 @@ class _Progress:
                 "%s: %d of %d texts, %d tokens",
                 self._what, self._sums.n_samples, self._files.n_samples, self._sums.count,
             )  # fmt: skip
-
-
-def _check_settings(dtype: str, **numbers: int) -> None:
-    if dtype not in _PRODUCT_DTYPES:
-        raise StatisticsError(f"mom2_dtype is {dtype!r}; it can be {', '.join(_PRODUCT_DTYPES)}")
-    for name, number in numbers.items():
-        if number < 1:
-            raise StatisticsError(f"{name} is {number}; it must be at least 1")
 
 
 def _home(device: torch.device, d_ff: int) -> torch.device:
