@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +26,7 @@ def hparams_of(values: dict[str, Any]) -> Any:
     texts = {**values, "model_name": str(name) if isinstance(name, str) else "(ready model)"}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "hparams.yaml"
-        path.write_text(yaml.safe_dump({key: _number(v) for key, v in texts.items()}))
+        path.write_text(yaml.safe_dump(texts))
         try:
             hparams = kind.from_hparams(str(path))
         except KeyError as error:
@@ -57,12 +56,3 @@ def hparams_class(name: str) -> Any:
             return classes[candidate]
     table = part("easyeditor.util.alg_dict:ALG_DICT")
     raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, table)}")
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads ``5e-1`` as a text; every other text is meant as one (``device: "0"``)."""
-    is_number = isinstance(value, str) and _EXPONENT.fullmatch(value)
-    return float(value) if is_number else value
-
-
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
