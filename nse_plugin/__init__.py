@@ -14,7 +14,8 @@ from nse_plugin.data import texts as _texts  # noqa: F401  (registers texts for 
 from nse_plugin.version import __version__
 
 if TYPE_CHECKING:
-    from nse_plugin.host import BaseEditor, register, unregister
+    from nse_plugin.easyedit.register import register, unregister
+    from nse_plugin.host import BaseEditor
     from nse_plugin.hparams import (
         AlphaEditHparams,
         FTHparams,
@@ -61,8 +62,8 @@ _HOME = {
     "EditRequest": "requests",
     "EditSession": "session.session",
     "apply_nse_to_model": "methods.registry",
-    "register": "host",
-    "unregister": "host",
+    "register": "easyedit.register",
+    "unregister": "easyedit.register",
 }
 """The module of each name that is not in ``hparams``."""
 

@@ -12,22 +12,27 @@ methods with it.
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from nse_plugin.errors import HostError, did_you_mean
 
 if TYPE_CHECKING:
     from nse_plugin.data.readers import read_records
-    from nse_plugin.easyedit.register import Registration
     from nse_plugin.editor import BaseEditor
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
 
-__all__ = ["BaseEditor", "compute_edit_quality", "host", "read_records", "register", "unregister"]
+__all__ = ["BaseEditor", "compute_edit_quality", "host", "read_records"]
 
 HOST_VARIABLE = "NSE_PLUGIN_HOST"
 _HOSTS = ("embedded", "easyedit")
+_PARTS = {
+    "BaseEditor": ("editor", "easyedit.editor", "base_editor"),
+    "compute_edit_quality": ("evaluation.edit_quality", "easyedit.editor", "evaluator"),
+    "read_records": ("data.readers", "easyedit.datasets", None),
+}
+"""By name: the module of the embedded host's, that of EasyEdit's, and what makes the latter."""
 
 
 def host() -> Literal["embedded", "easyedit"]:
@@ -54,43 +59,11 @@ def host() -> Literal["embedded", "easyedit"]:
     return "embedded"
 
 
-def register(methods: Iterable[str] | None = None, *, override: bool = False) -> Registration:
-    """Put our methods into EasyEdit; see :func:`nse_plugin.easyedit.register.register`."""
-    from nse_plugin.easyedit import register as registering
-
-    return registering.register(methods, override=override)
-
-
-def unregister() -> None:
-    """Undo what :func:`register` did; does nothing if nothing is registered."""
-    from nse_plugin.easyedit import register as registering
-
-    registering.unregister()
-
-
 def __getattr__(name: str) -> Any:
-    if name == "BaseEditor":
-        if host() == "easyedit":
-            from nse_plugin.easyedit.editor import base_editor
-
-            return base_editor()
-        from nse_plugin.editor import BaseEditor
-
-        return BaseEditor
-    if name == "compute_edit_quality":
-        if host() == "easyedit":
-            from nse_plugin.easyedit.editor import evaluator
-
-            return evaluator()
-        from nse_plugin.evaluation.edit_quality import compute_edit_quality
-
-        return compute_edit_quality
-    if name == "read_records":
-        if host() == "easyedit":
-            from nse_plugin.easyedit.datasets import read_records
-
-            return read_records
-        from nse_plugin.data.readers import read_records
-
-        return read_records
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _PARTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    embedded, easyedit, maker = _PARTS[name]
+    if host() == "embedded":
+        return getattr(importlib.import_module(f"nse_plugin.{embedded}"), name)
+    found = getattr(importlib.import_module(f"nse_plugin.{easyedit}"), maker or name)
+    return found() if maker else found

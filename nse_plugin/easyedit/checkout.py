@@ -25,6 +25,9 @@ PACKAGE = "easyeditor"
 ROOT_VARIABLE = "EASYEDIT_ROOT"
 """Environment variable that names a checkout; it goes before what is importable."""
 
+TABLE = "easyeditor.util.alg_dict"
+"""The module that holds EasyEdit's method table."""
+
 _INSTALL = "`pip install -c constraints-easyedit.txt -e '.[easyedit]'` in a checkout of nse_plugin"
 HOW_TO_GET_IT = (
     f"clone github.com/zjunlp/EasyEdit, install what it imports with {_INSTALL}, and set "
@@ -56,9 +59,13 @@ class HookPoint:
     """Import path in EasyEdit."""
     without_it: str
     """What does not work without it."""
-    present: bool = True
     why: str = ""
     """Why it counts as missing; empty if present."""
+
+    @property
+    def present(self) -> bool:
+        """Whether EasyEdit has it as it is needed."""
+        return not self.why
 
 
 # --- find ---------------------------------------------------------------------------------------
@@ -106,7 +113,7 @@ def _checkout_at(path: Path, source: str) -> Host | None:
 # --- load ---------------------------------------------------------------------------------------
 
 
-def require() -> Host:
+def import_easyedit() -> Host:
     """The EasyEdit of this machine, imported.
 
     Raises:
@@ -185,7 +192,7 @@ _COLUMNS = ("prompts", "target_new", "ground_truth", "rephrase_prompts", "locali
             "portability_inputs", "sequential_edit")  # fmt: skip
 
 _HOOK_POINTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
-    ("method table", "easyeditor.util.alg_dict:ALG_DICT", _is_dict,
+    ("method table", f"{TABLE}:ALG_DICT", _is_dict,
      "register() is impossible; only the embedded host is left"),
     ("batch gate", "easyeditor.editors.batch_editor:BatchEditor.is_batchable_method",
      _takes("alg_name"), "batch_edit() refuses our methods"),
@@ -227,7 +234,7 @@ def _probe(name: str, where: str, check: Callable[[Any], str], without_it: str) 
         why = check(part(where))
     except (ImportError, AttributeError) as error:
         why = str(error)
-    return HookPoint(name, where, without_it, present=not why, why=why)
+    return HookPoint(name, where, without_it, why)
 
 
 def part(where: str) -> Any:
@@ -241,6 +248,11 @@ def part(where: str) -> Any:
     for name in names.split("."):
         found = getattr(found, name)
     return found
+
+
+def method_table() -> Any:
+    """EasyEdit's functions of methods by name: the dict itself."""
+    return part(f"{TABLE}:ALG_DICT")
 
 
 def missing(points: list[HookPoint]) -> str:

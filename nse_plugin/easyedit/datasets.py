@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nse_plugin.data.readers import OnBad, load_records, parse_records, schema_of
-from nse_plugin.easyedit.checkout import part, require
+from nse_plugin.easyedit.checkout import import_easyedit, part
 from nse_plugin.errors import RequestError
 from nse_plugin.requests import EditRequest
 
@@ -66,7 +66,7 @@ def read_records(
         HostError: there is no EasyEdit, or it cannot be imported.
         DataError: as :func:`nse_plugin.data.readers.read_records`.
     """
-    require()
+    import_easyedit()
     path = Path(path)
     records = load_records(path)
     if isinstance(records, list):

@@ -10,8 +10,8 @@ from typing import Any
 
 from nse_plugin.data.models import model_place
 from nse_plugin.easyedit import overtone
-from nse_plugin.easyedit.checkout import part, probe, require
-from nse_plugin.easyedit.register import ALIAS, TABLE, refuse_attaching, register, registration
+from nse_plugin.easyedit.checkout import import_easyedit, method_table, part, probe
+from nse_plugin.easyedit.register import ALIAS, refuse_attaching, register, registration
 from nse_plugin.errors import HostError, did_you_mean
 from nse_plugin.evaluation import edit_quality
 from nse_plugin.hparams import Hparams
@@ -64,7 +64,7 @@ def evaluator() -> Callable[..., dict[str, Any]]:
     Raises:
         HostError: EasyEdit is not there or cannot be imported.
     """
-    if all(point.present for point in probe(require()) if point.name == "evaluator"):
+    if all(point.present for point in probe(import_easyedit()) if point.name == "evaluator"):
         return part("easyeditor.evaluate.evaluate:compute_edit_quality")
     return edit_quality.compute_edit_quality
 
@@ -104,7 +104,7 @@ def _for_host(hparams: Any) -> Any:
             changes["model_name"] = place
     elif isinstance(name, (tuple, list)) and len(name) == 2:
         changes["model_name"] = ReadyModel(*name)
-    table = part(f"{TABLE}:ALG_DICT")
+    table = method_table()
     done = registration()
     ours = {} if done is None else done.functions
     found = table.get(hparams.alg_name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from nse_plugin.easyedit.checkout import part, require
+from nse_plugin.easyedit.checkout import import_easyedit, method_table
 from nse_plugin.errors import HostError, did_you_mean
 
 
@@ -47,12 +47,11 @@ def hparams_class(name: str) -> Any:
     Raises:
         HostError: there is no EasyEdit, or it has no such method.
     """
-    require()
+    import_easyedit()
     package = sys.modules["easyeditor"]
     short = name.replace("-", "").replace("_", "").lower()
     classes = {key.lower().replace("_", ""): value for key, value in vars(package).items()}
     for candidate in (f"{short}hyperparams", f"{short}hparams"):
         if candidate in classes:
             return classes[candidate]
-    table = part("easyeditor.util.alg_dict:ALG_DICT")
-    raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, table)}")
+    raise HostError(f"EasyEdit has no method {name!r}{did_you_mean(name, method_table())}")

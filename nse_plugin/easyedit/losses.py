@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from nse_plugin.easyedit.checkout import part
+from nse_plugin.easyedit.checkout import method_table, part
 from nse_plugin.easyedit.take_back import Before
 from nse_plugin.errors import HostError, HparamsError, did_you_mean
 from nse_plugin.objectives import TokenObjective
@@ -166,7 +166,7 @@ class Term:
                 raise HparamsError(f"EasyEdit's {self.method} needs {name}; write it under base")
         try:
             function, computing = part(self.apply), part(self.computed_in)
-            in_table = part("easyeditor.util.alg_dict:ALG_DICT").get(self.method)
+            in_table = method_table().get(self.method)
         except (ImportError, AttributeError) as error:
             raise self._changed(str(error)) from error
         if in_table is not function:

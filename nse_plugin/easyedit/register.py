@@ -15,7 +15,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from nse_plugin.easyedit.checkout import Host, missing, part, probe, require
+from nse_plugin.easyedit.checkout import (
+    TABLE,
+    Host,
+    import_easyedit,
+    method_table,
+    missing,
+    part,
+    probe,
+)
 from nse_plugin.errors import HostError
 
 log = logging.getLogger(__name__)
@@ -23,7 +31,6 @@ log = logging.getLogger(__name__)
 ALIAS = "{}-plugin"
 """The name under which a method of ours is always found, whatever EasyEdit itself has."""
 
-TABLE = "easyeditor.util.alg_dict"
 _GATE = "easyeditor.editors.batch_editor:BatchEditor"
 _GATE_METHOD = "is_batchable_method"
 _MARK = "__nse_plugin__"
@@ -71,7 +78,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
             asked for *by name* attaches modules or has a name that EasyEdit uses.  EasyEdit is as
             before.
     """
-    host = require()
+    host = import_easyedit()
     points = probe(host)
     lacking = [point for point in points if not point.present]
     if any(point.name in ("method table", "batch gate") for point in lacking):
@@ -80,7 +87,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
         log.warning("%s lacks parts that nse_plugin uses:\n%s", host, missing(lacking))
     done = registration() or Registration(host)
     wanted = _wanted(methods, done, override)
-    table = part(f"{TABLE}:ALG_DICT")
+    table = method_table()
     for name, function in wanted.items():
         if name in table and table[name] is not done.functions.get(name):
             done.replaced[name] = table[name]
@@ -100,7 +107,7 @@ def unregister() -> None:
     done = registration()
     if done is None:
         return
-    table = part(f"{TABLE}:ALG_DICT")
+    table = method_table()
     for name, function in done.functions.items():
         if table.get(name) is not function:
             log.warning("%r in EasyEdit's method table is no longer ours and was left alone", name)
@@ -124,8 +131,8 @@ def has_own(name: str) -> bool:
     Raises:
         HostError: there is no EasyEdit.
     """
-    require()
-    found = part(f"{TABLE}:ALG_DICT").get(name)
+    import_easyedit()
+    found = method_table().get(name)
     done = registration()
     return found is not None and (done is None or found is not done.functions.get(name))
 
@@ -137,7 +144,7 @@ def _wanted(
     from nse_plugin.easyedit.overtone import in_table
     from nse_plugin.methods.registry import METHODS, apply_function, find_method
 
-    table = part(f"{TABLE}:ALG_DICT")
+    table = method_table()
     usable = [name for name, method in METHODS.items() if not method.attaches]
     chosen = usable if methods is None else [find_method(name).name for name in methods]
     refuse_attaching([name for name in chosen if name not in usable])
@@ -184,7 +191,7 @@ def _is_taken(name: str, table: dict[str, Any], done: Registration) -> bool:
 
 
 def _wrap_gate(done: Registration) -> None:
-    gate, table = part(_GATE), part(f"{TABLE}:ALG_DICT")
+    gate, table = part(_GATE), method_table()
     done.gate_before = gate.__dict__[_GATE_METHOD]
     original = getattr(gate, _GATE_METHOD)
 

@@ -73,7 +73,7 @@ def editor_class_of(host: str) -> type:
 
     if host == "easyedit":
         return base_editor()
-    from nse_plugin.host import register
+    from nse_plugin.easyedit.register import register
 
     register()
     return checkout.part("easyeditor:BaseEditor")

@@ -391,7 +391,7 @@ def test_a_model_with_a_loss_of_its_own_is_an_error(around, monkeypatch, name):
 
 def test_another_method_in_the_table_is_an_error(around, monkeypatch):
     editor = around("FT")
-    monkeypatch.setitem(checkout.part("easyeditor.util.alg_dict:ALG_DICT"), "FT", other)
+    monkeypatch.setitem(checkout.method_table(), "FT", other)
     with pytest.raises(HostError, match="method table has another FT"):
         edit(editor)
 

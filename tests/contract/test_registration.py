@@ -106,11 +106,11 @@ def table(request):
     request.getfixturevalue("stand_in" if request.param == "stand-in" else "easyedit")
     host = checkout.find()
     checkout.load(host)
-    hosting.unregister()
-    table = checkout.part("easyeditor.util.alg_dict:ALG_DICT")
+    plugin.unregister()
+    table = checkout.method_table()
     before = dict(table)
     yield table
-    hosting.unregister()
+    plugin.unregister()
     table.clear()
     table.update(before)
 
@@ -160,8 +160,8 @@ def test_no_host_is_the_embedded_one(no_host):
     assert hosting.BaseEditor is BaseEditor
     assert hosting.compute_edit_quality is compute_edit_quality
     with pytest.raises(HostError, match=r"clone .*EASYEDIT_ROOT"):
-        hosting.register()
-    hosting.unregister()
+        plugin.register()
+    plugin.unregister()
     assert not any(map(ours, sys.modules))
 
 
@@ -260,10 +260,10 @@ def test_the_real_easyedit_has_every_seam(easyedit):
 def test_what_easyedit_imports_and_is_missing_is_named(stand_in):
     build(stand_in, {"__init__.py": "import a_package_that_is_not_there"})
     with pytest.raises(HostError, match=r"a_package_that_is_not_there.*constraints-easyedit.txt"):
-        hosting.register()
+        plugin.register()
     build(stand_in, {"__init__.py": "raise RuntimeError('no such operator')"})
     with pytest.raises(HostError, match=r"RuntimeError: no such operator.*embedded"):
-        hosting.register()
+        plugin.register()
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_what_easyedit_imports_and_is_missing_is_named(stand_in):
 def test_a_host_without_the_two_hooks_is_left_alone(stand_in, file, text, point):
     build(stand_in, {file: text})
     with pytest.raises(HostError, match=f"{point} .*; "):
-        hosting.register()
+        plugin.register()
     assert plugin.registration() is None
 
 
@@ -292,7 +292,7 @@ def test_a_lesser_part_that_is_missing_is_told(stand_in, caplog, file, text, poi
     build(stand_in, {file: text})
     (lost,) = [each for each in checkout.probe(checkout.find()) if not each.present]
     assert lost.name == point and lost.why and lost.without_it
-    hosting.register()
+    plugin.register()
     assert point in caplog.text and lost.without_it in caplog.text
 
 
@@ -308,91 +308,91 @@ def test_a_missing_evaluator_is_replaced_by_ours(stand_in):
 
 def test_register_and_unregister(table):
     before, gate_before = dict(table), gate_in_class()
-    done = hosting.register()
+    done = plugin.register()
     assert done is plugin.registration() and {"NSE", "NSE-plugin"} <= set(done.names)
     assert {name: table[name] for name in before} == before
     assert table["NSE"] is table["NSE-plugin"]
     assert all(gate().is_batchable_method(name) for name in ("NSE", "NSE-plugin", "MEMIT"))
     assert not gate().is_batchable_method("ROME")
-    hosting.unregister()
+    plugin.unregister()
     assert table == before and list(table) == list(before)
     assert gate_in_class() is gate_before and plugin.registration() is None
     assert not gate().is_batchable_method("NSE")
-    hosting.unregister()
+    plugin.unregister()
     assert table == before
 
 
 def test_register_again_changes_nothing(table):
-    first = hosting.register()
+    first = plugin.register()
     held, gate_held = dict(table), gate_in_class()
-    assert hosting.register() is first and hosting.register(["NSE"]) is first
-    assert hosting.register(["NSE"], override=True) is first
+    assert plugin.register() is first and plugin.register(["NSE"]) is first
+    assert plugin.register(["NSE"], override=True) is first
     assert table == held and gate_in_class() is gate_held
 
 
 def test_register_after_unregister(table):
-    hosting.register()
-    hosting.unregister()
-    hosting.register()
+    plugin.register()
+    plugin.unregister()
+    plugin.register()
     assert "NSE" in table and gate().is_batchable_method("NSE")
 
 
 def test_a_method_we_do_not_have_is_named(table):
     with pytest.raises(HparamsError, match=r"'NSA'.*did you mean 'NSE'"):
-        hosting.register(["NSA"])
+        plugin.register(["NSA"])
 
 
 def test_a_name_that_easyedit_has_is_left_to_it(table):
     table["NSE"] = theirs = lambda: None
     with pytest.raises(HostError, match="NSE-plugin"):
-        hosting.register(["NSE"])
+        plugin.register(["NSE"])
     assert plugin.registration() is None and "NSE-plugin" not in table
-    hosting.register()
+    plugin.register()
     assert table["NSE"] is theirs
     assert table["NSE-plugin"] is not theirs and gate().is_batchable_method("NSE-plugin")
     assert not gate().is_batchable_method("NSE")
-    hosting.unregister()
+    plugin.unregister()
     assert table["NSE"] is theirs and "NSE-plugin" not in table
 
 
 def test_override_takes_a_name_over_and_gives_it_back(table):
     table["NSE"] = theirs = lambda: None
-    hosting.register(["NSE"], override=True)
+    plugin.register(["NSE"], override=True)
     assert table["NSE"] is table["NSE-plugin"] is not theirs
     assert gate().is_batchable_method("NSE")
-    hosting.unregister()
+    plugin.unregister()
     assert table["NSE"] is theirs and "NSE-plugin" not in table
 
 
 def test_our_name_taken_by_somebody_else_is_named(table):
     table["NSE-plugin"] = lambda: None
     with pytest.raises(HostError, match="'NSE-plugin'"):
-        hosting.register()
+        plugin.register()
 
 
 def test_what_somebody_put_in_our_place_is_not_taken_out(table, caplog):
-    hosting.register()
+    plugin.register()
     table["NSE"] = theirs = lambda: None
     assert not gate().is_batchable_method("NSE")
-    hosting.unregister()
+    plugin.unregister()
     assert table["NSE"] is theirs and "NSE-plugin" not in table
     assert "'NSE'" in caplog.text
 
 
 def test_a_gate_that_was_wrapped_after_us_stays_wrapped(table, caplog):
-    hosting.register()
+    plugin.register()
     mine = gate_in_class()
     inner = gate().is_batchable_method
     wrapped = staticmethod(functools.wraps(inner)(lambda name: name == "other" or inner(name)))
     gate().is_batchable_method = wrapped
     try:
-        hosting.unregister()
+        plugin.unregister()
         assert gate_in_class() is wrapped and "wrapped again" in caplog.text
         answers = {n: gate().is_batchable_method(n) for n in ("other", "MEMIT", "NSE")}
         assert answers == {"other": True, "MEMIT": True, "NSE": False}
-        hosting.register()
+        plugin.register()
         assert gate().is_batchable_method("NSE") and gate().is_batchable_method("other")
-        hosting.unregister()
+        plugin.unregister()
         assert gate_in_class() is wrapped
     finally:
         gate().is_batchable_method = mine.__func__.__wrapped__
@@ -420,7 +420,7 @@ def test_hparams_pass_through_where_easyedit_understands_them(stand_in):
 
 def test_our_editor_runs_our_method_where_easyedit_has_one_of_that_name(stand_in):
     checkout.load(checkout.find())
-    checkout.part("easyeditor.util.alg_dict:ALG_DICT")["NSE"] = print
+    checkout.method_table()["NSE"] = print
     editor = hosting.BaseEditor(quick(model_name="gpt2"))
     assert editor.hparams.alg_name == "NSE-plugin" and editor.hparams.layers == [1, 2]
 
@@ -435,15 +435,15 @@ def test_the_editor_names_what_is_not_there(stand_in):
         editor(SimpleNamespace(alg_name="ROMA", model_name="gpt2"))
     with pytest.raises(ModelError, match="atlas:bert"):
         editor(quick(model_name="atlas:bert"))
-    hosting.unregister()
+    plugin.unregister()
     with pytest.raises(HostError, match=r"register\(\)"):
         editor(quick(model_name="gpt2"))
 
 
 def test_ours_is_run_in_full_under_its_other_name(easyedit, saved):
     """As in a later EasyEdit that ships an NSE of its own."""
-    hosting.unregister()
-    table = checkout.part("easyeditor.util.alg_dict:ALG_DICT")
+    plugin.unregister()
+    table = checkout.method_table()
     table["NSE"] = lambda *args, **kwargs: pytest.fail("this is EasyEdit's")
     try:
         editor = hosting.BaseEditor(quick(model_name=saved["llama"], batch_size=1))
@@ -451,7 +451,7 @@ def test_ours_is_run_in_full_under_its_other_name(easyedit, saved):
         assert len(metrics) == 1 and editor.alg_name == "NSE-plugin"
         editor.batch_edit(**fact(1), sequential_edit=True, verbose=False)
     finally:
-        hosting.unregister()
+        plugin.unregister()
         del table["NSE"]
 
 
@@ -461,11 +461,11 @@ def test_methods_that_attach_modules_stay_out(table, name):
     from nse_plugin.hparams import GRACEHparams, LoRAHparams
 
     theirs = table.get(name)
-    done = hosting.register()
+    done = plugin.register()
     assert "FT-plugin" in done.names and table.get(name) is theirs
     assert not any(entry.startswith(name) for entry in done.names)
     with pytest.raises(HostError, match=f"{name} of nse_plugin attaches modules.*embedded"):
-        hosting.register([name])
+        plugin.register([name])
     hparams = {
         "LoRA": LoRAHparams(alg_name="LoRA", model_name="m", target_modules=["c_attn"]),
         "GRACE": GRACEHparams(alg_name="GRACE", model_name="m", inner_params=["h[0].mlp.weight"]),
@@ -477,6 +477,6 @@ def test_methods_that_attach_modules_stay_out(table, name):
 @pytest.mark.parametrize("name", ["ROME", "MEMIT", "AlphaEdit"])
 def test_ours_stand_beside_those_that_easyedit_has(table, name):
     table[name] = theirs = lambda: None
-    done = hosting.register()
+    done = plugin.register()
     assert table[name] is theirs and f"{name}-plugin" in done.names and name not in done.names
     assert gate().is_batchable_method(f"{name}-plugin")

@@ -176,7 +176,7 @@ def rome(model, tokenizer, layer, saved):
     request = {"prompt": "Anna was born in", "subject": "Anna", "target_new": "Garn"}
     side, tokenizer.padding_side = tokenizer.padding_side, "right"
     before = state(model)
-    checkout.part("easyeditor.util.alg_dict:ALG_DICT")["ROME"](model, tokenizer, [request], hparams)
+    checkout.method_table()["ROME"](model, tokenizer, [request], hparams)
     tokenizer.padding_side = side
     name = f"transformer.h.{layer}.mlp.c_proj.weight"
     assert changed(before, state(model)) == {name}
