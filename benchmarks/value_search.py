@@ -26,7 +26,7 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import compute_values
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.scheduler import SequentialScheduler

@@ -29,22 +29,6 @@ def submatrix(matrix: torch.Tensor | None, neurons: torch.Tensor) -> torch.Tenso
     return matrix[rows][:, rows].to(neurons.device)
 
 
-def select_neurons(
-    keys: torch.Tensor, threshold: float, rule: Literal["cover", "within"]
-) -> torch.Tensor:
-    """Neurons in falling order of sum_i |k_i| until they hold a share of the total.
-
-    Args:
-        keys: [d_ff, n], of the active requests.
-        threshold: as for :func:`select_by`.
-        rule: likewise.
-
-    Returns:
-        Indices [|I|], rising.
-    """
-    return select_by(keys.double().abs().sum(dim=1), threshold, rule)
-
-
 def select_by(
     score: torch.Tensor, threshold: float, rule: Literal["cover", "within"]
 ) -> torch.Tensor:

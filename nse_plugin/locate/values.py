@@ -37,8 +37,7 @@ from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, alike_batches
 from nse_plugin.model.residual_path import path_of
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace
 
 STEPS_AFTER_FIRST_CHOICE = 2
 """Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""

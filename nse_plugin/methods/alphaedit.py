@@ -1,9 +1,10 @@
 """AlphaEdit: null-space constrained editing (arXiv 2410.02355, ICLR 2025).
 
 As in :mod:`nse_plugin.methods.spread`, with values optimised in the model as it is now, one pass,
-all neurons.  The change is kept out of the directions that general text uses: P projects onto the
-eigenvectors of the covariance C whose eigenvalue is below a threshold.  With the keys K_p of all
-earlier rounds and a weight L2 (equation 14),
+all neurons.  A change that gives zero for every key of general text leaves the model as it is there
+(section 3.2).  Exact zeros do not exist, so P projects onto the eigenvectors of the covariance C
+whose eigenvalue is below a threshold.  With the keys K_p of all earlier rounds and a weight L2
+(equation 14),
 
     Delta = R K^T P (K_p K_p^T P + K K^T P + L2 I)^-1
 
@@ -17,8 +18,8 @@ from functools import partial
 
 import torch
 
+from nse_plugin.errors import StatisticsError
 from nse_plugin.hparams import AlphaEditHparams
-from nse_plugin.locate.null_space import busy_directions, into_null_space
 from nse_plugin.locate.update import all_neurons, few_keys_right, solve_right
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.writer import Solve
@@ -26,33 +27,66 @@ from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
 
 
+def busy_directions(covariance: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Directions that general text uses: eigenvectors of C with an eigenvalue from a threshold on.
+
+    With them as U, the projection onto the null space is P = I - U U^T.
+
+    Args:
+        covariance: C [d_ff, d_ff], the mean of k k^T over tokens.
+        threshold: an eigenvalue below this counts as zero.
+
+    Returns:
+        U [d_ff, r] float64, orthonormal columns.
+
+    Raises:
+        StatisticsError: no direction is below the threshold, so nothing could be written.
+    """
+    values, vectors = torch.linalg.eigh(covariance.double())
+    busy = values >= threshold
+    if bool(busy.all()):
+        raise StatisticsError(
+            f"nullspace_threshold is {threshold:g}, and the smallest eigenvalue of the covariance "
+            f"is {float(values[0]):.2g}: no direction is left to write in; raise it (the median "
+            f"eigenvalue is {float(values.median()):.2g})"
+        )
+    return vectors[:, busy].contiguous()
+
+
+def into_null_space(busy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """P x = x - U U^T x, for U [d_ff, r] and x [d_ff, n], both float64."""
+    return x - busy @ (busy.T @ x)
+
+
 def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
     busy = session.untouched.of_covariances(hparams, busy_directions, hparams.nullspace_threshold)
 
-    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
-        neurons = all_neurons(keys)
+    def right(layer: int, keys: torch.Tensor) -> torch.Tensor:
+        """float32 [n, d_ff], for keys [d_ff, n]."""
         spared = busy[layer].to(keys.device)
         projected = into_null_space(spared, keys.double())
         earlier = session.previous_keys.few(layer, keys)
         if earlier is not None and 2 * (keys.shape[1] + earlier.shape[1]) <= len(keys):
             earlier = into_null_space(spared, earlier)
-            right = few_keys_right(
+            return few_keys_right(
                 projected, projected / hparams.L2, earlier, earlier / hparams.L2,
                 layer=layer, weight_name="L2",
             )  # fmt: skip
-            return Factors(neurons, residual, right[: residual.shape[1]])
-        previous = session.previous_keys.matrix(layer, neurons)
+        previous = session.previous_keys.matrix(layer, all_neurons(keys))
         if previous is not None:
             previous = into_null_space(spared, into_null_space(spared, previous).T)
-        right = solve_right(
+        return solve_right(
             projected,
-            covariance=torch.eye(len(neurons), dtype=torch.float64, device=keys.device),
+            covariance=torch.eye(len(keys), dtype=torch.float64, device=keys.device),
             weight=hparams.L2,
             previous=previous,
             layer=layer,
             weight_name="L2",
         )
-        return Factors(neurons, residual, right[: residual.shape[1]])
+
+    def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
+        own = residual.shape[1]  # the other keys are spared
+        return Factors(all_neurons(keys), residual, right(layer, keys)[:own])
 
     return solve
 

@@ -1,9 +1,11 @@
-"""What every method that writes weights records of a round, and which edits of others stand."""
+"""What methods record of a round, its seconds among it, and which edits of others stand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +22,22 @@ from nse_plugin.session.session import EditSession
 
 if TYPE_CHECKING:
     from nse_plugin.methods.repair import Repaired
+
+
+@dataclass
+class Clock:
+    """Adds up the seconds of the blocks it is put around, by name."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Count this block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
 
 
 @dataclass(frozen=True)

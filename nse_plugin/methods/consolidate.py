@@ -11,7 +11,7 @@ from nse_plugin.locate.values import Values
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.overtone import objective_of
 from nse_plugin.methods.together import solve_together
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession

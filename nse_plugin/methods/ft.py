@@ -23,13 +23,10 @@ from torch.func import functional_call
 
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams.training import FTHparams
-from nse_plugin.methods.bookkeeping import check_templates, last_edits
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import Clock, check_templates, last_edits
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession

@@ -17,14 +17,12 @@ from typing import cast
 import torch
 
 from nse_plugin.hparams.training import GRACEHparams
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import Clock
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.prompts import TokenBatch, encode_request
 from nse_plugin.model.seeding import seeded
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.codebook import Codebook
 from nse_plugin.session.records import RoundRecord

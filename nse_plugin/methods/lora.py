@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from typing import cast
 
 from nse_plugin.hparams.training import LoRAHparams
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import Clock
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.seeding import seeded
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.records import RoundRecord

@@ -29,8 +29,8 @@ def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)
-        right = systems.right(layer, keys, neurons)
-        return Factors(neurons, residual, right[: residual.shape[1]])
+        right = systems.right(layer, keys, neurons, residual.shape[1])
+        return Factors(neurons, residual, right)
 
     return solve
 

@@ -37,14 +37,12 @@ from nse_plugin.locate.stabilise import (
     softened,
     top_directions,
 )
-from nse_plugin.locate.update import all_neurons, select_by, select_neurons
+from nse_plugin.locate.update import all_neurons, select_by
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import spread_round
 from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Passes, Solve
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.norms import Factors
 from nse_plugin.session.records import RoundRecord
@@ -98,15 +96,17 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
     def select(layer: int, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
         """The neurons I; ``selection_by: update`` ranks them by what all would get together."""
         p, rule, n = hparams.neuron_threshold, hparams.selection_rule, R.shape[1]
-        if hparams.selection_by == "key_mass" or p >= 1.0:
-            return select_neurons(K[:, :n], p, rule)
-        right = systems.right(layer, K, all_neurons(K))[:n].double()
+        if p >= 1.0:
+            return all_neurons(K)
+        if hparams.selection_by == "key_mass":
+            return select_by(K[:, :n].double().abs().sum(dim=1), p, rule)
+        right = systems.right(layer, K, all_neurons(K), n).double()
         Delta = R.to(right.device).double() @ right  # layers may lie on other devices
         return select_by(Delta.norm(dim=0), p, rule)
 
     def solve(layer: int, K: torch.Tensor, R: torch.Tensor) -> Factors:
         neurons = select(layer, K, R)
-        right = systems.right(layer, K, neurons)[: R.shape[1]]  # K may hold keys to be spared
+        right = systems.right(layer, K, neurons, R.shape[1])
         if layer in protected:
             R, right = keep_out(protected[layer], neurons, R, right)
         if alpha := hparams.soft_projection:

@@ -14,8 +14,8 @@ from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.host_editors import HostEditorHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.methods.bases import BASES
+from nse_plugin.objectives import TokenTrace
 from nse_plugin.objectives.overtone import Overtone
-from nse_plugin.objectives.trace import TokenTrace
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession

@@ -22,12 +22,15 @@ from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.methods.bookkeeping import Progress, check_templates, outcomes, with_texts_about
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import (
+    Clock,
+    Progress,
+    check_templates,
+    outcomes,
+    with_texts_about,
+)
 from nse_plugin.model.residual_path import path_of
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession

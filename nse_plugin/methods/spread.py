@@ -26,15 +26,18 @@ from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups, Prefixes, other_token_keys
 from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
-from nse_plugin.methods.bookkeeping import check_templates, outcomes, rows_of, with_texts_about
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import (
+    Clock,
+    check_templates,
+    outcomes,
+    rows_of,
+    with_texts_about,
+)
 from nse_plugin.methods.repair import EarlierEdits, lost_edits, repair, same_subject_edits
 from nse_plugin.methods.together import is_due, solve_together
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession

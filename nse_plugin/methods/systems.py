@@ -20,6 +20,7 @@ from nse_plugin.locate.update import (
     solve_right,
     submatrix,
 )
+from nse_plugin.session.previous_keys import no_keys
 from nse_plugin.session.session import EditSession
 
 
@@ -46,11 +47,15 @@ class Systems:
             for layer, C in self._C.items()
         }
 
-    def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+    def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor, n: int) -> torch.Tensor:
+        """float32 [n, |I|], for K [d_ff, n + m] and I [|I|]; the last m keys are only spared."""
+        return self._right(layer, K, neurons)[:n]
+
+    def _right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         """float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
         E = found = None
         if layer not in self._C or len(neurons) == len(K):  # the other way needs P
-            E = self._previous.few(layer, K) if self._use_previous else _no_keys(K)
+            E = self._previous.few(layer, K) if self._use_previous else no_keys(K)
         if E is not None and layer not in self._C:
             return smallest_right(K[neurons], E[neurons], layer=layer)
         if E is not None and len(neurons) == len(K):
@@ -83,7 +88,3 @@ class Systems:
 
         E_solved = self._previous.solved(layer, factor, solved) if E.shape[1] else E
         return few_keys_right(K, solved(K) / weight, E, E_solved / weight, layer=layer)
-
-
-def _no_keys(like: torch.Tensor) -> torch.Tensor:
-    return like.new_empty(len(like), 0, dtype=torch.float64)

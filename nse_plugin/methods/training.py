@@ -11,8 +11,7 @@ import torch
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.model.targets import Targets
-from nse_plugin.objectives import TokenLoss, TokenObjective
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenLoss, TokenObjective, TokenTrace
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome
 from nse_plugin.session.session import EditSession

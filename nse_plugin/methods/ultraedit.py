@@ -28,14 +28,11 @@ from torch import nn
 
 from nse_plugin.hparams import UltraEditHparams
 from nse_plugin.locate.update import all_neurons
-from nse_plugin.methods.bookkeeping import check_templates
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import Clock, check_templates
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.targets import Targets
-from nse_plugin.objectives import TokenObjective
-from nse_plugin.objectives.nll import nll
-from nse_plugin.objectives.trace import TokenTrace
+from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.records import RoundRecord, Write

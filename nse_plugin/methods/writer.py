@@ -11,8 +11,7 @@ import torch
 from nse_plugin.errors import NotFiniteError
 from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.bookkeeping import Progress
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import Clock, Progress
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.norms import Factors

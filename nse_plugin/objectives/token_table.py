@@ -68,7 +68,7 @@ class TokenCourse:
 
 
 class TokenTable:
-    """A :class:`nse_plugin.objectives.trace.TokenTrace` that keeps everything, for one round.
+    """A :class:`nse_plugin.objectives.TokenTrace` that keeps everything, for one round.
 
     Args:
         overtone: whose decisions are noted.  Around an edit without OVERTONE they say what it
@@ -84,7 +84,7 @@ class TokenTable:
     def record(
         self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
     ) -> None:
-        """One evaluation; see :class:`nse_plugin.objectives.trace.TokenTrace`."""
+        """One evaluation; see :class:`nse_plugin.objectives.TokenTrace`."""
         targets = targets.to(logits.device)
         log_p = F.log_softmax(logits.float(), dim=1)
         at_target = log_p[torch.arange(len(targets)), targets]

@@ -66,7 +66,7 @@ class PreviousKeys:
         if layer in self._left_out:
             return None
         if kept is None:
-            return like.new_empty(len(like), 0, dtype=torch.float64)
+            return no_keys(like)
         return kept.few(like.device)
 
     def solved(
@@ -96,6 +96,11 @@ class PreviousKeys:
                 before = self._moments.get(layer)
                 self._moments[layer] = found if before is None else before.merged(found)
             self._rounds = index + 1
+
+
+def no_keys(like: torch.Tensor) -> torch.Tensor:
+    """float64 [d_ff, 0], on the device of the keys ``like`` [d_ff, n]."""
+    return like.new_empty(len(like), 0, dtype=torch.float64)
 
 
 class _Layer:

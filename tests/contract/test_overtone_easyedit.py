@@ -435,7 +435,7 @@ def test_an_editor_that_never_steps_has_to_use_the_term_too(around, monkeypatch)
 
 @pytest.mark.parametrize("name", ["FT", "LoRA", "WISE"])
 def test_an_error_half_way_leaves_the_model_as_it_was(around, name):
-    from nse_plugin.objectives.nll import nll
+    from nse_plugin.objectives import nll
 
     class Failing:
         needs_reference, calls = False, 0

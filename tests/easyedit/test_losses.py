@@ -10,8 +10,7 @@ from torch.nn import functional as F
 from nse_plugin.easyedit.losses import TERMS, TermLoss, find_term
 from nse_plugin.easyedit.take_back import Before
 from nse_plugin.errors import HostError
-from nse_plugin.objectives import TokenLoss
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import TokenLoss, nll
 from nse_plugin.objectives.overtone import Overtone
 from tests.tiny import tiny_model
 

@@ -15,7 +15,7 @@ from nse_plugin.errors import StatisticsError
 from nse_plugin.locate.update import (
     factor_if_regular,
     few_keys_right,
-    select_neurons,
+    select_by,
     smallest_right,
     solve_right,
 )
@@ -30,6 +30,7 @@ KEYS = npst.arrays(
 @given(KEYS, st.sampled_from([0.1, 0.25, 0.5, 0.6, 0.75, 0.8, 0.95]))
 def test_smallest_cover_and_largest_within(keys, p):
     mass = np.abs(keys.astype(np.float64)).sum(axis=1)
+    score = torch.from_numpy(mass)
     total = mass.sum()
     subsets = [
         set(c) for k in range(1, len(mass) + 1) for c in itertools.combinations(range(len(mass)), k)
@@ -38,10 +39,10 @@ def test_smallest_cover_and_largest_within(keys, p):
     def held(neurons):
         return mass[list(neurons)].sum()
 
-    cover = set(select_neurons(torch.from_numpy(keys), p, "cover").tolist())
+    cover = set(select_by(score, p, "cover").tolist())
     assert held(cover) >= p * total
     assert len(cover) == min(len(s) for s in subsets if held(s) >= p * total)
-    within = set(select_neurons(torch.from_numpy(keys), p, "within").tolist())
+    within = set(select_by(score, p, "within").tolist())
     # the largest head of the falling order that stays within p, and never none
     order = sorted(range(len(mass)), key=lambda j: -mass[j])
     heads = [k for k in range(1, len(mass) + 1) if held(order[:k]) <= p * total]
@@ -50,9 +51,9 @@ def test_smallest_cover_and_largest_within(keys, p):
 
 
 def test_threshold_one_takes_all_neurons_also_dead_ones():
-    keys = torch.tensor([[1.0], [0.0], [2.0]])
+    score = torch.tensor([1.0, 0.0, 2.0])
     for rule in ("cover", "within"):
-        assert select_neurons(keys, 1.0, rule).tolist() == [0, 1, 2]
+        assert select_by(score, 1.0, rule).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("n_previous", [0, 5])
@@ -101,7 +102,7 @@ def test_all_neurons_equal_the_dense_solve():
     generator = torch.Generator().manual_seed(0)
     keys, residual = torch.randn(12, 3, generator=generator), torch.randn(5, 3, generator=generator)
     covariance = torch.eye(12) * 0.5
-    every = select_neurons(keys, 1.0, "cover")
+    every = torch.arange(12)
     right = solve_right(
         keys[every], covariance=covariance[every][:, every], weight=2.0, previous=None, layer=0
     )

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.sampling import ABOUT
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.requests import EditRequest
 from tests.locate.values import values_of
 from tests.tiny import some_requests, tiny_hparams, tiny_model

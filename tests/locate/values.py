@@ -8,7 +8,7 @@ from typing import Any
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.model.sampling import texts_about
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 
 
 def values_of(

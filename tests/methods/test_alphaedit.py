@@ -9,9 +9,8 @@ import torch
 
 from nse_plugin.errors import StatisticsError
 from nse_plugin.hparams import AlphaEditHparams
-from nse_plugin.locate.null_space import busy_directions, into_null_space
-from nse_plugin.methods.alphaedit import edit_round
-from nse_plugin.objectives.nll import nll
+from nse_plugin.methods.alphaedit import busy_directions, edit_round, into_null_space
+from nse_plugin.objectives import nll
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import (

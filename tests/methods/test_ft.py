@@ -13,8 +13,7 @@ from nse_plugin.errors import HparamsError, ModelError, NotFiniteError, SessionE
 from nse_plugin.hparams import FTHparams, UltraEditHparams
 from nse_plugin.methods import ultraedit
 from nse_plugin.methods.ft import edit_round
-from nse_plugin.objectives import TokenLoss
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import TokenLoss, nll
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model

@@ -9,7 +9,7 @@ import torch
 
 from nse_plugin.hparams import MEMITHparams
 from nse_plugin.methods.memit import edit_round
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import Brute, check_equal, check_undo, hparams_of, three_rounds

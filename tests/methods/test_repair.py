@@ -14,7 +14,7 @@ from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
 from nse_plugin.locate.values import Values
 from nse_plugin.methods import nse, repair, spread
 from nse_plugin.methods.bases import BASES
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import RoundFile, load_round, save_round
 from nse_plugin.session.session import EditSession
@@ -151,9 +151,9 @@ def test_a_repair_value_out_of_bounds_is_not_taken(tokenizer, tmp_path, monkeypa
 
 def test_spared_requests_have_no_part_in_the_choice_of_neurons(tokenizer, tmp_path, monkeypatch):
     seen = []
-    select = nse.select_neurons
+    select = nse.select_by
     monkeypatch.setattr(
-        nse, "select_neurons", lambda K, *rest: seen.append(K.shape[1]) or select(K, *rest)
+        nse, "select_by", lambda score, *rest: seen.append(score) or select(score, *rest)
     )
     given(monkeypatch, [1, 0, 1], [1, 1, 1])
     hparams = quick(NSEHparams, tmp_path, repair_rounds=1, max_iterations=1, neuron_threshold=0.5)
@@ -161,7 +161,9 @@ def test_spared_requests_have_no_part_in_the_choice_of_neurons(tokenizer, tmp_pa
     record = BASES["NSE"].edit_round(session, some_requests(3), hparams)
     assert model is session.model
     n_layers = len(hparams.layers)
-    assert seen == [3] * n_layers + [1] * n_layers
+    masses = [record.keys[layer].double().abs() for layer in hparams.layers]
+    assert torch.equal(seen[0], masses[0].sum(dim=1)) and len(seen) == 2 * n_layers
+    assert all(torch.equal(score, mass[:, 1]) for score, mass in zip(seen[n_layers:], masses))
     assert {len(write.case_ids) for write in record.writes[n_layers:]} == {1}
 
 

@@ -11,7 +11,7 @@ import torch
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import ROMEHparams
 from nse_plugin.methods.rome import _OneRequest, edit_round
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import (

@@ -14,7 +14,7 @@ from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import compute_values
 from nse_plugin.methods.bases import BASES
 from nse_plugin.model.sampling import ABOUT, TOKENS_ABOUT, texts_about
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import hparams_of

@@ -13,7 +13,7 @@ from nse_plugin.errors import ModelError
 from nse_plugin.hparams import UltraEditHparams
 from nse_plugin.methods.ultraedit import edit_round
 from nse_plugin.model.probe import layout_of
-from nse_plugin.objectives.nll import NLL
+from nse_plugin.objectives import NLL
 from nse_plugin.session.ledger_files import load_rounds, round_path, save_round
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_model

@@ -11,7 +11,7 @@ import torch
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.clock import Clock
+from nse_plugin.methods.bookkeeping import Clock
 from nse_plugin.methods.writer import ONE_PASS, Writer
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.partial_pass import can_begin_at

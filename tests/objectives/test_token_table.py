@@ -10,7 +10,7 @@ import torch
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import compute_values
 from nse_plugin.model.probe import layout_of
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.token_table import Spread, TokenTable
 from tests.tiny import some_requests, tiny_hparams, tiny_model

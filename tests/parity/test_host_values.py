@@ -13,7 +13,7 @@ import torch
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.locate.values import Values
 from nse_plugin.model.probe import layout_of
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from tests.locate.values import values_of
 from tests.parity.fixture import CASES, FAMILIES, TOLERANCE, Fixture, as_requests, contexts
 

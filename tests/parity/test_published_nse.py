@@ -112,13 +112,13 @@ def test_the_rounds_hold_every_fate(three_rounds, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_papers_rule_takes_one_neuron_more(three_rounds, family, monkeypatch):
-    select, seen = nse.select_neurons, []
+    select, seen = nse.select_by, []
 
-    def spy(keys, threshold, rule):
-        seen.append([set(select(keys, threshold, r).tolist()) for r in ("within", "cover")])
-        return select(keys, threshold, rule)
+    def spy(score, threshold, rule):
+        seen.append([set(select(score, threshold, r).tolist()) for r in ("within", "cover")])
+        return select(score, threshold, rule)
 
-    monkeypatch.setattr(nse, "select_neurons", spy)
+    monkeypatch.setattr(nse, "select_by", spy)
     three_rounds(family, 0.8)
     assert len(seen) == 12
     for within, cover in seen:

@@ -16,7 +16,7 @@ from nse_plugin.export import to_delta, to_full, to_peft
 from nse_plugin.hparams import FTHparams, GRACEHparams, LoRAHparams
 from nse_plugin.methods import nse
 from nse_plugin.methods.registry import METHODS, apply_function
-from nse_plugin.objectives.nll import nll
+from nse_plugin.objectives import nll
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger_files import load_rounds, save_round
