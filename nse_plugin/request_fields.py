@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 PLACE = "{}"
@@ -34,6 +34,14 @@ def is_missing(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(map(is_missing, value))
     return isinstance(value, Mapping) and not value
+
+
+def listed(value: Any) -> list[Any]:
+    """The values of a field that may hold one or several; none of None."""
+    if value is None:
+        return []
+    several = isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
+    return list(value) if several else [value]
 
 
 def checked_text(value: Any, name: str) -> str:

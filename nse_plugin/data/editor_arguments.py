@@ -7,6 +7,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from nse_plugin.errors import RequestError, did_you_mean
+from nse_plugin.request_fields import listed
 from nse_plugin.requests import EditRequest, check_round
 
 Record = dict[str, Any]
@@ -66,10 +67,10 @@ def requests_of(
         "loc_prompts": options["loc_prompts"],
     }
     probes = {"portability": portability_inputs, "locality": locality_inputs}
-    prompts = _listed(prompts)
+    prompts = listed(prompts)
     count = len(prompts)
-    lists = {"target_new": _listed(target_new)}
-    lists |= {name: _listed(value) for name, value in columns.items() if value is not None}
+    lists = {"target_new": listed(target_new)}
+    lists |= {name: listed(value) for name, value in columns.items() if value is not None}
     if "loc_prompts" in lists:
         lists["loc_prompts"] = list(islice(cycle(lists["loc_prompts"]), count))
     for name, values in lists.items():
@@ -98,7 +99,7 @@ def _probes_of(
         )
     for kind, group in groups.items():
         try:
-            prompts, answers = _listed(group["prompt"]), _listed(group["ground_truth"])
+            prompts, answers = listed(group["prompt"]), listed(group["ground_truth"])
         except (TypeError, KeyError):
             raise RequestError(
                 f"{where}[{kind!r}] is {group!r}; give {{'prompt': [...], 'ground_truth': [...]}}"
@@ -134,9 +135,3 @@ def check_all(
     for start in range(0, max(len(asked), 1), max(size, 1)):
         check_round([request for _, request in asked[start : start + max(size, 1)]])
     return asked
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return [value] if isinstance(value, str) else list(value)

@@ -33,7 +33,7 @@ from nse_plugin.evaluation.questions import Question, ScoredAnswer, put_question
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
-from nse_plugin.request_fields import filled
+from nse_plugin.request_fields import filled, listed
 
 EVAL_METRICS = ("token_em", "exact match", "ppl")
 """Known metrics; EasyEdit's default name "exact match" means token accuracy, as "token_em" does."""
@@ -132,17 +132,17 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[Questi
                 f"record {number}: field {field!r} is missing; it has {', '.join(sorted(record))}"
             )
     target = record["target_new"]
-    prompts = [filled(prompt, record.get("subject")) for prompt in _listed(record["prompt"])]
+    prompts = [filled(prompt, record.get("subject")) for prompt in listed(record["prompt"])]
     targets = list(target) if isinstance(target, (list, tuple)) else [target] * len(prompts)
     asked = [("rewrite", "", _paired(number, "prompt", prompts, targets))]
-    rephrased = _listed(record.get("rephrase_prompt"))
+    rephrased = listed(record.get("rephrase_prompt"))
     if rephrased:
         same = targets if len(targets) == len(rephrased) else [targets[0]] * len(rephrased)
         asked.append(("paraphrase", "", _paired(number, "rephrase_prompt", rephrased, same)))
     for group in ("locality", "portability"):
         for kind, probes in (record.get(group) or {}).items():
             where = f"{group}[{kind!r}]"
-            given, answers = _listed(probes["prompt"]), _listed(probes["ground_truth"])
+            given, answers = listed(probes["prompt"]), listed(probes["ground_truth"])
             asked.append((group, kind, _paired(number, where, given, answers)))
     questions = []
     for group, kind, pairs in asked:
@@ -165,12 +165,6 @@ def _paired(
         if not isinstance(text, str):
             raise RequestError(f"record {number}: {where} holds {text!r}; give texts")
     return list(zip(prompts, answers))
-
-
-def _listed(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _chat(hparams: Any, tok: Any) -> Any:
@@ -280,11 +274,11 @@ def _add_fluency(
     token_budget: int,
 ) -> None:
     prompts = [
-        [filled(prompt, record.get("subject")) for prompt in _listed(record["prompt"])]
+        [filled(prompt, record.get("subject")) for prompt in listed(record["prompt"])]
         for record in records
     ]
     flat = [prompt for group in prompts for prompt in group]
-    length = min(FLUENCY_TOKENS, layout_of(model).max_positions or FLUENCY_TOKENS)
+    length = layout_of(model).at_most(FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
     for group, result in zip(prompts, results):
         entropies = [ngram_entropy(as_easyedit_counts(next(texts))) for _ in group]

@@ -36,7 +36,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> float 
     Raises:
         DataError: no text has two tokens.
     """
-    bound = min(_HELD_OUT_TOKENS, layout_of(model).max_positions or _HELD_OUT_TOKENS)
+    bound = layout_of(model).at_most(_HELD_OUT_TOKENS)
     rows = [encode_text(tokenizer, text)[:bound] for text in texts]
     pairs = [EncodedPrompt(tuple(ids), -1, len(ids) - 1) for ids in rows if len(ids) > 1]
     if not pairs:
@@ -149,7 +149,7 @@ def _ends(
 
 def fluency(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> float | None:
     """Mean n-gram entropy of sampled texts that begin with the edits' prompts."""
-    bound = min(FLUENCY_TOKENS, layout_of(model).max_positions or FLUENCY_TOKENS)
+    bound = layout_of(model).at_most(FLUENCY_TOKENS)
     texts = sampled_text(model, tokenizer, [request.text for request in requests], bound)
     return mean([ngram_entropy(text) for text in texts])
 

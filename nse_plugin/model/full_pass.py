@@ -54,18 +54,12 @@ class FullPass:
 
     def select(self, rows: torch.Tensor) -> FullPass:
         """The same with some of the rows only, no wider than they need; rows: [kept], indices."""
-        batch, lengths = self._batch, self.lengths[rows.to(self.lengths.device)]
-        whole = batch.lengths[rows.to(batch.lengths.device)]
-        width, tail = int(whole.max()), int(lengths.max())
+        lengths = self.lengths[rows.to(self.lengths.device)]
         return replace(
             self,
-            hidden=self.hidden[rows.to(self.hidden.device)][:, :tail],
+            hidden=self.hidden[rows.to(self.hidden.device)][:, : int(lengths.max())],
             lengths=lengths,
-            _batch=TokenBatch(
-                batch.input_ids[rows.to(batch.input_ids.device)][:, :width],
-                batch.attention_mask[rows.to(batch.attention_mask.device)][:, :width],
-                whole,
-            ),
+            _batch=self._batch.select(rows),
             _starts=self._starts[rows.to(self._starts.device)],
         )
 

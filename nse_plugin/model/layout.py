@@ -90,6 +90,10 @@ class DecoderLayout:
                 return int(value)
         return None
 
+    def at_most(self, n: int) -> int:
+        """That many tokens, or as many as the longest input has."""
+        return min(n, self.max_positions or n)
+
     def down(self, layer: int) -> nn.Linear:
         """The MLP down-projection of a block: the linear memory that is edited.
 

@@ -186,6 +186,16 @@ class TokenBatch:
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         return cls(input_ids.to(device), mask.to(device), lengths.to(device))
 
+    def select(self, rows: torch.Tensor) -> TokenBatch:
+        """Some of the rows [kept], no wider than they need."""
+        lengths = self.lengths[rows.to(self.lengths.device)]
+        width = int(lengths.max())
+        return TokenBatch(
+            self.input_ids[rows.to(self.input_ids.device)][:, :width],
+            self.attention_mask[rows.to(self.attention_mask.device)][:, :width],
+            lengths,
+        )
+
     def rows(self) -> list[list[int]]:
         """The ids without padding."""
         pairs = zip(self.input_ids.tolist(), self.lengths.tolist())

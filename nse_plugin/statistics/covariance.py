@@ -183,7 +183,7 @@ class _Sums:
 
 def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget: int) -> None:
     """Sum over the text; on any end before the last, what is summed up is kept in a file."""
-    max_length = min(_LONGEST, files.layout.max_positions or _LONGEST)
+    max_length = files.layout.at_most(_LONGEST)
     path = files.partial_path(sums.totals)
     key = {
         "schema": SCHEMA,
