@@ -23,7 +23,7 @@ from nse_plugin.hparams.overtone import SETTINGS
 from nse_plugin.objectives.overtone import Overtone
 
 VOCABULARIES = (32_000, 128_256)
-FULL = Overtone(*SETTINGS["LoRA"])
+FULL = Overtone(**SETTINGS["LoRA"])
 UNFILTERED, ONE_HOT = replace(FULL, filter=False), replace(FULL, lambda_=1.0)
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross entropy": lambda logits, targets: F.cross_entropy(logits, targets),

@@ -105,24 +105,28 @@ def test_a_base_has_to_be_hyperparameters():
         OvertoneHparams(alg_name="OVERTONE", model_name="m", base="NSE/atlas-gpt2")
 
 
+def own_of(hparams):
+    return {name: getattr(hparams, name) for name in OTHERWISE}
+
+
 def test_defaults_are_the_published_ones_of_the_base(monkeypatch):
     plain = read(base=INLINE)
-    assert (plain.lambda_, plain.epsilon, plain.n_sigma) == OTHERWISE
+    assert own_of(plain) == OTHERWISE
     monkeypatch.setattr(NSEHparams, "method", "WISE")  # a base of which something was published
     base = NSEHparams(**{**INLINE, "alg_name": "WISE"})
     around = OvertoneHparams.wrap(base)
-    assert (around.lambda_, around.epsilon, around.n_sigma) == (0.1, 0.05, 1.0)
+    assert own_of(around) == dict(lambda_=0.1, epsilon=0.05, n_sigma=1.0)
     assert OvertoneHparams.wrap(base, n_sigma=2.0).n_sigma == 2.0
 
 
 def test_published_settings():
     """methods.md, section 2."""
-    assert SETTINGS == {
-        "FT": (0.1, 0.01, 0.5),
-        "LoRA": (0.1, 0.05, 0.5),
-        "MELO": (0.1, 0.05, 1.0),
-        "WISE": (0.1, 0.05, 1.0),
-    }
+    assert {
+        "FT": dict(lambda_=0.1, epsilon=0.01, n_sigma=0.5),
+        "LoRA": dict(lambda_=0.1, epsilon=0.05, n_sigma=0.5),
+        "MELO": dict(lambda_=0.1, epsilon=0.05, n_sigma=1.0),
+        "WISE": dict(lambda_=0.1, epsilon=0.05, n_sigma=1.0),
+    } == SETTINGS
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -133,8 +137,7 @@ def test_yamls_name_the_base_of_their_folder(path):
         assert config["base"] == f"{path.parent.name}/{path.stem}"
     assert hparams.base.method == path.parent.name
     if hparams.base.method in SETTINGS:
-        own = (hparams.lambda_, hparams.epsilon, hparams.n_sigma)
-        assert own == SETTINGS[hparams.base.method]
+        assert own_of(hparams) == SETTINGS[hparams.base.method]
 
 
 def test_whether_modules_are_attached_is_the_bases():

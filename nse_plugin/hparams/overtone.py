@@ -6,30 +6,21 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams.base import Hparams
 from nse_plugin.hparams.validation import Settings, bounded, by_field, mistakes_in
 from nse_plugin.hparams.variants import read_method_yaml
 
-
-class Setting(NamedTuple):
-    """OVERTONE's own settings around a base editor."""
-
-    lambda_: float
-    epsilon: float
-    n_sigma: float
-
-
 SETTINGS = {
-    "FT": Setting(0.1, 0.01, 0.5),
-    "LoRA": Setting(0.1, 0.05, 0.5),
-    "MELO": Setting(0.1, 0.05, 1.0),
-    "WISE": Setting(0.1, 0.05, 1.0),
+    "FT": {"lambda_": 0.1, "epsilon": 0.01, "n_sigma": 0.5},
+    "LoRA": {"lambda_": 0.1, "epsilon": 0.05, "n_sigma": 0.5},
+    "MELO": {"lambda_": 0.1, "epsilon": 0.05, "n_sigma": 1.0},
+    "WISE": {"lambda_": 0.1, "epsilon": 0.05, "n_sigma": 1.0},
 }
 """Published settings by base editor (arXiv 2502.00602); the defaults."""
-OTHERWISE = Setting(0.5, 0.01, 0.5)
+OTHERWISE = {"lambda_": 0.5, "epsilon": 0.01, "n_sigma": 0.5}
 """The default around other editors: the best of a small sweep with NSE (see docs/overtone.md)."""
 
 
@@ -37,12 +28,12 @@ OTHERWISE = Setting(0.5, 0.01, 0.5)
 class OvertoneSettings(Settings):
     """What OVERTONE's loss depends on; the five switches are those of the paper's ablation."""
 
-    lambda_: float = bounded(OTHERWISE.lambda_, low=0, high=1)
+    lambda_: float = bounded(OTHERWISE["lambda_"], low=0, high=1)
     """Share of the one-hot target, the rest is the model's own filtered distribution; 1 is plain
     cross entropy, clipped."""
-    epsilon: float = bounded(OTHERWISE.epsilon, low=0)
+    epsilon: float = bounded(OTHERWISE["epsilon"], low=0)
     """A token whose loss is at most this is not trained further."""
-    n_sigma: float = bounded(OTHERWISE.n_sigma, low=0)
+    n_sigma: float = bounded(OTHERWISE["n_sigma"], low=0)
     """Tokens further than this many standard deviations below the largest logit are filtered."""
     clip: bool = True
     """Stop training a token at epsilon; if false, epsilon is 0."""
@@ -94,7 +85,7 @@ class OvertoneHparams(OvertoneSettings, Hparams):
             base: the base editor's hyperparameters; what all methods share is taken from them.
             **values: fields that shall be otherwise.
         """
-        setting = SETTINGS.get(base.method, OTHERWISE)._asdict()
+        setting = SETTINGS.get(base.method, OTHERWISE)
         return cls(**{**_shared(base), "alg_name": cls.method, **setting, **values, "base": base})
 
     @classmethod

@@ -38,7 +38,7 @@ def test_it_is_the_base_with_another_objective(model, tokenizer, base):
     before = weights(model)
     results = []
     for method, hparams, more in (
-        (nse.edit_round, base, {"objective": Overtone(*OTHERWISE)}),
+        (nse.edit_round, base, {"objective": Overtone(**OTHERWISE)}),
         (edit_round, OvertoneHparams.wrap(base), {}),
         (nse.edit_round, base, {}),
     ):
@@ -70,7 +70,7 @@ def test_every_setting_reaches_the_objective(base):
                     mixing=False)  # fmt: skip
     settings = dict(lambda_=0.3, epsilon=0.2, n_sigma=1.5, **switches)
     assert objective_of(OvertoneHparams.wrap(base, **settings)) == Overtone(**settings)
-    assert objective_of(OvertoneHparams.wrap(base)) == Overtone(*OTHERWISE)
+    assert objective_of(OvertoneHparams.wrap(base)) == Overtone(**OTHERWISE)
 
 
 def steps_until_stop(model, tokenizer, base, **settings):
