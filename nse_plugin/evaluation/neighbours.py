@@ -16,7 +16,7 @@ from nse_plugin.model.chat import words_around
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest, Probe
 
-N_NEIGHBOURS = 2
+_N_NEIGHBOURS = 2
 MOST_FACTS = 10
 """Facts of one edit for which neighbours are looked for; each takes a dozen questions."""
 _ENDS = ("\n", ".", ",", ";", "<")
@@ -77,7 +77,7 @@ def _surest(
         return ()
     unlikely = score_answers(model, tokenizer, *map(list, zip(*pairs))).nll
     order = sorted(range(len(pairs)), key=unlikely.__getitem__)
-    return tuple(Probe(*pairs[index]) for index in order[:N_NEIGHBOURS])
+    return tuple(Probe(*pairs[index]) for index in order[:_N_NEIGHBOURS])
 
 
 def _about(request: EditRequest, subject: str) -> str:

@@ -240,7 +240,7 @@ _NOT = object()
 
 
 def _as(value: Any, kind: Any) -> Any:
-    """A value in a type: as it is, or as what YAML misread (``2e-2`` is a text to YAML 1.1)."""
+    """A value in a type: as it is, or as the number that a text is, of a command line or a dict."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return next((c for c in inner if c == value and type(c) is type(value)), _NOT)

@@ -35,7 +35,7 @@ from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 
-REACHED = 0.01
+MOST_LEFT_AFTER_ROUND = 0.01
 """A request has converged if at most this share of its residual is left after the whole round."""
 
 
@@ -141,7 +141,7 @@ class _Writer:
         now = path_of(layout, layer)(layout.recalled(layer, self.found.bare[layer]))
         after = (Values.cat(self.values).z - now).norm(dim=1).cpu()
         before = torch.cat(self.before)
-        reached = (after <= REACHED * before).tolist()
+        reached = (after <= MOST_LEFT_AFTER_ROUND * before).tolist()
         return Progress(
             before,
             after,

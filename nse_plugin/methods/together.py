@@ -36,10 +36,10 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
 
-Edit = tuple[EditRequest, torch.Tensor, Outcome]
+KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its outcome until now."""
 H = TypeVar("H", bound=SpreadHparams)
-Write = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
+WriteRound = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
 """Writes requests of known values as one round into model and ledger."""
 
 
@@ -52,7 +52,7 @@ def is_due(session: EditSession, hparams: SpreadHparams) -> bool:
 def solve_together(
     session: EditSession,
     hparams: H,
-    write: Write[H],
+    write: WriteRound[H],
     newest: RoundRecord | None = None,
 ) -> RoundRecord:
     """Solve all edits in effect jointly, in place of the active rounds.
@@ -145,13 +145,13 @@ def _outcomes(
     )
 
 
-def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[Edit]:
+def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownEdit]:
     """The last edit of every fact, in an order that is that of no stream.
 
     Raises:
         SessionError: there is none, or a round has no values or edited other layers.
     """
-    latest: dict[tuple[str, str], Edit] = {}
+    latest: dict[tuple[str, str], KnownEdit] = {}
     for record in (entry.read() for entry in entries):
         if record.z is None:
             raise SessionError(
@@ -169,7 +169,7 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[Edit]:
     return sorted(latest.values(), key=lambda edit: edit[0].digest())
 
 
-def _edits_of(record: RoundRecord) -> list[Edit]:
+def _edits_of(record: RoundRecord) -> list[KnownEdit]:
     """The edits of a round that has values."""
     assert record.z is not None
     return list(zip(record.requests, record.z, record.outcomes))
@@ -183,7 +183,7 @@ def _activations(
     return Lookups.of(session.layout, rows, hparams.token_budget).activations(hparams.layers[-1])
 
 
-def _values(edits: Sequence[Edit], h: torch.Tensor) -> Values:
+def _values(edits: Sequence[KnownEdit], h: torch.Tensor) -> Values:
     """What is known of the edits' values; h [n, d_model] is of the untouched model."""
     losses = [outcome.z_loss or 0.0 for _, _, outcome in edits]
     steps = [outcome.z_steps or 0 for _, _, outcome in edits]

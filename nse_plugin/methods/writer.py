@@ -51,7 +51,7 @@ class Passes:
 
 
 ONE_PASS = Passes()
-REACHED = 0.5
+MOST_LEFT_OF_FIRST = 0.5
 """A request reached its value if at most this share of its first residual is left: then nearly all
 answers are the new ones, with more left fewer and fewer."""
 
@@ -117,7 +117,7 @@ class Writer:
     def progress(self) -> Progress:
         """The outcome of every request."""
         low, high = self._bounds()
-        reached = self.after <= torch.maximum(low, REACHED * self.first)
+        reached = self.after <= torch.maximum(low, MOST_LEFT_OF_FIRST * self.first)
         too_far = self.after >= high
         status: list[EditStatus] = [
             "out_of_bounds" if out else "converged" if near else "residual_left"

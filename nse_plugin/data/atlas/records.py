@@ -15,7 +15,7 @@ from typing import Any
 from nse_plugin.data.atlas import vocabulary as words
 from nse_plugin.data.atlas.world import World, second_step
 
-N_NEIGHBOURS = 5
+_N_NEIGHBOURS = 5
 
 
 def _two_steps(relation: str) -> list[tuple[str, tuple[str, ...]]]:
@@ -65,7 +65,7 @@ def make_records(world: World, first_piece: Callable[[str], Any]) -> list[dict[s
             unseen = world.held_out[subject, relation]
             seen = rng.choice([i for i in range(1, len(patterns)) if i != unseen])
             others = [s for s in same_answer[relation, true] if s != subject]
-            neighbours = rng.sample(others, min(N_NEIGHBOURS, len(others)))
+            neighbours = rng.sample(others, min(_N_NEIGHBOURS, len(others)))
             records.append({
                 "case_id": len(records),
                 "requested_rewrite": {

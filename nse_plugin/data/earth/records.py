@@ -25,7 +25,7 @@ from nse_plugin.data.earth.tables import (
     relations,
 )
 
-N_NEIGHBOURS = 10
+_N_NEIGHBOURS = 10
 _SHARE_KEPT_BACK = 8
 _LEAST_KEPT_BACK = 6
 
@@ -148,4 +148,4 @@ def _neighbours(fact: Row, rng: random.Random) -> list[Row]:
     others = [f for f in facts_by_relation()[fact.relation] if f.subject in kept]
     rng.shuffle(others)
     others.sort(key=lambda other: other.answer != fact.answer)
-    return others[:N_NEIGHBOURS]
+    return others[:_N_NEIGHBOURS]
