@@ -134,11 +134,17 @@ def with_texts_about(
     rows: Sequence[Rows],
     hparams: LocateHparams,
 ) -> list[Rows]:
-    """The rows of requests, with the ``kl_texts`` texts about each subject."""
+    """The rows of requests, with the ``kl_texts`` texts about each subject.
+
+    An edit past a sink does not touch its subject's token, so it has none.
+    """
     if not hparams.kl_texts:
         return list(rows)
     texts = session.untouched.texts_about([request.subject for request in requests], hparams)
-    return [replace(one, about=(*one.about, *more)) for one, more in zip(rows, texts)]
+    return [
+        one if one.past_sink else replace(one, about=(*one.about, *more))
+        for one, more in zip(rows, texts)
+    ]
 
 
 def check_templates(session: EditSession, hparams: LayersHparams) -> None:

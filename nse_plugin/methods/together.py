@@ -19,6 +19,7 @@ is ours; it is in none of the papers.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from nse_plugin.methods.repair import answered
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
+
+log = logging.getLogger(__name__)
 
 KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its outcome until now."""
@@ -78,7 +81,7 @@ def solve_together(
     seconds = Counter(newest.seconds if newest else {})
     made: list[RoundRecord] = []
     with session.anew() as entries:
-        h = _activations(session, requests, hparams)
+        h = _activations(session, edits, hparams)
         while len(made) < max(1, hparams.repair_rounds):
             with session.anew():  # the record made last gives way
                 solved = write(requests, once, _values(edits, h))
@@ -176,10 +179,21 @@ def _edits_of(record: RoundRecord) -> list[KnownEdit]:
 
 
 def _activations(
-    session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
+    session: EditSession, edits: Sequence[KnownEdit], hparams: SpreadHparams
 ) -> torch.Tensor:
-    """h of the z-layer at each subject [n, d_model], in the model as it is."""
-    rows = rows_of(session, requests, hparams)
+    """h of the z-layer at the token that each edits [n, d_model], in the model as it is."""
+    rows = rows_of(session, [request for request, _, _ in edits], hparams)
+    moved = [
+        request.case_id
+        for (request, _, outcome), one in zip(edits, rows)
+        if outcome.past_sink != one.past_sink
+    ]
+    if moved:
+        log.warning(
+            "%d edits were made at another token than avoid_sinks: %s chooses (cases %s); their "
+            "values may not fit, so give the hyperparameters of their rounds",
+            len(moved), str(hparams.avoid_sinks).lower(), ", ".join(map(str, moved[:5])),
+        )  # fmt: skip
     return Lookups.of(session.layout, rows, hparams.token_budget).activations(hparams.layers[-1])
 
 

@@ -13,6 +13,7 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.small_keys import edited_at_the_end, for_small_keys, with_other_subjects
 from nse_plugin.methods.bases import BASES
+from nse_plugin.methods.bookkeeping import with_texts_about
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.session.session import EditSession
@@ -161,6 +162,49 @@ def test_the_prompt_with_other_subjects_is_spared_where_its_end_is_edited(
         assert (write.right - expected).norm() < 1e-4 * expected.norm()
     change = (first.writes[0].left @ first.writes[0].right).double()
     assert (change @ S).norm(dim=0).max() < 0.1 * (change @ K[:, 1]).norm()
+
+
+def test_an_edit_of_the_round_is_not_spared_for_another(session, hparams, monkeypatch):
+    monkeypatch.setattr(small_keys, "OTHER_SUBJECTS", ("Paris", "Ann"))
+    monkeypatch.setattr(
+        "nse_plugin.methods.bookkeeping.for_small_keys",
+        lambda _layout, rows, *_numbers, **_settings: [edited_at_the_end(one) for one in rows],
+    )
+    requests = [replace(some_requests(1)[0], case_id=name, subject=name) for name in ("Ann", "Lio")]
+    settings = hparams(avoid_sinks=True)
+    layer, contexts = settings.layers[0], session.untouched.contexts(settings)
+    rows = map(
+        edited_at_the_end, encode_round(session.layout, session.tokenizer, requests, contexts)
+    )
+    K = Lookups.of(session.layout, list(rows), 1000).keys([layer])[layer].double()
+    paris = encode_request(session.tokenizer, replace(requests[0], subject="Paris"))
+    s = keys_of(session, paris)[-1:].T
+    C = session.untouched.covariances(settings)[layer].double()
+    write = BASES["NSE"].edit_round(session, requests, settings).writes[0]
+    system = settings.covariance_weight(len(C)) * C + K @ K.T + s @ s.T
+    expected = K.T @ torch.linalg.inv(system)[:, write.neurons]
+    assert (write.right - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_a_consolidation_says_so_where_it_chooses_other_tokens(
+    session, hparams, monkeypatch, caplog
+):
+    BASES["NSE"].edit_round(session, some_requests(3), hparams())
+    consolidate(session, hparams())
+    assert not caplog.records
+    session.undo_last()
+    monkeypatch.setattr(
+        "nse_plugin.methods.bookkeeping.for_small_keys",
+        lambda _layout, rows, *_numbers, **_settings: [edited_at_the_end(rows[0]), *rows[1:]],
+    )
+    consolidate(session, hparams(avoid_sinks=True))
+    assert "1 edits were made at another token than avoid_sinks: true chooses" in caplog.text
+
+
+def test_texts_about_a_subject_are_left_out_where_another_token_is_edited(session, rows, hparams):
+    moved = [edited_at_the_end(rows[0]), rows[1]]
+    found = with_texts_about(session, some_requests(2), moved, hparams(kl_texts=2))
+    assert [len(one.about) for one in found] == [1, 3]
 
 
 def test_other_subjects_are_read_at_the_same_distance_from_the_end(session, rows, monkeypatch):
