@@ -8,8 +8,10 @@ previous keys are: what they give stays.
 
 Later rounds wear earlier edits away.  With ``repair_every``, every N rounds the earlier edits are
 tested too before the round is written, and those that the model no longer gives join the round with
-values optimised in the model as it is now.  Their old keys are left out of the previous keys, which
-would hold them where they are.
+values optimised in the model as it is now.
+
+The old keys of whatever is edited again, be it repaired or given another answer, are left out of
+the previous keys, which would hold it where it is.
 
 This is ours; it is in none of the papers, and off by default.
 """
@@ -17,9 +19,9 @@ This is ours; it is in none of the papers, and off by default.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
@@ -56,28 +58,13 @@ class Repaired:
         }
 
 
-@dataclass(frozen=True)
-class EarlierEdits:
+class EarlierEdits(NamedTuple):
     """Edits of earlier rounds that are written again with a round: those that the model no longer
     gives, or that would be overwritten."""
 
     requests: tuple[EditRequest, ...] = ()
     rounds: tuple[int, ...] = ()
     """The round that wrote each last."""
-    keys: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """By layer: all keys [d_ff, n] that the ledger has of them, of earlier rewrites too."""
-
-    def __add__(self, other: EarlierEdits) -> EarlierEdits:
-        layers = self.keys.keys() | other.keys.keys()
-        parts = {
-            layer: [lost.keys[layer] for lost in (self, other) if layer in lost.keys]
-            for layer in layers
-        }
-        return EarlierEdits(
-            self.requests + other.requests,
-            self.rounds + other.rounds,
-            {layer: torch.cat(keys, dim=1) for layer, keys in parts.items()},
-        )
 
 
 def lost_edits(
@@ -95,11 +82,10 @@ def lost_edits(
         return EarlierEdits()
     given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
     lost = [edit for edit, yes in zip(edits, given) if not yes]
-    return EarlierEdits(
-        tuple(request for request, _ in lost),
-        tuple(number for _, number in lost),
-        _keys_of(session, {request.fact for request, _ in lost}),
-    )
+    if hparams.merge_subjects:  # all edits of a key have one value
+        keys = {request.key_text for request, _ in lost}
+        lost = [edit for edit in edits if edit[0].key_text in keys]
+    return _as_earlier(lost)
 
 
 def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> EarlierEdits:
@@ -110,15 +96,22 @@ def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) ->
         for request, number in last_edits(ledger.rounds_with(map(mark, keys)), but=requests)
         if request.key_text in keys and number == ledger.wrote_last(request)
     ]
+    return _as_earlier(same)
+
+
+def _as_earlier(edits: Sequence[tuple[EditRequest, int]]) -> EarlierEdits:
+    """Of requests and the rounds that wrote them last."""
     return EarlierEdits(
-        tuple(request for request, _ in same),
-        tuple(number for _, number in same),
-        _keys_of(session, {request.fact for request, _ in same}),
+        tuple(request for request, _ in edits), tuple(number for _, number in edits)
     )
 
 
-def _keys_of(session: EditSession, facts: Collection[tuple[str, str]]) -> dict[int, torch.Tensor]:
-    """By layer: all keys [d_ff, n] that the ledger has of edits of these facts."""
+def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, torch.Tensor]:
+    """By layer: all keys [d_ff, n] that the ledger has of the facts of these requests.
+
+    They would hold a fact that is edited again at what it gives until now.
+    """
+    facts = {request.fact for request in requests}
     found: dict[int, list[torch.Tensor]] = defaultdict(list)
     for record in session.ledger.rounds_with(mark(*fact) for fact in facts):
         some = [i for i, request in enumerate(record.requests) if request.fact in facts]

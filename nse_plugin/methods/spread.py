@@ -22,6 +22,7 @@ from typing import TypeVar
 
 import torch
 
+from nse_plugin.errors import RequestError
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups, Prefixes, other_token_keys
 from nse_plugin.locate.rows import Rows, merged
@@ -33,7 +34,13 @@ from nse_plugin.methods.bookkeeping import (
     rows_of,
     with_texts_about,
 )
-from nse_plugin.methods.repair import EarlierEdits, lost_edits, repair, same_subject_edits
+from nse_plugin.methods.repair import (
+    EarlierEdits,
+    earlier_keys,
+    lost_edits,
+    repair,
+    same_subject_edits,
+)
 from nse_plugin.methods.together import is_due, solve_together
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
@@ -116,8 +123,9 @@ def _write_round(
     if values is None and hparams.repair_every:
         with clock("ask"):
             lost = lost_edits(session, [*requests, *same.requests], hparams)
-    again = same + lost
-    n_own, requests = len(requests) + len(same.requests), [*requests, *again.requests]
+    rounds = (*same.rounds, *lost.rounds)
+    n_own = len(requests) + len(same.requests)
+    requests = [*requests, *same.requests, *lost.requests]
     solve = solver(session, hparams)
     search = _ValueSearch.of(session, requests, hparams, objective, adjust)
     if values is None:
@@ -128,7 +136,7 @@ def _write_round(
             lost_values = search.of_now(torch.arange(n_own, len(requests)))
         values = Values.cat([values, lost_values])
     spared = _spared(session, search.encoded, hparams, clock, together)
-    with session.previous_keys.without(again.keys):
+    with session.previous_keys.without({} if together else earlier_keys(session, requests)):
         writer = Writer(
             session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared,
             torch.tensor([one.weight for one in search.encoded]),
@@ -139,7 +147,7 @@ def _write_round(
         number=session.ledger.next_number(),
         method=hparams.method,
         outcomes=outcomes(
-            requests, writer.values, writer.progress(), repaired, again.rounds, search.encoded
+            requests, writer.values, writer.progress(), repaired, rounds, search.encoded
         ),
         writes=tuple(writer.writes),
         keys=writer.keys(),
@@ -177,7 +185,13 @@ def _spared(
             found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
         scale = {layer: math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()}
         parts.append({layer: keys * scale[layer] for layer, keys in found.items()})
-    texts = {text: len(one.other_subjects) for one in rows for text in one.other_subjects}
+    own = {one.read for one in rows}  # an edit of the round may be about one of those subjects
+    texts = {
+        text: len(one.other_subjects)
+        for one in rows
+        for text in one.other_subjects
+        if text not in own
+    }
     if texts:
         downs = {layer: layout.down(layer) for layer in hparams.layers}
         with clock("keys"):
@@ -224,8 +238,12 @@ class _ValueSearch:
             return self._adjusted(self._optimised(rows, trace), rows)
         of = tuple(request.digest() for request in self.requests[:count])
         hparams = self.hparams
-        settings = (*hparams.value_settings(), hparams.merge_subjects, hparams.avoid_sinks)
-        key = (of, self.contexts, *settings, self.objective)
+        tokens = (
+            hparams.merge_subjects,
+            hparams.avoid_sinks,
+            hparams.layers[0],
+        )  # which are edited
+        key = (of, self.contexts, *hparams.value_settings(), *tokens, self.objective)
         untouched = self.session.untouched
         with self.session.weights.rewound():
             values = untouched.values(key, lambda: self._optimised(rows, trace))
@@ -245,6 +263,11 @@ class _ValueSearch:
         )
         if self.hparams.merge_subjects:
             chosen, numbers = merged(chosen)
+            if trace is not None and len(chosen) < len(numbers):
+                raise RequestError(
+                    "a trace tells the tokens of one edit from another's, and with merge_subjects "
+                    "edits of this round share a value; edit them in rounds of their own"
+                )
         layout, hparams = self.session.layout, self.hparams
         values = compute_values(layout, chosen, hparams, self.objective, trace=trace)
         return values[torch.tensor(numbers)] if hparams.merge_subjects else values

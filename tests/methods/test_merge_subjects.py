@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from nse_plugin.errors import SessionError
+from nse_plugin.errors import RequestError, SessionError
+from nse_plugin.evaluation.overfitting import table_for
 from nse_plugin.hparams import MEMITHparams, NSEHparams
 from nse_plugin.methods.bases import BASES
-from nse_plugin.methods.repair import same_subject_edits
+from nse_plugin.methods.repair import earlier_keys, lost_edits, same_subject_edits
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.session.ledger_files import load_rounds, round_path
@@ -87,7 +88,7 @@ def test_only_rounds_of_the_subject_are_read(tokenizer, tmp_path):
         ledger, found = session.ledger, same_subject_edits(session, [born])
         assert [request.case_id for request in found.requests] == [10, 11]
         assert found.rounds == (4, 4)  # the fourth round wrote the first fact again
-        assert all(keys.shape[1] == 3 for keys in found.keys.values())
+        assert all(keys.shape[1] == 3 for keys in earlier_keys(session, found.requests).values())
         ledger.truncate(1)
         assert ledger.wrote_last(LIVES) == 1
         assert [record.number for record in ledger.rounds_with([mark(WORKS.key_text)])] == [1]
@@ -102,3 +103,27 @@ def test_a_repair_takes_all_that_share_the_value(tokenizer, tmp_path, monkeypatc
     record = BASES["MEMIT"].edit_round(session, [LIVES, TRADE, WORKS], hparams)
     assert [o.repairs for o in record.outcomes] == [1, 0, 1] and session.model is model
     assert torch.equal(record.z[0], record.z[2])
+
+
+def test_a_lost_edit_brings_all_that_share_its_key(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "nse_plugin.methods.repair.answered",
+        lambda _, requests, __: torch.tensor([False, True, True]),
+    )
+    session = EditSession.of(model := tiny_model("llama"), tokenizer)
+    hparams = settings(MEMITHparams, tmp_path, merge_subjects=False, repair_every=1)
+    for request in (LIVES, WORKS, TRADE):
+        BASES["MEMIT"].edit_round(session, [request], replace(hparams, repair_every=0))
+    alone = lost_edits(session, [], hparams)
+    shared = lost_edits(session, [], replace(hparams, merge_subjects=True))
+    assert [request.case_id for request in alone.requests] == [10] and session.model is model
+    assert [request.case_id for request in shared.requests] == [10, 11] and shared.rounds == (1, 2)
+
+
+def test_a_trace_is_refused_where_edits_share_a_value(tokenizer, tmp_path):
+    session = EditSession.of(model := tiny_model("llama"), tokenizer)
+    hparams = settings(NSEHparams, tmp_path, merge_subjects=True)
+    with pytest.raises(RequestError, match="edits of this round share a value"):
+        BASES["NSE"].edit_round(session, [LIVES, WORKS], hparams, trace=table_for(hparams))
+    assert not len(session.ledger) and session.model is model
+    BASES["NSE"].edit_round(session, [LIVES, TRADE], hparams, trace=table_for(hparams))

@@ -176,7 +176,26 @@ def test_all_earlier_keys_of_a_lost_fact_are_left_out(tokenizer, tmp_path, monke
     lost = repair.lost_edits(session, [], hparams)
     assert [request.case_id for request in lost.requests] == [0] and lost.rounds == (3,)
     columns = [record.keys[1][:, -1 if i else 0] for i, record in enumerate(session.ledger)]
-    assert torch.equal(lost.keys[1], torch.stack(columns, dim=1)) and model is session.model
+    keys = repair.earlier_keys(session, lost.requests)
+    assert torch.equal(keys[1], torch.stack(columns, dim=1)) and model is session.model
+
+
+@pytest.mark.parametrize("kind", [MEMITHparams, NSEHparams])
+def test_a_fact_that_is_edited_again_is_not_held_by_its_old_key(kind, tokenizer, tmp_path):
+    once = {"max_iterations": 1} if kind is NSEHparams else {}
+    hparams = quick(kind, tmp_path, use_previous_keys=True, **once)
+    session = EditSession.of(model := tiny_model("llama"), tokenizer)
+    edit_round, (again, kept) = BASES[kind.method].edit_round, some_requests(2)
+    first = edit_round(session, [again, kept], hparams)
+    C = session.untouched.covariances(hparams)[1].double()
+    second = edit_round(session, [replace(again, target_new="Garn")], hparams)
+    k, K = first.keys[1][:, 1:].double(), second.keys[1].double()  # layer 1 is the first edited
+    A = hparams.covariance_weight(len(K)) * C + k @ k.T + K @ K.T
+    write, expected = second.writes[0], K.T @ torch.linalg.inv(A)
+    assert write.layer == 1 and model is session.model
+    torch.testing.assert_close(
+        write.right.double(), expected[:, write.neurons], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_a_model_that_computes_nan_is_noticed(tokenizer, tmp_path):
