@@ -163,9 +163,8 @@ def hparams_of(cell: Cell) -> Hparams:
     changes = changes | settings(more)
     if method == "WISE":
         margins = {"margin_factor": 1.0} if cell.variant == "base" else {}
-        hparams: Hparams = WISEHparams.from_dict(
-            {"alg_name": method, "model_name": cell.model, "device": "cpu", **changes, **margins}
-        )
+        values = {"alg_name": method, "model_name": cell.model, "device": "cpu"}
+        hparams: Hparams = WISEHparams.from_dict(values | changes | margins)
     else:
         yaml = f"{method}/{cell.model.replace(':', '-')}"
         hparams = dataclasses.replace(find_method(method).hparams.from_hparams(yaml), **changes)
@@ -174,6 +173,8 @@ def hparams_of(cell: Cell) -> Hparams:
                    for key, value in settings(cell.variant.split(", ")).items()}  # fmt: skip
     else:
         changed = VARIANTS[cell.variant]
+    if method == "WISE" and changed is None:  # has no editor of ours; the same as cross entropy
+        changed = {"lambda_": 1.0, "epsilon": 0.0}
     return hparams if changed is None else OvertoneHparams.wrap(hparams, **changed)
 
 
