@@ -16,7 +16,12 @@ _MARK = "\ufff9"  # a character that no template and no prompt holds
 
 
 class ChatTokenizer:
-    """A tokenizer with the two texts that its chat template puts around a user's turn.
+    """A tokenizer with the texts that its chat template puts around a user's turn.
+
+    :attr:`before` and :attr:`after` stand around the turn.  :attr:`blank` is what the template puts
+    between them and the model's reply: a space in those of Llama 2 and Mistral, mostly nothing.  It
+    is kept apart because the first token of the reply has it in it (``▁Paris``), as that of an
+    answer in plain text has; with it at its end, a prompt would end in a token of its own.
 
     Everything else is that of the tokenizer inside.
 
@@ -34,9 +39,8 @@ class ChatTokenizer:
                 "chat is asked for, and the tokenizer has no chat template; leave it out, or take "
                 "a model that was trained for chat"
             )
-        turns = [{"role": "user", "content": _MARK}]
         try:
-            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            text = _rendered(tokenizer, ["user"], add_generation_prompt=True)
         except Exception as error:  # a template raises whatever its author chose
             raise ModelError(
                 f"the tokenizer's chat template refuses a user's turn ({error}); edit this model "
@@ -48,6 +52,7 @@ class ChatTokenizer:
                 "the tokenizer's chat template does not hold the user's text once; edit this "
                 "model without chat"
             )
+        self.blank = _blank(tokenizer, self.after)
         self._tokenizer = tokenizer
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -66,3 +71,26 @@ class ChatTokenizer:
 def words_around(tokenizer: Any) -> int:
     """Tokens that an answer is given beside its own: in chat it often repeats the question."""
     return 20 if isinstance(tokenizer, ChatTokenizer) else 4
+
+
+def _rendered(tokenizer: Any, roles: list[str], **options: Any) -> str:
+    """A chat in which each turn is the mark."""
+    turns = [{"role": role, "content": _MARK} for role in roles]
+    return str(tokenizer.apply_chat_template(turns, tokenize=False, **options))
+
+
+def _blank(tokenizer: Any, after: str) -> str:
+    """The blank that a reply begins with, after the text that asks for one.
+
+    It is seen in a chat with a reply in it.  Empty if that has more there than blanks (such as the
+    thoughts of a reply), has another text there, or cannot be rendered: then all that is known is
+    the text that asks for a reply.
+    """
+    try:
+        _, *between = _rendered(tokenizer, ["user", "assistant"]).split(_MARK)
+    except Exception:  # a template raises whatever its author chose
+        return ""
+    if len(between) != 2 or not between[0].startswith(after):
+        return ""
+    blank = between[0].removeprefix(after)
+    return blank if blank.isspace() else ""

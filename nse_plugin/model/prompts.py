@@ -64,7 +64,7 @@ def encode_prompt(
 
     Prompt and target are tokenised together, as the evaluators do; only where a token would
     straddle the two are their tokens put side by side instead.  In a chat the prompt is the user's
-    turn, and the target begins the model's turn, without a space.
+    turn, and the target begins the model's turn, after a space only where the template has one.
 
     Args:
         tokenizer: the model's, or a :class:`ChatTokenizer`.
@@ -76,7 +76,7 @@ def encode_prompt(
     shift, continued = 0, f" {target}"
     chat = isinstance(tokenizer, ChatTokenizer)
     if chat:
-        shift, continued = len(tokenizer.before), str(target)
+        shift, continued = len(tokenizer.before), f"{tokenizer.blank}{target}"
         text = f"{tokenizer.before}{text}{tokenizer.after}"
     ids, offsets = _encode(tokenizer, text, special=not chat)
     subject_last = -1

@@ -96,7 +96,8 @@ def model_identity(model: Any) -> ModelIdentity:
 def prompt_format(tokenizer: Any) -> Format:
     """How prompts are put to the model; nothing for plain text."""
     if isinstance(tokenizer, ChatTokenizer):
-        return {"chat": [tokenizer.before, tokenizer.after]}
+        texts = [tokenizer.before, tokenizer.after, tokenizer.blank]
+        return {"chat": texts if tokenizer.blank else texts[:2]}
     return {}
 
 

@@ -65,7 +65,8 @@ class Format(TypedDict, total=False):
     """How prompts are put to the model."""
 
     chat: list[str]
-    """The texts before and after a prompt, for prompts in chat format."""
+    """The texts before and after a prompt, for prompts in chat format, and the blank before an
+    answer if there is one."""
 
 
 class Identity(Versions, Format):

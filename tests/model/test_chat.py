@@ -49,6 +49,81 @@ def test_runs_in_chat_and_in_plain_text_differ(tokenizer):
     }
 
 
+LLAMA_2 = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}"
+    "[INST] {{ turn.content.strip() }} [/INST]{% else %}"
+    "{{ ' ' + turn.content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+MISTRAL = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }}[/INST]"
+    "{% else %}{{ ' ' + turn.content + eos_token }}{% endif %}{% endfor %}"
+)
+TURN = "{{ '<|im_start|>' + turn.role + '\n' + turn.content + '<|im_end|>\n' }}"
+SMOLLM2 = (
+    "{% for turn in messages %}{% if loop.first and turn.role != 'system' %}<|im_start|>system\n"
+    "Be helpful<|im_end|>\n{% endif %}" + TURN + "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+GEMMA = (
+    "{% for turn in messages %}{% set role = 'model' if turn.role == 'assistant' else 'user' %}"
+    "{{ '<start_of_turn>' + role + '\n' + turn.content | trim + '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
+)
+THINKS = SMOLLM2.replace("turn.role + '\n'", "turn.role + '\n' + '<think></think>'")
+ONLY_USERS = "{% for turn in messages if turn.role == 'user' %}Q {{ turn.content }} A{% endfor %}"
+NO_REPLIES = (
+    "{% for turn in messages %}{% if turn.role != 'user' %}{{ raise_exception('no') }}{% endif %}"
+    "Q {{ turn.content }} A{% endfor %}"
+)
+ENDS_WITH_A_SPACE = (
+    "{% for turn in messages %}{{ turn.role + ': ' + turn.content + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [LLAMA_2, MISTRAL, SMOLLM2, GEMMA])
+def test_tokens_of_an_answer_are_those_of_a_rendered_reply(tokenizer, template):
+    tokenizer.chat_template = template
+    turns = [
+        {"role": "user", "content": "Mara lives in"},
+        {"role": "assistant", "content": "Quill"},
+    ]
+    reply = tokenizer.apply_chat_template(turns, tokenize=False)
+    found = encode_request(ChatTokenizer(tokenizer), REQUEST, with_target=True)
+    assert list(found.ids) == tokenizer(reply[: reply.rindex("Quill") + 5])["input_ids"]
+    asked = tokenizer.apply_chat_template(turns[:1], tokenize=False, add_generation_prompt=True)
+    assert found.ids[: found.n_prompt] == tuple(tokenizer(asked)["input_ids"])
+    assert encode_request(ChatTokenizer(tokenizer), REQUEST).ids == found.ids[: found.n_prompt]
+
+
+@pytest.mark.parametrize(
+    ("template", "texts"),
+    [
+        (LLAMA_2, ["[INST] ", " [/INST]", " "]),
+        (MISTRAL, ["[INST] ", "[/INST]", " "]),
+        (
+            SMOLLM2,
+            [
+                "<|im_start|>system\nBe helpful<|im_end|>\n<|im_start|>user\n",
+                "<|im_end|>\n<|im_start|>assistant\n",
+            ],
+        ),
+        (GEMMA, ["<start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n"]),
+        (ONLY_USERS, ["Q ", " A"]),
+        (NO_REPLIES, ["Q ", " A"]),
+        (ENDS_WITH_A_SPACE, ["user: ", "\nassistant: "]),
+    ],
+)
+def test_a_blank_before_the_reply_is_kept_apart(tokenizer, template, texts):
+    tokenizer.chat_template = template
+    assert prompt_format(ChatTokenizer(tokenizer)) == {"chat": texts}
+
+
+def test_what_else_stands_before_a_reply_is_left_out(tokenizer):
+    tokenizer.chat_template = THINKS
+    assert ChatTokenizer(tokenizer).blank == ""
+
+
 REFUSES = "{{ raise_exception('no user turns') }}"
 
 
