@@ -30,12 +30,12 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
-from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import as_json, hashed
 from nse_plugin.runs.reading import RunResult
+from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
@@ -92,7 +92,9 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
     made = recipe(cell)
     with pool.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)
-        tokenizer = ChatTokenizer(tokenizer) if settings.chat else tokenizer
+        if settings.chat:  # new cells have the texts of those whose frozen answers they use
+            begun = sorted(cell.untouched_runs.glob("*"))
+            tokenizer = chat_tokenizer(tokenizer, cell.run_dir, *begun)
         requests = stream(cell, model, tokenizer)
         texts = held_out_texts(settings.held_out, cell.model.source, requests)
         if cell.untouched:

@@ -8,6 +8,7 @@ plain.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from nse_plugin.errors import ModelError
@@ -27,33 +28,23 @@ class ChatTokenizer:
 
     Args:
         tokenizer: with a chat template; its own system prompt is kept, if it has one.
+        texts: the three, or the first two, where they are known already.  A template may give
+            others the next day (that of Llama 3.2 writes the date), and then earlier edits were
+            made for other tokens.
 
     Raises:
         ModelError: the tokenizer has no chat template, or one that refuses or changes the user's
             text.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ModelError(
-                "chat is asked for, and the tokenizer has no chat template; leave it out, or take "
-                "a model that was trained for chat"
-            )
-        try:
-            text = _rendered(tokenizer, ["user"], add_generation_prompt=True)
-        except Exception as error:  # a template raises whatever its author chose
-            raise ModelError(
-                f"the tokenizer's chat template refuses a user's turn ({error}); edit this model "
-                "without chat"
-            ) from error
-        self.before, found, self.after = text.partition(_MARK)
-        if not found or _MARK in self.after:
-            raise ModelError(
-                "the tokenizer's chat template does not hold the user's text once; edit this "
-                "model without chat"
-            )
-        self.blank = _blank(tokenizer, self.after)
+    def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None) -> None:
+        self.before, self.after, self.blank = (*(texts or _texts(tokenizer)), "")[:3]
         self._tokenizer = tokenizer
+
+    def as_begun(self, rendered: str) -> str:
+        """A chat as the template renders it now, with :attr:`before` at its beginning."""
+        now = _texts(self._tokenizer)[0]
+        return self.before + rendered.removeprefix(now) if rendered.startswith(now) else rendered
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens of plain text, as the tokenizer inside gives them."""
@@ -71,6 +62,29 @@ class ChatTokenizer:
 def words_around(tokenizer: Any) -> int:
     """Tokens that an answer is given beside its own: in chat it often repeats the question."""
     return 20 if isinstance(tokenizer, ChatTokenizer) else 4
+
+
+def _texts(tokenizer: Any) -> tuple[str, str, str]:
+    """The three texts that the tokenizer's template gives now."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise ModelError(
+            "chat is asked for, and the tokenizer has no chat template; leave it out, or take "
+            "a model that was trained for chat"
+        )
+    try:
+        text = _rendered(tokenizer, ["user"], add_generation_prompt=True)
+    except Exception as error:  # a template raises whatever its author chose
+        raise ModelError(
+            f"the tokenizer's chat template refuses a user's turn ({error}); edit this model "
+            "without chat"
+        ) from error
+    before, found, after = text.partition(_MARK)
+    if not found or _MARK in after:
+        raise ModelError(
+            "the tokenizer's chat template does not hold the user's text once; edit this "
+            "model without chat"
+        )
+    return before, after, _blank(tokenizer, after)
 
 
 def _rendered(tokenizer: Any, roles: list[str], **options: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.errors import RequestError
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.generation import greedy_text
 
 Turn = Mapping[str, str]
@@ -17,7 +18,8 @@ Turn = Mapping[str, str]
 def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
     """The text that a model continues to answer the last of these turns.
 
-    With the tokenizer's chat template; if it has none, the last turn as it is.
+    With the tokenizer's chat template; if it has none, the last turn as it is.  A
+    :class:`ChatTokenizer` begins the text as it begins a prompt.
 
     Raises:
         RequestError: the template does not take these turns.
@@ -32,6 +34,8 @@ def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
         raise RequestError(
             f"the chat template refuses the question ({error}); ask without it (--plain)"
         ) from error
+    if isinstance(tokenizer, ChatTokenizer):
+        text = tokenizer.as_begun(text)
     first = getattr(tokenizer, "bos_token", None)
     if first and tokenizer("a")["input_ids"][:1] == [tokenizer.convert_tokens_to_ids(first)]:
         return text.removeprefix(first)  # which the tokenizer puts before a text itself

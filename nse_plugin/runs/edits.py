@@ -273,7 +273,7 @@ class EditFolder:
                 "{'role': 'user', 'content': 'Where is it?'}"
             )
         last = turns[-1]["content"]
-        return last, last if plain else rendered(self.tokenizer, turns)
+        return last, last if plain else rendered(self.session.tokenizer, turns)
 
     def _check_texts(self, name: str, given: Sequence[str], most: int) -> None:
         """Raise :class:`RequestError` if one is empty, or there are more than the folder asks."""

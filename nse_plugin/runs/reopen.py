@@ -10,7 +10,8 @@ from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError
 from nse_plugin.methods.registry import METHODS
 from nse_plugin.model.chat import ChatTokenizer
-from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.reading import RunFiles, read_manifest
+from nse_plugin.runs.schema import IF_DAMAGED, MANIFEST
 from nse_plugin.session.session import EditSession
 from nse_plugin.statistics.files import model_fingerprint, same_model
 
@@ -51,7 +52,8 @@ def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
     """
     ledger = files.ledger()
     in_chat = "chat" in files.manifest["run"]
-    session = EditSession.of(model, ChatTokenizer(tokenizer) if in_chat else tokenizer)
+    tokenizer = chat_tokenizer(tokenizer, files.folder) if in_chat else tokenizer
+    session = EditSession.of(model, tokenizer)
     there = files.manifest["run"]["model"]["fingerprint"]
     here = model_fingerprint(session.layout)
     if there != "?" and not same_model(there, here):
@@ -61,3 +63,29 @@ def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
         )
     session.adopt(ledger)
     return session
+
+
+def chat_tokenizer(tokenizer: Any, *folders: Path) -> ChatTokenizer:
+    """The tokenizer for prompts in chat, with the texts of the first of these runs that there is.
+
+    The template is asked only for a new run: it may write the date, and the keys, values and
+    answers of a run are those of the texts that it began with.
+
+    Raises:
+        DataError: the run's manifest is damaged.
+        ModelError: the run is new, and the template cannot be used.
+    """
+    for folder in folders:
+        kept = read_manifest(folder)
+        if kept is None:
+            continue
+        texts = kept["run"].get("chat")  # None in a run in plain text, which nobody resumes in chat
+        if texts is not None and (
+            len(texts) not in (2, 3) or not all(isinstance(text, str) for text in texts)
+        ):
+            raise DataError(
+                f"{folder / MANIFEST} is damaged: chat is {repr(texts)[:60]}, not the texts around "
+                f"a prompt; {IF_DAMAGED}"
+            )
+        return ChatTokenizer(tokenizer, texts)
+    return ChatTokenizer(tokenizer)

@@ -19,11 +19,11 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import Hparams
 from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
-from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.runs.reading import RunResult
+from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
@@ -74,7 +74,7 @@ def make_scheduler(
     edited: Any
     if isinstance(hparams, Hparams):
         model, tokenizer, name = load_model(hparams)
-        tokenizer = ChatTokenizer(tokenizer) if settings.chat else tokenizer
+        tokenizer = chat_tokenizer(tokenizer, out) if settings.chat else tokenizer
         edited = EditSession.of(model, tokenizer)
     elif settings.chat:
         raise HparamsError(

@@ -53,7 +53,7 @@ def options(world: Path, out: Path, **changes) -> dict:
     found = dict(
         methods="NSE,NSE:one-pass", models=f"tiny={world / 'model'}",
         data=str(world / "facts.json"), rounds=3, seeds="0,1", out=str(out), limit=None, order=None,
-        schema=None, on_bad_record="stop", known=False, every=2, reference=None,
+        schema=None, on_bad_record="stop", known=False, chat=False, every=2, reference=None,
         held_out=str(world / "text.txt"),
         hparams_dir=str(world / "hparams"), device=None, stats_dir=None, engine="serial", jobs=1,
         threads=1, until_collapse=None,
