@@ -27,6 +27,8 @@ Continuation = Replay | FullPass
 
 _Key = tuple[int, int, object]  # layer, last, kind of attention
 
+_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+"""How configurations call the number of tokens that attention reaches back."""
 _CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, dict[_Key, bool]] = (
     weakref.WeakKeyDictionary()
 )
@@ -45,7 +47,7 @@ def capture(
     """
     tried = _CAN_REPLAY.setdefault(layout, {})
     key = (layer, last, getattr(layout.text_config, "_attn_implementation", None))
-    known, beyond = tried.get(key), _beyond_a_window(layout, batch)
+    known, beyond = tried.get(key), _beyond_a_window(layout, _width(batch, starts))
     if known and not beyond:
         return Replay.capture(layout, batch, starts, layer=layer, last=last)
     full = FullPass.capture(layout, batch, starts, layer=layer, last=last)
@@ -81,8 +83,15 @@ def _difference(replay: Replay, full: FullPass) -> str:
     return "" if error < (3e-2 if coarse else 1e-3) else f"relative difference {float(error):.2g}"
 
 
-def _beyond_a_window(layout: DecoderLayout, batch: TokenBatch) -> bool:
-    """Whether a row is longer than a window or chunk that the model's attention may have."""
-    config, longest = layout.text_config, int(batch.lengths.max())
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return any(isinstance(window, int) and longest > window for window in windows)
+def _width(batch: TokenBatch, starts: torch.Tensor) -> int:
+    """Tokens of a replay's rows: the longest part left of a start, and the longest from one on.
+
+    Blocks that mask on their own, as those of GPT-Neo do, count all of them between two tokens.
+    """
+    return int(starts.max()) + int((batch.lengths - starts.to(batch.lengths.device)).max())
+
+
+def _beyond_a_window(layout: DecoderLayout, width: int) -> bool:
+    """Whether rows are wider than a window or chunk that the model's attention may have."""
+    windows = [getattr(layout.text_config, name, None) for name in _WINDOWS]
+    return any(isinstance(window, int) and width > window for window in windows)

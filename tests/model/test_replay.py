@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model.continuation import capture
@@ -16,6 +17,8 @@ from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES, tiny_model
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [20, 21, 22, 23, 24]]
 STARTS = [4, 0, 2]
+LONG_ROWS = [list(range(10, 50)), [20, 21, 22, 23, 24], list(range(60, 90))]
+LONG_STARTS = [30, 2, 8]
 
 
 def plain_logits(model, layout, row, start, delta, layer):
@@ -50,7 +53,7 @@ def check_against_full_passes(model, layer):
     check_tails(model, layout, tails, layer)
 
 
-def check_tails(model, layout, tails, layer):
+def check_tails(model, layout, tails, layer, rows=ROWS, starts=STARTS):
     deltas = torch.randn(3, layout.d_model, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         hidden = tails.hidden.clone()
@@ -58,7 +61,7 @@ def check_tails(model, layout, tails, layer):
         logits = layout.logits(tails.run(hidden))
         chosen = torch.tensor([0, 2])
         some = layout.logits(tails.select(chosen).run(hidden[chosen]))
-        for r, (row, start) in enumerate(zip(ROWS, STARTS)):
+        for r, (row, start) in enumerate(zip(rows, starts)):
             expected = plain_logits(model, layout, row, start, deltas[r], layer)[start:]
             torch.testing.assert_close(logits[r, : len(expected)], expected, atol=2e-4, rtol=2e-4)
     torch.testing.assert_close(some, logits[chosen], atol=2e-4, rtol=2e-4)
@@ -70,6 +73,41 @@ def test_rows_beyond_a_window_get_whole_passes():
     tails = capture(layout, TokenBatch.of(ROWS, "cpu"), torch.tensor(STARTS), layer=1, last=3)
     assert isinstance(tails, FullPass)
     check_tails(model, layout, tails, 1)
+
+
+def test_a_window_that_short_rows_did_not_reach():
+    """GPT-Neo masks in its blocks, and calls its window otherwise than most."""
+    model = tiny_gpt_neo(window=16)
+    layout = layout_of(model)
+    check_against_full_passes(model, 1)
+    long = TokenBatch.of(LONG_ROWS, "cpu")
+    tails = capture(layout, long, torch.tensor(LONG_STARTS), layer=1, last=3)
+    assert isinstance(tails, FullPass)
+    check_tails(model, layout, tails, 1, LONG_ROWS, LONG_STARTS)
+    check_against_full_passes(model, 1)  # short rows are replayed as before
+
+
+def test_rows_within_a_window_whose_replay_is_wider():
+    """Blocks that mask on their own count the padding between the two parts of a row."""
+    model, rows = tiny_gpt_neo(window=16), [list(range(20, 36)), [5, 6, 7], list(range(40, 56))]
+    starts, layout = [14, 1, 3], layout_of(model)
+    check_against_full_passes(model, 1)
+    tails = capture(layout, TokenBatch.of(rows, "cpu"), torch.tensor(starts), layer=1, last=3)
+    check_tails(model, layout, tails, 1, rows, starts)
+
+
+def tiny_gpt_neo(window):
+    torch.manual_seed(0)
+    config = transformers.GPTNeoConfig(
+        vocab_size=300, hidden_size=32, num_layers=4, num_heads=4, intermediate_size=48,
+        attention_types=[[["global", "local"], 2]], window_size=window, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.GPTNeoForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10.0)
+    return model
 
 
 def test_attention_without_masks_gets_whole_passes(model, caplog):
