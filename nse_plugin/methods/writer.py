@@ -82,6 +82,7 @@ class Writer:
         self.before = self.after = self._residual_norms(self.start.h)
         self.first = self.before  # of the values as they are; a repair gives others
         self.passes = torch.zeros(len(self.requests), dtype=torch.long)
+        self.left_out = torch.zeros(len(self.requests), dtype=torch.bool)  # of the last pass
         self.read: dict[int, torch.Tensor] = {}  # keys of the last pass, by layer
         self.unread = self.order = torch.arange(len(self.requests))
 
@@ -89,7 +90,8 @@ class Writer:
         """Passes over all layers until no request is active or the passes are used up."""
         low, high = self._bounds()
         for _ in range(self.allowed.most):
-            active = ((self.after > low) & (self.after < high)).nonzero()[:, 0]
+            self.left_out = self.after >= high
+            active = ((self.after > low) & ~self.left_out).nonzero()[:, 0]
             if len(active) == 0:
                 break
             self._write(active)
@@ -115,10 +117,16 @@ class Writer:
         return active
 
     def progress(self) -> Progress:
-        """The outcome of every request."""
+        """The outcome of every request.
+
+        ``out_of_bounds`` is a request that was not below its upper bound when a pass began, so
+        that the pass left it out, and that is not below it now either or was never written.  That
+        also holds for one that the first pass wrote and the second left out.  One that the last
+        pass wrote is ``residual_left``, however large its residual has become.
+        """
         low, high = self._bounds()
         reached = self.after <= torch.maximum(low, MOST_LEFT_OF_FIRST * self.first)
-        too_far = self.after >= high
+        too_far = self.left_out & ((self.after >= high) | (self.passes == 0))
         status: list[EditStatus] = [
             "out_of_bounds" if out else "converged" if near else "residual_left"
             for out, near in zip(too_far.tolist(), reached.tolist())
@@ -171,6 +179,7 @@ class Writer:
             self.read[layer] = keys.cpu()
         self.order, self.unread = torch.cat([active, rest]), rest[:0] if spared else rest
         self.passes[active] += 1
+        self.left_out[active] = False
         with self.clock("keys"):
             h = [found.lookups.activations(z_layer) for found in (own, other) if len(found.lookups)]
         self.after = self._residual_norms(torch.cat(h)[self.order.argsort().to(h[0].device)])

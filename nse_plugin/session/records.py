@@ -35,7 +35,7 @@ class Outcome:
     """converged: written and takes effect, since little of the residual is left, or, with a method
     that has no residual, since every token of the target is the model's first choice;
     residual_left: written and falls short; out_of_bounds: left out of the last pass, since its
-    residual was not below upper_bound."""
+    residual was not below upper_bound.  A pass before that one may have written it."""
     passes: int
     """Write passes that the request took part in."""
     residual_before: float | None = None
@@ -260,7 +260,9 @@ class Written:
         """Which of the requests that the round wrote were left out, and what helps."""
         out, n_requests = self.left_out, sum(self.summary["status"].values())
         named = ", ".join(str(each.case_id) for each in out[:10]) + (", ..." if out[10:] else "")
-        lowest = min(each.residual_after for each in out if each.residual_after is not None)
+        # what others' writes have made of the residual of one that was never written is no reason
+        compared = [each.residual_after if each.passes else each.residual_before for each in out]
+        lowest = min(residual for residual in compared if residual is not None)
         return (
             f"{len(out)} of {n_requests} requests are out of bounds and were left out (cases "
             f"{named}): their residuals of {lowest:.3g} and more are not below {self.bound}; raise "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.bookkeeping import Clock
-from nse_plugin.methods.writer import ONE_PASS, Writer
+from nse_plugin.methods.writer import ONE_PASS, Passes, Writer
 from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.partial_pass import can_begin_at
 from nse_plugin.model.residual_path import path_of
@@ -83,15 +84,18 @@ class Round:
         self.values = Values(z, h, torch.zeros(4), torch.zeros(4, dtype=torch.long))
         self.lookups = lookups
 
-    def writer(self, solve, **settings):
+    def writer(self, solve, allowed=ONE_PASS, **settings):
         return Writer(
             self.session, some_requests(4), self.layers, self.lookups, self.values, solve,
-            ONE_PASS, Clock(), **settings,
+            allowed, Clock(), **settings,
         )  # fmt: skip
 
     def write(self, layer, keys, residual):
         right = keys.T[: residual.shape[1]] / keys.square().sum()
         return Factors(torch.arange(self.layout.d_ff), residual, right)
+
+    def wrongly(self, layer, keys, residual):
+        return self.write(layer, keys, -5 * residual)
 
     def compare(self, layer, keys, residual):
         self.solved.append((layer, keys, residual, *self.now()))
@@ -162,6 +166,33 @@ def test_weights_count_where_requests_are_written_again(tokenizer):
     k = plain[layer][:, copies]
     close(keys @ keys.T, k @ k.T + spared @ spared.T)
     close(residual @ keys[:, :2].T, left[:, [0, 0, 0, 0, 1]] @ k.T)
+
+
+@pytest.mark.parametrize(("most", "status"), [(1, "residual_left"), (2, "out_of_bounds")])
+def test_out_of_bounds_is_what_a_pass_left_out(most, status, tokenizer):
+    """Not what the last pass wrote, though its residual grew beyond the bound."""
+    one = Round(six_blocks("llama"), tokenizer, [2, 3])
+    bound = 1.01 * float(one.writer(one.write).before.max())
+    writer = one.writer(one.wrongly, Passes(most, upper_bound=bound))
+    writer.run()
+    assert bool((writer.after > bound).all()) and writer.passes.tolist() == [1] * 4
+    assert writer.progress().status == (status,) * 4
+    rows = torch.tensor([2])
+    near = replace(one.values[rows], z=writer.h[rows] + 0.9 * bound / math.sqrt(32))
+    assert writer.rewrite(rows, near).tolist() == [2]
+    assert writer.progress().status[2] == "residual_left"
+
+
+def test_what_was_never_written_stays_out_of_bounds_where_other_writes_move_it(tokenizer):
+    one = Round(six_blocks("llama"), tokenizer, [2, 3])
+    before = one.writer(one.write).before
+    farthest = int(before.argmax())
+    writer = one.writer(one.write, Passes(1, upper_bound=0.999 * float(before.max())))
+    writer.run()
+    writer.after = writer.after / 3
+    progress = writer.progress()
+    assert [passes == 0 for passes in progress.passes.tolist()] == [i == farthest for i in range(4)]
+    assert [i for i, s in enumerate(progress.status) if s == "out_of_bounds"] == [farthest]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
