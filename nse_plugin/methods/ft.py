@@ -140,7 +140,7 @@ def _train(
         after_step=keep_within_bounds,
     )
     changes = {
-        layer: layout.to_weight(trained[layer].detach() - starts[layer]) for layer in starts
+        layer: layout.to_weight(trained[layer].detach() - starts[layer]).float() for layer in starts
     }  # the way back from the stored orientation is the same transposition
     return changes, training
 

@@ -1,9 +1,9 @@
 """Originals, accumulated change, write, rewind and undo of the edited matrices.
 
 A matrix is never patched in place again and again.  What the model holds is always
-``cast(original + change)``, with the change summed in float32: a bfloat16 model does not lose
-changes smaller than its rounding, putting the original back is a swap of pointers, and a change
-of zero gives the original bits.
+``cast(original + change)``, with the change summed in float32 and added in the wider dtype of the
+two: a bfloat16 model does not lose changes smaller than its rounding, putting the original back is
+a swap of pointers, and a change of zero gives the original bits, those of float64 among them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ class _Edited:
     original: torch.Tensor  # dtype and device of the parameter
     original_fingerprint: int
     change: torch.Tensor | None = None  # float32, shape of the parameter; None is no change
+
+    def plus(self, change: torch.Tensor | None) -> torch.Tensor:
+        """original + change, in float32, or in float64 if the model is."""
+        wide = self.original.to(torch.promote_types(self.original.dtype, torch.float32))
+        return wide if change is None else wide + change
 
 
 class EditedWeights:
@@ -67,10 +72,9 @@ class EditedWeights:
         return self._edited[name].change
 
     def value(self, name: str) -> torch.Tensor:
-        """Original plus change in float32, before it is rounded to the model's dtype."""
+        """Original plus change in float32 or wider, before it is rounded to the model's dtype."""
         edited = self._edited[name]
-        value = edited.original.float()
-        return value if edited.change is None else value + edited.change
+        return edited.plus(edited.change)
 
     @torch.no_grad()
     def add(self, name: str, change: torch.Tensor) -> None:
@@ -101,10 +105,10 @@ class EditedWeights:
 
     def at(self, name: str, snapshot: dict[str, torch.Tensor | None]) -> torch.Tensor:
         """A copy of the weight as the model held it at a snapshot, bit for bit."""
-        original, change = self._edited[name].original, snapshot.get(name)
+        edited, change = self._edited[name], snapshot.get(name)
         if change is None:
-            return original.clone()
-        return (original.float() + change).to(original.dtype)
+            return edited.original.clone()
+        return edited.plus(change).to(edited.original.dtype)
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
@@ -131,7 +135,7 @@ class EditedWeights:
         if change is None:
             value = edited.original
         else:
-            value = (edited.original.float() + change).to(edited.original.dtype)
+            value = edited.plus(change).to(edited.original.dtype)
             if not bool(torch.isfinite(value).all()):
                 raise NotFiniteError(
                     f"the change of {name} is not finite; nothing was written. "

@@ -50,6 +50,22 @@ def test_tiny_changes_are_not_lost_in_bfloat16():
     assert not torch.equal(parameter.float()[large], original[large])
 
 
+def test_a_float64_weight_keeps_its_bits_where_nothing_is_written():
+    _, parameter = tracked(torch.float64)
+    with torch.no_grad():
+        parameter += 1e-12  # which no float32 number holds
+    weights = EditedWeights()
+    weights.track("w", parameter)
+    original = parameter.detach().clone()
+    change = torch.zeros(6, 5)
+    change[:, 1] = 0.25
+    before = weights.snapshot()
+    weights.add("w", change)
+    assert torch.equal(parameter, original + change) and torch.equal(weights.value("w"), parameter)
+    assert torch.equal(weights.at("w", weights.snapshot()), parameter)
+    assert torch.equal(weights.at("w", before), original)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=8), st.booleans())
 def test_setting_no_change_restores_every_bit(steps, half):
