@@ -45,21 +45,24 @@ class Ledger(Queries):
 
     def append(self, record: ActiveRound) -> None:
         """Add the newest round."""
-        for each in record.marks:
-            self._places.setdefault(each, []).append(len(self._rounds))
+        marks, place = record.marks, len(self._rounds)
         self._rounds.append(record)
+        for each in marks:
+            self._places.setdefault(each, []).append(place)
 
     def replace_last(self, record: ActiveRound) -> None:
         """Keep the newest round in another way: in the file that it was written to."""
         self._rounds[-1] = record
 
     def truncate(self, length: int) -> None:
-        """Drop the rounds after the first ``length``."""
-        while len(self._rounds) > length:
-            for each in self._rounds.pop().marks:
-                self._places[each].pop()
-                if not self._places[each]:
-                    del self._places[each]
+        """Drop the rounds after the first ``length``; the same call completes one cut off."""
+        for each in {each for entry in self._rounds[length:] for each in entry.marks}:
+            kept = [place for place in self._places.get(each, ()) if place < length]
+            if kept:
+                self._places[each] = kept
+            else:
+                self._places.pop(each, None)
+        del self._rounds[length:]
 
     def rounds_with(self, marks: Iterable[bytes]) -> Iterator[RoundRecord]:
         """The rounds that wrote a request with one of these marks; no other round is read.

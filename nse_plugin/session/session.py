@@ -199,7 +199,7 @@ class EditSession:
             self._go_back_to(index)
             for entry in (*entries[index].within, *entries[index + 1 :]):
                 self._replay(entry, entry.read())
-        self.ledger.undone.append(Undone.now(number, reason))
+            self.ledger.undone.append(Undone.now(number, reason))
 
     def put_back(self, number: int) -> None:
         """Undo a round for a host that undoes its edits; without rounds it starts over."""
@@ -280,7 +280,7 @@ class EditSession:
     @contextmanager
     def _as_before_on_error(self) -> Iterator[list[ActiveRound]]:
         """Gives the active rounds; where an exception leaves the block, all is as before it."""
-        entries, states = self.ledger.active(), self._states[:]
+        entries, states, undone = self.ledger.active(), self._states[:], self.ledger.undone[:]
         before, state = self.weights.snapshot(), self.attached.state()
         try:
             yield entries
@@ -288,7 +288,7 @@ class EditSession:
             self._truncate(0)
             for entry in entries:
                 self.ledger.append(entry)
-            self._states = states
+            self._states, self.ledger.undone = states, undone
             self.weights.restore(before)
             self.attached.set(state)
             raise

@@ -22,10 +22,11 @@ from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.reading import RunFiles, load_undone
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.undo import undo_round
-from nse_plugin.session import ledger_files
+from nse_plugin.session import ledger_files, records
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
+from nse_plugin.session.records import Undone
 from nse_plugin.session.session import EditSession
 from tests.runs import runs
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
@@ -218,6 +219,45 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
     every = torch.arange(48)
     fresh = PreviousKeys(session.ledger).matrix(1, every)
     assert torch.equal(session.previous_keys.matrix(1, every), fresh)
+
+
+def cut_off(*_given):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("number", [3, 2])
+def test_an_interrupt_while_a_round_is_dropped_leaves_the_ledger_whole(
+    model, tokenizer, monkeypatch, number
+):
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(3):
+        edit_round(session, [request], hparams())
+    ledger, real, asked = session.ledger, records.marks_of, []
+
+    def marks_of(requests):
+        asked.append(requests)
+        return cut_off() if len(asked) == 4 - number else real(requests)
+
+    monkeypatch.setattr(records, "marks_of", marks_of)
+    with pytest.raises(KeyboardInterrupt):
+        session.undo(number)
+    monkeypatch.undo()
+    assert ledger.numbers() == [1, 2, 3] and ledger.undone == []
+    session.undo(3)
+    assert [r.number for r in ledger.rounds_with(m for r in ledger for m in r.marks)] == [1, 2]
+    assert not list(ledger.rounds_with(records.marks_of(some_requests(3)[2:])))
+
+
+def test_an_interrupt_while_an_undo_is_noted_takes_it_back(model, tokenizer, monkeypatch):
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(2):
+        edit_round(session, [request], hparams())
+    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    monkeypatch.setattr(Undone, "now", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        session.undo(1)
+    assert session.ledger.numbers() == [1, 2] and session.ledger.undone == []
+    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
 
 
 # --- run directories ------------------------------------------------------------------------------
