@@ -8,7 +8,7 @@ model: ``EditSession.of(model)`` finds it again, and it is freed with the model.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,10 @@ from nse_plugin.model.weights import EditedWeights
 from nse_plugin.session.attached import Attached
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.link import link, linked, unlink
 from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, Write, later_trained
+from nse_plugin.session.states import Earlier, State, earlier, foreign
 from nse_plugin.session.untouched import Untouched
 
 if TYPE_CHECKING:
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ATTRIBUTE = "_nse_plugin_session"
 _PUT_BACK = "weights were put back"
 
 
@@ -61,7 +62,7 @@ class EditSession:
         self.untouched = Untouched(self.layout, tokenizer, self.weights, self.rewound)
         self._layers: dict[str, int] = {}  # layer of each tracked parameter
         self._elsewhere: Watch | None = None  # the other parameters, from the first round on
-        self._states: list[dict[str, int]] = []  # fingerprints of the weights after each round
+        self._states: list[State] = []  # after each round
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Any = None) -> EditSession:
@@ -70,23 +71,22 @@ class EditSession:
         Raises:
             SessionError: the model has no session and no tokenizer was given to start one.
         """
-        kept = getattr(model, _ATTRIBUTE, None)
-        if isinstance(kept, _Kept) and kept.session is not None:
-            return kept.session
+        session = linked(model)
+        if session is not None:
+            return session
         if tokenizer is None:
             raise SessionError(
                 "this model has no edit session yet; give its tokenizer to start one: "
                 "EditSession.of(model, tokenizer)"
             )
         session = cls(model, tokenizer)
-        setattr(model, _ATTRIBUTE, _Kept(session))
+        link(model, session)
         return session
 
     @staticmethod
     def forget(model: PreTrainedModel) -> None:
         """Drop the session of this model; its weights stay as they are and count as original."""
-        if hasattr(model, _ATTRIBUTE):
-            delattr(model, _ATTRIBUTE)
+        unlink(model)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -129,8 +129,13 @@ class EditSession:
         """
         self.check()
         with self._as_before_on_error() as entries:
+            states = self._states[:]
             self._go_back_to(0)
             yield entries
+            self._states = [
+                state._replace(within=tuple(states[: len(entry.within)]))
+                for entry, state in zip(self.ledger.active(), self._states)
+            ]
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
@@ -144,10 +149,10 @@ class EditSession:
         change = write.change(layout.d_ff, layout.down(layer).weight.device)
         self.weights.add(layout.down_name(layer), layout.to_weight(change))
 
-    def commit(self, record: ActiveRound) -> None:
-        """Enter a finished round into the ledger."""
+    def commit(self, record: ActiveRound, within: tuple[State, ...] = ()) -> None:
+        """Enter a finished round into the ledger; ``within`` is that of its :class:`State`."""
         self.ledger.append(record)
-        self._states.append(self._fingerprint())
+        self._states.append(State(self._fingerprint(), within))
 
     @own_modes()
     def adopt(self, ledger: Ledger) -> None:
@@ -233,8 +238,8 @@ class EditSession:
     def check(self) -> None:
         """Compare the weights in the model with what this session left there.
 
-        If the host put the weights of an earlier round back (EasyEdit does so after an edit
-        that is not sequential), the rounds since then are dropped.
+        If the host put the weights of an earlier round back (EasyEdit does so after an edit that is
+        not sequential), the rounds since then are dropped, also a consolidation since then.
 
         Raises:
             SessionError: the edited weights are neither what this session wrote nor an earlier
@@ -242,20 +247,16 @@ class EditSession:
         """
         elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
         if elsewhere:
-            raise _foreign(elsewhere, "the first round")
-        now = self._fingerprint()
-        for length in range(len(self._states), -1, -1):
-            if now == self._state_after(length):
-                if length < len(self._states):
-                    log.info("weights of round %d were put back; later rounds dropped", length)
-                    dropped = self.ledger.numbers()[length:]
-                    self._go_back_to(length)
-                    self.ledger.undone += [Undone.now(n, _PUT_BACK) for n in reversed(dropped)]
-                    self._start_over_if_empty()
+            raise foreign(elsewhere, "the first round")
+        now, active = self._fingerprint(), self.ledger.active()
+        for rounds, states in earlier(active, self._states):
+            if now == self._fingerprint_after(states):
+                if [entry.number for entry in rounds] != self.ledger.numbers():
+                    self._take_back_to((rounds, states))
                 return
-        expected = self._state_after(len(self._states))
+        expected = self._fingerprint_after(self._states)
         changed = [name for name in now if now[name] != expected.get(name)]
-        raise _foreign(changed, f"round {len(self._states)}")
+        raise foreign(changed, f"round {len(self._states)}")
 
     def blame(self, prompt: str, tokenizer: Any = None) -> DataFrame:
         """Which rounds move the answer to a prompt most: :func:`nse_plugin.session.blame.blame`."""
@@ -273,9 +274,22 @@ class EditSession:
                 "loaded anew"
             )
 
-    def _state_after(self, length: int) -> dict[str, int]:
-        """Fingerprints after ``length`` rounds; a matrix not yet edited then has its original."""
-        return self.weights.original_fingerprint() | (self._states[length - 1] if length else {})
+    def _fingerprint_after(self, states: Sequence[State]) -> dict[str, int]:
+        """That of the last one; a matrix not yet edited then has its original."""
+        return self.weights.original_fingerprint() | (states[-1].fingerprint if states else {})
+
+    def _take_back_to(self, kept: Earlier) -> None:
+        """Drop all but these rounds, whose weights a host has put back."""
+        before = set(self.ledger.numbers_in_effect())
+        with self._as_before_on_error() as entries:
+            same = sum(a is b for a, b in zip(kept[0], entries))
+            self._go_back_to(same)
+            for entry, state in list(zip(*kept))[same:]:  # they were inside a consolidation
+                self._replay(entry, entry.read(), state.within)
+            dropped = sorted(before - set(self.ledger.numbers_in_effect()), reverse=True)
+            log.info("weights were put back; rounds %s dropped", dropped)
+            self.ledger.undone += [Undone.now(number, _PUT_BACK) for number in dropped]
+        self._start_over_if_empty()
 
     @contextmanager
     def _as_before_on_error(self) -> Iterator[list[ActiveRound]]:
@@ -293,12 +307,14 @@ class EditSession:
             self.attached.set(state)
             raise
 
-    def _replay(self, entry: ActiveRound, record: RoundRecord) -> None:
+    def _replay(
+        self, entry: ActiveRound, record: RoundRecord, within: tuple[State, ...] = ()
+    ) -> None:
         """Write a round's changes and enter it into the ledger again."""
         for write in record.writes:
             self.write(write)
         self.attached.set(record.state)
-        self.commit(entry)
+        self.commit(entry, within)
 
     def _go_back_to(self, length: int) -> None:
         """Keep the first rounds only; each of them is read once, or the last one alone."""
@@ -326,25 +342,3 @@ class EditSession:
         self.ledger.truncate(length)
         self.previous_keys.drop_from(length)
         del self._states[length:]
-
-
-def _foreign(names: list[str], since: str) -> SessionError:
-    named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    return SessionError(
-        f"{named} changed since {since}, and not by this session, whose values and covariances "
-        "are of the model as it was; put the weights back, or accept them as the new originals "
-        "with EditSession.forget(model)"
-    )
-
-
-class _Kept:
-    """The link from a model to its session; a copy of the model starts without one."""
-
-    def __init__(self, session: EditSession | None) -> None:
-        self.session = session
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> _Kept:
-        return _Kept(None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (_Kept, (None,))

@@ -21,6 +21,7 @@ from nse_plugin.locate.values import Values
 from nse_plugin.methods import spread
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.methods.registry import apply_nse_to_model
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
@@ -216,6 +217,65 @@ def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
     assert same(other, states[2]) and resumed.ledger.edits_made() == 6
     resumed.undo_last(2)
     assert same(other, states[0]) and resumed.ledger.numbers() == [1]
+
+
+def test_a_host_undoes_the_round_that_was_a_consolidation(hparams):
+    """EasyEdit does so after an edit that is not sequential: the rounds before it are active."""
+    every = replace(hparams, consolidate_every=2)
+    model, requests = tiny_model("llama"), some_requests(6)
+    held, numbers = [], []
+
+    def edit(number):
+        request = [requests[number].to_dict()]
+        _, before = apply_nse_to_model(
+            model, tiny_tokenizer(), request, every, return_orig_weights=True
+        )
+        held.append(before)
+        numbers.append(EditSession.of(model).ledger.numbers())
+
+    def put_back():
+        with torch.no_grad():
+            for name, weight in held[-1].items():
+                model.get_parameter(name).copy_(weight)
+        session.check()
+        return session.ledger.numbers()
+
+    for number in range(2):
+        edit(number)
+    session = EditSession.of(model)
+    assert numbers == [[1], [2]] and put_back() == [1]
+    assert [undone.number for undone in session.ledger.undone] == [2]
+    assert all(torch.equal(model.get_parameter(n), w) for n, w in held[1].items())
+    for number in range(2, 5):
+        edit(number)
+    assert numbers[2:] == [[1, 3], [4], [4, 5]] and put_back() == [4]
+    edit(5)
+    assert numbers[5:] == [[6]] and put_back() == [4]
+    held.append(held[3])  # the weights before the consolidation that is round 4
+    assert put_back() == [1, 3]
+    assert [undone.number for undone in session.ledger.undone] == [2, 5, 6, 4]
+    P = session.previous_keys.matrix(1, torch.arange(48))
+    keys = torch.cat([record.keys[1] for record in session.ledger], dim=1).double()
+    torch.testing.assert_close(P, keys @ keys.T)
+    held.append(held[0])
+    assert put_back() == [] and session.ledger.next_number() == 1
+
+
+def test_a_host_puts_back_what_was_before_two_consolidations(hparams):
+    model, session = edited(hparams, [[request] for request in some_requests(3)])
+    states = []
+    for requests in ([some_requests(4)[3]], [some_requests(5)[4]]):
+        states.append(bits(model))
+        consolidate(session, hparams)
+        BASES["NSE"].edit_round(session, requests, hparams, values=some_values(requests))
+    consolidate(session, hparams)
+    assert session.ledger.numbers() == [8]
+    with torch.no_grad():
+        for name, weight in states[0].items():
+            model.get_parameter(name).copy_(weight)
+    session.check()
+    assert session.ledger.numbers() == [1, 2, 3] and same(model, states[0])
+    assert [undone.number for undone in session.ledger.undone] == [8, 7, 6, 5, 4]
 
 
 def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch):
