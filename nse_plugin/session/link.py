@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nse_plugin.errors import SessionError
+from nse_plugin.model.chat import ChatTokenizer
+from nse_plugin.model.prompts import encode_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from nse_plugin.session.session import EditSession
 
 _ATTRIBUTE = "_nse_plugin_session"
+_PROBE = "In 1987 Zoë's twins weren't from Łódź;\n\tthey live at 12,500 Élysée Street (東京)."
+"""A text with what tokenizers treat differently."""
 
 
 def linked(model: PreTrainedModel) -> EditSession | None:
@@ -27,6 +33,32 @@ def unlink(model: PreTrainedModel) -> None:
     """Let the model have no session."""
     if hasattr(model, _ATTRIBUTE):
         delattr(model, _ATTRIBUTE)
+
+
+def refuse_other_tokenizer(session: EditSession, tokenizer: Any) -> None:
+    """Raise :class:`SessionError` where a tokenizer encodes prompts differently from the session's.
+
+    Hosts give theirs with each call, and sometimes one that was loaded anew: both are the same.
+    """
+    own = session.tokenizer
+    if tokenizer is own:
+        return
+    if _chat_texts(own) != _chat_texts(tokenizer):
+        differing = "it puts other texts around a prompt (ChatTokenizer)"
+    elif encode_text(own, _PROBE) != encode_text(tokenizer, _PROBE):
+        differing = "it gives other tokens for the same text"
+    else:
+        return
+    raise SessionError(
+        f"this model has an edit session with another tokenizer than the one given: {differing}. "
+        "Leave the tokenizer out to go on with that session, or end it with undo_all() and "
+        "EditSession.forget(model) before you give another one"
+    )
+
+
+def _chat_texts(tokenizer: Any) -> tuple[str, str] | None:
+    """What stands around a prompt."""
+    return (tokenizer.before, tokenizer.after) if isinstance(tokenizer, ChatTokenizer) else None
 
 
 class _Link:

@@ -23,7 +23,7 @@ from nse_plugin.model.weights import EditedWeights
 from nse_plugin.session.attached import Attached
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.link import link, linked, unlink
+from nse_plugin.session.link import link, linked, refuse_other_tokenizer, unlink
 from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, Write, later_trained
 from nse_plugin.session.states import Earlier, State, earlier, foreign
@@ -69,10 +69,13 @@ class EditSession:
         """The session of this model; a new one if there is none yet.
 
         Raises:
-            SessionError: the model has no session and no tokenizer was given to start one.
+            SessionError: the model has no session and no tokenizer was given to start one; or it
+                has one, with a tokenizer that encodes prompts differently from the one given.
         """
         session = linked(model)
         if session is not None:
+            if tokenizer is not None:
+                refuse_other_tokenizer(session, tokenizer)
             return session
         if tokenizer is None:
             raise SessionError(

@@ -9,12 +9,14 @@ import weakref
 import accelerate
 import pytest
 import torch
+from tokenizers import normalizers
 from transformers import AutoModelForCausalLM
 
 from nse_plugin.errors import SessionError
 from nse_plugin.export import from_delta, to_delta, to_full, to_peft
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import apply_function
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.session.blame import blame
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model
@@ -34,6 +36,25 @@ def test_one_session_per_model(model, tokenizer):
     assert EditSession.of(other, tokenizer) is not session
     EditSession.forget(model)
     assert EditSession.of(model, tokenizer) is not session
+
+
+def test_another_tokenizer_is_refused_and_an_equal_one_is_not(model, tokenizer):
+    session = EditSession.of(model, tokenizer)
+    again = copy.deepcopy(tokenizer)
+    again.padding_side = "left"
+    assert EditSession.of(model, again) is session and session.tokenizer is tokenizer
+    again.chat_template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    with pytest.raises(SessionError, match=r"other texts around a prompt.*EditSession\.forget"):
+        EditSession.of(model, ChatTokenizer(again))
+    other = copy.deepcopy(tokenizer)
+    other.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(SessionError, match="other tokens for the same text"):
+        EditSession.of(model, other)
+    EditSession.forget(model)
+    chat = EditSession.of(model, ChatTokenizer(again))
+    assert EditSession.of(model, ChatTokenizer(again)) is chat is EditSession.of(model)
+    with pytest.raises(SessionError, match="other texts around a prompt"):
+        EditSession.of(model, tokenizer)
 
 
 def test_the_session_goes_with_its_model(tokenizer):
