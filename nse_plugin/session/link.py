@@ -51,7 +51,7 @@ def refuse_other_tokenizer(session: EditSession, tokenizer: Any) -> None:
         return
     raise SessionError(
         f"this model has an edit session with another tokenizer than the one given: {differing}. "
-        "Leave the tokenizer out to go on with that session, or end it with undo_all() and "
+        "Leave the tokenizer out to continue with that session, or end it with undo_all() and "
         "EditSession.forget(model) before you give another one"
     )
 
