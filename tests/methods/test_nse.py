@@ -157,7 +157,7 @@ def test_every_fate_is_reported(model, tokenizer, hparams):
     assert [o.passes for o in record.outcomes] == [int(i in within) for i in range(4)]
     assert all(list(w.case_ids) == within for w in record.writes) and 0 < len(within) < 4
     for o in record.outcomes:
-        assert (o.status == "out_of_bounds") == (o.residual_after >= high)
+        assert (o.status == "out_of_bounds") == (o.residual_before >= high)
         enough = o.residual_after <= max(low, 0.5 * o.residual_before)
         assert (o.status == "converged") == (enough and o.status != "out_of_bounds")
 
