@@ -4,7 +4,7 @@ A sequence of rounds writes each on what the rounds before it left.  The ledger 
 request's value z, so the edits can be solved again at any time: the weights are rewound, and one
 round writes all of them, layer by layer, with keys read anew.  No value is optimised.  Edits that
 were undone, or whose fact a later one edits, are not in it; the result depends on the set of edits,
-not on the order in which they came.
+not on the order in which they came: to the bit with the same case_ids, else up to rounding.
 
 With ``repair_rounds``, edits that the model does not give afterwards get new values, optimised in
 the model as it is then, and are written once more.  As long as some are missing, and up to that

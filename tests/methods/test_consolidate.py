@@ -107,6 +107,20 @@ def test_the_set_of_edits_decides_not_their_order(hparams, order, size):
     assert same(model, bits(at_once))
 
 
+def test_other_case_ids_differ_by_rounding_alone(hparams):
+    models = []
+    for ids in (range(N), range(N, 0, -1)):
+        model, session = edited(hparams, [])
+        for request, case_id in zip(some_requests(N), ids):
+            BASES["NSE"].edit_round(
+                session, [replace(request, case_id=case_id)], hparams, values=some_values([request])
+            )
+        consolidate(session, hparams)
+        models.append(bits(model))
+    for name, weight in models[0].items():
+        assert (models[1][name] - weight).norm() <= 1e-5 * weight.norm()
+
+
 @pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
 def test_undone_to_the_bit_and_solved_again_without_an_edit(kind, hparams):
     own = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
