@@ -11,6 +11,7 @@ _CONTROL = re.compile(
     "\ud800-\udfff]"  # halves of characters, which cannot be encoded
 )
 _LAYOUT = re.compile("[\t\n]")
+_GAP = " ... "
 
 
 def printable(text: str, *, one_line: bool = False) -> str:
@@ -30,6 +31,14 @@ def printable(text: str, *, one_line: bool = False) -> str:
 def counted(number: int, what: str) -> str:
     """A number of things: ``1 round``, ``2 rounds``."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def shortened(text: str, most: int = 120) -> str:
+    """The text in at most so many characters, its middle left out: begin and end tell more."""
+    if len(text) <= most:
+        return text
+    left = most - len(_GAP)
+    return f"{text[: left - left // 2]}{_GAP}{text[-(left // 2) :]}"
 
 
 def _spelled(found: re.Match[str]) -> str:

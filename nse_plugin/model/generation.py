@@ -18,6 +18,7 @@ from nse_plugin.model.answers import check_length
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import encode_prompt, micro_batches
+from nse_plugin.printable import counted
 
 
 def greedy_text(
@@ -121,11 +122,16 @@ def continue_rows(
         ended: whether a row with these new tokens is done.
         names: what messages call the rows.
     """
+    names = names or [f"text {number}" for number in range(len(rows))]
+    check_length(model, list(map(len, rows)), "shorten it", names)
     check_length(
         model,
         [len(row) + new for row, new in zip(rows, room)],
-        "shorten the prompt or ask for fewer new tokens",
-        names,
+        "shorten it or ask for fewer new tokens (--tokens in nse ask and nse chat)",
+        [
+            f"{name} has {counted(len(row), 'token')}; with {new} new ones it"
+            for name, row, new in zip(names, rows, room)
+        ],
     )
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     new: list[list[int]] = [[] for _ in rows]

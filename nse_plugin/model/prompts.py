@@ -16,6 +16,7 @@ import torch
 from nse_plugin.errors import ModelError, RequestError
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.layout import DecoderLayout
+from nse_plugin.printable import counted, shortened
 from nse_plugin.requests import EditRequest
 
 MAX_PADDING = 1.2
@@ -133,9 +134,13 @@ def encode_request(
         target=request.target_new if with_target else None,
     )
     if max_positions is not None and len(encoded.ids) > max_positions:
+        what = f"a prompt of {counted(encoded.n_prompt, 'token')}"
+        if encoded.n_target:
+            what += f" with a target of {counted(encoded.n_target, 'token')}"
+        longer = "target" if encoded.n_target > encoded.n_prompt else "prompt"
         raise RequestError(
-            f"case {request.case_id}: a prompt of {len(encoded.ids)} tokens is longer than the "
-            f"model's context of {max_positions}: {request.text[:60]!r}...; shorten it"
+            f"case {request.case_id}: {what} is longer than the model's context of "
+            f"{max_positions}: {shortened(request.text, 60)!r}; shorten the {longer}"
         )
     if not with_end:
         return encoded

@@ -211,8 +211,11 @@ def test_bad_input_is_named(model):
         score_answers(model, tokenizer, ["a", "b " * 200], ["c", "d"])
     with pytest.raises(RequestError, match="prompt 1 has no tokens"):
         score_answers(model, tokenizer, ["a", ""], ["c", "d"])
-    with pytest.raises(RequestError, match=f"context is {CONTEXT}"):
+    long = f"text 'a' has 1 token; with {CONTEXT} new ones it has {CONTEXT + 1} .* is {CONTEXT};"
+    with pytest.raises(RequestError, match=f"{long} .* fewer new tokens .--tokens"):
         greedy_text(model, tokenizer, ["a"], CONTEXT)
+    with pytest.raises(RequestError, match=f"has .* tokens .* context is {CONTEXT}; shorten it$"):
+        greedy_text(model, tokenizer, ["b " * 200], 1)
 
 
 def test_no_prompts_and_no_answer_tokens(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -57,6 +58,10 @@ def test_too_long_and_unusable():
     (request,) = some_requests(1)
     with pytest.raises(RequestError, match="case 0: .* longer than the model's context of 4"):
         encode_request(tokenizer, request, "Where does Lio Brandt come from? ", max_positions=4)
+    request = dataclasses.replace(request, target_new="Oslo " * 20 + "end")
+    long = "a prompt of .* tokens with a target of .* tokens is longer .* of 16: .* the target"
+    with pytest.raises(RequestError, match=long):
+        encode_request(tokenizer, request, with_target=True, max_positions=16)
 
     class Slow:
         is_fast = False
