@@ -141,8 +141,9 @@ def with_paraphrases(request: EditRequest) -> EditRequest:
 def others_like(subject: str, edited: Iterable[str] = ()) -> list[str]:
     """Subjects to ask about beside one that is edited, the same ones each time.
 
-    They are of its relations if the embedded or the real world knows the subject, and of many
-    relations otherwise.
+    They are of its relations; there are none if neither the embedded nor the real world knows the
+    subject, because a question about it makes no sense about just any other (the colour of
+    penicillin).
 
     Args:
         edited: subjects that are not to be among them.
@@ -151,16 +152,11 @@ def others_like(subject: str, edited: Iterable[str] = ()) -> list[str]:
     for record in atlas.facts():
         rewrite = record["requested_rewrite"]
         known.setdefault(f"atlas {rewrite['relation_id']}", []).append(rewrite["subject"])
-    of_atlas = len(known)
     for each in earth.all_facts():
         known.setdefault(each.relation, []).append(each.subject)
     name = subject.casefold()
     same = [subjects for subjects in known.values() if name in map(str.casefold, subjects)]
     draw = random.Random(name)
-    if same:
-        found = [s for subjects in same for s in draw.sample(subjects, min(_MOST, len(subjects)))]
-    else:
-        found = [draw.choice(subjects) for subjects in list(known.values())[of_atlas:]]
-        draw.shuffle(found)
+    found = [s for subjects in same for s in draw.sample(subjects, min(_MOST, len(subjects)))]
     left_out = {name, *map(str.casefold, edited)}
     return [s for s in dict.fromkeys(found) if s.casefold() not in left_out][:_MOST]

@@ -131,7 +131,8 @@ class EditFolder:
             target: what comes after it from now on.
             subject: where the prompt has ``{}`` in its place.
             paraphrases: other texts to which the target is the answer; some are made by default.
-            neighbours: texts whose answers must not change; some are found by default.
+            neighbours: texts whose answers must not change; some are found by default
+                for a subject that the built-in facts know.
 
         Raises:
             RequestError: a text is missing, or the subject is not in the prompt.

@@ -91,4 +91,5 @@ def test_what_is_asked_beside():
     assert with_paraphrases(given) == given
     alike = others_like("The Eiffel Tower", {"the parthenon"})
     assert "the Hagia Sophia" in alike and not {"the Parthenon", "the Eiffel Tower"} & set(alike)
-    assert others_like("Ann Lee") == others_like("Ann Lee") != []
+    assert alike == others_like("The Eiffel Tower", {"the parthenon"})
+    assert others_like("Ann Lee") == others_like("Mars") == []  # no "The color of penicillin is"
