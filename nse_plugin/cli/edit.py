@@ -12,6 +12,7 @@ from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import AS_JSON, examples
 from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables, working
 from nse_plugin.errors import RequestError
+from nse_plugin.printable import shortened
 
 if TYPE_CHECKING:
     from nse_plugin.runs.edit_report import EditReport
@@ -50,7 +51,8 @@ def edit(
     neighbour: Annotated[
         list[str] | None,
         _fact(
-            help="A text whose answer must not change; can be repeated. Two are found by default."
+            help="A text whose answer must not change; can be repeated. Two are found by default "
+            "for a subject of the built-in facts."
         ),
     ] = None,
     facts: Annotated[
@@ -104,7 +106,8 @@ def edit(
         show_edit(report)
     if report.in_effect:
         question = report.facts[0].prompt
-        note(f'next: nse ask {out} "{question}", or nse chat {out}')
+        ask = f'nse ask {out} "{question}", or ' if shortened(question) == question else ""
+        note(f"next: {ask}nse chat {out}")
     return 0 if report.in_effect else NOT_IN_EFFECT
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nse_plugin.printable import shortened
 from nse_plugin.runs.edit_report import FULL, EditedFact, EditReport
 from nse_plugin.table import Mark, Table
 
@@ -11,7 +12,7 @@ def edit_tables(report: EditReport) -> list[Table]:
     if len(report.facts) <= FULL:
         return [_asked(fact) for fact in report.facts]
     rows = tuple(
-        (fact.prompt, fact.target, fact.answer, "in effect" if fact.in_effect else "NOT in effect")
+        (*map(shortened, (fact.prompt, fact.target, fact.answer)), fact.outcome)
         for fact in report.facts
     )
     marks: dict[tuple[int, int], Mark] = {
@@ -22,7 +23,10 @@ def edit_tables(report: EditReport) -> list[Table]:
 
 
 def _asked(fact: EditedFact) -> Table:
-    rows = tuple((asked.kind, asked.prompt, asked.before, asked.remarked) for asked in fact.asked)
+    rows = tuple(
+        (asked.kind, shortened(asked.prompt), shortened(asked.before), asked.remarked)
+        for asked in fact.asked
+    )
     marks: dict[tuple[int, int], Mark] = {
         (number, 3): "good" if asked.as_wanted else "bad" for number, asked in enumerate(fact.asked)
     }

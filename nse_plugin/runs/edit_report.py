@@ -6,11 +6,16 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from nse_plugin.evaluation.model_state import holds
+from nse_plugin.evaluation.neighbours import MOST_FACTS
+from nse_plugin.printable import shortened
 from nse_plugin.requests import EditRequest
 
 Kind = Literal["prompt", "in chat", "paraphrase", "neighbour", "subject"]
 FULL = 3
-"""Facts of one edit that are shown with all that was asked; of more, a line each."""
+"""Facts of one edit that are shown with all that was asked; of more, a line each and how many
+paraphrases and neighbours are as wanted."""
+_VERY_LARGE = 1.0
+"""Relative change of a matrix from which the report warns: it is as large as the matrix itself."""
 
 
 def shows(text: str, request: EditRequest) -> bool:
@@ -39,11 +44,12 @@ class Asked:
 
     @property
     def remarked(self) -> str:
-        """The answer after the edit, with a remark if it is not as wanted."""
+        """The answer after the edit, shortened, with a remark if it is not as wanted."""
+        after = shortened(self.after)
         if self.as_wanted:
-            return self.after
+            return after
         what = "changed" if self.kind in ("neighbour", "subject") else "not the new answer"
-        return f"{self.after}   <- {what}"
+        return f"{after}   <- {what}"
 
 
 @dataclass(frozen=True)
@@ -67,10 +73,17 @@ class EditedFact:
         return next(asked.after for asked in self.asked if asked.kind == "prompt")
 
     @property
+    def outcome(self) -> str:
+        """Whether it is in effect, and whether it was before, in words."""
+        if not self.in_effect:
+            return "NOT in effect"
+        return "already in effect" if self.known_before else "in effect"
+
+    @property
     def caption(self) -> str:
-        """What was asked for, and whether there was nothing to do."""
-        known = " (which it gave before, too)" if self.known_before else ""
-        return f"{self.prompt} -> {self.target}{known}"
+        """What was asked for, shortened, and whether there was nothing to do."""
+        known = " (was already in effect before this round)" if self.known_before else ""
+        return f"{shortened(self.prompt)} -> {shortened(self.target)}{known}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,19 @@ class Cost:
     """Matrices changed by all rounds."""
     size: int
     """Bytes of the round's file."""
+
+    def text(self) -> str:
+        """What this round cost, and how much all rounds so far change."""
+        size = f"{self.size / 1e6:.1f} MB" if self.size >= 1e5 else f"{self.size / 1e3:.0f} kB"
+        spent = f"{self.seconds:.1f} s to edit, {self.seconds_in_all:.1f} s in all; {size} on disk"
+        if self.relative_change is None:
+            return spent
+        share = f"{self.relative_change:.1%}"
+        many = f"{self.matrices} matrices by at most {share} of their norm"
+        change = f"1 matrix by {share} of its norm" if self.matrices == 1 else many
+        if self.relative_change > _VERY_LARGE:
+            change += " - a very large change; other answers may suffer"
+        return f"{spent}; all rounds together change {change}"
 
 
 @dataclass(frozen=True)
@@ -141,26 +167,22 @@ class EditReport:
         lines = []
         for fact in self.facts:
             if len(self.facts) > FULL:
-                gives = "" if fact.in_effect else f" (gives: {fact.answer})"
+                gives = "" if fact.in_effect else f" (gives: {shortened(fact.answer)})"
                 state = "in effect    " if fact.in_effect else "NOT in effect"
                 lines.append(f"{state}  {fact.caption}{gives}")
                 continue
             lines.append(fact.caption)
             for asked in fact.asked:
-                lines.append(f"  {asked.kind:10s} {asked.prompt} ...")
-                lines.append(f"    before: {asked.before}")
+                lines.append(f"  {asked.kind:10s} {shortened(asked.prompt)} ...")
+                lines.append(f"    before: {shortened(asked.before)}")
                 lines.append(f"    after:  {asked.remarked}")
         return "\n".join(lines)
 
     def outcome(self) -> str:
-        """The cost, what became of earlier edits, and last whether the edit is in effect."""
-        cost, lost = self.cost, self.earlier.lost
-        size = f"{cost.size / 1e6:.1f} MB" if cost.size >= 1e5 else f"{cost.size / 1e3:.0f} kB"
-        spent = f"{cost.seconds:.1f} s to edit, {cost.seconds_in_all:.1f} s in all; {size} on disk"
-        if cost.relative_change is not None:
-            share = f"{cost.relative_change:.1%}"
-            spent += f"; {cost.matrices} matrices changed, by at most {share} of their norm"
-        lines = [f"cost: {spent}"]
+        """What is beside the facts, the cost, what became of earlier edits, and last whether the
+        edit is in effect."""
+        lost = self.earlier.lost
+        lines = [*self._beside(), f"cost: {self.cost.text()}"]
         if self.past_sinks:
             some = "" if len(self.facts) == 1 else f"{self.past_sinks} of {len(self.facts)} "
             lines.append(
@@ -171,6 +193,29 @@ class EditReport:
         if self.earlier.asked:
             kept = self.earlier.asked - len(lost)
             lines.append(f"earlier edits: {kept} of {self.earlier.asked} are in effect")
-            lines += [f"  not in effect: {prompt}" for prompt in lost[:5]]
+            lines += [f"  not in effect: {shortened(prompt)}" for prompt in lost[:5]]
             lines += [f"  and {len(lost) - 5} more"] if len(lost) > 5 else []
         return "\n".join([*lines, self.verdict()])
+
+    def _beside(self) -> list[str]:
+        """How many paraphrases and neighbours are as wanted, if that is not shown of each fact,
+        and which facts have no neighbours."""
+        number = len(self.facts)
+        asked = [asked for fact in self.facts for asked in fact.asked]
+        paraphrases = [each.as_wanted for each in asked if each.kind == "paraphrase"]
+        neighbours = [each.as_wanted for each in asked if each.kind == "neighbour"]
+        lines = []
+        if number > FULL and paraphrases:
+            given = f"{sum(paraphrases)} of {len(paraphrases)}"
+            lines.append(f"paraphrases: {given} give the new answer")
+        if number > FULL and neighbours:
+            changed = f"{neighbours.count(False)} of {len(neighbours)}"
+            lines.append(f"neighbours: {changed} changed")
+        alone = sum(all(each.kind != "neighbour" for each in fact.asked) for fact in self.facts)
+        if alone and number > MOST_FACTS:
+            some = "" if alone == number else f" of {alone} facts"
+            lines.append(f"neighbours{some} were not asked (more than {MOST_FACTS} facts)")
+        elif alone:
+            whom = "this subject" if number == 1 else f"{alone} of {number} facts"
+            lines.append(f"no neighbours are known for {whom}; give some with --neighbour")
+        return lines
