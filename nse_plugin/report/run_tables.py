@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
-from nse_plugin.runs.facts import ORDER
+from nse_plugin.runs.facts import ORDER, Fact
+from nse_plugin.session.records import were_undone
 from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ def overview(run: Run) -> Table:
         rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))
     if run.ledger.undone:
         numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
-        rows.append(("undone", f"rounds {numbers}; scores were measured with them"))
+        since = run.files.undone_since(run.files.measured())
+        order = f"before {were_undone(since)}" if since else "without them"
+        rows.append(("undone", f"rounds {numbers}; all edits were last measured {order}"))
     if not run.ledger:
         rows.append(("ledger", "none: no round is active, or the host's method keeps none"))
     return Table(f"Run {run.folder}", ("what", "value"), tuple(rows))
@@ -64,7 +67,7 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
         (
             *(
                 textwrap.shorten(text or NOTHING, width, placeholder="…")
-                for text in (fact.prompt, fact.old, fact.new, fact.answer)
+                for text in (fact.prompt, fact.old, fact.new, _answer_now(fact))
             ),
             fact.outcome,
             str(fact.round),
@@ -75,15 +78,26 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
     counts = Counter(fact.outcome for fact in run.facts)
     said = ", ".join(f"{counts[name]} {name}" for name in ORDER if counts[name])
     shown = f"{most} of {len(run.facts)} shown; " if len(run.facts) > most else ""
+    note = "The answers are those of the last measurement of single edits, by greedy decoding."
+    since = next((fact.undone_since for fact in run.facts if fact.undone_since), ())
+    if since:
+        note += (
+            f" Not tested: the facts were not asked since {were_undone(since)}, and may have other "
+            "answers now."
+        )
     return Table(
         f"Facts ({shown}{said})",
         ("prompt", "old answer", "new answer", "answer at the end", "outcome", "round", "request"),
         rows,
         numeric=(False,) * 5 + (True, False),
-        note="The answers are those of the last measurement of single edits, by greedy decoding.",
+        note=note,
         searchable=True,
         marks={(at, 4): "bad" for at, row in enumerate(rows) if row[4] in ORDER[:2]},
     )
+
+
+def _answer_now(fact: Fact) -> str | None:
+    return None if fact.outcome == "not tested" else fact.answer
 
 
 def rounds_table(run: Run) -> Table:

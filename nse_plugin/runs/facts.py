@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from nse_plugin.runs.reading import RunFiles, load_undone
+from nse_plugin.session.records import were_undone
 
 FactOutcome = Literal[
-    "not in effect", "not written", "not asked", "in effect", "replaced", "undone"
+    "not in effect", "not written", "not asked", "not tested", "in effect", "replaced", "undone"
 ]
 """From the worst: the new answer is not given; a stop rule undid the round; it is not known; it
-is given; a later edit gives another answer; the round was undone."""
+was asked, but another round was undone since; it is given; a later edit gives another answer; the
+round was undone."""
 ORDER: tuple[FactOutcome, ...] = get_args(FactOutcome)
 
 
@@ -33,19 +35,30 @@ class Fact:
     answer: str | None
     """What the model wrote at the last measurement; None if it was not asked then."""
     outcome: FactOutcome
+    undone_since: tuple[int, ...] = ()
+    """If it is ``not tested``: the rounds undone since that measurement, which had them in the
+    model, so that the answer may be another one now."""
+
+    @property
+    def state(self) -> str:
+        """The outcome in words."""
+        since = f" since {were_undone(self.undone_since)}" if self.undone_since else ""
+        return self.outcome + since
 
 
 def facts_of(files: RunFiles) -> list[Fact]:
     """The facts of the finished rounds, in order.
 
-    Answers and outcomes are those of the last measurement.  A round that was undone since has
-    ``undone``; the answers of the others were given with it in the model.
+    Answers and outcomes are those of the last measurement.  If a round was undone since, its facts
+    have ``undone``, and the others that were asked have ``not tested``: any edit may depend on the
+    rounds that it was solved on top of.
 
     Raises:
         DataError: ``frozen.jsonl`` does not hold the requests, or a file is damaged.
     """
     undone = {entry.number for entry in load_undone(files.folder)}
-    answers = _last_answers(files)
+    tested, answers = _last_answers(files)
+    since = tuple(files.undone_since(tested))
     requests = files.requests()
     latest: dict[tuple[str, str], tuple[int, Any]] = {}  # by fact: the edit that counts
     for line in files.lines:
@@ -65,6 +78,8 @@ def facts_of(files: RunFiles) -> list[Fact]:
                 outcome = "replaced"
             elif said is None:
                 outcome = "not asked"
+            elif since:
+                outcome = "not tested"
             else:
                 outcome = "in effect" if said["exact"] else "not in effect"
             found.append(
@@ -78,22 +93,25 @@ def facts_of(files: RunFiles) -> list[Fact]:
                     new=request.target_new,
                     answer=said.get("answer") if said else None,
                     outcome=outcome,
+                    undone_since=since if outcome == "not tested" else (),
                 )
             )
     return found
 
 
-def _last_answers(files: RunFiles) -> dict[tuple[int, Any], Mapping[str, Any]]:
-    """By round and case: the edits asked at the last measurement of single edits."""
+def _last_answers(files: RunFiles) -> tuple[int, dict[tuple[int, Any], Mapping[str, Any]]]:
+    """The last measurement of single edits: after how many rounds, and by round and case what was
+    asked."""
     final = files.final()
     points = [line["measurement"] for line in files.lines]
     points.append(final["measurement"] if final else None)
     for point in reversed(points):
         if point and point.get("answers"):
-            return {(row["round"], row["case_id"]): row for row in point["answers"]}
+            rows = {(row["round"], row["case_id"]): row for row in point["answers"]}
+            return point["tested"], rows
         if point and point.get("each"):
-            return {
+            return point["tested"], {
                 (row["round"], row["case_id"]): {"exact": row["efficacy"] == 1}
                 for row in point["each"]
             }
-    return {}
+    return 0, {}

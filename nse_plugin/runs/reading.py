@@ -89,6 +89,35 @@ class RunFiles:
         """How the run ended, or None if it has not."""
         return read_final(self.folder)
 
+    def measured(self) -> int:
+        """After how many rounds all edits so far were last measured; 0 if they never were."""
+        final = self.final()
+        points = [line["measurement"] for line in self.lines]
+        points.append(final["measurement"] if final else None)
+        return next((point["tested"] for point in reversed(points) if point), 0)
+
+    def undone_since(self, tested: int) -> list[int]:
+        """The rounds that a measurement had in the model and that were undone after it.
+
+        Args:
+            tested: after how many rounds it was made.
+        """
+        # the measured model had no round that was made later, so undoing that one restores it
+        later = {line["file"] for line in self.lines if line["round"] > tested}
+        later |= {line["file"] for line in consolidations(self.folder) if line["after"] >= tested}
+        return [
+            entry["number"]
+            for entry in undone_rounds(self.folder)
+            # where an early version did not note the order, the measurement may be older
+            if entry.get("after", tested) >= tested and entry["number"] not in later
+        ]
+
+    def consolidated(self) -> Consolidation | None:
+        """The last consolidation that is in effect; earlier ones are inside it."""
+        undone = {entry.number for entry in load_undone(self.folder)}
+        active = [line for line in consolidations(self.folder) if line["file"] not in undone]
+        return active[-1] if active else None
+
     def requests(self) -> dict[int, list[EditRequest]]:
         """The requests of the finished rounds, by the number in :attr:`RoundLine.round`.
 

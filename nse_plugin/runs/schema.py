@@ -199,7 +199,14 @@ class Consolidation(TypedDict):
     """SHA-256 of the round's file."""
 
 
-class UndoneRound(TypedDict):
+class UndoneAfter(TypedDict, total=False):
+    """When a round was undone, in the order of the run; entries of early versions lack it."""
+
+    after: int
+    """Rounds of ``rounds.jsonl`` that were finished."""
+
+
+class UndoneRound(UndoneAfter):
     """A round that ``nse undo`` took back."""
 
     number: int

@@ -7,7 +7,7 @@ from pathlib import Path
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import RunDirectory
-from nse_plugin.runs.reading import RunFiles, load_undone, undone_rounds
+from nse_plugin.runs.reading import RunFiles, load_undone, read_lines, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
 from nse_plugin.session.ledger_files import host_method, round_path
 from nse_plugin.session.records import active_rounds, later_trained
@@ -67,6 +67,8 @@ def undone_text(run: Path, active: list[int]) -> str:
 def _add_undone(folder: Path, number: int, reason: str) -> None:
     """Note that a round was undone."""
     sha256 = checksum(round_path(folder, number))
-    entry = UndoneRound(number=number, time=now(), reason=reason, sha256=sha256)
+    entry = UndoneRound(
+        number=number, time=now(), reason=reason, sha256=sha256, after=len(read_lines(folder))
+    )
     content = UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(folder), entry])
     write_json(folder / UNDONE, content)

@@ -294,6 +294,13 @@ def active_rounds(numbers: Sequence[int]) -> str:
     return f"active rounds: {', '.join(map(str, numbers))}" if numbers else "no round is active"
 
 
+def were_undone(numbers: Sequence[int]) -> str:
+    """That rounds were undone, for the end of a sentence."""
+    if len(numbers) == 1:
+        return f"round {numbers[0]} was undone"
+    return f"rounds {', '.join(map(str, numbers))} were undone"
+
+
 def later_trained(last: int) -> str:
     """Why an earlier round cannot be undone alone if all rounds train one attachment."""
     return (

@@ -167,25 +167,34 @@ def test_facts_say_what_is_answered_and_the_worst_come_first(folder):
     final = json.loads((folder / "final.json").read_text())
     final["measurement"]["answers"] = answers[:5]
     (folder / "final.json").write_text(json.dumps(final))
-    undo_round(folder, 1)
     facts = read_run(folder).facts
     assert [(f.case_id, f.outcome) for f in facts] == [
-        (2, "not in effect"), (3, "not in effect"), (5, "not asked"), (4, "in effect"),
-        (0, "undone"), (1, "undone"),
+        *((number, "not in effect") for number in range(4)), (5, "not asked"), (4, "in effect"),
     ]  # fmt: skip
-    asked, table = requests()[2], rows(tables.facts_table(read_run(folder), most=1, width=200))
+    asked, table = requests()[0], rows(tables.facts_table(read_run(folder), most=1, width=200))
     assert table == [
         {"prompt": asked.text, "old answer": asked.ground_truth, "new answer": asked.target_new,
-         "answer at the end": answers[2]["answer"], "outcome": "not in effect", "round": "2",
-         "request": "2"}
+         "answer at the end": answers[0]["answer"], "outcome": "not in effect", "round": "1",
+         "request": "0"}
     ]  # fmt: skip
+    undo_round(folder, 1)  # any answer may be another one now
+    run = read_run(folder)
+    assert [(f.case_id, f.outcome) for f in run.facts] == [
+        (5, "not asked"), (2, "not tested"), (3, "not tested"), (4, "not tested"),
+        (0, "undone"), (1, "undone"),
+    ]  # fmt: skip
+    assert run.facts[1].state == "not tested since round 1 was undone"
+    table = tables.facts_table(run)
+    assert rows(table)[1]["answer at the end"] == "–"
+    assert "not asked since round 1 was undone" in table.note
 
 
 def test_an_undone_round_is_named_and_left_out(folder):
     undo_round(folder, 2)
     run = read_run(folder)
     assert run.ledger.numbers() == [1, 3] and list(run.survey.overlaps[None].index) == [1, 3]
-    assert "rounds 2;" in tables.overview(run).text()
+    said = "rounds 2; all edits were last measured before round 2 was undone"
+    assert said in tables.overview(run).text()
     for number in (1, 3):
         undo_round(folder, number)
     run = read_run(folder)
