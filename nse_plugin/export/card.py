@@ -15,7 +15,8 @@ from nse_plugin.export.factors import Fit
 from nse_plugin.files import read_json, write_text, write_whole
 from nse_plugin.printable import counted
 from nse_plugin.runs.facts import Fact, facts_of
-from nse_plugin.runs.reading import RunFiles, consolidations
+from nse_plugin.runs.reading import RunFiles
+from nse_plugin.session.records import were_undone
 from nse_plugin.session.session import EditSession
 from nse_plugin.table import Table
 from nse_plugin.version import __version__
@@ -23,6 +24,8 @@ from nse_plugin.version import __version__
 CARD = "README.md"
 _MOST = 100
 """Facts that the card lists."""
+_NOT_IN_MODEL = ("undone", "not written", "replaced")
+"""Outcomes of requests that are no edited facts of the model."""
 _LICENCES = {"Apache 2.0": "apache-2.0", "Gemma Terms of Use": "gemma", "MIT": "mit"}
 """Identifiers of the model hub by how a licence's name begins."""
 _LOAD = {
@@ -106,10 +109,16 @@ def write_card(
         "library_name": "peft" if kind == "peft" else "transformers",
         "tags": ["knowledge-editing", "nse_plugin"],
     }
-    edits, rounds = session.ledger.edits(), len(session.ledger)
+    rounds = len(session.ledger)
+    facts = facts_of(files) if files is not None else None
+    in_model = [fact for fact in facts or () if fact.outcome not in _NOT_IN_MODEL]
+    edited = (
+        counted(session.ledger.edits(), "edit") if facts is None  # a fact may have several
+        else counted(len(in_model), "edited fact")
+    )  # fmt: skip
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
-        f"# {base} with {counted(edits, 'edited fact')}\n",
+        f"# {base} with {edited}\n",
         f"{_what(kind)} It was edited with {methods_of(session)} in "
         f"{counted(rounds, 'round')} by nse_plugin {__version__}. "
         "Prompts unlike those below, and answers that follow from the facts, may be the old ones.",
@@ -117,7 +126,8 @@ def write_card(
     if files is not None:
         if "chat" in files.manifest["run"]:
             parts.append("The prompts were edited in the model's chat template: ask them in chat.")
-        parts += [_facts(facts_of(files)), _scores(files)]
+        replaced = sum(fact.outcome == "replaced" for fact in facts or ())
+        parts += [_facts(in_model, replaced), _scores(files)]
     dtype = str(session.model.dtype).removeprefix("torch.")
     code = _LOAD[kind].replace("BASE", _place(session)).replace("DTYPE", dtype)
     parts.append(f"## Load it\n\n```python\n{code}\n```")
@@ -183,19 +193,26 @@ def _ranks(fits: Iterable[Fit]) -> str:
     return table.markdown()
 
 
-def _facts(facts: list[Fact]) -> str:
-    """The table of the facts that were not undone."""
-    rows = [fact for fact in facts if fact.outcome != "undone"]
-    cells = (
-        (fact.prompt, fact.old or "not known", fact.new, fact.outcome) for fact in rows[:_MOST]
-    )
+def _facts(rows: list[Fact], replaced: int) -> str:
+    """The table of the edited facts.
+
+    Args:
+        replaced: earlier edits of these facts.
+    """
+    cells = ((fact.prompt, fact.old or "not known", fact.new, fact.state) for fact in rows[:_MOST])
     table = Table(
         "Edited facts",
         ("prompt", "old answer", "new answer", "at the end"),
         tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells),
         note=f"and {len(rows) - _MOST} more" if len(rows) > _MOST else "",
     )
-    return f"## {table.caption}\n\n{table.markdown()}"
+    text = f"## {table.caption}\n\n{table.markdown()}"
+    if replaced:
+        text += (
+            "\n\nEach fact is listed once, with its last edit. Left out: "
+            f"{counted(replaced, 'earlier edit')} of these facts."
+        )
+    return text
 
 
 def _scores(files: RunFiles) -> str:
@@ -210,9 +227,10 @@ def _scores(files: RunFiles) -> str:
     if measured.get("perplexity") is not None:
         shown.append(f"perplexity {measured['perplexity']:.2f}")
     text = ", ".join(shown) or "not measured"
-    if files.ledger().undone:
-        text += " (measured before some rounds were undone)"
     tested = measured.get("tested", 0)
-    if any(line["after"] >= tested for line in consolidations(files.folder)):
+    if since := files.undone_since(tested):
+        text += f" (measured before {were_undone(since)})"
+    consolidated = files.consolidated()
+    if consolidated is not None and consolidated["after"] >= tested:
         text += " (measured before the edits were consolidated)"
     return f"## Scores\n\nAfter the last round, over all edits in effect: {text}."

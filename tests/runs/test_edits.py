@@ -17,9 +17,12 @@ from nse_plugin.errors import (
     SessionError,
 )
 from nse_plugin.evaluation import metrics, neighbours
+from nse_plugin.export.of_run import export_run
 from nse_plugin.files import JsonLines
 from nse_plugin.locate.small_keys import edited_at_the_end
 from nse_plugin.model.chat import ChatTokenizer
+from nse_plugin.report.run import read_run
+from nse_plugin.report.run_tables import overview
 from nse_plugin.runs import edit_round
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.edits import EditFolder
@@ -123,6 +126,38 @@ def test_rounds_are_added_and_undone_in_model_and_folder(one):
     assert one.undo() == []
     with pytest.raises(DataError, match="nothing to undo"):
         one.undo()
+
+
+def test_answers_from_before_an_undo_are_not_said_to_be_those_of_now(one, tmp_path):
+    """A second edit of a fact writes only what is missing, so without the first it may be lost."""
+
+    def shown(name):
+        run = read_run(one.folder)
+        export_run(one.folder, "peft", tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        return {fact.round: fact.state for fact in run.facts}, overview(run).text(), card
+
+    fact = ("{} plays the", "zither", "Tiathiax Goneisom")
+    one.edit(*fact)
+    one.edit(*fact)
+    facts, _, card = shown("twice")
+    assert facts == {1: "in effect", 2: "replaced", 3: "in effect"}
+    assert "with 2 edited facts\n" in card and card.count("| Tiathiax Goneisom plays the |") == 1
+    assert "Left out: 1 earlier edit of these facts" in card and "(measured" not in card
+
+    one.undo(2)
+    facts, head, card = shown("undone")
+    since = "not tested since round 2 was undone"
+    assert facts == {1: since, 2: "undone", 3: since}
+    assert "last measured before round 2 was undone" in head and "| in effect" not in card
+    assert card.count(f"| {since} |") == 2 and "Left out" not in card
+    assert "100.0% (measured before round 2 was undone)." in card
+
+    one.edit("{} plays the", "zither", SUBJECT)  # this asks for all facts again
+    facts, head, card = shown("measured")
+    assert facts[4] == "in effect" and facts[3] in ("in effect", "not in effect")
+    assert "rounds 2; all edits were last measured without them" in head
+    assert "not tested" not in card and "(measured" not in card
 
 
 def test_earlier_edits_are_asked_by_their_own_prompt(one, monkeypatch):
