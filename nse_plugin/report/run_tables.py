@@ -44,6 +44,16 @@ def overview(run: Run) -> Table:
         ("method", run.files.method or "unknown"),
         ("edits", f"{edits}{of} in {counted(len(run.lines), 'round')}"),
     ]
+    joint = run.files.consolidated()
+    if joint is not None:
+        measured = run.files.measured()
+        order = "; all edits were last measured before it" if joint["after"] >= measured else ""
+        rows.append((
+            "consolidated",
+            f"{counted(joint['edits'], 'edit')} solved jointly as round {joint['file']}, after "
+            f"{counted(joint['after'], 'round')}: {joint['answered_before']} in effect before it, "
+            f"{joint['answered']} afterwards{order}",
+        ))  # fmt: skip
     stop = run.final["stop"] if run.final else None
     if stop is not None:
         rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))

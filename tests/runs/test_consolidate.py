@@ -9,7 +9,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import FTHparams
 from nse_plugin.report.run import read_run
-from nse_plugin.report.run_tables import rounds_table
+from nse_plugin.report.run_tables import overview, rounds_table
 from nse_plugin.runs.consolidate import consolidate_run, would_help
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undo import undo_round
@@ -43,6 +43,9 @@ def test_stored_resumed_and_undone(finished):
     assert (line["file"], line["after"], line["edits"]) == (4, 3, 6)
     assert not same(rounds, consolidated)
     assert "round 4: all edits in effect then" in rounds_table(read_run(folder)).note
+    head = dict(overview(read_run(folder)).rows)["consolidated"]
+    assert head.startswith("6 edits solved jointly as round 4, after 3 rounds: ")
+    assert head.endswith("afterwards; all edits were last measured before it")
     subject, weights = reopened(folder)
     assert same(consolidated, weights)
     assert subject.ledger.numbers() == [4] and subject.ledger.numbers_in_effect() == [1, 2, 3, 4]
@@ -56,8 +59,12 @@ def test_stored_resumed_and_undone(finished):
     with pytest.raises(DataError, match="round 2 is inside the consolidation that is round 4"):
         undo_round(folder, 2)
     assert undo_round(folder, 4) == [1, 2, 3]
+    assert "consolidated" not in dict(overview(read_run(folder)).rows)
+    # the model is the measured one again
+    assert RunFiles(folder).undone_since(3) == []
     assert same(rounds, reopened(folder)[1])
     assert undo_round(folder, 2) == [1, 3]
+    assert RunFiles(folder).undone_since(3) == [2]
 
 
 def test_a_run_that_consolidates_by_itself_resumes_to_the_bit(tmp_path):
