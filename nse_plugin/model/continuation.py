@@ -27,8 +27,10 @@ Continuation = Replay | FullPass
 
 _Key = tuple[int, int, object]  # layer, last, kind of attention
 
-_WINDOWS = ("sliding_window", "attention_chunk_size", "window_size", "attention_window_size")
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size")
 """How configurations call the number of tokens that attention reaches back."""
+_OWN_WINDOW = "window_size"
+"""The same where blocks mask on their own, as those of GPT-Neo do."""
 _CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, dict[_Key, bool]] = (
     weakref.WeakKeyDictionary()
 )
@@ -47,7 +49,7 @@ def capture(
     """
     tried = _CAN_REPLAY.setdefault(layout, {})
     key = (layer, last, getattr(layout.text_config, "_attn_implementation", None))
-    known, beyond = tried.get(key), _beyond_a_window(layout, _width(batch, starts))
+    known, beyond = tried.get(key), _beyond_a_window(layout, batch, starts)
     if known and not beyond:
         return Replay.capture(layout, batch, starts, layer=layer, last=last)
     full = FullPass.capture(layout, batch, starts, layer=layer, last=last)
@@ -83,15 +85,13 @@ def _difference(replay: Replay, full: FullPass) -> str:
     return "" if error < (3e-2 if coarse else 1e-3) else f"relative difference {float(error):.2g}"
 
 
-def _width(batch: TokenBatch, starts: torch.Tensor) -> int:
-    """Tokens of a replay's rows: the longest part left of a start, and the longest from one on.
+def _beyond_a_window(layout: DecoderLayout, batch: TokenBatch, starts: torch.Tensor) -> bool:
+    """Whether a row is longer than a window or chunk that the model's attention may have.
 
-    Blocks that mask on their own, as those of GPT-Neo do, count all of them between two tokens.
+    Blocks that mask on their own also count the padding between the two parts of a replayed row.
     """
-    return int(starts.max()) + int((batch.lengths - starts.to(batch.lengths.device)).max())
-
-
-def _beyond_a_window(layout: DecoderLayout, width: int) -> bool:
-    """Whether rows are wider than a window or chunk that the model's attention may have."""
-    windows = [getattr(layout.text_config, name, None) for name in _WINDOWS]
-    return any(isinstance(window, int) and width > window for window in windows)
+    longest, starts = int(batch.lengths.max()), starts.to(batch.lengths.device)
+    padded = int(starts.max()) + int((batch.lengths - starts).max())
+    windows = [(getattr(layout.text_config, name, None), longest) for name in _WINDOWS]
+    windows.append((getattr(layout.text_config, _OWN_WINDOW, None), padded))
+    return any(isinstance(window, int) and tokens > window for window, tokens in windows)
