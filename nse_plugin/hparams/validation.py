@@ -119,14 +119,16 @@ class Settings:
     def read(cls: type[S], config: str | Path | None, given: Mapping[str, Any]) -> S:
         """Build from a YAML file and from options, which override the file.
 
+        A key of a group may stand in the file without its group, as its option does.
+
         Args:
             given: by key; None leaves the file's value, and a group is merged key by key.
 
         Raises:
             HparamsError: the file cannot be read, or something in it or in ``given`` is wrong.
         """
-        values = {} if config is None else read_yaml(Path(config))
-        if mistakes := mistakes_in(cls, values):
+        values, twice = _grouped(cls, {} if config is None else read_yaml(Path(config)))
+        if mistakes := twice + mistakes_in(cls, values):
             raise HparamsError(*mistakes, file=config)
         for key, value in given.items():
             if isinstance(value, Mapping):
@@ -135,6 +137,24 @@ class Settings:
             elif value is not None:
                 values[key] = value
         return cls.from_dict(values)
+
+
+def _grouped(kind: type[Settings], values: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
+    """Values with the keys of groups inside their groups, and those that are given both ways."""
+    found, twice = dict(values), []
+    own = {kind.key_of.get(f.name, f.name) for f in _fields(kind)}
+    for group_field in _fields(kind):
+        inner = group_field.metadata.get("group")
+        name = kind.key_of.get(group_field.name, group_field.name)
+        if inner is None or not isinstance(found.get(name) or {}, Mapping):
+            continue
+        keys = {inner.key_of.get(f.name, f.name) for f in _fields(inner)} - own
+        for key in [key for key in found if key in keys]:
+            inside = dict(found.get(name) or {})
+            if key in inside:
+                twice.append(f"{key} is given alone and as {name}.{key}; leave one out")
+            found[name] = {**inside, key: found.pop(key)}
+    return found, twice
 
 
 def mistakes_in(kind: type[Settings], values: Mapping[Any, Any], within: str = "") -> list[str]:

@@ -19,6 +19,9 @@ from nse_plugin.runs.start import read_hparams
     ("stop: [1]", "stop is [1]; it must be a group"),
     ("stop: {on_colapse: undo}", "unknown key 'stop.on_colapse'; did you mean 'on_collapse'"),
     ("data: 5", "data is 5; it must be text"),
+    ("every: often", "protocol.every is 'often'; it must be a whole number"),
+    ("every: 2\nprotocol: {every: 3}", "every is given alone and as protocol.every; leave one"),
+    ("on_colapse: undo", "unknown key 'on_colapse'"),
     ("out: [x]", "out is ['x']; it must be text"),
     ("order: groupd", "order is 'groupd'; it must be one of 'given', 'shuffled', 'grouped'; did"),
     ("device: [0]", "device is [0]"),
@@ -68,3 +71,14 @@ def test_settings_of_another_model_are_named(caplog):
     assert not caplog.text
     read_hparams("NSE/gpt2-xl", model_name="org/other")
     assert "NSE/gpt2-xl is tuned for the model" in caplog.text and "'org/other'" in caplog.text
+
+
+def test_a_file_has_each_option_by_its_own_name(tmp_path):
+    path = tmp_path / "run.yaml"
+    alone = {"every": 2, "on_collapse": "stop", "max_perplexity": 5, "min_retention": 0.5}
+    lines = [f"{key}: {value}" for key, value in alone.items()]
+    lines += ["hparams: NSE/atlas-gpt2", "data: atlas:4", "protocol: {generation: 3}"]
+    path.write_text("\n".join(lines))
+    settings = RunSettings.read(path, {"stop": {"min_retention": 0.7}})
+    assert settings.protocol == {"every": 2, "generation": 3}
+    assert settings.stop == {"on_collapse": "stop", "max_perplexity": 5, "min_retention": 0.7}
