@@ -99,7 +99,9 @@ def edit(
             out, model, method=method, hparams=hparams, chat=chat, device=device,
             stats_dir=stats_dir, listener=listener,
         )  # fmt: skip
-        report = folder.edit_facts(records, neighbour or ())
+        report = folder.edit_facts(
+            records, neighbour or (), facts.name if facts is not None else "the fact"
+        )
     if as_json:
         show_result(report.to_dict())
     else:

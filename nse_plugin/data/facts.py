@@ -10,21 +10,19 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import load_records, parse_records
-from nse_plugin.data.schemas import SCHEMAS
+from nse_plugin.data.written_facts import completed
 from nse_plugin.errors import RequestError
-from nse_plugin.request_fields import PLACE, FieldError, as_template, checked_text, is_missing
+from nse_plugin.request_fields import FieldError, as_template, checked_text, is_missing
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
 """The text before a prompt if no paraphrase is given."""
-_SUBJECT = re.compile(r"\{([^{}]+)\}")
 _MOST = 12
 """Other subjects that are asked about."""
 
@@ -60,7 +58,7 @@ def parse_facts(
         taken = {str(r["case_id"]) for r in records if isinstance(r, Mapping) and _has_id(r)}
         numbers = (n for n in itertools.count(first) if str(n) not in taken)
         records = [
-            (_completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
+            (completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
             for r in records
         ]
     return parse_records(records, source=source, way_out="correct it", warn=warn)
@@ -81,7 +79,7 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
     try:
         checked_text(prompt, "prompt")
         checked_text(target, "target")
-        found = _completed({name: value for name, value in record.items() if value is not None})
+        found = completed({name: value for name, value in record.items() if value is not None})
         as_template(found["prompt"], found["subject"], None)
     except FieldError as error:
         raise RequestError(str(error)) from None
@@ -95,35 +93,6 @@ def refuse_empty(name: str, texts: Iterable[str]) -> None:
     for text in texts:
         if not isinstance(text, str) or not text.strip():
             raise RequestError(f"one of the {name} is {text!r}; give a text, or leave it out")
-
-
-def _completed(record: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
-    """A record with the names that readers know, its subject, and a number if one is given."""
-    found = dict(record)
-    if number is not None:
-        found["case_id"] = number
-    if "target" in found and "target_new" not in found:
-        found["target_new"] = found.pop("target")
-    prompt = found.get("prompt")
-    if prompt is not None and not any(schema.fits(found) for schema in SCHEMAS.values()):
-        raise RequestError(
-            f"the fact {prompt!r} has no target; give its new answer as target (its fields are "
-            f"{', '.join(map(str, record))})"
-        )
-    if isinstance(prompt, str) and is_missing(found.get("subject")):
-        places = _SUBJECT.findall(prompt)
-        if len(places) > 1:
-            raise RequestError(
-                f"{prompt!r} has {len(places)} texts in braces; put only the subject in braces"
-            )
-        if not places:
-            raise RequestError(
-                f"the subject of {prompt!r} is not given; put it in braces, as in "
-                "'{The Eiffel Tower} is located in the city of', or put {} in its place and give "
-                "it as the subject"
-            )
-        found["subject"], found["prompt"] = places[0].strip(), _SUBJECT.sub(PLACE, prompt)
-    return found
 
 
 def _has_id(record: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ import json
 import logging
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,13 +21,16 @@ import yaml
 
 from nse_plugin.data.schema_fields import BadField
 from nse_plugin.data.schemas import SCHEMAS
+from nse_plugin.data.written_facts import NAMES, completed, is_written
 from nse_plugin.errors import DataError, RequestError, did_you_mean
 from nse_plugin.hparams.yaml_files import parse_yaml
+from nse_plugin.printable import counted
 from nse_plugin.requests import EditRequest
 
 log = logging.getLogger(__name__)
 
 OnBad = Literal["stop", "skip"]
+_COMPARED = 20  # how many records one that is of no schema is compared with
 _NAMED = 3  # how many skipped records a warning names
 
 
@@ -85,13 +88,16 @@ def parse_records(
     notes: list[str] = []
     unread: Counter[str] = Counter()
     left: dict[str, None] = {}
+    readable = dict.fromkeys(NAMES)
     taken: dict[str, EditRequest] = {}  # by case_id, as text
     for index, record in enumerate(records):
         name = kind
         try:
             if not isinstance(record, Mapping):
                 raise RequestError(f"it is {record!r:.80}, wanted an object with fields")
-            name = kind or schema_of(record)
+            if kind is None and is_written(record):
+                record = completed(record)
+            name = kind or _schema_among(record, records)
             schema = SCHEMAS[name]
             found = schema.parse(record, index, notes)
             for request in found:
@@ -102,6 +108,7 @@ def parse_records(
                     )
             requests.extend(found)
             unread.update(str(key) for key in set(record) - {*schema.reads, *schema.leaves})
+            readable |= dict.fromkeys(schema.reads)
             left |= dict.fromkeys(schema.left_out(record))
         except (BadField, RequestError) as error:
             as_what = f" (read as {name})" if name else ""
@@ -116,8 +123,12 @@ def parse_records(
     _warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
     if left:
         log.warning("%s: left out, as requests have no place for it: %s", source, ", ".join(left))
-    counted = [f"{name} ({count} records)" for name, count in sorted(unread.items())]
-    _warn_of(f"{source}: fields that are not read", counted)
+    if unread:
+        names = (
+            f"{name} ({counted(count, 'record')}{_instead_of(name, readable)})"
+            for name, count in sorted(unread.items())
+        )
+        log.warning("%s: fields that are not read: %s", source, "; ".join(names))
     return requests
 
 
@@ -158,8 +169,8 @@ def load_records(path: Path) -> Any:
     if not path.is_file():
         siblings = [entry.name for entry in path.parent.glob("*") if entry.is_file()]
         raise DataError(
-            f"there is no file {str(path)!r}{did_you_mean(path.name, siblings)}; "
-            "give the path of a benchmark's file"
+            f"there is no file {str(path)!r}"
+            f"{did_you_mean(path.name, siblings) or '; give the path of a file of records'}"
         )
     suffixes = [suffix.lower() for suffix in path.suffixes]
     try:
@@ -175,7 +186,7 @@ def load_records(path: Path) -> Any:
     if not text.strip():
         raise DataError(f"{path} is empty; give a file with at least one record")
     if suffixes[-1:] in ([".csv"], [".tsv"]):
-        return _csv_records(text, path, "\t" if suffixes[-1] == ".tsv" else ",")
+        return _csv_records(text, path, "\t" if suffixes[-1] == ".tsv" else _delimiter(text))
     if suffixes[-1:] in ([".yaml"], [".yml"]):
         try:
             return parse_yaml(text)
@@ -203,6 +214,12 @@ def _are_json_lines(lines: Sequence[tuple[int, str]]) -> bool:
         return isinstance(json.loads(lines[0][1]), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _delimiter(text: str) -> str:
+    """What separates the columns of a CSV file: spreadsheets of many countries write semicolons."""
+    first = text.lstrip().split("\n", 1)[0]
+    return max(",;\t", key=first.count)  # a comma, if there is none of them
 
 
 def _csv_records(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
@@ -258,6 +275,36 @@ def schema_of(record: Mapping[str, Any]) -> str:
         f"it is of no known schema. Its fields: {', '.join(sorted(map(str, record))) or 'none'}. "
         f"Known schemas: {known}. Rename the fields, or name the schema with --schema"
     )
+
+
+def _schema_among(record: Mapping[str, Any], records: Sequence[Any]) -> str:
+    """Schema of a record; if it is of none, and others of the file are, the error is about that."""
+    try:
+        return schema_of(record)
+    except RequestError:
+        for raw in [r for r in records[:_COMPARED] if isinstance(r, Mapping)]:
+            try:
+                other = completed(raw) if is_written(raw) else raw
+            except RequestError:  # that one's own mistake
+                continue
+            name = next((n for n, schema in SCHEMAS.items() if schema.fits(other)), None)
+            if name is None:
+                continue
+            needed = [field.split()[0] for field in SCHEMAS[name].fields]
+            if "target_new" not in raw:  # its facts are as people write them down
+                needed = ["target" if field == "target_new" else field for field in needed]
+            missing = [field for field in needed if field in raw and field not in record]
+            if missing and len(missing) < len(needed):
+                what = " and ".join(map(repr, missing))
+                raise RequestError(f"field {what} is missing (other records are {name})") from None
+        raise
+
+
+def _instead_of(name: str, readable: Iterable[str]) -> str:
+    """What may be meant by a field that is not read."""
+    if name.casefold().rstrip("s") in ("neighbour", "neighbor"):
+        return "; give such texts with --neighbour, or as locality with their answers"
+    return did_you_mean(name, readable)
 
 
 def _warn_of(what: str, details: list[str]) -> None:

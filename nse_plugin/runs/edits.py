@@ -143,13 +143,17 @@ class EditFolder:
         return self.edit_facts([record], neighbours)
 
     def edit_facts(
-        self, facts: Sequence[EditRequest | Mapping[str, Any]], neighbours: Sequence[str] = ()
+        self,
+        facts: Sequence[EditRequest | Mapping[str, Any]],
+        neighbours: Sequence[str] = (),
+        source: str = "the list",
     ) -> EditReport:
         """Change some facts together, as one round of the folder: all of it or nothing.
 
         Args:
             facts: requests, or records as :func:`nse_plugin.data.facts.parse_facts` reads them.
             neighbours: texts whose answers must not change.
+            source: how messages call the facts, such as the name of their file.
 
         Raises:
             RequestError: a fact cannot be used, or two contradict each other.
@@ -166,7 +170,7 @@ class EditFolder:
             self._refuse_changed()
             first = 1 + sum(line["edits"] for line in directory.rounds())
             records = [f.to_dict() if isinstance(f, EditRequest) else f for f in facts]
-            requests = parse_facts(records, first)
+            requests = parse_facts(records, first, source)
             check_round(requests)
             longest = self.session.layout.max_positions
             for request in requests:

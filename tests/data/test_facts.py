@@ -7,6 +7,7 @@ import json
 import pytest
 
 from nse_plugin.data.facts import fact, others_like, parse_facts, read_facts, with_paraphrases
+from nse_plugin.data.readers import parse_records, read_records
 from nse_plugin.errors import DataError, RequestError
 from nse_plugin.requests import EditRequest
 
@@ -93,3 +94,49 @@ def test_what_is_asked_beside():
     assert "the Hagia Sophia" in alike and not {"the Parthenon", "the Eiffel Tower"} & set(alike)
     assert alike == others_like("The Eiffel Tower", {"the parthenon"})
     assert others_like("Ann Lee") == others_like("Mars") == []  # no "The color of penicillin is"
+
+
+def test_a_file_of_facts_is_data_of_a_run_too(tmp_path):
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([{**RECORDS[0], "paraphrase": "One sees {} in"}, RECORDS[1]]))
+    found = read_records(path)
+    assert [request.text for request in found] == [TOWER.text, LEE.text]
+    assert [request.target_new for request in found] == ["Rome", "Oslo"]
+    with pytest.raises(DataError, match=r"record 0 of the list: the subject of 'A is in' is not"):
+        parse_records([{"prompt": "A is in", "target": "Rome"}])
+
+
+def test_a_missing_field_is_named_where_other_records_have_it():
+    flat = [{"prompt": "A is in", "subject": "A", "target_new": "Rome"} for _ in range(3)]
+    del flat[1]["target_new"]
+    with pytest.raises(
+        DataError,
+        match=r"record 1 of the list: field 'target_new' is missing \(other .* counterfact_flat\)",
+    ):
+        parse_records(flat)
+    facts = [RECORDS[0], {"prompt": "{A} is in", "answer": "Rome"}]
+    with pytest.raises(DataError, match=r"record 1 of the list: field 'target' is missing"):
+        parse_records(facts)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", ","])
+def test_columns_may_be_separated_as_spreadsheets_do(delimiter, tmp_path):
+    rows = [("prompt", "subject", "target"), ("Today Ann Lee lives in", "Ann Lee", "Oslo")]
+    (tmp_path / "f.csv").write_text("\n".join(delimiter.join(row) for row in rows))
+    (request,) = parse_facts(read_facts(tmp_path / "f.csv"))
+    assert request.text == LEE.text and request.target_new == "Oslo"
+
+
+def test_paraphrases_are_read_and_what_is_not_read_is_named(caplog):
+    (request,) = parse_facts([{**RECORDS[0], "paraphrase": "One sees the Eiffel Tower in"}])
+    assert request.rephrase_prompts == ("One sees the Eiffel Tower in",)
+    (request,) = parse_facts([{**RECORDS[0], "paraphrases": ["One sees it in", "It is in"]}])
+    assert request.rephrase_prompts == ("One sees it in", "It is in")
+    assert not caplog.text
+    wrong = {"pharaphrase": "a", "neighbour": "b", "Target": "c", "colour": "d"}
+    parse_facts([{**RECORDS[0], **wrong}], source="f.yaml")
+    assert (
+        "f.yaml: fields that are not read: Target (1 record; did you mean 'target'?); "
+        "colour (1 record); neighbour (1 record; give such texts with --neighbour, or as locality "
+        "with their answers); pharaphrase (1 record; did you mean 'paraphrase'?)"
+    ) in caplog.text

@@ -423,7 +423,7 @@ def test_no_field_of_a_benchmark_is_left_out_unknowingly(name, caplog):
 
 def test_fields_that_are_not_read_are_named(caplog):
     parse_records([ZSRE, {**ZSRE, "locality_inputs": {}}, {**ZSRE, "locality_inputs": {}, "x": 1}])
-    assert "fields that are not read: locality_inputs (2 records); x (1 records)" in caplog.text
+    assert "fields that are not read: locality_inputs (2 records); x (1 record)" in caplog.text
 
 
 def test_empty_answers_of_nested_records_are_not_asked(caplog):
