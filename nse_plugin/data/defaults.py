@@ -59,6 +59,13 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
 
 def defaults_for(method: str, model_name: str) -> dict[str, Any]:
     """The keys to begin with, whether or not a YAML ships; errors as of :func:`values_for`."""
+    if method == "OVERTONE":
+        found = sorted((yaml_dir() / method).glob(f"*/{model_key(model_name)}.yaml"))
+        names = [f"{method}/{path.parent.name}/{path.stem}" for path in found]
+        way_out = f"give --hparams with one of: {', '.join(names)}"
+        if not names:
+            way_out = "copy the YAML OVERTONE/NSE/atlas-gpt2, change its model and give --hparams"
+        raise HparamsError(f"method {method!r} is put around another method; {way_out}")
     if method not in (*LOCATE, "FT", "UltraEdit"):
         raise HparamsError(
             f"method {method!r} has no settings for {model_name} and none that fit any model; "

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
 from nse_plugin.hparams.variants import read_named
 
@@ -109,3 +110,12 @@ class LayersHparams(Hparams):
                 f"layers is {self.layers!r}; give block numbers from 0 in rising order, "
                 "each once, e.g. [13, 14, 15]"
             )
+
+
+def check_hparams(hparams: object) -> None:
+    """Raise :class:`HparamsError` for the name or the keys of a YAML where hyperparameters go."""
+    if isinstance(hparams, (str, Path, Mapping)):
+        raise HparamsError(
+            f"hparams is {hparams!r:.80}; give hyperparameters, as load_hparams(name_or_path) of "
+            "nse_plugin.methods.registry makes them"
+        )

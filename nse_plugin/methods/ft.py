@@ -22,6 +22,7 @@ import torch
 from torch.func import functional_call
 
 from nse_plugin.errors import SessionError
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.training import FTHparams
 from nse_plugin.methods.bookkeeping import Clock, check_templates, last_edits
 from nse_plugin.methods.training import Training
@@ -50,6 +51,7 @@ def edit_round(
         SessionError: the edited weights were changed outside the session since the last round; or
             ``replay`` is on, and an earlier round has no requests to go through again.
     """
+    check_hparams(hparams)
     check_round(requests)
     check_templates(session, hparams)
     clock = Clock()

@@ -16,6 +16,7 @@ from typing import cast
 
 import torch
 
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.training import GRACEHparams
 from nse_plugin.methods.bookkeeping import Clock
 from nse_plugin.methods.training import Training
@@ -49,6 +50,7 @@ def edit_round(
         NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or a codebook of other settings.
     """
+    check_hparams(hparams)
     check_round(requests)
     clock, number = Clock(), session.ledger.next_number()
     with session.round([], attaches=KIND), seeded(hparams.seed, number, session.model):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.training import LoRAHparams
 from nse_plugin.methods.bookkeeping import Clock
 from nse_plugin.methods.training import Training
@@ -42,6 +43,7 @@ def edit_round(
         NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or adapters of other settings.
     """
+    check_hparams(hparams)
     check_round(requests)
     clock, number = Clock(), session.ledger.next_number()
     with session.round([], attaches=KIND), seeded(hparams.seed, number, session.model):

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 
 from nse_plugin.hparams import NSEHparams
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.stabilise import (
     SOFT_SHARE,
@@ -58,6 +59,7 @@ def edit_round(
     values: Values | None = None,
 ) -> RoundRecord:
     """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
+    check_hparams(hparams)
     return spread_round(
         session,
         requests,

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from nse_plugin.errors import HparamsError
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.host_editors import HostEditorHparams
 from nse_plugin.hparams.overtone import OvertoneHparams
 from nse_plugin.methods.bases import BASES
@@ -34,6 +35,7 @@ def edit_round(
     Raises:
         HparamsError: the base is an editor that only EasyEdit has.
     """
+    check_hparams(hparams)
     if isinstance(hparams.base, HostEditorHparams):
         raise HparamsError(
             f"base is {hparams.base.method}, an editor that only EasyEdit has; use "

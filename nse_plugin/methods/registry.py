@@ -40,9 +40,11 @@ def find_method(name: str) -> Method:
     """
     name = name.removesuffix("-plugin")  # what ours is called where the host has its own
     if name not in METHODS:
+        near = did_you_mean(name, METHODS)
+        if name.upper().endswith("+OVERTONE"):  # how nse compare writes it
+            near = "; OVERTONE needs a YAML: give --hparams OVERTONE/NSE/atlas-gpt2 or the like"
         raise HparamsError(
-            f"alg_name {name!r} is not a method of nse_plugin ({', '.join(sorted(METHODS))})"
-            f"{did_you_mean(name, METHODS)}"
+            f"{name!r} is not a method of nse_plugin ({', '.join(sorted(METHODS))}){near}"
         )
     return METHODS[name]
 

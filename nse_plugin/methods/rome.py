@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from nse_plugin.hparams import ROMEHparams
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
@@ -56,6 +57,7 @@ def edit_round(
         StatisticsError: the covariance cannot be had, is singular, or belongs to another model.
         SessionError: the edited weights were changed outside the session since the last round.
     """
+    check_hparams(hparams)
     check_round(requests)
     check_templates(session, hparams)
     with session.round(hparams.layers):

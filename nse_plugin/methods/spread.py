@@ -24,6 +24,7 @@ import torch
 
 from nse_plugin.errors import RequestError
 from nse_plugin.hparams import SpreadHparams
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.keys import Lookups, Prefixes, other_token_keys
 from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
@@ -83,6 +84,7 @@ def spread_round(
         StatisticsError: the covariance cannot be had or belongs to another model.
         SessionError: the edited weights were changed outside the session since the last round.
     """
+    check_hparams(hparams)
     check_round(requests)
     check_templates(session, hparams)
     write = partial(_write_round, session, objective=objective, solver=solver, rewind=rewind,

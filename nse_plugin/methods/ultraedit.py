@@ -27,6 +27,7 @@ import torch
 from torch import nn
 
 from nse_plugin.hparams import UltraEditHparams
+from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.update import all_neurons
 from nse_plugin.methods.bookkeeping import Clock, check_templates
 from nse_plugin.methods.training import Training
@@ -56,6 +57,7 @@ def edit_round(
         NotFiniteError: a loss is not finite.
         SessionError: the edited weights were changed outside the session since the last round.
     """
+    check_hparams(hparams)
     check_round(requests)
     check_templates(session, hparams)
     clock = Clock()

@@ -35,6 +35,11 @@ def layout_of(model: PreTrainedModel) -> DecoderLayout:
     """
     found = _LAYOUTS.get(model)
     if found is None:
+        if not hasattr(model, "config"):
+            raise ModelError(
+                f"the model is a {type(model).__name__} without a config; give a causal language "
+                "model of transformers"
+            )
         model_type = getattr(model.config, "model_type", "unknown")
         try:
             family = FAMILIES.get(model_type) or probe_family(model)

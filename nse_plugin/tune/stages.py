@@ -64,7 +64,7 @@ def check_method(method: str) -> None:
         raise HparamsError(
             f"method {method!r} cannot be tuned{did_you_mean(method, _STAGES)}; there are: "
             f"{', '.join(sorted(_STAGES))}. For OVERTONE tune its base method, and name that YAML "
-            "as its base"
+            "as its base, as OVERTONE/NSE/atlas-gpt2 does"
         )
 
 

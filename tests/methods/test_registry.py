@@ -6,8 +6,12 @@ import inspect
 
 import pytest
 
+from nse_plugin.data.defaults import values_for
+from nse_plugin.errors import HparamsError
 from nse_plugin.methods.bases import BASES
-from nse_plugin.methods.registry import METHODS, attaches
+from nse_plugin.methods.registry import METHODS, attaches, find_method
+from nse_plugin.requests import EditRequest
+from nse_plugin.tune.stages import check_method
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -26,3 +30,23 @@ def test_the_name_for_ours_beside_the_hosts_is_the_same_method():
         alg_name="LoRA-plugin", model_name="m", target_modules=["c_attn"]
     )
     assert attaches(hparams)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("given", ["NSE/smollm2-135m", {"alg_name": "NSE"}])
+def test_the_name_of_a_yaml_is_no_hyperparameters(name, given):
+    with pytest.raises(HparamsError, match="^hparams is .*; give hyperparameters, as load_hparams"):
+        METHODS[name].edit_round(None, [EditRequest(0, "{} lives in", "Ann", "Oslo")], given)
+
+
+def test_overtone_beside_a_name_is_told_by_its_yaml():
+    with pytest.raises(HparamsError, match="^'NSA' is not a method .*; did you mean 'NSE'"):
+        find_method("NSA")
+    with pytest.raises(HparamsError, match="--hparams OVERTONE/NSE/atlas-gpt2"):
+        find_method("NSE+OVERTONE")
+    with pytest.raises(HparamsError, match="one of: .*OVERTONE/NSE/atlas-gpt2"):
+        values_for("OVERTONE", "atlas:gpt2")
+    with pytest.raises(HparamsError, match="copy the YAML OVERTONE/NSE/atlas-gpt2"):
+        values_for("OVERTONE", "some/other")
+    with pytest.raises(HparamsError, match="as OVERTONE/NSE/atlas-gpt2 does"):
+        check_method("OVERTONE")

@@ -12,7 +12,7 @@ import torch
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM
 
-from nse_plugin.errors import SessionError
+from nse_plugin.errors import ModelError, SessionError
 from nse_plugin.export import from_delta, to_delta, to_full, to_peft
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import apply_function
@@ -206,3 +206,8 @@ def test_a_session_exports_and_blames(tokenizer, hparams, tmp_path):
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "full")
     for a, b, c in zip(model.parameters(), other.parameters(), full.parameters()):
         assert torch.equal(a, b) and torch.equal(a, c)
+
+
+def test_what_is_no_language_model_is_refused(tokenizer):
+    with pytest.raises(ModelError, match="is a Linear without a config; give a causal"):
+        EditSession.of(torch.nn.Linear(3, 3), tokenizer)
