@@ -112,8 +112,13 @@ def _known_only(
     for listener in told:
         listener("phase", {"name": "asking what the model knows"})
     known = keep_known(model, tokenizer, requests, limit=settings.limit)
+    text = str(known)
+    name, _, count = settings.data.partition(":")
+    wanted = min(int(count), settings.limit or int(count)) if name == "earth" and count else 0
+    if len(known.requests) < wanted:  # earth:N draws N facts before the model is asked
+        text += f"; for {wanted} known facts use --data earth --known --limit {wanted}"
     for listener in told:
-        listener("note", {"text": str(known)})
+        listener("note", {"text": text})
     for prompt, kept, asked in known.shares():
         log.info("known: %d of %d of %r", kept, asked, prompt)
     return settled(settings.data, known.requests)
