@@ -30,7 +30,9 @@ type a text, and the edited model answers it
 /blame             which rounds move the answer to the last text most
 /plain             switch the chat template off, or on again
 /new               forget the conversation so far
-/help, /quit"""
+/help              this list
+/quit              end, as do /exit and /q"""
+_ENDS = ("/quit", "/exit", "/q")
 
 
 @command(LOOK, examples("nse chat my-edits", "nse chat my-edits --plain"))
@@ -81,7 +83,7 @@ class Chat:
             except EOFError:
                 show()
                 return
-            if line in ("/quit", "/exit"):
+            if line.partition(" ")[0] in _ENDS:
                 return
             try:
                 self.take(line)
@@ -97,9 +99,8 @@ class Chat:
             return
         name, _, rest = line.partition(" ")
         if name not in self._commands:
-            raise RequestError(
-                f"there is no {name}{did_you_mean(name, self._commands)}; /help names what there is"
-            )
+            near = did_you_mean(name, (*self._commands, *_ENDS))
+            raise RequestError(f"there is no {name}{near}; /help names what there is")
         self._commands[name](rest.strip())
 
     def _say(self, line: str) -> None:

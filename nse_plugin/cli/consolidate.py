@@ -9,6 +9,7 @@ import typer
 from nse_plugin.cli.app import KEEP, command
 from nse_plugin.cli.options import AS_JSON, DEVICE, RUN, examples
 from nse_plugin.cli.output import interrupt_says, note, show_result, working
+from nse_plugin.errors import HparamsError
 from nse_plugin.printable import counted
 
 
@@ -32,9 +33,15 @@ def consolidate(
     Keys are recomputed; the stored values are reused and, without repair, not optimised again. The
     new round can be undone like any other.
     """
+    from nse_plugin.runs.consolidate import can_consolidate
     from nse_plugin.runs.reading import RunFiles
 
-    RunFiles(run)  # refuses what is no run, before a model is loaded
+    files = RunFiles(run)  # refuses what is no run, before a model is loaded
+    if not can_consolidate(files):
+        raise HparamsError(
+            f"{run} is a run of {files.method}, whose rounds cannot be consolidated; "
+            "those of NSE, MEMIT and AlphaEdit can"
+        )
     with interrupt_says(lambda: f"{run} is as it was before"), working() as listener:
         from nse_plugin.runs.edits import EditFolder
 

@@ -23,6 +23,11 @@ def would_help(files: RunFiles, final: Final) -> bool:
     efficacy = scores.get("efficacy")
     if final["rounds"] < 2 or efficacy is None or efficacy >= _ENOUGH:
         return False
+    return can_consolidate(files)
+
+
+def can_consolidate(files: RunFiles) -> bool:
+    """Whether the method of a run has the values that a consolidation solves for."""
     if files.method not in METHODS:
         return False
     return isinstance(base_of(hparams_from(str(files.folder), files.hparams)), SpreadHparams)

@@ -10,6 +10,7 @@ import pytest
 
 from nse_plugin import cli
 from nse_plugin.data import atlas
+from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
 from tests.cli.terminal import Terminal
@@ -84,6 +85,8 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
         (["edit", "--prompt", "a b", "--target", "x"], "put it in braces"),
         (["edit", "--facts", "f.yaml", "--target", "x"], "--facts and --target were given"),
         (["edit", "--facts", "f.yaml"], "there is no file 'f.yaml'"),
+        (["edit", "--facts", "halv.yaml"], "'halv.yaml'; did you mean 'half.yaml'?\n"),
+        (["edit", "--prompt", "{} plays the", "--target", "x"], "as the subject (--subject"),
         (["edit", "--facts", "half.yaml"], "the fact '{A B} is' has no target"),
         ([*EDIT[:-2], "--target", " ", "--out", "new"], "target is ' '; give a text"),
         (["ask", "nowhere", "x"], "nowhere is not a folder"),
@@ -117,7 +120,7 @@ def test_a_chat_in_a_terminal(scratch, capsys):
 
 
 def test_a_chat_ends_with_quit_and_with_the_input(monkeypatch, capsys):
-    for answer in ("/quit", EOFError()):
+    for answer in ("/quit", "/quit now", "/q", EOFError()):
         monkeypatch.setattr("builtins.input", Mock(side_effect=[answer]))
         assert cli.main(["chat", "kept"]) == 0
         assert "/help for commands" in capsys.readouterr().out
@@ -126,6 +129,7 @@ def test_a_chat_ends_with_quit_and_with_the_input(monkeypatch, capsys):
 def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):
     line = {"file": 3, "edits": 5, "answered_before": 5, "answered": 4}
     monkeypatch.setattr("nse_plugin.runs.reading.RunFiles", Mock())
+    monkeypatch.setattr("nse_plugin.runs.consolidate.can_consolidate", lambda _files: True)
     monkeypatch.setattr(
         "nse_plugin.runs.edits.EditFolder",
         Mock(return_value=Mock(consolidate=Mock(return_value=line))),
@@ -138,3 +142,10 @@ def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):
     assert cli.main(["consolidate", "run1", "--json"]) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out) == line and "undo" not in shown.err
+
+
+def test_a_run_whose_method_has_no_values_is_not_consolidated(monkeypatch, capsys):
+    monkeypatch.setattr(EditFolder, "__init__", lambda *_a, **_k: pytest.fail("too late"))
+    monkeypatch.setattr(RunFiles, "hparams", read_method_yaml("LoRA/atlas-gpt2"))
+    assert cli.main(["consolidate", "kept"]) == 1
+    assert "kept is a run of LoRA, whose rounds cannot" in capsys.readouterr().err
