@@ -58,7 +58,7 @@ def one_row(
     hparams: NSEHparams,
     size: int,
 ) -> str:
-    """Statistics over so many texts, all edits, their scores at the end."""
+    """Statistics over ``size`` texts, all edits, their scores at the end."""
     start = time.process_time()
     moments = second_moments(
         session.layout,

@@ -34,7 +34,7 @@ def counted(number: int, what: str) -> str:
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """The text in at most so many characters, its middle left out: begin and end tell more."""
+    """The text in at most ``most`` characters; a longer one loses its middle."""
     if len(text) <= most:
         return text
     left = most - len(_GAP)

@@ -32,7 +32,7 @@ def inspect(
     ] = None,
     request: Annotated[
         str | None,
-        typer.Option(metavar="CASE_ID", help="Show what became of this edit and what it wrote."),
+        typer.Option(metavar="CASE_ID", help="Show the outcome of this edit and what it wrote."),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the figures as PNG files.")

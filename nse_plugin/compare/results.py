@@ -20,7 +20,7 @@ ENDED: tuple[CellStatus, ...] = ("complete", "stopped")
 
 
 class RunInfo(TypedDict):
-    """Which cell it is, and what became of it."""
+    """Which cell it is, and how it ended."""
 
     model: str
     method: str

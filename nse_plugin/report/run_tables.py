@@ -68,7 +68,7 @@ def overview(run: Run) -> Table:
 
 
 def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
-    """What was asked for and what became of it, the facts to look at first at the front.
+    """What was asked for and its outcome, the facts to look at first at the front.
 
     Args:
         width: longest cell in characters; the rest is cut off.
@@ -237,7 +237,7 @@ def request_tables(run: Run, case_id: int | str) -> list[Table]:
         formats={"norm": ".4g", "share": ".1%", "neurons": _numbers},
         note="share: of the norms of all requests in the write",
     )
-    return [_outcomes(found, f"Request {case_id}: what became of it"), writes]
+    return [_outcomes(found, f"Request {case_id}: its outcome"), writes]
 
 
 def _outcomes(frame: DataFrame, caption: str) -> Table:

@@ -1,4 +1,4 @@
-"""The facts of a run, one by one: what was asked for, what became of it, what is answered now."""
+"""The facts of a run, one by one: what was asked for, its outcome, and what is answered now."""
 
 from __future__ import annotations
 

@@ -53,8 +53,8 @@ def test_tables(run, capsys):
     [
         (["--layer", 1], ["Layer 1: "]),
         (["--layer", 1, "--neuron", 3], ["Neuron 3 of layer 1: who wrote it"]),
-        (["--request", 4], ["Request 4: what became of it", "Request 4: what it wrote"]),
-        (["--layer", 0, "--request", 4], ["Layer 0: ", "Request 4: what became of it"]),
+        (["--request", 4], ["Request 4: its outcome", "Request 4: what it wrote"]),
+        (["--layer", 0, "--request", 4], ["Layer 0: ", "Request 4: its outcome"]),
     ],
 )
 def test_what_was_asked_for_only(run, arguments, captions, capsys):

@@ -28,7 +28,7 @@ def assert_equal(result, whole):
 
 
 class Victims(Processes):
-    """Kills the process of some cells, so many times each, once it is at work."""
+    """Kills the process of some cells, the given number of times each, once it is at work."""
 
     def __init__(self, jobs, victims):
         super().__init__(jobs)
