@@ -95,6 +95,9 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
             f" Not tested: the facts were not asked since {were_undone(since)}, and may have other "
             "answers now."
         )
+    joint = run.files.consolidated()
+    if joint is not None and joint["after"] >= run.files.measured():
+        note += " Since the consolidation it is known whether the new answer is given, and no more."
     return Table(
         f"Facts ({shown}{said})",
         ("prompt", "old answer", "new answer", "answer at the end", "outcome", "round", "request"),

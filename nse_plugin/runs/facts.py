@@ -51,14 +51,15 @@ def facts_of(files: RunFiles) -> list[Fact]:
 
     Answers and outcomes are those of the last measurement.  If a round was undone since, its facts
     have ``undone``, and the others that were asked have ``not tested``: any edit may depend on the
-    rounds that it was solved on top of.
+    rounds that it was solved on top of.  After a later consolidation it is known of each fact
+    whether the new answer is given, and no more.
 
     Raises:
         DataError: ``frozen.jsonl`` does not hold the requests, or a file is damaged.
     """
     undone = {entry.number for entry in load_undone(files.folder)}
     tested, answers = _last_answers(files)
-    since = tuple(files.undone_since(tested))
+    since, jointly = tuple(files.undone_since(tested)), _after_consolidation(files, tested)
     requests = files.requests()
     latest: dict[tuple[str, str], tuple[int, Any]] = {}  # by fact: the edit that counts
     for line in files.lines:
@@ -76,6 +77,8 @@ def facts_of(files: RunFiles) -> list[Fact]:
                 outcome, said = "undone", None
             elif latest[request.fact] != key:
                 outcome = "replaced"
+            elif request.fact in jointly:
+                outcome, said = "in effect" if jointly[request.fact] else "not in effect", None
             elif said is None:
                 outcome = "not asked"
             elif since:
@@ -97,6 +100,17 @@ def facts_of(files: RunFiles) -> list[Fact]:
                 )
             )
     return found
+
+
+def _after_consolidation(files: RunFiles, tested: int) -> dict[tuple[str, str], bool]:
+    """By fact: whether it was in effect after the consolidation that followed the measurement made
+    after ``tested`` rounds; nothing if none did."""
+    joint = files.consolidated()
+    if joint is None or joint["after"] < tested:
+        return {}
+    record = next(record for record in files.ledger() if record.number == joint["file"])
+    outcomes = zip(record.requests, record.outcomes)
+    return {request.fact: bool(outcome.answered) for request, outcome in outcomes}
 
 
 def _last_answers(files: RunFiles) -> tuple[int, dict[tuple[int, Any], Mapping[str, Any]]]:

@@ -9,8 +9,9 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import FTHparams
 from nse_plugin.report.run import read_run
-from nse_plugin.report.run_tables import overview, rounds_table
+from nse_plugin.report.run_tables import facts_table, overview, rounds_table
 from nse_plugin.runs.consolidate import consolidate_run, would_help
+from nse_plugin.runs.facts import facts_of
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.ledger_files import round_path
@@ -65,6 +66,21 @@ def test_stored_resumed_and_undone(finished):
     assert same(rounds, reopened(folder)[1])
     assert undo_round(folder, 2) == [1, 3]
     assert RunFiles(folder).undone_since(3) == [2]
+
+
+def test_the_facts_are_as_the_consolidation_left_them(finished, monkeypatch):
+    folder = finished.run_dir
+    measured = [fact.outcome for fact in facts_of(RunFiles(folder))]
+    opposite = torch.tensor([False, True] * 3)
+    monkeypatch.setattr("nse_plugin.methods.together.answered", lambda *_: opposite)
+    monkeypatch.setattr("nse_plugin.methods.repair.answered", lambda *_: opposite)
+    line = consolidate_run(folder, finished.backend)
+    found = facts_of(RunFiles(folder))
+    assert sorted(fact.outcome for fact in found) == ["in effect"] * 3 + ["not in effect"] * 3
+    assert {fact.answer for fact in found} == {None}
+    assert "Since the consolidation" in facts_table(read_run(folder)).note
+    undo_round(folder, line["file"])
+    assert [fact.outcome for fact in facts_of(RunFiles(folder))] == measured
 
 
 def test_a_run_that_consolidates_by_itself_resumes_to_the_bit(tmp_path):
