@@ -18,7 +18,6 @@ import torch
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data, settled
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.methods import clock
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.records import RoundRecord
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="evaluations of each value's loss at most")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    clock.time.perf_counter = time.process_time  # other work on the machine does not count
+    time.perf_counter = time.process_time  # other work on the machine does not count
     hparams = NSEHparams.from_hparams(f"NSE/{options.model}")
     if options.steps:
         hparams.v_num_grad_steps = options.steps
