@@ -22,8 +22,8 @@ def consolidate(
         typer.Option(
             min=0,
             metavar="N",
-            help="Find new values for edits that are not in effect afterwards, and solve all "
-            "again, up to N times; by default as often as the run's hyperparameters say.",
+            help="Repair edits that are not in effect afterwards, up to N times; by default as "
+            "often as the run's hyperparameters say.",
         ),
     ] = None,
     as_json: AS_JSON = False,

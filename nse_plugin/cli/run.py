@@ -79,7 +79,7 @@ def run(
     if would_help(RunFiles(settings.out), final):
         note(
             f"{1 - scores['efficacy']:.1%} of the edits are not in effect; nse consolidate "
-            f"{settings.out} --repair-rounds 2 solves all of them jointly"
+            f"{settings.out} --repair-rounds 3 solves all of them jointly"
         )
     return exit_code_of(result.status)
 

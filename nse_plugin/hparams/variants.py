@@ -62,12 +62,13 @@ _OTHER_TOKENS = Variant(
 )
 _LONG_STREAMS = (
     _SHARED["merged"], _SHARED["consolidated"], _SHARED["small-keys"], _OTHER_TOKENS,
+    Variant({"repair_rounds": 3}, "as long as one of the edits is not given"),
 )  # fmt: skip
 _OF_NSE_AND_MEMIT = {
     "other-tokens": _OTHER_TOKENS,
     "stable": Variant(
         {key: value for each in _LONG_STREAMS for key, value in each.changes.items()},
-        "for long streams: merged, consolidated, small-keys and other-tokens together (ours)",
+        "for long streams: merged, consolidated, small-keys, other-tokens and up to 3 repairs (ours)",
     ),
 }
 VARIANTS: dict[str, dict[str, Variant]] = {

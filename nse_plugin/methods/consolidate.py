@@ -24,8 +24,8 @@ def consolidate(
 
     Args:
         hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.
-        repair_rounds: how often edits that the model does not give afterwards get new values, all
-            edits being solved again in between; instead of the hyperparameters' number.
+        repair_rounds: how often edits that the model does not give afterwards are repaired;
+            instead of the hyperparameters' number.
 
     Returns:
         The new round; its outcomes say of each request whether it was in effect before and after.

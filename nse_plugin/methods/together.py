@@ -6,11 +6,8 @@ round writes all of them, layer by layer, with keys read anew.  No value is opti
 were undone, or whose fact a later one edits, are not in it; the result depends on the set of edits,
 not on the order in which they came: to the bit with the same case_ids, else up to rounding.
 
-With ``repair_rounds``, edits that the model does not give afterwards get new values, optimised in
-the model as it is then, and are written once more.  As long as some are missing, and up to that
-many times, everything is then solved again with the values that there are now: what one repair
-displaces, the next solve has a place for.  A solve after which no fewer are missing than before it
-is the last, and is not kept.
+With ``repair_rounds``, edits that the model does not give afterwards are then repaired as in any
+other round, with values of the model as it is by then (:mod:`nse_plugin.methods.repair`).
 
 The consolidation is a round of its own, or with ``consolidate_every`` every N-th round is one.  It
 takes the place of the rounds before it, and undoing it makes those active again, to the bit.  This
@@ -21,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -75,77 +72,30 @@ def solve_together(
         own = {r.fact for r, o in zip(newest.requests, newest.outcomes) if o.is_new}
     number = session.ledger.next_number() if newest is None else newest.number
     before = answered(session, requests, hparams.token_budget).tolist()
-    once = replace(hparams, repair_rounds=min(1, hparams.repair_rounds), repair_every=0)
     if hparams.repair_rounds:
-        once = once.with_lambda_times(hparams.consolidation_weight)
-    seconds = Counter(newest.seconds if newest else {})
-    made: list[RoundRecord] = []
+        hparams = hparams.with_lambda_times(hparams.consolidation_weight)
     with session.anew() as entries:
-        h = _activations(session, edits, hparams)
-        while len(made) < max(1, hparams.repair_rounds):
-            with session.anew():  # the record made last gives way
-                solved = write(requests, once, _values(edits, h))
-            seconds.update(solved.seconds)
-            if made and _missing(solved) >= _missing(made[-1]):
-                _write_again(session, made[-1])
-                break
-            made.append(solved)
-            if not _missing(solved):
-                break
-            edits = _edits_of(solved)
-        if None in [outcome.answered for outcome in made[-1].outcomes]:  # no repair has asked
-            after = answered(session, requests, hparams.token_budget).tolist()
+        solved = write(requests, hparams, _values(edits, _activations(session, edits, hparams)))
+        if hparams.repair_rounds:
+            after = [bool(outcome.answered) for outcome in solved.outcomes]
         else:
-            after = [bool(outcome.answered) for outcome in made[-1].outcomes]
+            after = answered(session, requests, hparams.token_budget).tolist()
         record = replace(
-            made[-1],
+            solved,
             number=number,
-            outcomes=_outcomes(made, zip(before, after), own),
+            outcomes=tuple(
+                replace(
+                    outcome,
+                    answered_before_consolidation=None if request.fact in own else earlier,
+                    answered=now,
+                )
+                for request, outcome, earlier, now in zip(requests, solved.outcomes, before, after)
+            ),
             within=tuple(entries if newest is None else entries[:-1]),
-            seconds=dict(seconds),
+            seconds=dict(Counter(newest.seconds if newest else {}) + Counter(solved.seconds)),
         )
         session.ledger.replace_last(record)
     return record
-
-
-def _missing(record: RoundRecord) -> int:
-    """How many of its edits the model does not give."""
-    return sum(not outcome.answered for outcome in record.outcomes)
-
-
-def _write_again(session: EditSession, record: RoundRecord) -> None:
-    """Give model and ledger a round that gave way, in place of the active one; to the bit."""
-    with session.anew():
-        for write in record.writes:
-            session.write(write)
-        session.commit(record)
-
-
-def _outcomes(
-    made: Sequence[RoundRecord],
-    given: Iterable[tuple[bool, bool]],
-    own: Collection[tuple[str, str]],
-) -> tuple[Outcome, ...]:
-    """What became of each edit over the solves up to the one that is kept.
-
-    Args:
-        made: the record of each.
-        given: of each edit, whether the model gave it before the consolidation and after.
-        own: facts that came with the round.
-    """
-    return tuple(
-        replace(
-            last,
-            repairs=sum(outcome.repairs for outcome in (*earlier, last)),
-            answered_before_repair=(*earlier, last)[0].answered_before_repair,
-            residual_before_repair=(*earlier, last)[0].residual_before_repair,
-            answered_before_consolidation=None if request.fact in own else before,
-            answered=after,
-        )
-        for request, (before, after), *earlier, last in zip(
-            made[-1].requests, given, *(record.outcomes for record in made)
-        )
-    )
 
 
 def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownEdit]:

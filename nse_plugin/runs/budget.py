@@ -136,7 +136,7 @@ def _located(
     if isinstance(hparams, NSEHparams):
         passes = hparams.max_iterations
     if isinstance(hparams, SpreadHparams):
-        passes += hparams.repair_rounds
+        passes += hparams.repair_rounds > 0  # a repair writes few edits
         every = hparams.consolidate_every
     per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
     covariances = 4 * layers if hparams.mom2_adjustment else 0

@@ -82,12 +82,12 @@ def _of_new_folder(
 
 def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with what folders of edits have where a YAML does not say: a second fact of a
-    subject must not erase the first, an edit that does not take effect is written once more, and a
+    subject must not erase the first, an edit that does not take effect is written again, and a
     subject at the beginning of a prompt can be edited too."""
     method = METHODS.get(str(values.get("alg_name")))
     if method is None or not issubclass(method.hparams, SpreadHparams):
         return values
-    changes: dict[str, Any] = {"merge_subjects": True, "repair_rounds": 1}
+    changes: dict[str, Any] = {"merge_subjects": True, "repair_rounds": 3}
     if values.get("n_contexts", method.hparams.n_contexts):
         changes |= VARIANTS[method.name]["small-keys"].changes
     return {**changes, **values}

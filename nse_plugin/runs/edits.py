@@ -203,8 +203,8 @@ class EditFolder:
         """Solve all edits in effect jointly, as a round in place of the active ones.
 
         Args:
-            repair_rounds: how often edits not in effect afterwards are written once more,
-                with new values; by default as the folder's hyperparameters say.
+            repair_rounds: how often edits not in effect afterwards are repaired; by default as
+                the folder's hyperparameters say.
 
         Raises:
             HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
