@@ -68,7 +68,7 @@ _OF_NSE_AND_MEMIT = {
     "other-tokens": _OTHER_TOKENS,
     "stable": Variant(
         {key: value for each in _LONG_STREAMS for key, value in each.changes.items()},
-        "for long streams: merged, consolidated, small-keys, other-tokens and up to 3 repairs (ours)",
+        "merged, consolidated, small-keys, other-tokens and up to 3 repairs, for long streams (ours)",
     ),
 }
 VARIANTS: dict[str, dict[str, Variant]] = {
