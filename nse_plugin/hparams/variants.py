@@ -68,7 +68,7 @@ _OF_NSE_AND_MEMIT = {
     "other-tokens": _OTHER_TOKENS,
     "stable": Variant(
         {key: value for each in _LONG_STREAMS for key, value in each.changes.items()},
-        "merged, consolidated, small-keys, other-tokens and up to 3 repairs, for long streams (ours)",
+        "for long streams: merged, consolidated with 3 repairs, small-keys and other-tokens (ours)",
     ),
 }
 VARIANTS: dict[str, dict[str, Variant]] = {
