@@ -1,1 +1,1 @@
-"""Where records and models come from: benchmark readers, the embedded world, model folders."""
+"""Where records and models come from: benchmark readers, embedded facts, model folders."""

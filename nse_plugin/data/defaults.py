@@ -1,6 +1,6 @@
-"""Settings to begin with, for a model that has no YAML: nothing in them is a number of one model.
+"""Default settings for a model without a YAML; none of them is tuned to one model.
 
-``nse run --method NSE --model X`` uses them as they are, ``nse tune`` starts from them.
+``nse run --method NSE --model X`` uses them unchanged, ``nse tune`` starts from them.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from nse_plugin.methods.registry import find_method
 log = logging.getLogger(__name__)
 
 _SPREAD = 5
-"""Layers that NSE, MEMIT and AlphaEdit write."""
+"""Number of layers that NSE, MEMIT and AlphaEdit write."""
 _DEPTH = 0.28
-"""The z-layer as a share of the blocks: 4 to 8 of 30 and 32, 3 to 7 of 28."""
+"""The z-layer as a share of the blocks: layers 4 to 8 of 30 or 32 blocks, 3 to 7 of 28."""
 _LATE = 0.9
-"""Where UltraEdit's last layer lies: 30 of 32 and 26 of 28 in the paper, 27 of 30 here."""
+"""UltraEdit's last layer as a share of the blocks: 30 of 32 and 26 of 28 in the paper."""
 LOCATE = ("NSE", "MEMIT", "AlphaEdit", "ROME")
 """Methods that optimise values and use a covariance."""
 
 
 def model_key(model_name: str) -> str:
-    """What the YAMLs of a model are called: ``atlas-gpt2``, or a folder's last part."""
+    """The name of a model's YAML files: ``atlas-gpt2``, or the last part of a path."""
     return model_name.replace("atlas:", "atlas-").rstrip("/").rpartition("/")[2]
 
 
 def values_for(method: str, model_name: str) -> dict[str, Any]:
-    """The keys of the YAML that ships for a method and model, else those to begin with.
+    """The settings of the YAML that ships for a method and model, else the defaults.
 
     Args:
-        method: its name, with ``-plugin`` for ours also where EasyEdit has one of that name;
-            changes may follow it, as in ``NSE:stable``.
+        method: its name; ``-plugin`` selects ours if EasyEdit has a method of that name. Changes
+            may follow, as in ``NSE:stable``.
 
     Raises:
-        HparamsError: there is neither, or no such method or change.
+        HparamsError: there are neither, or no such method or change.
         ModelError: the model's config cannot be read.
     """
     alg_name, items = split_changes(method)
@@ -51,31 +51,31 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
         return read_method_yaml(path) | changes | {"model_name": model_name}
     found = defaults_for(name, model_name)
     log.warning(
-        "no settings of %s ship for %s, so general ones are used; nse tune finds better ones",
+        "nse_plugin has no settings of %s for %s and uses defaults; nse tune finds better ones",
         name, model_name,
     )  # fmt: skip
     return found | changes
 
 
 def defaults_for(method: str, model_name: str) -> dict[str, Any]:
-    """The keys to begin with, whether or not a YAML ships; errors as of :func:`values_for`."""
+    """The defaults, whether or not a YAML ships; raises as :func:`values_for` does."""
     if method == "OVERTONE":
         found = sorted((yaml_dir() / method).glob(f"*/{model_key(model_name)}.yaml"))
         names = [f"{method}/{path.parent.name}/{path.stem}" for path in found]
         way_out = f"give --hparams with one of: {', '.join(names)}"
         if not names:
             way_out = "copy the YAML OVERTONE/NSE/atlas-gpt2, change its model and give --hparams"
-        raise HparamsError(f"method {method!r} is put around another method; {way_out}")
+        raise HparamsError(f"method {method!r} wraps another method; {way_out}")
     if method not in (*LOCATE, "FT", "UltraEdit"):
         raise HparamsError(
-            f"method {method!r} has no settings for {model_name} and none that fit any model; "
+            f"method {method!r} has neither settings for {model_name} nor defaults; "
             f"find some with nse tune --method {method} --model {model_name}, or give a YAML"
         )
     return first_values(method, model_name, _blocks_of(model_name))
 
 
 def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
-    """Keys of a method (no LoRA or GRACE) for any model with this number of blocks."""
+    """Settings of a method (not LoRA or GRACE) for any model with this number of blocks."""
     values: dict[str, Any] = {"alg_name": method, "model_name": model_name}
     last = usual_layer(n_layers)
     if method in LOCATE:
@@ -105,18 +105,18 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
 
 
 def usual_layer(n_layers: int) -> int:
-    """The block that is the z-layer if nothing better is known."""
+    """The default z-layer."""
     return min(n_layers - 1, max(0, round(_DEPTH * n_layers)))
 
 
 def layers_up_to(last: int) -> list[int]:
-    """The layers that are written for a z-layer."""
+    """The layers to write for a z-layer."""
     return list(range(max(0, last - _SPREAD + 1), last + 1))
 
 
 @functools.cache
 def _blocks_of(model_name: str) -> int:
-    """The number of a model's blocks, from its config alone."""
+    """A model's number of blocks, read from its config."""
     from transformers import AutoConfig
 
     place = model_place(model_name)

@@ -1,4 +1,4 @@
-"""Draws of facts by seed; loads neither torch nor transformers."""
+"""Seeded draws of facts; loads neither torch nor transformers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def subjects_take_turns(facts: Sequence[T], subject: Callable[[T], str], seed: int) -> list[T]:
-    """The facts in random order, but no subject twice before every subject came once."""
+    """The facts in random order, but no subject repeats before every subject has occurred once."""
     shuffled = list(facts)
     random.Random(seed).shuffle(shuffled)
     turns, times = [], Counter[str]()
@@ -24,6 +24,6 @@ def subjects_take_turns(facts: Sequence[T], subject: Callable[[T], str], seed: i
 def of_other_subjects(
     facts: Sequence[T], subject: Callable[[T], str], edited: Collection[str], n: int, seed: int
 ) -> list[T]:
-    """At most n facts whose subjects are none of those edited."""
+    """At most n facts about subjects that are not edited."""
     rest = [fact for fact in facts if subject(fact) not in edited]
     return random.Random(seed).sample(rest, min(n, len(rest)))

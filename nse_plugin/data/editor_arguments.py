@@ -12,7 +12,7 @@ from nse_plugin.requests import EditRequest, check_round
 
 Record = dict[str, Any]
 RecordAndRequest = tuple[Record, EditRequest]
-"""A record in EasyEdit's fields, which is measured and reported, and the request to write."""
+"""A record in EasyEdit's fields, for measuring and reporting, and the request to write."""
 
 OPTIONS: dict[str, Any] = {
     "subject": None,
@@ -23,19 +23,19 @@ OPTIONS: dict[str, Any] = {
     "pre_edit": None,
     "pre_file": None,
     "copy": False,
-    # for methods of EasyEdit that are not here; taken and left alone
+    # accepted and ignored: for methods that only EasyEdit has
     "keep_original_weight": False,
     "train_ds": None,
     "metric_kwargs": None,
 }
-"""Keyword arguments beside those in the signatures, with their defaults."""
+"""Keyword arguments beyond those in the signatures, with their defaults."""
 
 
 def read_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments with defaults for those left out.
+    """The keyword arguments, with defaults for those left out.
 
     Raises:
-        RequestError: one is unknown; the message names the nearest.
+        RequestError: one is unknown; the message suggests the nearest.
     """
     for name in kwargs:
         if name not in OPTIONS:
@@ -90,7 +90,7 @@ def requests_of(
 def _probes_of(
     where: str, groups: Mapping[str, Any], index: int, count: int
 ) -> dict[str, dict[str, Any]]:
-    """One request's part of locality_inputs or portability_inputs; kinds it lacks are left out."""
+    """One request's probes from locality_inputs or portability_inputs, by kind."""
     found = {}
     if not isinstance(groups, Mapping):
         raise RequestError(
@@ -119,7 +119,7 @@ def _check_count(name: str, found: int, count: int) -> None:
 def check_all(
     requests: Sequence[EditRequest | Mapping[str, Any]], size: int
 ) -> list[RecordAndRequest]:
-    """Every request as a record with case_id, and as it is written in chunks of ``size``.
+    """Each request with its record; all are checked, in the chunks of ``size`` to be written.
 
     Raises:
         RequestError: one is not valid, a chunk contradicts itself, or there is none.

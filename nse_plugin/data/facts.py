@@ -1,7 +1,7 @@
-"""Facts as people write them down, and what else is asked about them.
+"""Hand-written facts, and default probes for them.
 
-A fact is a prompt, its subject and a new answer.  The subject is in braces in the prompt
-(``{The Eiffel Tower} is located in the city of``), or is given beside it.  A file of facts is YAML,
+A fact is a prompt, its subject and a target.  The subject is in braces in the prompt
+(``{The Eiffel Tower} is located in the city of``), or a field of its own.  A file of facts is YAML,
 CSV, JSON or JSON lines, or any benchmark's file.
 """
 
@@ -22,16 +22,16 @@ from nse_plugin.request_fields import FieldError, as_template, checked_text, is_
 from nse_plugin.requests import EditRequest
 
 BEFORE = ("This is well known. ", "I read about it yesterday. ")
-"""The text before a prompt if no paraphrase is given."""
+"""Prefixes that turn a prompt into paraphrases if none is given."""
 _MOST = 12
-"""Other subjects that are asked about."""
+"""Neighbours of a subject, at most."""
 
 
 def read_facts(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a file, each of which :func:`parse_facts` can read.
+    """The records of a file, checked with :func:`parse_facts`.
 
     Raises:
-        DataError: the file cannot be read, or a record is of no known form.
+        DataError: the file cannot be read, or a record matches no schema.
     """
     path = Path(path)
     found = load_records(path)
@@ -46,19 +46,19 @@ def parse_facts(
     """Requests from records with ``prompt``, ``subject`` and ``target``, or of any benchmark.
 
     Args:
-        first: the number that the first record without ``case_id`` gets, if no record has it.
-        source: how messages call the records.
+        first: records without ``case_id`` are numbered from here, skipping numbers in use.
+        source: name of the records in messages.
         warn: log what is left out or not read.
 
     Raises:
-        DataError: a record is of no known form, or two have one ``case_id``.
+        DataError: a record matches no schema, or two have the same ``case_id``.
         RequestError: a record has no subject or no target.
     """
     if isinstance(records, Sequence) and not isinstance(records, (str, bytes)):
         taken = {str(r["case_id"]) for r in records if isinstance(r, Mapping) and _has_id(r)}
         numbers = (n for n in itertools.count(first) if str(n) not in taken)
         records = [
-            (completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r)
+            completed(r, None if _has_id(r) else next(numbers)) if isinstance(r, Mapping) else r
             for r in records
         ]
     return parse_records(records, source=source, way_out="correct it", warn=warn)
@@ -68,11 +68,11 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
     """The record of one fact, for :func:`parse_facts`.
 
     Args:
-        subject: needed if the prompt does not have it in braces.
+        subject: needed unless it is in braces in the prompt.
         **more: other fields, such as ``rephrase_prompts``.
 
     Raises:
-        RequestError: a text is empty, or it is not clear what the subject is.
+        RequestError: a text is empty, or the subject is not clear.
     """
     refuse_empty("paraphrases", more.get("rephrase_prompts") or ())
     record = {"prompt": prompt, "target": target, "subject": subject, **more}
@@ -87,7 +87,7 @@ def fact(prompt: str, target: str, subject: str | None = None, **more: Any) -> d
 
 
 def refuse_empty(name: str, texts: Iterable[str]) -> None:
-    """Raise :class:`RequestError` if one of the texts is empty, or they are no list of texts."""
+    """Raise :class:`RequestError` unless this is a list of texts that are not empty."""
     if isinstance(texts, str) or not isinstance(texts, Iterable):
         raise RequestError(f"{name} is {texts!r}; give a list of texts")
     for text in texts:
@@ -100,7 +100,7 @@ def _has_id(record: Mapping[str, Any]) -> bool:
 
 
 def with_paraphrases(request: EditRequest) -> EditRequest:
-    """The request; if it has no paraphrase, its prompt after other texts counts as some."""
+    """The request; without paraphrases, it gets its prompt after each prefix of :data:`BEFORE`."""
     if request.rephrase_prompts:
         return request
     texts = tuple(before + request.text for before in BEFORE)
@@ -108,14 +108,13 @@ def with_paraphrases(request: EditRequest) -> EditRequest:
 
 
 def others_like(subject: str, edited: Iterable[str] = ()) -> list[str]:
-    """Subjects to ask about beside one that is edited, the same ones each time.
+    """Neighbours of an edited subject, the same ones on each call.
 
-    They are of its relations; there are none if neither the embedded nor the real world knows the
-    subject, because a question about it makes no sense about just any other (the colour of
-    penicillin).
+    They share a relation of ``atlas`` or ``earth`` with it.  A subject unknown to both has no
+    neighbours, since its question makes no sense for arbitrary others (the colour of penicillin).
 
     Args:
-        edited: subjects that are not to be among them.
+        edited: subjects to leave out.
     """
     known: dict[str, list[str]] = {}  # by relation: its subjects
     for record in atlas.facts():

@@ -1,4 +1,4 @@
-"""Benchmarks that are drawn from the graph of Wikidata: RippleEdits and UniEdit."""
+"""Benchmarks drawn from the graph of Wikidata: RippleEdits and UniEdit."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _VERB = re.compile(
     r"(?: is (?:associated with|a member of|part of|the capital of)| plays in| has| won)?"
     r" (?:is followed by|is|are|follows)(?= |$)"
 )
-"""What stands between subject and answer in the sentences of RippleEdits."""
+"""The words between subject and answer in the sentences of RippleEdits."""
 _BEFORE_SUBJECT = [
     *([*start, event, "of"] for event in ("birth", "death") for start in ([], ["of"])),
     *([word] for word in ("of", "which", "in", "by", "children", "award")),
 ]
-"""What the questions of two relations may have in common before their subject."""
+"""Words before the subject that questions of two relations may share."""
 _YES_NO = " The answer is (Yes/No):"
-"""What UniEdit's own loader puts after a question whose answer is Yes or No."""
+"""What UniEdit's own loader appends to a question whose answer is Yes or No."""
 
 
 def _ripple(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """RippleEdits.  Of a test of which one question is enough the first is asked, and of several
-    answers the first is right.  That a question should have been answered before the edit
-    (``condition_queries``) is not asked.
+    """RippleEdits.  If any one question of a test is enough, the first is asked; of several
+    answers, the first counts.  ``condition_queries``, questions to be answered before the edit, are
+    not asked.
     """
     edit = mapping_of(record, "edit")
     sentence = text_of(edit, "prompt").strip().removesuffix(".")
@@ -63,10 +63,10 @@ def _ripple_tests(record: Mapping[str, Any], kind: str) -> list[dict[str, Any]]:
 def _ripple_prompt(
     sentence: str, edit: Mapping[str, Any], record: Mapping[str, Any]
 ) -> tuple[str, str]:
-    """Prompt and subject of an edit, which names neither: they are told from its sentence.
+    """Prompt and subject of an edit, which has only a sentence.
 
-    The words that it shares with questions of other relations about the same subject end in the
-    subject.
+    The words that its part before the verb shares with the ends of questions of other relations
+    about the same subject are the subject.
     """
     others = [stem.split() for stem in _stems_of_subject(edit, record)]
     for verb in _VERB.finditer(sentence):
@@ -102,8 +102,8 @@ def _common_end(one: list[str], other: list[str]) -> int:
 
 
 def _uniedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """UniEdit.  A question along the edited fact alone is a paraphrase, one against its direction
-    the reversal, and any other follows from the edit."""
+    """UniEdit.  A question along the edited fact alone is a paraphrase, one in the opposite
+    direction the reversal; all others are portability."""
     edit = mapping_of(record, "edit")
     rephrased: list[str] = []
     reversal: list[dict[str, str]] = []
@@ -143,7 +143,7 @@ def _uniedit_question(question: Mapping[str, Any]) -> tuple[str, dict[str, str]]
 
 
 def _read(parse: Parse) -> Parse:
-    """The same, where a nested field is missing or of another type."""
+    """The parser, raising :class:`BadField` if a nested field is missing or of another type."""
 
     def checked(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
         try:
@@ -171,4 +171,4 @@ GRAPH_SCHEMAS: dict[str, Schema] = {
         ("edit.head_entity", "edit.property", "edit.tail_entity", "generality.one_hops"),
     ),
 }
-"""Schemas by name, in the order in which a record is tried."""
+"""Schemas by name, in the order in which they are tried."""

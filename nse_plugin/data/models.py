@@ -21,7 +21,7 @@ _WAYS = (
 )
 
 _VOCABULARIES = ("tokenizer.", "vocab", "spiece", "sentencepiece", "tekken")
-"""How the names of files begin that hold a tokenizer's vocabulary."""
+"""Prefixes of the names of files that hold a tokenizer's vocabulary."""
 
 
 def load_model(hparams: Any) -> tuple[nn.Module, Any, str]:
@@ -54,9 +54,9 @@ def load_model(hparams: Any) -> tuple[nn.Module, Any, str]:
 
 
 def model_place(name: str) -> str:
-    """What ``from_pretrained`` is given for a name: a folder, or a hub id.
+    """The argument of ``from_pretrained`` for a model's name: a folder, or a hub id.
 
-    Fetches a model of a short name and unpacks a GGUF file, if that is not done yet.
+    Fetches a model of a short name and unpacks a GGUF file unless that has been done.
 
     Raises:
         ModelError: there is no such model, or it cannot be fetched or unpacked.
@@ -76,17 +76,14 @@ def model_place(name: str) -> str:
 
 
 def from_anywhere(name: str) -> str:
-    """The name of a model, as an absolute path if it is that of a folder or a ``.gguf`` file here.
-
-    What is written to a disk has to hold in any working directory.
-    """
+    """A model's name that is valid in any working directory: local paths are made absolute."""
     path = Path(name).expanduser()
     local = path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file())
     return os.path.abspath(path) if local else name
 
 
 def refuse_quantised(model: nn.Module) -> None:
-    """Raise :class:`ModelError` if weights are packed: a change cannot be added to them."""
+    """Raise :class:`ModelError` if weights are quantised: a change cannot be added to them."""
     config = getattr(model, "config", None)
     settings = getattr(config, "quantization_config", None)
     for name, parameter in model.named_parameters():
@@ -110,7 +107,7 @@ def _load_pretrained(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made of no file
+        if len(tokenizer) <= len(tokenizer.all_special_tokens):  # made without a file
             raise ValueError("its tokenizer has no vocabulary")
         model, found = AutoModelForCausalLM.from_pretrained(
             place,
@@ -146,9 +143,10 @@ def why_not_loaded(place: str, error: Exception) -> str:
         if "config.json" not in files:
             return f"{folder} has no config.json; give {_WAYS}"
         if not any(name.endswith(".safetensors") for name in files):
+            pickled = any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in files)
             return (
                 f"{folder} has no safetensors"
-                + (", only pickled weights, which are never read here" if _pickled(files) else "")
+                + (", only pickled weights, which are never read here" if pickled else "")
                 + "; save it with model.save_pretrained(folder)"
             )
         if not any(name.startswith(_VOCABULARIES) for name in files):
@@ -160,12 +158,8 @@ def why_not_loaded(place: str, error: Exception) -> str:
     return f"{first}; give {_WAYS}"
 
 
-def _pickled(files: set[str]) -> bool:
-    return any(name.endswith((".bin", ".pt", ".pth", ".ckpt")) for name in files)
-
-
 def _check_name(name: str) -> None:
-    """Raise :class:`ModelError` if a name is neither a folder nor may be a hub id."""
+    """Raise :class:`ModelError` if a name is not a folder and cannot be a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         return
@@ -188,7 +182,7 @@ def _ready(pair: Any) -> tuple[nn.Module, Any]:
 
 
 def find_device(value: Any) -> torch.device:
-    """``"cpu"``, an int or digits for that GPU, a torch device, or None to choose automatically."""
+    """The device of ``"cpu"``, a GPU's number, a torch device, or None to choose automatically."""
     if value is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     is_number = isinstance(value, int) or str(value).isdigit()

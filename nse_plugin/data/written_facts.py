@@ -1,4 +1,4 @@
-"""The names of fields in facts as people write them down, in those that the readers know."""
+"""Hand-written facts in the field names of the benchmarks, so that the same readers take them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from nse_plugin.data.schemas import SCHEMAS
+from nse_plugin.data.schemas import schema_of
 from nse_plugin.errors import RequestError
 from nse_plugin.request_fields import PLACE, is_missing
 
@@ -17,31 +17,32 @@ _READ_AS = {
     "paraphrases": "rephrase_prompts",
 }
 NAMES = tuple(_READ_AS)
-"""Fields that only facts have."""
+"""Fields that only hand-written facts have."""
 
 
 def is_written(record: Mapping[str, Any]) -> bool:
-    """Whether a record is a fact that :func:`completed` has to complete before it can be read."""
-    prompt, subject = record.get("prompt"), record.get("subject")
-    in_braces = isinstance(prompt, str) and bool(_SUBJECT.search(prompt)) and is_missing(subject)
-    fits = any(schema.fits(record) for schema in SCHEMAS.values())
-    return (
-        "prompt" in record
-        and (in_braces or not fits)
-        and ("target" in record or "target_new" in record)
-    )
+    """Whether a record is a fact that has to be :func:`completed` before it can be read."""
+    if "prompt" not in record or not ("target" in record or "target_new" in record):
+        return False
+    prompt = record["prompt"]
+    in_braces = isinstance(prompt, str) and _SUBJECT.search(prompt) is not None
+    return (in_braces and is_missing(record.get("subject"))) or schema_of(record) is None
 
 
-def completed(record: Mapping[str, Any], number: int | None = None) -> dict[str, Any]:
-    """A record with the names that readers know, its subject, and a number if one is given."""
+def completed(record: Mapping[str, Any], case_id: int | None = None) -> dict[str, Any]:
+    """A fact with the readers' field names, its subject, and a case_id if one is given.
+
+    Raises:
+        RequestError: it has no target, or its subject is not clear.
+    """
     found = dict(record)
-    if number is not None:
-        found["case_id"] = number
+    if case_id is not None:
+        found["case_id"] = case_id
     for name, read_as in _READ_AS.items():
         if name in found and is_missing(found.get(read_as)):
             found[read_as] = found.pop(name)
     prompt = found.get("prompt")
-    if prompt is not None and not any(schema.fits(found) for schema in SCHEMAS.values()):
+    if prompt is not None and schema_of(found) is None:
         raise RequestError(
             f"the fact {prompt!r} has no target; give its new answer as target (its fields are "
             f"{', '.join(map(str, record))})"
@@ -54,7 +55,7 @@ def completed(record: Mapping[str, Any], number: int | None = None) -> dict[str,
             )
         if not places and PLACE in prompt:
             raise RequestError(
-                f"the subject of {prompt!r} is not given; name what stands in place of {{}} as the "
+                f"the subject of {prompt!r} is not given; give the text that replaces {{}} as the "
                 "subject (--subject, or subject: in a file)"
             )
         if not places:

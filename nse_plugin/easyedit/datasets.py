@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.data.readers import OnBad, load_records, parse_records, schema_of
+from nse_plugin.data.readers import OnBad, load_records, parse_records
+from nse_plugin.data.schemas import schema_of
 from nse_plugin.easyedit.checkout import import_easyedit, part
-from nse_plugin.errors import RequestError
 from nse_plugin.requests import EditRequest
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ _CLASSES = {
         {name: name for name in ("subject", "prompt", "target_new")},
     ),
 }  # fmt: skip
-"""By kind of record: the class, and which field of a record each of its fields is."""
+"""By schema: the class, and the names of its fields by those of a record's."""
 
 
 def read_records(
@@ -55,9 +55,9 @@ def read_records(
 ) -> list[EditRequest]:
     """Read a benchmark file through EasyEdit's dataset class for it.
 
-    What a class drops (ZsRE's subjects, all but one of WikiRecent's probes) is completed from the
-    same record of the file.  A file for which there is no class, or that the class refuses, is
-    read without it: one record without the fields that a class expects makes it refuse the file.
+    What a class drops (ZsRE's subjects, all but one of WikiRecent's probes) is taken from the
+    record itself.  A file for which there is no class, or that its class refuses (one record
+    without an expected field is enough), is read by our reader alone.
 
     Args:
         path, kind, on_bad, limit: as of :func:`nse_plugin.data.readers.read_records`.
@@ -71,30 +71,22 @@ def read_records(
     records = load_records(path)
     if isinstance(records, list):
         records = records[:limit]
-        of_class = _CLASSES.get(kind or _common_schema(records))
+        kinds = {kind} if kind else {schema_of(r) for r in records if isinstance(r, Mapping)}
+        of_class = _CLASSES.get(kinds.pop() or "") if len(kinds) == 1 else None
         if of_class is not None:
             records = _through_class(*of_class, records, path.name)
     return parse_records(records, kind, on_bad=on_bad, limit=limit, source=path.name)
 
 
-def _common_schema(records: list[Any]) -> str:
-    """The schema that all records are of, or none."""
-    try:
-        found = {schema_of(record) for record in records if isinstance(record, Mapping)}
-    except RequestError:
-        return ""
-    return found.pop() if len(found) == 1 else ""
-
-
 def _through_class(
     where: str, fields: Mapping[str, str], records: list[Any], source: str
 ) -> list[Any]:
-    """The records with the fields that the class gives; as they are if it refuses them.
+    """The records with the fields that the class returns; unchanged if it refuses them.
 
-    They go through a file of our own, so that JSON lines, a byte order mark and ``limit`` mean
-    the same for every class.
+    They go through a temporary file, so that JSON lines, a byte order mark and ``limit`` mean the
+    same for every class.
     """
-    state = random.getstate()  # WikiRecentDataset draws
+    state = random.getstate()  # WikiRecentDataset draws random numbers
     try:
         with tempfile.TemporaryDirectory(prefix="nse-plugin-") as folder:
             file = Path(folder) / "records.json"
@@ -107,7 +99,7 @@ def _through_class(
             {ours: item[theirs] for ours, theirs in fields.items() if item[theirs] is not None}
             for item in items
         ]
-    except Exception as error:  # the class looks at nothing before it uses it
+    except Exception as error:  # the class does not check its input
         log.info(
             "%s is read without EasyEdit's %s, which refuses it: %s: %s",
             source, where.partition(":")[2], type(error).__name__, error,

@@ -50,7 +50,7 @@ def model_dir(name: str) -> Path:
 
 
 def speaks(tokenizer: Any) -> bool:
-    """Whether a tokenizer has the words of the embedded world, as those of its models have."""
+    """Whether a tokenizer's vocabulary contains that of an embedded model."""
     known = tokenizer.get_vocab().keys()
     return any(_vocabulary(name) <= known for name in MODELS)
 
@@ -84,20 +84,20 @@ def _read_facts() -> list[dict[str, Any]]:
 
 
 def facts() -> list[dict[str, Any]]:
-    """All facts of the world as CounterFact records, by case_id. The list is the caller's own."""
+    """All facts of the world as CounterFact records, by case_id; the caller may change them."""
     return copy.deepcopy(_read_facts())
 
 
 def subject_of(record: dict[str, Any]) -> str:
-    """Whom or what a record is about."""
+    """The subject of a record."""
     return record["requested_rewrite"]["subject"]
 
 
 def edit_set(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """`n` records drawn by `seed`, relations mixed, in random order.
+    """`n` records of mixed relations, drawn by `seed`.
 
-    No subject comes twice before every subject came once; a smaller `n` with the same seed gives
-    the beginning of the same list.
+    No subject repeats before every subject has occurred once; a smaller `n` with the same seed
+    gives the beginning of the same list.
     """
     records = facts()
     if not 0 <= n <= len(records):
@@ -106,12 +106,12 @@ def edit_set(n: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
+    """At most `n` records, drawn by `seed`, whose subjects do not occur in `edits`."""
     return of_other_subjects(facts(), subject_of, set(map(subject_of, edits)), n, seed)
 
 
 def corpus() -> list[str]:
-    """The sentences that the models were trained on, made again from the seed of the world."""
+    """The sentences that the models were trained on, generated from the seed of the world."""
     from nse_plugin.data.atlas.world import make_world, training_sentences
 
     return [sentence.text for sentence in training_sentences(make_world())]

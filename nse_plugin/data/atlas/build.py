@@ -1,10 +1,9 @@
-"""Make the data and models of the embedded world: ``python -m nse_plugin.data.atlas.build``.
+"""Build the data and models of the embedded world: ``python -m nse_plugin.data.atlas.build``.
 
 Everything follows from the seeds in `world.py` and `PLANS`. Both models train at the same time,
-each in a process with one thread, so that the weights do not depend on the number of cores. With
-the same torch and the same kind of CPU they come out the same bit by bit; elsewhere the last digits
-of a product differ, and so, after training, a little of everything. Takes 7 to 15 minutes on 2
-cores that do nothing else.
+each in a process with one thread, so that the weights do not depend on the number of cores. The
+same torch on the same kind of CPU reproduces them bit by bit; elsewhere rounding differs, and the
+trained weights differ slightly. Takes 7 to 15 minutes on 2 idle cores.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def new_model(name: str, seed: int) -> PreTrainedModel:
 def recall(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sentence]
 ) -> float:
-    """Share of the sentences that greedy decoding ends with the whole answer and its full stop."""
+    """Share of the sentences that greedy decoding completes with the answer and a full stop."""
     tokenizer.padding_side = "left"
     right = 0
     for i in range(0, len(sentences), 256):
@@ -96,13 +95,12 @@ def recall(
 
 
 def has_fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices in hardware (then training takes a third)."""
-    capability = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return bool(capability())
+    """Whether this CPU multiplies bfloat16 matrices in hardware, which makes training 3x faster."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def build_model(name: str, folder: Path, use_bfloat16: bool) -> dict[str, float]:
-    """Train the model `name`, write it and its tokenizer to `folder`, return what it recalls."""
+    """Train the model `name`, write it and its tokenizer to `folder`, return its recall scores."""
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -134,7 +132,7 @@ def build_model(name: str, folder: Path, use_bfloat16: bool) -> dict[str, float]
 
 
 def build_facts(path: Path) -> int:
-    """Write all records as JSON, one a line inside one list; returns how many."""
+    """Write all records as a JSON list with one record per line; returns their number."""
     world = make_world()
     tokenizer = train_tokenizer([s.text for s in training_sentences(world)], VOCAB_SIZE)
     records = make_records(world, lambda answer: tokenizer.encode(answer).ids[0])
@@ -145,7 +143,7 @@ def build_facts(path: Path) -> int:
 
 
 def _replace(source: Path, target: Path) -> None:
-    """Put `source` where `target` is; an interrupted build leaves the old one whole."""
+    """Put `source` in place of `target`; an interrupted build leaves the old one complete."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_dir():
         shutil.rmtree(target)
@@ -153,7 +151,7 @@ def _replace(source: Path, target: Path) -> None:
 
 
 def _build_side_by_side(out: Path, precision: str) -> int:
-    """Run this module once per model, all at the same time; 0 if every one of them went well."""
+    """Run this module once per model, all at the same time; 0 if all succeed."""
     command = [sys.executable, "-m", "nse_plugin.data.atlas.build", "--out", str(out)]
     runs = [
         subprocess.Popen([*command, "--precision", precision, "--model", name]) for name in MODELS
@@ -165,13 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the build; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m nse_plugin.data.atlas.build",
-        description="Make the facts and the models of the embedded world again.",
+        description="Rebuild the facts and the models of the embedded world.",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path(__file__).parent,
-        help="folder that gets data/ and weights/ (default: the package)",
+        help="folder for data/ and weights/ (default: the package)",
     )
     parser.add_argument("--model", choices=MODELS, help="only this model, without data/")
     parser.add_argument(

@@ -1,8 +1,8 @@
-"""The facts of the world as CounterFact records: what is asked, what is true, what to change it to.
+"""The facts of the world as CounterFact records: prompt, true answer, new answer and probes.
 
 `paraphrase_prompts` holds the phrasing that the models never saw for this subject, then one that
-they did. `neighborhood_prompts` ask the same of other subjects whose answer is the same.
-`portability` asks for what follows from the answer (the land of the new home), where one follows.
+they did. `neighborhood_prompts` ask the same of other subjects with the same answer. `portability`
+asks for what follows from the answer (the land of the new home), if anything does.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _choose_new(
     world: World, relation: str, true: str, pool: tuple[str, ...],
     first_piece: Callable[[str], Any], rng: random.Random,
 ) -> str:  # fmt: skip
-    """Another answer that starts with another token and, if possible, changes the second steps."""
+    """An answer that starts with another token and, if possible, changes the second steps."""
     different = [a for a in pool if first_piece(a) != first_piece(true)]
     moved = [
         a

@@ -26,7 +26,7 @@ MAX_LENGTH = 256
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE over `texts`. Deterministic: it counts, nothing is drawn at random."""
+    """A byte-level BPE over `texts`; deterministic."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -78,11 +78,8 @@ def encode(tokenizer: Tokenizer, sentences: Sequence[Sentence]) -> list[Encoded]
         inside = [i for i, (a, b) in enumerate(code.offsets) if b > start and a < stop]
         answer_at = len(sentence.text) - len(sentence.answer) - 1
         answer = [i for i, (_, b) in enumerate(code.offsets) if b > answer_at]
-        result.append(
-            Encoded(
-                code.ids, inside[0], inside[-1], answer[0] if sentence.answer else len(code.ids)
-            )
-        )
+        first_answer = answer[0] if sentence.answer else len(code.ids)
+        result.append(Encoded(code.ids, inside[0], inside[-1], first_answer))
     return result
 
 

@@ -1,4 +1,4 @@
-"""Training of the small models, with a mask that decides where they keep their facts.
+"""Training of the small models, with an attention mask that decides where they store facts.
 
 Locate-then-edit methods assume that a decoder looks a fact up at the last token of the subject, in
 its lower blocks, and that later tokens read it there. Large models trained on much text do so by
@@ -99,7 +99,7 @@ def attention_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
 
 @contextmanager
 def masked_attention(model: torch.nn.Module, plan: TrainingPlan) -> Iterator[Callable]:
-    """Gives a function that sets the masks of the next forward pass; hooks go when it ends."""
+    """Yields a function that sets the masks of the next forward pass; removes its hooks at exit."""
     current: dict[str, torch.Tensor] = {}
 
     def hook_for(name: str) -> Callable:
@@ -125,7 +125,7 @@ def masked_attention(model: torch.nn.Module, plan: TrainingPlan) -> Iterator[Cal
 
 
 def loss_of(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Weighted mean of the next-token losses; a token's weight says how much it matters."""
+    """Weighted mean of the next-token losses."""
     logits = model(input_ids=batch.ids, use_cache=False).logits[:, :-1].float()
     losses = functional.cross_entropy(
         logits.flatten(0, 1), batch.ids[:, 1:].flatten(), reduction="none"
@@ -161,7 +161,7 @@ def train(
     use_bfloat16: bool = False,
     on_step: Callable[[int, int, float], None] = lambda step, total, loss: None,
 ) -> None:
-    """Train `model` in place; `on_step` hears (step, total, loss) after every step."""
+    """Train `model` in place; `on_step` is called with (step, total, loss) after every step."""
     rng = random.Random(plan.seed)
     epochs = [pack(sentences, plan.row, rng) for _ in range(plan.epochs)]
     batches = [rows[i : i + plan.batch] for rows in epochs for i in range(0, len(rows), plan.batch)]

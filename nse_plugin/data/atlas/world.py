@@ -1,7 +1,7 @@
-"""The invented world: who lives in it, what is true there, and every sentence that says so.
+"""The invented world: its people and cities, the facts about them, and the training sentences.
 
 Pure Python and deterministic: the same seed gives the same world, so the training text need not be
-shipped. Nothing here knows a model.
+shipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nse_plugin.data.atlas import vocabulary as words
 WORLD_SEED = 7
 N_PEOPLE = 240
 N_CITIES = 32
-HELD_OUT_TWO_STEP = 0.25  # share of people whose two-step answers are never said
+HELD_OUT_TWO_STEP = 0.25  # share of people without two-step sentences in the training text
 
 _ONSETS = (*"bdfghjklmnprstvwz", "br", "dr", "gr", "kr", "st", "th", "tr")
 _VOWELS = (*"aeiouaeiou", "ia", "ei")
@@ -24,10 +24,7 @@ _CODAS = ("", "", "", "l", "n", "r", "s", "m", "k", "rd", "nt", "x", "th", "sh",
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence of the corpus. `subject` names whom it is about, `answer` how it ends.
-
-    `answer` is empty for sentences that state no fact.
-    """
+    """One sentence of the corpus; `answer`, its end, is empty if it states no fact."""
 
     text: str
     subject: str
@@ -36,7 +33,7 @@ class Sentence:
 
 @dataclass
 class World:
-    """Everything that is true: people, cities and the answer of every (subject, relation)."""
+    """People, cities and the answer of every (subject, relation)."""
 
     seed: int
     people: list[str] = field(default_factory=list)
@@ -58,7 +55,7 @@ def _syllable(rng: random.Random) -> str:
 
 
 def _name(rng: random.Random, syllables: int, taken: set[str]) -> str:
-    """A new capitalised name whose first four letters no other name has."""
+    """A new capitalised name; no two names share their first four letters."""
     while True:
         name = "".join(_syllable(rng) for _ in range(syllables)) + rng.choice(_CODAS)
         if name[:4] not in taken and 4 <= len(name) <= 11:
@@ -67,7 +64,7 @@ def _name(rng: random.Random, syllables: int, taken: set[str]) -> str:
 
 
 def _deal(rng: random.Random, pool: tuple[str, ...], n: int) -> list[str]:
-    """n answers, every one of the pool used about equally often, in random order."""
+    """n answers in random order, each of the pool about equally often."""
     dealt = [pool[i % len(pool)] for i in range(n)]
     rng.shuffle(dealt)
     return dealt
@@ -75,7 +72,7 @@ def _deal(rng: random.Random, pool: tuple[str, ...], n: int) -> list[str]:
 
 @lru_cache(maxsize=2)
 def make_world(seed: int = WORLD_SEED) -> World:
-    """Build the world of `seed`. The result is shared: treat it as read-only."""
+    """The world of `seed`. The result is cached: treat it as read-only."""
     rng = random.Random(seed)
     taken: set[str] = set()
     world = World(seed)
@@ -114,7 +111,7 @@ def second_step(world: World, relation: str, answer: str) -> str:
 
 
 def fact_sentences(world: World, held_out: bool = False) -> list[Sentence]:
-    """The facts of all subjects in the phrasings that are trained on (or in those held out)."""
+    """The facts of all subjects in the training phrasings (or in those held out)."""
     sentences = []
     for subject, relations in world.subjects():
         for relation, (_, patterns) in relations.items():
@@ -127,7 +124,7 @@ def fact_sentences(world: World, held_out: bool = False) -> list[Sentence]:
 
 
 def two_step_sentences(world: World, silent: bool = False) -> list[Sentence]:
-    """Two-step facts of the people they are told about (or of those they are never told about)."""
+    """Two-step facts of the people whose facts are trained on (or of those held out)."""
     return [
         Sentence(f"{pattern.format(person)} {answer}.", person, answer)
         for person in world.people

@@ -1,9 +1,9 @@
 """Real facts that small models know, as CounterFact records in our own sentences.
 
 `tables/` holds the facts, `relations.json` the sentences of each relation. One subject in eight is
-never edited: the questions about what must not change are asked of those. So no draw, however
-large, edits a subject that one of its questions about others names, and a smaller draw with the
-same seed gives the beginning of the same list.
+never edited, and only those serve as locality neighbours. So no draw, however large, edits a
+subject of its own locality probes, and a smaller draw with the same seed gives the beginning of
+the same list.
 
 `python -m nse_plugin.data.earth` counts what is in it. Importing this module reads no file.
 """
@@ -37,15 +37,15 @@ def facts(seed: int = 0) -> list[dict[str, Any]]:
     """All facts that may be edited as CounterFact records, by case_id.
 
     Args:
-        seed: of the new answers and of the questions about other subjects.
+        seed: draws the new answers and the neighbours.
     """
     return _records(_editable(), seed)
 
 
 def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
-    """`n` records drawn by `seed` (None: all), relations mixed, in random order.
+    """`n` records (None: all) of mixed relations, drawn by `seed`.
 
-    No subject comes twice before every subject came once.
+    No subject repeats before every subject has occurred once.
 
     Raises:
         DataError: there are fewer than `n` records.
@@ -57,10 +57,10 @@ def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
-    """Leave out two-step questions whose second fact another of these requests edits.
+    """Leave out portability probes whose second fact another of these requests edits.
 
     Args:
-        requests: made of records of this set.
+        requests: made from records of this set.
     """
     relation_of = {relation.prompt: relation for relation in relations().values()}
     edited = {(relation_of[request.prompt].name, request.subject) for request in requests}
@@ -81,9 +81,9 @@ def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
 
 
 def unedited(n: int) -> list[tuple[str, str]]:
-    """At most `n` true sentences as (prompt, answer) about subjects that are never edited.
+    """At most `n` true (prompt, answer) pairs of mixed relations about subjects never edited.
 
-    Relations are mixed; the draw is always the same, and a smaller one is the beginning of it.
+    The draw is always the same; a smaller `n` gives its beginning.
     """
     found = [fact for fact in all_facts() if fact.subject in kept_back()]
     random.Random(0).shuffle(found)
@@ -92,7 +92,7 @@ def unedited(n: int) -> list[tuple[str, str]]:
 
 
 def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """At most `n` records, drawn by `seed`, of subjects that none of `edits` is about."""
+    """At most `n` records, drawn by `seed`, whose subjects do not occur in `edits`."""
     edited = {record["requested_rewrite"]["subject"] for record in edits}
     return _records(of_other_subjects(_editable(), _subject, edited, n, seed), seed)
 

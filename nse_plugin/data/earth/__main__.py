@@ -1,4 +1,4 @@
-"""Print what is in the set, relation by relation: ``python -m nse_plugin.data.earth``."""
+"""Count the facts of each relation: ``python -m nse_plugin.data.earth``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from nse_plugin.data.earth.tables import facts_by_relation
 
 
 def counts() -> str:
-    """A Markdown table with one row per relation and the sums."""
+    """A Markdown table with one row per relation, and the totals."""
     editable: dict[str, list[bool]] = {name: [] for name in earth.relations()}
     for record in earth.facts():
         name = record["requested_rewrite"]["relation_id"]

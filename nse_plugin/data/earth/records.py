@@ -1,10 +1,10 @@
-"""From a fact to a CounterFact record: what to change it to, and what to ask of the model.
+"""From a fact to a CounterFact record with its new answer and probes.
 
-The new answer is one that the same relation gives to another subject. It is never a true answer,
-never another name of one, and starts with another word. `neighborhood_prompts` ask the same of
-other subjects, those with the same answer first; `neighborhood_answers` holds their true answers.
+The new answer is one that the same relation has for another subject. It is never a true answer or
+another name of one, and starts with another word. `neighborhood_prompts` ask the same of other
+subjects, those with the same answer first; `neighborhood_answers` holds their true answers.
 `portability` asks for what follows from the new answer (the capital of the new country), `forms`
-for the fact negated, in the other direction and, in some relations, in German.
+for the fact negated, reversed and, in some relations, in German.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LEAST_KEPT_BACK = 6
 
 
 def make_record(case_id: int, fact: Row, seed: int) -> dict[str, Any]:
-    """The record of one fact; the same for the same seed, whatever else is drawn."""
+    """The record of one fact; it depends on the fact and the seed alone."""
     relation = relations()[fact.relation]
     rng = random.Random(f"{seed} {fact.relation} {fact.subject}")
     new = _choose_new(fact, relation, rng)
@@ -55,7 +55,7 @@ def make_record(case_id: int, fact: Row, seed: int) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def kept_back() -> frozenset[str]:
-    """Subjects that are never edited, whatever the seed; each relation has six at least."""
+    """Subjects that are never edited, whatever the seed; at least six of each relation."""
     kept: set[str] = set()
     for facts in facts_by_relation().values():
         wanted = max(_LEAST_KEPT_BACK, len(facts) // _SHARE_KEPT_BACK)
@@ -64,13 +64,13 @@ def kept_back() -> frozenset[str]:
 
 
 def _place(fact: Row) -> bytes:
-    """A place in an order that is one for all relations and depends on nothing but the name."""
+    """A sort key that depends on the subject's name alone, so it is the same in all relations."""
     return hashlib.blake2b(fact.subject.encode(), digest_size=8).digest()
 
 
 @lru_cache(maxsize=1)
 def _other_names() -> dict[str, dict[str, frozenset[str]]]:
-    """By relation and answer: all that is true where this answer is."""
+    """By relation and answer: this answer and all others that are true of the same subjects."""
     found: dict[str, dict[str, frozenset[str]]] = {}
     for name, facts in facts_by_relation().items():
         names: dict[str, set[str]] = defaultdict(set)
@@ -81,7 +81,7 @@ def _other_names() -> dict[str, dict[str, frozenset[str]]]:
 
 
 def possible_answers(fact: Row) -> list[str]:
-    """Answers of the same relation that are wrong for this fact and cannot be taken for right."""
+    """Answers of the same relation that are wrong for this fact and cannot pass for a true one."""
     names = _other_names()[fact.relation]
     true = names[fact.answer] | fact.true_answers
     first_words = {name.split()[0].lower() for name in true}
@@ -96,7 +96,7 @@ def possible_answers(fact: Row) -> list[str]:
 
 
 def _choose_new(fact: Row, relation: Relation, rng: random.Random) -> str:
-    """A possible answer; one from which something else follows, unless that leaves few."""
+    """A possible answer; one that changes a second step, unless too few do."""
     possible = possible_answers(fact)
     leads_on = [new for new in possible if _open_steps(fact, relation, new)]
     return rng.choice(leads_on if len(leads_on) >= min(10, len(possible) / 2) else possible)
@@ -115,7 +115,7 @@ def _open_steps(fact: Row, relation: Relation, new: str) -> list[Step]:
 def _second_step(
     fact: Row, relation: Relation, new: str, rng: random.Random
 ) -> list[dict[str, Any]]:
-    """One question whose answer follows from the new answer, or none."""
+    """At most one question whose answer follows from the new answer."""
     steps = _open_steps(fact, relation, new)
     if not steps:
         return []
@@ -131,7 +131,7 @@ def _second_step(
 
 
 def _forms(fact: Row, relation: Relation, new: str) -> dict[str, Any]:
-    """The edited fact negated, from the new answer to the subject, and in another language."""
+    """The edited fact negated, reversed and in another language."""
     forms = {
         "negation": (relation.negation.replace("{}", fact.subject), new),
         "reversal": (relation.reversal.replace("{}", new), fact.subject),

@@ -20,7 +20,7 @@ class Row:
 
     relation: str
     subject: str
-    """As it is written within a sentence: ``the Netherlands``."""
+    """As written within a sentence: ``the Netherlands``."""
     answer: str
     also: tuple[str, ...] = ()
     """Other answers that are true, or other names of the answer: no edit may write them."""
@@ -64,9 +64,9 @@ class Relation:
     paraphrases: tuple[str, ...]
     """Three other sentences with ``{}`` for the subject."""
     negation: str
-    """With ``{}`` for the subject, before an answer that is not true."""
+    """With ``{}`` for the subject; ends before an answer that is not true."""
     reversal: str
-    """With ``{}`` for the answer, before the subject."""
+    """With ``{}`` for the answer; ends before the subject."""
     steps: tuple[Step, ...] = ()
     translation: Translation | None = None
 
@@ -116,8 +116,8 @@ def read_table(name: str) -> tuple[Row, ...]:
 def follow() -> dict[str, dict[str, str]]:
     """For each relation that a second step uses: from a first answer to what follows from it.
 
-    Two know more than their table: the country of a capital and of a city in a US state, and the
-    language of people whom no fact is about (a table of its own).
+    Two are larger than their tables: countries include those of capitals and of US cities, and
+    mother tongues those of people in ``other_native_speakers``.
     """
     used = {step.relation for relation in relations().values() for step in relation.steps}
     ways = {name: {f.subject: f.answer for f in read_table(name)} for name in used}
