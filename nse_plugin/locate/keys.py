@@ -1,13 +1,13 @@
 """Keys and current activations at the subject's last token.
 
 The key k_l of a request is the input of the down-projection of block l at the subject's last token:
-one number per neuron.  It is averaged over the bare prompt and the prompt after each context
-text.  The bare prompt has half of the weight (arXiv 2410.04045 and 2210.07229, in their code), or
-as much as each of the others (ROME, arXiv 2202.05262, equation 3).
+one number per neuron.  It is averaged over the bare prompt and the prompt after each context text.
+The bare prompt has half of the weight (arXiv 2410.04045 and 2210.07229, in their code), or the same
+weight as the others (ROME, arXiv 2202.05262, equation 3).
 
-Nothing right of the subject's last token can change either quantity, so rows end there.  And a
-write to layer l changes nothing below the output of block l.  So reading can keep the hidden states
-that go into a block, and what is read later begins there (:mod:`nse_plugin.model.partial_pass`).
+No token after the subject's last one can change either quantity, so rows end there.  A write to
+layer l changes nothing below the output of block l, so a reading can keep the hidden states that go
+into a block, and later readings begin there (:mod:`nse_plugin.model.partial_pass`).
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _KEPT = "what goes into a block"
 def other_token_keys(
     layout: DecoderLayout, rows: Sequence[Rows], layers: Sequence[int], token_budget: int
 ) -> dict[int, torch.Tensor]:
-    """Keys of the bare prompts' tokens that no request edits, with the weights as they are.
+    """Current keys of all tokens of the bare prompts that no request edits.
 
-    What several prompts begin with is read once.
+    A beginning that several prompts share is read once.
 
     Returns:
         By layer: float32 [d_ff, m], in main memory.
@@ -61,19 +61,19 @@ def other_token_keys(
 
 
 class Found(NamedTuple):
-    """What was read at the requests of a round, with the weights as they were."""
+    """What one reading of a round's requests gave."""
 
     keys: dict[int, torch.Tensor]
     """By layer: float32 [d_ff, n]."""
     bare: dict[int, torch.Tensor]
     """The same for the bare prompts alone."""
     h: torch.Tensor | None
-    """Output of a block on the bare prompts, float32 [n, d_model], if it was asked for."""
+    """Output of a block on the bare prompts, float32 [n, d_model], if requested."""
     lookups: Lookups
-    """The same requests, with what was kept for later readings."""
+    """The same requests, with the hidden states kept for later readings."""
 
     def select(self, requests: torch.Tensor) -> Found:
-        """The same of some of the requests."""
+        """The same for some of the requests."""
         return Found(
             {layer: keys[:, requests.to(keys.device)] for layer, keys in self.keys.items()},
             {layer: keys[:, requests.to(keys.device)] for layer, keys in self.bare.items()},
@@ -84,7 +84,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class Lookups:
-    """The rows of a round at which keys and activations are read."""
+    """Reads keys and activations at the requests of a round."""
 
     prompts: Prefixes
     """The bare prompts up to the subject's last token, one per request."""
@@ -95,7 +95,7 @@ class Lookups:
 
     @classmethod
     def of(cls, layout: DecoderLayout, rows: Sequence[Rows], token_budget: int) -> Lookups:
-        """The places to read in the rows of a round, see :func:`encode_round`."""
+        """The places to read in the rows of :func:`~nse_plugin.locate.rows.encode_round`."""
         read = [[prompt.up_to_subject for prompt in one.rewriting] for one in rows]
         return cls(
             Prefixes(layout, token_budget, tuple(prompts[0] for prompts in read)),
@@ -125,11 +125,11 @@ class Lookups:
         return replace(self, bare_weight=len(self) / (len(self) + len(self.in_context.rows)))
 
     def keys(self, layers: Sequence[int]) -> dict[int, torch.Tensor]:
-        """Keys with the weights as they are now, by layer: float32 [d_ff, n]."""
+        """Current keys by layer: float32 [d_ff, n]."""
         return self.read(layers).keys
 
     def activations(self, layer: int) -> torch.Tensor:
-        """h, the output of a block on the bare prompts as it is now: float32 [n, d_model]."""
+        """Current h, the output of a block on the bare prompts: float32 [n, d_model]."""
         return self.prompts.read({}, {"h": self.prompts.layout.blocks[layer]})[0]["h"]
 
     def read(
@@ -138,10 +138,10 @@ class Lookups:
         """Keys, and the output of a block on the bare prompts, in as few passes as possible.
 
         Args:
-            h_of: the block.
-            keep: keep what goes into this block, so that the lookups found begin there.  That holds
-                as long as nothing below the block is written.  It is in main memory: tokens times
-                d_model, of all rows.
+            h_of: the block whose output is read.
+            keep: keep the hidden states that go into this block, so that the lookups returned
+                begin there.  They are valid as long as nothing below the block is written, and lie
+                in main memory: tokens times d_model, of all rows.
         """
         layout = self.prompts.layout
         downs = {layer: layout.down(layer) for layer in layers}
@@ -165,15 +165,15 @@ class Lookups:
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Rows of tokens that are read at their last one."""
+    """Rows of tokens, each read at its last token."""
 
     layout: DecoderLayout
     token_budget: int
     rows: tuple[tuple[int, ...], ...]
     block: int = 0
-    """Where a pass begins."""
+    """The block at which a pass begins."""
     hidden: tuple[torch.Tensor, ...] = ()
-    """By row [tokens, d_model], what goes into that block; nothing for the first one."""
+    """By row [tokens, d_model], what goes into that block; empty for the first block."""
 
     def select(self, chosen: Sequence[int]) -> Prefixes:
         """Some of the rows."""
@@ -189,7 +189,7 @@ class Prefixes:
         outputs_of: Mapping[Any, nn.Module],
         keep: int | None = None,
     ) -> tuple[dict[Any, torch.Tensor], Prefixes]:
-        """By name: float32 [rows, features]; and the rows as they begin at the block to keep."""
+        """By name: float32 [rows, features]; and the rows that begin at the block ``keep``."""
         layout, whole = self.layout, {}
         if keep is not None and keep > self.block and can_begin_at(layout, keep):
             whole = {_KEPT: layout.blocks[keep]}

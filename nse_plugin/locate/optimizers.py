@@ -1,4 +1,4 @@
-"""How a value is searched for: optimizers with one state per row, so that requests can leave."""
+"""Optimizers of values, with one state per row, so that requests can stop at different steps."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _learning_rate(hparams: LocateHparams, base: torch.Tensor) -> torch.Tensor:
 
 
 class Adam:
-    """Adam with one state per row, so that rows can leave; the update is torch.optim.Adam's."""
+    """Adam with one state per row; the update is torch.optim.Adam's."""
 
     def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:
         self.lr = _learning_rate(hparams, base)
@@ -50,10 +50,10 @@ class Adam:
 class Polyak:
     """Steps of Polyak's length, loss / ||gradient||, with Nesterov's momentum.
 
-    That is how far a loss of 0 would be if it fell as steeply all the way (Polyak, Introduction to
+    This is the distance to a loss of 0 if the slope stayed the same (Polyak, Introduction to
     Optimization, 1987; arXiv 2002.10542), so there is no learning rate.  Adam's first steps move
-    every feature alike, whether the loss depends on it or not; steps along the gradient reach the
-    same loss in fewer evaluations and with a shorter delta (docs/methods.md).
+    every feature equally, whether the loss depends on it or not; steps along the gradient reach
+    the same loss in fewer evaluations and with a shorter delta (docs/methods.md).
     """
 
     def __init__(self, hparams: LocateHparams, base: torch.Tensor) -> None:

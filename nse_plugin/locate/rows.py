@@ -1,4 +1,4 @@
-"""The rows of tokens of a round's requests, and where the loss of their values reads them."""
+"""The token rows of a round's requests, and where the value loss reads them."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ class Rows:
     rewriting: tuple[EncodedPrompt, ...]
     """The bare prompt, then the prompt after each context, with their targets."""
     about: tuple[EncodedPrompt, ...]
-    """Texts about the subject, at whose targets the model should stay as it is: "{subject} is a",
-    and what the untouched model wrote."""
+    """Texts about the subject, at whose targets the model's distribution should not change:
+    "{subject} is a", and continuations by the untouched model."""
     past_sink: bool = False
-    """Whether a later token is edited, since the subject ends at an attention sink."""
+    """Whether a later token is edited because the subject ends at an attention sink."""
     other_subjects: tuple[tuple[int, ...], ...] = ()
-    """Where a later token is edited: the bare prompt with other subjects in it, up to that token.
-    What it gives there is spared."""
+    """If a later token is edited: the bare prompt with other subjects, up to that token, whose
+    outputs are preserved."""
     weight: float = 1.0
     """Weight of its squared error in a solve that repairs it."""
 
     @property
     def read(self) -> tuple[int, ...]:
-        """Tokens that the key depends on: the bare prompt's up to the one that is edited."""
+        """Tokens that the key depends on: those of the bare prompt up to the edited one."""
         return self.rewriting[0].up_to_subject
 
     @property
@@ -43,7 +43,7 @@ class Rows:
 
     @property
     def tail(self) -> int:
-        """Tokens that are computed at every step, in the longest row."""
+        """Tokens of the longest row that every step computes."""
         return max(len(prompt.ids) - prompt.subject_last for prompt in self.rewriting)
 
 
@@ -91,10 +91,10 @@ def _essence(tokenizer: object, subject: str) -> EncodedPrompt:
 
 
 def merged(rows: Sequence[Rows]) -> tuple[list[Rows], list[int]]:
-    """Requests whose bare prompts are the same up to the subject's last token, as one each.
+    """Merge the rows of requests whose bare prompts agree up to the subject's last token.
 
     Returns:
-        The rows of all their prompts together, and for each request its number among them.
+        The merged rows, and for each request the index of its rows among them.
     """
     numbers: dict[tuple[int, ...], int] = {}
     found: list[Rows] = []
@@ -113,13 +113,13 @@ class Reading(TargetTokens):
     """Where the loss of a batch reads its logits."""
 
     row: torch.Tensor  # [tokens], row of each target token
-    step: torch.Tensor  # [tokens], its place in the row's tail
+    step: torch.Tensor  # [tokens], its position in the row's tail
     row_owner: torch.Tensor  # [rows], request of each row
-    reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if they are read
+    reference: torch.Tensor | None = None  # [tokens, vocab], logits at delta 0, if needed
 
     @classmethod
     def of(cls, texts: Sequence[Sequence[EncodedPrompt]], device: torch.device) -> Reading:
-        """The positions at which the loss of requests reads its logits, for the texts of each."""
+        """Lay out the texts of each request."""
         row_owner: list[int] = []
         tokens: list[tuple[int, int, int, float, int, int]] = []
         for request, prompts in enumerate(texts):
@@ -135,7 +135,7 @@ class Reading(TargetTokens):
         return cls(len(texts), *(torch.tensor(column, device=device) for column in columns))
 
     def select(self, requests: torch.Tensor) -> tuple[Reading, torch.Tensor]:
-        """The same for some requests [kept], rising, and the rows [kept rows] that they own."""
+        """The same for some requests [kept], in rising order, and their rows [kept rows]."""
         number = torch.full((self.n,), -1, device=requests.device)
         number[requests] = torch.arange(len(requests), device=requests.device)
         rows = (number[self.row_owner] >= 0).nonzero()[:, 0]

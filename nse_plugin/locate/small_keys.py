@@ -1,19 +1,19 @@
 """Edits whose keys are small: at attention sinks, and at the beginning of a text.
 
-What a closed-form solve gives an edit grows with ||k||^2, and the regularisation takes the same
-from all.  So an edit with a small key falls short of its value.
+The share of its residual that a closed-form solve writes for an edit grows with ||k||^2, while the
+regularisation is the same for all edits.  So an edit with a small key falls short of its value.
 
 At an attention sink nothing can be written at all.  A few tokens, nearly always among the first of
-a text, take up attention that has nowhere else to go, and the neurons of an MLP hardly fire there
-(attention sinks, arXiv 2309.17453; massive activations, arXiv 2402.17762).  Where the tokenizer
-puts no token before a text, this can be the subject itself, as in "England is located in".  The key
-of the same subject after a context text says how large a key should be.
+a text, collect attention that is needed nowhere else, and the neurons of an MLP hardly fire there
+(attention sinks, arXiv 2309.17453; massive activations, arXiv 2402.17762).  If the tokenizer puts
+no token before a text, this can be the subject itself, as in "England is located in".  The key of
+the same subject after a context text shows how large a key should be.
 
-A later token is edited in place of a sink.  Its key is nearly the same whatever the subject, so the
-same prompt with other subjects is spared in the solve: what is left to write with is what the
-subject has changed there.
+Instead of a sink, a later token is edited.  Its key is nearly the same for every subject, so the
+solve preserves the same prompt with other subjects: only what the subject changed in the key is
+left to write with.
 
-What is done here about both is ours; it is in none of the papers.
+Both remedies are ours, in none of the papers.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from nse_plugin.model.prompts import encode_request
 from nse_plugin.requests import EditRequest
 
 SINK = 0.15
-"""A token of the bare prompt is a sink if its ||k||^2 is below this share of what the subject's is
-after contexts, in the mean.  docs/methods.md has the numbers behind it."""
+"""A token of the bare prompt is a sink if its ||k||^2 is below this share of the subject's mean
+||k||^2 after contexts.  docs/methods.md has the numbers behind it."""
 OTHER_SUBJECTS = (
     "Paris", "Japan", "Germany", "China", "New York City", "Mount Everest", "The Eiffel Tower",
     "Albert Einstein", "Isaac Newton", "Shakespeare", "The Beatles", "Microsoft", "Toyota",
     "Amazon", "the piano", "water",
 )  # fmt: skip
-"""Subjects of many kinds, in place of that of an edit at a later token."""
+"""Subjects of many kinds that take the place of the subject of an edit at a later token."""
 
 
 def for_small_keys(
@@ -50,16 +50,16 @@ def for_small_keys(
     avoid_sinks: bool,
     most_weight: float,
 ) -> list[Rows]:
-    """The rows of requests, with another token to edit and a weight where the key is small.
+    """The rows, with another token to edit or a larger weight where the key is small.
 
-    Where a subject ends at a sink, the prompt's last token is edited instead, or, if that is a sink
-    too, the last one before it that is none.  If there is none after the subject, the row stays.
-    The weight is that of the edit's squared error in a solve that repairs it: ||k||^2 after
-    contexts over ||k||^2 in the bare prompt, within 1 and ``most_weight``.
+    If a subject ends at a sink, the prompt's last token that is no sink is edited instead; if there
+    is none after the subject, the row stays.  The weight is that of the edit's squared error in a
+    solve that repairs it: ||k||^2 after contexts over ||k||^2 in the bare prompt, clamped to 1 and
+    ``most_weight``.
 
     Args:
         rows: with at least one context.
-        layer: the first of the edited ones, whose keys no edit changes.
+        layer: the first edited layer, whose keys no edit changes.
     """
 
     def energies(texts: Sequence[tuple[int, ...]]) -> torch.Tensor:
@@ -87,7 +87,7 @@ def for_small_keys(
 
 
 def edited_at_the_end(one: Rows, back: int = 0) -> Rows:
-    """The rows of a request, edited N tokens before the last of each prompt."""
+    """The rows of a request, edited ``back`` tokens before the last of each prompt."""
     prompts = [replace(each, subject_last=each.n_prompt - 1 - back) for each in one.rewriting]
     return replace(one, rewriting=tuple(prompts), past_sink=True)
 
@@ -95,10 +95,10 @@ def edited_at_the_end(one: Rows, back: int = 0) -> Rows:
 def with_other_subjects(
     tokenizer: Any, request: EditRequest, one: Rows, longest: int | None
 ) -> Rows:
-    """The rows of a request that is edited past a sink, with those of other subjects to spare.
+    """The rows of a request that is edited past a sink, with other subjects to preserve.
 
     Args:
-        longest: tokens of the model's context; a prompt with another subject may be too long.
+        longest: length of the model's context; prompts that are longer are left out.
     """
     prompt = one.rewriting[0]
     back = prompt.n_prompt - len(prompt.up_to_subject)

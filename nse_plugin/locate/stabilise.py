@@ -1,11 +1,11 @@
 """Stabilisers from later papers, for long sequences of edits; options of NSE, off by default.
 
-- norm anchor (arXiv 2602.02543): a value is rescaled to the norm that the original model has there,
-  so that values and weights cannot drive each other's norms up from round to round;
+- norm anchor (arXiv 2602.02543): a value is rescaled to the norm of the original activation, so
+  that values and weights cannot drive each other's norms up from round to round;
 - spectral filter (REVIVE, arXiv 2601.11042): a change is kept out of the dominant singular
   directions of the original matrix, on both sides;
 - soft projection (SPHERE, arXiv 2510.01172): a change is made smaller along the dominant directions
-  of the matrix as it is before the round, on the side of the neurons.
+  of the matrix before the round, on the side of the neurons.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nse_plugin.locate.values import Values
 def anchored(values: Values, reference: torch.Tensor) -> Values:
     """Values with z := z ||h|| / ||z||, for h [n, d_model] of the original model.
 
-    The direction of z stays; its reported loss is that of z before.
+    The direction of z stays; the reported loss is that of z before rescaling.
     """
     scale = reference.norm(dim=1, keepdim=True) / values.z.norm(dim=1, keepdim=True)
     return replace(values, z=values.z * scale)
@@ -65,7 +65,7 @@ def top_directions(weight: torch.Tensor, amount: float) -> TopDirections:
 def keep_out(
     top: TopDirections, neurons: torch.Tensor, left: torch.Tensor, right: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of the change D without what touches U or V: U^T D = 0 and D V = 0.
+    """Factors of the change D without its part along U and V: U^T D = 0 and D V = 0.
 
     With all neurons this is (I - U U^T) D (I - V V^T).  With some, D stays on these: its rows are
     projected off the columns of V[I], so D V = D[:, I] V[I] is zero as well.
@@ -92,7 +92,7 @@ def softened(
         top: V; with some neurons, an orthonormal basis of the columns of V[I] is taken.
         neurons: I [|I|].
         right: [n, |I|].
-        alpha: 1 takes all of D off the directions.
+        alpha: 1 removes all of D along the directions.
     """
     V, _ = torch.linalg.qr(top.right.to(right.device)[neurons])
     whole = right.double()

@@ -32,7 +32,7 @@ def submatrix(matrix: torch.Tensor | None, neurons: torch.Tensor) -> torch.Tenso
 def select_by(
     score: torch.Tensor, threshold: float, rule: Literal["cover", "within"]
 ) -> torch.Tensor:
-    """Neurons in falling order of a score [d_ff] until they hold a share of its total.
+    """The neurons with the largest scores [d_ff] that together hold a share of the total.
 
     Args:
         threshold: p, the share; 1 selects every neuron.
@@ -73,14 +73,14 @@ def solve_right(
         weight: lambda.
         previous: P [|I|, |I|], or None where there are no earlier rounds.
         layer: for the message.
-        weight_name: the hyperparameter that lambda is, for the message.
-        ridge: what is added to the diagonal.
+        weight_name: name of the hyperparameter for lambda, for the message.
+        ridge: added to the diagonal.
 
     Returns:
         float32 [n, |I|].
 
     Raises:
-        NotFiniteError: a key is not.
+        NotFiniteError: a key is not finite.
         StatisticsError: the system is singular; the message says what it was built from.
     """
     k = _finite(keys, layer)
@@ -91,7 +91,7 @@ def solve_right(
         system += previous.double()
     if ridge:
         system.diagonal().add_(ridge)
-    if covariance is None:  # fewer keys than neurons: the smallest change that fits
+    if covariance is None:  # with fewer keys than neurons: the smallest change that fits
         return (k.T @ torch.linalg.pinv(system, hermitian=True)).float().contiguous()
     factor, failed = torch.linalg.cholesky_ex(system)
     if not bool(failed):
@@ -112,10 +112,10 @@ def few_keys_right(
     layer: int,
     weight_name: str = "mom2_update_weight",
 ) -> torch.Tensor:
-    """K^T (A + E E^T + K K^T)^-1 of all neurons, by a system of as many unknowns as keys.
+    """K^T (A + E E^T + K K^T)^-1 for all neurons, from a system with as many unknowns as keys.
 
-    With U = [K, E] this is the first n rows of (I + U^T A^-1 U)^-1 U^T A^-1 (Woodbury), so A
-    has to be factored once and not in every round.
+    With U = [K, E] this is the first n rows of (I + U^T A^-1 U)^-1 U^T A^-1 (Woodbury), so A is
+    factored once and not in every round.
 
     Args:
         keys: K [d_ff, n].
@@ -128,7 +128,7 @@ def few_keys_right(
         float32 [n, d_ff].
 
     Raises:
-        NotFiniteError: a key is not.
+        NotFiniteError: a key is not finite.
         StatisticsError: the system is singular.
     """
     k = _finite(keys, layer)
@@ -145,9 +145,9 @@ def few_keys_right(
 
 
 def smallest_right(keys: torch.Tensor, earlier: torch.Tensor, *, layer: int) -> torch.Tensor:
-    """K^T (E E^T + K K^T)^+, the smallest change that fits where there is no covariance.
+    """K^T (E E^T + K K^T)^+, the smallest change that fits without a covariance.
 
-    It is the first n rows of the pseudo-inverse of [K, E].
+    These are the first n rows of the pseudo-inverse of [K, E].
 
     Args:
         keys: K [|I|, n], rows of the selected neurons.
@@ -163,12 +163,12 @@ def smallest_right(keys: torch.Tensor, earlier: torch.Tensor, *, layer: int) -> 
 
 
 def _finite(keys: torch.Tensor, layer: int) -> torch.Tensor:
-    """The keys in float64; raises :class:`NotFiniteError` where one is not finite."""
+    """The keys in float64; raises :class:`NotFiniteError` if one is not finite."""
     k = keys.double()
     if not bool(torch.isfinite(k).all()):
         raise NotFiniteError(
-            f"the keys of layer {layer} hold NaN or infinity: earlier edits broke the model; take "
-            "the last rounds back, or edit with smaller changes (lower v_lr)"
+            f"the keys of layer {layer} hold NaN or infinity: earlier edits broke the model; undo "
+            "the last rounds, or edit with smaller changes (lower v_lr)"
         )
     return k
 
@@ -181,7 +181,7 @@ def _singular(layer: int, n_neurons: int, weight_name: str) -> StatisticsError:
 
 
 def factor_if_regular(covariance: torch.Tensor, ridge: float = 0.0) -> torch.Tensor | None:
-    """The Cholesky factor of C + ridge I, float64 [d_ff, d_ff]; None where that is singular."""
+    """The Cholesky factor of C + ridge I, float64 [d_ff, d_ff]; None if that is singular."""
     system = covariance.double()
     if ridge:
         system = system.clone()
@@ -208,9 +208,9 @@ def covariance_factor(covariance: torch.Tensor) -> torch.Tensor:
 def rank_one_right(
     key: torch.Tensor, mean_key: torch.Tensor, factor: torch.Tensor | None
 ) -> torch.Tensor:
-    """u^T / (u . k), the right factor of a change that gives its left factor for the key k.
+    """u^T / (u . k), the right factor of a change that maps the key k to its left factor.
 
-    u = C^-1 k_mean is the direction that spares general text (ROME, arXiv 2202.05262, equation 2).
+    u = C^-1 k_mean preserves general text best (ROME, arXiv 2202.05262, equation 2).
 
     Args:
         key: k [d_ff, 1], of the bare prompt.

@@ -1,4 +1,4 @@
-"""Values z: the activation that makes the model give the new answer, a whole round at once.
+"""Values z: activations that make the model produce the targets, a whole round at once.
 
 For each request, z = h + delta, where h is the output of the z-layer (in ROME, of its MLP) at the
 subject's last token and delta minimises (arXiv 2410.04045, section 3; the loss is that of
@@ -8,15 +8,15 @@ arXiv 2202.05262, eq. 4)
     + kl_factor * mean over texts about the subject of KL(p_delta || p_original)
     + v_weight_decay * ||delta|| / ||h||^2
 
-The text about the subject is "{subject} is a", read at the subject.  With ``kl_texts`` it is also
-what the untouched model writes about it (ours), read at each written token.
+The text about the subject is "{subject} is a", read at the subject; with ``kl_texts`` also texts that
+the untouched model writes about it (ours), read at each written token.
 
-A request stops when its loss is small enough; with ``v_stop: rank`` also once greedy decoding has
-written the target in every context for two more steps (arXiv 2502.01636).
+A request stops when its loss is small enough; with ``v_stop: rank`` also two steps after the target
+has become the first choice in every context (arXiv 2502.01636).
 
-NSE rewinds every edited weight to its original for that.  All requests are optimised in one batch,
-each with its own optimizer state and its own stop; what a delta cannot change is computed once (see
-:mod:`nse_plugin.model.replay`), and logits only where the loss reads them.
+All requests are optimised in one batch, each with its own optimizer state and its own stop.  What a
+delta cannot change is computed once (:mod:`nse_plugin.model.replay`), and logits only where the
+loss reads them.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace
 
 STEPS_AFTER_FIRST_CHOICE = 2
-"""Steps that ``v_stop: rank`` still takes once the target is the first choice everywhere."""
+"""Steps that ``v_stop: rank`` takes after the target has become the first choice everywhere."""
 
 
 @dataclass(frozen=True)
 class Values:
-    """What the optimisation found; row i belongs to request i."""
+    """Optimised values; row i belongs to request i."""
 
     z: torch.Tensor
     """[n, d_model] float32, the activation to reach."""
     base: torch.Tensor
     """[n, d_model] float32, h on the bare prompt, with the weights that z was optimised with."""
     loss: torch.Tensor
-    """[n], the loss that the search ended with, as the rule for stopping sees it."""
+    """[n], the last loss, as the rule for stopping sees it."""
     steps: torch.Tensor
     """[n], evaluations of the loss until the request stopped."""
 
@@ -89,15 +89,15 @@ def compute_values(
     *,
     trace: TokenTrace | None = None,
 ) -> Values:
-    """Optimise z for all requests, with the weights that the model holds now.
+    """Optimise z for all requests in the current model.
 
     Args:
         rows: of the requests, from :func:`nse_plugin.locate.rows.encode_round`.
         objective: loss per target token.
-        trace: is told of every evaluation of the loss.
+        trace: records every evaluation of the loss.
 
     Raises:
-        NotFiniteError: a value is not.
+        NotFiniteError: a value is not finite.
     """
     batches = _batches(rows, hparams.token_budget)
     with quiet(layout.model):
@@ -115,8 +115,8 @@ def compute_values(
 
 
 def _batches(rows: Sequence[Rows], token_budget: int) -> list[list[int]]:
-    """Numbers of the requests that are optimised together: by length of the tails, which are
-    computed at every step, and within the budget."""
+    """Indices of requests to optimise together: alike in the length of their tails, which every
+    step computes, and within the budget."""
     return alike_batches(
         sorted(range(len(rows)), key=lambda i: (rows[i].tail, rows[i].width)),
         [one.tail for one in rows],
@@ -134,11 +134,11 @@ def _optimise(
     objective: TokenObjective,
     trace: TokenTrace | None,
 ) -> Values:
-    """Gradient steps on the deltas of some requests of a round, each stopping by itself.
+    """Gradient steps on the deltas of some requests of a round, each with its own stop.
 
     Args:
         rows: of all requests of the round.
-        batch: which of them.
+        batch: indices of those to optimise.
     """
     problem = _Problem.build(layout, [rows[i] for i in batch], hparams)
     if objective.needs_reference:
@@ -200,7 +200,7 @@ class _Problem:
         every = torch.arange(len(prompts), device=both.hidden.device)
         n_rewriting = sum(len(item.rewriting) for item in rows)
         tails = [both.select(every[:n_rewriting]), both.select(every[n_rewriting:])]
-        if hparams.v_loss_layer is not None:  # the divergence is of the whole model all the same
+        if hparams.v_loss_layer is not None:  # the divergence is still that of the whole model
             tails[0] = tails[0].up_to(hparams.v_loss_layer - z_layer)
         rewriting, about = (
             _Part(layout, tail, Reading.of(part, tail.hidden.device))
@@ -222,17 +222,15 @@ class _Problem:
 
     @torch.no_grad()
     def with_reference(self) -> _Problem:
-        """The same, with the logits at delta 0 kept for objectives that compare with them."""
+        """The same, with the logits at delta 0 for objectives that compare with them."""
         logits = self.rewriting.logits(torch.zeros_like(self.base))
         return replace(self, rewriting=self.rewriting.with_reference(logits))
 
     def loss(
         self, delta: torch.Tensor, objective: TokenObjective, hparams: LocateHparams
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """At deltas [n, d_model]: losses [n] for gradients and for stopping, and the logits.
-
-        What is for stopping and the logits [tokens, vocab] are detached.
-        """
+        """At deltas [n, d_model]: losses [n] for gradients, detached losses [n] for stopping, and
+        detached logits [tokens, vocab]."""
         reading, about = self.rewriting.reading, self.about.reading
         logits = self.rewriting.logits(delta)
         per_token = objective(logits, reading.target.to(logits.device), reading.reference)
@@ -259,11 +257,11 @@ class _Part:
         return _Part(self.layout, self.tails.select(rows), reading)
 
     def with_reference(self, reference: torch.Tensor) -> _Part:
-        """The same, with what it is compared with [tokens, vocab]."""
+        """The same, with a reference to compare with [tokens, vocab]."""
         return replace(self, reading=replace(self.reading, reference=reference))
 
     def logits(self, delta: torch.Tensor) -> torch.Tensor:
-        """[tokens, vocab] float32, what predicts the target tokens at deltas [n, d_model]."""
+        """Logits that predict the target tokens at deltas [n, d_model]: float32 [tokens, vocab]."""
         reading, hidden = self.reading, self.tails.hidden
         start = (hidden[:, 0].float() + delta[reading.row_owner]).to(hidden.dtype)
         out = self.tails.run(torch.cat([start[:, None], hidden[:, 1:]], dim=1))

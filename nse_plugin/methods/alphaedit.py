@@ -1,7 +1,7 @@
 """AlphaEdit: null-space constrained editing (arXiv 2410.02355, ICLR 2025).
 
-As in :mod:`nse_plugin.methods.spread`, with values optimised in the model as it is now, one pass,
-all neurons.  A change that gives zero for every key of general text leaves the model as it is there
+As in :mod:`nse_plugin.methods.spread`, with values optimised in the current model, one pass, all
+neurons.  A change that maps every key of general text to zero leaves the model unchanged there
 (section 3.2).  Exact zeros do not exist, so P projects onto the eigenvectors of the covariance C
 whose eigenvalue is below a threshold.  With the keys K_p of all earlier rounds and a weight L2
 (equation 14),
@@ -28,7 +28,7 @@ from nse_plugin.session.session import EditSession
 
 
 def busy_directions(covariance: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Directions that general text uses: eigenvectors of C with an eigenvalue from a threshold on.
+    """Directions that general text uses: eigenvectors of C whose eigenvalue reaches a threshold.
 
     With them as U, the projection onto the null space is P = I - U U^T.
 
@@ -59,22 +59,27 @@ def into_null_space(busy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
-    busy = session.untouched.of_covariances(hparams, busy_directions, hparams.nullspace_threshold)
+    busy = {
+        layer: session.untouched.of_covariance(
+            hparams, layer, busy_directions, hparams.nullspace_threshold
+        )
+        for layer in hparams.layers
+    }
 
     def right(layer: int, keys: torch.Tensor) -> torch.Tensor:
         """float32 [n, d_ff], for keys [d_ff, n]."""
-        spared = busy[layer].to(keys.device)
-        projected = into_null_space(spared, keys.double())
+        U = busy[layer].to(keys.device)
+        projected = into_null_space(U, keys.double())
         earlier = session.previous_keys.few(layer, keys)
         if earlier is not None and 2 * (keys.shape[1] + earlier.shape[1]) <= len(keys):
-            earlier = into_null_space(spared, earlier)
+            earlier = into_null_space(U, earlier)
             return few_keys_right(
                 projected, projected / hparams.L2, earlier, earlier / hparams.L2,
                 layer=layer, weight_name="L2",
             )  # fmt: skip
         previous = session.previous_keys.matrix(layer, all_neurons(keys))
         if previous is not None:
-            previous = into_null_space(spared, into_null_space(spared, previous).T)
+            previous = into_null_space(U, into_null_space(U, previous).T)
         return solve_right(
             projected,
             covariance=torch.eye(len(keys), dtype=torch.float64, device=keys.device),
@@ -85,8 +90,7 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
         )
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
-        own = residual.shape[1]  # the other keys are spared
-        return Factors(all_neurons(keys), residual, right(layer, keys)[:own])
+        return Factors(all_neurons(keys), residual, right(layer, keys)[: residual.shape[1]])
 
     return solve
 

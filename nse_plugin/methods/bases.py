@@ -28,10 +28,10 @@ class Method:
     """``alg_name`` in hparams and the host's table."""
     edit_round: Callable[..., RoundRecord]
     """``edit_round(session, requests, hparams, objective, trace)``: ``objective`` is its loss over
-    target tokens, and ``trace`` is told of every evaluation of it."""
+    target tokens, and ``trace`` records every evaluation of it."""
     hparams: type[Hparams]
     attaches: bool = False
-    """It attaches modules to the model and leaves the weights as they are."""
+    """It attaches modules to the model and does not change the weights."""
 
 
 BASES = {

@@ -1,4 +1,4 @@
-"""What methods record of a round, its seconds among it, and which edits of others stand."""
+"""What the methods share around a round: checks, token rows, timing, outcomes, earlier edits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from nse_plugin.errors import ModelError
-from nse_plugin.hparams import LocateHparams, SpreadHparams
-from nse_plugin.hparams.base import LayersHparams
+from nse_plugin.hparams import Hparams, LocateHparams, SpreadHparams
+from nse_plugin.hparams.base import LayersHparams, check_hparams
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.small_keys import for_small_keys, with_other_subjects
 from nse_plugin.locate.values import Values
-from nse_plugin.requests import EditRequest
+from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.session.records import EditStatus, Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Clock:
-    """Adds up the seconds of the blocks it is put around, by name."""
+    """Adds up the time spent in ``with`` blocks, by name."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
-        """Count this block."""
+        """Add the seconds of this block to a part."""
         start = time.perf_counter()
         try:
             yield
@@ -42,14 +42,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of a round's requests; each [n], on the CPU."""
+    """How far a round's requests have come; each [n], on the CPU."""
 
     before: torch.Tensor
     """||z - h|| before the first write."""
     after: torch.Tensor
-    """||z - h|| after the last one."""
+    """||z - h|| after the last write."""
     passes: torch.Tensor
-    """Write passes taken part in."""
+    """Number of write passes that the request took part in."""
     status: tuple[EditStatus, ...]
 
 
@@ -64,11 +64,11 @@ def outcomes(
     """The outcome of every request.
 
     Args:
-        earlier: the rounds that wrote the last requests before, which are written again.
-        rows: of the requests, where they say which token was edited.
+        earlier: for the last of the requests, which are written again: their earlier rounds.
+        rows: the requests' token rows, which know the edited token; empty if it is the subject's.
     """
     rounds = [*[None] * (len(requests) - len(earlier)), *earlier]
-    # to wait for a GPU once, and not for each request
+    # copied at once, since each copy waits for the GPU
     z, shift = values.z.cpu(), (values.z - values.base).cpu()
     loss, steps = values.loss.tolist(), values.steps.tolist()
     return tuple(
@@ -97,7 +97,7 @@ def last_edits(
     """The last edit of every fact and the round that wrote it.
 
     Args:
-        records: of a ledger; those of methods that keep no requests have none.
+        records: the rounds of a ledger; some methods keep no requests.
         but: requests whose facts are left out.
     """
     latest: dict[tuple[str, str], tuple[EditRequest, int]] = {}
@@ -111,8 +111,8 @@ def last_edits(
 def rows_of(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
 ) -> list[Rows]:
-    """The rows of tokens of a round's requests, with the token that each edits, its weight, and
-    what is spared for it."""
+    """The token rows of a round's requests; with ``avoid_sinks`` and ``repair_weight`` also the
+    token to edit, the weight of a repair, and other subjects to preserve."""
     layout, contexts = session.layout, session.untouched.contexts(hparams)
     rows = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
     if not hparams.small_keys_matter:
@@ -134,9 +134,9 @@ def with_texts_about(
     rows: Sequence[Rows],
     hparams: LocateHparams,
 ) -> list[Rows]:
-    """The rows of requests, with the ``kl_texts`` texts about each subject.
+    """The rows with ``kl_texts`` texts about each subject.
 
-    An edit past a sink does not touch its subject's token, so it has none.
+    An edit at a token after the subject gets none, since it leaves the subject's token alone.
     """
     if not hparams.kl_texts:
         return list(rows)
@@ -147,8 +147,16 @@ def with_texts_about(
     ]
 
 
+def check_inputs(session: EditSession, requests: Sequence[EditRequest], hparams: Hparams) -> None:
+    """Raise an error for what no round can be made from: hyperparameters, requests, templates."""
+    check_hparams(hparams)
+    check_round(requests)
+    if isinstance(hparams, LayersHparams):
+        check_templates(session, hparams)
+
+
 def check_templates(session: EditSession, hparams: LayersHparams) -> None:
-    """Raise :class:`ModelError` where a module template names something else than the model has."""
+    """Raise :class:`ModelError` if a module template or ``v_loss_layer`` does not fit the model."""
     loss_layer, last = getattr(hparams, "v_loss_layer", None), session.layout.n_layers - 1
     if loss_layer is not None and loss_layer > last:
         raise ModelError(
@@ -167,7 +175,7 @@ def check_templates(session: EditSession, hparams: LayersHparams) -> None:
 
 
 def _same_weight(session: EditSession, path: str) -> bool:
-    """EasyEdit's GPT-2 files name the tied embedding as the head."""
+    """Whether a path leads to the head's weight: EasyEdit's GPT-2 YAMLs name the tied embedding."""
     try:
         module = session.model.get_submodule(path)
     except AttributeError:

@@ -24,8 +24,8 @@ def consolidate(
 
     Args:
         hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.
-        repair_rounds: how often edits that the model does not give afterwards are repaired;
-            instead of the hyperparameters' number.
+        repair_rounds: how often edits that are not in effect afterwards are repaired, instead of
+            the hyperparameters' number.
 
     Returns:
         The new round; its outcomes say of each request whether it was in effect before and after.
@@ -33,7 +33,7 @@ def consolidate(
     Raises:
         HparamsError: the method has no values, or ``repair_rounds`` is negative.
         SessionError: no round is active; one has no values, or edited other layers; or the
-            weights were changed outside the session.  All is as before.
+            weights were changed outside the session.  Model and ledger are as before.
     """
     base = hparams.for_base() if isinstance(hparams, OvertoneHparams) else hparams
     if not isinstance(base, SpreadHparams):

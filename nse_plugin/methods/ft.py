@@ -3,11 +3,11 @@
 Adam on the whole matrix of each layer, with EasyEdit's two objectives: FT-M (``target_new``, each
 target token is predicted from the one before it) and FT-L (``prompt_last``, all of them from the
 prompt's last token; arXiv 2401.01286 has the names).  ``norm_constraint`` keeps every weight
-within a distance of what it was before the round (arXiv 2012.00363).
+within a distance of its value before the round (arXiv 2012.00363).
 
-A round trains on top of the rounds before it.  With ``replay`` it goes through all edits so far, in
-mini-batches that mix them: breadth-first, as fine-tuning is done elsewhere (arXiv 2509.22072; all
-requests in one round are the paper's setting).  EasyEdit also trains the bias of a layer whose
+A round trains on top of the rounds before it.  With ``replay`` it trains on all edits so far, in
+mini-batches that mix them: breadth-first, as is usual for fine-tuning (arXiv 2509.22072, whose
+setting is all requests in one round).  EasyEdit also trains the bias of a layer whose
 ``rewrite_module_tmp`` does not end in ``.weight``; here only matrices are edited.
 """
 
@@ -22,13 +22,12 @@ import torch
 from torch.func import functional_call
 
 from nse_plugin.errors import SessionError
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.training import FTHparams
-from nse_plugin.methods.bookkeeping import Clock, check_templates, last_edits
+from nse_plugin.methods.bookkeeping import Clock, check_inputs, last_edits
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 
@@ -42,18 +41,16 @@ def edit_round(
 ) -> RoundRecord:
     """Train on one round of requests and enter the change into the session's ledger.
 
-    Where anything goes wrong half-way, model and ledger are as before.
+    After an error, model and ledger are as before.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
         ModelError: layers or templates do not fit the model.
         NotFiniteError: a loss is not finite.
         SessionError: the edited weights were changed outside the session since the last round; or
-            ``replay`` is on, and an earlier round has no requests to go through again.
+            ``replay`` is on, and an earlier round kept no requests to train on again.
     """
-    check_hparams(hparams)
-    check_round(requests)
-    check_templates(session, hparams)
+    check_inputs(session, requests, hparams)
     clock = Clock()
     with session.round(hparams.layers):
         number = session.ledger.next_number()
@@ -61,7 +58,7 @@ def edit_round(
         edits = [*requests, *(request for request, _ in earlier)]
         rounds = [*[None] * len(requests), *(written for _, written in earlier)]
         order = list(range(len(edits)))
-        if earlier:  # a mini-batch has some of each
+        if earlier:  # so that mini-batches mix new and earlier edits
             random.Random(f"{hparams.seed} {number}").shuffle(order)
         with clock("train"), quiet(session.model):
             asked = [edits[i] for i in order]
@@ -105,7 +102,7 @@ def _train(
     objective: TokenObjective,
     trace: TokenTrace | None,
 ) -> tuple[dict[int, torch.Tensor], Training]:
-    """By layer: the change [d_model, d_ff] that training asks for; the model is not written to."""
+    """By layer: the change [d_model, d_ff] that training gives; the model is not written to."""
     layout, model = session.layout, session.model
     names = {layer: layout.down_name(layer) for layer in hparams.layers}
     starts = {layer: session.weights.value(name) for layer, name in names.items()}
@@ -143,12 +140,12 @@ def _train(
     )
     changes = {
         layer: layout.to_weight(trained[layer].detach() - starts[layer]).float() for layer in starts
-    }  # the way back from the stored orientation is the same transposition
+    }  # to_weight is its own inverse
     return changes, training
 
 
 def _write(layer: int, change: torch.Tensor) -> Write:
-    """A change [d_model, d_ff] as it is: training gives it no factors."""
+    """A change [d_model, d_ff] as a write without factors, which training does not give."""
     neurons = (change != 0).any(dim=0).nonzero()[:, 0]
     columns = change[:, neurons].cpu().contiguous()
     return Write(layer, 1, neurons.cpu(), None, columns, case_ids=(), key_mass=None)

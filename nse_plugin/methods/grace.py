@@ -2,11 +2,11 @@
 
 Each request becomes an entry: the layer's input at the prompt's last token is the key, and the
 value is trained until the model, with the value as the layer's output there, gives the target.
-Requests are taken one after another, as the codebook decides by what it holds.
+Requests are taken one after another, since each entry depends on those before it.
 
 Where EasyEdit's code and the paper differ, this follows the paper: targets are compared as token
-sequences and with the key that is nearest (EasyEdit compares means of padded labels, and those of
-another entry from the second edit on), and an entry whose ball grows is trained on.
+sequences and with the nearest key's (EasyEdit compares means of padded labels, from the second edit
+on those of another entry), and an entry whose ball grows is trained further.
 """
 
 from __future__ import annotations
@@ -16,15 +16,14 @@ from typing import cast
 
 import torch
 
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.training import GRACEHparams
-from nse_plugin.methods.bookkeeping import Clock
-from nse_plugin.methods.training import Training
+from nse_plugin.methods.bookkeeping import Clock, check_inputs
+from nse_plugin.methods.training import Training, commit_attached
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.prompts import TokenBatch, encode_request
 from nse_plugin.model.seeding import seeded
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.codebook import Codebook
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
@@ -41,8 +40,8 @@ def edit_round(
 ) -> RoundRecord:
     """Enter one round of requests into the session's codebook; the first round attaches it.
 
-    Where anything goes wrong half-way, model and ledger are as before.  Random numbers (what cold
-    values start from) depend on ``hparams.seed`` and the round's number alone.
+    After an error, model and ledger are as before.  Random numbers (the start of cold values)
+    depend only on ``hparams.seed`` and the round's number.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -50,8 +49,7 @@ def edit_round(
         NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or a codebook of other settings.
     """
-    check_hparams(hparams)
-    check_round(requests)
+    check_inputs(session, requests, hparams)
     clock, number = Clock(), session.ledger.next_number()
     with session.round([], attaches=KIND), seeded(hparams.seed, number, session.model):
         config = {"module": hparams.inner_params[0], "eps": hparams.eps}
@@ -74,15 +72,7 @@ def edit_round(
                             stop_loss=hparams.stop_loss,
                             only=index,
                         )
-        record = RoundRecord(
-            number=number,
-            method=hparams.method,
-            outcomes=training.outcomes(),
-            seconds=clock.seconds,
-            state=session.attached.state(),
-        )
-        session.commit(record)
-    return record
+        return commit_attached(session, hparams, training, clock)
 
 
 def _read(
@@ -90,7 +80,7 @@ def _read(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[n, d_in] and [n, d_out]: the layer's own input and output at the prompts' last tokens.
 
-    Each prompt is read by itself: beside others its key would be rounded otherwise, which in half
+    Each prompt is read alone: in a batch its key would be rounded differently, which in half
     precision is enough for a prompt that is edited again to count as another one.
     """
     layer, found = {"layer": codebook.module}, []

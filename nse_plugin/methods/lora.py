@@ -1,7 +1,7 @@
 """LoRA: one set of PEFT adapters that every round continues to train.
 
-Each round trains the same adapters with a new Adam state, as in EasyEdit; nothing protects
-what earlier rounds taught.  The model's own weights are not touched.
+Each round trains the same adapters with a new Adam state, as in EasyEdit; nothing preserves the
+edits of earlier rounds.  The model's own weights are not changed.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.hparams.training import LoRAHparams
-from nse_plugin.methods.bookkeeping import Clock
-from nse_plugin.methods.training import Training
+from nse_plugin.methods.bookkeeping import Clock, check_inputs
+from nse_plugin.methods.training import Training, commit_attached
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.seeding import seeded
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.adapters import Adapters
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
@@ -34,8 +33,8 @@ def edit_round(
 ) -> RoundRecord:
     """Train the session's adapters on one round of requests; the first round attaches them.
 
-    Where anything goes wrong half-way, model and ledger are as before.  Random numbers (dropout,
-    and the adapters' start) depend on ``hparams.seed`` and the round's number alone.
+    After an error, model and ledger are as before.  Random numbers (dropout, and the adapters'
+    start) depend only on ``hparams.seed`` and the round's number.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -43,8 +42,7 @@ def edit_round(
         NotFiniteError: a loss is not finite.
         SessionError: the session has rounds of another method, or adapters of other settings.
     """
-    check_hparams(hparams)
-    check_round(requests)
+    check_inputs(session, requests, hparams)
     clock, number = Clock(), session.ledger.next_number()
     with session.round([], attaches=KIND), seeded(hparams.seed, number, session.model):
         config = {name: getattr(hparams, name) for name in _CONFIG}
@@ -63,12 +61,4 @@ def edit_round(
                     penalty=adapters.penalty if hparams.lora_type == "adalora" else None,
                     mode=adapters.dropout,
                 )
-        record = RoundRecord(
-            number=number,
-            method=hparams.method,
-            outcomes=training.outcomes(),
-            seconds=clock.seconds,
-            state=session.attached.state(),
-        )
-        session.commit(record)
-    return record
+        return commit_attached(session, hparams, training, clock)

@@ -1,7 +1,7 @@
 """MEMIT: mass-editing memory in a transformer (arXiv 2210.07229, ICLR 2023).
 
-As in :mod:`nse_plugin.methods.spread`, with values optimised in the model as it is now, one pass,
-all neurons, and no memory of earlier rounds:
+As in :mod:`nse_plugin.methods.spread`, with values optimised in the current model, one pass, all
+neurons, and no memory of earlier rounds:
 
     Delta = R K^T (lambda C + K K^T)^-1        (equation 14)
 
@@ -29,8 +29,8 @@ def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         neurons = all_neurons(keys)
-        right = systems.right(layer, keys, neurons, residual.shape[1])
-        return Factors(neurons, residual, right)
+        right = systems.right(layer, keys, neurons)
+        return Factors(neurons, residual, right[: residual.shape[1]])
 
     return solve
 

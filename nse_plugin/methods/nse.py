@@ -3,22 +3,21 @@
 A round of requests is written into the MLP down-projections W_l of a few consecutive layers, the
 last of which is the z-layer L:
 
-1. *Values* (section 3.1).  z = h_L + delta makes the model say the new object, with the weights
-   rewound to before the first edit of the sequence: a later edit aims at what the original model
-   would need.
+1. *Values* (section 3.1).  z = h_L + delta makes the model produce the target.  It is optimised
+   with the weights rewound to before the first edit of the sequence.
 2. *Writing* (sections 3.2 and 3.3).  Layer by layer, K are the keys of the active requests (inputs
-   of W_l) and the residual is shared out over the layers still to write, this one included:
+   of W_l), and the residual is spread over the layers still to write, this one included:
 
        R = (z - h_L) / layers left
        I = the neurons with the largest sum of |K|, until they hold p of all of it
        Delta[:, I] = R K_I^T (lambda C[I, I] + P[I, I] + K_I K_I^T)^-1
 
    C is the second moment of the keys of general text, P the sum of k k^T over all earlier rounds.
-3. *Iterating* (section 3.4).  Again for the requests with alpha < ||z - h_L|| < upper_bound.
+3. *Iterating* (section 3.4).  Step 2 again for the requests with alpha < ||z - h_L|| < upper_bound.
 
-Where to read on: this file has step 2's formula, :mod:`nse_plugin.methods.spread` the loops of
-steps 2 and 3, which MEMIT and AlphaEdit share, :mod:`nse_plugin.locate.values` the optimisation of
-step 1, and :mod:`nse_plugin.methods.systems` the solve.
+This file has step 2's formula, :mod:`nse_plugin.methods.spread` the loops of steps 2 and 3, which
+MEMIT and AlphaEdit share, :mod:`nse_plugin.locate.values` the optimisation of step 1, and
+:mod:`nse_plugin.methods.systems` the solve.
 """
 
 from __future__ import annotations
@@ -86,29 +85,29 @@ def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int
 
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
-    """The formula of step 2, for one layer after the other."""
+    """The formula of step 2."""
     systems = Systems(session, hparams, hparams.use_previous_keys, hparams.ridge)
     amount = hparams.protect_top_directions
-    protected = (
-        session.untouched.of_originals(hparams.layers, top_directions, amount) if amount else {}
-    )
-
-    softly: dict[int, TopDirections] = {}  # of the weights as the round found them
+    protected = {
+        layer: session.untouched.of_original(layer, top_directions, amount)
+        for layer in (hparams.layers if amount else ())
+    }
+    softly: dict[int, TopDirections] = {}  # of the weights before the round
 
     def select(layer: int, K: torch.Tensor, R: torch.Tensor) -> torch.Tensor:
-        """The neurons I; ``selection_by: update`` ranks them by what all would get together."""
+        """The neurons I; ``selection_by: update`` ranks them by the update of all neurons."""
         p, rule, n = hparams.neuron_threshold, hparams.selection_rule, R.shape[1]
         if p >= 1.0:
             return all_neurons(K)
         if hparams.selection_by == "key_mass":
             return select_by(K[:, :n].double().abs().sum(dim=1), p, rule)
-        right = systems.right(layer, K, all_neurons(K), n).double()
+        right = systems.right(layer, K, all_neurons(K))[:n].double()
         Delta = R.to(right.device).double() @ right  # layers may lie on other devices
         return select_by(Delta.norm(dim=0), p, rule)
 
     def solve(layer: int, K: torch.Tensor, R: torch.Tensor) -> Factors:
         neurons = select(layer, K, R)
-        right = systems.right(layer, K, neurons, R.shape[1])
+        right = systems.right(layer, K, neurons)[: R.shape[1]]
         if layer in protected:
             R, right = keep_out(protected[layer], neurons, R, right)
         if alpha := hparams.soft_projection:

@@ -1,8 +1,8 @@
 """OVERTONE (arXiv 2502.00602, ICML 2025): a base editor with its token loss replaced.
 
-The editor stays as it is: what it edits, its other losses, its steps, its rule for stopping.  Only
-the cross entropy of the target's tokens gives way to OVERTONE's loss
-(:mod:`nse_plugin.objectives.overtone`); the rule for stopping sees it without its clip.
+Everything else about the editor stays: what it edits, its other losses, its steps, its rule for
+stopping.  Only the cross entropy of the target's tokens is replaced by OVERTONE's loss
+(:mod:`nse_plugin.objectives.overtone`); the rule for stopping sees that loss without its clip.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def edit_round(
     hparams: OvertoneHparams,
     trace: TokenTrace | None = None,
 ) -> RoundRecord:
-    """Write one round with the base editor and OVERTONE's loss; the rest is the base's.
+    """Write one round with the base editor and OVERTONE's loss.
 
-    The record is the base's too, its ``method`` included.
+    The record is the base's, its ``method`` included.
 
     Raises:
         HparamsError: the base is an editor that only EasyEdit has.

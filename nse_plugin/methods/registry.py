@@ -1,4 +1,4 @@
-"""The methods by name, and the call that EasyEdit makes of a method."""
+"""The methods by name, and each method as the function that EasyEdit calls."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ METHODS = BASES | {"OVERTONE": Method("OVERTONE", overtone.edit_round, OvertoneH
 
 
 def attaches(hparams: Hparams) -> bool:
-    """Whether the method of these hyperparameters attaches modules; OVERTONE does as its base."""
+    """Whether the method attaches modules to the model; OVERTONE does if its base does."""
     method = METHODS.get(base_of(hparams).method)
     return method is not None and method.attaches
 
@@ -38,7 +38,7 @@ def find_method(name: str) -> Method:
     Raises:
         HparamsError: there is none; the message names the nearest.
     """
-    name = name.removesuffix("-plugin")  # what ours is called where the host has its own
+    name = name.removesuffix("-plugin")  # our name for it where the host has its own
     if name not in METHODS:
         near = did_you_mean(name, METHODS)
         if name.upper().endswith("+OVERTONE"):  # how nse compare writes it
@@ -50,7 +50,7 @@ def find_method(name: str) -> Method:
 
 
 def load_hparams(name_or_path: str | Path) -> Hparams:
-    """Hyperparameters of whichever of our methods a YAML is for.
+    """Read a YAML into the hyperparameters of its method.
 
     Raises:
         HparamsError: there is no such file, no such method, or a key or value is wrong.
@@ -59,7 +59,10 @@ def load_hparams(name_or_path: str | Path) -> Hparams:
 
 
 def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
-    """Hyperparameters from the keys of a YAML, which an error names.
+    """Hyperparameters from the keys of a YAML.
+
+    Args:
+        name_or_path: of the YAML, for errors.
 
     Raises:
         HparamsError: no such method, or a key or value is wrong.
@@ -68,14 +71,11 @@ def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
 
 
 Held = dict[str, torch.Tensor] | Callable[[], None]
-"""What a call changed: weights as they were before it by name, or a function that undoes it."""
+"""What undoes a call: the weights before it by name, or a function without arguments."""
 
 
 def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
-    """A method as EasyEdit calls it.
-
-    Its arguments are those of EasyEdit's ``apply_*_to_model``.
-    """
+    """A method as a function with the arguments of EasyEdit's ``apply_*_to_model``."""
     method = find_method(name)
 
     def apply(
@@ -93,13 +93,13 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         Args:
             requests: EasyEdit's dicts (``prompt``, ``subject``, ``target_new``), or
                 :class:`EditRequest` objects.
-            copy: edit a copy, and leave the model as it is.
-            return_orig_weights: return the weights that the call changed as they were before it.
-            keep_original_weight: the same; some of EasyEdit's methods know it by this name.
+            copy: edit a copy and leave the model unchanged.
+            return_orig_weights: return the changed weights as they were before the call.
+            keep_original_weight: the same under the name that some of EasyEdit's methods use.
 
         Returns:
-            The edited model, and what takes the edit back: weights by name (none unless asked
-            for), or, of a method that attaches modules, a function without arguments.
+            The edited model, and what undoes the edit: weights by name (empty unless requested),
+            or a function without arguments if the method attaches modules.
         """
         if copy:
             model = _copy(model, tok)
@@ -120,11 +120,11 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
 
 
 apply_nse_to_model = apply_function("NSE")
-"""NSE as a function in EasyEdit's style; EditSession.of(model) is the session that it writes to."""
+"""NSE as a function in EasyEdit's style; it writes to ``EditSession.of(model)``."""
 
 
 def _copy(model: PreTrainedModel, tok: Any) -> PreTrainedModel:
-    """A copy to edit; it has no session, so what it holds are its originals.
+    """A copy to edit, without a session: its present weights count as its originals.
 
     Raises:
         SessionError: something is attached to the model.

@@ -1,19 +1,18 @@
-"""Repair by behaviour: edits that the model does not give after the write are written once more.
+"""Repair by behaviour: edits that are not in effect after the write are written again.
 
-Values of the original model fit an edited one less and less, so in a long sequence it is the
-*newest* edits that fail, whatever their residuals say.  So one forward pass tests every new edit,
-and for those that are not in effect a value is optimised in the model as it is now and written by
-one more pass.  All other requests of the round are in that pass's solve with no residual, as the
-previous keys are: what they give stays.
+Values of the original model fit an edited model less and less, so in a long sequence the *newest*
+edits fail, whatever their residuals say.  One forward pass therefore tests every new edit.  For
+those that are not in effect, a value is optimised in the current model and written by another pass,
+whose solve preserves all other requests of the round, as it does the previous keys.
 
-Later rounds wear earlier edits away.  With ``repair_every``, every N rounds the earlier edits are
-tested too before the round is written, and those that the model no longer gives join the round with
-values optimised in the model as it is now.
+Later rounds also undo earlier edits.  With ``repair_every``, every N rounds the earlier edits are
+tested before the round is written, and those that are no longer in effect join the round with
+values optimised in the current model.
 
-The old keys of whatever is edited again, be it repaired or given another answer, are left out of
-the previous keys, which would hold it where it is.
+When a fact is edited again, by a repair or with a new target, its old keys are left out of the
+previous keys, which would preserve its old output.
 
-This is ours; it is in none of the papers, and off by default.
+This is ours, in none of the papers, and off by default.
 """
 
 from __future__ import annotations
@@ -42,11 +41,11 @@ class Repaired:
     times: torch.Tensor
     """[n], how often each was repaired."""
     answered_before: torch.Tensor
-    """[n] bool, whether the model gave the answer before the first repair."""
+    """[n] bool, whether each was in effect before the first repair."""
     answered: torch.Tensor
-    """[n] bool, the same after the last one."""
+    """[n] bool, the same after the last repair."""
     residual_before: torch.Tensor
-    """[n], ||z - h|| before the first repair, of the value that was written until then."""
+    """[n], ||z - h|| before the first repair."""
 
     def of(self, i: int) -> dict[str, Any]:
         """The fields of request i's outcome."""
@@ -59,8 +58,8 @@ class Repaired:
 
 
 class EarlierEdits(NamedTuple):
-    """Edits of earlier rounds that are written again with a round: those that the model no longer
-    gives, or that would be overwritten."""
+    """Edits of earlier rounds that a round writes again: they are no longer in effect, or the round
+    would overwrite them."""
 
     requests: tuple[EditRequest, ...] = ()
     rounds: tuple[int, ...] = ()
@@ -70,10 +69,10 @@ class EarlierEdits(NamedTuple):
 def lost_edits(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
 ) -> EarlierEdits:
-    """Test the edits of earlier rounds, where ``repair_every`` says so of the next round.
+    """The earlier edits that are no longer in effect, if ``repair_every`` tests them in this round.
 
     Args:
-        requests: of the next round; a fact that it edits is not tested.
+        requests: of the round; facts that it edits are not tested.
     """
     if session.ledger.next_number() % hparams.repair_every:
         return EarlierEdits()
@@ -82,14 +81,14 @@ def lost_edits(
         return EarlierEdits()
     given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
     lost = [edit for edit, yes in zip(edits, given) if not yes]
-    if hparams.merge_subjects:  # all edits of a key have one value
+    if hparams.merge_subjects:  # edits with the same key share a value
         keys = {request.key_text for request, _ in lost}
         lost = [edit for edit in edits if edit[0].key_text in keys]
     return _as_earlier(lost)
 
 
 def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> EarlierEdits:
-    """Edits of earlier rounds with the key of a request: they would be overwritten by its value."""
+    """Edits of earlier rounds with the key of a request, whose value would overwrite theirs."""
     ledger, keys = session.ledger, {request.key_text for request in requests}
     same = [
         (request, number)
@@ -100,17 +99,13 @@ def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) ->
 
 
 def _as_earlier(edits: Sequence[tuple[EditRequest, int]]) -> EarlierEdits:
-    """Of requests and the rounds that wrote them last."""
     return EarlierEdits(
         tuple(request for request, _ in edits), tuple(number for _, number in edits)
     )
 
 
 def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, torch.Tensor]:
-    """By layer: all keys [d_ff, n] that the ledger has of the facts of these requests.
-
-    They would hold a fact that is edited again at what it gives until now.
-    """
+    """By layer: all previous keys [d_ff, n] of the facts of these requests."""
     facts = {request.fact for request in requests}
     found: dict[int, list[torch.Tensor]] = defaultdict(list)
     for record in session.ledger.rounds_with(mark(*fact) for fact in facts):
@@ -124,30 +119,30 @@ def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[
 def repair(
     writer: Writer, find_values: Callable[[torch.Tensor], Values], hparams: SpreadHparams
 ) -> Repaired | None:
-    """Ask the requests of a round, and write those that the model does not give once more.
+    """Test the requests of a round, and write those that are not in effect again.
 
     Args:
         writer: of the round, after its passes.
-        find_values: optimises values for the requests [n] of these numbers, in the model as it is.
+        find_values: optimises values of the requests with these indices [n] in the current model.
 
     Returns:
-        What was done, or None without ``repair_rounds``.
+        What was done; None without ``repair_rounds``.
     """
     if not hparams.repair_rounds:
         return None
 
-    def ask() -> torch.Tensor:
+    def in_effect() -> torch.Tensor:
         with writer.clock("ask"):
             return answered(writer.session, writer.requests, hparams.token_budget)
 
-    before = now = ask()
+    before = now = in_effect()
     residual = writer.after
     times = torch.zeros(len(now), dtype=torch.long)
     for _ in range(hparams.repair_rounds):
         failed = (~now).nonzero()[:, 0]
         if not len(failed):
             break
-        if hparams.merge_subjects:  # one value for all that share a key
+        if hparams.merge_subjects:  # requests with the same key share a value
             keys = writer.lookups.bare
             shared = {keys[i] for i in failed.tolist()}
             failed = torch.tensor([i for i, key in enumerate(keys) if key in shared])
@@ -157,7 +152,7 @@ def repair(
         if not len(written):
             break
         times[written] += 1
-        now = ask()
+        now = in_effect()
     return Repaired(times, before, now, residual)
 
 

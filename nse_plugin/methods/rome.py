@@ -1,13 +1,14 @@
 """ROME: rank-one model editing (arXiv 2202.05262, NeurIPS 2022).
 
 One fact at a time, into the MLP of one layer.  The value is optimised at the MLP's output, in the
-model as it is now, and written by a change of rank one which makes the key of the bare prompt give
-that value exactly (section 3.1, equation 2):
+current model, and written by a change of rank one that maps the key of the bare prompt to exactly
+that value (section 3.1, equation 2):
 
     W' = W + (v - W k) u^T / (u . k),    u = C^-1 k_mean
 
 k is the key of the bare prompt, k_mean the mean over the bare prompt and the prompt after each
-context.  The requests of a round follow each other, each on the weights that the one before left.
+context.  The requests of a round are written one after another, each into the weights that the one
+before left.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from nse_plugin.hparams import ROMEHparams
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.keys import Found, Lookups
 from nse_plugin.locate.rows import Rows, encode_round
 from nse_plugin.locate.update import all_neurons, covariance_factor, rank_one_right
@@ -26,13 +26,13 @@ from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import (
     Clock,
     Progress,
-    check_templates,
+    check_inputs,
     outcomes,
     with_texts_about,
 )
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 
@@ -49,17 +49,15 @@ def edit_round(
 ) -> RoundRecord:
     """Write one request after the other and enter them into the session's ledger as one round.
 
-    Where anything goes wrong half-way, model and ledger are as before.
+    After an error, model and ledger are as before.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
         ModelError: layer or module templates do not fit the model, or weights are not finite.
-        StatisticsError: the covariance cannot be had, is singular, or belongs to another model.
+        StatisticsError: the covariance is not available, singular, or of another model.
         SessionError: the edited weights were changed outside the session since the last round.
     """
-    check_hparams(hparams)
-    check_round(requests)
-    check_templates(session, hparams)
+    check_inputs(session, requests, hparams)
     with session.round(hparams.layers):
         layer = hparams.layers[0]
         contexts = session.untouched.contexts(hparams)
@@ -68,12 +66,12 @@ def edit_round(
         )
         rows = with_texts_about(session, requests, rows, hparams)
         factor = (
-            session.untouched.of_covariances(hparams, covariance_factor)[layer]
+            session.untouched.of_covariance(hparams, layer, covariance_factor)
             if hparams.mom2_adjustment
             else None
         )
         clock = Clock()
-        with clock("keys"):  # which writing this layer does not change
+        with clock("keys"):  # writes to this layer do not change its keys
             lookups = Lookups.of(session.layout, rows, hparams.token_budget).evenly()
             found = lookups.read([layer])
         writer = _Writer(session, rows, hparams, found, factor, clock)
@@ -94,7 +92,7 @@ def edit_round(
 
 @dataclass
 class _Writer:
-    """The requests of a round, one after the other."""
+    """Writes the requests of a round one after another."""
 
     session: EditSession
     rows: Sequence[Rows]
@@ -163,7 +161,7 @@ class _Writer:
 
 @dataclass(frozen=True)
 class _OneRequest:
-    """A round's trace, told of one request that is optimised by itself."""
+    """The round's trace for one request that is optimised alone: it gets its index in the round."""
 
     trace: TokenTrace
     number: int

@@ -1,15 +1,15 @@
 """A round that is spread over a few consecutive layers: what NSE, MEMIT and AlphaEdit share.
 
-1. values z for all requests at the last of the layers, the z-layer;
-2. write passes: per layer, the keys of the requests still off their value, a closed-form change
-   that takes its share of the residual z - h, and the next layer with what is left (MEMIT,
-   arXiv 2210.07229, algorithm 1);
-3. with ``repair_rounds`` and ``repair_every``, edits that the model does not give, or no longer,
-   are written once more (:mod:`nse_plugin.methods.repair`);
-4. the keys of all requests, after the last write, join the previous keys.
+1. Values z are optimised for all requests at the last of the layers, the z-layer.
+2. Write passes: layer by layer, the keys of the requests that have not reached their value are
+   read, and a closed-form change takes the layer's share of the residual z - h (MEMIT, arXiv
+   2210.07229, algorithm 1).
+3. With ``repair_rounds`` and ``repair_every``, edits that are not in effect are written again
+   (:mod:`nse_plugin.methods.repair`).
+4. The keys of all requests after the last write join the previous keys.
 
-What differs between methods is the closed form (:data:`~nse_plugin.methods.writer.Solve`), the
-model that values are optimised in, and how often there is a pass.
+Methods differ in the closed form (:data:`~nse_plugin.methods.writer.Solve`), in the model that
+values are optimised in, and in the number of passes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,12 @@ import torch
 
 from nse_plugin.errors import RequestError
 from nse_plugin.hparams import SpreadHparams
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.keys import Lookups, Prefixes, other_token_keys
 from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import (
     Clock,
-    check_templates,
+    check_inputs,
     outcomes,
     rows_of,
     with_texts_about,
@@ -46,13 +45,13 @@ from nse_plugin.methods.together import is_due, solve_together
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 
 H = TypeVar("H", bound=SpreadHparams)
 Adjust = Callable[[Values, EditSession, Lookups, int], Values]
-"""What is done to the values of requests before they are written, given the z-layer."""
+"""``adjust(values, session, lookups, z_layer)``: the values to write in place of those found."""
 
 
 def spread_round(
@@ -70,23 +69,21 @@ def spread_round(
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
-    Where anything goes wrong half-way, model and ledger are as before.
+    After an error, model and ledger are as before.
 
     Args:
-        values: of all edits, to solve them jointly; none are optimised then.
-        solver: reads the statistics that the method needs, and gives its closed form.
-        rewind: optimise values with the original weights, not with those of now.
-        adjust: what is done to the values, of the z-layer, before they are written.
+        values: of all requests, where they are known; none are optimised then.
+        solver: reads the statistics that the method needs and returns its closed form.
+        rewind: optimise values with the original weights instead of the current ones.
+        adjust: changes the values before they are written.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
         ModelError: layers or module templates do not fit the model, or weights are not finite.
-        StatisticsError: the covariance cannot be had or belongs to another model.
+        StatisticsError: the covariance is not available, or of another model.
         SessionError: the edited weights were changed outside the session since the last round.
     """
-    check_hparams(hparams)
-    check_round(requests)
-    check_templates(session, hparams)
+    check_inputs(session, requests, hparams)
     write = partial(_write_round, session, objective=objective, solver=solver, rewind=rewind,
                     passes=passes, adjust=adjust)  # fmt: skip
     with session.round(hparams.layers):
@@ -117,7 +114,7 @@ def _write_round(
     trace: TokenTrace | None = None,
     values: Values | None = None,
 ) -> RoundRecord:
-    """One round, written; see :func:`spread_round`."""
+    """Write one round that is no consolidation; see :func:`spread_round`."""
     clock, together = Clock(), values is not None
     same = lost = EarlierEdits()
     if values is None and hparams.merge_subjects:
@@ -132,19 +129,19 @@ def _write_round(
     search = _ValueSearch.of(session, requests, hparams, objective, adjust)
     if values is None:
         with clock("values"):
-            values = search.own(n_own, rewind, trace)
+            values = search.first(n_own, rewind, trace)
     if lost.requests:
         with clock("repair"):
-            lost_values = search.of_now(torch.arange(n_own, len(requests)))
+            lost_values = search.current(torch.arange(n_own, len(requests)))
         values = Values.cat([values, lost_values])
-    spared = _spared(session, search.encoded, hparams, clock, together)
+    preserved = _preserved_keys(session, search.encoded, hparams, clock, together)
     with session.previous_keys.without({} if together else earlier_keys(session, requests)):
         writer = Writer(
-            session, requests, hparams.layers, search.lookups, values, solve, passes, clock, spared,
-            torch.tensor([one.weight for one in search.encoded]),
+            session, requests, hparams.layers, search.lookups, values, solve, passes, clock,
+            preserved, torch.tensor([one.weight for one in search.encoded]),
         )  # fmt: skip
         writer.run()
-        repaired = repair(writer, search.of_now, hparams)
+        repaired = repair(writer, search.current, hparams)
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
@@ -162,22 +159,23 @@ def _write_round(
     return record
 
 
-def _spared(
+def _preserved_keys(
     session: EditSession,
     rows: Sequence[Rows],
     hparams: SpreadHparams,
     clock: Clock,
     together: bool,
 ) -> dict[int, torch.Tensor]:
-    """Keys that a solve spares beside those of requests, by layer [d_ff, m].
+    """Keys of the prompts that every solve of the round preserves, by layer [d_ff, m].
 
-    With ``other_token_weight``: O such that O O^T is that multiple of lambda times the mean of
-    k k^T over the prompts' other tokens.  And where a token behind the subject is edited, the keys
-    of other subjects at that token.
+    With ``other_token_weight`` these are O such that O O^T is that multiple of lambda times the
+    mean of k k^T over the prompts' other tokens.  For an edit at a token after its subject, they
+    are the keys of other subjects at that token.
 
     Args:
         together: all edits are solved jointly.  The other subjects of an edit then weigh as much
-            as one edit, and else each does: the joint solve leaves more of each residual.
+            as one edit together, since the joint solve leaves more of each residual; otherwise
+            each of them does.
     """
     layout = session.layout
     parts: list[dict[int, torch.Tensor]] = []
@@ -207,7 +205,7 @@ def _spared(
 
 @dataclass(frozen=True)
 class _ValueSearch:
-    """Finds the values of a round's requests; ``rows`` are the places of requests in the round."""
+    """Finds the values of a round's requests; ``rows`` are indices of requests in the round."""
 
     session: EditSession
     requests: Sequence[EditRequest]
@@ -227,51 +225,41 @@ class _ValueSearch:
         objective: TokenObjective,
         adjust: Adjust | None,
     ) -> _ValueSearch:
-        """Put the requests into tokens, after the texts that the untouched model wrote."""
+        """Tokenise the requests, alone and after the context texts."""
         contexts = session.untouched.contexts(hparams)
         encoded = rows_of(session, requests, hparams)
         lookups = Lookups.of(session.layout, encoded, hparams.token_budget)
         return cls(session, requests, hparams, objective, adjust, contexts, encoded, lookups)
 
-    def own(self, count: int, rewind: bool, trace: TokenTrace | None) -> Values:
-        """Those of the first ``count`` requests, in the untouched model or in the present one."""
+    def first(self, count: int, rewind: bool, trace: TokenTrace | None) -> Values:
+        """Values of the first ``count`` requests, in the untouched or in the current model."""
         rows = torch.arange(count)
         if not rewind:
             return self._adjusted(self._optimised(rows, trace), rows)
-        of = tuple(request.digest() for request in self.requests[:count])
-        hparams = self.hparams
-        tokens = (
-            hparams.merge_subjects,
-            hparams.avoid_sinks,
-            hparams.layers[0],
-        )  # which are edited
-        key = (of, self.contexts, *hparams.value_settings(), *tokens, self.objective)
-        untouched = self.session.untouched
+        digests, h = tuple(request.digest() for request in self.requests[:count]), self.hparams
+        edited_token = (h.merge_subjects, h.avoid_sinks, h.layers[0])
+        key = (digests, self.contexts, *h.value_settings(), *edited_token, self.objective)
         with self.session.weights.rewound():
-            values = untouched.values(key, lambda: self._optimised(rows, trace))
+            values = self.session.untouched.values(key, lambda: self._optimised(rows, trace))
             return self._adjusted(values, rows)
 
-    def of_now(self, rows: torch.Tensor) -> Values:
-        """Those of some requests, in the present model."""
+    def current(self, rows: torch.Tensor) -> Values:
+        """Values of some requests in the current model."""
         return self._adjusted(self._optimised(rows), rows)
 
     def _optimised(self, rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-        some = rows.tolist()
-        chosen = with_texts_about(
-            self.session,
-            [self.requests[i] for i in some],
-            [self.encoded[i] for i in some],
-            self.hparams,
-        )
-        if self.hparams.merge_subjects:
-            chosen, numbers = merged(chosen)
-            if trace is not None and len(chosen) < len(numbers):
+        hparams, some = self.hparams, rows.tolist()
+        requests, encoded = [self.requests[i] for i in some], [self.encoded[i] for i in some]
+        encoded = with_texts_about(self.session, requests, encoded, hparams)
+        if hparams.merge_subjects:
+            encoded, numbers = merged(encoded)
+            if trace is not None and len(encoded) < len(numbers):
                 raise RequestError(
-                    "a trace tells the tokens of one edit from another's, and with merge_subjects "
-                    "edits of this round share a value; edit them in rounds of their own"
+                    "a trace follows each edit's tokens separately, but with merge_subjects edits "
+                    "of this round share a value; write them in separate rounds"
                 )
-        layout, hparams = self.session.layout, self.hparams
-        values = compute_values(layout, chosen, hparams, self.objective, trace=trace)
+        layout = self.session.layout
+        values = compute_values(layout, encoded, hparams, self.objective, trace=trace)
         return values[torch.tensor(numbers)] if hparams.merge_subjects else values
 
     def _adjusted(self, values: Values, rows: torch.Tensor) -> Values:

@@ -28,7 +28,7 @@ class Systems:
     """The systems of a round, by layer.
 
     Args:
-        use_previous: P is in them.
+        use_previous: whether P is part of them.
         ridge: r.
     """
 
@@ -47,12 +47,8 @@ class Systems:
             for layer, C in self._C.items()
         }
 
-    def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor, n: int) -> torch.Tensor:
-        """float32 [n, |I|], for K [d_ff, n + m] and I [|I|]; the last m keys are only spared."""
-        return self._right(layer, K, neurons)[:n]
-
-    def _right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
-        """float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
+    def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+        """The right factor of the write, float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
         E = found = None
         if layer not in self._C or len(neurons) == len(K):  # the other way needs P
             E = self._previous.few(layer, K) if self._use_previous else no_keys(K)
@@ -73,7 +69,7 @@ class Systems:
         )
 
     def _of_all(self, layer: int, K: torch.Tensor, E: torch.Tensor) -> torch.Tensor | None:
-        """The same for all neurons; None where C has no factor or the keys are not few."""
+        """The same for all neurons; None if C' has no factor or the keys are not few."""
         weight = self._hparams.covariance_weight(len(K))
         if not weight or 2 * (K.shape[1] + E.shape[1]) > len(K):
             return None

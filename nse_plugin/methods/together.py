@@ -1,17 +1,17 @@
 """Consolidation: all edits in effect solved jointly, as if they had come in one round.
 
-A sequence of rounds writes each on what the rounds before it left.  The ledger keeps every
-request's value z, so the edits can be solved again at any time: the weights are rewound, and one
-round writes all of them, layer by layer, with keys read anew.  No value is optimised.  Edits that
-were undone, or whose fact a later one edits, are not in it; the result depends on the set of edits,
-not on the order in which they came: to the bit with the same case_ids, else up to rounding.
+Each round of a sequence writes into the weights that the rounds before it left.  The ledger keeps
+every request's value z, so all edits can be solved again at any time: the weights are rewound, and
+one round writes them all, layer by layer, with new keys.  No value is optimised.  Edits that were
+undone, or whose fact a later edit changes, are left out.  The result depends on the set of edits
+and not on their order: to the bit with the same case_ids, otherwise up to rounding.
 
-With ``repair_rounds``, edits that the model does not give afterwards are then repaired as in any
-other round, with values of the model as it is by then (:mod:`nse_plugin.methods.repair`).
+With ``repair_rounds``, edits that are not in effect afterwards are repaired as in any other round,
+with values optimised in the consolidated model (:mod:`nse_plugin.methods.repair`).
 
-The consolidation is a round of its own, or with ``consolidate_every`` every N-th round is one.  It
-takes the place of the rounds before it, and undoing it makes those active again, to the bit.  This
-is ours; it is in none of the papers.
+A consolidation is a round of its own, or every N-th round with ``consolidate_every``.  It takes the
+place of the rounds before it; undoing it makes those active again, to the bit.  This is ours, in
+none of the papers.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from nse_plugin.session.session import EditSession
 log = logging.getLogger(__name__)
 
 KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
-"""A request, its value z [d_model], and its outcome until now."""
+"""A request, its value z [d_model], and its last outcome."""
 H = TypeVar("H", bound=SpreadHparams)
 WriteRound = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
-"""Writes requests of known values as one round into model and ledger."""
+"""Writes requests with known values as one round into model and ledger."""
 
 
 def is_due(session: EditSession, hparams: SpreadHparams) -> bool:
@@ -58,12 +58,12 @@ def solve_together(
     """Solve all edits in effect jointly, in place of the active rounds.
 
     Args:
-        newest: the last round, if it is to become the consolidation: under its number, and with
-            the rounds before it inside.
+        newest: the last round, if it is to become the consolidation of itself and the rounds
+            before it, under its own number.
 
     Raises:
         SessionError: no round is active; one has no values, or edited other layers; or the
-            weights were changed outside the session.  All is as before.
+            weights were changed outside the session.  Model and ledger are as before.
     """
     edits = _in_effect(session.ledger.active(), hparams.layers)
     requests = [request for request, _, _ in edits]
@@ -99,7 +99,7 @@ def solve_together(
 
 
 def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownEdit]:
-    """The last edit of every fact, in an order that is that of no stream.
+    """The last edit of every fact, in an order that does not depend on that of the rounds.
 
     Raises:
         SessionError: there is none, or a round has no values or edited other layers.
@@ -116,22 +116,17 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownE
                 f"round {record.number} edited layers {sorted(record.key_counts)}, and layers is "
                 f"{layers}; give the hyperparameters with which the rounds were written"
             )
-        latest |= {edit[0].fact: edit for edit in _edits_of(record)}
+        edits = zip(record.requests, record.z, record.outcomes)
+        latest |= {edit[0].fact: edit for edit in edits}
     if not latest:
         raise SessionError("no round is active, so there is nothing to consolidate; edit first")
     return sorted(latest.values(), key=lambda edit: edit[0].digest())
 
 
-def _edits_of(record: RoundRecord) -> list[KnownEdit]:
-    """The edits of a round that has values."""
-    assert record.z is not None
-    return list(zip(record.requests, record.z, record.outcomes))
-
-
 def _activations(
     session: EditSession, edits: Sequence[KnownEdit], hparams: SpreadHparams
 ) -> torch.Tensor:
-    """h of the z-layer at the token that each edits [n, d_model], in the model as it is."""
+    """h of the z-layer at each edited token, in the current model: [n, d_model]."""
     rows = rows_of(session, [request for request, _, _ in edits], hparams)
     moved = [
         request.case_id
@@ -148,7 +143,7 @@ def _activations(
 
 
 def _values(edits: Sequence[KnownEdit], h: torch.Tensor) -> Values:
-    """What is known of the edits' values; h [n, d_model] is of the untouched model."""
+    """The edits' values as the ledger has them; h: [n, d_model], of the untouched model."""
     losses = [outcome.z_loss or 0.0 for _, _, outcome in edits]
     steps = [outcome.z_steps or 0 for _, _, outcome in edits]
     return Values(

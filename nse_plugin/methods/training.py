@@ -1,4 +1,4 @@
-"""What methods share that follow gradients of target tokens: batches, steps, stop, outcomes."""
+"""What methods that train on target tokens share: batches, steps, stopping, outcomes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from nse_plugin.errors import NotFiniteError
+from nse_plugin.hparams import Hparams
+from nse_plugin.methods.bookkeeping import Clock
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.model.targets import Targets
 from nse_plugin.objectives import TokenLoss, TokenObjective, TokenTrace
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.records import Outcome
+from nse_plugin.session.records import Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
 
 Forward = Callable[..., Any]
@@ -25,7 +27,7 @@ class Training:
     The loss of a batch is the mean over its requests of the mean over each target's tokens.
 
     Args:
-        forward: runs the model as it is being trained; default the model itself.
+        forward: called in place of the model, with the weights being trained.
         from_prompt: see :meth:`Targets.of`.
         with_end: put the end-of-text token after each target.
 
@@ -74,7 +76,7 @@ class Training:
         self.loss = torch.full((n,), float("nan"))
         """[n], loss after the last step, as the rule for stopping sees it."""
         self.right = torch.zeros(n, dtype=torch.bool)
-        """[n], whether then every token of the target was the model's first choice."""
+        """[n], whether every target token was the model's first choice after the last step."""
 
     def run(
         self,
@@ -95,12 +97,12 @@ class Training:
         below it is the last one.
 
         Args:
-            n_passes: passes at most.
+            n_passes: maximum number of passes.
             weight_decay: Adam's, L2 added to the gradient.
-            penalty: added to the loss that gradients follow.
+            penalty: added to the training loss.
             after_step: called after each batch, e.g. to keep the parameters within bounds.
-            only: this batch alone; None for all of them.
-            mode: a context for the passes with gradients, e.g. with dropout.
+            only: train on this batch alone; None for all of them.
+            mode: a context for the training passes, e.g. with dropout.
         """
         chosen = list(range(len(self.batches))) if only is None else [only]
         optimiser = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
@@ -125,10 +127,10 @@ class Training:
 
     @torch.no_grad()
     def finish(self, chosen: Iterable[int], steps: int) -> None:
-        """Ask what was reached for the outcomes, after this number of steps.
+        """Evaluate what was reached after this number of steps, for the outcomes.
 
         Raises:
-            NotFiniteError: a loss is not.
+            NotFiniteError: a loss is not finite.
         """
         for index in chosen:
             _, stop, right = self._evaluate(index, steps)
@@ -145,14 +147,15 @@ class Training:
                 )
 
     def _evaluate(self, index: int, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """[n] to train on, detached [n] for stopping, and [n] whether the targets are right."""
+        """Losses [n] to train on, detached losses [n] for stopping, and [n] bool: whether every
+        target token is the first choice."""
         batch = self.batches[index]
         losses, logits = self.token_losses(index, step)
         right = batch.all_first(logits.detach())
         return batch.means(losses.train), batch.means(losses.stop).detach(), right
 
     def token_losses(self, index: int, step: int) -> tuple[TokenLoss, torch.Tensor]:
-        """A batch's losses by token [k], and the logits [k, vocab] that they are of."""
+        """A batch's losses per token [k], and the logits [k, vocab] behind them."""
         batch = self.batches[index]
         logits = batch.logits(self.layout, self._forward)
         target = batch.target.to(logits.device)
@@ -174,3 +177,18 @@ class Training:
             )
             for i, request in enumerate(self.requests)
         )
+
+
+def commit_attached(
+    session: EditSession, hparams: Hparams, training: Training, clock: Clock
+) -> RoundRecord:
+    """Enter a round that trained what is attached to the model into the session's ledger."""
+    record = RoundRecord(
+        number=session.ledger.next_number(),
+        method=hparams.method,
+        outcomes=training.outcomes(),
+        seconds=clock.seconds,
+        state=session.attached.state(),
+    )
+    session.commit(record)
+    return record

@@ -3,18 +3,18 @@
 Every token of a target gives one editing feature z = [h; g] per layer: h is the down-projection's
 input where the token is predicted, and g the gradient of the requests' losses in its output there.
 Features are normalised by the mean and standard deviation over all rounds so far, this one included
-(lifelong normalisation), and the normalised ones say what the layer shall add to its output:
+(lifelong normalisation).  From the normalised ones follows what the layer has to add to its output:
 
     v = -lr ||h^||^2 g^,    Delta = V^T H (H^T H + I)^-1
 
-with the h of the round as rows of H [n, d_ff], as they are, and the v as rows of V [n, d_model].
-No subject, covariance or earlier key is used.  What a session remembers are the moments of the
-features, which the ledger has by round: undoing a round takes its features out of them.
+The rows of H [n, d_ff] are the round's h, not normalised, and those of V [n, d_model] the v.
+No subject, covariance or earlier key is used.  A session remembers the moments of the features; the
+ledger has them by round, so undoing a round removes its features.
 
 The paper also edits up- and gate-projections of some models; here, as for its Mistral and GPT-J,
 only down-projections.  Its code takes the mean loss over a mini-batch and moments over mini-batches
-with a factor n / (n - 1) in their squares; here the losses of tokens are summed and moments are
-exact, so that nothing depends on how a round is cut into batches.
+with a factor n / (n - 1) in their squares; here token losses are summed and moments are exact, so
+nothing depends on how a round is cut into batches.
 """
 
 from __future__ import annotations
@@ -27,14 +27,13 @@ import torch
 from torch import nn
 
 from nse_plugin.hparams import UltraEditHparams
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.update import all_neurons
-from nse_plugin.methods.bookkeeping import Clock, check_templates
+from nse_plugin.methods.bookkeeping import Clock, check_inputs
 from nse_plugin.methods.training import Training
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.targets import Targets
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
@@ -49,7 +48,7 @@ def edit_round(
 ) -> RoundRecord:
     """Write one round of requests.
 
-    Where anything goes wrong half-way, model and ledger are as before.
+    After an error, model and ledger are as before.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -57,9 +56,7 @@ def edit_round(
         NotFiniteError: a loss is not finite.
         SessionError: the edited weights were changed outside the session since the last round.
     """
-    check_hparams(hparams)
-    check_round(requests)
-    check_templates(session, hparams)
+    check_inputs(session, requests, hparams)
     clock = Clock()
     with session.round(hparams.layers), quiet(session.model):
         training = Training(
@@ -104,9 +101,12 @@ def _write(
     lr: float,
     case_ids: tuple[int | str, ...],
 ) -> Write:
-    """The change of a layer, for features [n, d_ff + d_model] of the requests of these ids [n].
+    """The change of a layer, as a pair of factors, or as a matrix where that is smaller.
 
-    It is a pair of factors, or the matrix where that is smaller.
+    Args:
+        features: [n, d_ff + d_model].
+        known: moments of the features of all rounds, this one included.
+        case_ids: [n], the request of each feature.
     """
     h_hat, g_hat = known.standardised(features).split([d_ff, features.shape[1] - d_ff], dim=1)
     v = -lr * h_hat.square().sum(dim=1, keepdim=True) * g_hat  # [n, d_model]
@@ -143,7 +143,8 @@ def _features(
 def _watched(
     modules: Mapping[int, nn.Module],
 ) -> Iterator[tuple[dict[int, torch.Tensor], dict[int, torch.Tensor]]]:
-    """Inside, passes leave each module's input, and a zero that they added to its output."""
+    """Inside, a forward pass leaves each module's input, and a zero added to its output, whose
+    gradient is that of the output."""
     inputs: dict[int, torch.Tensor] = {}
     shifts: dict[int, torch.Tensor] = {}
 
@@ -164,7 +165,7 @@ def _watched(
 
 
 def _at(value: torch.Tensor, batch: Targets) -> torch.Tensor:
-    """Where the target tokens are predicted: float32 [k, features]."""
+    """Features at the positions that predict target tokens: float32 [k, features]."""
     # OPT's blocks work on [rows * width, ...]
     value = value.reshape(*batch.batch.input_ids.shape, -1)
     return value[batch.owner.to(value.device), batch.position.to(value.device)].float()

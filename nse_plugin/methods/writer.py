@@ -1,4 +1,4 @@
-"""The write passes of one round: per layer, keys, a closed-form change, and what is left of it."""
+"""The write passes of one round: layer by layer, keys, residual, and a closed-form change."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from nse_plugin.session.records import EditStatus, Write
 from nse_plugin.session.session import EditSession
 
 Solve = Callable[[int, torch.Tensor, torch.Tensor], Factors]
-"""``solve(layer, keys [d_ff, n + m], residual [d_model, n])``: the change that takes the first n
-keys to what they give now plus ``residual``, as far as the method lets it; the others are
-spared."""
+"""``solve(layer, keys [d_ff, n + m], residual [d_model, n])``: the change that adds the residual to
+the output of the first n keys, as far as the method allows; the output of the others is
+preserved."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """How often a round is written, and for which requests."""
+    """How many passes a round has, and which requests take part in each."""
 
     most: int = 1
-    """Passes over all layers."""
+    """Maximum number of passes over all layers."""
     alpha: float = 0.0
     """A residual ||z - h|| of at most this needs no further pass."""
     upper_bound: float | None = None
-    """A residual of at least this is left out of a pass."""
+    """A request whose residual is at least this is left out of a pass."""
     alpha_relative: float | None = None
     """alpha as a share of the residual before the first pass."""
     upper_bound_relative: float | None = None
@@ -52,13 +52,13 @@ class Passes:
 
 ONE_PASS = Passes()
 MOST_LEFT_OF_FIRST = 0.5
-"""A request reached its value if at most this share of its first residual is left: then nearly all
-answers are the new ones, with more left fewer and fewer."""
+"""A request has converged if at most this share of its first residual is left.  Then nearly all
+edits are in effect; the more is left, the fewer are."""
 
 
 @dataclass
 class Writer:
-    """The write passes of one round and how far they have come."""
+    """Writes a round in passes, and keeps track of its residuals."""
 
     session: EditSession
     requests: Sequence[EditRequest]
@@ -68,10 +68,10 @@ class Writer:
     solve: Solve
     allowed: Passes
     clock: Clock
-    spared: Mapping[int, torch.Tensor] = field(default_factory=dict)
-    """By layer: keys [d_ff, m] that are in every solve, with no residual."""
+    preserved: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    """By layer: keys [d_ff, m] that are in every solve, without a residual."""
     weights: torch.Tensor | None = None
-    """[n], of the requests' squared errors where they are written again; None is 1 for all."""
+    """[n], weights of the requests' squared errors in :meth:`rewrite`; None is 1 for all."""
     writes: list[Write] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,14 +80,14 @@ class Writer:
             self.start = self.lookups.read([first], h_of=z_layer, keep=first)
         assert self.start.h is not None
         self.before = self.after = self._residual_norms(self.start.h)
-        self.first = self.before  # of the values as they are; a repair gives others
+        self.first = self.before  # the first residuals of the current values; see rewrite()
         self.passes = torch.zeros(len(self.requests), dtype=torch.long)
-        self.left_out = torch.zeros(len(self.requests), dtype=torch.bool)  # of the last pass
+        self.left_out = torch.zeros(len(self.requests), dtype=torch.bool)  # by the last pass
         self.read: dict[int, torch.Tensor] = {}  # keys of the last pass, by layer
         self.unread = self.order = torch.arange(len(self.requests))
 
     def run(self) -> None:
-        """Passes over all layers until no request is active or the passes are used up."""
+        """Make passes over all layers until no request is active or the passes are used up."""
         low, high = self._bounds()
         for _ in range(self.allowed.most):
             self.left_out = self.after >= high
@@ -97,14 +97,14 @@ class Writer:
             self._write(active)
 
     def rewrite(self, rows: torch.Tensor, values: Values) -> torch.Tensor:
-        """One more pass, with other values for some requests; the others keep what they give.
+        """Make another pass for some requests with new values; the others' outputs are preserved.
 
         Args:
             rows: [n], the requests.
-            values: theirs.
+            values: their new values; one that is out of bounds is not used.
 
         Returns:
-            The requests written [m]; a new value that is out of bounds is not taken.
+            The requests that were written [m].
         """
         first = (values.z - self.h[rows.to(self.h.device)]).norm(dim=1).cpu()
         _, high = self.allowed.bounds(first, values.base.norm(dim=1).to(first))
@@ -119,10 +119,10 @@ class Writer:
     def progress(self) -> Progress:
         """The outcome of every request.
 
-        ``out_of_bounds`` is a request that was not below its upper bound when a pass began, so
-        that the pass left it out, and that is not below it now either or was never written.  That
-        also holds for one that the first pass wrote and the second left out.  One that the last
-        pass wrote is ``residual_left``, however large its residual has become.
+        ``out_of_bounds`` is a request that the last pass left out because its residual was not
+        below the upper bound, and that is still not below it or was never written; an earlier pass
+        may have written it.  A request that the last pass wrote is ``residual_left``, however large
+        its residual has become.
         """
         low, high = self._bounds()
         reached = self.after <= torch.maximum(low, MOST_LEFT_OF_FIRST * self.first)
@@ -136,7 +136,7 @@ class Writer:
     def keys(self) -> dict[int, torch.Tensor]:
         """Keys of all requests after the last write, by layer: float32 [d_ff, n], on the CPU.
 
-        A key depends on layers below its own alone, so what the last pass has read still holds.
+        A key depends only on layers below its own, so the keys that the last pass read still hold.
         """
         parts = [self.read] if self.read else []
         if len(self.unread):
@@ -150,34 +150,34 @@ class Writer:
         }
 
     def _write(self, active: torch.Tensor, again: bool = False) -> None:
-        """A pass over all layers, each read where the one before it has left off.
+        """Make a pass over all layers; what is read for one continues where the last reading ended.
 
         Args:
-            again: the requests have their weights in the solve, and the other requests' keys are in
-                it too, with no residual.
+            again: the requests have their weights in the solve, and the keys of the other requests
+                are preserved.
         """
         others = torch.ones(len(self.requests), dtype=torch.bool)
         others[active] = False
         rest = others.nonzero()[:, 0]
-        spared = again and len(rest) > 0
+        preserving = again and len(rest) > 0
         roots = self.weights[active].sqrt() if again and self.weights is not None else None
         number = max((write.pass_number for write in self.writes), default=0) + 1
         z_layer = self.layers[-1]
-        # keys of the first layer stay what they are while layers from it on are written
+        # keys of the first layer do not change: no layer below it is written
         own = self.start.select(active)._replace(h=self.h[active.to(self.h.device)])
         other = self.start.select(rest)
         for layer in self.layers:
             if layer != self.layers[0]:
                 with self.clock("keys"):
                     own = own.lookups.read([layer], h_of=z_layer, keep=layer)
-                    if spared:
+                    if preserving:
                         other = other.lookups.read([layer], keep=layer)
             keys = own.keys[layer]
-            if spared:
+            if preserving:
                 keys = torch.cat([keys, other.keys[layer]], dim=1)
             self._write_layer(layer, active, own, keys, roots, number)
             self.read[layer] = keys.cpu()
-        self.order, self.unread = torch.cat([active, rest]), rest[:0] if spared else rest
+        self.order, self.unread = torch.cat([active, rest]), rest[:0] if preserving else rest
         self.passes[active] += 1
         self.left_out[active] = False
         with self.clock("keys"):
@@ -193,13 +193,13 @@ class Writer:
         roots: torch.Tensor | None,
         pass_number: int,
     ) -> None:
-        """Solve for one layer, and write it.
+        """Solve for one layer and write the change.
 
         Args:
             own: what was read of the active requests.
-            keys: theirs, then those of the requests that are spared.
-            roots: [n], of their weights; a column times a root has its squared error times the
-                weight.
+            keys: their keys, then those of the requests to preserve.
+            roots: [n], square roots of their weights: scaling a column by the root multiplies its
+                squared error by the weight.
         """
         assert own.h is not None
         layout = self.session.layout
@@ -208,8 +208,8 @@ class Writer:
             residual = self.values.z[active.to(self.values.z.device)] - own.h
             output = layout.recalled(layer, own.bare[layer])
             share = path_of(layout, layer).pull_back(residual / layers_left, output)
-            if layer in self.spared:
-                keys = torch.cat([keys, self.spared[layer].to(keys)], dim=1)
+            if layer in self.preserved:
+                keys = torch.cat([keys, self.preserved[layer].to(keys)], dim=1)
             if roots is not None:
                 weighted = keys[:, : len(roots)] * roots.to(keys)
                 keys = torch.cat([weighted, keys[:, len(roots) :]], dim=1)
@@ -234,17 +234,17 @@ class Writer:
         return self.allowed.bounds(self.first, h)
 
     def _residual_norms(self, h: torch.Tensor) -> torch.Tensor:
-        """||z - h|| [n], for what the z-layer gives now [n, d_model].
+        """||z - h|| [n], for the current h [n, d_model], which is kept as :attr:`h`.
 
         Raises:
-            NotFiniteError: one is not finite.
+            NotFiniteError: a norm is not finite.
         """
         self.h = h
         norms = (self.values.z - h).norm(dim=1).cpu()
         lost = [r.case_id for r, ok in zip(self.requests, norms.isfinite().tolist()) if not ok]
         if lost:
             raise NotFiniteError(
-                f"what the model computes at requests {lost} is not finite, so the round was taken "
-                "back; earlier edits may have broken the model: undo them, or load it in float32"
+                f"the activations of requests {lost} are not finite, so the round was undone; "
+                "earlier edits may have broken the model: undo them, or load it in float32"
             )
         return norms

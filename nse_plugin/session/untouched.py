@@ -1,12 +1,10 @@
-"""What methods ask of the untouched model, computed once: context texts, texts about subjects,
-covariances, what follows from covariances and original matrices, and values if they are to be
-kept."""
+"""What methods need of the untouched model, computed once: context texts, texts about subjects,
+covariances, functions of covariances and original matrices, and optionally values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,7 +23,7 @@ T = TypeVar("T")
 
 
 class Untouched:
-    """Knowledge of one model as it was before its first edit.
+    """Quantities of one model before its first edit.
 
     Args:
         rewound: a context in which the model is the untouched one.
@@ -47,7 +45,7 @@ class Untouched:
         self._values: dict[tuple[Any, ...], Values] | None = None
 
     def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
-        """Texts to put before prompts, separators included; the model writes them once."""
+        """Texts to put before prompts, separators included; the model generates them once."""
         key = _contexts_key(hparams)
         if key not in self._contexts:
             lengths = hparams.context_lengths()
@@ -63,13 +61,13 @@ class Untouched:
         return self._contexts[key]
 
     def use_contexts(self, hparams: LocateHparams, texts: Sequence[str]) -> None:
-        """Take these texts, of an earlier run, instead of having them written again."""
+        """Use the texts of an earlier run instead of generating them again."""
         self._contexts[_contexts_key(hparams)] = tuple(texts)
 
     def texts_about(
         self, subjects: Sequence[str], hparams: LocateHparams
     ) -> list[tuple[EncodedPrompt, ...]]:
-        """Texts about each subject, with what the model has written as targets."""
+        """Texts about each subject, with the model's continuations as targets."""
         count, budget = hparams.kl_texts, hparams.token_budget
         missing = [s for s in dict.fromkeys(subjects) if (s, count) not in self._about]
         if missing:
@@ -81,11 +79,11 @@ class Untouched:
         return [self._about[s, count] for s in subjects]
 
     def keep_values(self) -> None:
-        """Keep the values of rounds from now on, for edits that differ in what follows them."""
+        """Keep values from now on, for rounds that differ only in how they are written."""
         self._values = {} if self._values is None else self._values
 
     def values(self, key: tuple[Any, ...], compute: Callable[[], Values]) -> Values:
-        """Values optimised in the untouched model: computed, or those kept under this key."""
+        """Values optimised in the untouched model: those kept under this key, or new ones."""
         if self._values is None:
             return compute()
         if key not in self._values:
@@ -112,52 +110,23 @@ class Untouched:
                 self._covariances[(layer, *source)] = moment.mean
         return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
 
-    def of_covariances(
-        self, hparams: LocateHparams, function: Callable[..., T], *settings: Any
-    ) -> dict[int, T]:
-        """``function(C, *settings)`` by layer, on the layer's device, computed once and kept."""
-        return {
-            layer: self.of_covariance(hparams, layer, function, *settings)
-            for layer in hparams.layers
-        }
-
     def of_covariance(
         self, hparams: LocateHparams, layer: int, function: Callable[..., T], *settings: Any
     ) -> T:
-        """The same for one of the layers."""
-
-        def there() -> torch.Tensor:
-            device = self._layout.down(layer).weight.device
-            return self.covariances(hparams)[layer].to(device)
-
-        return self._derive(layer, there, function, settings, _source(hparams))
-
-    def of_originals(
-        self, layers: Sequence[int], function: Callable[..., T], *settings: Any
-    ) -> dict[int, T]:
-        """``function(W, *settings)`` by layer for the original matrices W [d_model, d_ff] of a
-        round's layers, computed once and kept."""
-
-        def original(layer: int) -> torch.Tensor:
-            weight = self._weights.original(self._layout.down_name(layer))
-            return self._layout.to_weight(weight)
-
-        return {
-            layer: self._derive(layer, partial(original, layer), function, settings)
-            for layer in layers
-        }
-
-    def _derive(
-        self,
-        layer: int,
-        matrix: Callable[[], torch.Tensor],
-        function: Callable[..., T],
-        settings: tuple[Any, ...],
-        of: tuple[Any, ...] = (),
-    ) -> T:
-        key = (layer, function, settings, of)
+        """``function(C, *settings)`` of a layer, on the layer's device, computed once."""
+        key = (layer, function, settings, _source(hparams))
         if key not in self._derived:
-            self._derived[key] = function(matrix(), *settings)
+            device = self._layout.down(layer).weight.device
+            self._derived[key] = function(self.covariances(hparams)[layer].to(device), *settings)
+        return self._derived[key]
+
+    def of_original(self, layer: int, function: Callable[..., T], *settings: Any) -> T:
+        """``function(W, *settings)`` of a layer's original matrix W [d_model, d_ff], computed once;
+        the layer is one of the round's."""
+        key = (layer, function, settings)
+        if key not in self._derived:
+            original = self._weights.original(self._layout.down_name(layer))
+            self._derived[key] = function(self._layout.to_weight(original), *settings)
         return self._derived[key]
 
 
@@ -166,5 +135,5 @@ def _contexts_key(hparams: LocateHparams) -> tuple[Any, ...]:
 
 
 def _source(hparams: LocateHparams) -> tuple[Any, ...]:
-    """What a covariance is known by, beside its layer."""
+    """What identifies a covariance besides its layer."""
     return (hparams.mom2_dataset, hparams.mom2_n_samples, hparams.mom2_dtype, hparams.stats_dir)
