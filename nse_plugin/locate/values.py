@@ -8,8 +8,8 @@ arXiv 2202.05262, eq. 4)
     + kl_factor * mean over texts about the subject of KL(p_delta || p_original)
     + v_weight_decay * ||delta|| / ||h||^2
 
-The text about the subject is "{subject} is a", read at the subject; with ``kl_texts`` also texts that
-the untouched model writes about it (ours), read at each written token.
+The text about the subject is "{subject} is a", read at the subject.  With ``kl_texts`` texts that
+the untouched model writes about it (ours) are added, read at each written token.
 
 A request stops when its loss is small enough; with ``v_stop: rank`` also two steps after the target
 has become the first choice in every context (arXiv 2502.01636).

@@ -1,7 +1,7 @@
-"""LoRA and AdaLoRA of PEFT, put into a model without changing the model object.
+"""LoRA and AdaLoRA of PEFT, injected into a model without replacing the model object.
 
-The adapters are PEFT's own (arXiv 2106.09685, 2303.10512).  They answer with zero change until
-they are trained, and lie in float32 beside the frozen modules that they wrap.
+The adapters are PEFT's own (arXiv 2106.09685, 2303.10512).  They change nothing until they are
+trained, and are kept in float32 beside the frozen modules that they wrap.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _NAME = "default"  # PEFT's name for the one adapter of a model
 
 
 class Adapters:
-    """PEFT's adapters in the modules that a config chooses.
+    """PEFT's adapters in the modules chosen by a config.
 
     Args:
         config: ``lora_type`` (lora or adalora), ``rank``, ``lora_alpha``, ``lora_dropout``,
             ``target_modules`` (ends of module names) and ``layers`` (empty for all).
 
     Raises:
-        ModelError: no module of the model is chosen, or it has adapters already.
+        ModelError: the config matches no module, or the model has adapters already.
     """
 
     def __init__(self, layout: DecoderLayout, config: Mapping[str, Any]) -> None:
         self._model = layout.model
         if hasattr(self._model, "peft_config"):
             raise ModelError(
-                "the model has PEFT adapters already, which this session did not make; merge or "
+                "the model has PEFT adapters already that this session did not make; merge or "
                 "unload them first, or load the model again"
             )
         self._config = dict(config)
@@ -46,7 +46,7 @@ class Adapters:
         flags = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
         try:
             self._inject(layout)
-        except BaseException as error:  # of PEFT's, some come when a part is wrapped already
+        except BaseException as error:  # PEFT may fail after it has wrapped some modules
             self.remove()
             if not isinstance(error, ValueError):
                 raise
@@ -62,7 +62,7 @@ class Adapters:
             for name, parameter in self._model.named_parameters()
             if id(parameter) not in own
         }
-        """The adapters' parameters by name; nothing else of the model is trained."""
+        """The adapters' parameters by name; no other parameter is trained."""
         for parameter in self.parameters.values():  # half precision loses Adam's small steps
             parameter.data = parameter.data.float()
         for dropout in self._dropouts():
@@ -80,7 +80,7 @@ class Adapters:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """PEFT's layers pass their input on to the modules they wrap, and do nothing else."""
+        """Inside, PEFT's layers only call the modules that they wrap."""
         layers = self._layers()
         for layer in layers:
             layer._disable_adapters = True  # enable_adapters() would set requires_grad too
@@ -91,7 +91,7 @@ class Adapters:
                 layer._disable_adapters = False
 
     def remove(self) -> None:
-        """Put the wrapped modules back into their places."""
+        """Put the wrapped modules back in place."""
         wrapped = {
             name: module
             for name, module in self._model.named_modules()
@@ -105,7 +105,7 @@ class Adapters:
 
     @contextmanager
     def training(self) -> Iterator[list[torch.Tensor]]:
-        """The parameters that are trained, with gradients inside."""
+        """The trained parameters, which require gradients inside."""
         trained = [p for name, p in self.parameters.items() if "ranknum" not in name]
         try:
             for parameter in trained:
@@ -139,7 +139,7 @@ class Adapters:
 
     @torch.no_grad()
     def changes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What each adapter adds to the weight of its module, and that weight."""
+        """Each adapter's change of its module's weight, and that weight."""
         return [
             (layer.get_delta_weight(_NAME), layer.base_layer.weight) for layer in self._layers()
         ]
@@ -149,7 +149,7 @@ class Adapters:
         import peft
 
         state = peft.get_peft_model_state_dict(self._model)
-        # with the names that modules have in PEFT's wrapper around a model
+        # module names as in PEFT's wrapper around a model
         tensors = {f"base_model.model.{name}": t.cpu().contiguous() for name, t in state.items()}
         save_file(tensors, folder / "adapter_model.safetensors", {"format": "pt"})
         config = copy.copy(self._peft_config)

@@ -1,7 +1,7 @@
 """Modules that a method attaches to the model instead of writing to its weights.
 
-:class:`Attached` holds at most one of them for a session, keeps its state as plain tensors, and
-gives the untouched model back.
+:class:`Attached` holds at most one attachment of a session, saves its state as plain tensors, and
+can restore the untouched model.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from nse_plugin.session.records import AttachedState
 
 Attachment = Adapters | Codebook
 KINDS: dict[str, type[Adapters] | type[Codebook]] = {"lora": Adapters, "grace": Codebook}
-"""Class of each kind.  Made with ``(layout, config)`` it is attached to the model, which answers as
-before until something is learned.  ``state`` gives the learned tensors themselves, ``load`` takes
-others over, ``off`` is a context in which the model is the untouched one, and ``remove`` gives the
-model its own modules back.  The model's own parameters stay what they are."""
+"""Class of each kind.  Its constructor attaches it to the model and changes nothing until something
+is learned.  ``state`` returns the learned tensors themselves, ``load`` copies others in, ``off`` is
+a context with the untouched model, and ``remove`` restores the model's own modules.  The model's
+own parameters never change."""
 
 
 class Attached:
@@ -44,7 +44,7 @@ class Attached:
         return None if self.current is None else self._kind
 
     def ensure(self, kind: str, config: Mapping[str, Any]) -> Attachment:
-        """What is attached; it is attached now where nothing is.
+        """The attachment of this kind; it is made if nothing is attached yet.
 
         Raises:
             SessionError: something else is attached, or it has another config.
@@ -57,23 +57,23 @@ class Attached:
         return self.current
 
     def refuse_other(self, kind: str | None, config: Mapping[str, Any] | None = None) -> None:
-        """Raise :class:`SessionError` if something else is attached than this kind."""
+        """Raise :class:`SessionError` if an attachment of another kind or config exists."""
         if self.current is None:
             return
         if kind != self._kind:
             raise SessionError(
                 f"this session's model has {self._kind!r} attached, and rounds of another method "
-                "cannot come on top of it; undo_all() first, or use a freshly loaded model"
+                "cannot follow; undo_all() first, or use a freshly loaded model"
             )
         for name, value in (config or {}).items():
             if value != self._config[name]:
                 raise SessionError(
                     f"{name} is {value!r}, and what is attached to the model was made with "
-                    f"{self._config[name]!r}; keep it, or undo_all() first"
+                    f"{self._config[name]!r}; use that value, or undo_all() first"
                 )
 
     def state(self) -> AttachedState | None:
-        """A copy of all that was learned, in main memory; None if nothing is attached."""
+        """A copy of everything learned, in main memory; None if nothing is attached."""
         if self.current is None:
             return None
         tensors = {
@@ -82,9 +82,9 @@ class Attached:
         return AttachedState(self._kind, self._config, tensors)
 
     def set(self, state: AttachedState | None) -> None:
-        """Have exactly this attached; None is nothing."""
+        """Attach exactly this; None detaches everything."""
         if state is not None:
-            with seeded(0, model=self._layout.model):  # a random start, which is replaced
+            with seeded(0, model=self._layout.model):  # its random start is replaced at once
                 attachment = self.ensure(state.kind, state.config)
             attachment.load(state.tensors)
         elif self.current is not None:
@@ -92,13 +92,13 @@ class Attached:
             self.current = None
 
     def off(self) -> AbstractContextManager[None]:
-        """Inside, nothing that is attached has an effect."""
+        """Inside, the attachment has no effect."""
         return nullcontext() if self.current is None else self.current.off()
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What was learned, by name, as it is."""
+        """The learned tensors themselves, by name."""
         return {} if self.current is None else self.current.state()
 
     def fingerprint(self) -> dict[str, int]:
-        """A number per tensor that changes when any bit of it does."""
+        """A number per tensor that changes if any bit of the tensor changes."""
         return {f"{self._kind}:{n}": fingerprint(t) for n, t in self.tensors().items()}

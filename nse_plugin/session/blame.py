@@ -1,4 +1,4 @@
-"""Which rounds' changes move the model's answer to a prompt most."""
+"""Which rounds change the model's answer to a prompt most."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame:
     """Remove each round in turn, and measure how the next token's probabilities change.
 
-    Afterwards the model holds exactly what it held, even on error.
+    The weights are restored exactly, even on error.
 
     Args:
-        tokenizer: of the prompt; by default the session's, which may put it into a chat.
+        tokenizer: for the prompt; by default the session's, which may use the chat format.
 
     Returns:
-        a row per round, the most effective first: ``round``, ``kl`` (divergence in nats of the
-        next token's distribution without the round from that of the model as it is), ``top`` (the
-        most likely next token now), ``top_change`` (what the round adds to its log-probability)
-        and ``top_without`` (the most likely one without the round).
+        a row per round, the largest ``kl`` first: ``round``, ``kl`` (divergence in nats of the
+        next token's distribution without the round from that of the current model), ``top`` (the
+        most likely next token), ``top_change`` (what the round adds to its log-probability) and
+        ``top_without`` (the most likely next token without the round).
 
     Raises:
-        SessionError: the weights were changed outside the session, or rounds trained one
-            attachment, of which none can be taken away alone.
+        SessionError: the weights were changed outside the session, or the rounds trained an
+            attachment, from which no round can be removed alone.
         RequestError: the prompt has no tokens, or is longer than the model's context.
     """
     import pandas as pd
@@ -42,7 +42,7 @@ def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame
     session.check()
     if session.attached.kind is not None:
         raise SessionError(
-            f"rounds cannot be taken away one by one: {later_trained(session.ledger.numbers()[-1])}"
+            f"rounds cannot be removed one by one: {later_trained(session.ledger.numbers()[-1])}"
         )
     ids = encode_prompt(tokenizer or session.tokenizer, prompt).ids
     if not ids:
@@ -54,7 +54,7 @@ def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame
     before = session.weights.snapshot()
     try:
         for record in session.ledger:
-            _take_away(session, record)
+            _remove(session, record)
             without = _next_token(session, ids)
             session.weights.restore(before)
             rows.append(
@@ -72,7 +72,7 @@ def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame
     return pd.DataFrame(rows, columns=["round", "kl", "top", "top_change", "top_without"])
 
 
-def _take_away(session: EditSession, record: RoundRecord) -> None:
+def _remove(session: EditSession, record: RoundRecord) -> None:
     layout, weights = session.layout, session.weights
     for layer in record.layers():
         name = layout.down_name(layer)

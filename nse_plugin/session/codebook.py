@@ -1,12 +1,12 @@
-"""GRACE's codebook: a layer whose answer to known inputs is looked up (arXiv 2211.11031).
+"""GRACE's codebook: it replaces a layer's output for known inputs (arXiv 2211.11031).
 
-An entry is a key (an input of the layer), a value (the output that replaces the layer's own there)
-and a radius.  Every token asks: where its input lies within the radius of the nearest key, the
-layer's output at that token becomes the key's value.
+An entry is a key (an input of the layer), a value (the output that replaces the layer's own) and a
+radius.  At every token whose input lies within the radius of the nearest key, the layer's output
+becomes that key's value.
 
-EasyEdit's GRACE asks at one token only, the one whose index the last edit stored.  At the prompt
-that was edited both are the same; asking at every token also works for other prompts, for several
-rows, and token by token in generation.
+EasyEdit's GRACE looks at one token only, the one whose index the last edit stored.  At the edited
+prompt both are the same; looking at every token also works for other prompts, for batches, and in
+generation token by token.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from nse_plugin.errors import ModelError
 from nse_plugin.model.layout import DecoderLayout
 
 SAME = 1e-4
-"""Keys nearer than this share of a new ball's radius are one prompt, apart from rounding."""
-_APART = 1e-5  # the balls of two keys that differ in target do not touch
+"""Keys nearer than this share of a new ball's radius are of one prompt and differ by rounding."""
+_APART = 1e-5  # gap between the balls of two keys with different targets
 
 
 class Codebook:
@@ -62,16 +62,16 @@ class Codebook:
 
     @torch.no_grad()
     def place(self, query: torch.Tensor, label: Sequence[int], start: torch.Tensor) -> int:
-        """Make room for an edit; returns the entry whose value is to be trained.
+        """Find or make the entry of an edit; returns the entry whose value is to be trained.
 
-        Far from all balls there is a new entry.  A near key of the same target grows its ball to
+        Far from all balls, a new entry is made.  A near key of the same target grows its ball to
         cover the query.  A near key of another target shares the distance with a new entry, half
-        each, or takes over the new target where both are the same prompt.
+        each, or takes over the new target if both belong to one prompt.
 
         Args:
             query: [d_in], the layer's input.
             label: the target's token ids.
-            start: [d_out], what a new value starts from.
+            start: [d_out], the initial value of a new entry.
         """
         label = tuple(label)
         if not len(self):
@@ -92,7 +92,7 @@ class Codebook:
 
     @contextmanager
     def training(self, index: int) -> Iterator[torch.Tensor]:
-        """The value [d_out] of an entry, to be trained inside; it is kept if all goes well."""
+        """The value [d_out] of an entry, to be trained inside; it is discarded on error."""
         value = self.values[index].clone().requires_grad_(True)
         self._trained = (index, value)
         try:
@@ -102,7 +102,7 @@ class Codebook:
             self._trained = None
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Keys, values, radii, and targets [N, longest] filled up with -1."""
+        """Keys, values, radii, and targets [N, longest] padded with -1."""
         longest = max(map(len, self.labels), default=0)
         padded = [[*label, *[-1] * (longest - len(label))] for label in self.labels]
         labels = torch.tensor(padded, dtype=torch.long).reshape(len(self), longest)
@@ -118,7 +118,7 @@ class Codebook:
 
     @contextmanager
     def off(self) -> Iterator[None]:
-        """The layer answers by itself inside."""
+        """Inside, the layer keeps its own output."""
         self._off = True
         try:
             yield
@@ -126,7 +126,7 @@ class Codebook:
             self._off = False
 
     def remove(self) -> None:
-        """Leave the layer alone from now on."""
+        """Detach from the layer."""
         self._hook.remove()
 
     def _add(
@@ -139,8 +139,8 @@ class Codebook:
         return len(self) - 1
 
     def _nearest(self, queries: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Distance [n] to the nearest key, and which it is [n], of queries [n, d_in]."""
-        # the quick way by products is off by more than a small radius
+        """Distance [n] to the nearest key and its index [n], for queries [n, d_in]."""
+        # computed by matrix products, distances would be off by more than a small radius
         distances = torch.cdist(
             queries.float(), self.keys, compute_mode="donot_use_mm_for_euclid_dist"
         )
@@ -184,7 +184,7 @@ def find_layer(model: nn.Module, name: str) -> Any:
     for hook in module._forward_hooks.values():
         if isinstance(getattr(hook, "__self__", None), Codebook):
             raise ModelError(
-                f"{name} has a codebook already that is not this session's, as a copy of an edited "
-                "model has; load the model again"
+                f"{name} has a codebook already that is not this session's, as in a copy of an "
+                "edited model; load the model again"
             )
     return module

@@ -1,7 +1,6 @@
 """The ledger: the active rounds, in main memory or in their files, and those that were undone.
 
-Everything else that a session remembers (the accumulated change, the previous keys) can be built
-from it.
+The rest of a session's memory (the accumulated change, the previous keys) follows from it.
 """
 
 from __future__ import annotations
@@ -19,14 +18,16 @@ from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_
 class Ledger(Queries):
     """The active rounds, in order, and the numbers of those that were undone.
 
-    A number belongs to one round for good: undoing leaves a gap, and a new round gets the next
-    number after all that were ever given.  A round kept in its file is read again each time,
-    so memory does not grow with them.
+    A number belongs to one round forever: undoing leaves a gap, and a new round gets the number
+    after the largest ever used.  A round kept in its file is read again each time, so memory does
+    not grow with the number of rounds.
     """
 
     def __init__(self) -> None:
         self._rounds: list[ActiveRound] = []
-        self._places: dict[bytes, list[int]] = {}  # by mark of a fact or key text: its rounds
+        self._places: dict[
+            bytes, list[int]
+        ] = {}  # indices of rounds, by mark of a fact or key text
         self.undone: list[Undone] = []
         """Undone rounds, in the order in which they were undone."""
 
@@ -51,11 +52,11 @@ class Ledger(Queries):
             self._places.setdefault(each, []).append(place)
 
     def replace_last(self, record: ActiveRound) -> None:
-        """Keep the newest round in another way: in the file that it was written to."""
+        """Replace the newest round, e.g. by the file that it was written to."""
         self._rounds[-1] = record
 
     def truncate(self, length: int) -> None:
-        """Drop the rounds after the first ``length``; the same call completes one cut off."""
+        """Drop the rounds after the first ``length``; after an interrupt, call it again."""
         for each in {each for entry in self._rounds[length:] for each in entry.marks}:
             kept = [place for place in self._places.get(each, ()) if place < length]
             if kept:
@@ -82,7 +83,7 @@ class Ledger(Queries):
         return sum(entry.edits for entry in self._rounds)
 
     def edits_made(self) -> int:
-        """The same, with the edits inside a consolidation that later ones superseded."""
+        """The same, plus the edits inside a consolidation that later edits superseded."""
         return sum(map(_made, self._rounds))
 
     def numbers(self) -> list[int]:
@@ -90,19 +91,19 @@ class Ledger(Queries):
         return [record.number for record in self._rounds]
 
     def numbers_in_effect(self) -> list[int]:
-        """The same, with the rounds inside a consolidation, whose edits it has solved again."""
+        """The same, plus the rounds inside a consolidation, whose edits it solved again."""
         return [n for entry in self._rounds for n in (*_numbers_within(entry), entry.number)]
 
     def next_number(self) -> int:
-        """The number of the next round: one more than any active or undone."""
+        """The number of the next round: the largest active or undone number plus one."""
         return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
 
     def index(self, number: int) -> int:
-        """The position of the round of this number, which is to be undone.
+        """The index of the round with this number, which is to be undone.
 
         Raises:
-            SessionError: it was undone, is inside a consolidation, or there is none; or a later
-                round wrote edits of it again.
+            SessionError: it was undone, is inside a consolidation, or does not exist; or a later
+                round wrote its edits again.
         """
         later = [entry.number for entry in self._rounds if number in entry.rewrites]
         if later:
@@ -117,8 +118,8 @@ class Ledger(Queries):
             if number in _numbers_within(entry):
                 raise SessionError(
                     f"round {number} is inside the consolidation that is round {entry.number}; "
-                    f"undo round {entry.number}, then round {number}, and consolidate again: that "
-                    "solves all edits without those of the round"
+                    f"undo round {entry.number}, then round {number}, and consolidate again to "
+                    "solve all edits without those of the round"
                 )
         when = next((entry.time for entry in self.undone if entry.number == number), None)
         what = f"there is no round {number}"
@@ -127,9 +128,9 @@ class Ledger(Queries):
         raise SessionError(f"{what}; {active_rounds(active)}")
 
     def some_keys(self, layers: Sequence[int], limit: int) -> dict[int, torch.Tensor]:
-        """By layer, at most ``limit`` of the previous keys, at even distances: [d_ff, n].
+        """By layer, at most ``limit`` of the previous keys, evenly spaced: [d_ff, n].
 
-        Only rounds that hold one of them are read, each once.
+        Only rounds with one of them are read, each once.
         """
         chosen: dict[int, dict[int, list[int]]] = {}  # by round and layer: columns of its keys
         for layer in layers:
@@ -149,10 +150,10 @@ class Ledger(Queries):
 
 
 def _made(entry: ActiveRound) -> int:
-    """Requests of a round, and of those that it takes the place of."""
+    """New requests of a round and of the rounds inside it."""
     return sum(map(_made, entry.within)) + entry.new_edits
 
 
 def _numbers_within(entry: ActiveRound) -> list[int]:
-    """Numbers of the rounds that a consolidation takes the place of, also through another one."""
+    """Numbers of the rounds inside a consolidation, at any depth."""
     return [n for inner in entry.within for n in (inner.number, *_numbers_within(inner))]

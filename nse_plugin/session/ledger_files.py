@@ -1,7 +1,7 @@
 """The rounds of a ledger on disk: one safetensors file each.
 
 ``round-0001.safetensors`` holds the factors, neurons, keys and values of a round, and the rest of
-its record as metadata.  Nothing needs a model to be read.
+its record as metadata.  No model is needed to read it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from nse_plugin.session.records import ActiveRound, AttachedState, Outcome, Roun
 SCHEMA = 4
 """Version of the files; a reader refuses others."""
 _HOST = "host"
-"""Key of what describes a round of the host, in the metadata."""
+"""Metadata key of the description of a round that a host wrote."""
 
 
 class Saved(NamedTuple):
-    """A round file that was written."""
+    """A written round file."""
 
     path: Path
     sha256: str
 
 
 def round_path(folder: Path, number: int) -> Path:
-    """The file of a round, counted from 1."""
+    """The file of a round; numbers begin at 1."""
     return folder / f"round-{number:04d}.safetensors"
 
 
@@ -92,11 +92,11 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
 def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
     """Read a round's file into memory.
 
-    Not through ``safe_open``, which keeps some 60 bytes for good of every tensor that it ever gave
-    (safetensors 0.8.0), and the files of a long run are read many times.
+    ``safe_open`` is not used: it leaks some 60 bytes per tensor (safetensors 0.8.0), and the files
+    of a long run are read many times.
 
     Args:
-        sha256: the checksum of what was written, if it is known.
+        sha256: the checksum that the file should have, if known.
 
     Raises:
         DataError: the file is damaged, holds NaN or infinity, or is of another version.
@@ -132,7 +132,7 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
 
 
 def save_matrices(path: Path, tensors: Mapping[str, torch.Tensor], about: Any) -> Saved:
-    """Write the file of a round that is kept as whole matrices, in full or not at all.
+    """Write a host's round as whole matrices, in full or not at all.
 
     Args:
         about: the description of the round, for JSON, with the ``method``.
@@ -143,7 +143,7 @@ def save_matrices(path: Path, tensors: Mapping[str, torch.Tensor], about: Any) -
 
 
 def read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What :func:`save_matrices` wrote: the matrices, and the description of the round.
+    """Read the matrices and the description that :func:`save_matrices` wrote.
 
     Raises:
         DataError: the file is damaged.
@@ -154,14 +154,14 @@ def read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 
 def damaged(path: Path, log: str = "rounds.jsonl") -> DataError:
-    """The error about a round file whose checksum is not that in the log of the rounds."""
+    """The error for a round file whose checksum differs from that in the log of the rounds."""
     return DataError(
         f"{path} is damaged: its checksum is not that in {log}; restore the file from a copy"
     )
 
 
 def host_method(path: Path) -> str | None:
-    """The host's method that a round file holds whole matrices of, or None for a ledger record.
+    """The host's method that wrote a round file; None if the file holds a ledger record.
 
     Raises:
         DataError: the file is damaged.
@@ -173,9 +173,9 @@ def host_method(path: Path) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class RoundFile:
-    """A round that lies in its file and is read whenever it is asked for.
+    """A round that stays in its file and is read each time it is needed.
 
-    The file has to stay where it is while a ledger has the round.
+    The file must stay in place while a ledger has the round.
     """
 
     number: int
@@ -185,23 +185,23 @@ class RoundFile:
     """(layer, number of keys)."""
     d_ff: int | None
     sha256: str | None
-    """What the file's checksum has to be, if it is known."""
+    """The checksum that the file should have, if known."""
     consolidates: tuple[int, ...] = ()
     """Numbers of the rounds that it takes the place of."""
     within: tuple[ActiveRound, ...] = ()
-    """Those rounds; :func:`load_rounds` knows them."""
+    """Those rounds; set by :func:`load_rounds`."""
     rewrites: tuple[int, ...] = ()
-    """Earlier rounds of which it wrote edits again, rising."""
+    """See :attr:`RoundRecord.rewrites`."""
     method: str = ""
     """Name of the method that wrote it."""
     new_edits: int = 0
-    """How many requests came with it, and were in no round before."""
+    """See :attr:`RoundRecord.new_edits`."""
     marks: tuple[bytes, ...] = ()
-    """What its requests are found by."""
+    """See :attr:`RoundRecord.marks`."""
 
     @classmethod
     def at(cls, path: Path, sha256: str | None = None) -> RoundFile:
-        """The round in this file, of which only the header is read."""
+        """The round in this file; only the header is read."""
         with _readable(path):
             header = _record(path, _metadata_of(path))
             record = _without_tensors(header)
@@ -221,7 +221,7 @@ class RoundFile:
 
     @property
     def key_counts(self) -> dict[int, int]:
-        """By edited layer, how many keys the round has."""
+        """Number of keys by edited layer."""
         return dict(self.counts)
 
     def read(self) -> RoundRecord:
@@ -230,10 +230,10 @@ class RoundFile:
 
 
 def load_rounds(paths: Iterable[Path], sums: Mapping[Path, str] | None = None) -> Ledger:
-    """A ledger of the rounds in some files, of which only the headers are read now.
+    """A ledger of the rounds in some files; only the headers are read now.
 
     Args:
-        sums: checksums that the files are compared with when their rounds are read.
+        sums: checksums of the files, compared when their rounds are read.
     """
     ledger = Ledger()
     for path in paths:
@@ -276,7 +276,7 @@ def _record(path: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _without_tensors(header: Mapping[str, Any]) -> RoundRecord:
-    """What the header alone tells of a round."""
+    """The parts of a round that its header holds."""
     return RoundRecord(
         number=int(header["number"]),
         method=str(header["method"]),
@@ -289,7 +289,7 @@ def _without_tensors(header: Mapping[str, Any]) -> RoundRecord:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Errors inside say that the file is damaged."""
+    """Turn errors inside into a :class:`DataError` that says the file is damaged."""
     try:
         yield
     except DataError:

@@ -1,4 +1,4 @@
-"""The link from a model to its session, which lives as long as the model does."""
+"""The link from a model to its session, which lives as long as the model."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "_nse_plugin_session"
 _PROBE = "In 1987 Zoë's twins weren't from Łódź;\n\tthey live at 12,500 Élysée Street (東京)."
-"""A text with what tokenizers treat differently."""
+"""A text on which different tokenizers differ."""
 
 
 def linked(model: PreTrainedModel) -> EditSession | None:
-    """The session of this model, if it has one."""
+    """The session of a model, or None."""
     link = getattr(model, _ATTRIBUTE, None)
     return link.session if isinstance(link, _Link) else None
 
 
 def link(model: PreTrainedModel, session: EditSession) -> None:
-    """Let the model have this session."""
+    """Give a model its session."""
     setattr(model, _ATTRIBUTE, _Link(session))
 
 
 def unlink(model: PreTrainedModel) -> None:
-    """Let the model have no session."""
+    """Remove a model's session."""
     if hasattr(model, _ATTRIBUTE):
         delattr(model, _ATTRIBUTE)
 
 
 def refuse_other_tokenizer(session: EditSession, tokenizer: Any) -> None:
-    """Raise :class:`SessionError` where a tokenizer encodes prompts differently from the session's.
+    """Raise :class:`SessionError` if a tokenizer encodes prompts differently from the session's.
 
-    Hosts give theirs with each call, and sometimes one that was loaded anew: both are the same.
+    Hosts pass their tokenizer with each call, sometimes loaded again; an equal one is accepted.
     """
     own = session.tokenizer
     if tokenizer is own:
@@ -57,12 +57,12 @@ def refuse_other_tokenizer(session: EditSession, tokenizer: Any) -> None:
 
 
 def _chat_texts(tokenizer: Any) -> tuple[str, str] | None:
-    """What stands around a prompt."""
+    """The texts that a chat tokenizer puts around a prompt."""
     return (tokenizer.before, tokenizer.after) if isinstance(tokenizer, ChatTokenizer) else None
 
 
 class _Link:
-    """What the model holds; a copy of the model starts without a session."""
+    """The attribute of the model; in a copy of the model it is empty."""
 
     def __init__(self, session: EditSession | None) -> None:
         self.session = session

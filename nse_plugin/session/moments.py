@@ -1,4 +1,4 @@
-"""Mean and spread of features over a stream of edits, merged round by round."""
+"""Mean and variance of features over a stream of edits, merged round by round."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Moments:
     """Moments of some feature vectors, in float64 in main memory."""
 
     count: int
-    """How many vectors."""
+    """Number of vectors."""
     mean: torch.Tensor
     """[d]."""
     squares: torch.Tensor
-    """[d], sum of squared distances from the mean."""
+    """[d], sum of squared deviations from the mean."""
 
     @classmethod
     def of(cls, features: torch.Tensor) -> Moments:
@@ -37,7 +37,7 @@ class Moments:
         )
 
     def standardised(self, features: torch.Tensor) -> torch.Tensor:
-        """Features [n, d] less the mean, over the standard deviation: float64 [n, d]."""
+        """(features - mean) / standard deviation, for features [n, d]: float64 [n, d]."""
         mean, squares = self.mean.to(features.device), self.squares.to(features.device)
         deviation = (squares / max(self.count - 1, 1)).sqrt()
         return (features.double() - mean) / (deviation + torch.finfo(torch.float32).eps)

@@ -1,7 +1,7 @@
-"""Norms of changes that are kept as factors, without making the matrices.
+"""Norms of changes that are kept as factors, without forming the matrices.
 
-The norm of L R comes from the Gram matrix of its factors: ||L R||^2 = sum((L^T L) * (R R^T)), which
-costs n^2 (d_model + d_ff) and n^2 numbers, instead of a matrix [d_model, d_ff].
+The norm of L R follows from the Gram matrices of its factors: ||L R||^2 = sum((L^T L) * (R R^T)).
+This takes n^2 (d_model + d_ff) operations and n^2 numbers instead of a matrix [d_model, d_ff].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 class Factors(NamedTuple):
-    """A change of one layer: left x right on the columns of some neurons."""
+    """A change of one layer: left x right in the columns of some neurons."""
 
     neurons: torch.Tensor
     """[|I|], rising."""
@@ -26,8 +26,8 @@ class Factors(NamedTuple):
 class ChangeSum:
     """The norms of a sum of writes to one layer, after each of them.
 
-    ||S + C||^2 = ||S||^2 + 2 <S, C> + ||C||^2, where <L R, L' R'> = sum((L^T L') * (R R'^T)).  Once
-    the factors so far are as many as d_model, S itself is smaller than they are, and is kept.
+    ||S + C||^2 = ||S||^2 + 2 <S, C> + ||C||^2, where <L R, L' R'> = sum((L^T L') * (R R'^T)).  From
+    d_model factors on, S itself is smaller than its factors and is kept instead.
     """
 
     def __init__(self, d_ff: int) -> None:
@@ -78,7 +78,7 @@ def column_norms(writes: Sequence[Factors], d_ff: int) -> torch.Tensor:
 
 
 def stacked(writes: Sequence[Factors], d_ff: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Factors of a sum of writes in one piece: left [d_model, N], right [N, d_ff], float32."""
+    """The factors of some writes concatenated: left [d_model, N], right [N, d_ff], float32."""
     left = torch.cat([part for _, part, _ in writes], dim=1)
     right = torch.zeros(left.shape[1], d_ff)
     first = 0

@@ -1,4 +1,4 @@
-"""What earlier rounds left for later ones, updated incrementally: keys, P, moments of features."""
+"""Keys, P and moments of features of all earlier rounds, updated incrementally."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.moments import Moments
 
 _SMALL = 4096
-"""Up to this d_ff the matrix P is kept once it was asked for; above, made from few keys anew."""
+"""Up to this d_ff, P is kept once it is needed; above, it is formed from few keys each time."""
 
 
 class PreviousKeys:
     """Keys, P (the sum of their k k^T) and moments by layer, kept up to date with a ledger.
 
-    While the keys are few (at most half as many as neurons) they are kept as they are, since solves
-    with all neurons need nothing else; later, P is kept in their place.  Each round is looked at
-    once, so that the cost of a round does not grow with the number of rounds before it.  Rounds are
-    taken one by one and in their order, so a resumed session has the same bits.
+    While the keys are few (at most half as many as neurons) the keys themselves are kept, since
+    solves with all neurons need nothing else; later, P replaces them.  Each round is added once, so
+    the cost of a round does not grow with the number of rounds before it.  Rounds are added one by
+    one and in order, so a resumed session has the same bits.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._rounds = 0  # of the ledger, looked at
+        self._rounds = 0  # number of the ledger's rounds that have been added
         self._layers: dict[int, _Layer] = {}
         self._moments: dict[int, Moments] = {}
         self._left_out: Mapping[int, torch.Tensor] = {}
 
     @contextmanager
     def without(self, keys: Mapping[int, torch.Tensor]) -> Iterator[None]:
-        """Inside, P is that without these of its keys, by layer [d_ff, n]."""
+        """Inside, these keys are left out of P, by layer [d_ff, n]."""
         self._left_out = keys
         try:
             yield
@@ -40,7 +40,7 @@ class PreviousKeys:
             self._left_out = {}
 
     def drop_from(self, length: int) -> None:
-        """Forget what was summed beyond the first ``length`` rounds."""
+        """Forget all rounds if any beyond the first ``length`` has been added."""
         if self._rounds > length:
             self._rounds, self._layers, self._moments = 0, {}, {}
 
@@ -72,11 +72,10 @@ class PreviousKeys:
     def solved(
         self, layer: int, factor: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """``solve(E)`` [d_ff, m] of the few keys, of which there is one at least, round by round;
-        that of earlier rounds is kept.
+        """``solve(E)`` [d_ff, m] for the few keys (at least one); earlier results are kept.
 
         Args:
-            factor: what ``solve`` depends on; with another one all is solved anew.
+            factor: what ``solve`` depends on; another one discards the kept results.
         """
         return self._layers[layer].solve(factor, solve)
 
@@ -86,7 +85,7 @@ class PreviousKeys:
         return self._moments.get(layer)
 
     def catch_up(self) -> None:
-        """Look at the rounds that are new in the ledger."""
+        """Add the rounds that are new in the ledger."""
         for index in range(self._rounds, len(self._ledger)):
             record = self._ledger[index]
             for layer, keys in record.keys.items():
@@ -109,7 +108,7 @@ class _Layer:
         self.count = 0  # keys
         self.keys: list[torch.Tensor] = []  # by round [d_ff, n], while they are few
         self.total: torch.Tensor | None = None  # P float64 [d_ff, d_ff], of the first rounds
-        self.summed = 0  # how many those are
+        self.summed = 0  # number of rounds in P
         self.solved: list[torch.Tensor] = []  # by round [d_ff, n], with `factor`
         self.factor: torch.Tensor | None = None
 
@@ -147,7 +146,7 @@ class _Layer:
         return (total if whole else total[rows][:, rows]).to(neurons.device)
 
     def _sum(self) -> torch.Tensor:
-        """P, with the rounds that it lacks added."""
+        """P of all rounds so far."""
         if self.total is None:
             self.total = torch.zeros(self.d_ff, self.d_ff, dtype=torch.float64)
         for keys in self.keys[self.summed :]:

@@ -1,7 +1,7 @@
-"""Small tables about a ledger: what an engineer asks when an edited model misbehaves.
+"""Tables about a ledger, for finding out why an edited model misbehaves.
 
-All of them are made from the records alone, in main memory; no model is needed.  They are methods
-of the ledger: ``ledger.survey().rounds``, ``ledger.neurons(layer)``.
+They are made from the records, in main memory; no model is needed.  They are methods of the ledger:
+``ledger.survey().rounds``, ``ledger.neurons(layer)``.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Survey:
-    """The tables about a whole ledger, for which every round file is read once."""
+    """All tables about a ledger, for which every round file is read once."""
 
     rounds: DataFrame
-    """One row per active round, indexed by its number: ``method``, ``edits``, how many requests
-    ended in each status, ``seconds``, and per layer L ``neurons_L`` (how many were written) and
-    ``norm_L`` (of what the round changed); NaN where a round did not edit the layer."""
+    """One row per active round, indexed by its number: ``method``, ``edits``, number of requests in
+    each status, ``seconds``, and per layer L ``neurons_L`` (number of neurons written) and
+    ``norm_L`` (of the round's change); NaN if the round did not edit the layer."""
     requests: DataFrame
     """See :meth:`Queries.requests`."""
     neurons: dict[int, DataFrame]
     """By layer: :meth:`Queries.neurons`."""
     columns: dict[int, DataFrame]
     """By layer, a row per round and a column per neuron: norm of the round's change of the neuron's
-    column, all passes together; NaN where the round did not write it."""
+    column, over all passes; NaN if the round did not write it."""
     growth: DataFrame
     """Norm of the sum of all changes up to a round: a row per round, a column per layer."""
     capacity: DataFrame
-    """Share of each layer's key space that previous keys use (:func:`.tables.key_share`): a row
-    per round, over all keys up to it, and a column per layer; NaN before the layer's first keys."""
+    """Share of each layer's key space that the keys up to a round use (:func:`.tables.key_share`):
+    a row per round and a column per layer; NaN before the layer's first keys."""
     overlaps: dict[int | None, DataFrame]
     """By layer, and under None of all layers together: Jaccard index of the neurons that each two
     rounds wrote, indexed by their numbers.  Rounds that wrote nothing have 0 with all others, and 1
@@ -61,8 +61,8 @@ class Queries:
         """All tables about a ledger, in one pass.
 
         Args:
-            after: the capacity only after these rounds, since it takes a second each in large
-                models.
+            after: compute the capacity only after these rounds; in large models it takes a second
+                per round.
         """
         import pandas as pd
 
@@ -74,8 +74,8 @@ class Queries:
             rows.append(_round_row(record))
             outcomes += _request_rows(record)
             for layer in layers.values():
-                layer.see(record)
-            capacity.see(record)
+                layer.add(record)
+            capacity.add(record)
         of_layers = [f"{what}_{layer}" for layer in layers for what in ("neurons", "norm")]
         columns = ["round", "method", "edits", *STATUSES, "seconds", *of_layers]
         overlaps: dict[int | None, DataFrame] = {None: jaccard(layers.values(), numbers)}
@@ -93,16 +93,16 @@ class Queries:
     def neurons(self: ActiveRounds, layer: int) -> DataFrame:
         """One row per neuron of a layer, indexed by it.
 
-        Columns: ``times_written`` (writes, several passes of a round included), ``norm`` (of the
-        neuron's column in the sum of all changes), ``key_mass`` (its share of sum |k| over the
-        keys of all rounds), ``rounds`` (tuple of the numbers of the rounds that wrote it).
+        Columns: ``times_written`` (number of writes, each pass counted), ``norm`` (of the neuron's
+        column in the sum of all changes), ``key_mass`` (its share of sum |k| over the keys of all
+        rounds), ``rounds`` (tuple of the numbers of the rounds that wrote it).
 
         Raises:
-            DataError: no round knows the layer.
+            DataError: no round edited the layer.
         """
         table = LayerTable(self, layer)
         for record in self:
-            table.see(record)
+            table.add(record)
         return table.neurons()
 
     def requests(self: ActiveRounds) -> DataFrame:
@@ -110,7 +110,7 @@ class Queries:
         return _requests([row for record in self for row in _request_rows(record)])
 
     def request_writes(self: ActiveRounds, case_id: int | str, most: int = 5) -> DataFrame:
-        """What one request wrote: a row for each write that it took part in.
+        """One row for each write that a request took part in.
 
         Columns: ``round``, ``layer``, ``pass_number``, ``norm`` (of the request's part of the
         write, an outer product), ``share`` (of it in the sum of all requests' norms) and
@@ -118,7 +118,7 @@ class Queries:
 
         Args:
             case_id: compared as text, so that ``7`` finds ``"7"``.
-            most: how many neurons are named.
+            most: number of neurons to list.
         """
         import pandas as pd
 
@@ -149,15 +149,15 @@ class Queries:
     def who_wrote(self: ActiveRounds, layer: int, neuron: int) -> DataFrame:
         """Rounds and requests that wrote a neuron: a row for each request of each such round.
 
-        A write of a round as a whole (FT trains on all requests together) has one row, with the
-        round's request where it is the only one, and None otherwise.
+        A write without a factor per request (FT trains on all requests together) has one row, with
+        the round's request if it is the only one, and None otherwise.
 
         Columns: ``round``, ``case_id``, ``norm`` (of the request's share in the change of the
-        neuron's column, all passes together) and ``round_norm`` (of the round's change of the
-        column).  Sorted by round, then by ``norm``, largest first.
+        neuron's column, over all passes) and ``round_norm`` (of the round's change of the column).
+        Sorted by round, then by ``norm``, largest first.
 
         Raises:
-            DataError: no round knows the layer, or there is no such neuron.
+            DataError: no round edited the layer, or there is no such neuron.
         """
         import pandas as pd
 
@@ -187,14 +187,11 @@ def _shares(record: RoundRecord, layer: int, neuron: int) -> dict[int | str | No
         shares = left * right[:, column[0]]  # [d_model, n]
         owners: tuple[int | str | None, ...] = write.case_ids
         if not owners:
-            owners, shares = (_only_case(record),), shares.sum(dim=1, keepdim=True)
+            only = record.outcomes[0].case_id if len(record.outcomes) == 1 else None
+            owners, shares = (only,), shares.sum(dim=1, keepdim=True)
         for case_id, share in zip(owners, shares.T):
             parts[case_id] = parts[case_id] + share if case_id in parts else share
     return parts
-
-
-def _only_case(record: RoundRecord) -> int | str | None:
-    return record.outcomes[0].case_id if len(record.outcomes) == 1 else None
 
 
 def _round_row(record: RoundRecord) -> dict[str, Any]:

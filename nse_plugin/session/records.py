@@ -1,7 +1,7 @@
 """The record of one round: its requests' outcomes, its writes and its keys.
 
 A write to a layer is kept as left [d_model, n] x right [n, |I|] on neurons I, so the record of a
-round of 100 edits on an 8B model is tens of megabytes.
+round of 100 edits in an 8B model takes tens of megabytes.
 """
 
 from __future__ import annotations
@@ -32,45 +32,43 @@ class Outcome:
     digest: str
     """Hash of the whole request, probes included: :meth:`EditRequest.digest`."""
     status: EditStatus
-    """converged: written and takes effect, since little of the residual is left, or, with a method
-    that has no residual, since every token of the target is the model's first choice;
-    residual_left: written and falls short; out_of_bounds: left out of the last pass, since its
-    residual was not below upper_bound.  A pass before that one may have written it."""
+    """converged: little of the residual is left, or, with a method that has no residual, every
+    token of the target is the model's first choice; residual_left: written, but more is left;
+    out_of_bounds: left out of the last pass because its residual was not below upper_bound, though
+    an earlier pass may have written it."""
     passes: int
-    """Write passes that the request took part in."""
+    """Number of write passes that the request took part in."""
     residual_before: float | None = None
     """||z - h|| before the first pass; None with a method that has no value z."""
     residual_after: float | None = None
     """||z - h|| after the last one."""
     z_norm: float | None = None
     z_shift: float | None = None
-    """||z - h_original||: how far the value lies from the untouched model's."""
+    """||z - h_original||, the distance of the value from the original activation."""
     z_loss: float | None = None
-    """The loss when the optimisation stopped: of the value z, or of what a method trains."""
+    """The last loss of the optimisation: of the value z, or of what a method trains."""
     z_steps: int | None = None
-    """Evaluations of it."""
+    """Number of evaluations of the loss."""
     earlier_round: int | None = None
-    """The earlier round that wrote it last, where this round wrote it again, since the model no
-    longer gave its answer (repair), for a value that both share, or with all others (replay); None
-    for a request of the round itself."""
+    """If the round wrote an earlier edit again: the round that wrote it last.  It was no longer in
+    effect (repair), shares a value (merge_subjects), or was trained again (replay)."""
     repairs: int = 0
-    """Times it was optimised and written again because the model did not give its answer."""
+    """How often it was optimised and written again because it was not in effect."""
     answered_before_repair: bool | None = None
-    """Whether greedy decoding wrote the whole target after the round's own passes; None if the
-    method did not ask."""
+    """Whether greedy decoding wrote the whole target after the round's own passes; None if this was
+    not tested."""
     answered: bool | None = None
     """The same at the end of the round."""
     answered_before_consolidation: bool | None = None
-    """The same before the consolidation whose record this is; None for a request that came with
-    it, and outside one."""
+    """The same before a consolidation; None for a request that came with it, or without one."""
     residual_before_repair: float | None = None
-    """||z - h|| after the round's own passes; ``residual_after`` is of the last value."""
+    """||z - h|| after the round's own passes; ``residual_after`` belongs to the last value."""
     past_sink: bool = False
-    """Whether it was written at a later token, since its subject ends at an attention sink."""
+    """Whether it was written at a later token because its subject ends at an attention sink."""
 
     @property
     def is_new(self) -> bool:
-        """Whether the request came with this round, and was in none before."""
+        """Whether the request came with this round and was in no earlier one."""
         return self.earlier_round is None and self.answered_before_consolidation is None
 
 
@@ -87,13 +85,13 @@ class Write:
     right: torch.Tensor
     """[n, |I|] float32, from the solve; without ``left`` the change itself, [d_model, |I|]."""
     case_ids: tuple[int | str, ...]
-    """The requests that caused it, in the order of the n factors; empty where the factors are
-    those of the round as a whole."""
+    """The requests that caused it, in the order of the n factors; empty if factors do not belong to
+    single requests."""
     key_mass: float | None
     """Share of sum |k| that the neurons hold; None with a method that has no keys."""
 
     def change(self, d_ff: int, device: torch.device | str = "cpu") -> torch.Tensor:
-        """The change of the layer as float32 [d_model, d_ff], computed on a device."""
+        """The change of the layer as float32 [d_model, d_ff], on a device."""
         columns = self.right.to(device)
         if self.left is not None:
             columns = self.left.to(device) @ columns
@@ -104,7 +102,7 @@ class Write:
         return change
 
     def factors(self) -> Factors:
-        """The change as factors; one of them is the identity if it has none."""
+        """The change as factors; without factors, one of them is the identity."""
         if self.left is not None:
             return Factors(self.neurons, self.left, self.right)
         d_model, n_neurons = self.right.shape
@@ -122,7 +120,7 @@ class AttachedState:
     config: dict[str, Any]
     """JSON values from which its modules are built."""
     tensors: dict[str, torch.Tensor]
-    """What it has learned, in main memory."""
+    """Its learned tensors, in main memory."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ class RoundRecord:
     keys: dict[int, torch.Tensor] = field(default_factory=dict)
     """By layer: [d_ff, n] float32, keys of all requests after the last write."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """Time by part: values, keys, solve, write; or train."""
+    """Time by part, such as values, keys, solve, write, or train."""
     state: AttachedState | None = None
     """What is attached to the model after the round; None with a method that writes weights."""
     d_ff: int | None = None
@@ -144,40 +142,40 @@ class RoundRecord:
     requests: tuple[EditRequest, ...] = ()
     """The requests of the outcomes, without probes; empty if the method does not keep them."""
     z: torch.Tensor | None = None
-    """[n, d_model] float32, the value of each request that was written last."""
+    """[n, d_model] float32, the last value written for each request."""
     within: tuple[ActiveRound, ...] = ()
-    """The rounds that this one takes the place of, where it is a consolidation."""
+    """If it is a consolidation: the rounds that it takes the place of."""
     moments: Mapping[int, Moments] = field(default_factory=dict)
     """By layer: moments of the round's editing features; empty with a method that has none."""
 
     @property
     def edits(self) -> int:
-        """How many requests the round has; those that it wrote again are not counted."""
+        """Number of requests, without earlier edits that the round wrote again."""
         return sum(outcome.earlier_round is None for outcome in self.outcomes)
 
     @property
     def new_edits(self) -> int:
-        """The same, without the edits of the rounds that a consolidation takes the place of."""
+        """The same, without edits of the rounds inside a consolidation."""
         return sum(outcome.is_new for outcome in self.outcomes)
 
     @property
     def rewrites(self) -> tuple[int, ...]:
-        """Earlier rounds of which it wrote edits again, rising."""
+        """Earlier rounds whose edits it wrote again, rising."""
         found = {o.earlier_round for o in self.outcomes if o.earlier_round is not None}
         return tuple(sorted(found))
 
     @property
     def marks(self) -> tuple[bytes, ...]:
-        """What its requests are found by: :func:`nse_plugin.requests.marks_of`."""
+        """Marks by which its requests are found: :func:`nse_plugin.requests.marks_of`."""
         return marks_of(self.requests)
 
     @property
     def key_counts(self) -> dict[int, int]:
-        """By edited layer, how many keys the round has."""
+        """Number of keys by edited layer."""
         return {layer: keys.shape[1] for layer, keys in self.keys.items()}
 
     def read(self) -> RoundRecord:
-        """The round itself, as any :class:`ActiveRound` gives it."""
+        """The round itself, as :meth:`RoundFile.read` returns it."""
         return self
 
     def writes_to(self, layer: int) -> list[Write]:
@@ -189,12 +187,12 @@ class RoundRecord:
         return sorted({write.layer for write in self.writes})
 
     def neurons(self, layer: int) -> torch.Tensor:
-        """Neurons of a layer that any pass wrote, rising."""
+        """Neurons of a layer that the round wrote, rising."""
         written = [write.neurons for write in self.writes_to(layer)]
         return torch.cat(written).unique() if written else torch.empty(0, dtype=torch.long)
 
     def norms(self) -> dict[int, float]:
-        """By layer: Frobenius norm of what the round changed."""
+        """By layer: Frobenius norm of the round's change."""
         return {layer: float(self.column_norms(layer).norm()) for layer in sorted(self.key_counts)}
 
     def add_changes(
@@ -206,7 +204,7 @@ class RoundRecord:
         """Add the round's changes [d_model, d_ff] to sums by layer, in the order written.
 
         Args:
-            devices: the layers to add, and where each sum lies.
+            devices: the layers to add, and the device of each sum.
         """
         for write in self.writes:
             if write.layer in devices:
@@ -243,24 +241,24 @@ class RoundRecord:
 
 @dataclass(frozen=True)
 class Written:
-    """The report of a round that was just written, by whichever method."""
+    """The report of a round that was just written by any method."""
 
     summary: dict[str, Any]
-    """For the log; times under ``seconds``."""
+    """For the log; times are under ``seconds``."""
     changed: bool
-    """Whether anything in the model is different now."""
+    """Whether the model was changed."""
     left_out: Sequence[Outcome] = ()
-    """Requests whose residual was out of bounds, which the last pass did not write."""
+    """Requests that the last pass left out because their residual was out of bounds."""
     change: float | None = None
-    """Largest ||sum of all changes|| / ||original|| of an edited layer; None if none has one."""
+    """Largest ||sum of all changes|| / ||original|| over the edited layers; None if unknown."""
     bound: str = ""
     """The bound, as ``upper_bound 4.0``."""
 
     def why_left_out(self) -> str:
-        """Which of the requests that the round wrote were left out, and what helps."""
+        """Which requests were left out, why, and what helps."""
         out, n_requests = self.left_out, sum(self.summary["status"].values())
         named = ", ".join(str(each.case_id) for each in out[:10]) + (", ..." if out[10:] else "")
-        # what others' writes have made of the residual of one that was never written is no reason
+        # for a request that was never written, the residual when it was left out
         compared = [each.residual_after if each.passes else each.residual_before for each in out]
         lowest = min(residual for residual in compared if residual is not None)
         return (
@@ -271,7 +269,7 @@ class Written:
 
 
 ActiveRound: TypeAlias = "RoundRecord | RoundFile"
-"""A round that is not undone: in main memory, or in its file; ``read()`` gives its record."""
+"""A round that is not undone, in memory or in its file; ``read()`` returns its record."""
 
 
 @dataclass(frozen=True)
@@ -285,24 +283,24 @@ class Undone:
 
     @classmethod
     def now(cls, number: int, reason: str = "") -> Undone:
-        """An undo at the present time."""
+        """An undo at this moment."""
         return cls(number, now(), reason)
 
 
 def active_rounds(numbers: Sequence[int]) -> str:
-    """The numbers of the active rounds, as messages say them."""
+    """The numbers of the active rounds, for messages."""
     return f"active rounds: {', '.join(map(str, numbers))}" if numbers else "no round is active"
 
 
 def were_undone(numbers: Sequence[int]) -> str:
-    """That rounds were undone, for the end of a sentence."""
+    """``rounds 1, 2 were undone``, for messages."""
     if len(numbers) == 1:
         return f"round {numbers[0]} was undone"
     return f"rounds {', '.join(map(str, numbers))} were undone"
 
 
 def later_trained(last: int) -> str:
-    """Why an earlier round cannot be undone alone if all rounds train one attachment."""
+    """Why an earlier round cannot be undone alone if all rounds train the same attachment."""
     return (
         f"what is attached to the model was trained on by later rounds, up to {last}; undo these "
         "first, the last one before the others"

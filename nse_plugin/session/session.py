@@ -1,8 +1,8 @@
 """The edit session: the memory of one model that is edited again and again.
 
-It owns the original weights, the accumulated change, what is attached to the model, what is known
-of the untouched model, and the ledger, from which the previous keys follow.  It lives with the
-model: ``EditSession.of(model)`` finds it again, and it is freed with the model.
+It owns the original weights, the accumulated change, what is attached to the model, the quantities
+of the untouched model, and the ledger, from which the previous keys follow.  It lives as long as
+the model, and ``EditSession.of(model)`` finds it again.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class EditSession:
 
     Args:
         model: a causal language model of transformers.
-        tokenizer: its fast tokenizer; nothing of it is changed.
+        tokenizer: its fast tokenizer, which is not changed.
 
     Raises:
         ModelError: the model's family is unknown and could not be probed, or the tokenizer has
-            tokens that the model does not know.
+            tokens without an embedding.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any) -> None:
@@ -61,8 +61,8 @@ class EditSession:
         self.previous_keys = PreviousKeys(self.ledger)
         self.untouched = Untouched(self.layout, tokenizer, self.weights, self.rewound)
         self._layers: dict[str, int] = {}  # layer of each tracked parameter
-        self._elsewhere: Watch | None = None  # the other parameters, from the first round on
-        self._states: list[State] = []  # after each round
+        self._elsewhere: Watch | None = None  # watches the other parameters from the first round on
+        self._states: list[State] = []  # the state after each round
 
     @classmethod
     def of(cls, model: PreTrainedModel, tokenizer: Any = None) -> EditSession:
@@ -88,7 +88,7 @@ class EditSession:
 
     @staticmethod
     def forget(model: PreTrainedModel) -> None:
-        """Drop the session of this model; its weights stay as they are and count as original."""
+        """Drop the session of this model; its current weights count as original."""
         unlink(model)
 
     @property
@@ -98,17 +98,17 @@ class EditSession:
 
     @contextmanager
     def round(self, layers: list[int], attaches: str | None = None) -> Iterator[None]:
-        """One round of editing these layers, or what is attached: all of it or nothing.
+        """One round of editing these layers, or an attachment: all of it or nothing.
 
-        Checks the model first (:meth:`check`).  If an exception leaves the block, the model
-        holds what it held before.
+        The model is checked first (:meth:`check`).  If an exception leaves the block, the model is
+        as before.
 
         Args:
-            attaches: the kind of attachment that the round trains, which then no other method may
-                edit beside; None for a round that writes weights.
+            attaches: the kind of attachment that the round trains; None if it writes weights.  The
+                two kinds of round cannot be mixed in a session.
 
         Raises:
-            SessionError: the model was changed, or holds rounds of another kind.
+            SessionError: the model was changed outside the session, or has rounds of another kind.
         """
         with own_modes():
             self.check()
@@ -125,10 +125,10 @@ class EditSession:
 
     @contextmanager
     def anew(self) -> Iterator[list[ActiveRound]]:
-        """A round in place of all active ones, which are given; inside, none is active.
+        """Replace all active rounds by one; yields them, and inside none is active.
 
-        The record that is committed inside is to keep them as :attr:`RoundRecord.within`, so that
-        undoing it brings them back.  If an exception leaves the block, all is as before.
+        The record that is committed inside must keep them as :attr:`RoundRecord.within`, so that
+        undoing it makes them active again.  If an exception leaves the block, all is as before.
         """
         self.check()
         with self._as_before_on_error() as entries:
@@ -142,7 +142,7 @@ class EditSession:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """Inside, the model is the untouched one; afterwards what it was, even on error."""
+        """Inside, the model is the untouched one; it is restored afterwards, even on error."""
         with self.weights.rewound(), self.attached.off():
             yield
 
@@ -159,14 +159,14 @@ class EditSession:
 
     @own_modes()
     def adopt(self, ledger: Ledger) -> None:
-        """Take over the rounds of a ledger, as read from a run directory, and what was undone.
+        """Take over the rounds and undone rounds of a ledger, as read from a run directory.
 
-        The changes are made in the order written, so on the device of the first run the weights
-        get the bits that they had then.
+        Changes are added in the order in which they were written, so on the same device the weights
+        get the same bits.
 
         Raises:
             SessionError: this session has rounds of its own.
-            ModelError: layers do not fit the model.  The model is as before.
+            ModelError: the layers do not fit the model, which is then as before.
         """
         if len(self.ledger):
             raise SessionError(
@@ -186,17 +186,17 @@ class EditSession:
 
     @own_modes()
     def undo(self, number: int, reason: str = "") -> None:
-        """Undo the round of this number (:attr:`RoundRecord.number`), not only the last one.
+        """Undo the round with this number (:attr:`RoundRecord.number`), which need not be the last.
 
-        The weights become original + the sum of the other rounds, added in their order: the bits
-        that a new session has which adopts those rounds.  Its keys leave the previous keys, and
-        the ledger notes the undo.  Undoing a consolidation makes the rounds inside it active again.
-        If anything goes wrong, all is as before.
+        The weights become original + the changes of the other rounds, added in order: the same bits
+        as in a new session that adopts those rounds.  Its keys leave the previous keys, and the
+        ledger notes the undo.  Undoing a consolidation makes the rounds inside it active again.
+        After an error, all is as before.
 
         Raises:
-            SessionError: the round was undone already, is inside a consolidation, or there is
-                none; it is not the last one and trained what is attached; or the model was
-                changed outside the session.
+            SessionError: the round was undone already, is inside a consolidation, or does not
+                exist; it trained an attachment and is not the last one; or the model was changed
+                outside the session.
         """
         self.check()
         index = self.ledger.index(number)
@@ -210,17 +210,17 @@ class EditSession:
             self.ledger.undone.append(Undone.now(number, reason))
 
     def put_back(self, number: int) -> None:
-        """Undo a round for a host that undoes its edits; without rounds it starts over."""
+        """Undo a round for a host that undoes its edits; without rounds, numbers start over."""
         self.undo(number, _PUT_BACK)
         self._start_over_if_empty()
 
     def drop_last(self) -> None:
-        """Undo the last round as if it had never been: the ledger notes no undo of it."""
+        """Undo the last round without a note in the ledger."""
         self.undo_last()
         self.ledger.undone.pop()
 
     def undo_last(self, rounds: int = 1) -> None:
-        """Undo the last rounds, the last one first: :meth:`undo`.
+        """Undo the last rounds, the newest first.
 
         Raises:
             SessionError: fewer rounds are active.
@@ -232,21 +232,21 @@ class EditSession:
 
     @own_modes()
     def undo_all(self) -> None:
-        """Give the model its original weights, bit for bit, and start over with round 1."""
+        """Restore the original weights, bit for bit, and start over with round 1."""
         self.check()
         self._go_back_to(0)
         self._start_over_if_empty()
 
     @own_modes()
     def check(self) -> None:
-        """Compare the weights in the model with what this session left there.
+        """Check that the model still has the weights that this session wrote.
 
-        If the host put the weights of an earlier round back (EasyEdit does so after an edit that is
-        not sequential), the rounds since then are dropped, also a consolidation since then.
+        If a host has restored the weights of an earlier round (EasyEdit does so after an edit that
+        is not sequential), later rounds are dropped, consolidations included.
 
         Raises:
-            SessionError: the edited weights are neither what this session wrote nor an earlier
-                state, or other weights changed.
+            SessionError: the edited weights are those of no round of this session, or other weights
+                were changed.
         """
         elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
         if elsewhere:
@@ -262,7 +262,7 @@ class EditSession:
         raise foreign(changed, f"round {len(self._states)}")
 
     def blame(self, prompt: str, tokenizer: Any = None) -> DataFrame:
-        """Which rounds move the answer to a prompt most: :func:`nse_plugin.session.blame.blame`."""
+        """Which rounds change the answer to a prompt most: see :mod:`nse_plugin.session.blame`."""
         return blame(self, prompt, tokenizer)
 
     def _fingerprint(self) -> dict[str, int]:
@@ -273,16 +273,15 @@ class EditSession:
         if attaches is not None and self.attached.kind is None and len(self.ledger):
             raise SessionError(
                 f"this session has {len(self.ledger)} rounds that wrote weights, and {attaches!r} "
-                "cannot be attached on top of them; undo_all() first, or take a model that is "
-                "loaded anew"
+                "cannot be attached on top of them; undo_all() first, or use a freshly loaded model"
             )
 
     def _fingerprint_after(self, states: Sequence[State]) -> dict[str, int]:
-        """That of the last one; a matrix not yet edited then has its original."""
+        """The fingerprint of the last state; matrices not edited by then have their original."""
         return self.weights.original_fingerprint() | (states[-1].fingerprint if states else {})
 
     def _take_back_to(self, kept: Earlier) -> None:
-        """Drop all but these rounds, whose weights a host has put back."""
+        """Drop all rounds but these, whose weights a host has restored."""
         before = set(self.ledger.numbers_in_effect())
         with self._as_before_on_error() as entries:
             same = sum(a is b for a, b in zip(kept[0], entries))
@@ -296,7 +295,7 @@ class EditSession:
 
     @contextmanager
     def _as_before_on_error(self) -> Iterator[list[ActiveRound]]:
-        """Gives the active rounds; where an exception leaves the block, all is as before it."""
+        """Yields the active rounds; if an exception leaves the block, all is as before."""
         entries, states, undone = self.ledger.active(), self._states[:], self.ledger.undone[:]
         before, state = self.weights.snapshot(), self.attached.state()
         try:
@@ -313,14 +312,14 @@ class EditSession:
     def _replay(
         self, entry: ActiveRound, record: RoundRecord, within: tuple[State, ...] = ()
     ) -> None:
-        """Write a round's changes and enter it into the ledger again."""
+        """Write a round's changes again and enter it into the ledger."""
         for write in record.writes:
             self.write(write)
         self.attached.set(record.state)
         self.commit(entry, within)
 
     def _go_back_to(self, length: int) -> None:
-        """Keep the first rounds only; each of them is read once, or the last one alone."""
+        """Keep only the first rounds; each is read once, or just the last if none wrote weights."""
         self._truncate(length)
         devices = {
             layer: self.weights.original(name).device for name, layer in self._layers.items()
@@ -337,7 +336,7 @@ class EditSession:
         self.attached.set(state)
 
     def _start_over_if_empty(self) -> None:
-        """Without rounds, the next one is round 1 again."""
+        """If no round is left, the next one is round 1 again."""
         if not len(self.ledger):
             self.ledger.undone.clear()
 

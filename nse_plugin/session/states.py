@@ -1,4 +1,4 @@
-"""The states that a session has left a model in, and which of them it holds again."""
+"""The states of a model after each round, to recognise one that a host has restored."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class State(NamedTuple):
     fingerprint: dict[str, int]
     """By name, of the edited matrices and of what is attached."""
     within: tuple[State, ...] = ()
-    """The states after the rounds that a consolidation takes the place of, where it was made in
-    this process: a host that undoes the round that was one gives the model the last of them."""
+    """For a consolidation made in this process: the states after the rounds inside it.  A host that
+    undoes the consolidation restores the last of them."""
 
 
 Earlier = tuple[Sequence[ActiveRound], Sequence[State]]
 
 
 def earlier(rounds: Sequence[ActiveRound], states: Sequence[State]) -> Iterator[Earlier]:
-    """The active rounds and their states, without the last one, without the last two, ...
+    """The active rounds and their states, then without the last round, the last two, and so on.
 
-    After them come the rounds inside the consolidation that is the first, in the same way; the last
-    are no rounds at all.
+    If the first round is a consolidation, the rounds inside it follow in the same way.  The last
+    entry has no rounds.
     """
     for length in range(len(states), 0, -1):
         yield rounds[:length], states[:length]
@@ -37,10 +37,10 @@ def earlier(rounds: Sequence[ActiveRound], states: Sequence[State]) -> Iterator[
 
 
 def foreign(names: Sequence[str], since: str) -> SessionError:
-    """What to say where other code has changed these parameters."""
+    """The error for parameters that other code has changed."""
     named = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
     return SessionError(
         f"{named} changed since {since}, and not by this session, whose values and covariances "
-        "are of the model as it was; put the weights back, or accept them as the new originals "
-        "with EditSession.forget(model)"
+        "belong to the earlier weights; restore them, or accept the new ones as originals with "
+        "EditSession.forget(model)"
     )

@@ -1,7 +1,7 @@
-"""What the tables about a ledger are made from: one layer over all rounds, and the key space.
+"""The parts of the tables about a ledger: one layer over all rounds, and the use of the key space.
 
-Each takes in round by round, so that one pass over a ledger, which reads every round file once,
-fills any number of them.
+Each part is fed round by round, so one pass over a ledger, which reads every round file once, fills
+all of them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class ActiveRounds(Protocol):
         """Their numbers."""
 
     def active(self) -> list[ActiveRound]:
-        """They themselves, without reading them."""
+        """The rounds, without reading their files."""
 
 
 class LayerTable:
-    """One layer over the rounds: which neurons each round wrote, and how far they moved."""
+    """One layer over the rounds: which neurons each round wrote, and how much they changed."""
 
     def __init__(self, ledger: ActiveRounds, layer: int) -> None:
         self._layer, self._numbers, d_ff = layer, ledger.numbers(), d_ff_of(ledger, layer)
@@ -41,10 +41,10 @@ class LayerTable:
         self._norms = torch.full((len(self._numbers), d_ff), float("nan"))
         self._change = ChangeSum(d_ff)
         self.growth: list[float] = []
-        """Norm of the sum of all changes after each round seen."""
+        """Norm of the sum of all changes after each round added."""
 
-    def see(self, record: RoundRecord) -> None:
-        """Take in the next round."""
+    def add(self, record: RoundRecord) -> None:
+        """Add the next round."""
         written, writes = record.neurons(self._layer), record.writes_to(self._layer)
         for write in writes:
             self._times[write.neurons] += 1
@@ -89,7 +89,7 @@ class Capacity:
     """Share of the key space in use after each round, by layer.
 
     Args:
-        after: only after these rounds; after all where None.
+        after: only after these rounds; None for all.
     """
 
     def __init__(self, ledger: ActiveRounds, after: Collection[int] | None) -> None:
@@ -97,8 +97,8 @@ class Capacity:
         self._keys: dict[int, list[torch.Tensor]] = {n: [] for n in edited_layers(ledger)}
         self._shares: dict[int, list[float]] = {layer: [] for layer in self._keys}
 
-    def see(self, record: RoundRecord) -> None:
-        """Take in the next round."""
+    def add(self, record: RoundRecord) -> None:
+        """Add the next round."""
         for layer, so_far in self._keys.items():
             if layer in record.keys:
                 so_far.append(record.keys[layer])
@@ -115,7 +115,7 @@ def key_share(keys: torch.Tensor, max_keys: int = 2048) -> float | None:
     """Share of the key space in use: effective dimension of keys [d_ff, n] over d_ff.
 
     The effective dimension is exp of the entropy of the normalised eigenvalues of K K^T.  Of more
-    than ``max_keys`` keys, as many are taken at even distances.
+    than ``max_keys`` keys, ``max_keys`` evenly spaced ones are used.
     """
     d_ff, n = keys.shape
     if n > max_keys:
@@ -142,7 +142,7 @@ def by_layer(columns: Mapping[int, list[float]], numbers: Sequence[int]) -> Data
 
 
 def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame:
-    """Overlap of the neurons that each two rounds wrote in some layers."""
+    """Jaccard index of the neurons that each two rounds wrote in some layers."""
     import pandas as pd
 
     written = [layer.written() for layer in layers] or [torch.zeros(len(numbers), 0)]
@@ -155,7 +155,7 @@ def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame
 
 
 def d_ff_of(ledger: ActiveRounds, layer: int) -> int:
-    """How many neurons an edited layer has.
+    """Number of neurons of an edited layer.
 
     Raises:
         DataError: no round edited the layer.

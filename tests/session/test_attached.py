@@ -185,7 +185,7 @@ def test_tables_and_exports_of_rounds_without_weights(model, tokenizer, name, tm
     json.dumps([record.summary() for record in ledger], allow_nan=False)
     with pytest.raises(DataError, match="no round edited it"):
         ledger.neurons(1)
-    with pytest.raises(SessionError, match="cannot be taken away one by one"):
+    with pytest.raises(SessionError, match="cannot be removed one by one"):
         blame(session, "Mara Voss lives in")
     for export in (to_delta, to_full, *([to_peft] if name == "GRACE" else [])):
         with pytest.raises(SessionError, match="not in its weights"):
