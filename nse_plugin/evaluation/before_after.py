@@ -1,4 +1,4 @@
-"""EasyEdit's metrics of one edit before and after it, set side by side, and means over edits."""
+"""EasyEdit's metrics before and after an edit compared, and their means over edits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nse_plugin.errors import RequestError
 def finalize_locality(metric: dict[str, Any]) -> dict[str, Any]:
     """Add ``{kind}_acc`` to ``metric["post"]["locality"]`` and return the metric.
 
-    It is the share, per probe, of tokens whose first choice is as before the edit; of generated
+    Per probe it is the share of tokens whose first choice is as before the edit; of generated
     texts, whether they are the same.
 
     Args:
@@ -48,7 +48,7 @@ def finalize_locality(metric: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_groups(metric: Mapping[str, Any]) -> None:
-    """Scores of different kinds are not set side by side."""
+    """Raise :class:`RequestError` if the scores before and after are of different kinds."""
     before = metric["pre"].get("metric_meta", {})
     for section, meta in metric["post"].get("metric_meta", {}).items():
         now = meta["comparable_group"]
@@ -65,8 +65,8 @@ def mean_metrics(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Averages over the cases of an editor's metrics, as EasyEdit prints them.
 
     Returns:
-        By phase (``pre``, ``post``): the mean of ``rewrite_acc`` and so on, and by section
-        (``locality``, ``portability``) that of each ``{kind}_acc``, each case counted once.
+        By phase (``pre``, ``post``): the means of ``rewrite_acc`` and so on, and by section
+        (``locality``, ``portability``) those of each ``{kind}_acc``; each case counts once.
     """
     means: dict[str, Any] = {}
     for phase in ("pre", "post"):

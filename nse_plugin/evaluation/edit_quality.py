@@ -3,18 +3,18 @@
 ``rewrite_acc``, ``rephrase_acc`` and portability are token accuracies under teacher forcing;
 locality keeps the first choices, to be compared before and after (:mod:`.before_after`).
 
-Where this differs from EasyEdit, and why:
+It differs from EasyEdit in these points:
 
 * Positions do not depend on padding.  EasyEdit pads several probes of one record on the left and
-  passes no positions, so with learned position embeddings (GPT-2) its numbers for such probes
-  depend on the longest probe beside them.  With rotary positions both agree.
-* Every method is scored by teacher forcing.  EasyEdit scores GRACE by generation, and compares with
-  the answer's tokens *without* the space before it, so its tables are not like for like.
-* A list of rephrasings is scored against the same answer each; EasyEdit would pair them with the
+  passes no positions, so with learned position embeddings (GPT-2) its scores of such probes
+  depend on the longest of them.  With rotary positions both agree.
+* Every method is scored by teacher forcing.  EasyEdit scores GRACE by generation, against the
+  answer's tokens *without* the space before it, so its methods are not comparable.
+* Each of several rephrasings is scored against the same answer; EasyEdit would pair them with the
   answer's characters.
-* ``fluency`` splits text with a regular expression, where EasyEdit downloads nltk's punkt.  Words
-  and punctuation fall apart alike, contractions ("don't" is don / ' / t here) do not.  Sampling has
-  its own seed.
+* ``fluency`` splits text with a regular expression, where EasyEdit downloads nltk's punkt.  Both
+  separate words and punctuation alike, except contractions ("don't" is don / ' / t here).
+  Sampling has its own seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from torch import nn
 
 from nse_plugin.errors import HparamsError, RequestError, did_you_mean
 from nse_plugin.evaluation import generated
-from nse_plugin.evaluation.fluency import FLUENCY_TOKENS, as_easyedit_counts, ngram_entropy
 from nse_plugin.evaluation.questions import Question, ScoredAnswer, put_questions
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
@@ -61,7 +60,7 @@ def compute_edit_quality(
         device: not needed here; the model knows where it is.
 
     Raises:
-        RequestError: a field is missing or prompts and answers do not pair up.
+        RequestError: a field is missing, or the numbers of prompts and answers differ.
         HparamsError: unknown ``eval_metric``, or ``evaluation_type`` needs a chat template.
     """
     return compute_many(
@@ -84,9 +83,9 @@ def compute_many(
     Returns:
         Per record: ``rewrite_acc [float]`` (or ``rewrite_ppl float``), the same for
         ``rephrase``, ``locality {kind_output: [[token ids]]}``, ``portability {kind_acc:
-        [float]}``, ``metric_meta`` and, where asked for, ``fluency {"ngram_entropy": float}``.
-        With an ``evaluation_type`` of :mod:`.generated` there are ``..._gen_content [text]``, and
-        ``..._acc`` where they are judged.
+        [float]}``, ``metric_meta`` and, on request, ``fluency {"ngram_entropy": float}``.  An
+        ``evaluation_type`` of :mod:`.generated` gives ``..._gen_content [text]`` instead, and
+        ``..._acc`` if they are judged.
     """
     if eval_metric not in EVAL_METRICS:
         raise HparamsError(
@@ -110,14 +109,14 @@ def compute_many(
         )
         asked = zip(questions, replies)
         for (number, group, kind), of_metric in groupby(asked, key=lambda pair: _metric(pair[0])):
-            told = [reply for _, reply in of_metric]
-            _fill_in(results[number], group, kind, told, eval_metric)
+            scored = [reply for _, reply in of_metric]
+            _fill_in(results[number], group, kind, scored, eval_metric)
     if test_generation:
         _add_fluency(model, tok, records, results, token_budget)
     return results
 
 
-# --- what a record asks -------------------------------------------------------------------------
+# --- questions ----------------------------------------------------------------------------------
 
 
 def _metric(question: Question) -> tuple[int, str, str]:
@@ -147,9 +146,10 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[Questi
     questions = []
     for group, kind, pairs in asked:
         in_chat = chat is not None and group != "locality"
-        for prompt, answer in chat(pairs) if in_chat else pairs:
-            question = Question(number, group, prompt, answer, kind=kind, in_chat=in_chat)
-            questions.append(question)
+        questions += [
+            Question(number, group, prompt, answer, kind=kind, in_chat=in_chat)
+            for prompt, answer in (chat(pairs) if in_chat else pairs)
+        ]
     return questions
 
 
@@ -168,7 +168,7 @@ def _paired(
 
 
 def _chat(hparams: Any, tok: Any) -> Any:
-    """What wraps prompts in the chat template, or None where the hparams do not ask for it."""
+    """A function that puts prompts into the chat template; None unless the hparams ask for it."""
     if not getattr(hparams, "use_chat_template", False):
         return None
     if not getattr(tok, "chat_template", None):
@@ -186,9 +186,9 @@ def _chat(hparams: Any, tok: Any) -> Any:
 
 
 def _encode_as_host(tok: Any, question: Question, answer: str) -> EncodedPrompt:
-    """Prompt and answer tokenised together; what exceeds the prompt's own count is the answer's.
+    """Prompt and answer tokenised together; the answer has all tokens beyond the prompt's count.
 
-    So where a token straddles the two, the host's count holds, not that of ``encode_prompt``.
+    This is EasyEdit's count; ``encode_prompt`` differs if a token straddles the two.
     """
     special = not question.in_chat
     ids = encode_text(tok, f"{question.prompt} {answer}", special=special)
@@ -251,14 +251,14 @@ def _add_meta(
 
 
 def _accuracies(replies: Sequence[ScoredAnswer]) -> list[float]:
-    """As the host does: of several, those without an answer token are left out; one is NaN."""
+    """As EasyEdit does: answers without a token are left out; a single one is NaN."""
     if len(replies) == 1 and replies[0].accuracy is None:
         return [math.nan]
     return [reply.accuracy for reply in replies if reply.accuracy is not None]
 
 
 def _perplexity(replies: Sequence[ScoredAnswer]) -> float:
-    """Perplexity of all answer tokens together; NaN if there is none, or a loss is not finite."""
+    """Perplexity over all answer tokens; NaN if there is none, or a loss is not finite."""
     total = sum(reply.n_tokens for reply in replies)
     losses = [(reply.nll, reply.n_tokens) for reply in replies if reply.n_tokens]
     if not total or any(nll is None for nll, _ in losses):
@@ -278,8 +278,9 @@ def _add_fluency(
         for record in records
     ]
     flat = [prompt for group in prompts for prompt in group]
-    length = layout_of(model).at_most(FLUENCY_TOKENS)
+    length = layout_of(model).at_most(generated.FLUENCY_TOKENS)
     texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
     for group, result in zip(prompts, results):
-        entropies = [ngram_entropy(as_easyedit_counts(next(texts))) for _ in group]
+        counted = [generated.as_easyedit_counts(next(texts)) for _ in group]
+        entropies = [generated.ngram_entropy(text) for text in counted]
         result["fluency"] = {"ngram_entropy": sum(entropies) / len(entropies)}

@@ -1,22 +1,25 @@
-"""EasyEdit's evaluations of generated text: ``generate-text`` and ``LLM-judge``.
+"""Scores of generated text: fluency, and EasyEdit's ``generate-text`` and ``LLM-judge``.
 
 The prompt becomes the user's turn of a chat, and the model's turn ends at its first full stop, line
 break or end token.  ``generate-text`` keeps these texts.  ``LLM-judge`` also scores them: by a
-judge where there is one (:meth:`Judge.of`), and otherwise offline, 1 where text and answer are
-equal once case, punctuation, articles and spaces no longer count.
+judge if there is one (:meth:`Judge.of`), otherwise offline, as 1 if text and answer are equal
+apart from case, punctuation, articles and spaces.
 
-Greedy decoding here takes the model's first choices; EasyEdit's also applies what
-``generation_config`` says of greedy decoding, such as a repetition penalty.
+Greedy decoding here takes the model's first choices; EasyEdit's also applies settings of
+``generation_config`` such as a repetition penalty.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import string
+import unicodedata
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +33,9 @@ from nse_plugin.model.generation import continue_rows, end_ids
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import encode_text
 
+FLUENCY_TOKENS = 100
+"""Tokens of a sampled text, its prompt included, where the model's context allows it."""
+_WEIGHTS = {2: 2 / 3, 3: 4 / 3}  # of the n-gram entropies, by n
 JUDGED = "LLM-judge"
 EVALUATIONS = ("generate-text", JUDGED)
 _SYSTEM = "You are a helpful assistant."
@@ -46,7 +52,7 @@ and must not repeat itself. Reply with one letter: A if it is right, B if it is 
 
 @dataclass(frozen=True)
 class Judge:
-    """A language model behind an endpoint that understands OpenAI's chat completions."""
+    """A language model at an endpoint with OpenAI's chat completions API."""
 
     url: str = "https://api.deepseek.com"
     model: str = "deepseek-chat"
@@ -54,14 +60,14 @@ class Judge:
 
     @classmethod
     def of(cls, hparams: Any = None) -> Judge | None:
-        """The judge that the environment describes, else EasyEdit's for a key in the hparams.
+        """The judge that the environment names, else EasyEdit's with the key in the hparams.
 
-        ``NSE_PLUGIN_JUDGE_URL`` (such as ``http://localhost:8000/v1``), ``NSE_PLUGIN_JUDGE_MODEL``
-        and, where the endpoint asks for one, ``NSE_PLUGIN_JUDGE_KEY``.  Without URL and key there
-        is no judge.
+        The variables are ``NSE_PLUGIN_JUDGE_URL`` (such as ``http://localhost:8000/v1``),
+        ``NSE_PLUGIN_JUDGE_MODEL`` and, if the endpoint requires one, ``NSE_PLUGIN_JUDGE_KEY``.
+        Without URL and key there is no judge.
 
         Raises:
-            HparamsError: the URL is not one of http or https, or no model is named beside it.
+            HparamsError: the URL is not http or https, or no model is given with it.
         """
         url, model = os.environ.get(_URL), os.environ.get(_MODEL)
         key = os.environ.get(_KEY) or getattr(hparams, "api_key", None)
@@ -75,10 +81,10 @@ class Judge:
         return cls(url.rstrip("/"), model, key)
 
     def score(self, question: str, answer: str, given: str) -> float:
-        """1 where the judge finds the given answer right, else 0.
+        """1 if the judge finds the given answer right, else 0.
 
         Raises:
-            DataError: the endpoint cannot be reached, refuses, or answers something else.
+            DataError: the endpoint cannot be reached, refuses, or answers in another format.
         """
         content = _ASKED.format(question=question, answer=answer, given=given)
         asked = {
@@ -91,13 +97,13 @@ class Judge:
             json.dumps(asked).encode(),
             {"Content-Type": "application/json"},
         )
-        if self.key:  # not sent on where the endpoint redirects to another host
+        if self.key:  # not forwarded if the endpoint redirects to another host
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
                 said = json.load(reply)["choices"][0]["message"]["content"]
             return float(str(said).strip().strip('".').upper() == "A")
-        except urllib.error.HTTPError as error:  # its text may repeat the key
+        except urllib.error.HTTPError as error:  # whose text may repeat the key
             why = f"refused with {error.code}"
         except (OSError, ValueError) as error:
             why = f"gave no answer ({type(error).__name__})"
@@ -110,7 +116,7 @@ class Judge:
 
 
 def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str], token_budget: int) -> list[str]:
-    """What the model says to each prompt in a chat, up to its first full stop or line break.
+    """The model's reply to each prompt in a chat, up to its first full stop or line break.
 
     Raises:
         HparamsError: the tokenizer has no chat template.
@@ -155,7 +161,7 @@ def normalised(text: str) -> str:
 
 
 def description(evaluation_type: str, section: str, judge: Judge | None) -> dict[str, str]:
-    """EasyEdit's ``metric_meta`` of a section; a group of judged scores is that of one judge."""
+    """EasyEdit's ``metric_meta`` of a section; scores of different judges are not comparable."""
     key, protocol, scorer, group = f"{section}_acc", "judge", "llm_judge", ""
     if evaluation_type != JUDGED:
         key, protocol, scorer, group = f"{section}_gen_content", "raw_text", "none", "raw_text"
@@ -167,6 +173,27 @@ def description(evaluation_type: str, section: str, judge: Judge | None) -> dict
         "scorer": scorer,
         "comparable_group": f"lm.free_generation.{group or f'{scorer}.{judge and judge.model}'}",
     }
+
+
+def ngram_entropy(text: str) -> float:
+    """Weighted mean of the entropies, in bits, of a text's word pairs and triples.
+
+    Zhang et al. 2018 (GEM) as ROME's authors use it, with weights 2/3 and 4/3.  Low values mean
+    repetition.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text)
+    entropies = []
+    for n, weight in _WEIGHTS.items():
+        counts = Counter(zip(*(words[start:] for start in range(n))))
+        total = sum(counts.values())
+        bits = -sum(c / total * math.log2(c / total) for c in counts.values())
+        entropies.append(weight * bits)
+    return sum(entropies) / len(entropies)
+
+
+def as_easyedit_counts(text: str) -> str:
+    """The text as EasyEdit counts it: normalised, one line, without the end marker."""
+    return unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("<|endoftext|>", "")
 
 
 def _without_end(text: str, tok: Any) -> str:

@@ -1,6 +1,6 @@
-"""Keep the facts that the untouched model gives right, so that edits change something it knows.
+"""Keep the facts that the untouched model knows, so that edits change existing knowledge.
 
-A fact is known where greedy decoding writes the whole true answer after the record's own prompt.
+A fact is known if greedy decoding gives the whole true answer to the record's own prompt.
 """
 
 from __future__ import annotations
@@ -16,26 +16,25 @@ from nse_plugin.errors import DataError
 from nse_plugin.model.answers import score_answers
 from nse_plugin.requests import EditRequest, Probe
 
-_AT_ONCE = 64  # requests asked before the limit is looked at
+_AT_ONCE = 64  # requests asked before the limit is checked
 
 
 @dataclass
 class Known:
-    """The requests that were kept, and how many of how many those are."""
+    """The requests that were kept, and counts of those asked and kept."""
 
     requests: list[EditRequest] = field(default_factory=list)
-    """In the order given, with those of their locality probes that the model answers right."""
+    """In the order given, with the locality probes that the model answers correctly."""
     asked: dict[str, int] = field(default_factory=dict)
-    """Requests asked, by prompt with ``{}``: one relation of a data set is one prompt or a few."""
+    """Requests asked, by prompt with ``{}``, which stands for the relation."""
     kept: dict[str, int] = field(default_factory=dict)
     """Requests kept, by the same prompts."""
     probes_asked: int = 0
     """Locality probes of the requests kept."""
     probes_kept: int = 0
-    """Those that the model answers right."""
+    """Those that the model answers correctly."""
 
     def __str__(self) -> str:
-        """One line for a person."""
         return (
             f"the untouched model knows {len(self.requests)} of {sum(self.asked.values())} true "
             f"answers, and {self.probes_kept} of {self.probes_asked} answers to locality prompts; "
@@ -51,7 +50,7 @@ class Known:
 def keep_known(
     model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest], *, limit: int | None = None
 ) -> Known:
-    """Leave out the requests whose true answer the model does not give, and such locality probes.
+    """Leave out the requests and locality probes whose true answers the model does not give.
 
     Args:
         limit: stop once this number of requests is kept.
@@ -63,16 +62,15 @@ def keep_known(
     for request in requests:
         if not request.ground_truth:
             raise DataError(
-                f"request {request.case_id} has no true answer (ground_truth), so nobody can tell "
-                "whether the model knows it; give data with true answers, or keep all requests"
+                f"request {request.case_id} has no true answer (ground_truth), so whether the "
+                "model knows it cannot be tested; give data with true answers, or keep all requests"
             )
     asker = _Asker(model, tokenizer)
     known = Known()
     for start in range(0, len(requests), _AT_ONCE):
         if limit is not None and len(known.requests) >= limit:
             break
-        some = requests[start : start + _AT_ONCE]
-        _keep_some(asker, some, known, limit)
+        _keep_some(asker, requests[start : start + _AT_ONCE], known, limit)
     if requests and not known.requests:
         raise DataError(
             f"the model gives none of the {len(requests)} true answers; "
@@ -84,7 +82,7 @@ def keep_known(
 def _keep_some(
     asker: _Asker, requests: Sequence[EditRequest], known: Known, limit: int | None
 ) -> None:
-    """Enter the known ones among some requests, up to the limit."""
+    """Add those of some requests that are known, up to the limit."""
     own = [Probe(request.text, str(request.ground_truth)) for request in requests]
     right = asker.right(own)
     room = len(requests) if limit is None else limit - len(known.requests)
@@ -113,14 +111,14 @@ def _locality(request: EditRequest) -> list[Probe]:
 
 
 class _Asker:
-    """Asks each question once."""
+    """Asks each question once, new ones in batches."""
 
     def __init__(self, model: nn.Module, tokenizer: Any) -> None:
         self._model, self._tokenizer = model, tokenizer
         self._right: dict[Probe, bool] = {}
 
     def right(self, probes: Iterable[Probe]) -> list[bool]:
-        """Whether the model gives each answer; new questions are asked together."""
+        """Whether the model gives each answer."""
         probes = list(probes)
         new = [probe for probe in dict.fromkeys(probes) if probe not in self._right]
         if new:

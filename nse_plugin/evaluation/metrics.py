@@ -1,8 +1,8 @@
 """Scores of edit requests: ask the model once, then count.  One definition for every method.
 
-Of each request (values from 0 to 1; a request's probes are averaged first, then requests):
+Per request (values from 0 to 1; means over its probes first, then over requests):
 
-* ``efficacy``, ``paraphrase``, ``portability``: greedy decoding writes the whole answer;
+* ``efficacy``, ``paraphrase``, ``portability``: greedy decoding gives the whole answer;
 * ``..._tokens``: share of answer tokens that are the first choice under teacher forcing, which is
   ZsRE's accuracy (MEND, ROME, MEMIT) and EasyEdit's ``rewrite_acc``;
 * ``..._probability``: the new answer is likelier than the true one by mean NLL over its tokens,
@@ -10,13 +10,13 @@ Of each request (values from 0 to 1; a request's probes are averaged first, then
   probe's own answer has to be likelier than the new one;
 * ``locality``: share of tokens, at a locality probe's answer, whose first choice is that of the
   untouched model; ``locality_exact``: all of them; ``locality_of_effective``: ``locality`` of the
-  requests with efficacy 1, since an edit without effect changes nothing elsewhere either (WILD,
-  arXiv 2502.11177, on scores that flatter);
-* ``negation``: the new answer is given to the *negated* prompt too, so less is better (arXiv
+  requests with efficacy 1, since an edit that fails leaves other facts unchanged too (WILD, arXiv
+  2502.11177);
+* ``negation``: the new answer is given to the *negated* prompt too, so lower is better (arXiv
   2510.00625); ``distractor``: it is given after a sentence that names the old answer;
 * ``reversal``: asked from the new answer, the model gives the subject (an edit of one direction
-  is not one of the other); ``translation``: asked in another language, it gives the new answer.
-  Both where the request has such a form.
+  does not imply the other); ``translation``: asked in another language, it gives the new answer.
+  Both only if the request has such a form.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OPTIONAL_GROUPS = ("negation", "distractor", "reversal", "translation")
 _NAMES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "portability": "portability"}
 
 Answered = dict[str, list[dict[str, Any]]]
-"""What a model answered to one request's probes, by group; plain values, ready for JSON."""
+"""A model's answers to one request's probes, by group; plain values, ready for JSON."""
 
 
 def ask(
@@ -45,7 +45,7 @@ def ask(
     requests: Sequence[EditRequest],
     protocol: Protocol,
 ) -> list[Answered]:
-    """Ask the probes of the requests that a protocol asks, in a few batches.
+    """Ask the probes that a protocol selects from the requests, in a few batches.
 
     Returns:
         Per request and group a list with one entry per probe: ``prompt, exact, accuracy, nll``
@@ -81,12 +81,12 @@ def ask(
 def summarise(
     answered: Sequence[Answered], frozen: Sequence[Answered], edited: Container[str] = ()
 ) -> dict[str, Any]:
-    """The scores of some requests: means over the requests that have such probes, None where none.
+    """Scores: means over the requests that have the probes in question, or None if none has.
 
     Args:
-        frozen: what the untouched model answered, request by request.
-        edited: prompts that an edit was about; a locality probe among them is not asked, since it
-            has to change.
+        frozen: the untouched model's answers, request by request.
+        edited: prompts of edits; a locality probe among them is not scored, since its answer has
+            to change.
     """
     columns: dict[str, list[float]] = {}
     for now, before in zip(answered, frozen, strict=True):
@@ -103,16 +103,16 @@ SCORES = (
     "locality", "locality_exact", "locality_probability", "locality_of_effective",
     "negation", "distractor", "reversal", "translation",
 )  # fmt: skip
-"""Names of what :func:`summarise` gives, beside ``n``."""
+"""Names of the scores of :func:`summarise`."""
 
 
 def asked_texts(request: EditRequest, protocol: Protocol) -> list[str]:
-    """The prompts that :func:`ask` puts to the model for a request."""
+    """The prompts that :func:`ask` asks for a request."""
     return [question.prompt for question in _questions(0, request, protocol)]
 
 
 def _questions(number: int, request: EditRequest, protocol: Protocol) -> list[Question]:
-    """What is asked of a request: the edit itself, then as many probes as the protocol says."""
+    """A request's questions: its prompt, then as many probes as the protocol allows."""
     new, true = request.target_new, request.ground_truth
     other = true if true and true != new else None
     prompts = [("rewrite", request.text)]
@@ -134,7 +134,7 @@ def _questions(number: int, request: EditRequest, protocol: Protocol) -> list[Qu
 
 
 def negated(request: EditRequest) -> str:
-    """The request's prompt as a sentence that denies it, for data that have none of their own."""
+    """The request's prompt as a sentence that denies it, for data without negated prompts."""
     text = request.text
     if request.subject_start > 0:  # a subject keeps its capital
         text = text[0].lower() + text[1:]
@@ -142,7 +142,7 @@ def negated(request: EditRequest) -> str:
 
 
 def distracted(request: EditRequest) -> str:
-    """The request's prompt after a sentence that names the old answer, if it is known."""
+    """The request's prompt after a sentence that names the old answer, if known."""
     return f"{request.ground_truth or 'This'} is often talked about. {request.text}"
 
 
@@ -161,7 +161,7 @@ def _request_scores(now: Answered, before: Answered, edited: Container[str]) -> 
             scores[f"{name}_probability"] = mean(_likelier(items))
     for group in OPTIONAL_GROUPS:
         scores[group] = mean([float(item["exact"]) for item in now.get(group, ())])
-    frozen = before["locality"] if now["locality"] else []  # a protocol may ask none of them again
+    frozen = before["locality"] if now["locality"] else []  # a protocol may skip locality
     pairs = [
         (item, old)
         for item, old in zip(now["locality"], frozen, strict=True)

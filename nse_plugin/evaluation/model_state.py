@@ -1,4 +1,4 @@
-"""What is measured of the model as a whole: perplexity, known facts, free generation, weights."""
+"""Measurements of the model as a whole: perplexity, known facts, free generation, weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import nn
 from nse_plugin.data import earth
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.evaluation import generated
-from nse_plugin.evaluation.fluency import FLUENCY_TOKENS, ngram_entropy
 from nse_plugin.evaluation.questions import Question, finite, mean
 from nse_plugin.files import require
 from nse_plugin.locate.stabilise import top_directions
@@ -27,11 +26,11 @@ from nse_plugin.requests import EditRequest
 
 _STOPS = re.compile(r"[.\n]")
 _HELD_OUT_TOKENS = 256
-"""How much of a text a perplexity reads, at most."""
+"""Tokens of each text that a perplexity reads, at most."""
 
 
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> float | None:
-    """exp of the mean NLL of all tokens but the first of each text; None where it overflows.
+    """exp of the mean NLL of all tokens but the first of each text; None if it overflows.
 
     Raises:
         DataError: no text has two tokens.
@@ -49,12 +48,10 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> float 
 
 
 def ability(model: nn.Module, tokenizer: Any, n: int) -> float | None:
-    """Share of facts that are never edited whose true answer greedy decoding gives.
+    """Share of at most ``n`` facts whose true answer greedy decoding gives.
 
-    They are of ``earth``, the same ones for every run; compare with the untouched model's share.
-
-    Args:
-        n: how many facts, at most.
+    The facts are those of ``earth`` that are never edited, the same ones for every run; compare
+    with the untouched model's share.
     """
     return share_given(model, tokenizer, *zip(*earth.unedited(n)))
 
@@ -62,14 +59,14 @@ def ability(model: nn.Module, tokenizer: Any, n: int) -> float | None:
 def share_given(
     model: nn.Module, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
 ) -> float | None:
-    """Share of the prompts after which greedy decoding gives the whole answer; None of none."""
+    """Share of the prompts to which greedy decoding gives the whole answer; None of no prompt."""
     return mean(score_answers(model, tokenizer, prompts, answers).exact)
 
 
 def first_words(
     model: nn.Module, tokenizer: Any, prompts: Sequence[str], targets: Sequence[str]
 ) -> list[str]:
-    """What the model writes after each prompt, in one line; a little longer than any target."""
+    """Greedy continuations of the prompts, each in one line and a little longer than any target."""
     longest = max(len(encode_text(tokenizer, target, special=False)) for target in targets)
     texts = greedy_text(model, tokenizer, prompts, longest + words_around(tokenizer))
     return [" ".join(text.split()) for text in texts]
@@ -83,30 +80,30 @@ def free_generation(
     *,
     judged: bool = False,
 ) -> dict[str, Any]:
-    """Let the model write on after each edit's prompt, greedily.
+    """Scores of the greedy continuations of the edits' prompts.
 
     Args:
-        judged: also have the texts, up to their ends, judged as :mod:`.generated` does.
+        judged: also judge the texts, up to their ends, as :mod:`.generated` does.
 
     Returns:
         ``n``; ``exact``: up to its end (first full stop, line break or end token) the text is the
-        new answer; ``contains``: the whole text holds it as whole words; ``natural_stop``: the
-        text ended within ``max_new_tokens``; ``words_after``: how many words follow an answer
-        that the text begins with, before the end; with ``judged`` also ``judged`` and ``judge``,
-        the judge's name or None.  Shares and means, None of no request.
+        target; ``contains``: the whole text has the target as whole words; ``natural_stop``: the
+        text ended within ``max_new_tokens``; ``words_after``: the number of words between a
+        target that the text begins with and its end; with ``judged`` also ``judged`` and
+        ``judge``, the judge's name or None.  Shares and means, None of no request.
     """
     prompts = [request.text for request in requests]
     texts = greedy_text(model, tokenizer, prompts, max_new_tokens) if prompts else []
     ends = _ends(model, tokenizer, prompts, texts)
-    exact, contains, natural, after = [], [], [], []
-    ended_texts = []
+    answers, exact, contains, natural, after = [], [], [], [], []
     for request, text, ended in zip(requests, texts, ends):
         target = request.target_new.strip()
         said = text if target[-1:] in ".\n" else _STOPS.split(text.lstrip(), maxsplit=1)[0]
-        exact.append(float(said.strip() == target))
-        ended_texts.append(said.strip())
-        if found := re.match(rf"{re.escape(target)}(?!\w)", said.strip()):
-            after.append(float(len(said.strip()[found.end() :].split())))
+        said = said.strip()
+        answers.append(said)
+        exact.append(float(said == target))
+        if found := re.match(rf"{re.escape(target)}(?!\w)", said):
+            after.append(float(len(said[found.end() :].split())))
         contains.append(float(holds(text, target)))
         natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
     shares: dict[str, Any] = {
@@ -120,12 +117,12 @@ def free_generation(
         return shares
     judge = generated.Judge.of()
     asked = [Question(n, "rewrite", r.text, r.target_new) for n, r in enumerate(requests)]
-    scores = generated.scores(asked, ended_texts, judge)
+    scores = generated.scores(asked, answers, judge)
     return {**shares, "judged": mean(scores), "judge": judge.model if judge else None}
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether a text has an answer in it, as whole words."""
+    """Whether a text contains an answer as whole words."""
     return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text))
 
 
@@ -149,9 +146,9 @@ def _ends(
 
 def fluency(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> float | None:
     """Mean n-gram entropy of sampled texts that begin with the edits' prompts."""
-    bound = layout_of(model).at_most(FLUENCY_TOKENS)
+    bound = layout_of(model).at_most(generated.FLUENCY_TOKENS)
     texts = sampled_text(model, tokenizer, [request.text for request in requests], bound)
-    return mean([ngram_entropy(text) for text in texts])
+    return mean([generated.ngram_entropy(text) for text in texts])
 
 
 def relative_change(original: torch.Tensor, current: torch.Tensor) -> float | None:
@@ -163,8 +160,8 @@ def relative_change(original: torch.Tensor, current: torch.Tensor) -> float | No
 def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int) -> float | None:
     """1 - ||U0^T U||^2 / k, for the k dominant singular vectors U0 and U of both matrices.
 
-    They are those of the shorter side, for a down-projection [d_model, d_ff] or [d_ff, d_model]
-    d_model.  0 if both span the same space, 1 if the spaces are orthogonal.
+    The vectors are those of the shorter side (d_model for a down-projection).  0 if both span the
+    same space, 1 if the spaces are orthogonal.
     """
     if original.dim() != 2 or not bool(torch.isfinite(current).all()):
         return None
@@ -176,10 +173,10 @@ def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int) -> fl
 def run_harness(
     model: nn.Module, tokenizer: Any, tasks: Sequence[str], limit: int | None
 ) -> dict[str, Any]:
-    """Results of tasks of EleutherAI's lm-evaluation-harness, by task, as it gives them.
+    """Results of EleutherAI's lm-evaluation-harness by task, unchanged.
 
     Args:
-        tasks: names that it knows, or paths of YAML files that define a task.
+        tasks: its names of tasks, or paths of YAML files that define a task.
 
     Raises:
         MissingPackageError: the package is not installed.
@@ -190,7 +187,7 @@ def run_harness(
     models = require("lm_eval.models.huggingface", f"harness_tasks {list(tasks)}", **wanted)
     wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer)
     try:
-        with seeded(0, model=model):  # it seeds all generators of the process itself
+        with seeded(0, model=model):  # the harness seeds all generators of the process
             found = lm_eval.simple_evaluate(
                 model=wrapped, tasks=list(tasks), limit=limit, log_samples=False
             )

@@ -1,4 +1,4 @@
-"""What is asked beside an edit where the person who makes it names nothing: others like it."""
+"""Default probes for hand-written edits: old answers, paraphrases and neighbours."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nse_plugin.requests import EditRequest, Probe
 
 _N_NEIGHBOURS = 2
 MOST_FACTS = 10
-"""Facts of one edit for which neighbours are looked for; each takes a dozen questions."""
+"""Facts of one round for which neighbours are looked for; each takes a dozen questions."""
 _ENDS = ("\n", ".", ",", ";", "<")
 
 
@@ -29,14 +29,14 @@ def with_questions(
     neighbours: Sequence[str] = (),
     edited: Iterable[str] = (),
 ) -> list[EditRequest]:
-    """Requests with an old answer, paraphrases and neighbours; what they have already stays.
+    """Requests completed with an old answer, paraphrases and neighbours where they have none.
 
-    The old answer and those of the neighbours are what the model says.
+    The old answers and those of the neighbours are the model's.
 
     Args:
         model: the untouched one.
-        neighbours: texts whose answers must not change, for every request.
-        edited: subjects that are no neighbours, beside those of the requests.
+        neighbours: prompts whose answers must not change, for every request.
+        edited: subjects that cannot be neighbours, besides those of the requests.
 
     Raises:
         RequestError: the model has no answer to a neighbour.
@@ -48,8 +48,8 @@ def with_questions(
     for text, answer in zip(neighbours, given):
         if not answer:
             raise RequestError(
-                f"neighbour {text!r}: the untouched model writes no word after it, so nobody could "
-                "tell whether its answer changes; give a text that ends right before an answer"
+                f"neighbour {text!r}: the untouched model writes no word after it, so a change of "
+                "its answer could not be seen; give a text that ends right before an answer"
             )
     probes = tuple(map(Probe, neighbours, given))
     found = []
@@ -69,8 +69,9 @@ def with_questions(
 def _surest(
     model: nn.Module, tokenizer: Any, request: EditRequest, subjects: Sequence[str]
 ) -> tuple[Probe, ...]:
-    """The same question about those others for which the model is surest of its answer."""
-    texts = [_about(request, subject) for subject in subjects]
+    """The request's question about those subjects of whose answer the model is surest."""
+    texts = [replace(request, subject=subject).text for subject in subjects]
+    texts = [text[:1].upper() + text[1:] for text in texts]
     answers = _answers(model, tokenizer, texts)
     pairs = [(text, answer) for text, answer in zip(texts, answers) if answer]
     if not pairs:
@@ -78,12 +79,6 @@ def _surest(
     unlikely = score_answers(model, tokenizer, *map(list, zip(*pairs))).nll
     order = sorted(range(len(pairs)), key=unlikely.__getitem__)
     return tuple(Probe(*pairs[index]) for index in order[:_N_NEIGHBOURS])
-
-
-def _about(request: EditRequest, subject: str) -> str:
-    """A request's prompt about another subject."""
-    text = replace(request, subject=subject).text
-    return text[:1].upper() + text[1:]
 
 
 def _answers(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Token overfitting of single edits: each request alone, from the untouched model, watched."""
+"""Token overfitting of single edits, each starting from the untouched model."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nse_plugin.session.session import EditSession
 
 @dataclass(frozen=True)
 class Watched:
-    """One edit and how its target's tokens were learnt; empty courses where nothing was trained."""
+    """One edit and the losses of its target's tokens during training; no courses if untrained."""
 
     request: EditRequest
     courses: tuple[TokenCourse, ...]
@@ -34,12 +34,12 @@ class Watched:
 
     @property
     def losses(self) -> list[float]:
-        """The losses of the target's tokens, at the step where the edit stopped."""
+        """The losses of the target's tokens at the last step."""
         return [course.losses[-1] for course in self.courses]
 
     @property
     def spread(self) -> Spread | None:
-        """How far apart they are; None of fewer than two tokens."""
+        """How far these losses are apart; None for fewer than two tokens."""
         return Spread.of(self.losses) if len(self.courses) > 1 else None
 
     @property
@@ -54,7 +54,7 @@ class Watched:
 
 
 def mean_course(courses: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, list[float]]:
-    """Means over edits of :attr:`Watched.course`; one that has stopped keeps its last values."""
+    """Means over edits of :attr:`Watched.course`; one that stops early keeps its last values."""
     courses = [course for course in courses if course["loss"]]
     longest = max((len(course["loss"]) for course in courses), default=0)
     return {
@@ -71,7 +71,7 @@ def single_edits(
 ) -> Iterator[Watched]:
     """Edit one request after the other, each from the untouched model.
 
-    While an item is being used, its edit is in the model; afterwards it is undone.
+    An edit is in the model until the next item is asked for.
 
     Raises:
         SessionError: the session has rounds already.
@@ -92,7 +92,7 @@ def single_edits(
 
 
 def table_for(hparams: Hparams) -> TokenTable:
-    """An empty table that notes OVERTONE's decisions: these settings', or the base's defaults."""
+    """An empty table for OVERTONE's decisions with these settings, or with defaults for a base."""
     wrapped = hparams if isinstance(hparams, OvertoneHparams) else OvertoneHparams.wrap(hparams)
     return TokenTable(objective_of(wrapped))
 
@@ -101,7 +101,7 @@ def table_for(hparams: Hparams) -> TokenTable:
 def relative_norm(session: EditSession) -> float | None:
     """||change|| / ||weight||, Frobenius, over all matrices that the session changed together.
 
-    None if it changed no matrix, as with a codebook.
+    None if it changed no matrix, as with GRACE's codebook.
     """
     weights, attached = session.weights, session.attached.current
     pairs = [

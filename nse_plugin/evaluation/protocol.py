@@ -1,8 +1,8 @@
-"""What is measured during a run, and when; with a bound on what each part costs.
+"""What is measured during a run, and when.
 
-Before anything, the untouched model's answers to all probes are frozen.  After each round that
-round is scored; every k rounds and at the end all earlier edits are (a row of the retention matrix
-per round edited, a column per round tested), and the model as a whole.
+Before the first round, the untouched model's answers to all probes are frozen.  Each round is
+scored right after it is written; every N rounds and at the end all earlier edits are (a row of the
+retention matrix per round edited, a column per round tested), and the model as a whole.
 """
 
 from __future__ import annotations
@@ -41,24 +41,24 @@ class Edit:
     round: int
     request: EditRequest
     frozen: Answered
-    """What the untouched model answered to its probes."""
+    """The untouched model's answers to its probes."""
 
 
 class History:
-    """The edits made so far, numbered from 0; a superseded one is no longer expected of the model.
+    """The edits made so far, numbered from 0, and which of them a later one superseded.
 
-    In memory are numbers and marks only.  What else there is of an edit is read when it is needed,
-    so that a long stream costs some hundred bytes per edit, whatever its probes.
+    Only numbers and hashes are kept in memory, some hundred bytes per edit; requests and answers
+    are read when needed.
 
     Args:
-        read: gives a round's requests and the untouched model's answers to their probes.
+        read: returns a round's requests and the untouched model's answers to their probes.
     """
 
     def __init__(self, read: Callable[[int], tuple[Sequence[EditRequest], Sequence[Answered]]]):
         self._read = read
         self._rounds = array("q")  # of each edit
-        self._replaces = array("q")  # the edit whose place it took, or -1
-        self._superseded = bytearray()  # 1 where another took its place
+        self._replaces = array("q")  # the edit that it superseded, or -1
+        self._superseded = bytearray()  # 1 if another superseded it
         self._latest: dict[bytes, int] = {}  # by fact
         self._texts = _Texts()
 
@@ -66,7 +66,7 @@ class History:
         return len(self._rounds)
 
     def add(self, number: int, requests: Sequence[EditRequest]) -> int:
-        """Enter a round; returns how many earlier edits it supersedes."""
+        """Add a round; returns how many earlier edits it supersedes."""
         superseded = 0
         for request in requests:
             fact = mark(*request.fact)
@@ -105,7 +105,7 @@ class History:
         return range(bisect_left(self._rounds, number), bisect_right(self._rounds, number))
 
     def edits(self, chosen: Sequence[int]) -> list[Edit]:
-        """Requests and frozen answers of these edits, in the order made; reads each round once."""
+        """These edits with requests and frozen answers; ``chosen`` is in the order made."""
         found = []
         for number, of_it in groupby(chosen, key=self._rounds.__getitem__):
             first = self.of_round(number).start
@@ -114,12 +114,12 @@ class History:
         return found
 
     def edited_texts(self) -> Container[str]:
-        """Prompts that the edits are about, paraphrases included."""
+        """The prompts of all edits, paraphrases included."""
         return self._texts
 
 
 class _Texts:
-    """Texts that can be looked up and are not kept: a mark and a count of each."""
+    """A multiset of texts of which only hashes are kept."""
 
     def __init__(self) -> None:
         self._counts: dict[bytes, int] = {}
@@ -140,22 +140,22 @@ class _Texts:
 
 @dataclass
 class MeasuredModel:
-    """The model that is measured, in the state that a round left it in."""
+    """The model to measure, in the state after a round."""
 
     model: nn.Module
     tokenizer: Any
     originals: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Edited parameters as they were, by name."""
+    """Original values of the edited parameters, by name."""
     keys: Callable[[int], Mapping[int, torch.Tensor]] = lambda _limit: {}
-    """Gives at most N previous keys [d_ff, n] by layer, for methods that have them."""
+    """Returns at most N previous keys [d_ff, n] by layer, for methods that have them."""
     held_out: Sequence[str] = ()
     """Texts for the perplexity."""
     untouched: bool = False
-    """No round has changed the model, so the frozen answers are its answers."""
+    """Whether no round has changed the model, so that the frozen answers are its answers."""
     _answers: dict[str, Answered] = field(default_factory=dict)  # by digest of the request
 
     def answers(self, edits: Sequence[Edit], protocol: Protocol) -> list[Answered]:
-        """Answers to the probes of some edits; each edit is asked once."""
+        """Answers to the edits' probes; each edit is asked once."""
         if self.untouched:
             return [edit.frozen for edit in edits]
         digests = [edit.request.digest() for edit in edits]
@@ -172,46 +172,36 @@ class MeasuredModel:
 def measure_round(
     protocol: Protocol, measured: MeasuredModel, history: History, number: int
 ) -> dict[str, Any]:
-    """Scores of one round's own edits, and of the same before it (``before``)."""
+    """Scores of one round's edits after it, and of the untouched model (``before``)."""
     edits = history.edits(history.of_round(number))
     answered = measured.answers(edits, protocol)
     frozen = [edit.frozen for edit in edits]
-    texts = history.edited_texts()
-    before = summarise(frozen, frozen)
+    before = summarise(frozen, frozen).items()
     return {
-        **summarise(answered, frozen, texts),
-        "before": {
-            name: value for name, value in before.items() if not name.startswith("locality")
-        },
+        **summarise(answered, frozen, history.edited_texts()),
+        "before": {name: value for name, value in before if not name.startswith("locality")},
     }
 
 
 def measure_all(
     protocol: Protocol, measured: MeasuredModel, history: History, number: int
 ) -> Measurement:
-    """Everything that is measured every N rounds and at the end, but for ``answers``."""
-    edits = history.in_effect()
-    result: Measurement = {"tested": number, "in_effect": len(edits)}
-    if protocol.retention and edits:
-        sample = history.edits(_sample(edits, protocol.retention, protocol.seed, number))
+    """Everything that is measured every N rounds and at the end, except ``answers``."""
+    result: Measurement = {"tested": number, "in_effect": len(history.in_effect())}
+    if sample := _sample(history, protocol.retention, protocol.seed, number):
         answered = measured.answers(sample, protocol)
         texts = history.edited_texts()
         result |= _retention(sample, answered, texts)
         if protocol.each:
             result["each"] = _each(sample, answered, texts)
-
-    def drawn(size: int) -> list[EditRequest]:
-        chosen = history.edits(_sample(edits, size, protocol.seed, number))
-        return [edit.request for edit in chosen]
-
     model, tokenizer = measured.model, measured.tokenizer
-    if protocol.generation and edits:
-        requests, longest = drawn(protocol.generation), protocol.generation_tokens
+    if sample := _sample(history, protocol.generation, protocol.seed, number):
+        requests, longest = [edit.request for edit in sample], protocol.generation_tokens
         result["generation"] = free_generation(
             model, tokenizer, requests, longest, judged=protocol.judge
         )
-    if protocol.fluency and edits:
-        result["fluency"] = fluency(model, tokenizer, drawn(protocol.fluency))
+    if sample := _sample(history, protocol.fluency, protocol.seed, number):
+        result["fluency"] = fluency(model, tokenizer, [edit.request for edit in sample])
     result |= measure_model(protocol, measured)
     now = dict(model.named_parameters())
     if protocol.weights:
@@ -233,7 +223,7 @@ def measure_all(
 
 
 def measure_model(protocol: Protocol, measured: MeasuredModel) -> Measurement:
-    """What is measured of the model as a whole, whatever was edited."""
+    """What is measured of the model as a whole, independent of the edits."""
     result: Measurement = {}
     texts = list(measured.held_out[: protocol.perplexity])
     if texts:
@@ -278,12 +268,11 @@ def measure_answers(
 ) -> Measurement:
     """``answers``: per edit tested, whether it is in effect, and the text that the model gives.
 
-    For the end of a run, since text takes longer than scores.
+    Only measured at the end of a run, since generating text takes longer than scoring.
     """
-    drawn = history.in_effect()
-    if not (protocol.answers and drawn):
+    edits = _sample(history, protocol.answers, protocol.seed, number)
+    if not edits:
         return {}
-    edits = history.edits(_sample(drawn, protocol.answers, protocol.seed, number))
     now = measured.answers(edits, protocol)
     prompts, targets = zip(*((edit.request.text, edit.request.target_new) for edit in edits))
     texts = first_words(measured.model, measured.tokenizer, prompts, targets)
@@ -300,9 +289,9 @@ def measure_answers(
     }
 
 
-def _sample(edits: Sequence[int], size: int, seed: int, number: int) -> list[int]:
-    """At most ``size`` edits, in the order made; the draw depends on seed and round alone."""
-    if len(edits) <= size:
-        return list(edits)
-    chosen = random.Random(f"{seed}-{number}").sample(range(len(edits)), size)
-    return [edits[index] for index in sorted(chosen)]
+def _sample(history: History, size: int, seed: int, number: int) -> list[Edit]:
+    """At most ``size`` edits that are in effect, in the order made, drawn by seed and round."""
+    edits = history.in_effect()
+    if len(edits) > size:
+        edits = sorted(random.Random(f"{seed}-{number}").sample(edits, size))
+    return history.edits(edits)

@@ -1,10 +1,10 @@
-"""Questions to a model, and its answers: what every score is computed from.
+"""Questions to a model and its scored answers, from which all scores are computed.
 
-One pass answers all questions of all records.  :mod:`nse_plugin.evaluation.metrics` counts our own
-scores from the answers; :mod:`nse_plugin.evaluation.edit_quality` lays them out as EasyEdit does.
+One pass answers all questions of all records.  :mod:`nse_plugin.evaluation.metrics` computes our
+own scores from the answers, :mod:`nse_plugin.evaluation.edit_quality` those of EasyEdit.
 
-What cannot be measured is None here and in files (an answer without a token has no loss); it is
-never a zero, and means leave it out.
+What cannot be measured (an answer without a token has no loss) is None here and in files, never
+zero, and means leave it out.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt and the answer that is held against what the model says."""
+    """A prompt and the answer with which the model's is compared."""
 
     record: int
-    """Number of the request or record that asks."""
+    """Index of the request or record that the question is about."""
     group: str
     """rewrite, paraphrase, locality or portability."""
     prompt: str
     answer: str
     other: str | None = None
-    """An answer whose likelihood is compared: the true one, or for locality the new one."""
+    """A second answer to compare likelihoods with: the true one, or for locality the target."""
     kind: str = ""
     """The kind of probe, for the groups locality and portability."""
     in_chat: bool = False
-    """The prompt is a rendered chat, whose text has its special tokens already."""
+    """Whether the prompt is a rendered chat, which has its special tokens already."""
 
 
 @dataclass(frozen=True)
 class ScoredAnswer:
-    """What a model says to a question; see :class:`nse_plugin.model.answers.Answers`."""
+    """A model's scores on a question; see :class:`nse_plugin.model.answers.Answers`."""
 
     exact: bool
     accuracy: float | None
@@ -54,25 +54,28 @@ Encode = Callable[[Any, Question, str], EncodedPrompt]
 """Tokens of a question's prompt with an answer: ``encode(tokenizer, question, answer)``."""
 
 
+def _as_in_editing(tokenizer: Any, question: Question, answer: str) -> EncodedPrompt:
+    return encode_prompt(tokenizer, question.prompt, target=answer)
+
+
 def put_questions(
     model: nn.Module,
     tokenizer: Any,
     questions: Sequence[Question],
     names: Sequence[Any],
     *,
-    encode: Encode | None = None,
+    encode: Encode = _as_in_editing,
     token_budget: int = 16384,
 ) -> list[ScoredAnswer]:
     """Ask all questions in a few batches; a prompt runs once for all answers read from it.
 
     Args:
         names: of the records, for messages.
-        encode: how prompt and answer become tokens; by default as in editing.
+        encode: how prompt and answer become tokens.
 
     Raises:
         RequestError: a question is longer than the model's context, or has no prompt.
     """
-    encode = encode or _encode
     compared = [question for question in questions if question.other is not None]
     pairs = [encode(tokenizer, question, question.answer) for question in questions]
     pairs += [encode(tokenizer, question, str(question.other)) for question in compared]
@@ -97,14 +100,10 @@ def put_questions(
 
 
 def finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity: None stands for them."""
+    """The value, or None for NaN and infinity, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """The mean, or None of nothing."""
+    """The mean, or None of no value."""
     return sum(values) / len(values) if values else None
-
-
-def _encode(tokenizer: Any, question: Question, answer: str) -> EncodedPrompt:
-    return encode_prompt(tokenizer, question.prompt, target=answer)

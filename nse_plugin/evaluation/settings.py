@@ -1,7 +1,4 @@
-"""What a run measures: the settings, and the fields of a measurement; loads no torch.
-
-The measuring is in :mod:`nse_plugin.evaluation.protocol`.
-"""
+"""What a run measures: the settings, and the fields of a measurement; loads no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
 
 @dataclass(frozen=True)
 class Protocol(Settings):
-    """What to measure; a size of 0 switches its part off.
+    """What to measure; a size of 0 switches a part off.
 
     Raises:
         HparamsError: a size is out of range.
@@ -29,39 +26,39 @@ class Protocol(Settings):
     locality: int = bounded(5, low=0)
     """Locality probes per request and kind."""
     negation: bool = False
-    """Ask each edit's negated prompt, the data's own or "It is not true that ...": does the new
-    answer come all the same?"""
+    """Ask each edit's negated prompt (from the data, or "It is not true that ..."), to which the
+    model should not give the new answer."""
     distractor: bool = False
     """Ask each edit's prompt after a sentence that names the old answer."""
     reversal: bool = False
-    """Ask for the subject, given the new answer, where the data have a prompt for that (earth)."""
+    """Ask for the subject, given the new answer, if the data have a prompt for that (earth)."""
     translation: bool = False
-    """Ask in another language, where the data have a prompt for that (earth)."""
+    """Ask in another language, if the data have a prompt for that (earth)."""
     retention: int = bounded(1000, low=0)
     """Earlier edits tested each time; of more, a sample drawn by ``seed`` and round."""
     answers: int = bounded(200, low=0)
-    """Edits whose answers are written down as text at the end, for the list of facts."""
+    """Edits whose answers are recorded as text at the end, for the list of facts."""
     generation: int = bounded(50, low=0)
-    """Edits whose free generation is looked at."""
+    """Edits tested by free generation."""
     generation_tokens: int = bounded(16, low=0)
-    """New tokens of each."""
+    """New tokens of each generated text."""
     judge: bool = False
-    """Have these texts judged, by the judge that the environment names or offline."""
+    """Score these texts too, by the judge that the environment names or offline."""
     fluency: int = bounded(10, low=0)
-    """Edits that a text of 100 tokens is sampled from."""
+    """Edits from whose prompts a text of 100 tokens is sampled."""
     perplexity: int = bounded(100, low=0)
-    """Number of held-out texts, from the first."""
+    """Held-out texts used, from the first."""
     ability: int = bounded(0, low=0)
-    """Facts of ``earth`` about subjects that it never edits, asked of the model as a whole."""
+    """Facts of ``earth`` about subjects that are never edited, asked of the model as a whole."""
     each: bool = False
-    """Also write down the scores of every single earlier edit tested."""
+    """Also record the scores of every single earlier edit tested."""
     weights: bool = True
     """Norm of each edited matrix's change, relative to the original."""
     directions: int | None = bounded(None, low=1)
-    """Dominant singular directions of each edited matrix that are compared with the original's; it
-    takes two eigenvalue problems of d_model per matrix."""
+    """Dominant singular directions of each edited matrix that are compared with the original's;
+    costs two eigenvalue problems of d_model per matrix."""
     key_space: int = bounded(2048, low=0)
-    """Previous keys per layer that the share of the key space is taken from."""
+    """Previous keys per layer from which the used share of the key space is computed."""
     harness_tasks: tuple[str, ...] = ()
     """Tasks of lm-evaluation-harness; the package has to be installed."""
     harness_limit: int | None = bounded(50, low=1)
@@ -84,7 +81,7 @@ class Protocol(Settings):
 
 
 class Measurement(TypedDict, total=False):
-    """What is measured of all edits so far and of the model as a whole."""
+    """A measurement of all edits so far and of the model as a whole."""
 
     tested: int
     """The round after which it was measured."""
@@ -101,14 +98,14 @@ class Measurement(TypedDict, total=False):
     generation: dict[str, Any]
     fluency: float | None
     perplexity: float | None
-    """None if it is too large for a number."""
+    """None if it overflows."""
     ability: float | None
-    """Share of facts that are never edited whose true answer is given."""
+    """Share of never-edited facts whose true answer is given."""
     relative_change: dict[str, float | None]
     """By parameter: ||change|| / ||original||."""
     direction_drift: dict[str, float | None]
-    """By parameter: share of the span of the original's dominant singular directions that is not in
-    the span of the matrix's."""
+    """By parameter: share of the span of the original's dominant singular directions that is
+    outside the span of the current matrix's."""
     key_share: dict[str, float | None]
     """By layer: share of the key space that previous keys use."""
     harness: dict[str, Any]

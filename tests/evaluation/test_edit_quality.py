@@ -16,7 +16,7 @@ from nse_plugin.errors import HparamsError, RequestError
 from nse_plugin.evaluation import questions
 from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
 from nse_plugin.evaluation.edit_quality import compute_edit_quality, compute_many
-from nse_plugin.evaluation.fluency import ngram_entropy
+from nse_plugin.evaluation.generated import ngram_entropy
 from tests.editor_model import tiny_model, tiny_tokenizer
 
 LETTERS = "".join(map(chr, range(33, 127))) + "\u00e0\u0119\u4e2d\u0438"
