@@ -1,9 +1,9 @@
-"""Strict hyperparameters: one dataclass per method, read from YAML; invalid ones are refused.
+"""Strict hyperparameters: one dataclass per method, read from YAML; invalid values are refused.
 
-``NSEHparams.from_hparams("NSE/gpt2-xl")`` finds a YAML that ships with the package,
+``NSEHparams.from_hparams("NSE/gpt2-xl")`` reads a YAML that ships with the package,
 ``NSEHparams.from_hparams("my/settings.yaml")`` one of yours; ``"NSE:stable/gpt2-xl"`` is the first
-with a named change (:mod:`~nse_plugin.hparams.variants`).  Keys that EasyEdit's own YAMLs have
-keep their names and meaning.
+with a named change (:mod:`~nse_plugin.hparams.variants`).  Keys of EasyEdit's YAMLs keep their
+names and meaning.
 """
 
 from __future__ import annotations

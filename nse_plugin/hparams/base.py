@@ -24,7 +24,7 @@ class Hparams(Settings):
     """
 
     method: ClassVar[str] = ""
-    """What ``alg_name`` has to be."""
+    """The required ``alg_name``."""
 
     alg_name: str
     """Name of the method in the host's table; ``NAME-plugin`` where the host has its own NAME."""
@@ -33,29 +33,29 @@ class Hparams(Settings):
     device: int | str = "cpu"
     """Device of the model: ``cpu``, ``cuda:1``, or an int n for ``cuda:n``."""
     model_parallel: bool = False
-    """Let accelerate spread the model over devices."""
+    """Let accelerate distribute the model over devices."""
     batch_size: int = bounded(1, low=1)
     """Requests per round in the host's ``batch_edit``."""
     max_length: int = bounded(40, low=1)
     """Maximum length of a text in the host's evaluator, in tokens."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Data type in which the embedded host loads the model; default float32, as in EasyEdit."""
+    """Data type of the model in the embedded host; default float32, as in EasyEdit."""
     fp16: bool = False
     """EasyEdit's switch for float16."""
     use_chat_template: bool = False
-    """Put prompts through the tokenizer's chat template in the evaluation."""
+    """Apply the tokenizer's chat template to prompts in the evaluation."""
     evaluation_type: str | None = None
     """EasyEdit's other evaluations, ``LLM-judge`` or ``generate-text``."""
     api_key: str | None = None
     """Key of EasyEdit's LLM judge; never written to a file."""
     seed: int = bounded(0, low=0, high=LARGEST_SEED)
-    """Seed of what a method draws: context texts, dropout, the start of adapters and of values."""
+    """Seed of context texts, dropout, and the initial adapters and values."""
 
     target_eos: bool = False
     """Train on the end-of-text token after each target too, so that the answer ends there."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if ``alg_name`` names another method, or the model is to have two data types."""
+        """Errors if ``alg_name`` names another method, or two data types are given."""
         if self.fp16 and self.dtype not in (None, "float16"):
             yield f"fp16 is true and dtype is {self.dtype!r}; give one of the two"
         if self.alg_name not in (self.method, f"{self.method}-plugin"):
@@ -72,12 +72,12 @@ class Hparams(Settings):
         :mod:`nse_plugin.hparams.variants`.
 
         Raises:
-            HparamsError: there is no such file or change, or what it holds is not right.
+            HparamsError: there is no such file or change, or a key or value is wrong.
         """
         return cls.from_dict(read_named(name_or_path), name_or_path)
 
     def to_dict(self) -> dict[str, Any]:
-        """All values by key but secrets; a ready model is given by the name in its config."""
+        """All values by key except secrets; a ready model is named as in its config."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         del values["api_key"]
         if not isinstance(self.model_name, str):
@@ -89,13 +89,13 @@ class Hparams(Settings):
 
 @dataclass(kw_only=True)
 class LayersHparams(Hparams):
-    """What the methods share that write MLP down-projections."""
+    """What methods that write MLP down-projections share."""
 
     layers: list[int]
     """Blocks whose MLP down-projection is edited, rising."""
 
     rewrite_module_tmp: str | None = None
-    """Module templates, as EasyEdit's YAMLs have them; checked against the model when given."""
+    """Module templates, as in EasyEdit's YAMLs; if given, they are checked against the model."""
     layer_module_tmp: str | None = None
     mlp_module_tmp: str | None = None
     attn_module_tmp: str | None = None
@@ -113,7 +113,7 @@ class LayersHparams(Hparams):
 
 
 def check_hparams(hparams: object) -> None:
-    """Raise :class:`HparamsError` for the name or the keys of a YAML where hyperparameters go."""
+    """Raise :class:`HparamsError` if a YAML's name or keys are given instead of hyperparameters."""
     if isinstance(hparams, (str, Path, Mapping)):
         raise HparamsError(
             f"hparams is {hparams!r:.80}; give hyperparameters, as load_hparams(name_or_path) of "

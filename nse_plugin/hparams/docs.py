@@ -1,4 +1,4 @@
-"""What the fields of settings mean, from the docstrings under them: help of options, comments."""
+"""The docstrings under the fields of settings, for help texts and comments."""
 
 from __future__ import annotations
 

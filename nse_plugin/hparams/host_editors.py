@@ -1,7 +1,7 @@
-"""Hyperparameters of editors that only EasyEdit has, for OVERTONE to be put around them.
+"""Hyperparameters of editors that only EasyEdit has, as bases of OVERTONE.
 
 Keys and meaning are EasyEdit's.  FT and LoRA are not here: ours have the same keys, so one YAML
-serves for both.
+serves both.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from nse_plugin.hparams.validation import bounded
 
 @dataclass(kw_only=True)
 class HostEditorHparams(Hparams):
-    """What they share: they cannot be run without EasyEdit."""
+    """Base of hyperparameters whose editor needs EasyEdit."""
 
     def to_host(self) -> dict[str, Any]:
-        """The values that EasyEdit is to be given in place of the YAML's own."""
+        """The values that EasyEdit gets instead of the YAML's."""
         return {}
 
 
 @dataclass(kw_only=True)
 class WISEHparams(HostEditorHparams):
-    """EasyEdit's WISE: edits go to copies of one matrix, used where activations say so."""
+    """EasyEdit's WISE: edits go to copies of one matrix, chosen by activations."""
 
     method: ClassVar[str] = "WISE"
 
@@ -34,19 +34,19 @@ class WISEHparams(HostEditorHparams):
     act_margin: list[float]
     """Margins alpha, beta and gamma of the activation loss, as published for WISE."""
     margin_factor: float = bounded(0.6, above=0)
-    """The margins are multiplied by this; OVERTONE's paper has 0.6, and 1 leaves them."""
+    """Factor of the margins; 0.6 in OVERTONE's paper, 1 for no change."""
     edit_lr: float = bounded(1.0, above=0)
     """SGD's learning rate."""
     n_iter: int = bounded(70, low=1)
-    """Steps per request at most."""
+    """Maximum number of steps per request."""
     norm_constraint: float = bounded(1.0, above=0)
     """Bound of every weight's change."""
     mask_ratio: float = bounded(0.2, above=0, high=1)
     """Share of the matrix that one group of edits may change."""
     act_ratio: float = bounded(0.88, above=0)
-    """A copy is used where the activations differ by this share of what its edits did at least."""
+    """A copy is used if activations differ by at least this share of its edits' difference."""
     objective_optimization: Literal["only_label"] = "only_label"
-    """The loss is over the target's tokens; OVERTONE can stand in for no other."""
+    """The loss is over the target's tokens; OVERTONE can replace no other."""
     save_freq: int = bounded(500, low=1)
     """Edits per copy."""
     merge_freq: int = bounded(1000, low=1)
@@ -62,7 +62,7 @@ class WISEHparams(HostEditorHparams):
     retrieve: bool = True
     """Keep several copies and choose between them (WISE-Retrieve)."""
     replay: bool = False
-    """Go through earlier edits again in later ones."""
+    """Train on earlier edits again in later ones."""
     save_path: str | None = None
     """Path to which EasyEdit writes the edited layer."""
     load_path: str | None = None
@@ -82,7 +82,7 @@ class WISEHparams(HostEditorHparams):
             )
 
     def to_host(self) -> dict[str, Any]:
-        """The shrunk margins."""
+        """The scaled margins."""
         return {"act_margin": [margin * self.margin_factor for margin in self.act_margin]}
 
 
@@ -97,7 +97,7 @@ class MELOHparams(HostEditorHparams):
     model: Mapping[str, Any]
     """Keys of the adapter: target_modules, grace_layer, fan_in_fan_out ..."""
     lora: Mapping[str, Any]
-    """Keys of EasyEdit's MELO that text editing has little use for: cls_name, lora_dropout ..."""
+    """Keys of EasyEdit's MELO that matter little for text editing: cls_name, lora_dropout ..."""
     task: Literal["hall"] = "hall"
     """Prompt and target are one text, with the loss on the target; no other choice here."""
     lora_task_type: str = "CAUSAL_LM"

@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class LocateHparams(LayersHparams):
-    """What locate-then-edit methods share: the value's optimisation and the statistics.
+    """What locate-then-edit methods share: the optimisation of values, and the statistics.
 
     The last of `layers` is the z-layer.
     """
 
     value_of: ClassVar[Literal["block", "mlp"]] = "block"
-    """What a value is the output of, in the z-layer: the whole block, or its MLP."""
+    """The module of the z-layer whose output is the value: the whole block, or its MLP."""
 
     fact_token: Literal["subject_last"] = "subject_last"
     """The token whose representation is edited."""
     layer_selection: Literal["all"] = "all"
-    """Kept for EasyEdit's YAMLs; all of `layers` are edited."""
+    """For EasyEdit's YAMLs; all of `layers` are edited."""
 
     v_num_grad_steps: int = bounded(25, low=1)
-    """Evaluations of the value loss; with one step between two of them."""
+    """Evaluations of the value loss, with one step between two of them."""
     v_optimizer: Literal["adam", "polyak"] = "adam"
-    """How a value is searched for: adam, as in the papers; polyak (ours), with steps of length
-    loss / ||gradient||, which need no learning rate and fewer evaluations."""
+    """Optimizer of values: adam, as in the papers; polyak (ours), with steps of length
+    loss / ||gradient||, which needs no learning rate and fewer evaluations."""
     v_lr: float | None = bounded(None, above=0)
     """Adam's learning rate for the value; default 0.5."""
     v_lr_relative: float | None = bounded(None, above=0)
     """v_lr as a share of the root mean square of h, instead of v_lr."""
     v_loss_layer: int | None = bounded(None, low=0)
-    """Block whose output the target's loss reads through final norm and head; default the last."""
+    """Block from whose output the target's loss is computed; default the last."""
     v_weight_decay: float = bounded(0.5, low=0)
     """Weight of ||delta|| / ||h||^2."""
     v_stop_loss: float = bounded(0.05, low=0)
@@ -48,48 +48,48 @@ class LocateHparams(LayersHparams):
     """rank: also stop two steps after the target is the first choice in every context (arXiv
     2502.01636); loss: only at `v_stop_loss`."""
     value_margin: float = bounded(0.0, low=0)
-    """Lengthen a delta that has been found by this share, within its bound: a value that is only
-    just enough for the edited prompt does not reach other wordings (ours; 0 in the papers)."""
+    """Lengthen each optimised delta by this share, within its bound: a value that is only just
+    enough for the edited prompt does not generalise to paraphrases (ours; 0 in the papers)."""
     clamp_norm_factor: float = bounded(0.75, above=0)
     """Bound of ||delta|| as a multiple of ||h||."""
     kl_factor: float = bounded(0.0625, low=0)
     """Weight of the divergence at "{subject} is a", and over `kl_texts`."""
     kl_texts: int = bounded(0, low=0, high=5)
-    """Texts about the subject, written by the untouched model, over which the divergence is taken
-    too, so that an edit leaves more of what else the model knows of it (ours; 0 in the papers)."""
+    """Number of texts about the subject, written by the untouched model, that the divergence also
+    covers, so that other knowledge about the subject is preserved (ours; 0 in the papers)."""
 
     mom2_adjustment: bool = True
     """Use the covariance; false leaves it out of the solve."""
     mom2_update_weight: float | None = bounded(None, low=0)
     """lambda, the weight of the covariance against the keys; default 15000."""
     mom2_update_weight_relative: float | None = bounded(None, low=0)
-    """lambda / d_ff, instead of lambda.  It carries over between models: r leaves about r / (1 + r)
-    of a residual where keys are like those of the covariance's text, whose k^T C^-1 k is d_ff."""
+    """lambda / d_ff, instead of lambda.  It transfers between models: r leaves about r / (1 + r) of
+    a residual if keys are like those of the covariance's text, whose k^T C^-1 k is d_ff."""
     mom2_dataset: str = "wikipedia"
-    """Source of the covariance: `self`, a text file, a `datasets` name, or that of a .npz."""
+    """Source of the covariance: `self`, a text file, or the name of a dataset or of a .npz."""
     mom2_n_samples: int = bounded(100_000, low=1)
-    """Texts the covariance is taken over."""
+    """Number of texts for the covariance."""
     mom2_dtype: Literal["float32", "float64"] = "float32"
     """Part of the name of EasyEdit's statistics files."""
     stats_dir: str = "./data/stats"
-    """Folder of the statistics files; without ./data/stats they are in the cache."""
+    """Folder of the statistics files; if ./data/stats does not exist, the cache."""
 
     n_contexts: int = bounded(5, low=0)
-    """Generated texts put before a prompt, beside the bare one; their 5 openings take turns."""
+    """Number of generated context texts besides the bare prompt; their 5 openings take turns."""
     context_length: int = bounded(10, low=2)
     """Tokens of each generated text."""
     token_budget: int = bounded(8192, low=64)
-    """Maximum padded tokens per forward pass; lower it if memory is short."""
+    """Maximum number of padded tokens per forward pass; lower it if memory is short."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the loss is read from a block before the edit, or two keys give one bound."""
+        """Errors if the loss is read below the edit, or a setting is given twice."""
         yield from super().conflicts()
         for name in ("v_lr", "mom2_update_weight", "alpha", "upper_bound"):
             absolute, relative = getattr(self, name, None), getattr(self, f"{name}_relative", None)
             if relative is not None and absolute not in (None, 0):
                 yield (
-                    f"{name} is {absolute} and {name}_relative is {relative}; both say the same "
-                    "thing, so leave one of them out"
+                    f"{name} is {absolute} and {name}_relative is {relative}; both set the same "
+                    "quantity, so leave one of them out"
                 )
         if self.layers and self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             yield (
@@ -102,16 +102,10 @@ class LocateHparams(LayersHparams):
         return [self.context_length] * self.n_contexts
 
     def value_settings(self) -> tuple[Any, ...]:
-        """What a value depends on beside model, request and context texts."""
+        """The settings that a value depends on, besides model, request and context texts."""
         names = [f.name for f in dataclasses.fields(self) if f.name.startswith("v_")]
-        names += [
-            "value_of",
-            "clamp_norm_factor",
-            "kl_factor",
-            "kl_texts",
-            "token_budget",
-            "target_eos",
-        ]
+        names += ["value_of", "clamp_norm_factor", "kl_factor", "kl_texts"]
+        names += ["token_budget", "target_eos"]
         return (self.layers[-1], *(getattr(self, name) for name in names))
 
     def covariance_weight(self, d_ff: int) -> float:
@@ -134,36 +128,36 @@ class LocateHparams(LayersHparams):
 
 @dataclass(kw_only=True)
 class SpreadHparams(LocateHparams):
-    """What the methods share that spread a round over several layers."""
+    """What methods that spread a round over several layers share."""
 
     repair_rounds: int = bounded(0, low=0)
-    """How often the edits of a round that the model does not give after the write are optimised in
-    the present model and written again; 0 is never (the papers)."""
+    """How often edits of a round that are not in effect after the write are optimised in the
+    current model and written again; 0 is never (the papers)."""
     repair_every: int = bounded(0, low=0)
-    """Every N rounds, edits of earlier rounds that the model no longer gives are written again with
+    """Every N rounds, edits of earlier rounds that are no longer in effect are written again with
     the round's own; 0 is never (the papers)."""
     consolidate_every: int = bounded(0, low=0)
     """Every N rounds, all edits in effect are solved jointly with the round's own, in place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
     consolidation_weight: float = bounded(3.0, above=0)
-    """lambda of a consolidation that repairs, as a multiple of lambda: the joint solve spares more,
-    and what then falls short is repaired."""
+    """Factor of lambda in a consolidation that repairs: the joint solve preserves more, and edits
+    that fall short are repaired."""
     other_token_weight: float = bounded(0.0, low=0)
     """Weight of the prompts' other tokens, as a multiple of lambda: the second moment of their keys
-    joins the solve, so that they keep what they give (ours; 0 in the papers)."""
+    joins the solve, so that their outputs are preserved (ours; 0 in the papers)."""
     avoid_sinks: bool = False
-    """Where a subject ends at an attention sink, as the first token of a text is, edit the prompt's
-    last token instead, and spare that prompt with other subjects: the sink has no key to write with
+    """If a subject ends at an attention sink, as the first token of a text is, edit the prompt's
+    last token instead, and preserve that prompt with other subjects: the sink's key is too small
     (ours; false in the papers)."""
     repair_weight: float = bounded(1.0, low=1)
-    """Largest weight of an edit in the solve that repairs it: one with a small key, which falls
+    """Largest weight of an edit in the solve that repairs it: an edit with a small key, which falls
     short of its value, weighs more than others, up to this (ours)."""
     merge_subjects: bool = False
-    """Edits whose prompts are the same up to the subject's end have one key and share one value
+    """Edits whose prompts agree up to the subject's end have the same key and share a value
     (arXiv 2502.07322); those of earlier rounds are written again with it."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if a setting compares with lambda or with contexts, and those are not in use."""
+        """Errors if a setting needs lambda or contexts, and those are switched off."""
         yield from super().conflicts()
         if self.other_token_weight and not self.mom2_adjustment:
             yield (
@@ -178,7 +172,7 @@ class SpreadHparams(LocateHparams):
 
     @property
     def small_keys_matter(self) -> bool:
-        """Whether anything is done about keys that are smaller than after a context."""
+        """Whether small keys are treated specially."""
         return self.avoid_sinks or self.repair_weight != 1
 
 
@@ -186,8 +180,8 @@ class SpreadHparams(LocateHparams):
 class NSEHparams(SpreadHparams):
     """Hyperparameters of neuron-level sequential editing (arXiv 2410.04045, sections 3-4).
 
-    Defaults are the settings that the paper's models have in common.  From `rewind` on they switch
-    parts of the method off, or later work on; the defaults are the method.
+    Defaults are the settings that the paper's models have in common.  The fields from `rewind` on
+    switch parts of the method off, or later work on.
     """
 
     method: ClassVar[str] = "NSE"
@@ -210,30 +204,29 @@ class NSEHparams(SpreadHparams):
     rewind: bool = True
     """Optimise values with the original weights; if false, with the current weights."""
     use_previous_keys: bool = True
-    """Preserve the keys of earlier rounds in the solve; they are recorded in any case."""
+    """Preserve the keys of earlier rounds in the solve; they are always recorded."""
     selection_by: Literal["key_mass", "update"] = "key_mass"
-    """What neurons are ranked by: their keys, or the norm of their column of the update that all
-    neurons together would get."""
+    """Rank neurons by their keys, or by the norm of their column in the update of all neurons."""
     value_norm_anchor: bool = False
     """Rescale each value to ||h|| of the original model before it is written (arXiv 2602.02543)."""
     protect_top_directions: int | float = bounded(0, low=0)
-    """Keep the change out of dominant singular directions of the original matrix (REVIVE, arXiv
-    2601.11042): how many; or, below 1, those with this share of the squared singular values."""
+    """Keep the change out of this many dominant singular directions of the original matrix (REVIVE,
+    arXiv 2601.11042), or, below 1, of those with this share of the squared singular values."""
     ridge: float | None = bounded(None, above=0)
-    """Add this share of the mean diagonal of lambda C to the whole diagonal of the solve (ENCORE,
-    arXiv 2502.01636): the change of neurons that general text seldom uses stays small."""
+    """Add this share of the mean diagonal of lambda C to the diagonal of the solve (ENCORE, arXiv
+    2502.01636), so that neurons that general text seldom uses change little."""
     soft_projection: float | None = bounded(None, above=0, high=1)
     """alpha of D (1 - alpha V V^T) (SPHERE, arXiv 2510.01172): make the change D smaller along the
     directions that hold half of the matrix's squared singular values before the round."""
 
     def bound_in_words(self) -> str:
-        """The bound of residuals that applies, as ``upper_bound 4.0``."""
+        """The bound of residuals in use, as ``upper_bound 4.0``."""
         if self.upper_bound_relative is not None:
             return f"upper_bound_relative {self.upper_bound_relative} times the norm of h"
         return f"upper_bound {self.upper_bound}"
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the directions or the ridge are of nothing, or no request could be written."""
+        """Errors if the ridge, the directions or the bounds make no sense."""
         yield from super().conflicts()
         if self.ridge and not self.mom2_adjustment:
             yield (
@@ -266,8 +259,8 @@ class MEMITHparams(SpreadHparams):
 class AlphaEditHparams(SpreadHparams):
     """Hyperparameters of AlphaEdit (arXiv 2410.02355), with the keys of EasyEdit's YAMLs.
 
-    ``mom2_adjustment`` and ``mom2_update_weight`` are taken and have no effect: the covariance is
-    always needed, for the projection, and has no weight in the solve.
+    ``mom2_adjustment`` and ``mom2_update_weight`` are accepted without effect: the projection
+    always needs the covariance, which has no weight in the solve.
     """
 
     method: ClassVar[str] = "AlphaEdit"
@@ -277,9 +270,9 @@ class AlphaEditHparams(SpreadHparams):
     L2: float = bounded(10.0, above=0)
     """Weight of the identity in the solve: larger values preserve more and edit less."""
     P_loc: str | None = None
-    """Where EasyEdit keeps its projection; taken and not read.  The projection is always computed
-    from the covariance: such a file is a pickle, which can run code, and it does not say of which
-    model and statistics it is."""
+    """EasyEdit's file of the projection; accepted and not read.  The projection is always computed
+    from the covariance: the file is a pickle, which can run code, and does not name its model and
+    statistics."""
 
     def conflicts(self) -> Iterator[str]:
         """Errors if a multiple of lambda is given."""
@@ -295,8 +288,8 @@ class AlphaEditHparams(SpreadHparams):
 class ROMEHparams(LocateHparams):
     """Hyperparameters of ROME (arXiv 2202.05262), with the keys of EasyEdit's YAMLs.
 
-    ``v_loss_layer`` is taken and has no effect: the loss is read off the model's own logits, as in
-    EasyEdit.  ``mom2_update_weight`` has none either.
+    ``v_loss_layer`` is accepted without effect: the loss is computed from the model's own logits,
+    as in EasyEdit.  ``mom2_update_weight`` has no effect either.
     """
 
     method: ClassVar[str] = "ROME"

@@ -1,4 +1,4 @@
-"""Hyperparameters of OVERTONE: those of the editor it is put around, and a few of its own."""
+"""Hyperparameters of OVERTONE: those of its base editor, and a few of its own."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SETTINGS = {
     "MELO": {"lambda_": 0.1, "epsilon": 0.05, "n_sigma": 1.0},
     "WISE": {"lambda_": 0.1, "epsilon": 0.05, "n_sigma": 1.0},
 }
-"""Published settings by base editor (arXiv 2502.00602); the defaults."""
+"""Published settings by base editor (arXiv 2502.00602), which are the defaults."""
 OTHERWISE = {"lambda_": 0.5, "epsilon": 0.01, "n_sigma": 0.5}
-"""The default around other editors: the best of a small sweep with NSE (see docs/overtone.md)."""
+"""The default for other base editors: the best of a small sweep with NSE (docs/overtone.md)."""
 
 
 @dataclass
 class OvertoneSettings(Settings):
-    """What OVERTONE's loss depends on; the five switches are those of the paper's ablation."""
+    """Settings of OVERTONE's loss; the five switches are those of the paper's ablation."""
 
     lambda_: float = bounded(OTHERWISE["lambda_"], low=0, high=1)
-    """Share of the one-hot target, the rest is the model's own filtered distribution; 1 is plain
+    """Share of the one-hot target; the rest is the model's own filtered distribution.  1 is plain
     cross entropy, clipped."""
     epsilon: float = bounded(OTHERWISE["epsilon"], low=0)
     """A token whose loss is at most this is not trained further."""
@@ -51,18 +51,17 @@ class OvertoneSettings(Settings):
 class OvertoneHparams(OvertoneSettings, Hparams):
     """Hyperparameters of a base editor with its loss replaced by OVERTONE's.
 
-    In a YAML, ``base`` is the name or path of the base editor's YAML, or its keys written out.
-    What all methods share (``model_name``, ``device``, ``batch_size``, ``seed`` ...) is the
-    base's unless the YAML says otherwise.  ``lambda`` is ``lambda_`` in Python.
-
-    Everything that only the base has is read through: ``hparams.layers`` is ``base.layers``.
+    In a YAML, ``base`` is the name or path of the base editor's YAML, or its keys.  Keys of all
+    methods (``model_name``, ``device``, ``batch_size``, ``seed`` ...) default to the base's.
+    ``lambda`` is ``lambda_`` in Python.  Other fields of the base are delegated:
+    ``hparams.layers`` is ``base.layers``.
 
     Raises:
-        HparamsError: a value is out of range, or ``base`` is no method's hyperparameters.
+        HparamsError: a value is out of range, or ``base`` are not hyperparameters of a method.
     """
 
     method: ClassVar[str] = "OVERTONE"
-    key_of: ClassVar[Mapping[str, str]] = {"lambda_": "lambda"}  # a word of Python
+    key_of: ClassVar[Mapping[str, str]] = {"lambda_": "lambda"}  # a keyword of Python
     unknown_key_advice: ClassVar[str] = "; keys of the base editor go under base"
 
     base: Any
@@ -79,11 +78,11 @@ class OvertoneHparams(OvertoneSettings, Hparams):
 
     @classmethod
     def wrap(cls, base: Hparams, **values: Any) -> OvertoneHparams:
-        """OVERTONE around a base editor, by default with the published setting for it.
+        """OVERTONE for a base editor, by default with the published settings.
 
         Args:
-            base: the base editor's hyperparameters; what all methods share is taken from them.
-            **values: fields that shall be otherwise.
+            base: the base editor's hyperparameters; the fields of all methods are taken from them.
+            **values: other values of fields.
         """
         setting = SETTINGS.get(base.method, OTHERWISE)
         return cls(**{**_shared(base), "alg_name": cls.method, **setting, **values, "base": base})
@@ -109,16 +108,16 @@ class OvertoneHparams(OvertoneSettings, Hparams):
         raise HparamsError(*mistakes, file=file)
 
     def to_dict(self) -> dict[str, Any]:
-        """The keys of a YAML that gives the same; the base's are written out."""
+        """The keys of an equivalent YAML, with the keys of the base."""
         values = {self.key_of.get(k, k): v for k, v in super().to_dict().items()}
         return {**values, "base": self.base.to_dict()}
 
     def for_base(self) -> Any:
-        """The base's hyperparameters, with the settings that all methods share taken from here."""
+        """The base's hyperparameters, with the fields of all methods taken from here."""
         return dataclasses.replace(self.base, **_shared(self), alg_name=self.base.alg_name)
 
     def __getattr__(self, name: str) -> Any:
-        """What is not OVERTONE's own is the base's."""
+        """Delegate fields that OVERTONE does not have to the base."""
         base = self.__dict__.get("base")  # not there yet while a copy is being made
         if base is None or name.startswith("__"):
             raise AttributeError(f"{type(self).__name__} has no {name!r}")
@@ -126,7 +125,7 @@ class OvertoneHparams(OvertoneSettings, Hparams):
 
 
 _SHARED = [f.name for f in dataclasses.fields(Hparams) if f.name != "alg_name"]
-"""What all methods have; a base takes them from OVERTONE, and the other way round."""
+"""The fields of all methods, which OVERTONE and its base share."""
 
 
 def _shared(hparams: Hparams) -> dict[str, Any]:
@@ -134,12 +133,12 @@ def _shared(hparams: Hparams) -> dict[str, Any]:
 
 
 def base_of(hparams: Any) -> Any:
-    """The hyperparameters of the method itself, if OVERTONE is around it."""
+    """The base's hyperparameters if they are OVERTONE's, else themselves."""
     return hparams.base if isinstance(hparams, OvertoneHparams) else hparams
 
 
 def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
-    """Hyperparameters from a YAML's name, its keys, or as they are, with shared ones replaced."""
+    """Hyperparameters from a YAML's name, its keys, or an object, with shared fields replaced."""
     if isinstance(base, Hparams):
         return dataclasses.replace(base, **shared)
     where = "base"
@@ -165,6 +164,6 @@ def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
 
 
 def _subclasses(kind: type[Hparams]) -> list[type[Hparams]]:
-    """All classes below this one that are for a method."""
+    """All subclasses that belong to a method."""
     below = [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
     return [child for child in below if child.method]

@@ -1,8 +1,7 @@
-"""Hyperparameters of methods that follow target tokens' gradients: FT, LoRA, GRACE, UltraEdit.
+"""Hyperparameters of methods that train on target tokens: FT, LoRA, GRACE, UltraEdit.
 
-Keys of the first three are those of EasyEdit's YAMLs.  Some of them have one value in all of its
-YAMLs, and others have no effect in its code; a value that would mean something else is refused by
-name.
+Keys of the first three are those of EasyEdit's YAMLs.  Some keys have the same value in all of its
+YAMLs, or no effect in its code; other values of these are refused.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class TrainingHparams(Hparams):
     """Training of a round ends when its mean loss is below this; 0 uses all steps."""
 
     def _only(self, name: str, value: Any, why: str) -> Iterator[str]:
-        """Refuse any other value of this key."""
+        """An error for any other value of this key."""
         if getattr(self, name) != value:
             yield (f"{name} is {getattr(self, name)!r}, and {why}; write {value!r} or leave it out")
 
@@ -50,7 +49,7 @@ class _EpochHparams(TrainingHparams):
         super().__post_init__()
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if a key asks for something that EasyEdit does not have."""
+        """Errors if a key requests what EasyEdit does not have."""
         yield from super().conflicts()
         yield from self._only(
             "kl_factor", 0.0, "EasyEdit has the key but no term of the loss for it"
@@ -72,7 +71,7 @@ class FTHparams(_EpochHparams, LayersHparams):
     """Train on all edits in effect in every round, not on the round's own alone."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the end of the text is asked for where the prompt ends."""
+        """Errors if the end of text would have to follow the prompt."""
         yield from super().conflicts()
         if self.target_eos and self.objective_optimization == "prompt_last":
             yield (
@@ -100,7 +99,7 @@ class LoRAHparams(_EpochHparams):
     lora_type: Literal["lora", "adalora"] = "lora"
     """Which of PEFT's adapters."""
     layers: list[int] = field(default_factory=list)
-    """Blocks that get adapters; none means all of them."""
+    """Blocks that get adapters; empty for all."""
     target_modules: list[str] = field(default_factory=list)
     """Ends of the names of the modules that get adapters, e.g. [q_proj, v_proj]."""
     rank: int = bounded(8, low=1)
@@ -111,7 +110,7 @@ class LoRAHparams(_EpochHparams):
     """Dropout before the adapter, in training only."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if nothing gets adapters, or a key asks for something EasyEdit does not have."""
+        """Errors if nothing gets adapters, or a key requests what EasyEdit does not have."""
         yield from super().conflicts()
         yield from self._only(
             "norm_constraint", None, "EasyEdit's LoRA has the key but no such bound"
@@ -145,22 +144,22 @@ class GRACEHparams(TrainingHparams):
     val_init: Literal["cold", "warm"] = "cold"
     """A new value starts uniformly random in [0, 1) (cold) or as the layer's output (warm)."""
     val_train: Literal["sgd"] = "sgd"
-    """How values are trained; no other choice."""
+    """How values are trained; the only choice."""
     val_reg: Literal["None"] | None = None
     """Without effect in EasyEdit; None only."""
     reg: Literal["early_stop"] = "early_stop"
     """Without effect in EasyEdit, which never stops early: see stop_loss."""
     replacement: Literal["replace_last"] = "replace_last"
-    """Whose output is replaced; no other choice."""
+    """Whose output is replaced; the only choice."""
     eps_expand: Literal["coverage"] = "coverage"
-    """A ball grows until it covers a near key of the same target; no other choice."""
+    """A ball grows until it covers a near key of the same target; the only choice."""
     num_pert: int = bounded(8, low=0)
     """Without effect if val_train is sgd."""
     dropout: float = 0.0
     """Without effect in EasyEdit; 0 only."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if there is not one layer, or a key asks for something EasyEdit does not have."""
+        """Errors if there is not one layer, or a key requests what EasyEdit does not have."""
         yield from super().conflicts()
         yield from self._only("dropout", 0.0, "EasyEdit has the key but no dropout for it")
         if len(self.inner_params) != 1 or not _INNER.fullmatch(self.inner_params[0]):

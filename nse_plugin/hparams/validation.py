@@ -1,8 +1,8 @@
-"""One validator for every object of settings: method, run, protocol, stop rules, comparison.
+"""One validator for all settings: method, run, protocol, stop rules, comparison.
 
-A class of settings is a dataclass below :class:`Settings`.  What a field may hold is said by its
-type hint, and by :func:`bounded` or :func:`group` where it has a range or holds settings itself.
-All mistakes are found together and raised as one :class:`HparamsError`, a line each.
+A class of settings is a dataclass derived from :class:`Settings`.  The type hint of a field says
+what it may hold, with :func:`bounded` for a range and :func:`group` for nested settings.  All
+mistakes are found together and raised as one :class:`HparamsError`, a line each.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from nse_plugin.hparams.yaml_files import read_yaml
 S = TypeVar("S", bound="Settings")
 
 LARGEST_SEED = 2**63 - 1
-"""The largest that torch takes."""
+"""The largest seed that torch accepts."""
 _LONGEST = 120
-"""Characters of a value that an error shows."""
+"""Maximum number of characters of a value in an error."""
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 _IN_WORDS: dict[Any, str] = {
     int: "a whole number",
@@ -39,14 +39,14 @@ _IN_WORDS: dict[Any, str] = {
 
 @dataclass(frozen=True)
 class Range:
-    """``low <= value <= high`` and ``above < value``, as far as they are given."""
+    """``low <= value <= high`` and ``above < value``; None is no bound."""
 
     low: float | None = None
     above: float | None = None
     high: float | None = None
 
     def holds(self, value: float) -> bool:
-        """Whether a number is in the range; one that is not finite never is."""
+        """Whether a number is finite and in the range."""
         return (
             math.isfinite(value)
             and (self.low is None or value >= self.low)
@@ -70,19 +70,19 @@ def bounded(default: Any, *, low: float | None = None, above: float | None = Non
 
 
 def group(kind: type[Settings]) -> dict[str, Any]:
-    """Metadata of a field that holds some keys of other settings with their values, as a dict."""
+    """Metadata of a field that holds keys and values of other settings, as a dict."""
     return {"group": kind}
 
 
 class Settings:
-    """Base of every dataclass of settings; values are checked and converted when it is made.
+    """Base of every dataclass of settings; the constructor checks and converts the values.
 
     Raises:
         HparamsError: values have the wrong type, are out of range or contradict each other.
     """
 
     key_of: ClassVar[Mapping[str, str]] = {}
-    """The key in a file by the name of the field, if the two differ."""
+    """By field: its key in a file, if the two differ."""
     unknown_key_advice: ClassVar[str] = ""
     """Advice added to the error about an unknown key."""
 
@@ -97,7 +97,7 @@ class Settings:
             raise HparamsError(*mistakes)
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if values, each valid alone, contradict each other; each begins with a key."""
+        """Errors of values that contradict each other; each begins with a key."""
         yield from ()
 
     @classmethod
@@ -105,7 +105,7 @@ class Settings:
         """Build from keys and values.
 
         Args:
-            file: where they were read, for an error to name.
+            file: where they were read, for errors.
 
         Raises:
             HparamsError: keys are unknown or missing, or values are wrong; all of them are named.
@@ -117,12 +117,12 @@ class Settings:
 
     @classmethod
     def read(cls: type[S], config: str | Path | None, given: Mapping[str, Any]) -> S:
-        """Build from a YAML file and from options, which override the file.
+        """Build from a YAML file and from options, which override it.
 
-        A key of a group may stand in the file without its group, as its option does.
+        In the file, keys of a group may also stand outside it, as on the command line.
 
         Args:
-            given: by key; None leaves the file's value, and a group is merged key by key.
+            given: options by key; None keeps the file's value, and groups are merged key by key.
 
         Raises:
             HparamsError: the file cannot be read, or something in it or in ``given`` is wrong.
@@ -140,15 +140,14 @@ class Settings:
 
 
 def _grouped(kind: type[Settings], values: Mapping[Any, Any]) -> tuple[dict[Any, Any], list[str]]:
-    """Values with the keys of groups inside their groups, and those that are given both ways."""
+    """Values with the keys of groups moved into their groups; errors for keys given twice."""
     found, twice = dict(values), []
-    own = {kind.key_of.get(f.name, f.name) for f in _fields(kind)}
-    for group_field in _fields(kind):
+    own = _keyed(kind)
+    for name, group_field in own.items():
         inner = group_field.metadata.get("group")
-        name = kind.key_of.get(group_field.name, group_field.name)
         if inner is None or not isinstance(found.get(name) or {}, Mapping):
             continue
-        keys = {inner.key_of.get(f.name, f.name) for f in _fields(inner)} - own
+        keys = set(_keyed(inner)) - set(own)
         for key in [key for key in found if key in keys]:
             inside = dict(found.get(name) or {})
             if key in inside:
@@ -158,12 +157,12 @@ def _grouped(kind: type[Settings], values: Mapping[Any, Any]) -> tuple[dict[Any,
 
 
 def mistakes_in(kind: type[Settings], values: Mapping[Any, Any], within: str = "") -> list[str]:
-    """What is wrong with keys and values that are a part of those of a kind, such as a file's.
+    """The mistakes in some keys and values of a kind of settings; keys may be missing.
 
     Args:
-        within: what is put before each key, as in ``protocol.every``.
+        within: prefix of each key, as in ``protocol.every``.
     """
-    known = [kind.key_of.get(f.name, f.name) for f in _fields(kind)]
+    known = _keyed(kind)
     unknown = [
         f"unknown key {f'{within}{key}'!r}{did_you_mean(str(key), known)}{kind.unknown_key_advice}"
         for key in values
@@ -173,17 +172,20 @@ def mistakes_in(kind: type[Settings], values: Mapping[Any, Any], within: str = "
 
 
 def by_field(kind: type[Settings], values: Mapping[Any, Any]) -> dict[str, Any]:
-    """Values by the name of their field; unknown keys are left out."""
-    names = {kind.key_of.get(f.name, f.name): f.name for f in _fields(kind)}
-    return {names[key]: value for key, value in values.items() if key in names}
+    """Values by field name, without unknown keys."""
+    known = _keyed(kind)
+    return {known[key].name: value for key, value in values.items() if key in known}
 
 
 def _made(kind: type[S], values: Mapping[Any, Any], within: str = "") -> tuple[S | None, list[str]]:
-    """Settings of a kind, or what is wrong with their values; ``within`` is put before each key."""
+    """Settings of a kind, or the mistakes in their values; ``within`` is put before each key."""
     given = by_field(kind, values)
     mistakes = mistakes_in(kind, values, within)
-    needed = [f.name for f in _fields(kind) if f.default is f.default_factory is MISSING]
-    missing = [f"{within}{kind.key_of.get(n, n)}" for n in needed if n not in given]
+    missing = [
+        f"{within}{key}"
+        for key, f in _keyed(kind).items()
+        if f.default is f.default_factory is MISSING and f.name not in given
+    ]
     if missing:
         mistakes.append(f"missing key(s) {', '.join(map(repr, missing))}")
     if mistakes:
@@ -197,26 +199,26 @@ def _made(kind: type[S], values: Mapping[Any, Any], within: str = "") -> tuple[S
 def _examined(
     kind: type[Settings], given: Mapping[str, Any], within: str = ""
 ) -> tuple[dict[str, Any], list[str]]:
-    """Values in the types of their fields, and what is wrong with the others."""
+    """Values converted to the types of their fields, and the mistakes in the others."""
     found: dict[str, Any] = {}
     mistakes: list[str] = []
-    for f in _fields(kind):
+    for key, f in _keyed(kind).items():
         if f.name not in given:
             continue
-        key = f"{within}{kind.key_of.get(f.name, f.name)}"
+        key, value = f"{within}{key}", given[f.name]
         try:
             if "group" in f.metadata:
-                found[f.name] = _group(key, given[f.name], f.metadata["group"])
+                found[f.name] = _group(key, value, f.metadata["group"])
             else:
                 hint = _hints(cast(Any, kind))[f.name]
-                found[f.name] = _value(key, given[f.name], hint, f.metadata.get("range", Range()))
+                found[f.name] = _value(key, value, hint, f.metadata.get("range", Range()))
         except HparamsError as error:
             mistakes += error.mistakes
     return found, mistakes
 
 
 def _group(key: str, value: Any, kind: type[Settings]) -> dict[str, Any]:
-    """The keys and values of a group, which has to be right as it is; null is an empty one."""
+    """The keys and values of a valid group; null is an empty group."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
@@ -232,7 +234,7 @@ def _group(key: str, value: Any, kind: type[Settings]) -> dict[str, Any]:
 
 
 def _value(key: str, value: Any, hint: Any, range_: Range) -> Any:
-    """The value in the type of its field.
+    """The value converted to the type of its field.
 
     Raises:
         HparamsError: it has another type, or is out of range.
@@ -256,11 +258,11 @@ def _value(key: str, value: Any, hint: Any, range_: Range) -> Any:
 
 
 _NOT = object()
-"""A value that is not of a type."""
+"""Marks a value that cannot be converted to a type."""
 
 
 def _as(value: Any, kind: Any) -> Any:
-    """A value in a type: as it is, or as the number that a text is, of a command line or a dict."""
+    """A value converted to a type, e.g. a text of the command line to a number; else ``_NOT``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         return next((c for c in inner if c == value and type(c) is type(value)), _NOT)
@@ -287,7 +289,7 @@ def _first_of(value: Any, kinds: tuple[Any, ...]) -> Any:
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, in its order; the first that a value can be turned into counts."""
+    """The types of a union, in the order in which they are tried."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
 
@@ -301,7 +303,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _in_words(hint: Any, range_: Range) -> str:
-    """What a field takes: ``a number above 0 or null``."""
+    """What a field may hold: ``a number above 0 or null``."""
     return " or ".join(_kind_in_words(kind, range_) for kind in _kinds(hint))
 
 
@@ -311,29 +313,31 @@ def _kind_in_words(kind: Any, range_: Range) -> str:
         some = ["null" if c is None else "false" if c is False else repr(c) for c in inner]
         return some[0] if len(some) == 1 else f"one of {', '.join(some)}"
     if origin in (list, tuple):
-        example = {int: "[1, 2]", float: "[0.5, 1.5]", str: "[first, second]"}
-        found = example.get(inner[0], "[[5, 10], [10, 10]]")
-        return f"a list{_plural(inner[0])}, e.g. {found}"
+        return {
+            int: "a list of whole numbers, e.g. [1, 2]",
+            float: "a list of numbers, e.g. [0.5, 1.5]",
+            str: "a list of texts, e.g. [first, second]",
+        }.get(inner[0], "a list, e.g. [[5, 10], [10, 10]]")
     if origin is not None or kind in (Mapping, dict):
         return "a group of keys with values"
     return _IN_WORDS[kind] + (str(range_) if kind in (int, float) else "")
 
 
-def _plural(kind: Any) -> str:
-    words = {int: " of whole numbers", float: " of numbers", str: " of texts"}
-    return words.get(kind, "")
-
-
 def _shown(value: Any) -> str:
-    """A value as an error shows it, cut if it is long."""
+    """A value as errors show it, cut if it is long."""
     text = repr(value)
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
 
 
 @functools.cache
 def _hints(kind: type[Settings]) -> dict[str, Any]:
-    """The types of the fields; evaluating them takes longer than all checks."""
+    """The types of the fields; cached, since evaluating them takes longer than all checks."""
     return typing.get_type_hints(kind)
+
+
+def _keyed(kind: type[Settings]) -> dict[str, Field[Any]]:
+    """The fields by their key in a file."""
+    return {kind.key_of.get(f.name, f.name): f for f in _fields(kind)}
 
 
 def _fields(kind: type[Settings]) -> tuple[Field[Any], ...]:

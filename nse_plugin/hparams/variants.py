@@ -1,7 +1,7 @@
 """The YAML of a method by name, and changes to it: ``NSE/gpt2-xl``, ``NSE:stable/gpt2-xl``.
 
-Changes follow a colon, one after the other, separated by semicolons: named variants, such as
-``NSE:no-rewinding``, and keys with values, such as ``NSE:by-update;p=0.6``.
+Changes follow a colon, separated by semicolons: named variants, such as ``NSE:no-rewinding``, and
+keys with values, such as ``NSE:by-update;p=0.6``.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ _SHARED = {
         "values are optimised without a learning rate, in 12 evaluations (ours)",
     ),
     "repair": Variant(
-        {"repair_rounds": 1}, "edits that the model does not give are written once more (ours)"
+        {"repair_rounds": 1}, "edits that are not in effect are written again (ours)"
     ),
     "repair-all": Variant(
         {"repair_rounds": 1, "repair_every": 5},
-        "repair, and every 5 rounds of the earlier edits that are lost (ours)",
+        "repair, and every 5 rounds also of earlier edits no longer in effect (ours)",
     ),
     "small-keys": Variant(
         {"avoid_sinks": True, "repair_weight": 4.0},
-        "no edit is at an attention sink; repairs of other small keys weigh more (ours)",
+        "no edit at an attention sink; repairs of other small keys weigh more (ours)",
     ),
 }
 _OTHER_TOKENS = Variant(
-    {"other_token_weight": 1.0}, "the prompts' other tokens keep what they give (ours)"
+    {"other_token_weight": 1.0}, "the outputs of the prompts' other tokens are preserved (ours)"
 )
 _LONG_STREAMS = (
     _SHARED["merged"], _SHARED["consolidated"], _SHARED["small-keys"], _OTHER_TOKENS,
-    Variant({"repair_rounds": 3}, "as long as one of the edits is not given"),
+    Variant({"repair_rounds": 3}, "until all edits are in effect"),
 )  # fmt: skip
 _OF_NSE_AND_MEMIT = {
     "other-tokens": _OTHER_TOKENS,
@@ -81,7 +81,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     },
     "MEMIT": {
         "previous-keys": Variant(
-            {"use_previous_keys": True}, "the solve spares the edits of earlier rounds"
+            {"use_previous_keys": True}, "the solve preserves the edits of earlier rounds"
         ),
         **_SHARED,
         **_OF_NSE_AND_MEMIT,
@@ -90,12 +90,12 @@ VARIANTS: dict[str, dict[str, Variant]] = {
         **_SHARED,
         **_OF_NSE_AND_MEMIT,
         "no-rewinding": Variant(
-            {"rewind": False}, "values are optimised against the edited model"
+            {"rewind": False}, "values are optimised in the edited model"
         ),
         "no-selection": Variant({"neuron_threshold": 1.0}, "every neuron is written"),
         "one-pass": Variant({"max_iterations": 1}, "one write pass"),
         "no-previous-keys": Variant(
-            {"use_previous_keys": False}, "the solve does not spare earlier edits"
+            {"use_previous_keys": False}, "the solve does not preserve earlier edits"
         ),
         "by-update": Variant(
             {"selection_by": "update", "neuron_threshold": 0.8},
@@ -118,7 +118,7 @@ VARIANTS: dict[str, dict[str, Variant]] = {
     },
     "ROME": {"other-facts": _SHARED["other-facts"]},
 }  # fmt: skip
-"""By method and name.  ``p=0.6`` is no variant but a short name of a key."""
+"""By method and name.  ``p=0.6`` is a short name of a key, not a variant."""
 
 SHORT_KEYS: dict[str, dict[str, str]] = {"NSE": {"p": "neuron_threshold"}}
 """Short names of keys, by method."""
@@ -128,7 +128,7 @@ _CHANGED = re.compile(r"(?P<method>\w+:[^/]*)/(?P<model>.+)", re.DOTALL)
 
 
 def read_named(name_or_path: str | Path) -> dict[str, Any]:
-    """The keys of a YAML by path, or by shipped name, in which changes may follow the method.
+    """The keys of a YAML by path, or by shipped name with changes after the method.
 
     Raises:
         HparamsError: there is no such file or change.
@@ -143,10 +143,10 @@ def read_named(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
-    """The same of a method's YAML; ``alg_name`` is among the keys.
+    """The same for the YAML of a method, which has an ``alg_name``.
 
     Raises:
-        HparamsError: there is no such file or change, or it is no method's.
+        HparamsError: there is no such file or change, or no ``alg_name``.
     """
     config = read_named(name_or_path)
     if not isinstance(config.get("alg_name"), str):
@@ -164,11 +164,11 @@ def split_changes(text: str) -> tuple[str, list[str] | None]:
 
 
 def changes_of(method: str, items: Sequence[str] | None, text: str) -> dict[str, Any]:
-    """Keys and values of ``no-rewinding;p=0.6``; a later one replaces an earlier one.
+    """Keys and values of ``no-rewinding;p=0.6``; later ones replace earlier ones.
 
     Args:
-        items: the changes, one by one, as :func:`split_changes` gives them.
-        text: what was given, for errors.
+        items: the changes, from :func:`split_changes`.
+        text: the whole text, for errors.
 
     Raises:
         HparamsError: there is no such variant, or a change cannot be read.

@@ -12,7 +12,7 @@ from nse_plugin.errors import HparamsError, did_you_mean
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: ``2e-2`` is a number, and a key that is given twice is an error."""
+    """YAML in which ``2e-2`` is a number and a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -32,10 +32,10 @@ _Loader.add_implicit_resolver(  # YAML 1.1 wants a dot before the exponent
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text of YAML says.
+    """Parse a YAML text.
 
     Raises:
-        yaml.YAMLError: it is none; the message is one line.
+        yaml.YAMLError: it is not YAML; the message is one line.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # a SafeLoader: nothing but plain values
@@ -62,7 +62,7 @@ def find_yaml(name_or_path: str) -> Path:
     """The file of a path or of a shipped name such as ``NSE/gpt2-xl``.
 
     Raises:
-        HparamsError: neither exists; the message names the nearest that do.
+        HparamsError: neither exists; the message suggests similar names.
     """
     with_suffix = (
         name_or_path if name_or_path.endswith((".yaml", ".yml")) else f"{name_or_path}.yaml"

@@ -1,4 +1,4 @@
-"""What is inside a decoder and how to read and write it; knows nothing of editing."""
+"""The parts of a decoder and how to read, run and write them; independent of editing methods."""
 
 from nse_plugin.model.torchvision_operators import make_torchvision_importable
 

@@ -1,15 +1,14 @@
-"""Check answers: the one place where prompts are scored.
+"""Score answers to prompts, many (prompt, answer) pairs in a few batches.
 
-Many (prompt, answer) pairs go through the model in a few batches.  Rows are padded here, with masks
-and positions that make padding invisible; the tokenizer is only asked for tokens, so neither
-its ``padding_side`` nor its pad token plays a part.
+Rows are padded here, with masks and positions that make padding invisible, so the tokenizer's
+``padding_side`` and pad token do not matter.
 
-Three notions of "the model gives this answer" are kept apart:
+There are three measures of an answer:
 
 * *exact*: greedy decoding writes the whole answer, token for token;
-* *token accuracy*: the share of answer tokens that are the model's first choice when all tokens
-  before them are given (teacher forcing).  This is EasyEdit's ``rewrite_acc``;
-* *nll*: how unlikely the answer is, which moves before the first choice does.
+* *token accuracy*: the share of answer tokens that are the model's first choice given all tokens
+  before them (teacher forcing).  This is EasyEdit's ``rewrite_acc``;
+* *nll*: the negative log-likelihood, which changes before the first choice does.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ _LOGITS_BUDGET = 2**28  # float32 numbers of logits held at once: 1 GiB
 
 @dataclass(frozen=True)
 class Answers:
-    """How well a model gives answers, one entry per (prompt, answer) pair, in the order given."""
+    """Scores of answers, one entry per (prompt, answer) pair, in the order given."""
 
     exact: list[bool]
     """Greedy decoding writes the whole answer."""
     token_accuracy: list[float]
-    """Share of answer tokens that are the first choice under teacher forcing; NaN of no tokens."""
+    """Share of answer tokens that are the first choice under teacher forcing; NaN if empty."""
     predicted: list[list[int]]
     """First choice at each answer token, under teacher forcing."""
     nll: list[float]
-    """Mean over the answer's tokens of -log p(token | all before it); NaN of no tokens."""
+    """Mean over the answer's tokens of -log p(token | all before it); NaN if empty."""
     n_tokens: list[int]
     """Number of answer tokens."""
 
@@ -63,14 +62,14 @@ def score_answers(
     *,
     token_budget: int = 16384,
 ) -> Answers:
-    """Check how the model continues each prompt, against the answer one space after it.
+    """Score the answer to each prompt, one space after it.
 
     Args:
         token_budget: tokens per batch, padding included.
 
     Raises:
-        RequestError: there are more prompts than answers or the reverse, or a pair is longer than
-            the model's context.
+        RequestError: prompts and answers differ in number, or a pair is longer than the model's
+            context.
         ModelError: the tokenizer is not a fast one, or the model has no output head.
     """
     if len(prompts) != len(answers):
@@ -88,16 +87,14 @@ def score_encoded(
     names: Sequence[str] = (),
     token_budget: int = 16384,
 ) -> Answers:
-    """Check answers that are tokens already: the last ``n_target`` of each row.
+    """Score tokenised answers: the last ``n_target`` tokens of each row.
+
+    ``exact`` needs no generation.  As long as the first choices under teacher forcing are the
+    answer's tokens, greedy decoding sees the same tokens and writes the same.  At the first
+    difference it has still seen the same tokens, and differs too.
 
     Args:
-        names: what messages call the pairs.
-
-    ``exact`` needs no generation.  Greedy decoding picks, at each step, the first choice given
-    what it has written so far.  If the first choices under teacher forcing are the answer's tokens
-    throughout, then the first step writes the answer's first token, so the second step sees just
-    what teacher forcing showed it, and so on to the end.  If they are not, then at the first
-    deviation greedy decoding has seen the same tokens and deviates too.
+        names: of the pairs, for messages.
 
     Raises:
         RequestError: a row is longer than the model's context, or has no token before its answer.
@@ -131,19 +128,18 @@ def score_encoded(
 
 @dataclass(frozen=True)
 class _Row:
-    """Tokens that are run once, and the pairs whose answers are read from them."""
+    """A row of tokens and the indices of the pairs whose answers are read from it."""
 
     ids: tuple[int, ...]
     members: list[int]
 
 
 def _rows(pairs: Sequence[EncodedPrompt]) -> list[_Row]:
-    """As few rows as answer all pairs.
+    """The fewest rows from which all answers can be read.
 
-    An answer's last token is predicted, never fed in.  In a causal model a row that begins another
-    one gives nothing that the longer one does not, so the true and the new answer of a prompt
-    share a row where both have one token.  In lexicographic order a row that begins any other
-    begins its successor.
+    An answer's last token is predicted, never fed in.  In a causal model, a row that is a prefix of
+    another is not needed, so the true and the new answer of a prompt share a row if both have one
+    token.  In lexicographic order, a row that is a prefix of any other is one of its successor.
     """
     order = sorted(
         (index for index, pair in enumerate(pairs) if pair.n_target),
@@ -169,14 +165,13 @@ def _read_answers(
     predicted: list[list[int]],
     losses: list[list[float]],
 ) -> None:
-    """Run some rows; write first choice and -log p(token) at each answer token of their pairs.
+    """Run some rows; append first choice and -log p(token) of each answer token of their pairs.
 
-    The output head is given only the hidden states that predict an answer token, each once;
-    whatever the model does after its head (scaling, soft-capping) is done as usual.
+    The output head gets only the hidden states that predict an answer token, each once.
     """
     batch = TokenBatch.of([row.ids for row in rows], layout_of(model).input_device)
-    reads: dict[tuple[int, int], int] = {}  # (row, position): which of the logits
-    wanted: list[tuple[int, int, int]] = []  # (pair, which of the logits, answer token)
+    reads: dict[tuple[int, int], int] = {}  # (row, position): index of its logits
+    wanted: list[tuple[int, int, int]] = []  # (pair, index of the logits, answer token)
     for number, row in enumerate(rows):
         for index in row.members:
             for position in range(pairs[index].n_prompt, len(pairs[index].ids)):
@@ -195,7 +190,7 @@ def _read_answers(
 
 
 def _width(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget: int) -> int:
-    """What a row costs of the token budget: its tokens, or its share of the logits' budget."""
+    """The part of the token budget that a row takes, by its tokens or by its logits."""
     logits = sum(pairs[index].n_target for index in row.members) * n_vocab
     return max(len(row.ids), math.ceil(logits / _LOGITS_BUDGET * token_budget))
 
@@ -206,7 +201,7 @@ def check_length(
     """Raise :class:`RequestError` if a row is longer than the model's context.
 
     Args:
-        names: what messages call the rows; "text 0" and so on if there are none.
+        names: of the rows, for messages; by default "text 0" and so on.
     """
     limit = layout_of(model).max_positions
     if limit is not None and lengths and max(lengths) > limit:

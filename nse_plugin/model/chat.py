@@ -1,9 +1,8 @@
 """Chat format: every prompt becomes the user's turn of a chat, every answer the model's turn.
 
-A :class:`ChatTokenizer` takes the place of the model's tokenizer.  Prompts are put into the chat by
-:mod:`nse_plugin.model.prompts`, so editing, contexts, scores and generation all see the same
-format, and the last token of the subject is still found.  Plain text (statistics, perplexity) stays
-plain.
+A :class:`ChatTokenizer` replaces the model's tokenizer.  :mod:`nse_plugin.model.prompts` puts
+prompts into the chat, so editing, contexts, scores and generation use the same format and the
+subject's last token is found.  Plain text (statistics, perplexity) stays plain.
 """
 
 from __future__ import annotations
@@ -20,21 +19,21 @@ class ChatTokenizer:
     """A tokenizer with the texts that its chat template puts around a user's turn.
 
     :attr:`before` and :attr:`after` stand around the turn.  :attr:`blank` is what the template puts
-    between them and the model's reply: a space in those of Llama 2 and Mistral, mostly nothing.  It
-    is kept apart because the first token of the reply has it in it (``▁Paris``), as that of an
-    answer in plain text has; with it at its end, a prompt would end in a token of its own.
+    between them and the model's reply: a space for Llama 2 and Mistral, mostly nothing.  It is kept
+    apart because it belongs to the first token of the reply (``▁Paris``), as in plain text; at the
+    end of the prompt it would be a token of its own.
 
-    Everything else is that of the tokenizer inside.
+    Everything else is delegated to the tokenizer inside.
 
     Args:
-        tokenizer: with a chat template; its own system prompt is kept, if it has one.
-        texts: the three, or the first two, where they are known already.  A template may give
-            others the next day (that of Llama 3.2 writes the date), and then earlier edits were
-            made for other tokens.
+        tokenizer: with a chat template; a system prompt of the template is kept.
+        texts: the three texts, or the first two, if they are known.  A template may give others on
+            another day (that of Llama 3.2 writes the date), and earlier edits belong to the old
+            ones.
 
     Raises:
-        ModelError: the tokenizer has no chat template, or one that refuses or changes the user's
-            text.
+        ModelError: the tokenizer has no chat template, or the template refuses or changes the
+            user's text.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None) -> None:
@@ -42,7 +41,7 @@ class ChatTokenizer:
         self._tokenizer = tokenizer
 
     def as_begun(self, rendered: str) -> str:
-        """A chat as the template renders it now, with :attr:`before` at its beginning."""
+        """A chat that the template rendered today, with :attr:`before` at its beginning."""
         now = _texts(self._tokenizer)[0]
         return self.before + rendered.removeprefix(now) if rendered.startswith(now) else rendered
 
@@ -60,16 +59,16 @@ class ChatTokenizer:
 
 
 def words_around(tokenizer: Any) -> int:
-    """Tokens that an answer is given beside its own: in chat it often repeats the question."""
+    """Extra tokens for an answer: in chat it often repeats the question first."""
     return 20 if isinstance(tokenizer, ChatTokenizer) else 4
 
 
 def _texts(tokenizer: Any) -> tuple[str, str, str]:
-    """The three texts that the tokenizer's template gives now."""
+    """The three texts of the tokenizer's template."""
     if not getattr(tokenizer, "chat_template", None):
         raise ModelError(
-            "chat is asked for, and the tokenizer has no chat template; leave it out, or take "
-            "a model that was trained for chat"
+            "chat is requested, and the tokenizer has no chat template; leave it out, or use a "
+            "model that was trained for chat"
         )
     try:
         text = _rendered(tokenizer, ["user"], add_generation_prompt=True)
@@ -94,11 +93,10 @@ def _rendered(tokenizer: Any, roles: list[str], **options: Any) -> str:
 
 
 def _blank(tokenizer: Any, after: str) -> str:
-    """The blank that a reply begins with, after the text that asks for one.
+    """The blank between the generation prompt and a reply, taken from a rendered reply.
 
-    It is seen in a chat with a reply in it.  Empty if that has more there than blanks (such as the
-    thoughts of a reply), has another text there, or cannot be rendered: then all that is known is
-    the text that asks for a reply.
+    It is empty if there is more than blanks (such as the thoughts of a reply), if another text is
+    there, or if a reply cannot be rendered.
     """
     try:
         _, *between = _rendered(tokenizer, ["user", "assistant"]).split(_MARK)

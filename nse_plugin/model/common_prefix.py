@@ -1,7 +1,7 @@
-"""Rows of tokens in groups that a pass can take together: alike in length, alike at their start.
+"""Group rows of tokens for joint passes: rows of similar length, with a common start.
 
-The prompts of a round come after the same few context texts.  What such rows have in common at
-their start is run once, and its attention keys and values serve all of them.
+The prompts of a round follow the same few context texts.  A common start of several rows is run
+once, and all of them use its attention keys and values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, cheapest_batches
 
 _WORTH = 6
-"""Common tokens from which a pass of their own pays."""
+"""A common start of at least this many tokens is worth a pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,13 @@ class Group:
     """Rows of one pass."""
 
     rows: list[int]
-    """Their numbers."""
+    """Their indices."""
     common: int
-    """Tokens that all of them begin with."""
+    """Number of tokens that all of them begin with."""
 
 
 def groups(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Group]:
-    """All rows, each in one group; a common start ends before every ``starts`` of its rows."""
+    """All rows, each in one group; a common start ends before the ``starts`` of all its rows."""
     order = sorted(range(len(rows)), key=lambda i: list(rows[i]))
     runs: list[tuple[list[int], int]] = []  # neighbours in lexicographic order
     for index in order:
@@ -54,17 +54,14 @@ def groups(rows: Sequence[Sequence[int]], starts: Sequence[int]) -> list[Group]:
 
 
 class CommonStarts:
-    """Attention keys and values of the starts that groups of rows have in common.
-
-    Each is computed once, however many groups have it.
-    """
+    """Attention keys and values of common starts, each computed once for all groups."""
 
     def __init__(self, layout: DecoderLayout) -> None:
         self._layout = layout
         self._caches: dict[tuple[int, ...], DynamicCache] = {}
 
     def cache(self, start: Sequence[int], n_rows: int) -> DynamicCache:
-        """A cache that holds a start for some rows, and may be written to."""
+        """A cache with a start repeated for some rows; it may be written to."""
         if not start:
             return DynamicCache()
         key = tuple(start)
@@ -79,7 +76,7 @@ class CommonStarts:
 
 
 def after(batch: TokenBatch, group: Group) -> dict[str, torch.Tensor]:
-    """Inputs of a pass over the rows of a group, from the end of their common start on."""
+    """Inputs of a pass over the rows of a group after their common start."""
     rows = torch.tensor(group.rows, device=batch.input_ids.device)
     width = int(batch.lengths[rows].max())
     return {
@@ -89,6 +86,6 @@ def after(batch: TokenBatch, group: Group) -> dict[str, torch.Tensor]:
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two rows have in common at their start."""
+    """Length of the common start of two rows."""
     pairs = enumerate(zip(one, other))
     return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,10 +1,10 @@
-"""Run the blocks above a layer again and again, from one position per row on.
+"""Run the blocks above a layer repeatedly, from one position per row on.
 
 Optimising an activation h at (layer, position) changes nothing below the layer and, in a causal
-decoder, nothing left of the position.  :class:`~nse_plugin.model.replay.Replay` makes use of that
-and reaches into what transformers hands from block to block, which changes between versions and
-families.  So the first replay of a model is compared with a whole pass; where they differ, or the
-blocks cannot be called like this, :class:`~nse_plugin.model.full_pass.FullPass` does the work.
+decoder, nothing left of the position.  :class:`~nse_plugin.model.replay.Replay` uses this, and
+depends on what transformers passes from block to block, which differs between versions and
+families.  So the first replay of a model is compared with a whole pass.  If they differ, or the
+blocks cannot be called like this, :class:`~nse_plugin.model.full_pass.FullPass` is used instead.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ Continuation = Replay | FullPass
 _Key = tuple[int, int, object]  # layer, last, kind of attention
 
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size")
-"""How configurations call the number of tokens that attention reaches back."""
+"""Config names of the number of tokens that attention reaches back."""
 _OWN_WINDOW = "window_size"
-"""The same where blocks mask on their own, as those of GPT-Neo do."""
+"""The same for blocks that make their own masks, as in GPT-Neo."""
 _CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, dict[_Key, bool]] = (
     weakref.WeakKeyDictionary()
 )
-"""Whether the blocks above a layer can be replayed, once it has been tried."""
+"""Whether the blocks above a layer can be replayed, once tried."""
 
 
 def capture(
     layout: DecoderLayout, batch: TokenBatch, starts: torch.Tensor, *, layer: int, last: int
 ) -> Continuation:
-    """Run the decoder once over whole rows and keep what is needed to continue from ``starts``.
+    """Run the decoder once over whole rows and keep what later runs from ``starts`` on need.
 
     Args:
         starts: [rows], first position that a run computes.
@@ -60,24 +60,24 @@ def capture(
         why = _difference(replay, full)
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a block raises when it is called in an unknown way
+    except Exception as error:  # a block that cannot be called like this may raise anything
         why = f"{type(error).__name__}: {error}"
     if why:
         log.log(
             logging.DEBUG if False in tried.values() else logging.WARNING,
             "the blocks of model type %r cannot be replayed (%s); values are optimised with whole "
-            "forward passes, which is slower and gives the same",
+            "forward passes, which are slower and give the same",
             layout.model_type,
             why,
         )
-    if why or bool((starts > 0).any()):  # without tokens on the left nothing has been tried
+    if why or bool((starts > 0).any()):  # without tokens on the left, nothing was tested
         tried[key] = not why
     return full if why else replay
 
 
 @torch.no_grad()
 def _difference(replay: Replay, full: FullPass) -> str:
-    """How the replay of what was captured differs from a whole pass; empty if it does not."""
+    """How a replay differs from a whole pass; empty if it does not."""
     got, expected = replay.run(replay.hidden).float(), full.run(full.hidden).float()
     real = torch.arange(got.shape[1], device=got.device) < full.lengths[:, None].to(got.device)
     error = (got - expected)[real].norm() / expected[real].norm()
@@ -86,9 +86,9 @@ def _difference(replay: Replay, full: FullPass) -> str:
 
 
 def _beyond_a_window(layout: DecoderLayout, batch: TokenBatch, starts: torch.Tensor) -> bool:
-    """Whether a row is longer than a window or chunk that the model's attention may have.
+    """Whether a row is longer than a window or chunk of the model's attention.
 
-    Blocks that mask on their own also count the padding between the two parts of a replayed row.
+    Blocks that make their own masks also count the padding between the two parts of a replayed row.
     """
     longest, starts = int(batch.lengths.max()), starts.to(batch.lengths.device)
     padded = int(starts.max()) + int((batch.lengths - starts).max())

@@ -1,4 +1,4 @@
-"""Questions to a model in the form that it was trained to answer, and its replies."""
+"""Questions to a model in its chat format, and its replies."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Turn = Mapping[str, str]
 
 
 def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
-    """The text that a model continues to answer the last of these turns.
+    """The text whose continuation answers the last of these turns.
 
-    With the tokenizer's chat template; if it has none, the last turn as it is.  A
-    :class:`ChatTokenizer` begins the text as it begins a prompt.
+    It is made by the tokenizer's chat template; without one, it is the last turn itself.  A
+    :class:`ChatTokenizer` begins it as it begins a prompt.
 
     Raises:
-        RequestError: the template does not take these turns.
+        RequestError: the template refuses these turns.
     """
     if not getattr(tokenizer, "chat_template", None):
         return turns[-1]["content"]
@@ -38,10 +38,10 @@ def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
         text = tokenizer.as_begun(text)
     first = getattr(tokenizer, "bos_token", None)
     if first and tokenizer("a")["input_ids"][:1] == [tokenizer.convert_tokens_to_ids(first)]:
-        return text.removeprefix(first)  # which the tokenizer puts before a text itself
+        return text.removeprefix(first)  # the tokenizer adds it again
     return text
 
 
 def reply(model: nn.Module, tokenizer: Any, text: str, max_new_tokens: int) -> str:
-    """What the model writes after a rendered text, by greedy decoding, without blanks around it."""
+    """The greedy continuation of a rendered text, without blanks around it."""
     return greedy_text(model, tokenizer, [text], max_new_tokens)[0].strip()

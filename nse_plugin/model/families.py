@@ -1,4 +1,4 @@
-"""The table of model families: where blocks, MLP down-projections and the final norm are.
+"""The table of model families: paths of blocks, MLP down-projections and the final norm.
 
 A family that is not in the table is probed (:mod:`nse_plugin.model.probe`).
 """
@@ -18,7 +18,7 @@ class Family:
     attn: str
     final_norm: str
     conv1d: bool = False
-    """True if the down-projection is stored [d_ff, d_model], as GPT-2's Conv1D does."""
+    """Whether the down-projection is stored as [d_ff, d_model], as in GPT-2's Conv1D."""
 
     @property
     def body(self) -> str:

@@ -1,7 +1,7 @@
-"""Continue rows of tokens by whole forward passes, in which one layer's output is replaced.
+"""Continue rows of tokens by whole forward passes in which one layer's output is replaced.
 
-The same numbers as :mod:`nse_plugin.model.replay`, slower, for any decoder whose blocks return
-hidden states.
+This gives the same as :mod:`nse_plugin.model.replay`, more slowly, for any decoder whose blocks
+return hidden states.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nse_plugin.model.prompts import TokenBatch
 
 @dataclass(frozen=True)
 class FullPass:
-    """Continues by whole forward passes, in which the layer's output is replaced."""
+    """Continues by whole forward passes in which the layer's output is replaced."""
 
     hidden: torch.Tensor
     """[rows, tail, d_model], output of the layer from each row's start on; padded on the right."""
@@ -42,7 +42,7 @@ class FullPass:
         layer: int,
         last: int,
     ) -> FullPass:
-        """Run the decoder up to the layer; arguments as :func:`capture`."""
+        """Run the decoder up to the layer; see :func:`nse_plugin.model.continuation.capture`."""
         lengths = batch.lengths - starts
         empty = cls(torch.empty(0), lengths, layout, batch, starts, layer, layer)
         hidden = empty._forward(None)
@@ -53,7 +53,7 @@ class FullPass:
         return hidden if self._last == self._layer else self._forward(hidden)
 
     def select(self, rows: torch.Tensor) -> FullPass:
-        """The same with some of the rows only, no wider than they need; rows: [kept], indices."""
+        """The same for some rows, cut to their width; rows: [kept], indices."""
         lengths = self.lengths[rows.to(self.lengths.device)]
         return replace(
             self,

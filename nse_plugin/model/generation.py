@@ -1,7 +1,7 @@
-"""Let a model continue prompts freely: greedily, or by seeded sampling.
+"""Generate text: greedily, or by seeded sampling.
 
-Rows are padded on the left here, with masks and positions that make padding invisible; nothing of
-the tokenizer or of torch's global random state is used or changed.
+Rows are padded on the left here, with masks and positions that make padding invisible; the
+tokenizer's padding and torch's global random state are neither used nor changed.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def greedy_text(
     stop: Sequence[str] = (),
     token_budget: int = 16384,
 ) -> list[str]:
-    """Let the model continue each prompt freely, taking its first choice at each step.
+    """Continue each prompt by greedy decoding.
 
-    The model's own generation settings (temperature, repetition penalty ...) play no part.
+    The model's own generation settings (temperature, repetition penalty ...) are ignored.
 
     Args:
         stop: a row ends before the first of these texts, e.g. ``("\\n", ".")``.  It also ends at
@@ -42,12 +42,12 @@ def greedy_text(
         The new text of each row, without special tokens.
 
     Raises:
-        RequestError: prompt and continuation are longer than the model's context.
+        RequestError: a prompt and its continuation are longer than the model's context.
     """
     rows = _encode_all(tokenizer, prompts)
 
     def cut(ids: list[int]) -> tuple[str, bool]:
-        """The text up to a stop, and whether there is one."""
+        """The text up to a stop, and whether there is a stop."""
         text = tokenizer.decode(ids, skip_special_tokens=True)
         cuts = [text.find(mark) for mark in stop if mark and mark in text]
         return text[: min(cuts, default=None)], bool(cuts)
@@ -75,13 +75,12 @@ def sampled_text(
     seed: int = 0,
     token_budget: int = 16384,
 ) -> list[str]:
-    """Let the model continue each prompt by top-k sampling up to a total length.
+    """Continue each prompt by top-k sampling up to a total length.
 
-    Each row draws from a generator of its own, so a row's text does not depend on the rows beside
-    it, and torch's global random state is left alone.
+    Each row has its own random generator, so its text does not depend on the rest of the batch.
 
     Args:
-        max_tokens: tokens per row, those of the prompt included.
+        max_tokens: tokens per row, the prompt included.
 
     Returns:
         Prompt and continuation of each row, without special tokens.
@@ -113,14 +112,14 @@ def continue_rows(
     names: Sequence[str] = (),
     token_budget: int,
 ) -> list[list[int]]:
-    """New tokens of each row: the one loop that all text is written by.
+    """Generate the new tokens of each row.
 
     Args:
-        room: how many new tokens each row may get.
-        choose: from logits [rows, vocab] and the rows' numbers to token ids [rows].
+        room: maximum number of new tokens of each row.
+        choose: from logits [rows, vocab] and the rows' indices to token ids [rows].
         end_ids: tokens that end a row; they are not part of it.
         ended: whether a row with these new tokens is done.
-        names: what messages call the rows.
+        names: of the rows, for messages.
     """
     names = names or [f"text {number}" for number in range(len(rows))]
     check_length(model, list(map(len, rows)), "shorten it", names)
@@ -156,10 +155,10 @@ def _groups(
     room: Sequence[int],
     token_budget: int,
 ) -> list[list[int]]:
-    """Numbers of the rows that go together; a model that takes no positions gets equal lengths."""
+    """Indices of rows to run together; for a model without position ids, only of equal lengths."""
     runs = micro_batches([len(rows[index]) + room[index] for index in order], token_budget)
     groups = [list(order[run]) for run in runs]
-    if "position_ids" in inspect.signature(model.forward).parameters:
+    if _takes_positions(model):
         return groups
     equal: list[list[int]] = []
     for group in groups:
@@ -181,7 +180,7 @@ def _continue_group(
     """Continue one group of rows, padded on the left, until all are done.
 
     Args:
-        is_done: takes in a row's next token, and says whether it was the last one.
+        is_done: adds a token to a row and returns whether it was the last one.
     """
     width = max(len(rows[index]) for index in group)
     device = layout_of(model).input_device
@@ -190,8 +189,7 @@ def _continue_group(
     mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     limit = layout_of(model).max_positions
-    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
-    cache = None
+    takes_positions, cache = _takes_positions(model), None
     while unfinished:
         extra = {"position_ids": positions} if takes_positions else {}
         output = model(
@@ -204,10 +202,14 @@ def _continue_group(
                 unfinished.remove(index)
         ids = choice.to(device)[:, None]
         mask = torch.cat([mask, mask.new_ones(len(group), 1)], dim=-1)
-        # rows that are done run along unread; they must not run out of positions
+        # finished rows are still run; they must not run out of positions
         positions = positions[:, -1:] + 1
         if limit is not None:
             positions = positions.clamp(max=limit - 1)
+
+
+def _takes_positions(model: nn.Module) -> bool:
+    return "position_ids" in inspect.signature(model.forward).parameters
 
 
 def _encode_all(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:

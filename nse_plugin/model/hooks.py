@@ -1,4 +1,4 @@
-"""Read activations of a model, stop a pass early, and set a model up for editing."""
+"""Hooks that read activations and stop passes early; modes of torch and of the model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from nse_plugin.model.prompts import TokenBatch
 
 
 class StopPass(Exception):
-    """Raised inside a forward pass when all that is wanted has been read."""
+    """Raised in a forward pass to stop it when everything has been read."""
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients for the weights; both are as before afterwards."""
+    """Inside, the model is in evaluation mode and no weight requires gradients."""
     was_training = {name: module.training for name, module in model.named_modules()}
     wanted_grad = [p for p in model.parameters() if p.requires_grad]
     model.eval()
@@ -37,10 +37,9 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Gradients, float32 for new tensors, no autocast and no TF32, whatever the caller has set.
+    """Inside: gradients, default dtype float32, no autocast, no TF32, whatever the caller has set.
 
-    Undo and export rely on bits, and TF32 (``torch.set_float32_matmul_precision("high")``) changes
-    them.
+    Undo and export are exact to the bit, and TF32 would change bits.
     """
     dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
     torch.set_default_dtype(torch.float32)
@@ -59,12 +58,13 @@ def own_modes() -> Iterator[None]:
 
 @contextmanager
 def head_at(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator[None]:
-    """Inside, the output head runs at these places only, and the model's logits are [1, k, vocab].
+    """Inside, the output head runs at k positions only, and the model's logits are [1, k, vocab].
 
-    Whatever the model does after its head (scaling, soft-capping) is done as usual.
+    Operations after the head (scaling, soft-capping) stay as they are.
 
     Args:
-        rows: [k], with ``positions`` the places of the hidden states [rows, width, d_model].
+        rows: [k], row of each position.
+        positions: [k].
 
     Raises:
         ModelError: the model has no output head.
@@ -101,9 +101,9 @@ def read_rows(
     The pass stops as soon as everything has been read; the head never runs.
 
     Args:
-        positions: [rows], the token to read in each row.
-        inputs_of: modules by a name of your choice; their first input is read.
-        outputs_of: the same for their output.
+        positions: [rows], the position to read in each row.
+        inputs_of: modules, by any name, whose first input is read.
+        outputs_of: modules whose output is read.
         whole_inputs_of: modules whose first input is read at all positions.
 
     Returns:
@@ -121,7 +121,7 @@ def read_rows(
         rows = torch.arange(value.shape[0], device=value.device)
         found[name] = value[rows, positions.to(value.device)].clone()
 
-    _show(layout, batch, keep, {**(inputs_of or {}), **whole}, outputs_of or {})
+    _run_until_seen(layout, batch, keep, {**(inputs_of or {}), **whole}, outputs_of or {})
     return found
 
 
@@ -132,31 +132,31 @@ def visit_inputs(
     modules: Mapping[Any, nn.Module],
     visit: Callable[[Any, torch.Tensor], None],
 ) -> None:
-    """Run the decoder once and hand over what goes into some modules, padding left out.
+    """Run the decoder once and visit the inputs of some modules, without padding.
 
-    Nothing is kept, so the pass needs no memory for the features of more than one module.
+    Nothing is stored, so only the features of one module are in memory at a time.
 
     Args:
-        modules: modules by a name of your choice.
-        visit: called once per module, in the order of the pass, with its name and its first
-            input [tokens, features] on the module's device.
+        modules: modules by any name.
+        visit: called once per module, in the order of the pass, with its name and its first input
+            [tokens, features] on the module's device.
     """
 
     def without_padding(name: Any, value: torch.Tensor) -> None:
         real = batch.attention_mask.to(value.device).bool().flatten()
         visit(name, value.reshape(-1, value.shape[-1])[real])
 
-    _show(layout, batch, without_padding, modules, {})
+    _run_until_seen(layout, batch, without_padding, modules, {})
 
 
-def _show(
+def _run_until_seen(
     layout: DecoderLayout,
     batch: TokenBatch,
     see: Callable[[Any, torch.Tensor], None],
     inputs_of: Mapping[Any, nn.Module],
     outputs_of: Mapping[Any, nn.Module],
 ) -> None:
-    """Run the decoder until all inputs and outputs of modules, by name, have been seen."""
+    """Run the decoder, and stop when ``see`` was called for all inputs and outputs."""
     waiting = {*inputs_of, *outputs_of}
 
     def shown(name: Any, value: torch.Tensor) -> None:

@@ -19,7 +19,7 @@ from nse_plugin.model.families import Family
 class DecoderLayout:
     """The parts of one causal language model, by name and as modules.
 
-    Holds the model by weak reference, so that a layout kept with the model is no cycle.
+    It holds the model by a weak reference, so that a layout kept with its model makes no cycle.
 
     Raises:
         ModelError: the model does not have the parts of the family.
@@ -73,17 +73,17 @@ class DecoderLayout:
 
     @property
     def loaded_from(self) -> str:
-        """Path or hub id that the model was loaded from; empty where nobody knows."""
+        """Path or hub id that the model was loaded from; empty if unknown."""
         return str(getattr(self.model.config, "_name_or_path", "") or "")
 
     @property
     def input_device(self) -> torch.device:
-        """Where token ids go in."""
+        """Device of the input embeddings."""
         return device_of(self.model.get_input_embeddings(), torch.device("cpu"))
 
     @property
     def max_positions(self) -> int | None:
-        """Longest input in tokens, if the config says so."""
+        """Longest input in tokens; None if the config has no limit."""
         for name in ("max_position_embeddings", "n_positions"):
             value = getattr(self.text_config, name, None)
             if value:
@@ -91,13 +91,13 @@ class DecoderLayout:
         return None
 
     def at_most(self, n: int) -> int:
-        """That many tokens, or as many as the longest input has."""
+        """The smaller of n and the longest input, in tokens."""
         return min(n, self.max_positions or n)
 
     def down(self, layer: int) -> nn.Linear:
-        """The MLP down-projection of a block: the linear memory that is edited.
+        """The MLP down-projection of a block, the linear memory that is edited.
 
-        (A ``Conv1D`` in GPT-2, which differs by the orientation of its weight only.)
+        In GPT-2 it is a ``Conv1D``, whose weight is transposed.
         """
         return cast(nn.Linear, self.blocks[layer].get_submodule(self.family.down))
 
@@ -110,7 +110,7 @@ class DecoderLayout:
         return f"{self.down_path(layer)}.weight"
 
     def check_layers(self, layers: list[int]) -> None:
-        """Raise :class:`ModelError` unless every layer exists and has a down-projection to edit."""
+        """Raise :class:`ModelError` unless every layer exists and has its own down-projection."""
         wrong = [layer for layer in layers if not 0 <= layer < self.n_layers]
         if wrong:
             raise ModelError(
@@ -134,7 +134,7 @@ class DecoderLayout:
                 d_ff, _ = self._sizes(layer)
                 raise ModelError(
                     f"layer {layer} of model type {self.model_type!r} has {d_ff} neurons and "
-                    f"other layers have {self.d_ff}; edit layers of one width"
+                    f"other layers have {self.d_ff}; edit layers of equal width"
                 )
 
     def _is_dense(self, layer: int) -> bool:
@@ -162,12 +162,12 @@ class DecoderLayout:
         return (first, second) if self.family.conv1d else (second, first)
 
     def to_weight(self, change: torch.Tensor) -> torch.Tensor:
-        """Turn a change [d_model, d_ff] into the orientation that the weight is stored in."""
+        """Transpose a change [d_model, d_ff] if the weight is stored transposed."""
         return change.T if self.family.conv1d else change
 
     @torch.no_grad()
     def recalled(self, layer: int, keys: torch.Tensor) -> torch.Tensor:
-        """What a down-projection gives for keys [d_ff, n]: float32 [n, d_model]."""
+        """Output of a down-projection for keys [d_ff, n]: float32 [n, d_model]."""
         down = self.down(layer)
         return down(keys.T.to(down.weight.dtype)).float()
 
@@ -200,18 +200,18 @@ class DecoderLayout:
 
 
 def experts(block: nn.Module) -> str | None:
-    """Name of the experts in a block, if its MLP is a mixture of them, shared ones or not."""
+    """Name of the experts in a block whose MLP is a mixture of experts; else None."""
     return next((name for name, _ in block.named_modules() if "expert" in name), None)
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """The hidden states in what a block returns, which is a tensor or a tuple by family."""
+    """The hidden states in a block's output, which is a tensor or a tuple."""
     return output[0] if isinstance(output, tuple) else output
 
 
 def device_of(module: nn.Module, default: torch.device) -> torch.device:
-    """Where a module computes: that of its weights, or, if they are offloaded, where accelerate
-    puts them when they are needed; ``default`` if it has none."""
+    """Device on which a module computes: that of its weights, or of accelerate's execution if they
+    are offloaded; ``default`` without weights."""
     weight = next(module.parameters(), None)
     if weight is None or not weight.is_meta:
         return default if weight is None else weight.device

@@ -1,11 +1,11 @@
 """Forward passes that begin at a block in the middle of the decoder.
 
-The model's own forward pass runs, so its masks and positions are its own.  But the blocks below do
-nothing, and the block that the pass begins at is given hidden states that an earlier pass has left
-there; from there on everything is computed as in a whole pass, to the bit.
+The model's own forward pass runs, with its own masks and positions.  The blocks below are skipped,
+and the first block that runs gets the hidden states of an earlier pass; from there on everything is
+computed as in a whole pass, to the bit.
 
-Some decoders hand more from block to block than hidden states.  So for each model and block it is
-tried once, with a few tokens, whether a pass that begins there gives what a whole pass gives.
+Some decoders pass more than hidden states from block to block.  So each model and block is tested
+once, with a few tokens, against a whole pass.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from nse_plugin.model.prompts import TokenBatch
 log = logging.getLogger(__name__)
 
 _PassOn = Callable[[torch.Tensor], Any]
-"""What a block returns for hidden states that are to be passed on as they are."""
+"""What a skipped block returns for its hidden states."""
 
 _TRIED: weakref.WeakKeyDictionary[DecoderLayout, dict[int, _PassOn | None]] = (
     weakref.WeakKeyDictionary()
 )
-"""By block where a pass begins: what the blocks below do; None if no pass can begin there."""
+"""By first block: what skipped blocks return; None if no pass can begin there."""
 
 
 def can_begin_at(layout: DecoderLayout, block: int) -> bool:
-    """Whether a pass can begin at a block above the first; tried when it is first asked for."""
+    """Whether a pass can begin at a block above the first one; tested when first needed."""
     tried = _TRIED.setdefault(layout, {})
     if block not in tried:
-        tried[block] = _way(layout, block)
+        tried[block] = _tested(layout, block)
     return tried[block] is not None
 
 
 def beginning_at(
     layout: DecoderLayout, block: int, hidden: torch.Tensor
 ) -> AbstractContextManager[None]:
-    """Inside, passes begin at a block for which :func:`can_begin_at`.
+    """Inside, passes begin at a block for which :func:`can_begin_at` is true.
 
     Args:
         hidden: [rows, width, d_model], what goes into the block.
@@ -71,7 +71,7 @@ def _beginning_at(
 
 @contextmanager
 def _skipped(block: nn.Module, pass_on: _PassOn) -> Iterator[None]:
-    """Inside, a block passes hidden states on as they are."""
+    """Inside, a block returns its hidden states unchanged."""
     own = vars(block).get("forward")  # of the instance: accelerate puts one there
     block.forward = lambda hidden, *_args, **_kwargs: pass_on(hidden)
     try:
@@ -82,8 +82,8 @@ def _skipped(block: nn.Module, pass_on: _PassOn) -> Iterator[None]:
             block.forward = own
 
 
-def _way(layout: DecoderLayout, block: int) -> _PassOn | None:
-    """What the blocks below have to do in a pass that begins at a block, if it can begin there."""
+def _tested(layout: DecoderLayout, block: int) -> _PassOn | None:
+    """What skipped blocks return if a pass begins at a block; None if it cannot begin there."""
     batch = TokenBatch.of([range(1, 7), range(1, 4)], layout.input_device)
     at, last = batch.lengths - 1, {"last": layout.blocks[-1]}
     in_tuple: list[bool] = []
@@ -105,14 +105,14 @@ def _way(layout: DecoderLayout, block: int) -> _PassOn | None:
             why = f"its hidden states have the shape {list(expected['hidden'].shape)}"
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a block raises when those below have done nothing
+    except Exception as error:  # a block may raise anything if those below are skipped
         why = f"{type(error).__name__}: {error}"
     finally:
         hook.remove()
     if why:
         log.info(
             "no pass of model type %r can begin at block %d (%s); keys are read with whole passes, "
-            "which is slower and gives the same",
+            "which are slower and give the same",
             layout.model_type,
             block,
             why,

@@ -1,7 +1,7 @@
 """The layout of a model, made once: from the table of families, or by probing an unknown one.
 
-Probing guesses the structure from shapes and then checks the guess, by comparing the logits that
-it gives with those of the model.
+Probing guesses the structure from names and shapes, and checks the guess by comparing its logits
+with those of the model.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import DecoderLayout, experts, first_tensor
 
 _STATE = re.compile("mamba|attention|deltanet|shortconv|recurrentblock", re.IGNORECASE)
-"""Classes whose output projection is no memory of facts by neuron."""
+"""Classes whose output projection is no MLP down-projection."""
 
 _LAYOUTS: weakref.WeakKeyDictionary[nn.Module, DecoderLayout] = weakref.WeakKeyDictionary()
 
 
 def layout_of(model: PreTrainedModel) -> DecoderLayout:
-    """The layout of a model; made when it is first asked for.
+    """The layout of a model, made when first needed.
 
     Raises:
         ModelError: the family is unknown and could not be probed.
@@ -49,16 +49,16 @@ def layout_of(model: PreTrainedModel) -> DecoderLayout:
                 raise
             raise ModelError(
                 f"the model is wrapped in PEFT's {type(model).__name__}, in which its parts are "
-                f"not found; give model.merge_and_unload() instead ({error})"
+                f"not found; use model.merge_and_unload() instead ({error})"
             ) from error
     return found
 
 
 def probe_family(model: PreTrainedModel) -> Family:
-    """Guess the structure of an unknown family from its modules and check it by its logits.
+    """Guess the structure of an unknown family from its modules, and check it by its logits.
 
     Raises:
-        ModelError: no consistent guess; the message says what was missing.
+        ModelError: no guess fits; the message says what is missing.
     """
     model_type = getattr(model.config, "model_type", type(model).__name__)
 
@@ -167,7 +167,7 @@ def _right_guess(model: PreTrainedModel, guesses: list[Family]) -> Family | None
     if _differ(others[:, :-1], logits[:, :-1], tolerance):
         return None
     for layout in layouts:
-        with suppress(Exception), torch.no_grad():  # a norm of something else need not take these
+        with suppress(Exception), torch.no_grad():  # the wrong norm may not accept these
             if not _differ(layout.logits(hidden[0]), logits, tolerance):
                 return layout.family
     return None

@@ -1,7 +1,7 @@
-"""From texts to tokens: where the subject ends, where the answer starts, how rows are padded.
+"""From texts to tokens: where the subject ends, where the target starts, how rows are padded.
 
-Rows are padded here, on the right, with an attention mask beside them.  So neither the
-tokenizer's ``padding_side`` nor its pad token plays a part, and neither is changed.
+Rows are padded here, on the right, with an attention mask, so the tokenizer's ``padding_side`` and
+pad token do not matter and are not changed.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from nse_plugin.printable import counted, shortened
 from nse_plugin.requests import EditRequest
 
 MAX_PADDING = 1.2
-"""Padded over needed tokens, at most, in a batch of answers."""
+"""Largest ratio of padded to needed tokens in a batch of answers."""
 PASS = 64
-"""Tokens whose computation takes as long as one more pass costs beside them; measured on one CPU
-thread, where passes with few rows are bound by reading the weights."""
+"""Overhead of a pass, in tokens of computation; measured on one CPU thread, where passes with few
+rows are bound by reading the weights."""
 
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """Tokens of one text, with the places that editing needs."""
+    """Tokens of one text, with the edited token and the target."""
 
     ids: tuple[int, ...]
     """Token ids, special tokens of the tokenizer included."""
     subject_last: int
-    """Index of the token that is edited: the subject's last, unless that is an attention sink (-1
-    if the text has no subject)."""
+    """Index of the edited token: the subject's last, unless that is an attention sink; -1 if the
+    text has no subject."""
     n_target: int = 0
-    """How many tokens at the end of :attr:`ids` are the target's."""
+    """Number of target tokens at the end of :attr:`ids`."""
 
     @property
     def n_prompt(self) -> int:
@@ -45,7 +45,7 @@ class EncodedPrompt:
 
     @property
     def up_to_subject(self) -> tuple[int, ...]:
-        """The tokens up to the one that is edited."""
+        """The tokens up to the edited one."""
         return self.ids[: self.subject_last + 1]
 
     @property
@@ -63,9 +63,9 @@ def encode_prompt(
 ) -> EncodedPrompt:
     """Tokenise a prompt and, one space after it, its target.
 
-    Prompt and target are tokenised together, as the evaluators do; only where a token would
-    straddle the two are their tokens put side by side instead.  In a chat the prompt is the user's
-    turn, and the target begins the model's turn, after a space only where the template has one.
+    Prompt and target are tokenised together, as the evaluators do, or separately if a token would
+    straddle the two.  In a chat the prompt is the user's turn, and the target begins the model's
+    turn, after a space only if the template has one.
 
     Args:
         tokenizer: the model's, or a :class:`ChatTokenizer`.
@@ -94,10 +94,10 @@ def encode_prompt(
 
 
 def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
-    """Token ids of a text that is to be continued: no special tokens after it.
+    """Token ids of a text to continue, without special tokens at its end.
 
     Args:
-        special: with the special tokens that the tokenizer puts before a text.
+        special: keep the special tokens that the tokenizer puts before a text.
     """
     if not special:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -118,9 +118,9 @@ def encode_request(
     """Tokenise a request's prompt after a context text.
 
     Args:
-        context: text put directly before the prompt, its own separator included.
+        context: text put directly before the prompt, with its separator.
         with_target: put the new target after the prompt.
-        with_end: and the end-of-text token after it, as its last token.
+        with_end: put the end-of-text token after it, as part of the target.
         max_positions: longest input of the model in tokens.
 
     Raises:
@@ -155,7 +155,7 @@ def encode_request(
 def check_vocabulary(layout: DecoderLayout, tokenizer: Any) -> None:
     """Raise :class:`ModelError` if ordinary tokens of the tokenizer have no embedding.
 
-    Tokens that were added to a tokenizer, as some do for padding, are never written by a text.
+    Tokens that were added to a tokenizer, e.g. for padding, do not count: no text contains them.
     """
     rows = layout.model.get_input_embeddings().weight.shape[0]
     get_vocab = getattr(tokenizer, "get_vocab", None)
@@ -192,7 +192,7 @@ class TokenBatch:
         return cls(input_ids.to(device), mask.to(device), lengths.to(device))
 
     def select(self, rows: torch.Tensor) -> TokenBatch:
-        """Some of the rows [kept], no wider than they need."""
+        """Some of the rows [kept], cut to their width."""
         lengths = self.lengths[rows.to(self.lengths.device)]
         width = int(lengths.max())
         return TokenBatch(
@@ -214,13 +214,13 @@ class TokenBatch:
 def micro_batches(
     widths: Sequence[int], token_budget: int, *, max_padding: float = math.inf
 ) -> list[slice]:
-    """Cut rows into runs whose padded size stays within a budget of tokens.
+    """Cut rows into runs whose padded size stays within a token budget.
 
-    A row wider than the budget gets a run of its own.
+    A row wider than the budget is a run of its own.
 
     Args:
-        widths: of the rows; sorted ones give the least padding.
-        max_padding: bound on padded over needed tokens within a run.
+        widths: of the rows; sorted rows give the least padding.
+        max_padding: largest ratio of padded to needed tokens in a run.
     """
     runs, start, widest, needed = [], 0, 0, 0
     for index, width in enumerate(widths):
@@ -235,13 +235,13 @@ def micro_batches(
 
 
 def cheapest_batches(widths: Sequence[int], rows_each: int = 1) -> list[slice]:
-    """Cut rows, sorted by width, into the runs that cost least: padded tokens and passes together.
+    """Cut rows, sorted by width, into the runs of least cost.
 
-    Every pass reads all weights once, which takes as long as computing :data:`PASS` tokens more;
-    so few rows go together whatever their padding, and many are cut by width.
+    The cost counts padded tokens, and :data:`PASS` tokens for each pass, since a pass reads all
+    weights.  So few rows run together despite padding, and many are cut by width.
 
     Args:
-        rows_each: rows of the model that one of these stands for.
+        rows_each: number of model rows that each of these rows stands for.
     """
     ends = [i for i in range(1, len(widths) + 1) if i == len(widths) or widths[i] > widths[i - 1]]
     best = [(0, 0)]  # by number of ends taken: cost, and where its last run starts among the ends
@@ -269,13 +269,13 @@ def alike_batches(
     *,
     rows_each: int = 1,
 ) -> list[list[int]]:
-    """Numbers of the rows that go together: alike in width, and within a budget of tokens.
+    """Indices of rows to run together: alike in width, and within a token budget.
 
     Args:
-        order: the numbers of the rows, sorted by width.
-        widths: of the rows, by their numbers.
-        sizes: tokens of each row that count towards the budget.
-        rows_each: rows of the model that one of these stands for.
+        order: the indices, sorted by width.
+        widths: of the rows, by index.
+        sizes: tokens of each row that count towards the budget, by index.
+        rows_each: number of model rows that each of these rows stands for.
     """
     found = []
     for alike in cheapest_batches([widths[i] for i in order], rows_each):
@@ -287,10 +287,10 @@ def alike_batches(
 def _encode(
     tokenizer: Any, text: str, *, special: bool = True
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids and the characters that each covers; no special tokens after the text.
+    """Token ids and the characters that each covers, without special tokens at the end.
 
     Args:
-        special: with the special tokens that the tokenizer puts before a text; a rendered chat
+        special: keep the special tokens that the tokenizer puts before a text; a rendered chat
             has its own.
     """
     if not getattr(tokenizer, "is_fast", False):
@@ -303,13 +303,13 @@ def _encode(
         add_special_tokens=special,
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
-        verbose=False,  # a text that is too long is refused later, by its name
+        verbose=False,  # texts that are too long are refused later
     )
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
     if not special:
         return ids, offsets
     mask = list(encoded["special_tokens_mask"])
-    while mask and mask[-1] and not all(mask):  # an end token, where an answer follows
+    while mask and mask[-1] and not all(mask):  # the end token, since a target may follow
         del ids[-1], offsets[-1], mask[-1]
     return ids, offsets
 

@@ -1,9 +1,9 @@
-"""Replay: call the blocks above a layer with what they were called with before.
+"""Replay: call the blocks above a layer again with the arguments of an earlier pass.
 
-The rows pass through the whole model once, what several have in common at their start together
-(:mod:`nse_plugin.model.common_prefix`).  Kept are the hidden states that leave the layer, the
-arguments that the blocks above it were called with, and the attention keys and values left of the
-position.  Each run computes only the blocks above, only from the position on.
+The rows pass through the whole model once, common starts together
+(:mod:`nse_plugin.model.common_prefix`).  Kept are the layer's hidden states, the arguments of the
+blocks above it, and the attention keys and values left of the position.  Each run computes only the
+blocks above, from the position on.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class _FrozenPrefix:
     def update(
         self, keys: torch.Tensor, values: torch.Tensor, *_args: Any, **_kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The prefix followed by the new tokens; nothing is stored."""
+        """The prefix followed by the new tokens, which are not stored."""
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
     def get_seq_length(self, *_args: Any) -> int:
-        """Tokens held."""
+        """Number of tokens."""
         return self.keys.shape[2]
 
 
@@ -51,7 +51,7 @@ class _BlockCall:
     block: Callable[..., Any]
     cache_name: str | None
     prefix: _FrozenPrefix
-    tensors: dict[str, Any]  # those that go by row and position, cut to the rows' tails
+    tensors: dict[str, Any]  # arguments by row and position, cut to the rows' tails
     constants: dict[str, Any]
 
     def select(self, rows: torch.Tensor, prefix: int, tail: int) -> _BlockCall:
@@ -66,14 +66,14 @@ class _BlockCall:
 
 @dataclass(frozen=True)
 class Replay:
-    """Continues by calling the blocks above the layer with what they were called with before."""
+    """Continues by calling the blocks above the layer again."""
 
     hidden: torch.Tensor
     """[rows, tail, d_model], output of the layer from each row's start on; padded on the right."""
     starts: torch.Tensor
-    """[rows], position of each row's first token here."""
+    """[rows], first position of each row's tail."""
     lengths: torch.Tensor
-    """[rows], tokens of each row here."""
+    """[rows], tokens of each row's tail."""
     mask: torch.Tensor
     """[rows, 1, tail, prefix + tail], added to the attention scores."""
     calls: tuple[_BlockCall, ...]
@@ -89,11 +89,10 @@ class Replay:
         layer: int,
         last: int,
     ) -> Replay:
-        """As :func:`capture`.
+        """Run the decoder once; see :func:`nse_plugin.model.continuation.capture`.
 
         Raises:
-            ModelError: the attention takes no mask per row, or the blocks take arguments that
-                nobody knows how to cut.
+            ModelError: the attention takes no mask per row, or the blocks take unknown tensors.
         """
         kind = getattr(layout.text_config, "_attn_implementation", None)
         if kind not in (None, "eager", "sdpa"):
@@ -136,7 +135,7 @@ class Replay:
         return hidden
 
     def select(self, rows: torch.Tensor) -> Replay:
-        """The same with some of the rows only, no wider than they need; rows: [kept], indices."""
+        """The same for some rows, cut to their width; rows: [kept], indices."""
         starts, lengths = _rows(self.starts, rows), _rows(self.lengths, rows)
         prefix, tail = int(starts.max()), int(lengths.max())
         mask = _tail_mask(starts, prefix, tail, self.hidden.dtype).to(self.mask.device)
@@ -151,13 +150,13 @@ class Replay:
 def _observed(
     layout: DecoderLayout, batch: TokenBatch, group: Group, cache: DynamicCache, numbers: range
 ) -> tuple[torch.Tensor, dict[int, dict[str, Any]]]:
-    """Run a group of rows after their common start, and see what the blocks do.
+    """Run a group of rows after their common start, and record the blocks' calls.
 
     Args:
         numbers: the layer and the blocks above it.
 
     Returns:
-        The layer's output [rows, width, d_model], and the arguments by name of each block above.
+        The layer's output [rows, width, d_model], and the arguments of each block above, by name.
     """
     outputs: list[torch.Tensor] = []
     arguments: dict[int, dict[str, Any]] = {}
@@ -187,7 +186,7 @@ def _to_width(tensor: torch.Tensor, width: int) -> torch.Tensor:
 
 
 def _joined(calls: list[_BlockCall]) -> _BlockCall:
-    """The calls of one block with the rows of several passes, one below the other."""
+    """The calls of one block in several passes, with their rows concatenated."""
     first = calls[0]
 
     def cat(values: list[Any]) -> Any:
@@ -204,7 +203,7 @@ def _joined(calls: list[_BlockCall]) -> _BlockCall:
 def _record_call(
     layout: DecoderLayout, number: int, found: dict[int, dict[str, Any]]
 ) -> Callable[[], None]:
-    """Keep the arguments of one block's next call by name; returns what removes the hook."""
+    """Record the arguments of a block's calls by name; returns the function to stop this."""
     block = layout.blocks[number]
     signature = inspect.signature(block.forward)
 
@@ -233,7 +232,7 @@ def _block_call(
 
 
 def _tail_mask(starts: torch.Tensor, prefix: int, tail: int, dtype: torch.dtype) -> torch.Tensor:
-    """[rows, 1, tail, prefix + tail]: 0 where a token may look, else the dtype's lowest value."""
+    """[rows, 1, tail, prefix + tail]: 0 where a token attends, else the dtype's lowest value."""
     rows = starts.shape[0]
     device = starts.device
     sees_prefix = torch.arange(prefix, device=device) < starts[:, None]  # [rows, prefix]
@@ -252,7 +251,7 @@ def _has_tensor(value: Any) -> bool:
 
 
 def _each(value: Any, function: Callable[..., torch.Tensor], index: torch.Tensor) -> Any:
-    """Apply to a tensor, or to each tensor of a tuple."""
+    """Apply a function to a tensor, or to each tensor of a tuple."""
     if isinstance(value, (tuple, list)):
         return tuple(_each(item, function, index) for item in value)
     return function(value, index) if isinstance(value, torch.Tensor) else value

@@ -1,9 +1,9 @@
 """Measure how a down-projection's output reaches the residual stream.
 
-In a Llama block the output is added as it is.  Granite scales it; Gemma 2 and 3, OLMo 2 and 3,
-GLM-4 and EXAONE 4 normalise it first; a mixture of experts or a gated stream does neither.  A
-method that writes "what is missing in the residual stream" into the down-projection has to know,
-so each layer is measured before it is edited (:func:`measure_path`).
+A Llama block adds the output unchanged.  Granite scales it; Gemma 2 and 3, OLMo 2 and 3, GLM-4 and
+EXAONE 4 normalise it first; a mixture of experts or a gated stream does neither.  A method that
+writes a residual of the stream into the down-projection has to know this, so each layer is measured
+before it is edited (:func:`measure_path`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SMALLEST_GAIN = 1e-3
 class ResidualPath:
     """What a block adds to the residual stream for an output of its down-projection.
 
-    It is ``scale * norm(output)``, or ``scale * output`` if there is no norm in between.
+    This is ``scale * norm(output)``, or ``scale * output`` without a norm.
     """
 
     scale: float = 1.0
@@ -43,15 +43,15 @@ class ResidualPath:
 
     @torch.no_grad()
     def pull_back(self, residual: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
-        """What the down-projection has to add for the residual stream to gain a residual.
+        """The change of the down-projection's output that adds a residual to the stream.
 
-        After a norm only the direction of the output counts.  The output is turned to the
-        direction that the norm maps nearest to the wanted sum (:func:`_nearest`), and keeps its
-        length; what a norm cannot give at any input shows as residual left.
+        With a norm, only the direction of the output counts: it is turned to the direction that
+        the norm maps nearest to the wanted sum (:func:`_nearest`), and its length is kept.  What
+        the norm cannot reach stays as residual.
 
         Args:
-            residual: [n, d_model], wanted in the residual stream.
-            output: [n, d_model], what the down-projection gives now.
+            residual: [n, d_model], to add to the residual stream.
+            output: [n, d_model], current output of the down-projection.
         """
         if self.norm is None:
             return residual if self.scale == 1 else residual / self.scale
@@ -68,12 +68,11 @@ class ResidualPath:
 
 
 def _nearest(wanted: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-    """u [n, d_model] with root mean square 1 for which gain * u is nearest to what is wanted.
+    """u [n, d_model] with root mean square 1 for which gain * u is nearest to ``wanted``.
 
-    By Lagrange u = gain * wanted / (gain^2 + mu) with the mu > -min gain^2 that gives u its
-    length, which falls as mu rises.  Dividing by the gain alone (mu = 0) would spend that length
-    on the features of the smallest gain, at the cost of all others: those of Gemma 3 differ by
-    three orders of magnitude.
+    By Lagrange, u = gain * wanted / (gain^2 + mu), with the mu > -min gain^2 for which u has that
+    length; it falls as mu rises.  Dividing by the gain alone (mu = 0) would spend the length on the
+    features of smallest gain; in Gemma 3, gains differ by three orders of magnitude.
     """
     g, w = gain.double(), wanted.double()
     low = -g.square().amin(dim=1, keepdim=True).expand(len(w), 1)
@@ -110,7 +109,7 @@ _PATHS: weakref.WeakKeyDictionary[DecoderLayout, dict[int, ResidualPath]] = (
 
 
 def path_of(layout: DecoderLayout, layer: int) -> ResidualPath:
-    """The path of a layer, measured when it is first asked for."""
+    """The path of a layer, measured when first needed."""
     paths = _PATHS.setdefault(layout, {})
     if layer not in paths:
         paths[layer] = measure_path(layout, layer)
@@ -119,10 +118,10 @@ def path_of(layout: DecoderLayout, layer: int) -> ResidualPath:
 
 @torch.no_grad()
 def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
-    """Add known changes to a layer's down-projection output and see what the block makes of them.
+    """Measure how known changes of a layer's down-projection output reach the block's output.
 
     Raises:
-        ModelError: the block does with the output something that is neither a factor nor a norm.
+        ModelError: the path is neither a factor nor a norm.
     """
     generator = torch.Generator().manual_seed(layer)
     with quiet(layout.model):
@@ -141,20 +140,20 @@ def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
         if scale is not None:
             return ResidualPath(scale, norm)
     raise ModelError(
-        f"layer {layer} of model type {layout.model_type!r} does with the output of "
-        f"{layout.family.down} something that is neither a factor nor a norm, so no value can be "
-        "written there; edit other layers, or use FT, LoRA or GRACE"
+        f"layer {layer} of model type {layout.model_type!r} does not add the output of "
+        f"{layout.family.down} to its stream: what happens in between is neither a factor nor a "
+        "norm, so no value can be written there; edit other layers, or use FT, LoRA or GRACE"
     )
 
 
 @dataclass(frozen=True)
 class _Effect:
-    """What a change of a down-projection's output did to the residual stream."""
+    """The effect of a change of a down-projection's output on the residual stream."""
 
     size: torch.Tensor
     """Shaped as the down-projection's output, float32."""
     rounding: torch.Tensor
-    """How far each number can be off, since the stream is kept in the model's dtype."""
+    """Possible rounding error of each number, since the stream has the model's dtype."""
 
     @classmethod
     def of(cls, before: _Observed, after: _Observed) -> _Effect:
@@ -165,10 +164,10 @@ class _Effect:
 
 
 def _common_factor(changes: list[torch.Tensor], effects: list[_Effect]) -> float | None:
-    """c if effect = c * change for all of them, else None; 1 exactly where it is nearly 1.
+    """c if effect = c * change for all changes, else None; exactly 1 if it is nearly 1.
 
-    The few numbers of a stream that are a thousand times the others are left out in half
-    precision, where their rounding is larger than the effect.
+    In half precision, the few numbers of a stream that are a thousand times larger than the others
+    are left out, since their rounding error is larger than the effect.
     """
     change = torch.cat(changes).flatten()
     effect = torch.cat([effect.size for effect in effects]).flatten().to(change.device)
@@ -187,11 +186,11 @@ class _Observed:
     """One pass through a block."""
 
     output: torch.Tensor
-    """What the down-projection gave, in whatever shape the block uses."""
+    """Output of the down-projection, in the block's shape."""
     stream: torch.Tensor
-    """[1, tokens, d_model], what the block gave."""
+    """[1, tokens, d_model], output of the block."""
     norms: tuple[nn.Module, ...]
-    """Modules of the block that were given the down-projection's output."""
+    """Norms of the block whose input was the down-projection's output."""
 
     @classmethod
     def of(

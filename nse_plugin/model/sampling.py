@@ -1,8 +1,7 @@
-"""Text that a model writes by itself, repeatable from a seed.
+"""Text that a model generates by itself, reproducible from a seed.
 
-The random numbers come from a generator of their own on the CPU.  So the global random state
-plays no part and is not moved on, and a seed gives the same text on every device up to the
-rounding of the logits.
+The random numbers come from a separate generator on the CPU.  So the global random state is neither
+used nor changed, and a seed gives the same text on every device up to rounding of the logits.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from nse_plugin.model.generation import continue_rows
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
 
 _BLOCK = 256
-"""Neighbouring tokens of a vocabulary that are one block when a token is drawn."""
+"""Tokens of a vocabulary per block, for drawing a token in two steps."""
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
-"""How context texts begin, as in the published code of MEMIT and NSE."""
+"""Openings of context texts, as in the published code of MEMIT and NSE."""
 
 ABOUT = (
     "It is said that {}",
@@ -31,9 +30,9 @@ ABOUT = (
     "The story of {}",
     "We know that {} was",
 )
-"""How texts about a subject begin.  No subject is at the beginning, where attention sinks are."""
+"""Openings of texts about a subject, which is never at the beginning, where attention sinks are."""
 TOKENS_ABOUT = 6
-"""Tokens that are written of such a text."""
+"""Generated tokens of each such text."""
 
 
 def sample_ids(
@@ -46,12 +45,12 @@ def sample_ids(
 ) -> torch.Tensor:
     """Continue every row of a prompt by a number of sampled tokens.
 
-    An end-of-text token is treated like any other: sampling continues after it.
+    Sampling continues after an end-of-text token.
 
     Args:
         prompt_ids: [rows, width], no padding.
         top_k: how many of the likeliest tokens to draw from; None draws from all.
-        generator: a generator on the CPU; it moves on by one number per row and token.
+        generator: on the CPU; it draws one number per row and token.
 
     Returns:
         [rows, n_tokens] on the CPU, the prompt not included.
@@ -110,13 +109,13 @@ def texts_about(
     *,
     token_budget: int = 16384,
 ) -> list[tuple[EncodedPrompt, ...]]:
-    """What a model writes about each subject, taking its first choice at each step.
+    """Texts about each subject, written by greedy decoding.
 
     Args:
         count: texts per subject, at most one for each opening of :data:`ABOUT`.
 
     Returns:
-        Per subject, its openings with what the model writes after them as targets.
+        Per subject: the openings, with the model's continuations as targets.
 
     Raises:
         RequestError: a text is longer than the model's context.
@@ -144,8 +143,8 @@ def texts_about(
 def _draw(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -> torch.Tensor:
     """One token per row of logits [rows, vocab]: [rows, 1] on the CPU, by inverse CDF.
 
-    From all of a vocabulary it goes by two steps, first a block of tokens and then a token of it,
-    so that only sums of blocks and one block per row are float64.
+    From the whole vocabulary a token is drawn in two steps, first a block and then a token in it,
+    so that only sums of blocks and one block per row need float64.
     """
     candidates = None
     if top_k is not None:
@@ -170,7 +169,7 @@ def _draw(logits: torch.Tensor, top_k: int | None, generator: torch.Generator) -
 
 
 def _inverse_cdf(masses: torch.Tensor, random: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The index that a number in [0, 1) falls on, and where within it, again in [0, 1).
+    """The index whose share of [0, 1) holds a number, and its place in that share, in [0, 1).
 
     Args:
         masses: [rows, n] float64, not negative; they need not sum to 1.
@@ -188,7 +187,7 @@ def _inverse_cdf(masses: torch.Tensor, random: torch.Tensor) -> tuple[torch.Tens
 
 
 def _one_line(text: str) -> str:
-    """Without braces, line breaks and broken characters, and with single spaces."""
+    """The text without braces, line breaks and broken characters, with single spaces."""
     for character in "{}\ufffd":
         text = text.replace(character, " ")
     return " ".join(text.split())

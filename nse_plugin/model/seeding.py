@@ -1,4 +1,4 @@
-"""Seeded random numbers that leave the global random state unchanged."""
+"""Seed the global random generators for a block and restore them afterwards."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def seeded(seed: int, number: int = 0, model: nn.Module | None = None) -> Iterat
     """Seed Python's, numpy's and torch's random generators; restore their states afterwards.
 
     Args:
-        number: of the round: a resumed run draws in it what an uninterrupted one would.
-        model: the GPUs that it is on are seeded too; no other one is initialised.
+        number: of the round, so that a resumed run draws the same numbers.
+        model: seed the GPUs that it is on too; no other GPU is initialised.
     """
     state, arrays = random.getstate(), np.random.get_state()
     start = seed * 1_000_003 + number

@@ -1,4 +1,4 @@
-"""Logits that predict target tokens, and nothing else of a forward pass."""
+"""Forward passes whose head runs only where target tokens are predicted."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ class TargetTokens:
     owner: torch.Tensor
     """[k], request of each token."""
     place: torch.Tensor
-    """[k], its place in its target, from 0."""
+    """[k], its index in its target."""
     target: torch.Tensor
     """[k], its id."""
     weight: torch.Tensor
-    """[k], 1 / (tokens of its target * texts with the target)."""
+    """[k], 1 / (tokens of the target * texts with the target)."""
 
     def means(self, per_token: torch.Tensor) -> torch.Tensor:
-        """[n], means over each request's tokens of something [k]."""
+        """Means over each request's tokens [n], of values per token [k]."""
         zeros = torch.zeros(self.n, device=self.weight.device)
         return zeros.index_add(0, self.owner, per_token.to(zeros.device) * self.weight)
 
     def all_first(self, logits: torch.Tensor) -> torch.Tensor:
-        """[n] bool: whether every token of the target is the first choice of logits [k, vocab]."""
+        """[n] bool: whether all target tokens are the first choice of logits [k, vocab]."""
         wrong = logits.argmax(dim=1) != self.target.to(logits.device)
         return self.means(wrong.float()) == 0
 
 
 @dataclass(frozen=True)
 class Targets(TargetTokens):
-    """Texts of some requests, one each, and where their target tokens are predicted."""
+    """Texts of some requests, one each, and the positions that predict their target tokens."""
 
     position: torch.Tensor
     """[k], the position in the row whose logits predict the token."""
     batch: TokenBatch
-    """[n, width], without the tokens that only have to be predicted."""
+    """[n, width], without tokens that are only predicted."""
 
     @classmethod
     def of(
@@ -73,9 +73,7 @@ class Targets(TargetTokens):
         return cls(len(prompts), owner, place, target, weight, position, batch)
 
     def logits(self, layout: DecoderLayout, forward: Callable[..., Any] | None = None) -> Any:
-        """What predicts the target tokens: float32 [k, vocab].
-
-        The model's own head runs, at these places only.
+        """Logits that predict the target tokens: float32 [k, vocab].
 
         Args:
             forward: called with the model's keyword arguments; default the model.

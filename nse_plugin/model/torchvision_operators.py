@@ -1,4 +1,4 @@
-"""Makes transformers importable where torchvision's compiled operators do not load."""
+"""Make transformers importable if torchvision's compiled operators do not load."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ log = logging.getLogger(__name__)
 
 
 def make_torchvision_importable() -> None:
-    """Declare the operators whose absence stops ``import torchvision``, where it is stopped.
+    """Declare the missing operators if ``import torchvision`` fails without them.
 
     Wheels of torchvision do not load their compiled operators beside a torch built without CUDA
-    (pytorch/vision issue 9085).  Where torchvision is installed, transformers' models and EasyEdit
-    import it, whether they use it or not, so this has to run before either: ``nse_plugin.model``
-    calls it when it is imported.  The declared operators have no implementation: text editing
-    works, multimodal editing says that it cannot.  It does nothing where torch and torchvision are
-    one build, and can go when EasyEdit no longer needs torchvision installed.
+    (pytorch/vision issue 9085).  Transformers and EasyEdit import an installed torchvision whether
+    they use it or not, so this has to run first: ``nse_plugin.model`` calls it on import.  The
+    declared operators have no implementation, so text editing works and multimodal editing fails
+    with an error.  With matching builds nothing is done.  This can go when EasyEdit no longer needs
+    torchvision.
     """
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return
@@ -37,7 +37,7 @@ def make_torchvision_importable() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
     vision = importlib.import_module("torchvision")
-    vision._nse_plugin_operators = operators  # type: ignore[attr-defined]  # they live as long
+    vision._nse_plugin_operators = operators  # type: ignore[attr-defined]  # keeps them alive
     log.warning(
         "torchvision's compiled operators do not load beside this torch; they were declared "
         "without implementation, so that transformers and EasyEdit can be imported. Multimodal "

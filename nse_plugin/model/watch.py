@@ -1,4 +1,4 @@
-"""Detect writes by other code to parameters that must not change."""
+"""Detect changes of parameters by other code."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from nse_plugin.model.weights import fingerprint
 
 @dataclass
 class _Seen:
-    mark: tuple[int, int]  # changes when the parameter is written to or moved; free to read
-    value: int  # fingerprint; one pass over the parameter
+    mark: tuple[int, int]  # changes if the parameter is written or moved; costs nothing to read
+    value: int  # fingerprint; costs one pass over the parameter
     parameter: weakref.ref[torch.Tensor]
 
 
 class Watch:
-    """What a model's matrices held when the watch began.
+    """Remembers a model's matrices and finds those that have changed since.
 
-    A matrix is read again only if torch counts a write to it, so a check costs nothing as long as
-    no other code touched the model.  Torch does not count a write through ``parameter.data``.  A
-    parameter is found as an object, since PEFT wraps modules and so renames it; if it was replaced,
-    by its name.
+    A matrix is read again only if torch has counted a write to it, so a check costs nothing unless
+    other code wrote to the model; writes through ``parameter.data`` are not counted.  A parameter
+    is found by identity, since PEFT renames it by wrapping its module; if it was replaced, by name.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,12 +35,12 @@ class Watch:
         }
 
     def leave_out(self, names: Iterable[str]) -> None:
-        """No longer watch these parameters."""
+        """Stop watching these parameters."""
         for name in names:
             self._seen.pop(name, None)
 
     def changed(self, model: nn.Module) -> list[str]:
-        """Names of the watched parameters that are gone or hold something else."""
+        """Names of the watched parameters that are gone or have changed."""
         parameters = dict(model.named_parameters())
         present = {id(parameter) for parameter in parameters.values()}
         found = []

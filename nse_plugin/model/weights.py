@@ -1,9 +1,9 @@
 """Originals, accumulated change, write, rewind and undo of the edited matrices.
 
-A matrix is never patched in place again and again.  What the model holds is always
-``cast(original + change)``, with the change summed in float32 and added in the wider dtype of the
-two: a bfloat16 model does not lose changes smaller than its rounding, putting the original back is
-a swap of pointers, and a change of zero gives the original bits, those of float64 among them.
+A matrix is never patched in place repeatedly.  The model always holds ``cast(original + change)``,
+with the change summed in float32 and added in the wider dtype of the two.  So a bfloat16 model does
+not lose changes smaller than its rounding, rewinding is a swap of pointers, and a change of zero
+gives the original bits, also in float64.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class EditedWeights:
         return list(self._edited)
 
     def track(self, name: str, parameter: torch.Tensor) -> None:
-        """Track a parameter; its present value counts as its original.
+        """Track a parameter; its current value counts as its original.
 
         Raises:
             ModelError: the weight is offloaded, quantised, or holds NaN or infinity.
@@ -72,7 +72,7 @@ class EditedWeights:
         return self._edited[name].change
 
     def value(self, name: str) -> torch.Tensor:
-        """Original plus change in float32 or wider, before it is rounded to the model's dtype."""
+        """Original plus change in float32 or wider, not rounded to the model's dtype."""
         edited = self._edited[name]
         return edited.plus(edited.change)
 
@@ -81,8 +81,7 @@ class EditedWeights:
         """Add a change (shape of the parameter) and write the sum to the model.
 
         Raises:
-            NotFiniteError: the change is not, also after rounding to the model's dtype.
-                The model is as before.
+            NotFiniteError: the sum is not finite in the model's dtype.  The model is as before.
         """
         before = self._edited[name].change
         change = change.to(self._edited[name].original.device, torch.float32)
@@ -94,12 +93,12 @@ class EditedWeights:
         self._write(name, change)
 
     def snapshot(self) -> dict[str, torch.Tensor | None]:
-        """The changes as they are, to :meth:`restore` later.  Costs nothing: sums are replaced,
-        never written to."""
+        """The current changes, for :meth:`restore`; nothing is copied, since sums are replaced and
+        never written in place."""
         return {name: edited.change for name, edited in self._edited.items()}
 
     def restore(self, snapshot: dict[str, torch.Tensor | None]) -> None:
-        """Go back to a snapshot; matrices tracked since then get their original."""
+        """Restore a snapshot; matrices tracked since then get their original."""
         for name in self._edited:
             self.set(name, snapshot.get(name))
 
@@ -112,7 +111,7 @@ class EditedWeights:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """Inside, the model holds the originals; afterwards what it held before, even on error."""
+        """Inside, the model holds the originals; it is restored afterwards, even on error."""
         held = {name: edited.parameter.data for name, edited in self._edited.items()}
         try:
             for edited in self._edited.values():
@@ -123,7 +122,7 @@ class EditedWeights:
                 edited.parameter.data = held[name]
 
     def fingerprint(self) -> dict[str, int]:
-        """A number per matrix that changes when any bit of it does; read on the device."""
+        """A number per matrix that changes if any bit of the matrix changes."""
         return {name: fingerprint(edited.parameter) for name, edited in self._edited.items()}
 
     def original_fingerprint(self) -> dict[str, int]:
@@ -151,15 +150,15 @@ def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
 
 
 _AT_ONCE = 2**24
-"""Numbers of a matrix that a fingerprint holds as long integers at once: 128 MiB."""
+"""Numbers of a matrix that a fingerprint converts to int64 at once: 128 MiB."""
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
 @torch.no_grad()
 def fingerprint(weight: torch.Tensor) -> int:
-    """Position-weighted sum of a matrix's bits, exact on every device.
+    """Position-weighted sum of a matrix's bits.
 
-    Sums are integers modulo 2**64, so their order does not matter and equal bits give equal
+    Sums are integers modulo 2**64, so their order does not matter, and equal bits give equal
     numbers on CPU and GPU.
     """
     matrix = weight.detach().reshape(weight.shape[0], -1)  # experts and patches have more axes
@@ -167,7 +166,7 @@ def fingerprint(weight: torch.Tensor) -> int:
     by_row = bits.new_empty(bits.shape[0], dtype=torch.int64)
     by_column = bits.new_zeros(bits.shape[1], dtype=torch.int64)
     step = max(1, _AT_ONCE // max(1, bits.shape[1]))
-    for start in range(0, bits.shape[0], step):  # sums of short integers are made from long copies
+    for start in range(0, bits.shape[0], step):  # short integers would overflow
         chunk = bits[start : start + step].long()
         by_row[start : start + step] = chunk.sum(dim=-1)
         by_column += chunk.sum(dim=0)

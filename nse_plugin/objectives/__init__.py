@@ -1,7 +1,7 @@
-"""Losses over target tokens: their protocol, the plain one, and how they are watched.
+"""Losses over target tokens: their protocol, cross entropy, and the protocol of traces.
 
-An objective takes the logits that predict target tokens and gives one loss per token; what uses
-it takes means over tokens and contexts.
+An objective maps the logits that predict target tokens to one loss per token; its callers take
+means over tokens and contexts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ class TokenLoss(NamedTuple):
     """One number per target token, twice; both [tokens] float32."""
 
     train: Tensor
-    """What gradients follow."""
+    """The training loss."""
     stop: Tensor
-    """What an editor's own rule for stopping looks at, and what is reported as the loss."""
+    """The loss for the editor's rule for stopping, which is also the reported loss."""
 
 
 class TokenObjective(Protocol):
@@ -26,7 +26,7 @@ class TokenObjective(Protocol):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether a call needs the logits of the model as it was before the edit's first step."""
+        """Whether a call needs the logits before the edit's first step."""
 
     def __call__(
         self, logits: Tensor, targets: Tensor, reference: Tensor | None = None
@@ -34,7 +34,7 @@ class TokenObjective(Protocol):
         """Losses per target token.
 
         Args:
-            logits: [tokens, vocab], of the model as it is now.
+            logits: [tokens, vocab], of the current model.
             targets: [tokens], ids.
             reference: [tokens, vocab], logits before the edit's first step, or None.
         """
@@ -49,7 +49,7 @@ class NLL:
     def __call__(
         self, logits: Tensor, targets: Tensor, reference: Tensor | None = None
     ) -> TokenLoss:
-        """Logits [tokens, vocab] and targets [tokens] give [tokens]; training and stop are one."""
+        """Losses [tokens], the same for training and stopping."""
         loss = F.cross_entropy(logits.float(), targets, reduction="none")
         return TokenLoss(loss, loss)
 
@@ -59,7 +59,7 @@ nll = NLL()
 
 
 class TokenTrace(Protocol):
-    """What methods tell of every evaluation of their loss, if somebody asks."""
+    """Records every evaluation of a method's loss."""
 
     def record(
         self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
@@ -68,11 +68,11 @@ class TokenTrace(Protocol):
 
         Args:
             step: from 0, counted per round.
-            owner: [tokens], request of each target token, as its index in the round.
-            place: [tokens], place of the token in its target, from 0.
-            logits: [tokens, vocab], what predicts it.
+            owner: [tokens], index in the round of each target token's request.
+            place: [tokens], index of the token in its target.
+            logits: [tokens, vocab], which predict it.
             targets: [tokens], its id.
 
-        A token may come several times in one step (after several contexts): take the mean.
+        A token may occur several times in one step (after several contexts): take the mean.
         """
         ...

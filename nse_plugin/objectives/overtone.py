@@ -1,20 +1,20 @@
 """OVERTONE: targets smoothed per token (arXiv 2502.00602, ICML 2025, section 4).
 
-Teaching a one-hot target pushes the tokens that the model already knows as hard as those it does
-not: they are overfitted by the time the last one is learnt.  With s the logits, pi = softmax(s)
-and y the target token, OVERTONE teaches instead, decided again for each token and step,
+A one-hot target trains tokens that the model already knows as hard as the others: they are
+overfitted by the time the last one is learnt.  With s the logits, pi = softmax(s) and y the target
+token, OVERTONE's target is, chosen for each token at each step,
 
     pi_flt    = softmax over the tokens with s > max(s) - n_sigma * std(s)
     candidate = lambda * onehot(y) + (1 - lambda) * pi_flt
     target    = candidate where y is its argmax, else onehot(y)
     loss      = max(KL(target || pi), epsilon)
 
-and no gradient flows through the target.  What the one-line formula leaves open is decided so:
+and no gradient flows through the target.  Details that the formula leaves open:
 
 - std is the unbiased one, over the tokens whose logits are finite: a masked vocabulary (-inf)
   counts as a smaller vocabulary.
-- The largest logit always survives the filter, also where std is 0 or there is one token.
-- Where y shares the argmax with another token, y has it.
+- The largest logit always survives the filter, also if std is 0 or there is one token.
+- If y shares the argmax with another token, y counts as the argmax.
 - An editor's rule for stopping sees KL(target || pi) without the clip: a clipped loss never falls
   below epsilon, and an editor that waits for less would never stop.
 """
@@ -35,18 +35,18 @@ from nse_plugin.objectives import TokenLoss
 
 
 class Decisions(NamedTuple):
-    """What is decided for each target token at one step; all [tokens]."""
+    """The decisions for each target token at one step; all [tokens]."""
 
     smoothed: Tensor
-    """bool: the filter keeps another token than the target, so that there is something to mix."""
+    """bool: the filter keeps another token than the target, so there is something to mix in."""
     disagrees: Tensor
-    """bool: the mixture prefers another token, so that the argmax check takes the one-hot."""
+    """bool: the mixture prefers another token, so the argmax check uses the one-hot target."""
     settled: Tensor
-    """bool: KL(target || pi) is at most epsilon, so that the token is not trained further."""
+    """bool: KL(target || pi) is at most epsilon, so the token is not trained further."""
 
 
 class _Mixture(NamedTuple):
-    """The targets of all tokens as entries that may be above zero."""
+    """The targets of all tokens, as a list of their entries that may be above zero."""
 
     rows: Tensor
     """[entries], token."""
@@ -60,7 +60,7 @@ class _Mixture(NamedTuple):
 
 @dataclass(unsafe_hash=True)
 class Overtone(OvertoneSettings):
-    """The objective, made from its settings."""
+    """The objective."""
 
     @property
     def needs_reference(self) -> bool:
@@ -97,7 +97,7 @@ class Overtone(OvertoneSettings):
 
     @torch.no_grad()
     def decisions(self, logits: Tensor, targets: Tensor) -> Decisions:
-        """What the current model's distribution leads to, also where another one is mixed in.
+        """The decisions for the current distribution, also with ``frozen_reference``.
 
         Args:
             logits: [tokens, vocab].
@@ -115,7 +115,7 @@ class Overtone(OvertoneSettings):
         return self.mixing and self.lambda_ < 1
 
     def _unfiltered(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """[tokens], KL(target || pi) where all of pi is mixed in.
+        """KL(target || pi) [tokens] without a filter.
 
         The target is lambda onehot + (1 - lambda) pi, so the gradient pi - target is lambda times
         that of cross entropy, and the sum over the vocabulary has a closed form.
@@ -133,7 +133,7 @@ class Overtone(OvertoneSettings):
         return kl + weight * (cross - cross.detach())
 
     def _clipped(self, kl: Tensor) -> Tensor:
-        """max(kl, epsilon), with no gradient at or below epsilon; NaN stays what it is."""
+        """max(kl, epsilon), without a gradient at or below epsilon; NaN stays NaN."""
         if not self.clip or self.epsilon == 0:
             return kl
         return torch.where(kl <= self.epsilon, self.epsilon, kl)
@@ -141,9 +141,9 @@ class Overtone(OvertoneSettings):
     def _mixture(self, source: Tensor, targets: Tensor) -> _Mixture:
         """The targets of all tokens.
 
-        A filtered distribution has few tokens left, so the entries are listed.  Most rows of a
-        model that knows its tokens have none but the target, which one pass over the vocabulary
-        finds; only the others are gone through for their entries.
+        A filtered distribution has few tokens, so its entries are listed.  In most rows only the
+        target is left, which one pass over the vocabulary shows; only the other rows are searched
+        for entries.
 
         Args:
             source: [tokens, vocab], log probabilities of the distribution to mix in.
@@ -191,7 +191,7 @@ class _Divergence(torch.autograd.Function):
     ) -> Tensor:
         """[tokens]; log_p: [tokens, vocab], log softmax of the logits; the rest: [entries]."""
         ctx.save_for_backward(log_p, rows, items, target)
-        # xlogy(0, 0) and 0 * -inf are both to be 0: what is not taught costs nothing
+        # entries with target 0 cost nothing, also for 0 * -inf
         cross = torch.where(target == 0, 0.0, target * log_p[rows, items])
         each = torch.special.xlogy(target, target) - cross
         return log_p.new_zeros(len(log_p)).index_add(0, rows, each)
@@ -199,7 +199,7 @@ class _Divergence(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """gradient: [tokens]; a token with gradient 0 passes exactly 0 on."""
+        """gradient: [tokens]; where it is 0, the result is exactly 0."""
         log_p, rows, items, target = ctx.saved_tensors
         out = log_p.exp().mul_(gradient[:, None])
         out.index_put_((rows, items), -target * gradient[rows], accumulate=True)
@@ -211,7 +211,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _std(values: Tensor) -> Tensor:
-    """[rows], unbiased standard deviation over the finite ones of values [rows, vocab]."""
+    """Unbiased standard deviation [rows] over the finite values of each row [rows, vocab]."""
     n = values.new_full((len(values),), values.shape[1])
     centred = values - values.mean(dim=1, keepdim=True)
     masked = centred[:, 0].isfinite().logical_not()  # a row with -inf has no finite mean

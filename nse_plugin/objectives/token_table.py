@@ -1,8 +1,8 @@
-"""A trace kept as a table: how each token of each target was learnt, and how unevenly.
+"""A trace as a table: how each token of each target was learnt, and how unevenly.
 
-The spread, over the tokens of a target, of their losses at the step where the edit stopped is what
-arXiv 2502.00602, section 3, calls heterogeneous token overfitting: tokens known long ago were
-pushed on while the last one was still being learnt.
+The spread of the losses over a target's tokens at the last step is what arXiv 2502.00602, section
+3, calls heterogeneous token overfitting: tokens that were known early are trained on while the last
+one is still being learnt.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Spread(NamedTuple):
     """How far apart the losses of a target's tokens are."""
 
     range: float
-    """Largest less smallest."""
+    """Largest minus smallest."""
     std: float
     """Standard deviation over the tokens (of all, not of a sample)."""
 
@@ -34,18 +34,18 @@ class Spread(NamedTuple):
 
 
 class TokenStep(NamedTuple):
-    """One target token at one step; means over the contexts that came before it."""
+    """One target token at one step; means over the contexts."""
 
     loss: float
-    """-log p(token), whatever loss was trained."""
+    """-log p(token), whatever the training loss."""
     probability: float
     """p(token)."""
     entropy: float
     """Entropy of the model's next-token distribution, in nats."""
     smoothed: float
-    """Share in which the filter of OVERTONE keeps another token than the target."""
+    """Share of contexts in which OVERTONE's filter keeps another token than the target."""
     disagrees: float
-    """Share in which the mixture prefers another token, so that the target is one-hot."""
+    """Share in which the mixture prefers another token, so the target is one-hot."""
     settled: float
     """Share in which OVERTONE's loss is at most epsilon."""
 
@@ -55,7 +55,7 @@ class TokenCourse:
     """One target token over the steps."""
 
     place: int
-    """In its target, from 0."""
+    """Index in its target."""
     token: int
     """Its id."""
     steps: tuple[TokenStep, ...]
@@ -68,11 +68,11 @@ class TokenCourse:
 
 
 class TokenTable:
-    """A :class:`nse_plugin.objectives.TokenTrace` that keeps everything, for one round.
+    """A :class:`nse_plugin.objectives.TokenTrace` that keeps everything of one round.
 
     Args:
-        overtone: whose decisions are noted.  Around an edit without OVERTONE they say what it
-            would do there.
+        overtone: the objective whose decisions are recorded; without OVERTONE in the edit, they
+            are what it would decide.
     """
 
     def __init__(self, overtone: Overtone | None = None) -> None:

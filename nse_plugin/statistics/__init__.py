@@ -1,1 +1,1 @@
-"""Second moments of keys over general text: where the text comes from, sums, files."""
+"""Second moments of keys over general text: sources of text, sums, files."""

@@ -1,8 +1,8 @@
 """Second moments C_l = E[k k^T] of the keys of general text (arXiv 2410.04045; ROME).
 
-The keys of layer l are what goes into its MLP down-projection.  :func:`second_moments` reads
-statistics files where there are some, EasyEdit's included, and computes what is missing: all
-layers in one pass over the text, which can be interrupted and resumed.
+The keys of layer l are the inputs of its MLP down-projection.  :func:`second_moments` reads
+statistics files, EasyEdit's included, and computes missing layers in one pass over the text, which
+can be interrupted and resumed.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from nse_plugin.statistics.text_sources import chunk_size, source_digest, token_
 
 log = logging.getLogger(__name__)
 PROGRESS_LOG = logging.getLogger("nse_plugin.progress")
-"""Told at level INFO how far a pass has come."""
+"""Logs the progress of a pass at level INFO."""
 
 SAY_EVERY_S = 30.0
-"""Seconds between two lines about the progress of a pass."""
+"""Seconds between two messages about the progress of a pass."""
 
 _LONG_S = 3.0
-"""A pass of fewer seconds is not announced."""
+"""Passes shorter than this many seconds are not announced."""
 
 SAVE_EVERY_S = 30.0
-"""Seconds between two writes of an unfinished pass; more where a write takes long."""
-_LONGEST = 1024  # tokens of a text, where the model's context has room for them
+"""Seconds between two writes of an unfinished pass; more if a write takes long."""
+_LONGEST = 1024  # maximum tokens of a text
 
 
 def second_moments(
@@ -64,17 +64,17 @@ def second_moments(
 ) -> dict[int, SecondMoment]:
     """Read or compute the second moments of some layers' keys.
 
-    For each layer the first there is counts: our own file, EasyEdit's ``.npz``, a pass over the
-    text.  What a pass gives is written to our own files.  The model must hold its original
-    weights: a file is taken for a model whose MLPs were edited since.
+    Each layer is read from our own file, else from EasyEdit's ``.npz``, else computed and written
+    to our own file.  The model must hold its original weights; edited MLPs are not detected when a
+    file is read.
 
     Args:
-        source: where the text comes from: ``self``, a named text, a text file, or a dataset;
-            see :mod:`nse_plugin.statistics.text_sources`.
-        n_samples: number of texts; all there are where the source has fewer.
+        source: the text: ``self``, a named text, a text file, or a dataset; see
+            :mod:`nse_plugin.statistics.text_sources`.
+        n_samples: number of texts; all of them if the source has fewer.
         stats_dir: folder of all statistics files.
-        dtype: EasyEdit's ``mom2_dtype``, part of the file names: what k k^T is computed in,
-            ``float32`` or ``float64``.  Sums are float64 in any case.
+        dtype: EasyEdit's ``mom2_dtype``, ``float32`` or ``float64``: the dtype of k k^T, and part
+            of the file names.  Sums are always float64.
         token_budget: tokens per batch, padding included.
         recompute: ignore existing files and overwrite ours.
 
@@ -82,7 +82,7 @@ def second_moments(
         By layer, on the CPU.
 
     Raises:
-        StatisticsError: a file is damaged or of another model, or the text cannot be had.
+        StatisticsError: a file is damaged or of another model, or the text is not available.
         ModelError: a layer does not exist.
     """
     layers = list(dict.fromkeys(layers))
@@ -113,7 +113,7 @@ def second_moments(
 
 
 class _Sums:
-    """Float64 sums of k k^T by layer, and how far the pass over the text has come."""
+    """Float64 sums of k k^T by layer, and the progress of the pass over the text."""
 
     def __init__(self, layout: DecoderLayout, layers: Sequence[int], dtype: torch.dtype) -> None:
         self.layout = layout
@@ -125,8 +125,8 @@ class _Sums:
             self.totals[layer] = torch.zeros(shape, dtype=torch.float64, device=device)
         self.count = 0  # tokens
         self.n_samples = 0  # texts
-        self.position = (0, 0)  # chunk, and batches of it that are in the sums
-        self.whole = True  # False while a batch is in the sums of some layers only
+        self.position = (0, 0)  # chunk, and number of its batches in the sums
+        self.whole = True  # False while a batch is in the sums of only some layers
 
     def add_batch(self, rows: Sequence[Sequence[int]]) -> None:
         """Run a batch of token rows and add the keys of all its tokens."""
@@ -150,7 +150,7 @@ class _Sums:
         self.totals[layer] += product.to(self.totals[layer].device)
 
     def moment(self, layer: int, source: str) -> SecondMoment:
-        """The mean, exactly symmetric; gives the layer's sum up."""
+        """The mean, exactly symmetric; frees the layer's sum."""
         total = self.totals.pop(layer).cpu()
         mean = (total + total.T).div_(2 * self.count).float()
         return SecondMoment(mean, self.count, self.n_samples, source)
@@ -182,7 +182,7 @@ class _Sums:
 
 
 def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget: int) -> None:
-    """Sum over the text; on any end before the last, what is summed up is kept in a file."""
+    """Sum over the text; an unfinished pass is saved to a file."""
     max_length = files.layout.at_most(_LONGEST)
     path = files.partial_path(sums.totals)
     key = {
@@ -234,7 +234,7 @@ def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget:
 
 
 class _Progress:
-    """Tells how far a pass has come: by a bar on a terminal, elsewhere to :data:`PROGRESS_LOG`."""
+    """Shows progress by a bar on a terminal, elsewhere through :data:`PROGRESS_LOG`."""
 
     def __init__(self, files: StatisticsFiles, sums: _Sums) -> None:
         self._files, self._sums = files, sums
@@ -251,14 +251,14 @@ class _Progress:
     def tell(
         self, chunk: Sequence[Sequence[int]], batch: Sequence[Sequence[int]], seconds: float
     ) -> None:
-        """A batch of a chunk's token rows was added in this time."""
-        if not self._announced:  # how long it takes, as the first batch lets one expect
+        """Report that a batch of a chunk's rows was added in this time."""
+        if not self._announced:  # the total time, estimated from the first batch
             self._announced = True
             seconds *= sum(map(len, chunk)) / sum(map(len, batch))
             seconds *= self._files.n_samples / len(chunk)
             if seconds > _LONG_S:
                 PROGRESS_LOG.info(
-                    "%s from %d texts of %s: about %.0f s; they are made once and kept in %s",
+                    "%s from %d texts of %s: about %.0f s; they are computed once and kept in %s",
                     self._what, self._files.n_samples, self._files.source, seconds,
                     self._files.folder,
                 )  # fmt: skip
@@ -272,7 +272,7 @@ class _Progress:
 
 
 def _home(device: torch.device, d_ff: int) -> torch.device:
-    """Where a layer's sum is kept: with the layer if float64 and the memory are there."""
+    """Device of a layer's sum: the layer's, if it is a GPU with enough memory, else the CPU."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         needed = 8 * d_ff**2 + 2 * (4 * d_ff**2)  # this sum, and one product with its copy
@@ -283,7 +283,7 @@ def _home(device: torch.device, d_ff: int) -> torch.device:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Let a first Ctrl-C wait for the end of the block; a second one comes at once."""
+    """Delay a first Ctrl-C until the end of the block; a second one acts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

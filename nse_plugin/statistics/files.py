@@ -1,8 +1,8 @@
 """Second-moment statistics on disk: our own files, EasyEdit's, and unfinished passes.
 
-All three stand side by side, in ``{stats_dir}/{model}/{source}_stats/``:
+All are in ``{stats_dir}/{model}/{source}_stats/``:
 
-- ``{module}_{dtype}_mom2_{n}.safetensors``: ours, the mean, with where it comes from as metadata;
+- ``{module}_{dtype}_mom2_{n}.safetensors``: ours, the mean, with its origin as metadata;
 - ``{module}_{dtype}_mom2_{n}.npz``: EasyEdit's and ROME's, the sum and the number of tokens;
 - ``layers-..._{dtype}_mom2_{n}.partial.npz``: sums of a pass that was interrupted.
 """
@@ -48,15 +48,15 @@ _OTHER = {
     "dtype": "other settings",
     "n_samples": "other settings",
     "digest": "another version of the text",
-}  # by metadata: what a file is of where it does not agree
+}  # by metadata key: what a file with another value belongs to
 _AGAIN = "delete it, and run `nse stats` to make it again"
 
 
 def stats_folder(named: str | None = None) -> Path:
-    """The folder that holds statistics: the one named, or the usual place.
+    """The folder of the statistics: the one named, or the default.
 
-    That is EasyEdit's ``./data/stats`` where it exists, and else ``stats`` in the cache, for all
-    working folders.  ``./data/stats``, which EasyEdit's YAMLs hold, means the usual place too.
+    The default is EasyEdit's ``./data/stats`` if it exists, and else ``stats`` in the cache, for
+    all working folders.  A named ``./data/stats``, as in EasyEdit's YAMLs, means the default too.
     """
     usual = LocateHparams.stats_dir
     if named not in (None, usual) or Path(usual).is_dir():
@@ -66,16 +66,16 @@ def stats_folder(named: str | None = None) -> Path:
 
 @dataclass(frozen=True)
 class SecondMoment:
-    """E[k k^T] of what goes into one down-projection."""
+    """E[k k^T] of the keys of one layer."""
 
     mean: torch.Tensor
     """[d_ff, d_ff], float32, on the CPU."""
     count: int
     """Number of tokens."""
     n_samples: int
-    """Number of texts that there really were."""
+    """Number of texts used."""
     source: str
-    """Name of the text's source."""
+    """Name of the source of text."""
 
 
 @dataclass(frozen=True)
@@ -86,16 +86,16 @@ class StatisticsFiles:
     stats_dir: Path
     source: str
     n_samples: int
-    """Number of texts that was asked for; part of the file names."""
+    """Requested number of texts; part of the file names."""
     dtype: str = "float32"
     digest: str | None = None
-    """Hash of the text file, where the source is one."""
+    """Hash of the text, if the source is a file or a named text."""
     fingerprint: str = ""
     """Fingerprint of the model's original weights: :func:`model_fingerprint`."""
 
     @property
     def folder(self) -> Path:
-        """Where the files of this model and source are."""
+        """Folder of the files of this model and source."""
         return self.stats_dir / model_basename(self.layout) / f"{source_slug(self.source)}_stats"
 
     def path(self, layer: int) -> Path:
@@ -128,7 +128,7 @@ class StatisticsFiles:
         return None
 
     def write(self, layer: int, moment: SecondMoment) -> Path:
-        """Write our own file for a layer, all of it or nothing."""
+        """Write our own file for a layer, in full or not at all."""
         metadata = self._expected(layer) | {
             "model": model_basename(self.layout),
             "source": moment.source,
@@ -181,7 +181,7 @@ class StatisticsFiles:
         if n_samples != self.n_samples:
             raise StatisticsError(
                 f"{path} is over {n_samples} texts (sample_size), not {self.n_samples} as its "
-                "name says; rename it, and set mom2_n_samples to the number it has"
+                "name says; rename it, and set mom2_n_samples to that number"
             )
         mean = total.div_(count).float() if count > 0 and total.is_floating_point() else total
         return self._checked(path, mean, count, n_samples)
@@ -213,13 +213,13 @@ def write_npz(
     dtype: str = "float32",
     n_samples: int | None = None,
 ) -> Path:
-    """Write statistics where and as EasyEdit's ROME and MEMIT look for them.
+    """Write statistics in the place and form in which EasyEdit's ROME and MEMIT look for them.
 
     EasyEdit finds them with the same ``stats_dir``, ``mom2_dtype`` and ``mom2_n_samples``, and
     ``mom2_dataset`` set to :func:`~nse_plugin.statistics.text_sources.source_slug` of the source.
 
     Args:
-        n_samples: the number of texts that was asked for, where the source had fewer.
+        n_samples: the requested number of texts, if the source had fewer.
     """
     n_samples = moment.n_samples if n_samples is None else n_samples
     path = StatisticsFiles(layout, Path(stats_dir), moment.source, n_samples, dtype).npz_path(layer)
@@ -235,7 +235,7 @@ def write_npz(
 
 
 def write_partial(path: Path, header: Mapping[str, Any], sums: Mapping[int, torch.Tensor]) -> None:
-    """Write the sums of an unfinished pass, one layer at a time; all of it or nothing."""
+    """Write the sums of an unfinished pass, layer by layer, in full or not at all."""
 
     def arrays() -> Iterator[tuple[str, Any]]:
         yield "header", np.array(json.dumps(dict(header)))
@@ -246,7 +246,7 @@ def write_partial(path: Path, header: Mapping[str, Any], sums: Mapping[int, torc
 
 
 def read_partial(path: Path, layers: Iterable[int]) -> tuple[dict[str, Any], dict[int, Any]] | None:
-    """Header and sums (float64 arrays) of an unfinished pass; None if it is of no use."""
+    """Header and sums (float64 arrays) of an unfinished pass; None without a readable file."""
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
@@ -265,11 +265,11 @@ def model_basename(layout: DecoderLayout) -> str:
 
 @torch.no_grad()
 def model_fingerprint(layout: DecoderLayout) -> str:
-    """What tells this model from others: short hashes of its parts, ``?`` for offloaded ones.
+    """Short hashes of parts of the model, which identify it; ``?`` for offloaded parts.
 
-    The parts are a sample of the embedding and of every block's attention.  The MLPs do not count,
-    since editors write to them, and the statistics of an edited model are those of its original.
-    Taken after rounding to bfloat16, so that a model has one fingerprint in float32 and bfloat16.
+    The parts are a sample of the embedding and of every block's attention.  MLPs are left out,
+    since editors write to them, and an edited model has the statistics of its original.  Weights
+    are rounded to bfloat16 first, so the fingerprint is the same in float32 and bfloat16.
     """
     parts = [layout.model.get_input_embeddings().weight]
     parts += [_matrix_of_attention(layout, block) for block in layout.blocks]
@@ -301,7 +301,7 @@ def same_model(one: str, other: str) -> bool:
 
 
 def _is_symmetric(matrix: torch.Tensor) -> bool:
-    """Whether rows equal columns, looked up at some of them spread evenly."""
+    """Whether evenly spaced rows equal the columns."""
     step = max(1, len(matrix) // 256)
     tolerance = 1e-3 * float(matrix.diagonal().abs().max())
     return torch.allclose(matrix[::step], matrix[:, ::step].T, rtol=1e-3, atol=tolerance)
@@ -312,7 +312,7 @@ def _damaged(path: Path, why: object) -> StatisticsError:
 
 
 def _save_arrays(path: Path, arrays: Iterable[tuple[str, Any]]) -> None:
-    """Write an .npz array by array, so that only one has to be in the CPU's memory."""
+    """Write an .npz array by array, so that only one is in main memory at a time."""
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for name, array in arrays:
             if isinstance(array, torch.Tensor):

@@ -1,4 +1,4 @@
-"""Texts that are a source of statistics by a name of their own; loads no torch."""
+"""Registered texts as sources of statistics; loads no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from nse_plugin.errors import StatisticsError
 
 @dataclass(frozen=True)
 class NamedText:
-    """A text that has a name as a source."""
+    """A registered text."""
 
     documents: Callable[[], Sequence[str]]
     """All documents; called when they are needed."""
     digest: str | None = None
-    """A short hash of the documents, where they may be others another time."""
+    """A short hash of the documents, if they may change."""
     fits: Callable[[Any], bool] = lambda tokenizer: True
-    """Whether it is in the language of a model with this tokenizer."""
+    """Whether the text is in the language of a tokenizer's model."""
 
 
 NAMED_TEXTS: dict[str, NamedText] = {}
@@ -35,9 +35,7 @@ def register_text(
     """Register a name as a source of text, as ``mom2_dataset`` or ``nse stats --source``.
 
     Args:
-        documents: gives all of them; called when they are needed.
-        digest: a short hash of them, where they may be others another time.
-        fits: says of a model's tokenizer whether the text is in its language.
+        documents, digest, fits: see :class:`NamedText`.
 
     Raises:
         StatisticsError: the name is taken.
@@ -48,7 +46,7 @@ def register_text(
 
 
 def check_text(name: str, tokenizer: Any) -> None:
-    """Raise :class:`StatisticsError` if a named text is in another language than a model's."""
+    """Raise :class:`StatisticsError` if a named text is in another language than the model's."""
     text = NAMED_TEXTS.get(name)
     if text is not None and not text.fits(tokenizer):
         raise StatisticsError(

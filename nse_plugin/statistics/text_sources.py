@@ -1,15 +1,15 @@
-"""Where general text for statistics comes from, as chunks of token rows.
+"""Sources of general text for statistics, as chunks of token rows.
 
 A source is named by one string (``mom2_dataset`` in the hparams):
 
-- ``self``: text that the model writes by itself; needs nothing but the model;
+- ``self``: text that the model itself generates;
 - the name of a registered text, e.g. ``atlas`` and ``factbook``
   (:mod:`nse_plugin.data.texts`);
 - ``file:PATH``, or a path to a ``.txt`` file: one document per line;
 - otherwise a dataset of the ``datasets`` library, ``name`` or ``name:config``, or one of
   EasyEdit's names for those (``wikipedia``, ``wikitext``, ``wikitext2``).
 
-The choice of texts is the same each time.  Chunks are numbered and each can be made without those
+The choice of texts is deterministic.  Chunks are numbered, and each can be made without those
 before it, so an interrupted pass can be resumed.
 """
 
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 CHUNK = 256
 """Texts per chunk; rows are sorted by length within a chunk."""
 SELF_TOKENS = 64
-"""Longest text that is sampled from the model, in tokens."""
+"""Longest sampled text, in tokens."""
 SELF_CHUNK = 32
-"""Texts per chunk that are sampled, at a time: so few that something is saved within a minute."""
-_SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled with each other
+"""Sampled texts per chunk; small, so that progress is saved within a minute."""
+_SHUFFLE_BUFFER = 10_000  # documents of a stream that are shuffled together
 
 DATASETS = {
     "wikipedia": ("wikimedia/wikipedia", "20231101.en"),
@@ -72,7 +72,7 @@ def source_digest(source: str) -> str | None:
 
 
 def text_file(source: str) -> Path | None:
-    """The path that a source names, or None if it names something else."""
+    """The path that a source names, or None if it is no text file."""
     if source in ("self", *NAMED_TEXTS, *DATASETS):
         return None
     if source.startswith("file:"):
@@ -93,9 +93,9 @@ def token_chunks(
     """Read, or sample, the token rows of a source, :func:`chunk_size` texts at a time.
 
     Args:
-        n_samples: number of texts; all there are where the source has fewer.
+        n_samples: number of texts; all of them if the source has fewer.
         max_length: longest row in tokens; the rest is cut off.
-        first: number of the first chunk to give.
+        first: number of the first chunk.
 
     Raises:
         StatisticsError: the source cannot be read, or holds no text.
@@ -129,7 +129,7 @@ def _documents(source: str, n_samples: int) -> Iterator[str]:
 
 
 def _lines(path: Path, n_samples: int) -> Iterator[str]:
-    """The lines of a file that are not blank, shuffled; only their places are kept in memory."""
+    """The shuffled non-blank lines of a file; only their offsets are kept in memory."""
     places, place = [], 0
     try:
         with path.open("rb") as handle:
@@ -156,7 +156,7 @@ def _streamed(source: str, n_samples: int) -> Iterator[str]:
     """Documents of a dataset of the ``datasets`` library, streamed."""
     name, config = DATASETS.get(source) or _split_name(source)
     ways_out = (
-        "put statistics files that you have into stats_dir, or use text that is here: "
+        "put existing statistics files into stats_dir, or use local text: "
         "mom2_dataset: file:PATH (one document per line) or mom2_dataset: self"
     )
     datasets = require("datasets", f"mom2_dataset {source!r}", otherwise=f"or {ways_out}")
@@ -169,7 +169,7 @@ def _streamed(source: str, n_samples: int) -> Iterator[str]:
             yield text
     except StatisticsError:
         raise
-    except Exception as error:  # the hub fails in many ways, all of which mean: no text
+    except Exception as error:  # the hub fails in many ways
         raise StatisticsError(
             f"source {source!r} (dataset {name!r}) gave {n_read} texts, then "
             f"{type(error).__name__}: {error}; try again later, {ways_out}"
@@ -182,7 +182,7 @@ def _split_name(source: str) -> tuple[str, str | None]:
 
 
 def _texts(dataset: Iterable[dict[str, Any]], source: str) -> Iterator[str]:
-    """The texts of a dataset that are not blank."""
+    """The non-blank texts of a dataset."""
     for record in dataset:
         text = record.get("text")
         if not isinstance(text, str):
@@ -197,10 +197,9 @@ def _texts(dataset: Iterable[dict[str, Any]], source: str) -> Iterator[str]:
 def _sampled_chunks(
     layout: DecoderLayout, tokenizer: Any, n_samples: int, max_length: int, first: int
 ) -> Iterator[list[list[int]]]:
-    """Rows that the model writes itself, from all of its distribution, up to their end of text.
+    """Rows sampled from the model's full distribution, up to their end-of-text token.
 
-    Each row looks as the tokenizer would have it: a start token that the tokenizer does not put
-    before texts is only sampled from.
+    A start token that the tokenizer does not put before texts is only used to begin sampling.
     """
     length = min(SELF_TOKENS, max_length)
     start_id = tokenizer.bos_token_id
