@@ -1,8 +1,8 @@
-"""nse_plugin: edit facts in language models again and again without wrecking them.
+"""nse_plugin: sequential knowledge editing of language models without damage to the model.
 
 NSE (neuron-level sequential editing, arXiv 2410.04045) as an EasyEdit-style method, with a host and
-a model of its own where EasyEdit is not installed.  Importing this package changes nothing
-and loads neither torch nor the host; the names below are loaded when first used.
+a model of its own for use without EasyEdit.  Importing this package changes nothing and loads
+neither torch nor the host; the names below are loaded when first used.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
-"""The embedded host: an editor with EasyEdit's interface, for machines that do not have EasyEdit.
+"""The embedded host: an editor with EasyEdit's interface, for use without EasyEdit.
 
-Scripts written for EasyEdit's ``BaseEditor`` run on it with the same arguments and read the same
-metrics.  What it does not take over:
+Scripts written for EasyEdit's ``BaseEditor`` run on it with the same arguments and metrics.  It
+differs in these points:
 
-* There are no side effects: no ``logs/`` folder, no ``results.json``, no seeding, and a
-  tokenizer that was handed in is left as it is.
-* ``pre`` of every request is measured on the model as it was before the call's first edit, also in
-  later chunks of ``batch_edit``; ``case_id`` runs on through the chunks.
+* There are no side effects: no ``logs/`` folder, no ``results.json``, no seeding, and no change of
+  the tokenizer.
+* ``pre`` of every request is measured before the call's first edit, also in later chunks of
+  ``batch_edit``; ``case_id`` continues through the chunks.
 * All input is checked before anything is changed, and a misspelt argument is an error.
-* ``normal_edit(sequential_edit=True)`` keeps its edit; EasyEdit undoes it all the same.
+* ``normal_edit(sequential_edit=True)`` keeps its edit, which EasyEdit undoes.
 
-Like EasyEdit, an edit that is not sequential is undone after it was measured, so the model
-returned then is the *unedited* one.  Say ``sequential_edit=True`` to keep the edits, or
-``copy=True`` to get an edited copy.  Like EasyEdit, ``weights_copy`` holds what the *last* write of
-the call replaced.
+As in EasyEdit, an edit that is not sequential is undone after it was measured, so the returned
+model is the *unedited* one.  Use ``sequential_edit=True`` to keep the edits, or ``copy=True`` to
+get an edited copy.  As in EasyEdit, ``weights_copy`` holds the weights before the call's *last*
+write.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ Metrics = list[dict[str, Any]]
 
 
 class BaseEditor:
-    """Edits a model by a method and measures it before and after.
+    """Edits a model with a method, and measures it before and after.
 
     Args:
         hparams: a method's hyperparameters; ``model_name`` is a path, a hub name, ``atlas:gpt2``,
             ``atlas:llama``, or a ready ``(model, tokenizer)``.
 
     Raises:
-        HparamsError: no such method, device or dtype.
+        HparamsError: the method, device or dtype does not exist.
         ModelError: the model cannot be loaded.
     """
 
@@ -68,7 +68,7 @@ class BaseEditor:
 
     @classmethod
     def from_hparams(cls, hparams: Any) -> BaseEditor:
-        """The same as the constructor; EasyEdit's scripts call it."""
+        """The constructor under the name that EasyEdit's scripts use."""
         return cls(hparams)
 
     def edit(
@@ -87,20 +87,20 @@ class BaseEditor:
         """Write requests one at a time, measuring each before and after.
 
         Args:
-            prompts: texts that hold their subject, or hold ``{}`` in its place.
+            prompts: texts that contain their subject, or ``{}`` in its place.
             locality_inputs: ``{kind: {"prompt": one entry per request, "ground_truth": the
                 same}}``; an entry is a text, a list of texts, or None.
-            sequential_edit: keep each edit; otherwise it is undone once it is measured.
-            **kwargs: ``subject`` (needed), ``test_generation``, ``eval_metric``, ``pre_edit``,
-                ``pre_file``, ``loc_prompts``, ``copy`` (edit a copy, leave ``self.model``), or
-                ``requests`` in place of all that describes them.
+            sequential_edit: keep each edit; otherwise it is undone after it was measured.
+            **kwargs: ``subject`` (required), ``test_generation``, ``eval_metric``, ``pre_edit``,
+                ``pre_file``, ``loc_prompts``, ``copy`` (edit a copy of ``self.model``), or
+                ``requests`` instead of everything that describes them.
 
         Returns:
-            Metrics (per request: case_id, requested_rewrite, pre, post), the model, and what the
-            last write replaced, by parameter name.
+            Metrics (per request: case_id, requested_rewrite, pre, post), the model, and the weights
+            before the last write, by parameter name.
 
         Raises:
-            RequestError: the input does not fit together or names no subject.  Nothing is changed.
+            RequestError: the input is inconsistent or names no subject.  Nothing is changed.
         """
         options = read_options(kwargs)
         self._check_single()
@@ -118,10 +118,10 @@ class BaseEditor:
         test_generation: bool = False,
         **kwargs: Any,
     ) -> tuple[Metrics, nn.Module, Any]:
-        """Like :meth:`edit`, from request dicts or from :class:`EditRequest` objects.
+        """Like :meth:`edit`, for request dicts or :class:`EditRequest` objects.
 
         Raises:
-            HparamsError: ``batch_size`` in the hparams is not 1, as EasyEdit demands.
+            HparamsError: ``batch_size`` in the hparams is not 1, which EasyEdit requires.
         """
         options = read_options({"test_generation": test_generation, **kwargs})
         self._check_single()
@@ -147,7 +147,7 @@ class BaseEditor:
 
         Raises:
             HparamsError: the hparams have no ``batch_size``.
-            RequestError: as :meth:`edit`, or a chunk contradicts itself.
+            RequestError: as :meth:`edit`, or the requests of a chunk contradict each other.
         """
         size = getattr(self.hparams, "batch_size", None)
         if not isinstance(size, int) or size < 1:
@@ -168,7 +168,7 @@ class BaseEditor:
         sequential_edit: bool = False,
         **kwargs: Any,
     ) -> tuple[None, nn.Module, Any]:
-        """Write all requests in one go and measure nothing; ``subject`` is needed here too."""
+        """Write all requests in one round and measure nothing; ``subject`` is required here too."""
         options = read_options(kwargs)
         requests = requests_of(options, prompts, target_new)
         asked = check_all(requests, len(requests))

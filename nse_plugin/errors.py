@@ -1,7 +1,7 @@
-"""The one exception family of nse_plugin.
+"""The exceptions of nse_plugin.
 
-Every message says what was wrong, which value it was, and what to do about it.  All of these are
-raised before anything is written, or after what was written has been put back.
+Every message says what is wrong, with which value, and what to do about it.  They are raised before
+anything is written, or after it has been undone.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class HparamsError(NSEPluginError, ValueError):
     """A setting is unknown, of the wrong type or out of range.
 
     Args:
-        *mistakes: what is wrong; the mistakes of one file are one error, a line each.
-        file: the file that the settings stand in, where they stand in one.
+        *mistakes: one or more messages; all mistakes of a file are one error, a line each.
+        file: the file of the settings, if there is one.
     """
 
     def __init__(self, *mistakes: str, file: str | Path | None = None) -> None:
@@ -33,7 +33,7 @@ class HparamsError(NSEPluginError, ValueError):
 
     @property
     def mistakes(self) -> tuple[str, ...]:
-        """Each of them, without the name of the file."""
+        """The messages, without the name of the file."""
         return self.args
 
     def __str__(self) -> str:
@@ -48,7 +48,7 @@ class ModelError(NSEPluginError, ValueError):
 
 
 class NotFiniteError(ModelError):
-    """A value, a key or a change became NaN or infinite; what was written has been put back."""
+    """A value, a key or a change is NaN or infinite; the round has been undone."""
 
 
 class StatisticsError(NSEPluginError, ValueError):
@@ -56,19 +56,19 @@ class StatisticsError(NSEPluginError, ValueError):
 
 
 class SessionError(NSEPluginError, RuntimeError):
-    """The session's memory and the model's weights do not agree."""
+    """The session does not match the model's weights, or does not allow the operation."""
 
 
 class DataError(NSEPluginError, ValueError):
-    """A data file cannot be read or does not hold what it should."""
+    """A data file cannot be read or has wrong content."""
 
 
 class HostError(NSEPluginError, RuntimeError):
-    """The host toolkit lacks a part that is needed here."""
+    """The host toolkit is missing or lacks a part that is needed."""
 
 
 class MissingPackageError(NSEPluginError, ImportError):
-    """An optional package that is needed here cannot be imported."""
+    """An optional package that is needed cannot be imported."""
 
 
 def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:

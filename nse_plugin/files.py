@@ -1,4 +1,4 @@
-"""Files: written in full or not at all, JSON and JSON lines, checksums, locks, packages, cache."""
+"""Files: atomic writes, JSON and JSON lines, checksums, locks; optional packages; the cache."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def cache_dir() -> Path:
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a temporary file, flush it, then give it its name.
+    """Let ``write`` fill a temporary file, flush it, then rename it.
 
-    The file gets the permissions of any new file, whatever ``write`` gives it.
+    The file gets the permissions of a new file, whatever ``write`` sets.
 
     Raises:
-        OSError: it cannot be written, with the name of the file.
+        OSError: the file cannot be written; the error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -59,22 +59,22 @@ def write_whole(path: Path, write: Callable[[Path], None]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         if error.filename in (None, str(temporary)):
-            error.filename = str(path)  # the name that the user knows
+            error.filename = str(path)  # not that of the temporary file
         raise
-    except SafetensorError as error:  # its name for a full disk
+    except SafetensorError as error:  # e.g. for a full disk
         raise OSError(errno.EIO, str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def make_folder(path: Path, purpose: str) -> list[Path]:
-    """Make a folder where there is none; returns those that were made, the innermost first.
+    """Make a folder if it does not exist; returns the new folders, the innermost first.
 
     Args:
-        purpose: what it is for: ``the run``.
+        purpose: for messages: ``the run``.
 
     Raises:
-        DataError: something else has its name, or it cannot be made there.
+        DataError: something else has its name, or it cannot be made.
     """
     made = []
     for folder in (path, *path.parents):
@@ -98,13 +98,13 @@ def make_folder(path: Path, purpose: str) -> list[Path]:
 
 
 def check_place(path: Path, purpose: str) -> None:
-    """Check, before any work, that a file can be written; nothing is made.
+    """Check before any work that a file can be written.
 
     Args:
-        purpose: what it is for: ``the plot``.
+        purpose: for messages: ``the plot``.
 
     Raises:
-        DataError: it is a folder, something above it is none, or nothing may be written there.
+        DataError: it is a folder, its parent is a file, or the parent is not writable.
     """
     if path.is_dir():
         raise DataError(f"{path} is a folder; give a file for {purpose}")
@@ -135,7 +135,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def now() -> str:
-    """The time as files hold it: ISO 8601 in UTC, to the second."""
+    """The current time for files: ISO 8601 in UTC, to the second."""
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
@@ -152,7 +152,7 @@ def read_json(path: Path, way_out: str = "restore the file") -> dict[str, Any]:
     """The JSON object that a file holds.
 
     Raises:
-        DataError: the file cannot be read or holds something else; the message ends in
+        DataError: the file cannot be read or is no JSON object; the message ends with
             ``way_out``.
     """
     with explained(path, way_out):
@@ -161,16 +161,16 @@ def read_json(path: Path, way_out: str = "restore the file") -> dict[str, Any]:
 
 
 class JsonLines(Generic[T]):
-    """The objects of a JSON lines file, of which only the places stay in memory.
+    """The objects of a JSON lines file; only the offsets of the lines are kept in memory.
 
-    A line is read from disk whenever it is asked for, so a file of many lines costs 8 bytes for
-    each.  A last line without its end, which a killed process leaves, does not count.
+    A line is read from disk each time it is needed, so a file takes 8 bytes of memory per line.  An
+    incomplete last line, which a killed process leaves, is ignored.
 
     Args:
-        writable: for appending; a last line without its end is cut off the file.
-        way_out: what to do where the file cannot be read or written, for the message of the error.
-        if_damaged: what to do where a line is damaged.
-        check: looks at each object read; it is given a name for it too, for its errors.
+        writable: for appending; an incomplete last line is cut off.
+        way_out: what to do if the file cannot be read or written, for messages.
+        if_damaged: what to do if a line is damaged, for messages.
+        check: called with each object read and a name for it, to raise errors.
 
     Raises:
         DataError: a line is damaged, or the file cannot be read.
@@ -188,7 +188,7 @@ class JsonLines(Generic[T]):
         self.path = path
         self._writable, self._check = writable, check
         self._way_out, self._if_damaged = way_out, if_damaged
-        self._ends = array("q", [0])  # where each line ends, in bytes; the first starts at 0
+        self._ends = array("q", [0])  # end of each line in bytes, after the start of the first
         if path.exists():
             self._find_lines()
 
@@ -206,7 +206,7 @@ class JsonLines(Generic[T]):
         return (self[index] for index in range(len(self)))
 
     def append(self, value: T) -> None:
-        """Add a line and flush it to the disk."""
+        """Append a line and flush it to disk."""
         line = (json.dumps(value, ensure_ascii=False) + "\n").encode()
         with explained(self.path, self._way_out), self.path.open("ab") as file:
             try:
@@ -257,7 +257,7 @@ def _json_object(content: bytes, what: str, way_out: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def explained(path: Path, way_out: str) -> Iterator[None]:
-    """Raise errors of the system as :class:`DataError`, with a way out."""
+    """Raise system errors as :class:`DataError`, with a way out."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -265,7 +265,7 @@ def explained(path: Path, way_out: str) -> Iterator[None]:
 
 
 class Lock:
-    """A lock file that one process holds until it releases it or ends; on Windows too."""
+    """A lock file that a process holds until it releases it or ends; works on Windows too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -275,7 +275,7 @@ class Lock:
         """Take the lock, and write this process's number into the file.
 
         Raises:
-            DataError: another process holds it; the message is ``busy`` with that one's number.
+            DataError: another process holds it; the message is ``busy`` with its number.
         """
         try:
             self._lock.acquire()
@@ -284,16 +284,16 @@ class Lock:
         self.path.write_text(f"{os.getpid()}\n")
 
     def release(self, remove: bool = False) -> None:
-        """Give the lock up, and remove the file where it guards nothing that anybody made."""
+        """Release the lock, and optionally remove its file."""
         if remove:
-            with contextlib.suppress(OSError):  # Windows keeps it while it is held
+            with contextlib.suppress(OSError):  # on Windows a held file cannot be removed
                 self.path.unlink()
         self._lock.release()
 
     def _holder(self) -> str:
         try:
             return self.path.read_text(encoding="utf-8").strip() or "?"
-        except (OSError, ValueError):  # Windows does not let others read it
+        except (OSError, ValueError):  # on Windows others cannot read it
             return "?"
 
 
@@ -302,8 +302,8 @@ def require(module: str, purpose: str, *, package: str = "", otherwise: str = ""
 
     Args:
         purpose: what needs it, as the beginning of a sentence: ``figures``.
-        package: what pip calls it, where that is not the module's name.
-        otherwise: what else the user can do: ``or leave tensorboard out``.
+        package: its name for pip, if that is not the module's.
+        otherwise: another way out: ``or leave tensorboard out``.
 
     Raises:
         MissingPackageError: it cannot be imported; the message says how to install it.

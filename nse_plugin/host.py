@@ -1,13 +1,12 @@
-"""The host: the toolkit that feeds requests to a method and measures before and after.
+"""The host: the toolkit that passes requests to a method and measures before and after.
 
-:func:`host` is the one place that decides which host is used: EasyEdit where there is one
-(importable, or a checkout named by EASYEDIT_ROOT), else the embedded one.  NSE_PLUGIN_HOST, set to
-``embedded`` or ``easyedit``, decides instead.
+:func:`host` decides which host is used: EasyEdit if it is available (importable, or a checkout
+named by EASYEDIT_ROOT), else the embedded one.  NSE_PLUGIN_HOST, ``embedded`` or ``easyedit``,
+overrides this.
 
-``BaseEditor``, ``compute_edit_quality`` and ``read_records`` are that host's.  They are looked up
-when they are asked for: importing this package loads neither torch nor EasyEdit and changes
-nothing.  Asking for ``BaseEditor`` where EasyEdit is the host imports EasyEdit and registers our
-methods with it.
+``BaseEditor``, ``compute_edit_quality`` and ``read_records`` are those of that host.  They are
+looked up when first used: importing this module loads neither torch nor EasyEdit.  If EasyEdit is
+the host, using ``BaseEditor`` imports EasyEdit and registers our methods with it.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ _PARTS = {
     "compute_edit_quality": ("evaluation.edit_quality", "easyedit.editor", "evaluator"),
     "read_records": ("data.readers", "easyedit.datasets", None),
 }
-"""By name: the module of the embedded host's, that of EasyEdit's, and what makes the latter."""
+"""By name: its module in the embedded host, its module for EasyEdit, and its function there."""
 
 
 def host() -> Literal["embedded", "easyedit"]:
     """Which host is used.
 
     Raises:
-        HostError: NSE_PLUGIN_HOST names no host, or EasyEdit where there is none, or
+        HostError: NSE_PLUGIN_HOST names no host, or EasyEdit although it is not available, or
             EASYEDIT_ROOT names no checkout.
     """
     from nse_plugin.easyedit.checkout import HOW_TO_GET_IT, find

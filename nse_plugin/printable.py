@@ -1,11 +1,11 @@
-"""Text made fit for people: that of users safe for a terminal, and numbers of things."""
+"""Text for people: safe for a terminal, counted, shortened."""
 
 from __future__ import annotations
 
 import re
 
 _CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all control characters but the tabulator and the line feed
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # all control characters but tab and line feed
     "\u2028\u2029"  # line and paragraph separators
     "\u202a-\u202e\u2066-\u2069"  # marks that reverse the direction of what follows
     "\ud800-\udfff]"  # halves of characters, which cannot be encoded
@@ -17,12 +17,12 @@ _GAP = " ... "
 def printable(text: str, *, one_line: bool = False) -> str:
     r"""The text with control characters spelled out, as ``\x1b`` for an escape.
 
-    A fact or a case id may hold sequences that a terminal obeys: colours, a cleared screen, lines
-    that overwrite other lines.  Everything printed goes through here, so that they are seen
-    instead.
+    A fact or a case id may contain control sequences: colours, a cleared screen, lines that
+    overwrite other lines.  Everything printed goes through here, so that they are shown instead of
+    executed.
 
     Args:
-        one_line: spell out tabulators and line feeds too, for a cell of a table.
+        one_line: spell out tabs and line feeds too, for a cell of a table.
     """
     text = _CONTROL.sub(_spelled, text)
     return _LAYOUT.sub(_spelled, text) if one_line else text
@@ -34,7 +34,7 @@ def counted(number: int, what: str) -> str:
 
 
 def shortened(text: str, most: int = 120) -> str:
-    """The text in at most ``most`` characters; a longer one loses its middle."""
+    """The text, without its middle if it is longer than ``most`` characters."""
     if len(text) <= most:
         return text
     left = most - len(_GAP)

@@ -1,7 +1,7 @@
-"""The fields of an edit request as files and scripts give them: texts, answers, probes, places.
+"""Read the fields of edit requests from files and scripts: texts, answers, probes, subjects.
 
-Missing values have many forms: None, NaN (of a table with gaps), empty texts, empty lists.  All of
-them mean that nothing is there; none becomes a text.
+Missing values have many forms: None, NaN (in a table with gaps), empty texts, empty lists.  All of
+them count as missing; none becomes a text.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ PLACE = "{}"
 """The subject's placeholder in a template."""
 _BLANKS_AT_END = re.compile(r"[^\S\r\n]+\Z")
 _SPACELESS = ("CJK", "HIRAGANA", "THAI", "LAO", "KHMER", "MYANMAR")
-"""How the Unicode names of letters begin whose scripts put no spaces between words."""
+"""Prefixes of Unicode names of letters in scripts without spaces between words."""
 
 
 class FieldError(ValueError):
-    """A field cannot be used; whoever knows the request says of which."""
+    """A field cannot be used; callers add the name of the request."""
 
 
 def is_missing(value: Any) -> bool:
-    """Whether there is nothing: None, NaN, pandas' NA, an empty text, or a list of nothing else."""
+    """Whether a value is missing: None, NaN, pandas' NA, an empty text, or a list of such."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     if isinstance(value, float):
@@ -37,7 +37,7 @@ def is_missing(value: Any) -> bool:
 
 
 def listed(value: Any) -> list[Any]:
-    """The values of a field that may hold one or several; none of None."""
+    """The values of a field that may hold one or several; empty for None."""
     if value is None:
         return []
     several = isinstance(value, Iterable) and not isinstance(value, (str, Mapping))
@@ -45,10 +45,10 @@ def listed(value: Any) -> list[Any]:
 
 
 def checked_text(value: Any, name: str) -> str:
-    """The text, if it is one that tokenizers can read.
+    """The value, if it is a non-empty, valid text.
 
     Raises:
-        FieldError: it is something else, is empty or holds half of a UTF-16 pair.
+        FieldError: it is no text, empty, or contains half of a UTF-16 pair.
     """
     if not isinstance(value, str) or not value.strip():
         raise FieldError(f"{name} is {value!r}; give a text that is not empty")
@@ -62,18 +62,18 @@ def checked_text(value: Any, name: str) -> str:
 
 
 def without_blanks_at_end(text: str) -> str:
-    """A prompt without the blanks that it ends in; line breaks stay.
+    """A prompt without blanks at its end; line breaks stay.
 
-    An answer is put one space after its prompt.  After two spaces, models write another token.
+    An answer comes one space after its prompt; after two spaces, models write another token.
     """
     return _BLANKS_AT_END.sub("", text)
 
 
 def first_text(value: Any, name: str) -> str | None:
-    """The first answer, where a benchmark lists several and their aliases, however deep.
+    """The first answer, if a benchmark lists several or their aliases, at any depth.
 
     Raises:
-        FieldError: it holds something that is neither a text nor missing.
+        FieldError: the first entry that is not missing is no text.
     """
     if is_missing(value):
         return None
@@ -86,10 +86,10 @@ def first_text(value: Any, name: str) -> str | None:
 
 
 def all_texts(value: Any, name: str) -> tuple[str, ...]:
-    """One text or a list of texts, without those that are missing.
+    """One text or a list of texts, without missing ones.
 
     Raises:
-        FieldError: it holds something that is neither a text nor missing.
+        FieldError: an entry is neither a text nor missing.
     """
     entries = value if isinstance(value, (list, tuple)) else [value]
     found = (first_text(entry, name) for entry in entries)
@@ -97,13 +97,13 @@ def all_texts(value: Any, name: str) -> tuple[str, ...]:
 
 
 def questions(groups: Any, name: str) -> Iterator[tuple[str, str, str | None]]:
-    """(kind, prompt, answer or None) of each question of ``locality`` or ``portability``.
+    """(kind, prompt, answer or None) of each question in ``locality`` or ``portability``.
 
-    A kind holds ``{"prompt": ..., "ground_truth": ...}``, each a text or a list, or a list of such
-    objects (KnowEdit).  One prompt with a list of answers has that answer and its aliases.
+    A kind has ``{"prompt": ..., "ground_truth": ...}``, each a text or a list, or a list of such
+    objects (KnowEdit).  If one prompt has a list of answers, these are an answer and its aliases.
 
     Raises:
-        FieldError: something has another form, or prompts and answers do not pair up.
+        FieldError: the structure is another one, or prompts and answers differ in number.
     """
     if is_missing(groups):
         return
@@ -140,11 +140,11 @@ def _paired(entry: Any, where: str) -> list[tuple[Any, Any]]:
 
 
 def subject_at(prompt: str, subject: str, *, whole_words: bool = False) -> int:
-    """Where in a full prompt the subject begins, -1 where it is not in it.
+    """Index of the subject in a full prompt; -1 if it is not there.
 
-    Of several places the last one is taken: it is the nearest to the answer, and tokens
-    before it cannot see it.  Places inside a longer word count only where there is no other, and
-    not at all with ``whole_words``.
+    Of several occurrences the last one counts: it is nearest to the answer, and tokens before it
+    cannot attend to it.  An occurrence inside a longer word counts only if there is no other, and
+    never with ``whole_words``.
     """
     places = [found.start() for found in re.finditer(f"(?={re.escape(subject)})", prompt)]
     whole = [
@@ -156,7 +156,7 @@ def subject_at(prompt: str, subject: str, *, whole_words: bool = False) -> int:
 
 
 def filled(prompt: Any, subject: Any) -> Any:
-    """A record's prompt with the subject in place of ``{}``, where it is a template."""
+    """A record's prompt, with the subject in place of ``{}`` if it is a template."""
     if not (isinstance(prompt, str) and isinstance(subject, str) and subject.strip()):
         return prompt
     is_template = prompt.count(PLACE) == 1 and place_of(prompt, subject.strip()) < 0
@@ -164,12 +164,12 @@ def filled(prompt: Any, subject: Any) -> Any:
 
 
 def place_of(prompt: str, subject: str) -> int:
-    """Where a prompt holds its subject, -1 where it does not or is a template."""
+    """Index of the subject in a prompt; -1 if it is not there or the prompt is a template."""
     return subject_at(prompt, subject, whole_words=PLACE in prompt)
 
 
 def as_template(prompt: Any, subject: Any, start: Any) -> tuple[str, int | None]:
-    """The prompt with ``{}`` in the subject's place, and which of its braces that is.
+    """The prompt with ``{}`` in the subject's place, and the index of the ``{}`` if known.
 
     Raises:
         FieldError: the subject is not in the prompt.
@@ -188,7 +188,7 @@ def as_template(prompt: Any, subject: Any, start: Any) -> tuple[str, int | None]
 
 
 def without_blanks_around(before: str, subject: str, after: str) -> tuple[str, str, str]:
-    """The subject without blanks around it, which go to the texts beside it if those have none."""
+    """The subject without blanks around it; they move to the texts beside it."""
     bare = subject.strip()
     if subject[0].isspace() and before and not before[-1].isspace():
         before += " "
@@ -198,14 +198,14 @@ def without_blanks_around(before: str, subject: str, after: str) -> tuple[str, s
 
 
 def checked_case_id(value: Any) -> int | str:
-    """A record's name: a number or a text.
+    """A record's ``case_id``: a number or a text.
 
     Raises:
-        FieldError: it is something else.
+        FieldError: it is neither.
     """
     if type(value).__module__ == "numpy" and hasattr(value, "item"):
         value = value.item()
-    if isinstance(value, float) and value.is_integer():  # of a table's column with gaps
+    if isinstance(value, float) and value.is_integer():  # from a table with gaps
         return int(value)
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         return value
@@ -213,11 +213,11 @@ def checked_case_id(value: Any) -> int | str:
 
 
 def _inside_a_word(text: str, place: int) -> bool:
-    """Whether no word can end before this character."""
+    """Whether this character continues a word."""
     if not 0 < place < len(text):
         return False
     before, after = text[place - 1], text[place]
-    if unicodedata.category(after).startswith("M"):  # an accent or a vowel sign of the one before
+    if unicodedata.category(after).startswith("M"):  # an accent or vowel sign
         return True
     return _in_word(before) and _in_word(after) and not (_spaceless(before) or _spaceless(after))
 

@@ -1,7 +1,7 @@
-"""Edit requests: one fact to write, checked before any tensor is touched.
+"""Edit requests: one fact to write, checked before any computation.
 
-An :class:`EditRequest` is what every method takes.  It is read from the dicts that EasyEdit passes
-around (:meth:`EditRequest.from_dict`) and written back to them (:meth:`EditRequest.to_dict`).
+Every method takes :class:`EditRequest` objects.  They are read from EasyEdit's dicts
+(:meth:`EditRequest.from_dict`) and written back to them (:meth:`EditRequest.to_dict`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Probe:
-    """A question asked before and after an edit: a full prompt and the answer expected of it.
+    """A question asked before and after an edit: a full prompt and the expected answer.
 
     Blanks at the end of the prompt and around the answer are dropped: an answer comes one space
     after its prompt.
@@ -75,25 +75,25 @@ class EditRequest:
     case_id: int | str
     """Name of the request in metrics and ledger."""
     prompt: str
-    """Relation with ``{}`` in the subject's place, e.g. ``"{} lives in"``."""
+    """Prompt with ``{}`` in the subject's place, e.g. ``"{} lives in"``."""
     subject: str
-    """The text that takes the place of ``{}``."""
+    """The text in place of ``{}``."""
     target_new: str
-    """The answer to write, without the space that separates it from the prompt."""
+    """The new answer, without the space between prompt and answer."""
     ground_truth: str | None = None
-    """The answer before the edit, where known."""
+    """The answer before the edit, if known."""
     rephrase_prompts: tuple[str, ...] = ()
-    """Full prompts that ask for the same fact in other words."""
+    """Full prompts that paraphrase the fact."""
     locality: Probes = field(default_factory=dict)
     """By kind: questions whose answer must not change."""
     portability: Probes = field(default_factory=dict)
     """By kind: questions whose answer follows from the edit."""
     forms: Probes = field(default_factory=dict)
-    """The fact in other forms, asked where the protocol says so: ``negation`` (answer: what must
-    not come), ``reversal`` (from the new answer to the subject), ``translation``."""
+    """The fact in other forms, asked if the protocol says so: ``negation`` (the answer must not
+    come), ``reversal`` (from the new answer to the subject), ``translation``."""
     place: int | None = None
-    """Index in ``prompt`` of the ``{}`` that stands for the subject; needed only where the prompt
-    has other braces of its own."""
+    """Index in ``prompt`` of the ``{}`` for the subject; needed only if the prompt has other
+    braces."""
 
     def __post_init__(self) -> None:
         put = functools.partial(object.__setattr__, self)  # the class is frozen
@@ -135,7 +135,7 @@ class EditRequest:
 
     @property
     def text(self) -> str:
-        """The prompt with the subject in its place."""
+        """The prompt with its subject."""
         start = self.subject_start
         return self.prompt[:start] + self.subject + self.prompt[start + 2 :]
 
@@ -146,7 +146,7 @@ class EditRequest:
 
     @property
     def fact(self) -> tuple[str, str]:
-        """What the request is about, whatever the answer: subject and prompt."""
+        """Subject and prompt: what the request is about, whatever the answer."""
         return self.subject, self.prompt.strip()
 
     @property
@@ -156,7 +156,7 @@ class EditRequest:
 
     @property
     def key_text(self) -> str:
-        """:attr:`text` up to the subject's end: prompts that agree in it have one key."""
+        """:attr:`text` up to the subject's end; prompts that agree in it have the same key."""
         return self.text[: self.subject_end]
 
     @classmethod
@@ -166,15 +166,15 @@ class EditRequest:
         case_id: int | str = 0,
         notes: list[str] | None = None,
     ) -> EditRequest:
-        """Read an EasyEdit request: ``prompt``, ``target_new``, ``subject`` and what else there is.
+        """Read an EasyEdit request: ``prompt``, ``target_new``, ``subject``, and optional fields.
 
-        ``prompt`` holds the subject itself, or ``{}`` in its place.  Of several places where the
-        subject occurs, the one that ``subject_start`` names is taken, else the last one: it is the
-        nearest to the answer, and tokens before it cannot see it.  A text that is None, NaN
-        or empty counts as not given; a probe without a prompt or an answer is left out.
+        ``prompt`` contains the subject itself, or ``{}`` in its place.  If the subject occurs
+        several times, ``subject_start`` chooses; by default it is the last one
+        (:func:`~nse_plugin.request_fields.subject_at`).  None, NaN and empty texts count as not
+        given; a probe without a prompt or an answer is left out.
 
         Args:
-            notes: gets a line for each probe that is left out; without it they are logged.
+            notes: receives a line for each probe that is left out; by default they are logged.
 
         Raises:
             RequestError: a field is missing or empty, or the subject is not in the prompt.
@@ -217,9 +217,9 @@ class EditRequest:
         return request
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the request as EasyEdit's editor passes it to methods and evaluators.
+        """The request as EasyEdit's editor passes it to methods and evaluators.
 
-        :meth:`from_dict` reads it back; ``subject_start`` is written only where that needs it.
+        :meth:`from_dict` reads it; ``subject_start`` is written only if it is needed for this.
         """
         record: dict[str, Any] = {
             "case_id": self.case_id,
@@ -240,12 +240,12 @@ class EditRequest:
         return record
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as values for JSON, for :meth:`from_json`; ``forms`` where there are some."""
+        """All fields as JSON values, for :meth:`from_json`; ``forms`` only if there are any."""
         return {name: value for name, value in asdict(self).items() if name != "forms" or value}
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> EditRequest:
-        """The request that :meth:`to_json` wrote, field by field."""
+        """Read what :meth:`to_json` wrote."""
         probes = {
             name: {
                 kind: tuple(Probe(**probe) for probe in group)
@@ -256,17 +256,17 @@ class EditRequest:
         return cls(**{**record, "rephrase_prompts": tuple(record["rephrase_prompts"]), **probes})
 
     def without_probes(self) -> EditRequest:
-        """The same edit, without the questions about it."""
+        """The same edit without its probes."""
         return replace(self, rephrase_prompts=(), locality={}, portability={}, forms={})
 
     def digest(self) -> str:
-        """A short hash of everything in the request, probes included."""
+        """A short hash of the whole request, probes included."""
         whole = json.dumps(self.to_json(), sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def mark(*texts: str) -> bytes:
-    """16 bytes that stand for some texts, where many are to be told apart in little memory."""
+    """A hash of some texts in 16 bytes, to tell many apart in little memory."""
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
 
 
@@ -278,14 +278,14 @@ def marks_of(requests: Iterable[EditRequest]) -> tuple[bytes, ...]:
 def as_requests(
     records: Iterable[EditRequest | Mapping[str, Any]], first: int = 0
 ) -> list[EditRequest]:
-    """Turn dicts and requests into requests; those without case_id are numbered from ``first``."""
+    """Requests from dicts or requests; those without case_id are numbered from ``first``."""
     return list(each_as_request(records, first))
 
 
 def each_as_request(
     records: Iterable[EditRequest | Mapping[str, Any]], first: int = 0
 ) -> Iterator[EditRequest]:
-    """:func:`as_requests` of a stream, which is read no further than is asked for."""
+    """:func:`as_requests` for a stream, which is read lazily."""
     for number, record in enumerate(records, start=first):
         yield record if isinstance(record, EditRequest) else EditRequest.from_dict(record, number)
 
@@ -294,7 +294,7 @@ def check_round(requests: Sequence[EditRequest]) -> None:
     """Check that the requests can be written together in one round.
 
     Raises:
-        RequestError: there is none, or two give one (subject, prompt) different targets.
+        RequestError: there is none, or two have the same subject and prompt but other targets.
     """
     if not requests:
         raise RequestError("the list of requests is empty; give at least one edit request")
@@ -320,16 +320,16 @@ def _read_probes(record: Mapping[str, Any], name: str, left_out: list[str]) -> P
 
 
 def _prompt(value: Any, name: str) -> str:
-    """A prompt without blanks at its end, which are spoken of once."""
+    """A prompt without blanks at its end; the first time they are dropped, this is logged."""
     text = without_blanks_at_end(checked_text(value, name))
     if text != value:
-        _say_once("blanks at the end of prompts are dropped: an answer comes after one space")
+        _log_once("blanks at the end of prompts are dropped: an answer comes after one space")
     return text
 
 
 @functools.cache
-def _say_once(what: str) -> None:
-    log.warning("%s", what)
+def _log_once(message: str) -> None:
+    log.warning("%s", message)
 
 
 def _write_probes(groups: Probes) -> dict[str, dict[str, list[str]]]:

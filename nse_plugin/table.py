@@ -1,4 +1,4 @@
-"""A table whose cells are text already, for the terminal and for a page."""
+"""A table of text cells, for the terminal and for a page."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under heads; the first column names its row."""
+    """Rows of text with column heads; the first column names its row."""
 
     caption: str
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...] = ()
-    """Which columns are aligned to the right; none if empty."""
+    """Whether each column is aligned to the right; empty for none."""
     note: str = ""
-    """A sentence below: what a column means, or where the rest is."""
+    """A sentence below the table, e.g. on the meaning of a column."""
     searchable: bool = False
-    """On a page, it is sorted by a click on a head and has a field that filters its rows."""
+    """On a page, a click on a head sorts the table, and a field filters its rows."""
     marks: Mapping[tuple[int, int], Mark] = field(default_factory=dict)
-    """Cells, by row and column, that stand out: the best of their column, or one to look at."""
+    """Highlighted cells by row and column: good ones or bad ones."""
     longest: int = 24
-    """Rows that a terminal shows of a longer table."""
+    """Maximum number of rows on a terminal."""
 
     @classmethod
     def of(
@@ -53,12 +53,12 @@ class Table:
         index: bool = True,
         note: str = "",
     ) -> Table:
-        """From a table of pandas.
+        """A table from a DataFrame.
 
         Args:
-            heads: another head for a column, by its name; the index goes by its own name.
-            formats: of a column's cells, by its name; otherwise numbers have four digits.
-            index: the index becomes the first column.
+            heads: other heads of columns, by name; the index has its own name.
+            formats: formats of columns, by name; by default numbers have four digits.
+            index: whether the index becomes the first column.
         """
         frame = frame.reset_index() if index else frame
         heads, formats = heads or {}, formats or {}
@@ -84,12 +84,12 @@ class Table:
         note: str = "",
         names: int = 1,
     ) -> Table:
-        """The first ``names`` columns name their row, and the others are numbers."""
+        """A table whose first ``names`` columns name the row and whose others are numbers."""
         numeric = tuple(column >= names for column in range(len(heads)))
         return cls(caption, tuple(heads), tuple(map(tuple, rows)), numeric, note)
 
     def picked(self) -> list[int | None]:
-        """The rows that a terminal shows; None stands for the middle ones that are left out."""
+        """Indices of the rows to show on a terminal; None stands for those left out."""
         rows: list[int | None] = list(range(len(self.rows)))
         if len(rows) > self.longest:
             half = self.longest // 2
@@ -106,7 +106,7 @@ class Table:
         return [printable(cell, one_line=one_line) for cell in cells]
 
     def below(self) -> list[str]:
-        """What stands below: how many rows are left out, and the note."""
+        """The lines below the table: the number of rows left out, and the note."""
         left_out = len(self.rows) - self.longest
         said = [f"({left_out} rows left out)"] if left_out > 0 else []
         return [*said, self.note] if self.note else said
@@ -116,7 +116,7 @@ class Table:
         return bool(self.numeric) and self.numeric[column]
 
     def text(self) -> str:
-        """The table as lines of text; of more rows the middle ones are left out, which is said."""
+        """The table as text; of too many rows, the middle ones are left out."""
         lines = [self.top(), *map(self.line, self.picked())]
         widths = [max(map(len, column)) for column in zip(*lines)]
 
@@ -143,10 +143,10 @@ def best_of(
     better: Mapping[int, Callable[[Iterable[float]], float]],
     without: Collection[str] = (),
 ) -> dict[tuple[int, int], Mark]:
-    """Marks of the cells that are the best of their column, where rows differ in it.
+    """Marks of the best cells of columns in which rows differ.
 
     Args:
-        better: max or min, by column; the number that a cell begins with is compared.
+        better: max or min by column; the number at the beginning of each cell is compared.
         without: rows, by their first cell, that are not compared.
     """
     marks: dict[tuple[int, int], Mark] = {}
@@ -163,7 +163,7 @@ def best_of(
 
 
 def percent(value: float | None) -> str:
-    """A share as a cell of a table."""
+    """A share in percent, as a cell of a table."""
     return NOTHING if value is None else f"{100 * value:.1f}"
 
 

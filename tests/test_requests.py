@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nse_plugin.errors import RequestError
 from nse_plugin.request_fields import filled
-from nse_plugin.requests import EditRequest, Probe, _say_once, as_requests, check_round
+from nse_plugin.requests import EditRequest, Probe, _log_once, as_requests, check_round
 from nse_plugin.runs.order import with_probes_of
 
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=12)
@@ -158,7 +158,7 @@ def test_the_subjects_last_whole_word_is_its_place(before, subject, behind):
 
 
 def test_blanks_at_the_end_are_spoken_of_once_and_line_breaks_stay(caplog):
-    _say_once.cache_clear()
+    _log_once.cache_clear()
     for prompt in ("{} is \u00a0", "{} was "):
         EditRequest(0, prompt, "Ann", "x", rephrase_prompts=("She is ",))
     assert len(caplog.messages) == 1
