@@ -223,3 +223,14 @@ def tiny_hparams(**changes: Any) -> NSEHparams:
         token_budget=4096,
     )
     return NSEHparams(**{**settings, **changes})
+
+
+def bits(model: Any) -> dict[str, torch.Tensor]:
+    """Copies of a model's parameters, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def same_bits(model: Any, other: Any) -> bool:
+    """Whether a model's parameters are, to the bit, those of another model or of :func:`bits`."""
+    kept = other if isinstance(other, dict) else dict(other.named_parameters())
+    return all(torch.equal(p, kept[name]) for name, p in model.named_parameters())

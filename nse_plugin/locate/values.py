@@ -88,6 +88,7 @@ def compute_values(
     objective: TokenObjective,
     *,
     trace: TokenTrace | None = None,
+    first: int = 0,
 ) -> Values:
     """Optimise z for all requests in the current model.
 
@@ -95,13 +96,16 @@ def compute_values(
         rows: of the requests, from :func:`nse_plugin.locate.rows.encode_round`.
         objective: loss per target token.
         trace: records every evaluation of the loss.
+        first: index in the round of the first of the requests, for the trace.
 
     Raises:
         NotFiniteError: a value is not finite.
     """
     batches = _batches(rows, hparams.token_budget)
     with quiet(layout.model):
-        parts = [_optimise(layout, rows, batch, hparams, objective, trace) for batch in batches]
+        parts = [
+            _optimise(layout, rows, batch, hparams, objective, trace, first) for batch in batches
+        ]
     order = torch.tensor([i for batch in batches for i in batch])
     values = Values.cat(parts)[order.argsort()]
     finite = torch.isfinite(values.z).all(dim=1) & torch.isfinite(values.loss)
@@ -133,6 +137,7 @@ def _optimise(
     hparams: LocateHparams,
     objective: TokenObjective,
     trace: TokenTrace | None,
+    first: int,
 ) -> Values:
     """Gradient steps on the deltas of some requests of a round, each with its own stop.
 
@@ -158,7 +163,7 @@ def _optimise(
         loss, stop, logits = problem.loss(leaf, objective, hparams)
         if trace is not None:
             reading = problem.rewriting.reading
-            names = torch.tensor(batch, device=active.device)[active]
+            names = first + torch.tensor(batch, device=active.device)[active]
             trace.record(step, names[reading.owner], reading.place, logits, reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:

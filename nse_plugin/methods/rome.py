@@ -155,23 +155,6 @@ class _Writer:
             [self.rows[number]],
             replace(self.hparams, v_loss_layer=None),
             objective,
-            trace=None if trace is None else _OneRequest(trace, number),
+            trace=trace,
+            first=number,
         ).lengthened(self.hparams)
-
-
-@dataclass(frozen=True)
-class _OneRequest:
-    """The round's trace for one request that is optimised alone: it gets its index in the round."""
-
-    trace: TokenTrace
-    number: int
-
-    def record(
-        self,
-        step: int,
-        owner: torch.Tensor,
-        place: torch.Tensor,
-        logits: torch.Tensor,
-        targets: torch.Tensor,
-    ) -> None:
-        self.trace.record(step, owner + self.number, place, logits, targets)

@@ -12,7 +12,7 @@ from nse_plugin.model.sampling import ABOUT
 from nse_plugin.objectives import nll
 from nse_plugin.requests import EditRequest
 from tests.locate.values import values_of
-from tests.tiny import some_requests, tiny_hparams, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_hparams, tiny_model
 
 CONTEXTS = ("The river is closed. ", "I think that you. ")
 
@@ -182,12 +182,12 @@ def test_loss_layer_below_the_last(model, tokenizer):
 def test_model_is_left_as_found(model, tokenizer, device):
     model.train()
     model.lm_head.weight.requires_grad_(False)
-    before = {name: p.clone() for name, p in model.named_parameters()}
+    before = bits(model)
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     values_of(layout_of(model), tokenizer, some_requests(2), CONTEXTS, tiny_hparams(), nll)
     assert model.training
     assert wanted == {name: p.requires_grad for name, p in model.named_parameters()}
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert same_bits(model, before)
     assert all(p.grad is None for p in model.parameters())
 
 

@@ -83,24 +83,3 @@ def check_equal(original: Any, got: Any, expected: Any, layers: Sequence[int]) -
     for w0, w, want in zip(*(down_weights(model, layers) for model in (original, got, expected))):
         assert (w - w0).norm() > 0.01 * w0.norm()
         assert (w - want).norm() < 1e-3 * (want - w0).norm()
-
-
-def check_undo(model: Any, tokenizer: Any, edit_round: Any, hparams: Any) -> None:
-    """Three rounds, one taken back, all taken back: each time the bits of that time."""
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    session = EditSession.of(model, tokenizer)
-    after = []
-    for requests in three_rounds():
-        record = edit_round(session, requests, hparams)
-        assert record.method == hparams.method
-        assert all(torch.isfinite(p).all() for p in model.parameters())
-        left = sum(o.residual_after for o in record.outcomes)
-        assert left < sum(o.residual_before for o in record.outcomes)
-        after.append({name: p.clone() for name, p in model.named_parameters()})
-    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == {session.layout.down_name(layer) for layer in hparams.layers}
-    assert {p.dtype for p in model.parameters()} == {next(iter(before.values())).dtype}
-    session.undo_last()
-    assert all(torch.equal(p, after[1][n]) for n, p in model.named_parameters())
-    session.undo_all()
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())

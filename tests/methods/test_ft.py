@@ -16,7 +16,7 @@ from nse_plugin.methods.ft import edit_round
 from nse_plugin.objectives import TokenLoss, nll
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_model
 
 
 def hparams(**changes: Any) -> FTHparams:
@@ -102,12 +102,10 @@ def test_the_ledger_holds_the_change_bit_for_bit(model, tokenizer):
         ledger.append(record)
     adopted = EditSession.of(other, tokenizer)
     adopted.adopt(ledger)
-    for a, b in zip(model.parameters(), other.parameters()):
-        assert torch.equal(a, b)
+    assert same_bits(model, other)
     session.undo(1)  # a change of weights can be taken back from the middle
     session.undo_all()
-    for a, b in zip(model.parameters(), tiny_model(model.config.model_type).parameters()):
-        assert torch.equal(a, b)
+    assert same_bits(model, tiny_model(model.config.model_type))
 
 
 def test_tables_of_rounds_without_keys_and_values(tokenizer):
@@ -131,7 +129,7 @@ def test_tables_of_rounds_without_keys_and_values(tokenizer):
 def test_an_exception_leaves_everything_as_it_was(model, tokenizer, after):
     session = EditSession.of(model, tokenizer)
     edit_round(session, some_requests(1), hparams())
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = bits(model)
     calls = 0
 
     def failing(logits, targets, reference=None):

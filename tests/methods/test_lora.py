@@ -15,7 +15,7 @@ from nse_plugin.hparams import LoRAHparams
 from nse_plugin.methods.lora import edit_round
 from nse_plugin.model.seeding import seeded
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_model, tiny_tokenizer
+from tests.tiny import bits, same_bits, some_requests, tiny_model, tiny_tokenizer
 
 MODULES = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 
@@ -81,7 +81,7 @@ def test_rounds_are_peft_by_hand(model, tokenizer, changes):
 
 def test_the_models_own_weights_flags_and_names_stay(model, tokenizer):
     model.get_input_embeddings().weight.requires_grad_(False)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = bits(model)
     modules = [(name, type(module)) for name, module in model.named_modules()]
     own = list(model.parameters())
     flags = [p.requires_grad for p in own]
@@ -99,8 +99,7 @@ def test_the_models_own_weights_flags_and_names_stay(model, tokenizer):
     session.undo_all()
     assert [(name, type(module)) for name, module in model.named_modules()] == modules
     assert not hasattr(model, "peft_config")
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name])
+    assert same_bits(model, before)
     assert [p.requires_grad for p in model.parameters()] == flags
 
 

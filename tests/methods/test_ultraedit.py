@@ -16,7 +16,7 @@ from nse_plugin.model.probe import layout_of
 from nse_plugin.objectives import NLL
 from nse_plugin.session.ledger_files import load_rounds, round_path, save_round
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_model
 
 
 def hparams(**changes: Any) -> UltraEditHparams:
@@ -119,8 +119,7 @@ def test_resumed_and_undone_to_the_bit_with_the_moments(tokenizer, tmp_path):
     resumed.adopt(load_rounds([round_path(tmp_path, number) for number in (1, 2)]))
     for each in (session, resumed):
         edit_round(each, third, hparams())
-    for a, b in zip(model.parameters(), other.parameters()):
-        assert torch.equal(a, b)
+    assert same_bits(model, other)
 
     session.undo(2)  # its features are no longer counted
     kept = [session.ledger[index].moments[1] for index in (0, 1)]
@@ -129,13 +128,12 @@ def test_resumed_and_undone_to_the_bit_with_the_moments(tokenizer, tmp_path):
     assert torch.equal(after.mean, kept[0].merged(kept[1]).mean)
     session.undo_all()
     assert session.previous_keys.moments(1) is None
-    for a, b in zip(model.parameters(), tiny_model("gpt2").parameters()):
-        assert torch.equal(a, b)
+    assert same_bits(model, tiny_model("gpt2"))
 
 
 def test_a_failure_after_the_write_leaves_everything_as_it_was(model, tokenizer):
     session = EditSession.of(model, tokenizer)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = bits(model)
 
     class Failing(NLL):
         calls = 0
@@ -149,7 +147,6 @@ def test_a_failure_after_the_write_leaves_everything_as_it_was(model, tokenizer)
     with pytest.raises(RuntimeError):
         edit_round(session, some_requests(2), hparams(), Failing())
     assert len(session.ledger) == 0
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, before[name])
+    assert same_bits(model, before)
     with pytest.raises(ModelError, match="rewrite_module_tmp is 'transformer.h.{}.attn'"):
         edit_round(session, some_requests(1), hparams(rewrite_module_tmp="transformer.h.{}.attn"))

@@ -19,7 +19,7 @@ from nse_plugin.methods.registry import apply_function
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.session.blame import blame
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_hparams, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_hparams, tiny_model
 
 
 @pytest.fixture
@@ -79,8 +79,7 @@ def test_weights_that_the_host_put_back(model, tokenizer, hparams, device):
     edit_round(session, second, hparams)
     assert len(session.ledger) == 1 and session.ledger[0].outcomes[0].case_id == 2
     edit_round(EditSession.of(clean, tokenizer), second, hparams)
-    for a, b in zip(model.parameters(), clean.parameters()):
-        assert torch.equal(a, b)
+    assert same_bits(model, clean)
 
 
 def test_going_back_to_an_earlier_round_drops_the_later_ones(model, tokenizer, hparams, device):
@@ -105,17 +104,17 @@ def test_a_foreign_change_is_named_and_can_be_accepted(model, tokenizer, hparams
     name = session.layout.down_name(2)
     with torch.no_grad():
         model.get_parameter(name)[0, 0] += 1e-6
-    held = {n: p.clone() for n, p in model.named_parameters()}
+    held = bits(model)
     with pytest.raises(SessionError, match=rf"^{name} changed since round 1"):
         edit_round(session, some_requests(2)[1:], hparams)
     with pytest.raises(SessionError, match="changed since round 1"):
         session.undo_all()
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert same_bits(model, held)
     EditSession.forget(model)
     fresh = EditSession.of(model, tokenizer)
     edit_round(fresh, some_requests(2)[1:], hparams)
     fresh.undo_all()
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert same_bits(model, held)
 
 
 def test_two_models_do_not_touch_each_other(tokenizer, hparams):
@@ -125,7 +124,7 @@ def test_two_models_do_not_touch_each_other(tokenizer, hparams):
     edit_round(EditSession.of(b, tokenizer), some_requests(4)[2:], hparams)
     edit_round(EditSession.of(a, tokenizer), some_requests(6)[4:], hparams)
     edit_round(EditSession.of(alone, tokenizer), some_requests(4)[2:], hparams)
-    assert all(torch.equal(p, q) for p, q in zip(b.parameters(), alone.parameters()))
+    assert same_bits(b, alone)
 
 
 def test_undoing_more_than_there_is(model, tokenizer):
@@ -134,7 +133,7 @@ def test_undoing_more_than_there_is(model, tokenizer):
 
 
 def test_other_layers_in_a_later_round(model, tokenizer, hparams, device):
-    before = {n: p.clone() for n, p in model.named_parameters()}
+    before = bits(model)
     session = EditSession.of(model, tokenizer)
     edit_round(session, some_requests(1), hparams)
     edit_round(session, some_requests(2)[1:], tiny_hparams(layers=[0], stats_dir=hparams.stats_dir))
@@ -142,7 +141,7 @@ def test_other_layers_in_a_later_round(model, tokenizer, hparams, device):
     assert keys[0].shape[1] == 1 and keys[1].shape[1] == 1
     session.undo_last()
     session.undo_last()
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert same_bits(model, before)
 
 
 def test_contexts_are_written_once_by_the_original_model(model, tokenizer, hparams):
