@@ -1,4 +1,4 @@
-"""The embedded editor: EasyEdit's arguments and schema, honest bookkeeping, no side effects."""
+"""The embedded editor: EasyEdit's arguments and schema, no side effects."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import copy as copying
 import json
 import logging
 import random
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -47,7 +45,7 @@ ALL = {
 
 
 class FakeMethod:
-    """Adds noise to one matrix, a different one at each call, and keeps what it was called with."""
+    """Adds noise to one matrix, different at each call, and records the requests of each call."""
 
     def __init__(self, weight_name, scale=0.5):
         self.weight_name, self.scale, self.calls = weight_name, scale, []
@@ -118,7 +116,7 @@ def test_edit_has_the_hosts_schema(editor):
     json.dumps(metrics)
 
 
-def test_edit_that_is_not_sequential_is_taken_back_bit_by_bit(editor):
+def test_edit_that_is_not_sequential_is_undone_bit_by_bit(editor):
     before = weight_of(editor)
     metrics, model, originals = editor.edit(**ALL)
     assert torch.equal(weight_of(editor, model), before)
@@ -171,15 +169,6 @@ def test_batch_edit_counts_on_and_measures_pre_first(editor):
     assert metrics[2]["post"]["locality"]["near_output"] == last["locality"]["near_output"]
 
 
-def test_batch_edit_that_is_not_sequential_is_taken_back(editor):
-    editor.hparams.batch_size = 2
-    before = weight_of(editor)
-    metrics, model, _ = editor.batch_edit(**ALL)
-    assert torch.equal(weight_of(editor, model), before)
-    assert len(EditSession.of(model).ledger) == 0
-    assert len(metrics) == 3 and all("time" in metric for metric in metrics)
-
-
 @pytest.mark.parametrize("sequential", [False, True])
 def test_copy_leaves_the_editors_model_alone(editor, sequential):
     before = weight_of(editor)
@@ -202,7 +191,7 @@ def test_normal_edit_writes_all_at_once(editor):
     assert not torch.equal(weight_of(editor), before)
 
 
-def test_weights_come_back_when_measuring_fails(editor, monkeypatch):
+def test_weights_are_restored_when_measuring_fails(editor, monkeypatch):
     before = weight_of(editor)
     calls = []
 
@@ -342,16 +331,7 @@ def test_nothing_happens_beside_the_work(editor, tmp_path, monkeypatch, capsys):
     assert editor.tok.padding_side == "left"
 
 
-def test_importing_loads_no_transformers():
-    code = "import sys, nse_plugin.host; print({'torch', 'transformers'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_the_host_is_chosen_in_one_place(monkeypatch):
-    monkeypatch.setenv("NSE_PLUGIN_HOST", "embedded")
-    assert hosting.host() == "embedded" and hosting.BaseEditor is BaseEditor
-    assert hosting.compute_edit_quality is compute_edit_quality
+def test_the_host_has_no_other_parts():
     with pytest.raises(AttributeError):
         hosting.nothing  # noqa: B018
 
@@ -431,21 +411,6 @@ def test_an_unknown_method_is_named():
     for wrong in (None, "NSE/atlas-gpt2"):
         with pytest.raises(HparamsError, match=f"hparams is {wrong!r}; give .*from_hparams"):
             BaseEditor(wrong)
-
-
-def test_a_real_method_through_the_editor(tmp_path):
-    from tests.tiny import tiny_hparams
-
-    pair = (tiny_model("llama"), tiny_tokenizer())
-    hparams = tiny_hparams(model_name=pair, batch_size=2, stats_dir=str(tmp_path))
-    editor = BaseEditor.from_hparams(hparams)
-    before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}
-    metrics, model, originals = editor.batch_edit(**ALL)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
-    metrics, model, originals = editor.batch_edit(**ALL, sequential_edit=True, eval_metric="ppl")
-    changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
-    assert changed == set(originals)
-    assert all(m["post"]["rewrite_ppl"] != m["pre"]["rewrite_ppl"] for m in metrics)
 
 
 def test_atlas_models_are_loaded_by_name(monkeypatch):

@@ -1,4 +1,4 @@
-"""A method of the host under the scheduler."""
+"""EasyEdit's own methods as a backend of our scheduler."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ from nse_plugin.session.records import Written
 
 
 class HostBackend:
-    """A method of the host that changes weights in place and returns what they held before.
+    """A method of EasyEdit that changes weights in place and returns the original ones.
 
-    Its rounds are kept as whole matrices.  A method that attaches modules instead (EasyEdit's GRACE
-    and LoRA) returns another object, which holds the model.  What it attached is kept in memory
-    only: such a run is measured like any other, but can be neither undone nor resumed.  Random
-    numbers are seeded round by round, so that a resumed run draws what an uninterrupted one would.
+    Its rounds are stored as whole matrices.  A method that attaches modules instead (EasyEdit's
+    GRACE and LoRA) returns another object that contains the model.  Attached modules are kept in
+    memory only: such a run is measured like any other, but can be neither undone nor resumed.
+    Random numbers are seeded per round, so that a resumed run draws what an uninterrupted one does.
 
     Args:
-        whole_rounds: the function takes all requests of a round at once; otherwise it is called
-            for one after the other.
+        whole_rounds: call the function once per round; otherwise once per request.
     """
 
     changes_model = True
@@ -54,20 +53,20 @@ class HostBackend:
         self._attached = False
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
-        """Nothing is shared."""
+        """Its rounds share nothing."""
         return []
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
-        """Call the host's function for the round.
+        """Call EasyEdit's function for the round.
 
         Raises:
-            HostError: it returned another model, or changed weights that it does not name.
+            HostError: it returned another model, or changed weights that it did not return.
         """
         records = [request.to_dict() for request in requests]
         self._before = {}
         with seeded(self._seed, number, self.model):
             for part in [records] if self._whole_rounds else [[record] for record in records]:
-                for name, tensor in self._called(part).items():
+                for name, tensor in self._call(part).items():
                     self._before.setdefault(name, tensor)
         for name, tensor in self._before.items():
             self._originals.setdefault(name, tensor)
@@ -86,8 +85,8 @@ class HostBackend:
         summary = {"method": self.method, "edits": len(requests), "weights": norms}
         return Written(summary, self._attached or any(norm > 0 for norm in norms.values()))
 
-    def _called(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """One call of the host's function; what the weights that it names held before."""
+    def _call(self, records: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Call EasyEdit's function; returns the original values of the weights it changed."""
         model, before = self._apply(
             self.model,
             self.tokenizer,
@@ -104,17 +103,17 @@ class HostBackend:
                     "only methods that change weights in place or attach modules can be scheduled"
                 )
             self._attached = True
-        held = before if isinstance(before, Mapping) else {}
-        return {name: tensor.detach().clone() for name, tensor in held.items()}
+        originals = before if isinstance(before, Mapping) else {}
+        return {name: tensor.detach().clone() for name, tensor in originals.items()}
 
     def problem(self) -> str | None:
-        """A weight that is not finite, of those changed or attached."""
+        """A changed or attached weight that is not finite, or None."""
         if self._attached:
             return not_finite(self.model.parameters())
         return not_finite(map(self._parameter, self._originals))
 
     def save(self, folder: Path, number: int) -> Saved:
-        """The matrices that the last round changed, whole."""
+        """Store the whole matrices that the last round changed."""
         tensors = {
             name: self._parameter(name).detach().cpu().contiguous().clone() for name in self._before
         }
@@ -122,13 +121,13 @@ class HostBackend:
         return save_matrices(round_path(folder, number), tensors, about)
 
     def load(self, paths: Sequence[Path]) -> None:
-        """Matrices from their files, in order."""
+        """Load the matrices of rounds, in order."""
         for path in paths:
             tensors, about = read_matrices(path)
             if about.get("in_memory"):
                 raise DataError(
-                    f"{path}: what {self.method} attaches to a model is kept in memory only, so a "
-                    "run that was cut off cannot be resumed; remove its folder and start again"
+                    f"{path}: modules that {self.method} attaches are kept in memory only, so an "
+                    "interrupted run cannot be resumed; remove its folder and start again"
                 )
             for name, tensor in tensors.items():
                 parameter = self._parameter(name)
@@ -137,7 +136,7 @@ class HostBackend:
         self._watch.leave_out(self._originals)
 
     def undo(self) -> None:
-        """Put back what the last round replaced.
+        """Restore the weights that the last round changed.
 
         Raises:
             HostError: it attached modules.
@@ -149,7 +148,7 @@ class HostBackend:
 
     @contextmanager
     def rewound(self) -> Iterator[None]:
-        """The untouched model, inside.
+        """A context in which the model is the untouched one.
 
         Raises:
             HostError: modules are attached to it.
@@ -165,18 +164,18 @@ class HostBackend:
                 self._parameter(name).data = data
 
     def originals(self) -> Mapping[str, torch.Tensor]:
-        """Changed matrices as they were."""
+        """Original values of the changed matrices."""
         return self._originals
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
-        """The host keeps none."""
+        """EasyEdit keeps none."""
         return {}
 
     def _refuse_attached(self, what: str) -> None:
         if self._attached:
             raise HostError(
                 f"{self.method} attached modules to the model, which cannot be {what} here; "
-                f"use {self.method}-plugin, with which it can"
+                f"use {self.method}-plugin, which supports that"
             )
 
     def _parameter(self, name: str) -> nn.Parameter:
@@ -189,6 +188,6 @@ class HostBackend:
 
 
 def takes_rounds(name: str) -> bool:
-    """Whether EasyEdit, if it is loaded, calls a method for many requests at once."""
+    """Whether a method takes many requests at once, by EasyEdit's batch gate if it is loaded."""
     gate = sys.modules.get("easyeditor.editors.batch_editor")
     return gate is None or bool(gate.BatchEditor.is_batchable_method(name))

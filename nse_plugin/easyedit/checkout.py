@@ -1,8 +1,8 @@
-"""Where EasyEdit is, how it is imported, and which of the parts that we hook into it has.
+"""Find and import EasyEdit, and check the parts of it that we hook into.
 
-EasyEdit is no package: people clone it and put the checkout on their path.  :func:`find` looks for
-it without importing it, :func:`load` imports it, :func:`probe` says what of it is missing and what
-that costs.
+EasyEdit is not a package: users clone it and put the checkout on their path.  :func:`find` locates
+it without importing it, :func:`load` imports it, :func:`probe` lists missing parts and what does
+not work without them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nse_plugin.files import git_commit
 
 PACKAGE = "easyeditor"
 ROOT_VARIABLE = "EASYEDIT_ROOT"
-"""Environment variable that names a checkout; it goes before what is importable."""
+"""Environment variable that names a checkout; it takes precedence over the import path."""
 
 TABLE = "easyeditor.util.alg_dict"
 """The module that holds EasyEdit's method table."""
@@ -64,7 +64,7 @@ class HookPoint:
 
     @property
     def present(self) -> bool:
-        """Whether EasyEdit has it as it is needed."""
+        """Whether EasyEdit has it in the form needed."""
         return not self.why
 
 
@@ -75,7 +75,7 @@ def find() -> Host | None:
     """The EasyEdit of this machine, or None; nothing is imported.
 
     Raises:
-        HostError: EASYEDIT_ROOT names no checkout, or another one than is already imported.
+        HostError: EASYEDIT_ROOT names no checkout, or one other than the imported one.
     """
     imported = sys.modules.get(PACKAGE)
     root = os.environ.get(ROOT_VARIABLE)
@@ -95,7 +95,7 @@ def find() -> Host | None:
     if imported is not None:
         return _checkout_at(_folder(imported), "already imported")
     spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:  # no origin: some folder of that name, no package
+    if spec is None or spec.origin is None:  # no origin: a folder of that name, not a package
         return None
     return _checkout_at(Path(spec.origin).parents[1], "import path")
 
@@ -121,7 +121,7 @@ def import_easyedit() -> Host:
     """
     host = find()
     if host is None:
-        raise HostError(f"there is no EasyEdit. To have it: {HOW_TO_GET_IT}")
+        raise HostError(f"there is no EasyEdit. To get it: {HOW_TO_GET_IT}")
     load(host)
     return host
 
@@ -129,11 +129,11 @@ def import_easyedit() -> Host:
 def load(host: Host) -> ModuleType:
     """Import EasyEdit.
 
-    That runs EasyEdit's own import-time code: it seeds the random generators of python, numpy and
-    torch, and sets up logging.
+    That runs EasyEdit's own import-time code, which seeds the random generators of python, numpy
+    and torch, and sets up logging.
 
     Raises:
-        HostError: it cannot be imported; the message says what is in the way.
+        HostError: it cannot be imported; the message says why.
     """
     if PACKAGE in sys.modules:
         return sys.modules[PACKAGE]
@@ -151,13 +151,13 @@ def load(host: Host) -> ModuleType:
     except Exception as error:
         raise HostError(
             f"{host} cannot be imported: {type(error).__name__}: {error}. The versions of "
-            "constraints-easyedit.txt are known to fit together; or use the embedded host: "
+            "constraints-easyedit.txt are known to work together; or use the embedded host: "
             "NSE_PLUGIN_HOST=embedded"
         ) from error
 
 
 def _put_on_path(host: Host) -> None:
-    """Last on the path, so that no folder of the checkout hides a package; first if it must."""
+    """Append to the path, so that no folder of the checkout hides a package; prepend if needed."""
     path = str(host.path)
     if path not in sys.path:
         sys.path.append(path)
@@ -220,7 +220,7 @@ _HOOK_POINTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
 
 
 def probe(host: Host) -> list[HookPoint]:
-    """Look at every part of EasyEdit that we use; imports it.
+    """Import EasyEdit and check every part of it that we use.
 
     Raises:
         HostError: it cannot be imported at all.
@@ -240,8 +240,7 @@ def _probe(name: str, where: str, check: Callable[[Any], str], without_it: str) 
 def part(where: str) -> Any:
     """A part of EasyEdit by ``module:attribute.attribute``.
 
-    By the module's name and not as an attribute of its parent: EasyEdit's star imports rebind
-    ``easyeditor.util``.
+    The module is imported by name, since EasyEdit's star imports rebind ``easyeditor.util``.
     """
     module, _, names = where.partition(":")
     found: Any = importlib.import_module(module)
@@ -251,7 +250,7 @@ def part(where: str) -> Any:
 
 
 def method_table() -> Any:
-    """EasyEdit's functions of methods by name: the dict itself."""
+    """EasyEdit's dict of method functions by name, not a copy."""
     return part(f"{TABLE}:ALG_DICT")
 
 

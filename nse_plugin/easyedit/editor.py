@@ -1,4 +1,4 @@
-"""EasyEdit's editor and evaluator, as nse_plugin gives them where EasyEdit is the host."""
+"""EasyEdit's editor and evaluator, as nse_plugin provides them if EasyEdit is the host."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from nse_plugin.methods.registry import attaches
 class ReadyModel(str):
     """A loaded model and its tokenizer as ``hparams.model_name``, for EasyEdit.
 
-    EasyEdit takes a ready pair as model_name, but then treats it as a text when it evaluates.
-    This is both: a text, the model's name, that unpacks into model and tokenizer.  It can go when
+    EasyEdit accepts a (model, tokenizer) pair as model_name, but its evaluator treats it as a text.
+    This is both: a text, the model's name, that unpacks into model and tokenizer.  It can go once
     EasyEdit's evaluator no longer looks for "t5" in a pair.
     """
 
@@ -30,7 +30,7 @@ class ReadyModel(str):
     tokenizer: Any
 
     def __new__(cls, model: Any, tokenizer: Any) -> ReadyModel:
-        """Named as the model's config names it, or by its family."""
+        """The name is that in the model's config, or else the model's family."""
         config = model.config
         ready = super().__new__(cls, getattr(config, "_name_or_path", "") or config.model_type)
         ready.model, ready.tokenizer = model, tokenizer
@@ -40,16 +40,16 @@ class ReadyModel(str):
         return iter((self.model, self.tokenizer))
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> ReadyModel:
-        return self  # hparams are copied for the record; the model is not
+        return self  # EasyEdit copies hparams for its records; the model must not be copied
 
 
 def base_editor() -> type:
-    """The BaseEditor of nse_plugin where EasyEdit is the host; registers our methods.
+    """The BaseEditor of nse_plugin if EasyEdit is the host; registers our methods.
 
-    It is a subclass of EasyEdit's that reads ``atlas:`` names and ready (model, tokenizer)
-    pairs in ``model_name``, runs *our* method for hyperparameters of our classes, also where
-    EasyEdit has a method of that name, and says before any work that fluency needs data of nltk
-    that is not there.  Everything else is EasyEdit's; so ``easyeditor.BaseEditor`` serves as well.
+    It is a subclass of EasyEdit's that accepts ``atlas:`` names and (model, tokenizer) pairs as
+    ``model_name``, runs *our* method for hyperparameters of our classes even if EasyEdit has a
+    method of that name, and reports nltk data missing for fluency before any work.  Everything
+    else is EasyEdit's, so ``easyeditor.BaseEditor`` works as well.
 
     Raises:
         HostError: as :func:`register`.
@@ -59,7 +59,7 @@ def base_editor() -> type:
 
 
 def evaluator() -> Callable[..., dict[str, Any]]:
-    """EasyEdit's ``compute_edit_quality``, or ours, which computes the same, if it lacks it.
+    """EasyEdit's ``compute_edit_quality``, or ours, which is equivalent, if it has none.
 
     Raises:
         HostError: EasyEdit is not there or cannot be imported.
@@ -93,8 +93,7 @@ def _subclass(theirs: type) -> type:
 
 
 def _for_host(hparams: Any) -> Any:
-    """The hparams in the form that EasyEdit understands; a copy if anything has to change."""
-
+    """The hparams in a form that EasyEdit understands; a copy if anything has to change."""
     if overtone.wraps_easyedit(hparams):
         hparams = overtone.base_hparams(hparams)
     changes = {}
@@ -141,6 +140,6 @@ def _check_fluency(wanted: Any) -> None:
         data = asked_for[1] if asked_for else "punkt_tab"  # by version
         raise HostError(
             f"test_generation asks EasyEdit for fluency, which needs nltk's {data} data, and they "
-            f"are not on this machine; get them with `python -m nltk.downloader {data}`, "
+            f"are not on this machine; download them with `python -m nltk.downloader {data}`, "
             "leave test_generation out, or use NSE_PLUGIN_HOST=embedded, which needs none"
         ) from error

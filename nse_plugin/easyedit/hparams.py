@@ -16,7 +16,7 @@ from nse_plugin.errors import HostError, did_you_mean
 def hparams_of(values: dict[str, Any]) -> Any:
     """Hyperparameters of one of EasyEdit's own methods, from the keys of its YAML.
 
-    Read by EasyEdit's own reader, which for some methods does more than to fill in fields.
+    EasyEdit's own reader is used, since for some methods it does more than fill in fields.
 
     Raises:
         HostError: there is no EasyEdit, it has no such method, or the keys do not fit it.

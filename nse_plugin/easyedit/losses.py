@@ -1,7 +1,7 @@
-"""Another loss for EasyEdit's own editors: their cross-entropy term, and only it, replaced.
+"""Another loss for EasyEdit's own editors: their cross-entropy term, and only it, is replaced.
 
-Each editor computes that term in one place, by one of two ways, and is run as it is with that one
-way led to an objective of ours, for the length of the call:
+Each editor computes that term in one place, in one of two ways.  It runs unchanged, except that
+for the duration of a call this place computes an objective of ours:
 
 =====  ==================================  ===========================================
 FT     ``execute_ft``                      ``CrossEntropyLoss`` of its module
@@ -10,13 +10,13 @@ LoRA   ``execute_lora``                    ``loss_function`` of the transformers
 MELO   ``LORA.edit``                       ``loss_function`` of the transformers model
 =====  ==================================  ===========================================
 
-Whatever else an editor adds (WISE's activation margins, AdaLoRA's orthogonality, weight decay)
-stays.  Nothing falls back to the plain loss: :meth:`Term.check` looks at the place before anything
-is written, and every step of an optimizer inside the call has to come after a use of the new term,
-else the call ends in a :class:`HostError` and the model is as before.
+All other terms of an editor (WISE's activation margins, AdaLoRA's orthogonality, weight decay)
+stay.  There is no silent fallback to the plain loss: :meth:`Term.check` inspects the place before
+anything is written, and an optimizer step without a use of the new term ends the call in a
+:class:`HostError` and restores the model.
 
-The value of the new term is the objective's ``stop``, its gradient that of ``train``: the editors
-decide on their loss when to stop, and a clipped loss never gets below its clip.
+The value of the new term is the objective's ``stop``, its gradient that of ``train``, because the
+editors stop by the value of their loss and a clipped loss never falls below its clip.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nse_plugin.easyedit.checkout import method_table, part
-from nse_plugin.easyedit.take_back import Before
+from nse_plugin.easyedit.snapshot import Snapshot
 from nse_plugin.errors import HostError, HparamsError, did_you_mean
 from nse_plugin.objectives import TokenObjective
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_IGNORED = -100  # the label that torch's cross entropy leaves out, unless told otherwise
+_IGNORED = -100  # the label that torch's cross entropy ignores by default
 
 
 class TermLoss:
-    """An objective in place of a cross entropy; counts the target tokens it was asked for."""
+    """An objective in place of a cross entropy; counts the target tokens it is computed for."""
 
     def __init__(self, objective: TokenObjective, method: str) -> None:
         self._objective, self._method = objective, method
@@ -88,13 +88,13 @@ class TermLoss:
     ) -> Tensor:
         """The replacement of the ``loss_function`` of a transformers model.
 
-        The mean over each request's target tokens, and the mean of that over requests (where
-        transformers takes one mean over the tokens of the batch).
+        The mean over each request's target tokens, then over requests (transformers takes one mean
+        over the tokens of the batch).
 
         Args:
             logits: [requests, length, vocab].
             labels: [requests, length]; a token is predicted by the one before it.
-            shift_labels: [requests, length], labels that are shifted already.
+            shift_labels: [requests, length], labels that are already shifted.
         """
         if logits.dim() != 3 or num_items_in_batch is not None:
             raise self._unknown(f"shape {tuple(logits.shape)}, {num_items_in_batch=}")
@@ -105,7 +105,7 @@ class TermLoss:
         counts = kept.sum(dim=1)
         if not counts.all():
             raise HostError(
-                f"EasyEdit's {self._method} cut a request off before its target; shorten its prompt"
+                f"EasyEdit's {self._method} cut a request off before its target; shorten the prompt"
             )
         each = self._per_token(logits[kept], targets[kept])
         owner = kept.nonzero()[:, 0]
@@ -120,8 +120,8 @@ class TermLoss:
 
     def _unknown(self, what: str) -> HostError:
         return HostError(
-            f"EasyEdit's {self._method} asks for its cross entropy in a way that is not known "
-            f"here: {what}. {_KNOWN_COMMIT}"
+            f"EasyEdit's {self._method} computes its cross entropy in an unknown way: {what}. "
+            f"{_KNOWN_COMMIT}"
         )
 
 
@@ -138,22 +138,22 @@ class Term:
     method: str
     """``alg_name`` in EasyEdit's table."""
     apply: str
-    """The function that has to stand there, as ``module:name``."""
+    """The function of that name in EasyEdit's table, as ``module:name``."""
     computed_in: str
     """The function that computes the term, as ``module:name``."""
     settings: Mapping[str, str]
-    """Hyperparameters without which it computes another loss."""
+    """Values of hyperparameters without which it computes another loss."""
     needs: tuple[str, ...] = ()
-    """Hyperparameters that ours may leave out and it cannot."""
+    """Hyperparameters that are optional in ours and required by EasyEdit."""
     copying: str = "copy"
     """The argument that makes :attr:`apply` work on a copy of the model."""
 
     def check(self, hparams: Any, model: nn.Module) -> Callable[..., Any]:
-        """Look at the place before anything is written; returns EasyEdit's function.
+        """Check the place before anything is written; returns EasyEdit's function.
 
         Raises:
             HparamsError: with these hyperparameters the editor computes another loss.
-            HostError: the place is not as it is known to be.
+            HostError: the code there has changed.
         """
         for name, needed in self.settings.items():
             if getattr(hparams, name, None) != needed:
@@ -168,15 +168,15 @@ class Term:
             function, computing = part(self.apply), part(self.computed_in)
             in_table = method_table().get(self.method)
         except (ImportError, AttributeError) as error:
-            raise self._changed(str(error)) from error
+            raise self.changed(str(error)) from error
         if in_table is not function:
-            raise self._changed(f"its method table has another {self.method}: {in_table!r}")
-        problem = self._problem(computing, model)
-        if problem:
-            raise self._changed(problem)
+            raise self.changed(f"its method table has another {self.method}: {in_table!r}")
+        if problem := self._problem(computing, model):
+            raise self.changed(problem)
         return function
 
-    def _changed(self, why: str) -> HostError:
+    def changed(self, why: str) -> HostError:
+        """The error for code of EasyEdit that is not as expected."""
         return HostError(
             f"the cross entropy of EasyEdit's {self.method} cannot be replaced: {why}. "
             f"{_KNOWN_COMMIT}"
@@ -191,7 +191,7 @@ class Term:
 
 
 class NamedTerm(Term):
-    """The editor makes a ``CrossEntropyLoss``, which its module imported by that name."""
+    """The editor uses ``CrossEntropyLoss``, which its module imports by that name."""
 
     @property
     def _module(self) -> Any:
@@ -206,7 +206,7 @@ class NamedTerm(Term):
 
     @contextmanager
     def put(self, loss: TermLoss, model: nn.Module) -> Iterator[None]:
-        """The module's ``CrossEntropyLoss`` is ours."""
+        """Replace the module's ``CrossEntropyLoss``."""
         module = self._module
         module.CrossEntropyLoss = loss.cross_entropy
         try:
@@ -216,7 +216,7 @@ class NamedTerm(Term):
 
 
 class ModelTerm(Term):
-    """The editor takes the loss that a transformers model computes when it is given labels."""
+    """The editor uses the loss that a transformers model computes from labels."""
 
     def _problem(self, computing: Callable[..., Any], model: nn.Module) -> str:
         if "loss" not in _names_in(computing):
@@ -230,7 +230,7 @@ class ModelTerm(Term):
 
     @contextmanager
     def put(self, loss: TermLoss, model: nn.Module) -> Iterator[None]:
-        """The model's ``loss_function`` is ours."""
+        """Replace the model's ``loss_function``."""
         inner = _transformers_model(model)
         assert inner is not None  # checked
         before = vars(inner).get("_loss_function")
@@ -263,8 +263,48 @@ TERMS: dict[str, Term] = {
 """The editors of EasyEdit whose term can be replaced, by ``alg_name``."""
 
 
-def find_term(method: str) -> Term:
-    """The term of an editor of EasyEdit.
+@contextmanager
+def replaced(term: Term, model: nn.Module, objective: TokenObjective) -> Iterator[TermLoss]:
+    """A context in which an editor of EasyEdit has another loss; enter it after :meth:`Term.check`.
+
+    Any exception inside restores the model.
+
+    Raises:
+        HparamsError: the objective needs the logits of the unedited model, which no editor keeps.
+        HostError: the editor did not use the new term before a step or at all.
+    """
+    if objective.needs_reference:
+        raise HparamsError(
+            f"the objective needs the unedited model's logits, and EasyEdit's {term.method} keeps "
+            "none; set frozen_reference to false, or use our own FT or LoRA: "
+            "NSE_PLUGIN_HOST=embedded"
+        )
+    loss, snapshot = TermLoss(objective, term.method), Snapshot(model)
+    thread = threading.get_ident()
+
+    def before_step(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
+        if threading.get_ident() != thread:
+            return
+        if not loss.since_step:
+            raise term.changed("it was about to take a step of its optimizer without the term")
+        loss.since_step = 0
+        snapshot.remember(optimizer)
+
+    hook = register_optimizer_step_pre_hook(before_step)
+    try:
+        with term.put(loss, model):
+            yield loss
+        if not loss.tokens:
+            raise term.changed("it finished without having used the term")
+    except BaseException:
+        snapshot.restore()
+        raise
+    finally:
+        hook.remove()
+
+
+def with_objective(method: str, objective: TokenObjective) -> Callable[..., tuple[Any, Any]]:
+    """EasyEdit's function of an editor with another loss and the same arguments.
 
     Raises:
         HostError: it is not known where that editor computes its loss.
@@ -274,59 +314,12 @@ def find_term(method: str) -> Term:
             f"it is not known how to replace the loss of EasyEdit's {method}"
             f"{did_you_mean(method, TERMS)}; it is for {', '.join(TERMS)}"
         )
-    return TERMS[method]
-
-
-@contextmanager
-def replaced(term: Term, model: nn.Module, objective: TokenObjective) -> Iterator[TermLoss]:
-    """A context in which an editor of EasyEdit has another loss; to be entered after its check.
-
-    Raises:
-        HparamsError: the objective needs the logits of the unedited model, which no editor keeps.
-        HostError: a step was about to be taken, or the context left, without the new term having
-            been used.  As after any other exception inside, the model is as it was.
-    """
-    if objective.needs_reference:
-        raise HparamsError(
-            f"the objective needs the unedited model's logits, and EasyEdit's {term.method} keeps "
-            "none; set frozen_reference to false, or use our own FT or LoRA: "
-            "NSE_PLUGIN_HOST=embedded"
-        )
-    loss, before, thread = TermLoss(objective, term.method), Before(model), threading.get_ident()
-
-    def before_step(optimizer: torch.optim.Optimizer, *_arguments: Any) -> None:
-        if threading.get_ident() != thread:
-            return
-        if not loss.since_step:
-            raise term._changed("it was about to take a step of its optimizer without the term")
-        loss.since_step = 0
-        before.remember(optimizer)
-
-    hook = register_optimizer_step_pre_hook(before_step)
-    try:
-        with term.put(loss, model):
-            yield loss
-        if not loss.tokens:
-            raise term._changed("it finished without having used the term")
-    except BaseException:
-        before.restore()
-        raise
-    finally:
-        hook.remove()
-
-
-def with_objective(method: str, objective: TokenObjective) -> Callable[..., tuple[Any, Any]]:
-    """An editor of EasyEdit with another loss, to be called as the editor is.
-
-    Raises:
-        HostError: it is not known where that editor computes its loss.
-    """
-    term = find_term(method)
+    term = TERMS[method]
 
     @functools.wraps(part(term.apply))
     def apply(model: Any, tok: Any, requests: Any, hparams: Any, **options: Any) -> Any:
         function = term.check(hparams, model)
-        if options.pop(term.copying, False):  # here, so that it is the copy whose term is replaced
+        if options.pop(term.copying, False):  # here, so that the copy's term is replaced
             model = copy.deepcopy(model)
         with replaced(term, model, objective):
             return function(model, tok, requests, hparams, **options)
@@ -335,7 +328,7 @@ def with_objective(method: str, objective: TokenObjective) -> Callable[..., tupl
 
 
 def _transformers_model(model: nn.Module) -> PreTrainedModel | None:
-    """The model of transformers within adapters and editors."""
+    """The transformers model within adapters and editors."""
     from transformers import PreTrainedModel
 
     return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
@@ -343,7 +336,5 @@ def _transformers_model(model: nn.Module) -> PreTrainedModel | None:
 
 def _names_in(function: Callable[..., Any]) -> tuple[str, ...]:
     """Globals and attributes that a function's body names, under all its decorators."""
-    return getattr(inspect.unwrap(function), "__code__", _NOTHING).co_names
-
-
-_NOTHING = (lambda: None).__code__
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return code.co_names if code else ()

@@ -1,7 +1,7 @@
 """OVERTONE around EasyEdit's own FT, LoRA, MELO and WISE.
 
-Where EasyEdit is the host, a name that it has is EasyEdit's: ``base`` with ``alg_name: FT`` is its
-FT, and ours is ``FT-plugin``.  The editor is then made with EasyEdit's own hyperparameters of that
+If EasyEdit is the host, a name that it has means its method: ``base`` with ``alg_name: FT`` is
+EasyEdit's FT, and ours is ``FT-plugin``.  The editor gets EasyEdit's own hyperparameters of that
 method, under that method's name, because EasyEdit decides by name how batches are made, how an edit
 is undone and what is saved; only the loss is replaced.
 """
@@ -24,18 +24,18 @@ _OF_THE_EVALUATOR = ("fp16", "use_chat_template", "evaluation_type", "api_key")
 
 
 def wraps_easyedit(hparams: Any) -> bool:
-    """Whether these are OVERTONE's, and their base is one of EasyEdit's own editors."""
+    """Whether these are OVERTONE's around one of EasyEdit's own editors."""
     return isinstance(hparams, OvertoneHparams) and hparams.base.alg_name in TERMS
 
 
 def base_hparams(hparams: OvertoneHparams) -> Any:
     """EasyEdit's hyperparameters of the base editor.
 
-    Their attribute ``overtone`` holds OVERTONE's settings, for the record of a run.
+    Their attribute ``overtone`` holds OVERTONE's settings, for the manifest of a run.
 
     Raises:
         HparamsError: the base has a setting that EasyEdit's editor does not have.
-        HostError: EasyEdit has no such editor, or wants a key that is not there.
+        HostError: EasyEdit has no such editor, or requires a key that is missing.
     """
     base = hparams.for_base()
     kind = hparams_class(base.alg_name)
@@ -52,15 +52,15 @@ def base_hparams(hparams: OvertoneHparams) -> Any:
 
 
 def apply_function(hparams: OvertoneHparams) -> Callable[..., tuple[Any, Any]]:
-    """EasyEdit's function of the base editor with OVERTONE's loss, to be called as it is."""
+    """EasyEdit's function of the base editor, with OVERTONE's loss and the same arguments."""
     return with_objective(hparams.base.alg_name, objective_of(hparams))
 
 
 def in_table(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of ours for EasyEdit's method table.
 
-    An editor that was made under the name OVERTONE would not know how to take a LoRA or a WISE
-    back, so EasyEdit's editors are not run from there.
+    It refuses to wrap EasyEdit's own editors: under the name OVERTONE, EasyEdit would not know how
+    to undo a LoRA or a WISE.
     """
 
     @functools.wraps(function)

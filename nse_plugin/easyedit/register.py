@@ -1,8 +1,8 @@
 """Our methods in the method table of the real EasyEdit.
 
-:func:`register` puts our methods into EasyEdit's method table and lets its batch gate accept them;
-:func:`unregister` undoes exactly that.  What was changed is recorded in EasyEdit itself (an
-attribute of the module that holds the method table), not in this package.
+:func:`register` puts our methods into EasyEdit's method table and makes its batch gate accept them;
+:func:`unregister` undoes exactly that.  The changes are recorded in EasyEdit itself (an attribute
+of the module that holds the method table), not in this package.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from nse_plugin.errors import HostError
 log = logging.getLogger(__name__)
 
 ALIAS = "{}-plugin"
-"""The name under which a method of ours is always found, whatever EasyEdit itself has."""
+"""The name under which a method of ours is always registered, whatever EasyEdit itself has."""
 
 _GATE = "easyeditor.editors.batch_editor:BatchEditor"
 _GATE_METHOD = "is_batchable_method"
@@ -42,13 +42,13 @@ class Registration:
 
     host: Host
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    """What we put into the method table, by name."""
+    """Our functions in the method table, by name."""
     replaced: dict[str, Any] = field(default_factory=dict)
-    """What the table held before, of names that were taken over with ``override=True``."""
+    """The table's earlier functions under names that ``override=True`` took over."""
     gate: Any = None
-    """Our wrapper of the batch gate, as the class has it."""
+    """Our wrapper of the batch gate, as the class attribute."""
     gate_before: Any = None
-    """The batch gate as the class had it before."""
+    """The class attribute before."""
 
     @property
     def names(self) -> list[str]:
@@ -57,26 +57,26 @@ class Registration:
 
 
 def registration() -> Registration | None:
-    """What is registered now, read off EasyEdit; None if nothing is.  Imports nothing."""
+    """The current registration, or None; imports nothing."""
     return getattr(sys.modules.get(TABLE), _MARK, None)
 
 
 def register(methods: Iterable[str] | None = None, *, override: bool = False) -> Registration:
     """Put our methods into EasyEdit; calling it again is harmless.
 
-    Each method enters under its own name and as ``NAME-plugin``.  A name that EasyEdit already has
-    is left to EasyEdit unless ``override`` is true; ours is then found under ``NAME-plugin`` only.
+    Each method is registered under its own name and as ``NAME-plugin``.  A name that EasyEdit
+    already has stays EasyEdit's unless ``override`` is true; ours is then ``NAME-plugin`` only.
     Methods that attach modules (LoRA, GRACE) are not registered: EasyEdit's editors can undo an
     edit only if it changed weights.
 
     Args:
         methods: names of our methods; None for all that EasyEdit can use.
-        override: take over names that EasyEdit has for methods of its own.
+        override: take over names of EasyEdit's own methods.
 
     Raises:
         HostError: there is no EasyEdit, a part of it that is needed here is missing, or a method
-            asked for *by name* attaches modules or has a name that EasyEdit uses.  EasyEdit is as
-            before.
+            asked for *by name* attaches modules or has a name that EasyEdit uses.  EasyEdit is
+            then unchanged.
     """
     host = import_easyedit()
     points = probe(host)
@@ -89,7 +89,7 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
     wanted = _wanted(methods, done, override)
     table = method_table()
     for name, function in wanted.items():
-        if name in table and table[name] is not done.functions.get(name):
+        if _is_taken(name, done):
             done.replaced[name] = table[name]
         table[name] = done.functions[name] = function
     if done.gate is None:
@@ -99,10 +99,10 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
 
 
 def unregister() -> None:
-    """Undo what :func:`register` did; does nothing if nothing is registered.
+    """Undo :func:`register`; does nothing if nothing is registered.
 
-    What other code put in our place since then is left as it is.  A batch gate that was
-    wrapped again by other code stays wrapped; our wrapper then delegates to the original.
+    Functions that other code has put in our place since then stay.  A batch gate that other code
+    has wrapped again stays wrapped; our wrapper then delegates to the original.
     """
     done = registration()
     if done is None:
@@ -110,7 +110,7 @@ def unregister() -> None:
     table = method_table()
     for name, function in done.functions.items():
         if table.get(name) is not function:
-            log.warning("%r in EasyEdit's method table is no longer ours and was left alone", name)
+            log.warning("%r in EasyEdit's method table is no longer ours and stays as it is", name)
         elif name in done.replaced:
             table[name] = done.replaced[name]
         else:
@@ -121,7 +121,7 @@ def unregister() -> None:
     if gate.__dict__.get(_GATE_METHOD) is done.gate:
         setattr(gate, _GATE_METHOD, done.gate_before)
     else:
-        log.warning("EasyEdit's batch gate was wrapped again after us; our part was switched off")
+        log.warning("EasyEdit's batch gate was wrapped again after us; our wrapper is now inactive")
     delattr(importlib.import_module(TABLE), _MARK)
 
 
@@ -131,24 +131,21 @@ def has_own(name: str) -> bool:
     Raises:
         HostError: there is no EasyEdit.
     """
-    import_easyedit()
-    found = method_table().get(name)
-    done = registration()
-    return found is not None and (done is None or found is not done.functions.get(name))
+    host = import_easyedit()
+    return _is_taken(name, registration() or Registration(host))
 
 
 def _wanted(
     methods: Iterable[str] | None, done: Registration, override: bool
 ) -> dict[str, Callable[..., Any]]:
-    """What is to be put into the table and is not there yet, by name."""
+    """The functions to put into the table, by name."""
     from nse_plugin.easyedit.overtone import in_table
     from nse_plugin.methods.registry import METHODS, apply_function, find_method
 
-    table = method_table()
     usable = [name for name, method in METHODS.items() if not method.attaches]
     chosen = usable if methods is None else [find_method(name).name for name in methods]
     refuse_attaching([name for name in chosen if name not in usable])
-    taken = [name for name in chosen if _is_taken(name, table, done)]
+    taken = [name for name in chosen if _is_taken(name, done)]
     if taken and methods is not None and not override:
         raise HostError(
             f"EasyEdit has methods of its own under {', '.join(taken)}; register() without names "
@@ -158,7 +155,7 @@ def _wanted(
     wanted = {}
     for name in chosen:
         alias = ALIAS.format(name)
-        if _is_taken(alias, table, done) and not override:
+        if _is_taken(alias, done) and not override:
             raise HostError(
                 f"other code put a method {alias!r} into EasyEdit; take it out, or take the "
                 "name over with register(override=True)"
@@ -173,11 +170,7 @@ def _wanted(
 
 
 def refuse_attaching(names: list[str]) -> None:
-    """Refuse methods that attach modules.
-
-    Raises:
-        HostError: there are such.
-    """
+    """Raise :class:`HostError` if there are such methods of ours, which attach modules."""
     if names:
         raise HostError(
             f"{', '.join(names)} of nse_plugin attaches modules to the model, and EasyEdit's "
@@ -186,7 +179,9 @@ def refuse_attaching(names: list[str]) -> None:
         )
 
 
-def _is_taken(name: str, table: dict[str, Any], done: Registration) -> bool:
+def _is_taken(name: str, done: Registration) -> bool:
+    """Whether EasyEdit or other code has a method under this name."""
+    table = method_table()
     return name in table and table[name] is not done.functions.get(name)
 
 

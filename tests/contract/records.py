@@ -232,6 +232,11 @@ def first(answers: Any) -> Any:
     return answers.strip() if isinstance(answers, str) else answers
 
 
+def plain(value: Any) -> Any:
+    """The value without numpy's types."""
+    return json.loads(json.dumps(value, default=float))
+
+
 def without(record: dict[str, Any], left_out: tuple[str, ...]) -> dict[str, Any]:
     """A record without some of its fields and kinds of probes."""
     return {

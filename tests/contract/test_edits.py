@@ -159,7 +159,7 @@ def test_a_round_is_the_same_through_batch_edit_and_through_the_method(make_edit
     assert same(edited_weights(editor), edited_weights(other))
 
 
-def test_batch_edit_that_is_not_sequential_is_taken_back(make_editor):
+def test_batch_edit_that_is_not_sequential_is_undone(make_editor):
     editor = make_editor("llama", batch_size=2)
     before = state(editor.model)
     metrics, *_ = editor.batch_edit(**facts(3), sequential_edit=False, verbose=False)
@@ -176,8 +176,8 @@ def test_a_round_that_contradicts_itself_changes_nothing(make_editor):
     assert same(before, state(editor.model))
 
 
-def test_normal_edit_is_measured_by_nobody(make_editor):
-    """EasyEdit's normal_edit passes no subjects on, so our methods say what is missing."""
+def test_normal_edit_passes_no_subjects(make_editor):
+    """So our methods name the missing field."""
     editor = make_editor(batch_size=3)
     before = state(editor.model)
     arguments = facts(3)
@@ -186,7 +186,7 @@ def test_normal_edit_is_measured_by_nobody(make_editor):
     assert same(before, state(editor.model))
 
 
-# --- the model that is handed in ------------------------------------------------------------------
+# --- a ready model --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -206,7 +206,7 @@ def test_a_ready_model_serves_like_one_from_disk(make_editor, editor_class, host
 
 
 def test_two_editors_may_share_a_ready_model(editor_class, host):
-    """And the second goes on where the first stopped: the session belongs to the model."""
+    """The second continues where the first stopped: the session belongs to the model."""
     pair = (tiny_model("llama"), tiny_tokenizer())
     pair = ReadyModel(*pair) if "own" in host else pair
     first = editor_class.from_hparams(quick(model_name=pair))

@@ -10,7 +10,7 @@ from tests.contract.conftest import fact, quick
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_it_edits_and_is_taken_back(editor_class, saved, family):
+def test_it_edits_and_is_undone(editor_class, saved, family):
     hparams = OvertoneHparams.wrap(quick(model_name=saved[family]))
     editor = editor_class.from_hparams(hparams)
     before = {name: p.detach().clone() for name, p in editor.model.named_parameters()}

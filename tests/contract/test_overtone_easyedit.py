@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import gc
 import importlib
 import math
@@ -26,6 +27,7 @@ from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.hparams import OvertoneHparams
 from nse_plugin.runs.identity import as_json
 from tests.contract.conftest import fact
+from tests.contract.test_edits import same, state
 
 pytestmark = pytest.mark.usefixtures("easyedit")
 
@@ -122,14 +124,6 @@ def edit(editor, number=0, **options):
     np.random.seed(0)
     loc = {"loc_prompts": ["The river of Garn is"]}
     return editor.edit(**fact(number), **loc, **{"verbose": False, **options})
-
-
-def state(model):
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[n], right[n]) for n in left)
 
 
 # --- it runs --------------------------------------------------------------------------------------
@@ -287,7 +281,6 @@ def test_melos_first_loss_is_overtones(around, monkeypatch):
 
 def _then(function, look):
     """The function, and a look at its first argument when it is done."""
-    import functools
 
     @functools.wraps(function)
     def both(self, *arguments):
@@ -341,7 +334,7 @@ def stepping(model, *_):
     loss = (weight**2).sum()
     loss.backward()
     optimizer.step()
-    return CrossEntropyLoss, model.loss  # noqa: F821  # never comes here
+    return CrossEntropyLoss, model.loss  # noqa: F821  # never reached
 
 
 def other(*_):
@@ -405,7 +398,7 @@ def test_a_step_without_the_term_is_an_error_and_nothing_was_written(around, mon
     assert unchanged(editor.model, before)
 
 
-def test_adapters_are_taken_off_again(around, monkeypatch):
+def test_adapters_are_removed_again(around, monkeypatch):
     """WISE puts its copy in before it computes anything."""
     editor = around("WISE")
     before = everything(editor.model)
@@ -504,7 +497,7 @@ def test_a_frozen_reference_is_refused(around):
         edit(around("LoRA", frozen_reference=True))
 
 
-def test_editors_that_are_not_ours_cannot_tell_how_to_take_it_back(keys):
+def test_easyedits_own_editor_class_cannot_undo_it(keys):
     hparams = OvertoneHparams.from_dict({"alg_name": "OVERTONE", "base": keys("LoRA")})
     base_editor()
     editor = checkout.part("easyeditor:BaseEditor").from_hparams(hparams)

@@ -13,14 +13,7 @@ from nse_plugin.easyedit import checkout
 from nse_plugin.easyedit.datasets import read_records
 from nse_plugin.errors import RequestError
 from nse_plugin.evaluation.edit_quality import compute_edit_quality
-from tests.contract.records import (
-    FLAT,
-    HPARAMS,
-    for_scorer,
-    shared,
-    taken,
-    without,
-)
+from tests.contract.records import FLAT, HPARAMS, for_scorer, plain, shared, taken, without
 from tests.tiny import tiny_model, tiny_tokenizer
 
 
@@ -33,13 +26,8 @@ def our_scores(model, tokenizer, record):
     return plain(compute_edit_quality(model, "tiny-model", HPARAMS, tokenizer, record, "cpu"))
 
 
-def plain(value):
-    """Without numpy's types."""
-    return json.loads(json.dumps(value, default=float))
-
-
 def taught(family, requests):
-    """A tiny model that read the records a few times, so that it answers them right in parts."""
+    """A tiny model trained on the records briefly, so that some answers are partly right."""
     tokenizer = tiny_tokenizer()
     sizes = {"n_positions" if family == "gpt2" else "max_position_embeddings": 512}
     model = tiny_model(family, **sizes)

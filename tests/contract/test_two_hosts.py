@@ -13,6 +13,7 @@ from nse_plugin.data.readers import read_records
 from nse_plugin.easyedit import checkout
 from nse_plugin.session.session import EditSession
 from tests.contract.conftest import atlas_hparams, editor_class_of
+from tests.contract.records import plain
 
 RECORDS = 30
 
@@ -99,11 +100,6 @@ def by_ours(path):
 
 def test_both_read_the_same_requests(easyedit, zsre_file):
     assert by_easyedit(zsre_file) == by_ours(zsre_file)
-
-
-def plain(value):
-    """Metrics without numpy's types."""
-    return json.loads(json.dumps(value, default=float))
 
 
 @pytest.mark.parametrize("family", atlas.MODELS)

@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nse_plugin.data.readers import (
-    parse_records,
-    read_records,
-)
+from nse_plugin.data.readers import parse_records, read_records
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest, Probe
 
@@ -240,7 +237,7 @@ def test_not_a_list_and_unknown_schema(tmp_path):
         read_records(write(tmp_path, {"data": [NESTED]}))
     with pytest.raises(DataError, match="empty list"):
         read_records(write(tmp_path, []))
-    with pytest.raises(DataError, match=r"fields: input, output.*zsre \(src, subject, alt\)"):
+    with pytest.raises(DataError, match=r"input, output.*zsre \(src, subject, alt\).*--schema"):
         read_records(write(tmp_path, [{"input": 1, "output": 2}]))
     with pytest.raises(DataError, match="wanted an object with fields"):
         read_records(write(tmp_path, ["text"]))
@@ -344,8 +341,6 @@ def test_csv_with_named_columns_and_gzip(tmp_path):
 def test_files_that_hold_no_records_say_so(tmp_path):
     with pytest.raises(DataError, match="is empty"):
         read_records(write(tmp_path, "\n"))
-    with pytest.raises(DataError, match="is a folder"):
-        read_records(tmp_path)
     with pytest.raises(DataError, match="nested too deeply"):
         read_records(write(tmp_path, "[" * 100_000))
 
@@ -368,13 +363,6 @@ def test_what_is_none_is_not_given(none, caplog):
     assert not caplog.records
     (request,) = parse_records([{**ZSRE, "loc_ans": none}])
     assert request.locality == {} and "left out 1 probes" in caplog.text
-
-
-def test_a_message_about_one_record_names_the_option(tmp_path):
-    with pytest.raises(DataError, match="record 0 of .*--on-bad-record skip"):
-        read_records(write(tmp_path, [{**FLAT, "subject": "Bob"}]))
-    with pytest.raises(DataError, match="--schema"):
-        read_records(write(tmp_path, [{"a": 1}]))
 
 
 # --- fields that are left out, records as they come --------------------------------------------

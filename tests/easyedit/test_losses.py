@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nse_plugin.easyedit.losses import TERMS, TermLoss, find_term
-from nse_plugin.easyedit.take_back import Before
+from nse_plugin.easyedit.losses import TERMS, TermLoss, with_objective
+from nse_plugin.easyedit.snapshot import Snapshot
 from nse_plugin.errors import HostError
 from nse_plugin.objectives import TokenLoss, nll
 from nse_plugin.objectives.overtone import Overtone
@@ -104,14 +104,14 @@ def test_a_request_without_target_tokens_is_named():
 def test_an_editor_that_is_not_known_is_named():
     assert set(TERMS) == {"FT", "LoRA", "MELO", "WISE"}
     with pytest.raises(HostError, match="loss of EasyEdit's LORA; did you mean 'LoRA'"):
-        find_term("LORA")
+        with_objective("LORA", nll)
 
 
 def test_a_model_is_put_back_as_it_was():
     model = tiny_model("llama")
     values = {name: p.detach().clone() for name, p in model.state_dict().items()}
     modules, attributes = dict(model.named_modules()), set(vars(model))
-    before = Before(model)
+    before = Snapshot(model)
     block = model.model.layers[1]
     optimizer = torch.optim.SGD(block.parameters(), lr=1.0)
     sum(p.sum() for p in block.parameters()).backward()

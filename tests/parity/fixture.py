@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.requests import EditRequest
 
 DATA = Path(__file__).parent / "data"
@@ -67,8 +68,15 @@ class Fixture:
             **special,
         )
 
+    def host_templates(self, layout: DecoderLayout) -> dict[str, str]:
+        """The module paths of EasyEdit's hyperparameters."""
+        templates = layout.templates()
+        if self.family == "gpt2":
+            templates["lm_head_module"] = "transformer.wte"  # EasyEdit does not find a tied head
+        return templates
+
     def group(self, prefix: str) -> dict[str, torch.Tensor]:
-        """The tensors whose name starts so, by the rest of it."""
+        """The tensors whose names have this prefix, by the rest of their names."""
         return {
             name.removeprefix(prefix): tensor
             for name, tensor in self.tensors.items()

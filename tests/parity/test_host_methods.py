@@ -61,7 +61,7 @@ def test_weights_after_each_round(easyedit, family, case, tmp_path, monkeypatch)
     apply = host_method(kind.method, monkeypatch)
     host_settings = SimpleNamespace(
         **settings,
-        **host_templates(session, family),
+        **fixture.host_templates(session.layout),
         alg_name=kind.method,
         model_name={"gpt2": "gpt2-xl"}.get(family, family),
         P_loc=str(tmp_path / "there is none.pt"),
@@ -109,13 +109,6 @@ def host_request(request: Any) -> dict[str, Any]:
         "subject": request.subject,
         "target_new": request.target_new,
     }
-
-
-def host_templates(session: EditSession, family: str) -> dict[str, str]:
-    templates = session.layout.templates()
-    if family == "gpt2":
-        templates["lm_head_module"] = "transformer.wte"  # EasyEdit finds no tied head by its name
-    return templates
 
 
 def host_method(method: str, monkeypatch: pytest.MonkeyPatch) -> Any:

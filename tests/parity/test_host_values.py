@@ -31,9 +31,7 @@ def test_stored_values(family, case):
 def test_live_values(family, case, host_compute_z):
     fixture = Fixture.of(family)
     model, tokenizer = fixture.model(), fixture.tokenizer()
-    templates = layout_of(model).templates()
-    if family == "gpt2":
-        templates["lm_head_module"] = "transformer.wte"  # EasyEdit finds no tied head by its name
+    templates = fixture.host_templates(layout_of(model))
     settings = SimpleNamespace(
         **templates, **CASE["cases"][case], fact_token="subject_last", device="cpu"
     )

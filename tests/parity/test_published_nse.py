@@ -102,7 +102,7 @@ def test_same_requests_and_neurons_in_every_write(three_rounds, family, threshol
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_rounds_hold_every_fate(three_rounds, family):
+def test_the_rounds_have_every_outcome(three_rounds, family):
     outcomes = [o for record in three_rounds(family, 0.8).records for o in record.outcomes]
     assert {o.passes for o in outcomes} == {0, 1, 2}
     assert [o.case_id for o in outcomes if o.status == "out_of_bounds"] == [5]

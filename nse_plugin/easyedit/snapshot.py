@@ -1,4 +1,4 @@
-"""A model as it was before a call of a host's method, for when the call goes wrong half-way."""
+"""A snapshot of a model, to restore it when a call of an EasyEdit editor fails half-way."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
-class Before:
-    """What a model was: its modules and settings, and the values of what an optimizer changes.
+class Snapshot:
+    """A model's modules and settings, and the values of the parameters that an optimizer changes.
 
-    Modules and settings are remembered at once and by reference, which costs next to nothing.
-    Values are copied only of parameters that an optimizer is about to change, see
-    :meth:`remember`; a method that changes weights by other means has to be put back by others.
+    Modules and settings are kept by reference, which costs next to nothing.  Values are copied only
+    of parameters that an optimizer is about to change (:meth:`remember`); weights changed by other
+    means are not restored.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -25,7 +25,7 @@ class Before:
         self._values: dict[int, tuple[nn.Parameter, Tensor]] = {}
 
     def remember(self, optimizer: torch.optim.Optimizer) -> None:
-        """Copy the values that the optimizer's step will change; to be called before the step."""
+        """Copy the values that the optimizer's step will change; call it before the step."""
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 new = id(parameter) in self._known and id(parameter) not in self._values
@@ -34,7 +34,7 @@ class Before:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put all of it back."""
+        """Restore all of it."""
         for owner, attributes in self._owners.values():
             vars(owner).clear()
             vars(owner).update(attributes)
@@ -46,7 +46,7 @@ class Before:
 
 
 def _shallow(owner: Any) -> dict[str, Any]:
-    """An object's attributes; its dicts (of modules, parameters, hooks ...) are copied."""
+    """An object's attributes, with copies of its dicts (of modules, parameters, hooks ...)."""
     return {
         name: value.copy() if isinstance(value, dict) else value
         for name, value in vars(owner).items()
