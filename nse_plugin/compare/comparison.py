@@ -17,13 +17,14 @@ from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
-from nse_plugin.compare.streams import records, round_size
+from nse_plugin.compare.streams import round_size
 from nse_plugin.compare.tables import all_tables
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import write_json, write_text
 from nse_plugin.printable import counted
 from nse_plugin.runs.listeners import progress
+from nse_plugin.runs.start import read_requests
 from nse_plugin.runs.stopping import StopRules
 
 
@@ -87,7 +88,7 @@ class Comparison:
     def _plan(self, n_cells: int) -> str:
         """What is run, in a line; a cell takes one method through one stream of edits."""
         settings = self.settings
-        edits = settings.limit if settings.known else len(records(settings, self.seeds[0]))
+        edits = settings.limit if settings.known else len(read_requests(settings, self.seeds[0]))
         fewer = ""
         if edits:
             size = round_size(edits, settings.rounds)
@@ -112,7 +113,7 @@ class Comparison:
 
     def _check(self, cells: list[Cell]) -> None:
         """Check, before anything is written, that every cell can start."""
-        records(self.settings, self.seeds[0])
+        read_requests(self.settings, self.seeds[0])
         for cell in cells:
             if cell.seed != self.seeds[0]:
                 continue

@@ -9,29 +9,13 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.compare.plan import Cell
-from nse_plugin.compare.settings import CompareSettings
-from nse_plugin.data.streams import read_data, settled
+from nse_plugin.data.streams import settled
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.files import JsonLines, write_text
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.start import read_requests
 
 log = logging.getLogger(__name__)
-
-
-def records(settings: CompareSettings, seed: int) -> list[EditRequest]:
-    """The records of a seed; with ``known``, those that a model's stream is chosen from.
-
-    Raises:
-        DataError: the data cannot be read.
-    """
-    return read_data(
-        settings.data,
-        None if settings.known else settings.limit,
-        seed,
-        schema=settings.schema,
-        on_bad=settings.on_bad_record,
-        choose=settings.known,
-    )
 
 
 def round_size(edits: int, rounds: int) -> int:
@@ -53,9 +37,9 @@ def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
     """
     settings = cell.settings
     if not settings.known:
-        return records(settings, cell.seed)
+        return read_requests(settings, cell.seed)
     if not cell.stream.exists():
-        asked = records(settings, cell.seed)
+        asked = read_requests(settings, cell.seed)
         known = keep_known(model, tokenizer, asked, limit=settings.limit)
         log.warning("%s seed %d: %s", cell.model.key, cell.seed, known)
         chosen = settled(settings.data, known.requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nse_plugin.report.run import Run
+from nse_plugin.runs.reading import measurements
 from nse_plugin.table import Table, percent
 
 KINDS = {
@@ -50,11 +51,10 @@ def kinds_note(heads: Iterable[str]) -> str:
 
 def kinds_table(run: Run) -> Table | None:
     """A kind of score down: right after the rounds, and at the end by when the edit was made."""
-    measured = [line["measurement"] for line in run.lines]
-    measured.append(run.final["measurement"] if run.final else None)
-    last = next((m for m in reversed(measured) if m and m.get("all")), None)
-    if last is None:
+    measured = [point for point in measurements(run.lines, run.final) if point.get("all")]
+    if not measured:
         return None
+    last = measured[-1]
     written = {f"free_{name}": value for name, value in last.get("generation", {}).items()}
     ages = sorted(last["retention"], key=lambda row: row["edited"])
     third = -(-len(ages) // 3)

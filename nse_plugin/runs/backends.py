@@ -1,7 +1,4 @@
-"""The interface between scheduler and method: our session, or the host's ``apply_algo``.
-
-Both write rounds, store them on disk, reload them and undo the last one.
-"""
+"""The interface between scheduler and method: our session, or the host's ``apply_algo``."""
 
 from __future__ import annotations
 
@@ -21,7 +18,6 @@ from nse_plugin.hparams import Hparams, LocateHparams, NSEHparams
 from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.bookkeeping import check_templates
-from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import METHODS, find_method
 from nse_plugin.model.weights import not_finite
 from nse_plugin.requests import EditRequest
@@ -35,17 +31,17 @@ _ROUNDING = 1e-6
 
 @typing.runtime_checkable
 class Backend(typing.Protocol):
-    """A method at work on one model."""
+    """A method that edits one model."""
 
     method: str
     changes_model: bool
-    """False for the untouched model as a row of a comparison."""
+    """False for the untouched model, which is a row of a comparison."""
     model: nn.Module
     tokenizer: Any
     hparams: Any
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
-        """Make, or put back, what the run's rounds share; returns it for the manifest."""
+        """Make the context texts of the run, or use those kept; returns them for the manifest."""
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Write a round."""
@@ -54,7 +50,7 @@ class Backend(typing.Protocol):
         """A description of what is not finite after the last round, or None."""
 
     def save(self, folder: Path, number: int) -> Saved:
-        """Write the last round's file, in full or not at all."""
+        """Write the last round's file, whole or not at all."""
 
     def load(self, paths: Sequence[Path]) -> None:
         """Apply the rounds in these files to the unedited model."""
@@ -63,20 +59,20 @@ class Backend(typing.Protocol):
         """Undo the last round."""
 
     def rewound(self) -> Any:
-        """A context in which the model is the untouched one."""
+        """A context inside which the model is the untouched one."""
 
     def originals(self) -> Mapping[str, torch.Tensor]:
-        """Edited parameters as they were."""
+        """The original values of the edited parameters."""
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
-        """By layer, at most ``limit`` of the previous keys, at even distances: [d_ff, n]."""
+        """By layer, at most ``limit`` of the previous keys, at regular distances: [d_ff, n]."""
 
 
 def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Backend:
-    """The backend for a session with hparams, or for an editor of either host; or a backend itself.
+    """The backend for a session with hparams, or for an editor of either host; a backend as it is.
 
     Raises:
-        HparamsError: there are no hparams.
+        HparamsError: a session comes without hparams.
         HostError: it is neither a session nor an editor.
         SessionError: the session has rounds, so its model is not the untouched one.
     """
@@ -121,12 +117,12 @@ class SessionBackend:
         self._norms: dict[int, float] = {}  # of the original matrix of each edited layer
         self.session, self.hparams = session, hparams
         self.model, self.tokenizer = session.model, session.tokenizer
-        if isinstance(self._base, LayersHparams):  # before anything is asked of the model or kept
+        if isinstance(self._base, LayersHparams):  # before the model is asked or a file is written
             session.layout.check_layers(self._base.layers)
             check_templates(session, self._base)
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
-        """The context texts."""
+        """Make the context texts, or use those kept."""
         if not isinstance(self._base, LocateHparams):
             return []
         if kept is not None:
@@ -146,7 +142,7 @@ class SessionBackend:
         return Written(summary, changed, left_out, max(changes.values(), default=None), bound)
 
     def problem(self) -> str | None:
-        """A loss or a weight of the last round that is not finite."""
+        """A description of a loss or weight that is not finite after the last round, or None."""
         losses = [outcome.z_loss for outcome in self.session.ledger[-1].outcomes]
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             return "loss"
@@ -154,19 +150,15 @@ class SessionBackend:
         return not_finite([*edited, *self.session.attached.tensors().values()])
 
     def save(self, folder: Path, number: int) -> Saved:
-        """Factors and keys of the last round; the ledger reads them from the file from now on."""
+        """Write the last round's file, from which the ledger reads the round from now on."""
         self.session.previous_keys.catch_up()  # while the round is in memory
         record = replace(self.session.ledger[-1], number=number)
         saved = save_round(folder, record)
         self.session.ledger.replace_last(replace(RoundFile.at(*saved), within=record.within))
         return saved
 
-    def consolidate(self, repair_rounds: int | None = None) -> RoundRecord:
-        """Solve all edits in effect jointly, in place of the active rounds."""
-        return consolidate(self.session, self.hparams, repair_rounds)
-
     def load(self, paths: Sequence[Path]) -> None:
-        """Rounds from their files, in order."""
+        """Apply the rounds in these files, in order."""
         self.session.adopt(load_rounds(paths))
 
     def undo(self) -> None:
@@ -174,15 +166,15 @@ class SessionBackend:
         self.session.undo_last()
 
     def rewound(self) -> Any:
-        """The untouched model, inside."""
+        """A context inside which the model is the untouched one."""
         return self.session.rewound()
 
     def originals(self) -> Mapping[str, torch.Tensor]:
-        """Edited matrices as they were."""
+        """The original values of the edited matrices."""
         return {name: self.session.weights.original(name) for name in self.session.weights.names()}
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
-        """Previous keys of the edited layers."""
+        """By edited layer, at most ``limit`` of the previous keys."""
         layers = self._base.layers if isinstance(self._base, LayersHparams) else []
         return self.session.ledger.some_keys(layers, limit)
 

@@ -1,17 +1,17 @@
-"""Bounds of what a run takes on disk and in main memory, worked out before it starts.
+"""Bounds on the disk space and main memory of a run, computed before it starts.
 
-Of a round of n edits with a method of ours, in float32: values [d_model, n], and per layer keys
-[d_ff, n] and for each write pass left [d_model, n], right [n, d_ff] and d_ff neuron numbers of 8
-bytes.  That is on disk, and the ledger reads it from there when it is needed.  Memory takes each
-edited matrix's original and its float32 change (three times while one is written), each layer's
-covariance [d_ff, d_ff] in float32, and P [d_ff, d_ff] in float64 where it is kept (d_ff up to 4096,
-or more edits than d_ff; else the keys of all edits, twice while some are added), and a solve takes
-four such matrices in float64.
+On disk, a round of n edits with a method of ours takes, in float32, values [d_model, n], and per
+layer keys [d_ff, n] and for each write pass left [d_model, n], right [n, d_ff] and d_ff neuron
+numbers of 8 bytes; the ledger reads them when they are needed.  In memory, each edited matrix takes
+its original and its float32 change (three times while it is written), each layer its covariance
+[d_ff, d_ff] in float32 and, if it is kept, P [d_ff, d_ff] in float64 (d_ff up to 4096, or more
+edits than d_ff; else the keys of all edits, twice while some are added), and a solve four such
+matrices in float64.
 
-FT keeps the matrices that a round changed, UltraEdit these or factors that are smaller, and what is
-attached to the model (LoRA, GRACE) is kept whole after each round, so a codebook is counted at its
-last size.  With a method of the host, a round is as large as the matrices it changes, which is
-known after the first one only; until then one down-projection per layer is assumed.
+FT stores the matrices that a round changed, UltraEdit these or smaller factors.  LoRA's adapters
+and GRACE's codebook are stored whole after each round, so a codebook is counted at its last size.
+The rounds of a host's method are as large as the matrices it changes, which is known after the
+first round; until then one down-projection per layer is assumed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Budget:
     """Upper bounds in bytes."""
 
     rounds: int
-    """Rounds that are known of; a stream counts as one, and disk is looked at before each."""
+    """Known rounds; a stream counts as one, and the disk is checked before each."""
     disk_per_round: int
     disk: int
     """Disk space of all rounds, log and frozen answers included."""
@@ -62,7 +62,7 @@ class Budget:
 
     @property
     def memory(self) -> int:
-        """Beside model and activations."""
+        """All memory beside model and activations."""
         return self.memory_originals + self.memory_solve
 
     def text(self) -> str:
@@ -87,7 +87,7 @@ class Budget:
 
 
 class _Sizes(NamedTuple):
-    """What a method takes, in bytes."""
+    """The space that a method takes, in bytes."""
 
     per_round: int
     ledger: int
@@ -183,7 +183,7 @@ def _attached(
 
 
 def _shape(model: Any) -> tuple[int, int]:
-    """d_model and d_ff; the longest side of any matrix if the model's parts are not known."""
+    """d_model and d_ff; twice the longest side of any matrix if the layout is not known."""
     try:
         layout = layout_of(model)
         return layout.d_model, layout.d_ff
@@ -203,7 +203,7 @@ def check_disk(folder: Path, needed: int) -> None:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that are free."""
+    """Free main memory in bytes."""
     return int(psutil.virtual_memory().available)
 
 

@@ -1,4 +1,4 @@
-"""Consolidate a run directory: solve all its edits together, as one more round."""
+"""Consolidate a run directory: solve all its edits jointly, as one more round."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from nse_plugin.errors import NotFiniteError
 from nse_plugin.files import JsonLines, now
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.hparams.overtone import base_of
+from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import METHODS, hparams_from
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.reading import RunFiles, consolidations
 from nse_plugin.runs.schema import ROUNDS, Consolidation, Final
 
 _ENOUGH = 0.98
-"""Efficacy at the end of a run from which no way to raise it is named."""
+"""Final efficacy of a run from which a consolidation is not suggested."""
 
 
 def would_help(files: RunFiles, final: Final) -> bool:
-    """Whether a consolidation can bring back edits that the model does not give at the end."""
+    """Whether a consolidation can restore edits that are not in effect at the end of a run."""
     scores = (final["measurement"] or {}).get("all") or {}
     efficacy = scores.get("efficacy")
     if final["rounds"] < 2 or efficacy is None or efficacy >= _ENOUGH:
@@ -36,10 +37,10 @@ def can_consolidate(files: RunFiles) -> bool:
 def consolidate_run(
     folder: Path, backend: SessionBackend, repair_rounds: int | None = None
 ) -> Consolidation:
-    """Solve all edits of a run together, and store the round: all of it or nothing.
+    """Solve all edits of a run jointly and store the round, whole or not at all.
 
     Args:
-        backend: with the model of the run, its rounds adopted and its contexts prepared.
+        backend: the run's method and model, with the active rounds and the contexts.
         repair_rounds: instead of the number in the run's hyperparameters.
 
     Raises:
@@ -48,7 +49,7 @@ def consolidate_run(
         NotFiniteError: the solve led to NaN or infinity.
     """
     lines = consolidations(folder, writable=True)
-    record = backend.consolidate(repair_rounds)
+    record = consolidate(backend.session, backend.hparams, repair_rounds)
     try:
         if problem := backend.problem():
             raise NotFiniteError(f"{problem} is not finite after the consolidation; it was undone")

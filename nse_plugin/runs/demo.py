@@ -1,9 +1,8 @@
-"""The demo: a run with a table and examples that can be read at once.
+"""The demo: a run that shows a table of its scores and some examples.
 
 On an embedded model it edits facts of the embedded world; on a real one, real facts that the model
-knows.  It is a run like any other, and is resumed, inspected and exported like any other.  A
-listener adds what only the demo has: facts of other subjects are asked after each round, and
-``summary.json``.
+knows.  It is resumed, inspected and exported like any other run.  A listener adds what only the
+demo has: it asks facts of other subjects after each round, and writes ``summary.json``.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _PROTOCOL = {
     "every": 1, "portability": 0, "locality": 0, "generation": 0, "fluency": 0, "perplexity": 0,
     "key_space": 0, "retention": 2500,
 }  # fmt: skip
-"""Measures after every round exactly what the table shows."""
+"""The measurements that the table needs, after every round."""
 _HEAD = """\
             |     this round      |      all so far       first | other |
 round edits | efficacy paraphrase | efficacy paraphrase   round | facts | s/edit"""
@@ -46,7 +45,7 @@ round edits | efficacy paraphrase | efficacy paraphrase   round | facts | s/edit
 
 @dataclass(frozen=True)
 class Summary:
-    """The scores after the last finished round, each from 0 to 1; None if no edit is left."""
+    """The scores after the last finished round, each from 0 to 1; None without edits."""
 
     method: str
     model: str
@@ -56,25 +55,25 @@ class Summary:
     rounds: int
     """Rounds finished."""
     efficacy: float | None
-    """Share of all edits whose new answer greedy decoding gives."""
+    """Share of all edits that are in effect."""
     paraphrase: float | None
-    """The same for other phrasings of their prompts."""
+    """Share of the paraphrases that are answered with the target."""
     other_facts: float | None
-    """Share of the facts of other subjects, known before, that are still given."""
+    """Share of the known facts of other subjects that the model still knows."""
     retention_first: float | None
     """Share of the first round's edits that are in effect."""
     seconds_per_edit: float
-    """Time of editing, without evaluation and without what is made once per model."""
+    """Time of editing, without evaluation and statistics."""
 
 
 class Demo:
     """The run of the demo.
 
     Args:
-        show: takes the lines meant for people.
+        show: prints a line for people.
 
     Raises:
-        RequestError: there are fewer facts than the number of edits asked for.
+        RequestError: there are fewer facts than edits asked for.
         DataError: there is no such embedded model.
     """
 
@@ -105,7 +104,7 @@ class Demo:
         )
 
     def run(self) -> tuple[RunResult, Summary]:
-        """Edit, measure and write, or resume; an interrupt leaves the rounds so far."""
+        """Run the demo, or resume it; an interrupt keeps the finished rounds."""
         with progress(self._show, rounds=False) as self._told:
             scheduler = make_scheduler(self._run, [self._told, self])
             self.requests = [r for planned in scheduler.rounds for r in planned.requests]
@@ -120,7 +119,7 @@ class Demo:
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Handle the run's events: ask the other facts, show the table, write the summary."""
         if event == "start":
-            # made once per model, so that no round's time holds it
+            # computed once per model, so they do not count to the time of a round
             self._told("phase", {"name": "computing statistics"})
             self.session.untouched.covariances(self.hparams)
             with self.session.rewound():
@@ -130,7 +129,7 @@ class Demo:
                 f"{len(self.requests)} edits in {facts['rounds']} rounds with "
                 f"{self.hparams.alg_name} on {self.settings.model}; scores in percent\n{_HEAD}"
             )
-            for line in self._lines():  # of an interrupted run; the other facts are asked now only
+            for line in self._lines():  # of an interrupted run, whose other facts are not known
                 self._print(_row(line, None))
         elif event == "round":
             others = self._share_still_true()
@@ -138,7 +137,7 @@ class Demo:
             self._write_summary(others)
 
     def _other_facts(self) -> list[EditRequest]:
-        """Facts about subjects that no edit is about."""
+        """Facts about subjects that are not edited."""
         edited = {request.case_id for request in self.requests}
         if self.settings.embedded:
             records = atlas.edit_set(self.settings.edits, seed=self.settings.seed)
@@ -150,7 +149,7 @@ class Demo:
         return mean(self._still_true())
 
     def _still_true(self) -> list[bool]:
-        """For each fact of other subjects, whether the model gives it."""
+        """For each fact of other subjects, whether the model still knows it."""
         return score_answers(
             self.session.model,
             self.session.tokenizer,
@@ -159,7 +158,7 @@ class Demo:
         ).exact
 
     def _write_summary(self, others: float | None) -> Summary:
-        """The scores after the last finished round, also as ``summary.json``."""
+        """Write ``summary.json``: the scores after the last finished round."""
         lines = self._lines()
         edits = sum(line["edits"] for line in lines)
         last = lines[-1]["measurement"] or {}
@@ -183,7 +182,7 @@ class Demo:
         return list(read_lines(Path(self.settings.out)))
 
     def _show_examples(self) -> None:
-        """What the model says to a few edited prompts, before all edits and now."""
+        """Show the continuations of a few edited prompts, before and after all edits."""
         requests = self.requests[:: max(1, len(self.requests) // _N_EXAMPLES)][:_N_EXAMPLES]
         now = self._continuations(requests)
         with self.session.rewound():
@@ -218,7 +217,7 @@ def _row(line: Mapping[str, Any], others: float | None) -> str:
 
 
 def _sentence(text: str) -> str:
-    """The text up to its first full stop; dots if it was cut off before one."""
+    """The text up to its first full stop; dots if there is none."""
     sentence, stop, _ = text.partition(".")
     return sentence if stop else f"{sentence} ..."
 

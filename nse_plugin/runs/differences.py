@@ -19,7 +19,7 @@ _HASHED = {
     "held_out": "the held-out texts differ",
     "stream": "the requests differ",
 }
-"""Values of a manifest that are kept as hashes, and what it means if they differ."""
+"""Values that a manifest keeps as hashes, and the message if they differ."""
 
 
 def refuse_another(
@@ -30,17 +30,15 @@ def refuse_another(
     requests: Sequence[EditRequest] | None,
     settings: Mapping[str, Any],
 ) -> None:
-    """See that a directory holds the run that is to be resumed.
+    """Raise :class:`DataError` if a directory holds another run than the one to be resumed; the
+    message says what differs.
 
     Args:
-        frozen: the requests that the directory has, in their order.
-        requests: those of now, if they are known.
+        frozen: the requests in the directory, in their order.
+        requests: the given requests, if they are known.
         settings: the objects whose values the identity holds under these keys.
-
-    Raises:
-        DataError: it holds another one; the message says what differs.
     """
-    now_is = json.loads(json.dumps(given))  # as a manifest keeps it
+    now_is = json.loads(json.dumps(given))  # with the types that a manifest keeps
     was: dict[str, Any] = json.loads(json.dumps(kept))
     for identity in (was, now_is):  # one folder has many relative paths
         name = identity["hparams"].get("model_name")
@@ -65,12 +63,12 @@ def refuse_another(
 def _differing_request(
     frozen: Iterable[FrozenLine], n_kept: int, given: Sequence[EditRequest]
 ) -> str:
-    """The first request that is not the one that a run was started with, in words.
+    """In words: the first request that differs from the one that the run was started with.
 
     Args:
         frozen: the requests that the run has on disk, in their order.
-        n_kept: how many it was started with.
-        given: those of now.
+        n_kept: the number of requests that it was started with.
+        given: the given requests.
     """
     kept = [EditRequest.from_json(record) for line in frozen for record in line["edits"]]
     for number, (old, new) in enumerate(zip(kept, given), start=1):
@@ -83,7 +81,7 @@ def _differing_request(
 
 
 def differences(kept: Any, given: Any, where: str = "") -> list[str]:
-    """What differs between two JSON values: ``hparams.v_lr was 0.1, is 0.2``."""
+    """The differences between two JSON values: ``hparams.v_lr was 0.1, is 0.2``."""
     if kept == given:
         return []
     if where in _HASHED:
@@ -101,11 +99,11 @@ def differences(kept: Any, given: Any, where: str = "") -> list[str]:
 
 
 def completed(kept: dict[str, Any], given: dict[str, Any], settings: Any) -> dict[str, Any]:
-    """Kept settings, with the fields that their class has got since then at their defaults.
+    """Kept settings, with the defaults of fields that were added to their class since then.
 
     Args:
-        given: the settings of now, as they would be kept.
-        settings: the same as an object.
+        given: the current settings, as JSON types.
+        settings: the current settings as an object.
     """
     if not dataclasses.is_dataclass(settings):
         return kept

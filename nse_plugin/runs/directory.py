@@ -55,12 +55,12 @@ _MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written bef
 
 
 class RunDirectory:
-    """A run's files, for writing; use as a context, inside which no other process can.
+    """A run's files, for writing.  Use it as a context, which keeps other processes out.
 
-    Where no run was started inside, the folder is left as it was found.
+    If no run was begun in it, the folder is left as it was found.
 
     Args:
-        resumes: the run is to be resumed, so no round of it may have been undone.
+        resumes: a stream is to be resumed, so no round of it may have been undone.
 
     Raises:
         DataError: the directory cannot be written, is in use by another process, or holds
@@ -104,7 +104,7 @@ class RunDirectory:
                     folder.rmdir()
 
     def check(self) -> None:
-        """Enter it and leave it again: a directory that cannot be used is refused."""
+        """Raise :class:`DataError` if the directory cannot be used."""
         with self:
             pass
 
@@ -114,7 +114,7 @@ class RunDirectory:
             write_json(self.path / MANIFEST, manifest)
 
     def discard(self) -> None:
-        """Remove what :meth:`begin` and the logs wrote, of a run that has no round."""
+        """Remove the manifest and the logs of a run without a round."""
         for name in (MANIFEST, ROUNDS, FROZEN, FINAL):
             with contextlib.suppress(OSError):
                 (self.path / name).unlink()
@@ -133,9 +133,9 @@ class RunDirectory:
         return self._lines(FROZEN, FrozenLine)
 
     def round_files(self, lines: JsonLines[RoundLine]) -> list[Path]:
-        """Files of the rounds that these lines keep and of consolidations, checksums compared.
+        """The files of these rounds and of the consolidations, after a check of their checksums.
 
-        A last file without a line is removed.  Where the files of the last rounds are gone, their
+        A last file without a line is removed.  If the files of the last rounds are gone, their
         lines are dropped, and the run resumes from the round before.
 
         Raises:
@@ -200,7 +200,7 @@ class RunDirectory:
             )
 
     def _refuse_strangers(self) -> None:
-        if read_manifest(self.path) is not None:  # refuses those of others itself
+        if read_manifest(self.path) is not None:  # which refuses a manifest of something else
             return
         known = [path.name for path in self.path.iterdir() if path.suffix != ".tmp"]
         strangers = sorted(name for name in known if name not in _MAY_PRECEDE)
@@ -217,10 +217,10 @@ def new_manifest(**content: object) -> Manifest:
 def new_line(
     number: int, requests: Sequence[EditRequest], written: Written | None, file: int | None
 ) -> RoundLine:
-    """The line of a round that was written and is not measured yet.
+    """The line of a round before its measurement.
 
     Args:
-        written: None if the method gave up on it.
+        written: None if the method failed.
         file: number of its file; None if the round was undone.
     """
     return {

@@ -1,4 +1,4 @@
-"""What one edit did: answers before and after it, earlier edits, and what it cost."""
+"""The report of one edit: answers before and after it, earlier edits, and its cost."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from nse_plugin.requests import EditRequest
 
 Kind = Literal["prompt", "in chat", "paraphrase", "neighbour", "subject"]
 FULL = 3
-"""Facts of one edit that are shown with all that was asked; of more, a line each and how many
-paraphrases and neighbours are as wanted."""
+"""Up to this number of facts, every answer is shown; of more facts, a line each and counts."""
 _VERY_LARGE = 1.0
-"""Relative change of a matrix from which the report warns: it is as large as the matrix itself."""
+"""Relative change of a matrix above which the report warns."""
 
 
 def shows(text: str, request: EditRequest) -> bool:
-    """Whether a text has a request's new answer in it, as whole words, in whatever case."""
+    """Whether a text contains a request's target, as whole words, ignoring case."""
     return holds(text.casefold(), request.target_new.casefold())
 
 
 def about_subject(request: EditRequest) -> str:
-    """A text that shows whether an edit changes what else the model says about its subject; none of
-    those that ``kl_texts`` keeps as they are."""
+    """A text that shows whether an edit changes other facts about its subject.  It is none of the
+    texts that ``kl_texts`` preserves."""
     return f"People say that {request.subject} is"
 
 
@@ -36,11 +35,11 @@ class Asked:
     kind: Kind
     prompt: str
     before: str
-    """By the model as it was just before this edit, by greedy decoding."""
+    """Greedy decoding just before this edit."""
     after: str
     as_wanted: bool
-    """The whole new answer is given; of a neighbour, the answer is the untouched model's; in chat,
-    the reply has the new answer in it; what is said about the subject is the same as before."""
+    """Prompt and paraphrase: the answer is the whole target.  Neighbour: it is the untouched
+    model's.  In chat: the reply contains the target.  Subject: it is the same as before."""
 
     @property
     def remarked(self) -> str:
@@ -62,56 +61,56 @@ class EditedFact:
     """With the subject in its place."""
     target: str
     in_effect: bool
-    """Greedy decoding gives the whole new answer to the prompt."""
+    """Greedy decoding produces the whole target after the prompt."""
     known_before: bool
     """It did so before the edit."""
     asked: tuple[Asked, ...]
 
     @property
     def answer(self) -> str:
-        """What the model answers to the prompt after the edit."""
+        """The model's answer to the prompt after the edit."""
         return next(asked.after for asked in self.asked if asked.kind == "prompt")
 
     @property
     def outcome(self) -> str:
-        """Whether it is in effect, and whether it was before, in words."""
+        """In words: whether it is in effect, and whether it was before."""
         if not self.in_effect:
             return "NOT in effect"
         return "already in effect" if self.known_before else "in effect"
 
     @property
     def caption(self) -> str:
-        """What was asked for, shortened, and whether there was nothing to do."""
+        """Prompt and target, shortened, and whether the edit was in effect before."""
         known = " (was already in effect before this round)" if self.known_before else ""
         return f"{shortened(self.prompt)} -> {shortened(self.target)}{known}"
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """The edits made before that no later one replaced and no undo took back."""
+    """Earlier edits that were neither replaced nor undone."""
 
     asked: int
     lost: tuple[str, ...]
-    """Prompts whose new answer the model does not give (any more)."""
+    """The prompts of those that are not in effect."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a round cost."""
+    """The cost of a round."""
 
     seconds: float
-    """Seconds of the edit itself, statistics left out."""
+    """Seconds of the edit itself, without statistics."""
     seconds_in_all: float
-    """With the questions before and after it, and the first time with the statistics."""
+    """Including the questions before and after it and, the first time, the statistics."""
     relative_change: float | None
-    """Largest ||change|| / ||original|| of a matrix, all rounds together; None without matrices."""
+    """Largest ||change|| / ||original|| of a matrix, over all rounds; None without matrices."""
     matrices: int
-    """Matrices changed by all rounds."""
+    """Number of matrices that all rounds changed."""
     size: int
-    """Bytes of the round's file."""
+    """Size of the round's file in bytes."""
 
     def text(self) -> str:
-        """What this round cost, and how much all rounds so far change."""
+        """The cost of this round, and the change of all rounds so far."""
         size = f"{self.size / 1e6:.1f} MB" if self.size >= 1e5 else f"{self.size / 1e3:.0f} kB"
         spent = f"{self.seconds:.1f} s to edit, {self.seconds_in_all:.1f} s in all; {size} on disk"
         if self.relative_change is None:
@@ -126,7 +125,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class EditReport:
-    """What one edit did to a folder of edits."""
+    """The result of one edit of a folder."""
 
     folder: str
     round: int
@@ -143,15 +142,15 @@ class EditReport:
         return all(fact.in_effect for fact in self.facts)
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as values for JSON."""
+        """The report as JSON types."""
         return {**asdict(self), "in_effect": self.in_effect}
 
     def text(self) -> str:
-        """For people: what was asked, the cost, and last whether the edit is in effect."""
+        """For people: the answers, the cost, and at the end whether the edit is in effect."""
         return f"{self.asked()}\n{self.outcome()}"
 
     def verdict(self) -> str:
-        """Whether the edit is in effect, and what can be done if it is not."""
+        """Whether the edit is in effect, and how to undo it if it is not."""
         failed = [fact for fact in self.facts if not fact.in_effect]
         number = f"round {self.round} of {self.folder}"
         if not failed:
@@ -163,7 +162,7 @@ class EditReport:
         )
 
     def asked(self) -> str:
-        """What the model said before and says now, in lines."""
+        """The answers before and after the edit, in lines."""
         lines = []
         for fact in self.facts:
             if len(self.facts) > FULL:
@@ -179,10 +178,10 @@ class EditReport:
         return "\n".join(lines)
 
     def outcome(self) -> str:
-        """What is beside the facts, the cost, what became of earlier edits, and last whether the
-        edit is in effect."""
+        """Counts of paraphrases and neighbours, the cost, the state of earlier edits, and at the
+        end whether the edit is in effect."""
         lost = self.earlier.lost
-        lines = [*self._beside(), f"cost: {self.cost.text()}"]
+        lines = [*self._counts(), f"cost: {self.cost.text()}"]
         if self.past_sinks:
             some = "" if len(self.facts) == 1 else f"{self.past_sinks} of {len(self.facts)} "
             lines.append(
@@ -197,9 +196,9 @@ class EditReport:
             lines += [f"  and {len(lost) - 5} more"] if len(lost) > 5 else []
         return "\n".join([*lines, self.verdict()])
 
-    def _beside(self) -> list[str]:
-        """How many paraphrases and neighbours are as wanted, if that is not shown of each fact,
-        and which facts have no neighbours."""
+    def _counts(self) -> list[str]:
+        """How many paraphrases and neighbours are as wanted, unless every answer is shown, and how
+        many facts have no neighbours."""
         number = len(self.facts)
         asked = [asked for fact in self.facts for asked in fact.asked]
         paraphrases = [each.as_wanted for each in asked if each.kind == "paraphrase"]

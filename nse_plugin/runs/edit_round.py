@@ -1,4 +1,4 @@
-"""One round that a person adds to a folder of edits: asked before, written, asked after, stored."""
+"""One round of a folder of edits: ask before, write, ask after, store."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class EditRound:
 
     Args:
         directory: the folder, open for writing.
-        backend: its method on its model, with the active rounds.
+        backend: the folder's method and model, with the active rounds.
         listener: called at each phase.
     """
 
@@ -123,7 +123,7 @@ class EditRound:
         )
 
     def _drop_unfinished(self) -> None:
-        """Remove what a process left that was killed between two writes.
+        """Remove the leftovers of a process that was killed between two writes.
 
         Raises:
             DataError: a log has lost lines.
@@ -138,11 +138,11 @@ class EditRound:
             self._frozen.keep(len(self._lines))
 
     def _take_back(self, active: int, begun: bool) -> None:
-        """Leave model and folder as they were before the round.
+        """Restore model and folder to their state before the round.
 
         Args:
-            active: how many rounds there were.
-            begun: the folder was to begin with this round.
+            active: the number of rounds then.
+            begun: the folder begins with this round.
         """
         folder = self._directory.path
         if len(self._session.ledger) > active:
@@ -156,7 +156,7 @@ class EditRound:
             self._directory.discard()
 
     def _read_history(self) -> list[str]:
-        """Enter the active rounds; returns the subjects of their facts."""
+        """Read the active rounds into the history; returns the subjects of their facts."""
         active = set(self._session.ledger.numbers_in_effect())
         subjects = []
         for line in self._lines:
@@ -169,8 +169,8 @@ class EditRound:
     def _freeze(
         self, requests: Sequence[EditRequest], neighbours: Sequence[str], edited: Sequence[str]
     ) -> tuple[list[EditRequest], list[Answered], Manifest | None]:
-        """The requests with their questions, the untouched model's answers, and the manifest of a
-        folder that is new."""
+        """The requests with their questions, the untouched model's answers, and the manifest if the
+        folder is new."""
         self._tell("untouched model")
         kept = read_manifest(self._directory.path)
         with self._session.rewound():
@@ -201,8 +201,8 @@ class EditRound:
         """Write the round into the model and measure it.
 
         Returns:
-            Its line, not stored yet; the answers to its own questions; and ``answers`` of
-            :func:`measure_answers`.
+            The round's line, not stored yet; the answers to the round's own questions; and the
+            result of :func:`measure_answers`.
         """
         self._tell("edit")
         started = time.perf_counter()
@@ -232,7 +232,7 @@ class EditRound:
         return line, now, said
 
     def _save(self, line: RoundLine, said: Measurement, manifest: Manifest | None) -> Path:
-        """Store the round; its line makes it count."""
+        """Store the round, which counts once its line is written."""
         self._tell("write")
         directory = self._directory
         if manifest is not None:
@@ -263,8 +263,8 @@ class EditRound:
         return Earlier(len(earlier), tuple(texts))
 
     def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
-        """How the model continues each prompt, the paraphrases and neighbours asked, and the texts
-        about the subjects."""
+        """The model's continuation of each prompt, paraphrase, neighbour and text about a
+        subject."""
         texts = [text for r in requests for text in asked_texts(r, self._protocol)]
         if len(requests) <= FULL and not isinstance(self._tokenizer, ChatTokenizer):
             texts += map(about_subject, requests)
@@ -273,9 +273,11 @@ class EditRound:
         return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
 
     def _replies(self, requests: Sequence[EditRequest]) -> list[str]:
-        """The model's replies to the prompts in its chat template; none if it has no template, the
-        prompts are too long in it, the folder is in that format anyway, or the facts are too many
-        to be shown."""
+        """The model's replies to the prompts in its chat template.
+
+        None if there is no template, the prompts are too long in it, the folder is in chat anyway,
+        or the facts are too many to be shown.
+        """
         if len(requests) > FULL or isinstance(self._tokenizer, ChatTokenizer):
             return []
         prompts = [request.text for request in requests]
@@ -297,7 +299,7 @@ _KINDS: dict[str, Kind] = {
 def _in_chat(
     requests: Sequence[EditRequest], before: Sequence[str], after: Sequence[str]
 ) -> list[list[Asked]]:
-    """What each fact's prompt was answered in chat; empty lists if it was not asked."""
+    """The answers in chat to each fact's prompt; empty lists if it was not asked."""
     if not after:
         return [[] for _ in requests]
     return [

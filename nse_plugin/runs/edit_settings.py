@@ -29,15 +29,15 @@ def edit_hparams(
     chat: bool = False,
     **changes: Any,
 ) -> Hparams:
-    """Hyperparameters of a folder that exists, or those that begin a new one.
+    """The hyperparameters of an existing folder, or of a new one.
 
     Args:
-        files: of the folder that exists.
-        chat: prompts are to be put into the chat template.
-        **changes: hyperparameters that may differ from time to time; None leaves them.
+        files: the files of the existing folder; None for a new one.
+        chat: prompts are put into the chat template.
+        **changes: hyperparameters that may change between calls; None keeps them.
 
     Raises:
-        DataError: the folder was started with others than are given.
+        DataError: the folder was started with other settings.
         HparamsError: a new folder has neither model nor YAML, or a value is wrong.
     """
     given = {name: value for name, value in changes.items() if value is not None}
@@ -81,9 +81,9 @@ def _of_new_folder(
 
 
 def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
-    """Hyperparameters with what folders of edits have where a YAML does not say: a second fact of a
-    subject must not erase the first, an edit that does not take effect is written again, and a
-    subject at the beginning of a prompt can be edited too."""
+    """Hyperparameters with the defaults of folders of edits for keys that a YAML leaves out: a
+    second fact of a subject does not erase the first, an edit that does not take effect is
+    repaired, and a subject at the beginning of a prompt can be edited."""
     method = METHODS.get(str(values.get("alg_name")))
     if method is None or not issubclass(method.hparams, SpreadHparams):
         return values
@@ -117,7 +117,7 @@ def _refuse_others(
         values = values_for(method, str(files.model_name))
     if values:
         values["model_name"] = files.hparams["model_name"]  # compared above
-        values["device"] = files.hparams["device"]  # which may differ from time to time
+        values["device"] = files.hparams["device"]  # which may change between calls
         made = hparams_from(hparams or values["alg_name"], _as_folders_have(values))
         now = as_json(made)
         found += differences(completed(files.hparams, now, made), now, "hparams")

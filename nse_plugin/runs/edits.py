@@ -1,4 +1,4 @@
-"""A folder of edits: a run directory to which a person adds round after round, as facts come.
+"""A folder of edits: a run directory to which each edit adds a round.
 
 ``nse edit``, ``nse ask`` and ``nse chat`` use it, and it is the shortest way to edit in Python::
 
@@ -8,7 +8,7 @@
     print(edits.ask("Where is the Eiffel Tower?").edited)
     edits.undo()
 
-The folder holds what ``nse run`` writes, so inspect, undo and export read it.
+The folder holds the files that ``nse run`` writes, so inspect, undo and export can read it.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ class EditFolder:
         model: as in a method's YAML: a short name, a folder, a hub id.  Only for a new folder.
         method: NSE by default, with the YAML that ships for the model.  Only for a new folder.
         hparams: name or path of a YAML instead.  Only for a new folder.
-        chat: edit in the model's chat template, so that its replies begin with the answer.  Without
-            it an edit reaches the chat, too, in sentences.  Only for a new folder.
-        device: instead of the one that the folder was started on.
+        chat: edit in the model's chat template, so that replies begin with the answer.  Edits in
+            plain text show in chat too, within sentences.  Only for a new folder.
+        device: instead of the device that the folder was started on.
         stats_dir: folder of the covariance statistics; by default ``./data/stats`` if it is there,
             else one in the cache.
         listener: called at each phase of the work.
@@ -128,9 +128,9 @@ class EditFolder:
 
         Args:
             prompt: with the subject in braces: ``{The Eiffel Tower} is located in the city of``.
-            target: what comes after it from now on.
-            subject: where the prompt has ``{}`` in its place.
-            paraphrases: other texts to which the target is the answer; some are made by default.
+            target: the new answer.
+            subject: needed if the prompt has ``{}`` in its place.
+            paraphrases: other texts with the same answer; some are made by default.
             neighbours: texts whose answers must not change; some are found by default
                 for a subject that the built-in facts know.
 
@@ -148,12 +148,13 @@ class EditFolder:
         neighbours: Sequence[str] = (),
         source: str = "the list",
     ) -> EditReport:
-        """Change some facts together, as one round of the folder: all of it or nothing.
+        """Change some facts together, as one round of the folder, which is written whole or not at
+        all.
 
         Args:
             facts: requests, or records as :func:`nse_plugin.data.facts.parse_facts` reads them.
             neighbours: texts whose answers must not change.
-            source: how messages call the facts, such as the name of their file.
+            source: what messages call the facts, e.g. the name of their file.
 
         Raises:
             RequestError: a fact cannot be used, or two contradict each other.
@@ -181,11 +182,11 @@ class EditFolder:
             return one.write(requests, neighbours)
 
     def undo(self, number: int | None = None, reason: str = "") -> list[int]:
-        """Take a round back, the last one by default; returns the numbers of the active ones.
+        """Undo a round, by default the last one; returns the numbers of the active rounds.
 
         Raises:
             DataError: there is no such round, it was undone already, or cannot be undone alone.
-            SessionError: the weights were changed outside the session; the folder stays as it is.
+            SessionError: the weights were changed outside the session; nothing is undone.
         """
         if number is not None and type(number) is not int:
             raise DataError(f"number is {number!r}; give the number of a round, or none")
@@ -200,11 +201,11 @@ class EditFolder:
         return left
 
     def consolidate(self, repair_rounds: int | None = None) -> Consolidation:
-        """Solve all edits in effect jointly, as a round in place of the active ones.
+        """Solve all edits of the active rounds jointly, as one round in their place.
 
         Args:
-            repair_rounds: how often edits not in effect afterwards are repaired; by default as
-                the folder's hyperparameters say.
+            repair_rounds: how often edits not in effect afterwards are repaired; by default the
+                number in the folder's hyperparameters.
 
         Raises:
             HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
@@ -224,11 +225,11 @@ class EditFolder:
         plain: bool = False,
         untouched: bool = True,
     ) -> Reply:
-        """What the model answers, edited and untouched.
+        """The answers of the edited and of the untouched model.
 
         Args:
             question: a text, or the turns of a conversation.
-            plain: continue the text as it is, also if there is a chat template.
+            plain: continue the text without the model's chat template.
             untouched: ask the untouched model too.
 
         Raises:
@@ -258,7 +259,7 @@ class EditFolder:
         ]
 
     def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:
-        """Which rounds move the answer to a question most: :meth:`EditSession.blame`."""
+        """The rounds with the largest effect on an answer: :meth:`EditSession.blame`."""
         return self.session.blame(self._asked(question, plain)[1], self.tokenizer)
 
     def facts(self) -> dict[int, list[EditRequest]]:
@@ -268,7 +269,7 @@ class EditFolder:
         return RunFiles(self.folder).requests_of(self.session.ledger.numbers_in_effect())
 
     def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str]:
-        """What is asked, and the text that the model continues."""
+        """The question, and the text that the model continues."""
         turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
         if not _is_list_of(turns, Mapping) or not all(
             isinstance(t.get("content"), str) for t in turns
@@ -302,6 +303,6 @@ class EditFolder:
 
 
 def _is_list_of(given: Any, kinds: type | tuple[type, ...]) -> bool:
-    """Whether it is a sequence that is not empty, of nothing but these."""
+    """Whether it is a sequence of these types only, and not empty."""
     listed = isinstance(given, Sequence) and not isinstance(given, (str, bytes))
     return listed and bool(given) and all(isinstance(each, kinds) for each in given)

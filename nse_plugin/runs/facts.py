@@ -1,4 +1,4 @@
-"""The facts of a run, one by one: what was asked for, its outcome, and what is answered now."""
+"""The facts of a run, one by one: the request, its outcome, and the model's answer."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from nse_plugin.runs.reading import RunFiles, load_undone
+from nse_plugin.runs.reading import RunFiles, load_undone, measurements
 from nse_plugin.session.records import were_undone
 
 FactOutcome = Literal[
     "not in effect", "not written", "not asked", "not tested", "in effect", "replaced", "undone"
 ]
-"""From the worst: the new answer is not given; a stop rule undid the round; it is not known; it
-was asked, but another round was undone since; it is given; a later edit gives another answer; the
-round was undone."""
+"""From the worst: the edit is not in effect; a stop rule undid its round; its prompt was never
+asked; it was asked, but another round was undone since; the edit is in effect; a later edit of the
+same fact replaced it; its round was undone."""
 ORDER: tuple[FactOutcome, ...] = get_args(FactOutcome)
 
 
@@ -33,11 +33,11 @@ class Fact:
     old: str | None
     new: str
     answer: str | None
-    """What the model wrote at the last measurement; None if it was not asked then."""
+    """The model's answer at the last measurement; None if it was not asked then."""
     outcome: FactOutcome
     undone_since: tuple[int, ...] = ()
-    """If it is ``not tested``: the rounds undone since that measurement, which had them in the
-    model, so that the answer may be another one now."""
+    """If it is ``not tested``: the rounds undone since that measurement, after which the answer may
+    be another one."""
 
     @property
     def state(self) -> str:
@@ -50,9 +50,9 @@ def facts_of(files: RunFiles) -> list[Fact]:
     """The facts of the finished rounds, in order.
 
     Answers and outcomes are those of the last measurement.  If a round was undone since, its facts
-    have ``undone``, and the others that were asked have ``not tested``: any edit may depend on the
-    rounds that it was solved on top of.  After a later consolidation it is known of each fact
-    whether the new answer is given, and no more.
+    are ``undone``, and the others that were asked are ``not tested``, because an edit may depend on
+    the rounds it was solved on top of.  A consolidation after the measurement has recorded of each
+    fact whether it is in effect, and no answer.
 
     Raises:
         DataError: ``frozen.jsonl`` does not hold the requests, or a file is damaged.
@@ -61,11 +61,12 @@ def facts_of(files: RunFiles) -> list[Fact]:
     tested, answers = _last_answers(files)
     since, jointly = tuple(files.undone_since(tested)), _after_consolidation(files, tested)
     requests = files.requests()
-    latest: dict[tuple[str, str], tuple[int, Any]] = {}  # by fact: the edit that counts
-    for line in files.lines:
-        if line["file"] is not None and line["file"] not in undone:
-            for request in requests[line["round"]]:
-                latest[request.fact] = (line["round"], request.case_id)
+    latest = {  # by fact: the edit that counts
+        request.fact: (line["round"], request.case_id)
+        for line in files.lines
+        if line["file"] is not None and line["file"] not in undone
+        for request in requests[line["round"]]
+    }
     found = []
     for line in files.lines:
         for request in requests[line["round"]]:
@@ -103,8 +104,8 @@ def facts_of(files: RunFiles) -> list[Fact]:
 
 
 def _after_consolidation(files: RunFiles, tested: int) -> dict[tuple[str, str], bool]:
-    """By fact: whether it was in effect after the consolidation that followed the measurement made
-    after ``tested`` rounds; nothing if none did."""
+    """By fact: whether it was in effect after the last consolidation; empty if a measurement, made
+    after ``tested`` rounds, followed it."""
     joint = files.consolidated()
     if joint is None or joint["after"] < tested:
         return {}
@@ -114,16 +115,13 @@ def _after_consolidation(files: RunFiles, tested: int) -> dict[tuple[str, str], 
 
 
 def _last_answers(files: RunFiles) -> tuple[int, dict[tuple[int, Any], Mapping[str, Any]]]:
-    """The last measurement of single edits: after how many rounds, and by round and case what was
-    asked."""
-    final = files.final()
-    points = [line["measurement"] for line in files.lines]
-    points.append(final["measurement"] if final else None)
-    for point in reversed(points):
-        if point and point.get("answers"):
+    """The last measurement of single edits: the number of rounds before it, and the answers by
+    round and case."""
+    for point in reversed(measurements(files.lines, files.final())):
+        if point.get("answers"):
             rows = {(row["round"], row["case_id"]): row for row in point["answers"]}
             return point["tested"], rows
-        if point and point.get("each"):
+        if point.get("each"):
             return point["tested"], {
                 (row["round"], row["case_id"]): {"exact": row["efficacy"] == 1}
                 for row in point["each"]

@@ -12,20 +12,20 @@ from nse_plugin.runs.schema import IF_DAMAGED, AskedLocality, AskedProbe, Frozen
 
 
 class FrozenAnswers:
-    """What ``frozen.jsonl`` holds: a line per round, read when it is asked for."""
+    """The content of ``frozen.jsonl``: a line per round, read on demand."""
 
     def __init__(self, lines: JsonLines[FrozenLine]) -> None:
         self._lines = lines
 
     def lines(self) -> JsonLines[FrozenLine]:
-        """The lines as stored on disk."""
+        """The lines on disk."""
         return self._lines
 
     def __len__(self) -> int:
         return len(self._lines)
 
     def holds(self, number: int, requests: Sequence[EditRequest]) -> bool:
-        """Whether a round is there, counted from 1, and is of these requests."""
+        """Whether a round, counted from 1, is there and has these requests."""
         if number > len(self):
             return False
         kept = self._lines[number - 1]["requests"]

@@ -37,11 +37,11 @@ def run_identity(
     held_out: Sequence[str] = (),
     requests: Sequence[EditRequest] | None = None,
 ) -> Identity:
-    """What has to be equal for a run to be resumed.
+    """The identity of a run, which has to be equal for the run to be resumed.
 
     Args:
         backend: a method on the untouched model.
-        requests: all of the run; None if they are not known in advance.
+        requests: all requests of the run; None if they are not known in advance.
     """
     return {
         **versions(),
@@ -94,7 +94,7 @@ def model_identity(model: Any) -> ModelIdentity:
 
 
 def prompt_format(tokenizer: Any) -> Format:
-    """How prompts are put to the model; nothing for plain text."""
+    """The format of prompts in chat; empty for plain text."""
     if isinstance(tokenizer, ChatTokenizer):
         texts = [tokenizer.before, tokenizer.after, tokenizer.blank]
         return {"chat": texts if tokenizer.blank else texts[:2]}
@@ -102,14 +102,14 @@ def prompt_format(tokenizer: Any) -> Format:
 
 
 def as_json(hparams: Any) -> dict[str, Any]:
-    """Hyperparameters as JSON values; no secrets, nothing that is only a place on a disk."""
+    """Hyperparameters as JSON types, without secrets and without folders of this machine."""
     # not the host's own to_dict, which copies a ready model along
     values = hparams.to_dict() if isinstance(hparams, Hparams) else dict(vars(hparams))
     return shareable(json.loads(json.dumps(values, default=lambda v: type(v).__name__)))
 
 
 def shareable(values: Any) -> Any:
-    """The same without keys that do not belong there, also in groups of keys (OVERTONE's base)."""
+    """Values without secrets and folders, also in nested groups (OVERTONE's base)."""
     if not isinstance(values, dict):
         return values
     kept = {key: value for key, value in values.items() if key not in ("api_key", "stats_dir")}

@@ -39,16 +39,15 @@ _PARTS = {
     "final": "measure",
     "untouched": "measure",
 }
-"""The part of a run's time that a phase counts to, by the first word of its name."""
+"""The part of a run's time to which a phase counts, by the first word of its name."""
 QUIET = 30.0
 """Seconds between progress lines if standard error is not a terminal."""
 
 
 @contextmanager
 def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Listener]:
-    """Bars if standard error is a terminal, lines of text elsewhere.
-
-    Nothing if the logger ``nse_plugin.progress`` is set to a level above INFO.
+    """Bars if standard error is a terminal, otherwise lines of text; nothing if the logger
+    ``nse_plugin.progress`` has a level above INFO.
 
     Args:
         rounds: show the scores of each round; false if the caller shows them.
@@ -71,11 +70,11 @@ def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Liste
 
 @contextmanager
 def repeated(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    """Call a function at even intervals from a thread, as long as the context is open."""
+    """Call a function at regular intervals from a thread, as long as the context is open."""
     closed = threading.Event()
 
     def work() -> None:
-        with suppress(BrokenPipeError):  # the next line of the main thread meets it too
+        with suppress(BrokenPipeError):  # the main thread raises it with its next line
             while not closed.wait(seconds):
                 call()
 
@@ -89,14 +88,14 @@ def repeated(seconds: float, call: Callable[[], None]) -> Iterator[None]:
 
 
 class Shares:
-    """How the time of a run is shared out between editing, measuring and the rest."""
+    """The shares of editing, measuring and the rest in the time of a run."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
         self._part, self._since = "other", time.monotonic()
 
     def hear(self, event: str, facts: Mapping[str, Any]) -> None:
-        """Take note of an event; a phase lasts until the next one begins."""
+        """Count the time up to an event; a phase lasts until the next one begins."""
         if event not in ("phase", "round", "end"):
             return
         now = time.monotonic()
@@ -147,7 +146,7 @@ class Bars:
                 bar.refresh()
 
     def close(self) -> None:
-        """Leave the bar of the rounds as it is, and remove the other."""
+        """Close both bars; the bar of the rounds stays on the screen."""
         inside, rounds, self._inside, self._rounds = self._inside, self._rounds, None, None
         for bar in (inside, rounds):
             if bar is not None:
@@ -155,11 +154,11 @@ class Bars:
 
 
 class Lines:
-    """One line for each round, and one in between if nothing was said for a while."""
+    """A line for each round, and one in between after :data:`QUIET` seconds without any."""
 
     def __init__(self, show: Callable[[str], None], rounds: bool = True) -> None:
         self._show, self._with_rounds = show, rounds
-        self._what, self._since = "", 0.0
+        self._phase, self._since = "", 0.0
         self._number, self._total = 0, None
         self._shares = Shares()
         self._said = time.monotonic()
@@ -174,7 +173,7 @@ class Lines:
             elif facts["done"]:
                 self._say(f"resumed after round {facts['done']}")
         elif event == "phase":
-            self._what, self._since = _doing(facts["name"]), time.monotonic()
+            self._phase, self._since = _doing(facts["name"]), time.monotonic()
         elif event == "note":
             self._say(facts["text"])
         elif event == "round":
@@ -186,11 +185,11 @@ class Lines:
             self._say(f"time: {self._shares.text()}")
 
     def say_what_is_done(self) -> None:
-        """Log a progress line if none was written for :data:`QUIET` seconds."""
+        """Show the phase if nothing was shown for :data:`QUIET` seconds."""
         now = time.monotonic()
-        if self._what and now - self._said >= QUIET:
+        if self._phase and now - self._said >= QUIET:
             done = f", {self._number} of {self._total} rounds done" if self._total else ""
-            self._say(f"{self._what} ({now - self._since:.0f} s so far{done})")
+            self._say(f"{self._phase} ({now - self._since:.0f} s so far{done})")
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
@@ -198,17 +197,16 @@ class Lines:
 
 
 def round_text(line: Mapping[str, Any]) -> str:
-    """A round's line in the log, for people."""
+    """The line about a round, for people."""
     parts = [f"{name} {value:.1%}" for name, value in _scores(line)]
-    point = line["measurement"] or {}
+    point, edit = line["measurement"] or {}, line["edit"] or {}
     if point.get("all"):
-        kept = point["all"]["efficacy"]
-        parts.append(f"all so far {kept:.1%}")
+        parts.append(f"all so far {point['all']['efficacy']:.1%}")
     if point.get("perplexity"):
         parts.append(f"perplexity {point['perplexity']:.2f}")
     if point.get("ability") is not None:
         parts.append(f"unedited facts {point['ability']:.1%}")
-    layers = (line["edit"] or {}).get("layers", {}).values()
+    layers = edit.get("layers", {}).values()
     changes = [layer["relative_change"] for layer in layers if "relative_change" in layer]
     if changes:
         parts.append(f"weights changed by {max(changes):.1%}")
@@ -216,23 +214,21 @@ def round_text(line: Mapping[str, Any]) -> str:
         parts.append(f"dominant directions turned by {max(drifts):.1%}")
     if line["repeats"]:
         parts.append(counted(line["repeats"], "repeat"))
-    if line["superseded"]:
-        parts.append(f"{line['superseded']} superseded")
-    if (line["edit"] or {}).get("repaired"):
-        parts.append(f"{line['edit']['repaired']} repaired")
-    if (line["edit"] or {}).get("written_again"):
-        parts.append(f"{line['edit']['written_again']} earlier ones written again")
-    if (line["edit"] or {}).get("past_sinks"):
-        parts.append(f"{line['edit']['past_sinks']} edited past an attention sink")
-    if line["left_out"]:
-        parts.append(f"{len(line['left_out'])} out of bounds")
+    counts = {
+        "superseded": line["superseded"],
+        "repaired": edit.get("repaired"),
+        "earlier ones written again": edit.get("written_again"),
+        "edited past an attention sink": edit.get("past_sinks"),
+        "out of bounds": len(line["left_out"]),
+    }
+    parts += [f"{count} {what}" for what, count in counts.items() if count]
     if line["stop"]:
         parts.append(f"{line['stop']['rule']}: {line['stop']['action']}")
     seconds = line["seconds"]
     spent = [f"{part} {seconds[part]:.1f}" for part in ("edit", "measure") if part in seconds]
-    time_text = f"{seconds['total']:.1f} s: {', '.join(spent)}"
     return (
-        f"round {line['round']}: {counted(line['edits'], 'edit')}, {', '.join(parts)} ({time_text})"
+        f"round {line['round']}: {counted(line['edits'], 'edit')}, {', '.join(parts)} "
+        f"({seconds['total']:.1f} s: {', '.join(spent)})"
     )
 
 
@@ -273,7 +269,7 @@ class WandB:
 
 
 def scalars(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """(name, value) of every number measured in a round, the retention rows aside."""
+    """(name, value) of every number measured in a round, without the rows of retention."""
     for section in ("scores", "measurement", "seconds"):
         yield from _numbers(section, line[section] or {})
 

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, EasyEdit, the embedded models, free disk space."""
+"""Report on this machine: versions, devices, EasyEdit, the embedded models, free disk space."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors",
 
 
 def report(stats_dir: str | None = None) -> list[tuple[str, str]]:
-    """Findings as (name, value) rows; changes nothing.
+    """The findings as (name, value) rows.
 
     Args:
-        stats_dir: where statistics would be written; by default the usual place.
+        stats_dir: folder of the statistics; by default the usual place.
     """
     rows = [("nse_plugin", __version__), ("python", platform.python_version())]
     rows += [(name, _version(name)) for name in _PACKAGES]

@@ -1,9 +1,10 @@
-"""The order of a stream of requests, cut into rounds; conflicts and repeats on the way.
+"""The order of a stream of requests, and its division into rounds.
 
 A later edit of one (subject, prompt) supersedes the earlier one, so the two never share a round.
-A request that asks for what is already in effect is a repeat: counted, not applied again.  Of a
-list, the edit that is in effect is asked the repeat's questions too; in a stream it is written by
-then, and a warning says so.  Requests are drawn from a stream no sooner than a round needs them.
+A request whose target is in effect already is a repeat: it is counted and not written again.  In a
+list, its questions are added to those of the edit in effect; in a stream that edit is written
+already, so they are not asked, and a warning says so.  Requests are drawn from a stream only when a
+round needs them.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 Order = Literal["given", "shuffled", "grouped"]
 _LOOKAHEAD = 8
-"""How many rounds' worth of requests may be drawn ahead."""
+"""Requests of so many rounds may be drawn ahead."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class PlannedRound:
     """Counted from 1."""
     requests: tuple[EditRequest, ...]
     repeats: int
-    """Requests left out since the round before, because what they ask for was in effect already."""
+    """Requests left out since the round before, because their target was in effect already."""
 
 
 class Rounds:
     """Cuts a list or an iterator of requests (or EasyEdit's dicts) into rounds.
 
     Args:
-        order: ``given``; ``shuffled`` by the seed (an iterator in windows of 8 rounds' worth); or
+        order: ``given``; ``shuffled`` by the seed (an iterator in windows of 8 rounds); or
             ``grouped``: as given, but a request whose subject is in the round already waits for
-            the next one, with at most 8 rounds' worth waiting.
+            the next round; the requests of at most 8 rounds wait.
 
     Raises:
         RequestError: an argument is out of range, or a request cannot be read.
@@ -78,7 +79,7 @@ class Rounds:
     def _cut(self) -> Iterator[list[EditRequest]]:
         taken: dict[tuple[str, str], EditRequest] = {}
         for request in self._fresh():
-            if request.fact in taken:  # it supersedes one of this round: the round ends here
+            if request.fact in taken:  # it supersedes one of this round, so the round ends here
                 yield list(taken.values())
                 taken = {}
             taken[request.fact] = request
@@ -89,7 +90,7 @@ class Rounds:
             yield list(taken.values())
 
     def _grouped(self) -> Iterator[list[EditRequest]]:
-        """A waiting request is never overtaken by a later one of its subject."""
+        """Rounds of different subjects; a waiting request goes before later ones of its subject."""
         stream, waiting = self._fresh(), deque[EditRequest]()
         while True:
             taken: dict[str, EditRequest] = {}
@@ -115,7 +116,7 @@ class Rounds:
             yield list(taken.values())
 
     def _fresh(self) -> Iterator[EditRequest]:
-        """Requests in order, without repeats of what is in effect."""
+        """Requests in order, without repeats."""
         if isinstance(self._stream, Sequence):
             yield from self._fresh_of_list()
             return
@@ -169,10 +170,9 @@ class Rounds:
 
 
 def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
-    """The request, which also asks what another request for the same edit asks.
+    """The request with the probes of another request for the same edit.
 
-    The other's probes get kinds of their own, so that a bound on the probes of each kind leaves
-    none of them out.
+    They get kinds of their own, so that a bound on the probes of each kind does not leave them out.
     """
 
     def both(own: Probes, others: Probes) -> Probes:

@@ -1,4 +1,4 @@
-"""Token overfitting: the same facts, each edited alone, in two ways, and watched token by token."""
+"""Token overfitting: the same single edits by two methods, observed token by token."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from nse_plugin.session.session import EditSession
 from nse_plugin.table import NOTHING
 
 _LOADING = ("model_name", "device", "dtype", "fp16", "model_parallel")
-"""Settings that decide what model is loaded; both sides share it."""
+"""Settings that decide which model is loaded; both sides share it."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two methods compared, and its result for each request."""
+    """One of the two methods, and its result for each request."""
 
     name: str
     edits: Sequence[Watched]
 
     def course(self) -> dict[str, list[float]]:
-        """Over the requests and their target tokens, step by step."""
+        """Means over the requests and their target tokens, step by step."""
         return mean_course([edit.course for edit in self.edits])
 
     def means(self) -> dict[str, float | None]:
-        """Over the requests: steps; at the stop losses and their spread; change."""
+        """Means over the requests: steps, losses at the stop and their spread, change."""
         spreads = [edit.spread for edit in self.edits if edit.spread is not None]
         return {
             "steps": _mean([edit.steps for edit in self.edits]),
@@ -46,7 +46,7 @@ class Side:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The means at the stop, and those of each step, as JSON types."""
+        """The means at the stop and at each step, as JSON types."""
         about = {"method": self.name, "edits": len(self.edits)}
         return {**about, **self.means(), "course": self.course()}
 
@@ -73,20 +73,20 @@ def overfit(
     schema: str | None = None,
     on_bad_record: OnBad = "stop",
 ) -> Overfitting:
-    """Edit each request alone, in two ways, and watch how the tokens of its target are learnt.
+    """Edit each request alone by two methods, and observe how the tokens of its target are learnt.
 
     Args:
         hparams: name or path of a method's YAML.
-        against: of another.  Without it, OVERTONE's base where hparams are OVERTONE's, and
-            OVERTONE around them where they are not.
+        against: name or path of another one.  By default OVERTONE around the method, or the base
+            method if ``hparams`` are OVERTONE's.
         data: a benchmark's file, ``atlas:10`` or ``earth:10``.
         limit: read at most this number of records.
-        model: another model than that of the hparams.
+        model: the model, instead of that of the hparams.
         schema, on_bad_record: as in :func:`nse_plugin.data.streams.read_data`.
 
     Raises:
-        HparamsError: a method is unknown, or trains no loss over target tokens, or the two need
-            models that are loaded in different ways.
+        HparamsError: a method is unknown, trains no loss over target tokens, or the two methods
+            load the model in different ways.
         DataError: the data cannot be read.
     """
     first = _ours(read_hparams(hparams, model_name=model))
@@ -121,7 +121,8 @@ def name_of(hparams: Hparams) -> str:
 
 
 def differing_settings(first: Hparams, second: Hparams) -> dict[str, tuple[str, str]]:
-    """Settings that the two do not share, as text by key; OVERTONE's base's count as its own."""
+    """Settings in which the two differ, as text by key; those of OVERTONE's base count as its
+    own."""
     flat = []
     for hparams in (first, second):
         values = hparams.to_dict()

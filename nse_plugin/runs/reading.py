@@ -41,7 +41,7 @@ class RunFiles:
     """The files of a run directory, for reading.
 
     Raises:
-        DataError: it is no run directory, is of another schema, or a file is damaged.
+        DataError: it is not a run directory, is of another schema, or a file is damaged.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -78,7 +78,7 @@ class RunFiles:
         Raises:
             DataError: a line is damaged, or lines are lost.
         """
-        present = set(self.folder.glob("round-*.safetensors"))  # before the lines: a run may go on
+        present = set(self.folder.glob("round-*.safetensors"))  # read first: a run may be at work
         lines = tuple(read_lines(self.folder))
         logs: tuple[Iterable[Any], ...] = (lines, consolidations(self.folder))
         numbers = [line["file"] for log in logs for line in log if line["file"] is not None]
@@ -90,30 +90,28 @@ class RunFiles:
         return read_final(self.folder)
 
     def measured(self) -> int:
-        """After how many rounds all edits so far were last measured; 0 if they never were."""
-        final = self.final()
-        points = [line["measurement"] for line in self.lines]
-        points.append(final["measurement"] if final else None)
-        return next((point["tested"] for point in reversed(points) if point), 0)
+        """The number of rounds before the last measurement of all edits; 0 if there was none."""
+        points = measurements(self.lines, self.final())
+        return points[-1]["tested"] if points else 0
 
     def undone_since(self, tested: int) -> list[int]:
-        """The rounds that a measurement had in the model and that were undone after it.
+        """The rounds that were in effect in a measurement and undone after it.
 
         Args:
-            tested: after how many rounds it was made.
+            tested: the number of rounds before the measurement.
         """
-        # the measured model had no round that was made later, so undoing that one restores it
+        # undoing a round that was written after the measurement restores the measured model
         later = {line["file"] for line in self.lines if line["round"] > tested}
         later |= {line["file"] for line in consolidations(self.folder) if line["after"] >= tested}
         return [
             entry["number"]
             for entry in undone_rounds(self.folder)
-            # where an early version did not note the order, the measurement may be older
+            # entries of early versions have no order; they may be younger than the measurement
             if entry.get("after", tested) >= tested and entry["number"] not in later
         ]
 
     def consolidated(self) -> Consolidation | None:
-        """The last consolidation that is in effect; earlier ones are inside it."""
+        """The last consolidation that is in effect; it includes the earlier ones."""
         undone = {entry.number for entry in load_undone(self.folder)}
         active = [line for line in consolidations(self.folder) if line["file"] not in undone]
         return active[-1] if active else None
@@ -146,7 +144,7 @@ class RunFiles:
     def ledger(self) -> Ledger:
         """The active rounds, and which were undone; empty for a method of the host.
 
-        Each round's file is compared with its checksum whenever the round is read.
+        Whenever a round is read, its file is compared with its checksum.
 
         Raises:
             DataError: the file of an active round is missing, or its header is damaged.
@@ -178,35 +176,40 @@ class RunResult:
     status: RunStatus
     run_dir: Path
     final: Final
-    """What was measured at the end."""
+    """The content of ``final.json``."""
 
     def lines(self) -> JsonLines[RoundLine]:
-        """What was measured of each round, in order."""
+        """The finished rounds, in order."""
         return read_lines(self.run_dir)
 
     def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
-        """By round tested: the score by round edited."""
+        """See :func:`retention_matrix`."""
         return retention_matrix(self.lines(), self.final, score)
 
 
 def retention_matrix(
-    lines: Any, final: Final | None, score: str = "efficacy"
+    lines: Iterable[RoundLine], final: Final | None, score: str = "efficacy"
 ) -> dict[int, dict[int, float | None]]:
-    """By round tested: the score by round edited, of all measurements of a run."""
-    points: list[Measurement | None] = [line["measurement"] for line in lines]
-    points.append(final["measurement"] if final else None)
+    """The score by round edited, by round tested, of all measurements of a run."""
     return {
         point["tested"]: {row["edited"]: row[score] for row in point["retention"]}
-        for point in points
-        if point and point.get("retention")
+        for point in measurements(lines, final)
+        if point.get("retention")
     }
 
 
+def measurements(lines: Iterable[RoundLine], final: Final | None) -> list[Measurement]:
+    """All measurements of a run, in order."""
+    points = [line["measurement"] for line in lines]
+    points.append(final["measurement"] if final else None)
+    return [point for point in points if point]
+
+
 def read_manifest(folder: Path) -> Manifest | None:
-    """What run a directory holds, or None if there is no manifest.
+    """The manifest of a run directory, or None if there is none.
 
     Raises:
-        DataError: it is damaged, of another schema, or something else made it.
+        DataError: it is damaged, of another schema, or was made by something else.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -249,8 +252,8 @@ def load_undone(folder: Path) -> list[Undone]:
 def undone_rounds(folder: Path) -> list[UndoneRound]:
     """The entries of ``undone.json`` that count.
 
-    An entry is of one file: where a later run in the same folder wrote another round of that
-    number, it is passed over.
+    An entry belongs to one file.  It is skipped if a later run in the same folder wrote another
+    round of that number.
 
     Raises:
         DataError: ``undone.json`` is damaged or of another version.
@@ -267,16 +270,16 @@ def undone_rounds(folder: Path) -> list[UndoneRound]:
     check(found, UndoneRounds, str(path), way_out)
     for number, entry in enumerate(found["undone"], start=1):
         check(entry, UndoneRound, f"{path}: entry {number}", way_out)
-    entries: list[UndoneRound] = found["undone"]
-    return [entry for entry in entries if _counts(round_path(folder, entry["number"]), entry)]
-
-
-def _counts(file: Path, entry: UndoneRound) -> bool:
-    return not file.exists() or checksum(file) == entry["sha256"]
+    return [
+        entry
+        for entry in found["undone"]
+        if not (file := round_path(folder, entry["number"])).exists()
+        or checksum(file) == entry["sha256"]
+    ]
 
 
 def without_line(present: set[Path], named: Iterable[Path]) -> list[Path]:
-    """The round files of a folder that no line names; a process that was killed leaves one at most.
+    """The round files of a folder that no line names.  A killed process leaves at most one.
 
     Raises:
         DataError: there are more, so a log has lost lines.
@@ -293,8 +296,8 @@ def without_line(present: set[Path], named: Iterable[Path]) -> list[Path]:
 def consolidations(folder: Path, writable: bool = False) -> JsonLines[Consolidation]:
     """The consolidations of a run, in order; none if there is no file.
 
-    Their round files are numbered with those of the other rounds, and one counts once its line here
-    is whole.
+    Their files are numbered together with those of the other rounds.  A consolidation counts once
+    its line is whole.
     """
     way_out = "restore the file from a copy, or remove the file to leave its rounds out"
     return checked_lines(folder / CONSOLIDATIONS, Consolidation, way_out, writable=writable)

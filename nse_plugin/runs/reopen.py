@@ -19,13 +19,13 @@ from nse_plugin.statistics.files import model_fingerprint, same_model
 def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
     """The model of a run directory with the run's rounds in it, and its session.
 
-    Keep the model: a session does not.
+    Keep a reference to the model, because the session holds none.
 
     Args:
-        device: instead of the one that the run used.
+        device: instead of the device of the run.
 
     Raises:
-        DataError: it is no run directory, is of a host's method, or a file is damaged.
+        DataError: it is not a run directory, is of a host's method, or a file is damaged.
         ModelError: the model cannot be loaded.
     """
     files = RunFiles(run)
@@ -45,10 +45,10 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
 
 
 def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
-    """A session of a model that was loaded for a run, with the run's rounds in it.
+    """A session of the model of a run, with the run's rounds in it.
 
     Raises:
-        DataError: it is not the run's model, or a file of the run is damaged.
+        DataError: it is not the model of the run, or a file of the run is damaged.
     """
     ledger = files.ledger()
     in_chat = "chat" in files.manifest["run"]
@@ -66,20 +66,20 @@ def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
 
 
 def chat_tokenizer(tokenizer: Any, *folders: Path) -> ChatTokenizer:
-    """The tokenizer for prompts in chat, with the texts of the first of these runs that there is.
+    """The tokenizer for prompts in chat, with the texts of the first of these runs that exists.
 
-    The template is asked only for a new run: it may write the date, and the keys, values and
-    answers of a run are those of the texts that it began with.
+    Only a new run takes its texts from the template.  A template may write the date, and the keys,
+    values and answers of a run belong to the texts that it began with.
 
     Raises:
-        DataError: the run's manifest is damaged.
+        DataError: a manifest is damaged.
         ModelError: the run is new, and the template cannot be used.
     """
     for folder in folders:
         kept = read_manifest(folder)
         if kept is None:
             continue
-        texts = kept["run"].get("chat")  # None in a run in plain text, which nobody resumes in chat
+        texts = kept["run"].get("chat")  # None: a run in plain text, which is not resumed in chat
         if texts is not None and (
             len(texts) not in (2, 3) or not all(isinstance(text, str) for text in texts)
         ):

@@ -1,4 +1,4 @@
-"""The scheduler: writes rounds of edits, measures and stores each, and undoes one if it must."""
+"""The scheduler: writes rounds of edits, measures and stores them, and applies the stop rules."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ class SequentialScheduler:
 
     Args:
         editor_or_session: an :class:`EditSession` (give ``hparams`` too), or an editor of either
-            host, whose ``apply_algo`` is used if the method is not ours.  Its model is to be
-            untouched.
-        requests: a list, or an iterator that need not be known in advance.  To resume, give the
-            same stream from its beginning.
-        run_dir: where the run is kept; one that holds the same run is resumed.
+            host, whose ``apply_algo`` is used if the method is not ours.  Its model has to be the
+            untouched one.
+        requests: a list, or an iterator whose requests need not be known in advance.  To resume,
+            give the same stream from its beginning.
+        run_dir: folder of the run; if it holds the same run, that is resumed.
         held_out: texts for the perplexity.
-        listeners: called at everything that happens.
-        frozen: what the untouched model answers to rounds, by the digests of their requests, where
-            another run has asked it already.
+        listeners: called at each event.
+        frozen: the untouched model's answers to rounds that another run has asked already, by the
+            digests of their requests.
 
     Raises:
         NSEPluginError: an argument is wrong; nothing was changed.
@@ -84,8 +84,8 @@ class SequentialScheduler:
         self._round_size, self._order, self._seed = round_size, order, seed
         self._held_out, self._listeners = held_out, listeners
         self._frozen_elsewhere = frozen or {}
-        self._state: MeasuredModel | None = None  # as the last round left it, once one is measured
-        self._frozen_in: dict[int, float] = {}  # seconds by round, where it was ahead of its round
+        self._state: MeasuredModel | None = None  # after the last round, if it was measured
+        self._frozen_in: dict[int, float] = {}  # by round: seconds to ask the untouched model
         self.rules.refuse_unmeasured(self.protocol, bool(held_out))
 
     def run(self) -> RunResult:
@@ -102,7 +102,7 @@ class SequentialScheduler:
             new, base = read_manifest(self.run_dir) is None, self._begin(plan)
             try:
                 return self._rounds(plan, stream, base)
-            except Exception:  # no interrupt, after which the same command resumes
+            except Exception:  # an interrupt keeps the folder, as the same command resumes
                 if new and not len(self._log) and not any(self.run_dir.glob("round-*")):
                     self._folder.discard()
                 raise
@@ -112,7 +112,7 @@ class SequentialScheduler:
     def _rounds(
         self, plan: list[PlannedRound] | None, stream: Iterator[PlannedRound], base: Measurement
     ) -> RunResult:
-        """Resume the run, and write the rounds that are left."""
+        """Resume the run, and write the remaining rounds."""
         self._resume(stream)
         self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
         for known in plan or []:
@@ -126,7 +126,8 @@ class SequentialScheduler:
         return self._finish(last)
 
     def _begin(self, plan: list[PlannedRound] | None) -> Measurement:
-        """Claim the directory for this run, or see that it is this run's; returns the base."""
+        """Begin the run, or check that the directory holds it; returns the untouched model's
+        measurement."""
         self._log, frozen = self._folder.rounds(), self._folder.frozen()
         self._frozen = FrozenAnswers(frozen)
         requests = None if plan is None else [r for planned in plan for r in planned.requests]
@@ -154,7 +155,7 @@ class SequentialScheduler:
         return base
 
     def _resume(self, stream: Iterator[PlannedRound]) -> None:
-        """Put the rounds on disk back into model and history."""
+        """Load the rounds on disk into model and history."""
         files = self._folder.round_files(self._log)
         self._changed = False
         for line in self._log:
@@ -177,7 +178,7 @@ class SequentialScheduler:
         self._n_files = len(files)
 
     def _freeze(self, planned: PlannedRound, phase: str | None = None) -> None:
-        """See that the untouched model's answers to a round's probes are on disk."""
+        """Store the untouched model's answers to a round's probes, unless they are on disk."""
         if self._frozen.holds(planned.number, planned.requests):
             return
         if planned.number <= len(self._frozen):
@@ -186,7 +187,7 @@ class SequentialScheduler:
                     f"{self.run_dir}/frozen.jsonl: round {planned.number} is of other requests; "
                     "restore the file, or give another folder"
                 )
-            # frozen, not edited when the run was cut off, and the stream continues differently
+            # asked, but not edited when the run was interrupted; the stream now continues otherwise
             self._frozen.keep(planned.number - 1)
         if phase is not None:
             self._tell("phase", name=phase)
@@ -200,23 +201,26 @@ class SequentialScheduler:
         self._frozen.append(planned.number, planned.requests, answered)
         self._frozen_in[planned.number] = time.perf_counter() - start
 
+    def _edit(
+        self, planned: PlannedRound, clock: dict[str, float]
+    ) -> tuple[Written | None, str | None]:
+        """Write a round; returns it, and a description of what is not finite afterwards."""
+        with self._phase("edit", clock):
+            try:
+                return self.backend.edit(planned.requests, planned.number), self.backend.problem()
+            except NotFiniteError as error:
+                if not self.rules.non_finite:
+                    raise
+                return None, str(error)  # the session has restored the model
+
     def _one_round(self, planned: PlannedRound, base: Measurement) -> RoundLine:
         check_disk(self.run_dir, 2 * self._per_round)
         clock: dict[str, float] = {}
         number, requests = planned.number, planned.requests
         self._freeze(planned, "freeze")
         clock["freeze"] = self._frozen_in.pop(number, 0.0)
-        superseded = 0
-        written: Written | None = None
-        scores = measurement = problem = None
-        with self._phase("edit", clock):
-            try:
-                written = self.backend.edit(requests, number)
-                problem = self.backend.problem()
-            except NotFiniteError as error:
-                if not self.rules.non_finite:
-                    raise
-                problem = str(error)  # the session has put everything back
+        written, problem = self._edit(planned, clock)
+        superseded, scores, measurement = 0, None, None
         stop = self.rules.check(None, base, problem, written.change if written else None)
         if written is not None:
             if written.left_out:
@@ -290,14 +294,14 @@ class SequentialScheduler:
         self._tell("end", **final)
         return RunResult(status, self.run_dir, final)
 
-    # --- what they need ---------------------------------------------------------------------------
+    # --- helpers ----------------------------------------------------------------------------------
 
     def _as_measured(self, number: int) -> MeasuredModel:
-        """The model after the last round, with the answers that the round's own scores needed."""
+        """The model after the last round, with the answers from which its own scores are made."""
         if self._state is not None:
             return self._state
         measured = self._measured(untouched=not self._changed)
-        # in the same batches as in a run without interruption, so that all bits are the same
+        # in the same batches as in an uninterrupted run, so that the results agree to the bit
         measured.answers(self.history.edits(self.history.of_round(number)), self.protocol)
         return measured
 

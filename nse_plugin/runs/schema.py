@@ -16,7 +16,7 @@ from nse_plugin.evaluation.settings import Measurement
 SCHEMA = 5
 MADE_BY = "nse run"
 BY_HAND = "by hand"
-"""The order of a run that is no stream, which ``nse run`` therefore does not resume."""
+"""The order of a folder of edits, which is no stream and which ``nse run`` does not resume."""
 MANIFEST = "manifest.json"
 ROUNDS = "rounds.jsonl"
 FROZEN = "frozen.jsonl"
@@ -25,7 +25,7 @@ UNDONE = "undone.json"
 CONSOLIDATIONS = "consolidations.jsonl"
 LOCK = "lock"
 IF_DAMAGED = "restore the file from a copy, or give another folder"
-"""What messages say to do about a damaged file."""
+"""The way out in messages about a damaged file."""
 
 RunStatus = Literal["complete", "collapsed", "stopped", "nothing_written"]
 """How a run ended: ``collapsed``: a stop rule undid the last round; ``stopped``: it was kept;
@@ -33,7 +33,7 @@ RunStatus = Literal["complete", "collapsed", "stopped", "nothing_written"]
 
 
 class ModelIdentity(TypedDict):
-    """Which model a run is of."""
+    """The model of a run."""
 
     fingerprint: Any
     """Fingerprint of the parts of the decoder."""
@@ -41,18 +41,18 @@ class ModelIdentity(TypedDict):
     """SHA-256 over fingerprints of all matrices."""
     dtype: str
     device: str
-    """cpu or cuda: they give different bits."""
+    """cpu or cuda; their results differ in the last bits."""
 
 
 class Texts(TypedDict):
-    """Which texts, or requests, a run was given."""
+    """The texts or requests that a run was given."""
 
     count: int
     sha256: str
 
 
 class Versions(TypedDict):
-    """What may change the bits of a result."""
+    """Versions that may change the last bits of a result."""
 
     version: str
     """Version of this package."""
@@ -86,7 +86,7 @@ class Identity(Versions, Format):
 
 
 class Manifest(TypedDict):
-    """``manifest.json``: what run it is; written once, at the start."""
+    """``manifest.json``: the identity of the run; written once, at the start."""
 
     made_by: str
     schema: int
@@ -94,7 +94,7 @@ class Manifest(TypedDict):
     contexts: list[str]
     """The texts before which keys and values are computed."""
     base: Measurement
-    """What was measured of the untouched model."""
+    """The measurement of the untouched model."""
     budget: dict[str, int]
     """Bounds in bytes."""
 
@@ -120,7 +120,7 @@ class RoundLine(TypedDict):
     case_ids: list[Any]
     edits: int
     repeats: int
-    """Requests left out before the round, since what they ask for was in effect already."""
+    """Requests left out before the round, because their target was in effect already."""
     superseded: int
     """Earlier edits that the round's edits replace."""
     scores: dict[str, Any] | None
@@ -130,9 +130,9 @@ class RoundLine(TypedDict):
     edit: dict[str, Any] | None
     """Summary of the ledger record."""
     changed: bool
-    """Whether the round left the model different; false if it was undone."""
+    """Whether the round changed the model; false if it was undone."""
     left_out: list[Any]
-    """Case ids of the requests that were out of bounds, which the last pass did not write."""
+    """Case ids of the requests that were out of bounds in the last pass and not written by it."""
     stop: Stop | None
     sha256: str | None
     """SHA-256 of the round's file."""
@@ -140,7 +140,7 @@ class RoundLine(TypedDict):
 
 
 class AskedProbe(TypedDict):
-    """What the untouched model answered to one probe."""
+    """The untouched model's answer to one probe."""
 
     prompt: str
     exact: bool
@@ -150,7 +150,7 @@ class AskedProbe(TypedDict):
 
 
 class AskedLocality(AskedProbe):
-    """The same of a locality probe."""
+    """The untouched model's answer to a locality probe."""
 
     predicted: list[Any]
     """Token ids."""
@@ -189,9 +189,9 @@ class Consolidation(TypedDict):
     edits: int
     """Edits in effect, which it solved."""
     answered_before: int
-    """How many of them the model gave before it."""
+    """How many of them were in effect before it."""
     answered: int
-    """How many it gave afterwards."""
+    """How many were in effect afterwards."""
     edit: dict[str, Any]
     """Summary of the ledger record."""
     time: str
@@ -207,7 +207,7 @@ class UndoneAfter(TypedDict, total=False):
 
 
 class UndoneRound(UndoneAfter):
-    """A round that ``nse undo`` took back."""
+    """A round that was undone."""
 
     number: int
     time: str
@@ -227,11 +227,8 @@ _hints = functools.cache(get_type_hints)
 
 
 def check(found: Any, kind: Any, what: str, way_out: str) -> None:
-    """See that an object read from a file has the fields of a type of this module.
-
-    Raises:
-        DataError: a field is missing or of another type; the message begins with ``what``.
-    """
+    """Raise :class:`DataError` if an object read from a file lacks a field of a type of this module
+    or has one of another type; the message begins with ``what``."""
     if not isinstance(found, dict):
         raise DataError(f"{what} is damaged: it is {repr(found)[:60]}, not an object; {way_out}")
     for name, hint in _hints(kind).items():

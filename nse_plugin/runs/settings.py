@@ -1,4 +1,4 @@
-"""Everything that a run is made of, from options or from a YAML file."""
+"""The settings of a run, from options or from a YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nse_plugin.runs.stopping import StopRules
 
 @dataclass
 class CommonSettings(Settings):
-    """What a run and a comparison of runs are made of alike."""
+    """The settings that a run and a comparison have in common."""
 
     data: str = ""
     """A benchmark's JSON file, ``atlas:N`` for N edits of the embedded world, or ``earth:N`` for N
@@ -46,7 +46,7 @@ class CommonSettings(Settings):
 
 @dataclass
 class RunSettings(CommonSettings):
-    """Everything that a run is made of."""
+    """The settings of a run."""
 
     hparams: str = ""
     """Name or path of a method's YAML."""
@@ -70,7 +70,7 @@ class RunSettings(CommonSettings):
     """Log to this project of Weights & Biases."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if the method or the data is missing, or the method is given twice."""
+        """Errors: the method or the data is missing, or the method is given twice."""
         if not self.data:
             yield "data is missing; give --data, or data: in the YAML"
         if self.hparams and self.method:
@@ -113,7 +113,7 @@ class DemoSettings(Settings):
         return (100, 10) if self.embedded else (30, 3)
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if a round would be empty."""
+        """An error if a round would be empty."""
         edits = self.edits or self._usual[0]
         if self.rounds > edits:
             yield f"rounds is {self.rounds}; give 1 to {edits}, the number of edits"

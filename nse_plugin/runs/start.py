@@ -1,4 +1,4 @@
-"""A run of sequential rounds, made from its settings."""
+"""Start or resume a run from its settings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
-from nse_plugin.runs.settings import RunSettings
+from nse_plugin.runs.settings import CommonSettings, RunSettings
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
 
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
-    """Do the run, or resume it.
+    """Start the run, or resume it.
 
     Args:
-        show: takes the lines meant for people.
+        show: prints a line for people.
     """
     with progress(show) as told:
         return make_scheduler(settings, [told]).run()
@@ -45,21 +45,14 @@ def run(settings: RunSettings, show: Callable[[str], None]) -> RunResult:
 def make_scheduler(
     settings: RunSettings, listeners: Sequence[Listener] = ()
 ) -> SequentialScheduler:
-    """Load model and data, and build the scheduler; listeners are called for the loading too."""
+    """Load model and data, and build the scheduler; listeners also hear of the loading."""
     hparams = read_hparams(
         settings.hparams or values_for(settings.method, str(settings.model)),
         model_name=settings.model,
         device=settings.device,
         stats_dir=settings.stats_dir,
     )
-    requests = read_data(
-        settings.data,
-        None if settings.known else settings.limit,
-        settings.seed,
-        schema=settings.schema,
-        on_bad=settings.on_bad_record,
-        choose=settings.known,
-    )
+    requests = read_requests(settings, settings.seed)
     out = Path(settings.out)
     RunDirectory(out).check()  # before the model is loaded
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
@@ -101,6 +94,22 @@ def make_scheduler(
     )
 
 
+def read_requests(settings: CommonSettings, seed: int) -> list[EditRequest]:
+    """The requests of a seed; with ``known``, those among which the known ones are to be found.
+
+    Raises:
+        DataError: the data cannot be read.
+    """
+    return read_data(
+        settings.data,
+        None if settings.known else settings.limit,
+        seed,
+        schema=settings.schema,
+        on_bad=settings.on_bad_record,
+        choose=settings.known,
+    )
+
+
 def _known_only(
     settings: RunSettings,
     requests: Sequence[EditRequest],
@@ -108,14 +117,14 @@ def _known_only(
     tokenizer: Any,
     told: Sequence[Listener],
 ) -> list[EditRequest]:
-    """The requests whose true answer the model gives; listeners get their number as a note."""
+    """The requests whose true answer the model produces; a note says how many they are."""
     for listener in told:
         listener("phase", {"name": "asking what the model knows"})
     known = keep_known(model, tokenizer, requests, limit=settings.limit)
     text = str(known)
     name, _, count = settings.data.partition(":")
     wanted = min(int(count), settings.limit or int(count)) if name == "earth" and count else 0
-    if len(known.requests) < wanted:  # earth:N draws N facts before the model is asked
+    if len(known.requests) < wanted:  # earth:N draws N facts first, and then asks the model
         text += f"; for {wanted} known facts use --data earth --known --limit {wanted}"
     for listener in told:
         listener("note", {"text": text})
@@ -125,14 +134,14 @@ def _known_only(
 
 
 def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
-    """Hyperparameters of the method that the YAML names.
+    """The hyperparameters of the method that a YAML names.
 
-    Where EasyEdit is the host and has a method of that name they are EasyEdit's own, as in its
-    editor; ``alg_name: NAME-plugin`` asks for ours.
+    If EasyEdit is the host and has a method of that name, they are EasyEdit's, as in its editor;
+    ``alg_name: NAME-plugin`` selects ours.
 
     Args:
         given: name or path of the YAML, or its keys.
-        **changes: hyperparameters to replace; None leaves them as they are.
+        **changes: hyperparameters to replace; None keeps them.
     """
     values = dict(given) if isinstance(given, dict) else read_method_yaml(given)
     name = values["alg_name"] if isinstance(given, dict) else given
@@ -150,7 +159,7 @@ def read_hparams(given: str | dict[str, Any], **changes: Any) -> Any:
 
 
 def warn_of_other_model(name: str, tuned_for: Any, given: str | None) -> None:
-    """Say if settings are used on another model than the one their file names."""
+    """Warn if settings are used with another model than their YAML names."""
     if given is not None and isinstance(tuned_for, str) and _plain(given) != _plain(tuned_for):
         log.warning(
             "%s is tuned for the model %r and used on %r: layers, learning rates, bounds of "

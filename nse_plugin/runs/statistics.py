@@ -1,4 +1,4 @@
-"""The covariance statistics that a method's hyperparameters ask for, without a run."""
+"""Compute the covariance statistics of a method's hyperparameters, without a run."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def make_statistics(
     recompute: bool = False,
     **changes: Any,
 ) -> Iterator[tuple[int, SecondMoment, Path | None]]:
-    """Read or compute the second moments of all layers of some hyperparameters.
+    """Read or compute the second moments of all edited layers.
 
     Args:
-        name: a YAML's name or path.
-        show: takes the lines meant for people.
+        name: name or path of a YAML.
+        show: prints a line for people.
         npz: also write EasyEdit's files.
-        recompute: leave files that are there unread.
-        **changes: hyperparameters to replace; None leaves them as they are.
+        recompute: compute them even if they are on disk.
+        **changes: hyperparameters to replace; None keeps them.
 
     Yields:
-        Layer, its statistics, and EasyEdit's file where one was written.
+        A layer, its statistics, and EasyEdit's file if one was written.
 
     Raises:
         HparamsError: a changed value is out of range.

@@ -28,7 +28,7 @@ class StopRules(Settings):
     max_perplexity_ratio: float | None = bounded(None, above=0)
     """Highest perplexity as a multiple of the unedited model's."""
     min_retention: float | None = bounded(None, low=0, high=1)
-    """Lowest share of all edits so far (exact answers) that the model still gives, 0 to 1."""
+    """Lowest efficacy of all edits so far, 0 to 1."""
     until_collapse: float | None = bounded(None, above=0, high=1)
     """End the run when efficacy over all edits so far, or locality, falls below this share of its
     first measurement, e.g. 0.8."""
@@ -51,11 +51,11 @@ class StopRules(Settings):
         """The rule that a round broke, or None.
 
         Args:
-            measurement: what the protocol measured after this round, if it did.
-            base: what it measured of the untouched model.
-            problem: what was not finite, if anything.
+            measurement: the measurement after this round, if one was due.
+            base: the measurement of the untouched model.
+            problem: a description of what is not finite, if anything.
             change: the largest relative change of a layer, if the method writes weights.
-            first: what it measured first after a round of this run, if it did before this one.
+            first: the first measurement of the run, if there was one before this round.
         """
         if self.non_finite and problem:
             return self._broken("non_finite", problem, None)
@@ -68,7 +68,7 @@ class StopRules(Settings):
         if self.max_perplexity_ratio is not None and before is not None:
             bounds["max_perplexity_ratio"] = self.max_perplexity_ratio * before
         for rule, bound in bounds.items() if "perplexity" in measurement else ():
-            # None: too large for a number, so past every bound
+            # None: not a finite number, so above every bound
             if bound is not None and (perplexity is None or not perplexity <= bound):
                 return self._broken(rule, perplexity, bound)
         now, at_first = measurement.get("all") or {}, (first or {}).get("all") or {}
@@ -87,21 +87,18 @@ class StopRules(Settings):
         return {"rule": rule, "value": value, "bound": bound, "action": self.on_collapse}
 
     def refuse_unmeasured(self, protocol: Protocol, held_out: bool) -> None:
-        """See that a run measures what the rules bound.
+        """Raise :class:`HparamsError` if a rule bounds a score that the run does not measure.
 
         Args:
             held_out: whether there is text for the perplexity.
-
-        Raises:
-            HparamsError: it does not.
         """
         until = self.until_collapse is not None
-        bounded_ones = {
+        scores = {
             "perplexity": (self.max_perplexity or self.max_perplexity_ratio, protocol.perplexity),
             "retention": (self.min_retention is not None or until, protocol.retention),
             "locality": (until, protocol.locality),
         }
-        for name, (is_bounded, size) in bounded_ones.items():
+        for name, (is_bounded, size) in scores.items():
             measured = size and protocol.every and (held_out or name != "perplexity")
             if is_bounded and not measured:
                 raise HparamsError(

@@ -14,17 +14,17 @@ from nse_plugin.session.records import active_rounds, later_trained
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
-    """Mark a round of a run undone; returns the numbers of the active ones.
+    """Mark a round of a run as undone; returns the numbers of the active rounds.
 
-    Its file is kept.  The run's ledger leaves it out from then on, and with it everything that is
-    built from the ledger: weights, previous keys, tables.
+    Its file is kept, but the ledger leaves it out, and so does all that is made from the ledger:
+    weights, previous keys, tables.
 
     Raises:
-        DataError: ``run`` is no run directory or is in use, a file is damaged, or the round is
+        DataError: ``run`` is not a run directory or is in use, a file is damaged, or the round is
             not active or cannot be undone alone.
     """
-    RunFiles(run)  # refuses what is no run
-    with RunDirectory(run, resumes=False):  # no round is written meanwhile
+    RunFiles(run)  # an error if it is not a run
+    with RunDirectory(run, resumes=False):
         path = round_path(run, number)
         method = host_method(path) if path.exists() else None
         if method is not None:
@@ -65,7 +65,7 @@ def undone_text(run: Path, active: list[int]) -> str:
 
 
 def _add_undone(folder: Path, number: int, reason: str) -> None:
-    """Note that a round was undone."""
+    """Add a round to ``undone.json``."""
     sha256 = checksum(round_path(folder, number))
     entry = UndoneRound(
         number=number, time=now(), reason=reason, sha256=sha256, after=len(read_lines(folder))

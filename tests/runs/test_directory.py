@@ -17,10 +17,8 @@ from nse_plugin.runs import budget
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.stopping import StopRules
 from tests.runs.runs import (
-    comparable,
     hparams,
     interrupt,
-    protocol,
     requests,
     same_run,
     scheduler,
@@ -366,8 +364,3 @@ def test_bounds_hold(whole):
     everything = sum(p.stat().st_size for p in whole[0].iterdir() if p.name != "manifest.json")
     assert everything <= bounds["disk"] * 2
     assert bounds["rounds"] == len(sizes)
-
-
-def test_comparable_leaves_times_out():
-    assert comparable({"a": [{"seconds": 1, "b": 2}], "sha256": "x"}) == {"a": [{"b": 2}]}
-    assert protocol() == protocol()
