@@ -1,4 +1,4 @@
-"""One cell of a comparison: a run of the scheduler, and its result read from the run's files."""
+"""One cell of a comparison: a run of the scheduler, and its result from the run's files."""
 
 from __future__ import annotations
 
@@ -43,22 +43,20 @@ from nse_plugin.session.session import EditSession
 log = logging.getLogger(__name__)
 
 Results = Generator[tuple[Cell, CellResult], None, None]
-"""Each cell with its result, in the order they come.  Closing it ends the workers."""
+"""Each finished cell with its result.  Closing the generator ends the workers."""
 RETRIES = 1
-"""How often a cell whose worker died is resumed after its last complete round."""
+"""How often a cell is resumed whose worker died."""
 
 _RETAINED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
 _METHOD_ERRORS = (
     NSEPluginError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
     MemoryError, NameError, OSError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
-"""Errors that a method may raise, EasyEdit's methods included; the other cells still run."""
+"""Errors of a method, ours or EasyEdit's, after which the other cells still run."""
 
 
 def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResult:
-    """Run a cell, or resume it; an error becomes the cell's result.
-
-    An interrupt is raised again; finished rounds stay on disk.
+    """Run a cell, or resume it; an error of the method becomes the cell's result.
 
     Args:
         pool: provides the untouched model.
@@ -68,7 +66,7 @@ def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResu
         with _quiet_surroundings(cell):
             return _run(cell, pool, own_process)
     except _METHOD_ERRORS as error:
-        known = isinstance(error, NSEPluginError)  # its message, which is shown, says all there is
+        known = isinstance(error, NSEPluginError)  # its message is enough
         log.warning("%s failed", cell, exc_info=None if known else error)
         return failed(cell, f"{type(error).__name__}: {error}")
 
@@ -92,7 +90,7 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
     made = recipe(cell)
     with pool.lend(made.hparams) as (model, tokenizer), _own_folder(made):
         meter = MemoryMeter(own_process)
-        if settings.chat:  # new cells have the texts of those whose frozen answers they use
+        if settings.chat:  # a new cell takes the texts of the cells whose frozen answers it uses
             begun = sorted(cell.untouched_runs.glob("*"))
             tokenizer = chat_tokenizer(tokenizer, cell.run_dir, *begun)
         requests = stream(cell, model, tokenizer)
@@ -102,7 +100,7 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
         else:
             edited, made = editor_of(made, model, tokenizer)
             if made.hosts_own and cell.run_dir.exists():
-                log.info("%s was cut off, and the host's method has lost its state", cell)
+                log.info("%s begins anew, because the host's method has lost its state", cell)
                 shutil.rmtree(cell.run_dir)
         prepare = _prepare(edited, made)
         result = _schedule(cell, edited, made.hparams, requests, texts)
@@ -140,10 +138,8 @@ def _schedule(
 
 @contextmanager
 def _quiet_surroundings(cell: Cell) -> Iterator[None]:
-    """Set the number of threads and the random seed of a cell; restore both afterwards.
-
-    A cell's results then depend, bit for bit, neither on earlier cells nor on the engine.
-    """
+    """Set the number of threads and the random seed of a cell, and restore both afterwards, so that
+    its results depend neither on earlier cells nor on the engine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(cell.settings.threads)
     try:
@@ -155,10 +151,10 @@ def _quiet_surroundings(cell: Cell) -> Iterator[None]:
 
 @contextmanager
 def _own_folder(made: Recipe) -> Iterator[None]:
-    """An empty working folder for a method of the host; all paths of a cell are absolute.
+    """An empty working folder for a method of the host.
 
-    EasyEdit's AlphaEdit writes its projection to the working folder and reads it there, whatever
-    model it is of.
+    EasyEdit's AlphaEdit writes its projection to the working folder and reads it from there, even
+    if it is of another model.
     """
     if not made.hosts_own:
         yield
@@ -175,10 +171,10 @@ def _own_folder(made: Recipe) -> Iterator[None]:
 
 
 def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
-    """What the untouched model answered to rounds, by the digests of their requests.
+    """The untouched model's answers to rounds, by the digests of their requests.
 
-    From its own cells that are finished, of any seed.  Only whole rounds are taken over: the last
-    bits of an answer depend on the questions asked beside it.
+    They come from its finished cells of any seed.  Only whole rounds are used, because the last
+    bits of an answer depend on the questions in the same batch.
     """
     found = {}
     for final in sorted(cell.untouched_runs.glob("*/final.json")):
@@ -190,7 +186,7 @@ def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
 
 
 def _prepare(edited: Any, made: Recipe) -> float:
-    """Seconds for the statistics, which belong to the model and not to a round."""
+    """Compute the statistics before the first round; returns the seconds that it took."""
     start, hparams = time.perf_counter(), base_of(made.hparams)
     needed = isinstance(hparams, LocateHparams) and hparams.mom2_adjustment
     if needed and isinstance(edited, EditSession):
@@ -199,7 +195,7 @@ def _prepare(edited: Any, made: Recipe) -> float:
 
 
 def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
-    """The cell's result without times, from the run's files."""
+    """The cell's result, still without times and memory."""
     final = result.final
     measurement = final["measurement"] or {}
     stop = final["stop"]
@@ -223,7 +219,7 @@ def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
 
 
 def _empty(cell: Cell, made: Recipe | None) -> CellResult:
-    """What a cell's result holds before anything is measured."""
+    """A cell's result before anything is measured."""
     return {
         "schema": SCHEMA,
         "run_info": {
@@ -257,7 +253,7 @@ def _empty(cell: Cell, made: Recipe | None) -> CellResult:
 
 
 def _scores(measurement: Mapping[str, Any]) -> dict[str, float | None]:
-    """Names and values of everything measured of the model after the last round."""
+    """The scores of a measurement, by name."""
     scores = {name: value for name, value in (measurement.get("all") or {}).items() if name != "n"}
     first = next(iter(measurement.get("retention") or []), None)
     scores["retention_first"] = None if first is None else first["efficacy"]
@@ -283,7 +279,7 @@ def _points(result: RunResult) -> Iterator[RoundPoint]:
 
 
 def _seconds(result: RunResult, prepare: float, wall: float) -> Seconds:
-    """Means per edit over all rounds on disk, and what this call took altogether."""
+    """Means per edit over all rounds on disk, and the total time of this call."""
     lines = list(result.lines())
     edits = max(1, sum(line["edits"] for line in lines))
     edit = sum(line["seconds"]["edit"] for line in lines)

@@ -14,7 +14,7 @@ from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.intervals import mean_and_deviation, paired_differences
 from nse_plugin.compare.plan import Cell, Folder, ModelSpec, grid, lasting
 from nse_plugin.compare.report import page
-from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult
+from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult, read_cell
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.streams import round_size
@@ -30,13 +30,13 @@ from nse_plugin.runs.stopping import StopRules
 
 @dataclass(frozen=True)
 class Comparison:
-    """A grid, and where and how it is run."""
+    """A grid of cells, and its settings."""
 
     methods: Sequence[MethodSpec]
     models: Sequence[ModelSpec]
     seeds: Sequence[int]
     settings: CompareSettings
-    """With absolute paths, since cells may run elsewhere."""
+    """With absolute paths, because a cell may run in another folder."""
 
     def __post_init__(self) -> None:
         check_engine(self.settings.engine, self.settings.jobs)
@@ -52,7 +52,7 @@ class Comparison:
         return grid(self.methods, self.models, self.seeds, self.settings)
 
     def run(self, show: Callable[[str], None]) -> ComparisonResult:
-        """Run the cells that are not done, then write ``results.json``.
+        """Run the cells that are not finished, then write ``results.json``.
 
         Raises:
             NSEPluginError: methods, models, data or folder are wrong; no cell was started.
@@ -75,18 +75,18 @@ class Comparison:
             progress(show, rounds=False) as told,
             closing(self._missing(missing)) as results,  # an error here ends the engine now
         ):
-            told("phase", {"name": _at_work(len(found), len(cells))})
+            told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
             for cell, result in results:
-                folder.write(cell, result)
+                write_json(folder.result_path(cell), result)
                 found[cell.place] = result
                 told("note", {"text": f"[{len(found)}/{len(cells)}] {_line(cell, result)}"})
-                told("phase", {"name": _at_work(len(found), len(cells))})
+                told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
         whole = self._whole([found[cell.place] for cell in cells])
         write_json(folder.path / "results.json", whole)
         return whole
 
     def _plan(self, n_cells: int) -> str:
-        """What is run, in a line; a cell takes one method through one stream of edits."""
+        """A line for people: the cells, and the stream of edits in each."""
         settings = self.settings
         edits = settings.limit if settings.known else len(read_requests(settings, self.seeds[0]))
         fewer = ""
@@ -103,7 +103,7 @@ class Comparison:
         )
 
     def _missing(self, cells: list[Cell]) -> Generator[tuple[Cell, CellResult], None, None]:
-        """The untouched model's cells before the others, which share its answers."""
+        """Run the cells of the untouched model, and then the others, which share its answers."""
         if not cells:
             return
         with engine_of(self.settings.engine, self.settings.jobs) as engine:
@@ -137,12 +137,12 @@ class Comparison:
                 )
 
     def _kept(self, folder: Folder, cell: Cell) -> CellResult | None:
-        """A result that need not be made again: one that did not fail.
+        """A cell's result on disk, unless it failed.
 
         Raises:
             DataError: it is of other hyperparameters, or of another implementation.
         """
-        kept = folder.result(cell)
+        kept = read_cell(folder.result_path(cell))
         if kept is None or kept["run_info"]["status"] == "failed":
             return None
         found = changed_since(cell, kept["method_info"])
@@ -173,7 +173,7 @@ class Comparison:
 
 
 def read_comparison(given: CompareSettings) -> Comparison:
-    """The comparison that settings describe; its paths are absolute, as cells may run elsewhere.
+    """The comparison that settings describe, with absolute paths.
 
     Raises:
         HparamsError: a name in them cannot be read.
@@ -217,7 +217,7 @@ def write_report(folder: Path, result: ComparisonResult) -> None:
 
 
 def exit_code(result: ComparisonResult) -> int:
-    """0 where every cell is complete, else 3."""
+    """0 if every cell is complete, else 3."""
     return 0 if all(c["run_info"]["status"] == "complete" for c in result["cells"]) else 3
 
 
@@ -230,10 +230,6 @@ def _seeds(text: str) -> list[int]:
 
 def _absolute(path: str | None) -> str | None:
     return None if path is None else os.path.abspath(path)
-
-
-def _at_work(done: int, of: int) -> str:
-    return f"running cells, {done} of {of} done"
 
 
 def _line(cell: Cell, result: CellResult) -> str:

@@ -1,7 +1,8 @@
-"""The cells of a comparison one after the other, or in processes of their own.
+"""Engines, which run the cells of a comparison: one after the other, or in processes of their own.
 
-An engine yields the result of each cell as it comes; all of them run :func:`run_cell`, so results
-are the same but for times.  Ray's is in :mod:`nse_plugin.compare.ray_engine`.
+An engine yields the result of each cell as soon as it is finished.  All engines call
+:func:`run_cell`, so their results differ only in times.  Ray's is in
+:mod:`nse_plugin.compare.ray_engine`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
@@ -30,7 +34,7 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("serial", "processes", "ray")
 _PATIENCE = 5.0
-"""Seconds that a process has to end when it is asked to; then it is killed."""
+"""Seconds after which a process is killed that was asked to end."""
 
 
 def check_engine(name: str, jobs: int) -> None:
@@ -76,7 +80,7 @@ class Serial:
 
 
 class Processes:
-    """A fresh process for each cell, N at a time; if one dies, only its cell is lost."""
+    """A new process for each cell, N at a time; if one dies, only its cell is affected."""
 
     def __init__(self, jobs: int) -> None:
         self._jobs = jobs
@@ -84,10 +88,10 @@ class Processes:
         self._gpus = torch.cuda.device_count()
 
     def run(self, cells: Sequence[Cell]) -> Results:
-        """Results as they come.  Leaving ends the processes that are at work."""
+        """Each result as soon as it is there.  Closing the generator ends the processes."""
         waiting = deque((cell, 0) for cell in cells)
         running: dict[Connection, tuple[Any, Cell, int]] = {}
-        slots: dict[Connection, int] = {}  # which of the N jobs each one is
+        slots: dict[Connection, int] = {}  # numbers of the jobs, below N
         try:
             while waiting or running:
                 while waiting and len(running) < self._jobs:
@@ -114,19 +118,39 @@ class Processes:
 
     def _start(self, cell: Cell, gpu: int | None) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
-        from nse_plugin.compare.worker import work
-
-        process = self._context.Process(target=work, args=(cell, theirs, gpu), daemon=True)
+        process = self._context.Process(target=_work, args=(cell, theirs, gpu), daemon=True)
         process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+        theirs.close()  # so that the pipe ends with the process
         return process, ours
 
 
-def gpu_of(device: str, slot: int, n_gpus: int) -> int | None:
-    """The GPU that one of N jobs takes in place of the first; None where it takes what is named.
+def _work(cell: Cell, connection: Connection, gpu: int | None) -> None:
+    """Run a cell in a new process, and send its result.
 
-    Jobs are spread over the GPUs of a machine; a cell that names another than the first keeps it.
+    Args:
+        gpu: the only GPU that this process sees; None for all.  CUDA is not initialised yet.
     """
+    if gpu is not None:
+        visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[gpu] if visible else str(gpu)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    result = run_cell(cell, ModelPool(), own_process=True)
+    connection.send_bytes(json.dumps(result).encode())
+
+
+def _end_with_the_parent() -> None:
+    """End this process when its parent has ended, even if the parent was killed; otherwise it would
+    continue and hold the lock of its cell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def gpu_of(device: str, slot: int, n_gpus: int) -> int | None:
+    """The GPU of one of N jobs, which are spread over the GPUs of a machine; None if the cell names
+    another device than the first GPU, or there is only one."""
     first = device.removeprefix("cuda:") in ("0", "cuda")
     return slot % n_gpus if first and n_gpus > 1 else None
 
@@ -147,7 +171,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["nse_plugin.compare.worker"])  # seconds, once and not per cell
+    context.set_forkserver_preload([__name__])  # imports once, not for each cell
     return context
 
 

@@ -1,8 +1,8 @@
-"""Whose implementation of a method is run, and with which hyperparameters.
+"""The choice between our and EasyEdit's implementation of a method, and its hyperparameters.
 
-With EasyEdit as the host, a method that EasyEdit has is EasyEdit's own, unless it is asked for as
-``NAME-plugin``; with OVERTONE it is always ours, and so is every method without EasyEdit.  A change
-(``NAME:key=value``) of a key that EasyEdit's method does not have is refused.
+If EasyEdit is the host and has the method, its own implementation is run, unless the method is
+given as ``NAME-plugin`` or with OVERTONE.  A change (``NAME:key=value``) of a key that EasyEdit's
+method does not have is refused.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from nse_plugin.session.session import EditSession
 from nse_plugin.statistics.files import stats_folder
 
 _FROM_THE_MODEL = ("model_name", "lm_head_module")
-"""What the host's hyperparameters hold otherwise than the YAML."""
+"""Keys of the host's hyperparameters whose values are not from the YAML."""
 _NULL_SPACE = "null_space_project.pt"
-"""EasyEdit's AlphaEdit writes its projection there, whatever ``P_loc`` is, and computes it again in
-each round where ``P_loc`` is another file that does not exist."""
+"""EasyEdit's AlphaEdit writes its projection there, whatever ``P_loc`` is.  If ``P_loc`` is another
+file that does not exist, it computes the projection again in each round."""
 OURS, THEIRS = "nse_plugin", "EasyEdit"
 """The implementations."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method's hyperparameters, and whose implementation they are for."""
+    """A method's hyperparameters and implementation."""
 
     hparams: Any
     implementation: str
@@ -59,7 +59,7 @@ def is_hosts_own(spec: MethodSpec) -> bool:
 
 
 def recipe(cell: Cell) -> Recipe:
-    """Read what a cell's method runs with.
+    """The hyperparameters and the implementation of a cell's method.
 
     Raises:
         HparamsError: there is no YAML for this model, or a key or value is wrong.
@@ -91,14 +91,14 @@ def _host_keys(method: str) -> set[str]:
 
 
 def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
-    """What differs between how a cell was run and how it would be run now, in words."""
+    """In words: what differs between a cell's result and a run of it now."""
     if cell.untouched:
         return []
     made = recipe(cell)
     if made.implementation != kept["implementation"]:
         return differences(kept["implementation"], made.implementation, "implementation")
     before, now = kept["hparams"], as_json(made.hparams)
-    if made.hosts_own:  # another class, which lacks some keys, and had others filled in
+    if made.hosts_own:  # EasyEdit's class lacks some keys, and others were filled in
         now = {
             key: value
             for key, value in now.items()
@@ -109,10 +109,10 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
 
 
 def _with_statistics(hparams: Hparams, folder: str | None, hosts_own: bool = False) -> Hparams:
-    """The same with an absolute folder of statistics: a cell may run elsewhere.
+    """The hyperparameters with an absolute folder of statistics.
 
-    EasyEdit's own methods keep theirs in ``./data/stats``, never in the cache: their files do not
-    say of which model they are, other than by the name of its folder.
+    EasyEdit's own methods use ``./data/stats`` and never the cache, because their files name their
+    model only by the name of its folder.
     """
     if isinstance(hparams, OvertoneHparams):
         return dataclasses.replace(hparams, base=_with_statistics(hparams.base, folder))
@@ -124,10 +124,10 @@ def _with_statistics(hparams: Hparams, folder: str | None, hosts_own: bool = Fal
 
 
 def editor_of(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
-    """What the scheduler edits, and the recipe as it is run.
+    """The session or editor that the scheduler edits, and the recipe as it is run.
 
-    That is a session of ours, or the host's editor around this model, with the host's own
-    hyperparameters: what ours and the host's have in common, and what only the host asks for.
+    The host's editor gets this model and hyperparameters of the host's class: the keys that ours
+    and the host's have in common, and those that only the host needs.
 
     Raises:
         HostError: the host's method needs something that is not known.
@@ -148,7 +148,7 @@ def editor_of(made: Recipe, model: Any, tokenizer: Any) -> tuple[Any, Recipe]:
 
 
 def _host_values(hparams: Hparams, model: Any) -> dict[str, Any]:
-    """Keys as EasyEdit's YAMLs have them, those that ours can do without included."""
+    """Values for the keys of EasyEdit's YAMLs, including those that ours do not need."""
     layout = layout_of(model)
     needed = {
         **layout.templates(),
@@ -164,9 +164,7 @@ def _host_values(hparams: Hparams, model: Any) -> dict[str, Any]:
 
 
 def _holder(model: Any, head: Any) -> str:
-    """The module whose parameter the head's weight is listed as: the embedding where it is tied.
-
-    EasyEdit looks it up in ``named_parameters``, which names a shared parameter once.
-    """
+    """The module under which ``named_parameters`` lists the head's weight, which EasyEdit looks up:
+    the embedding if the head is tied."""
     names = (name for name, parameter in model.named_parameters() if parameter is head.weight)
     return next(names).removesuffix(".weight")

@@ -3,9 +3,9 @@
 There are two intervals, since a comparison usually has few seeds:
 
 * the bootstrap resamples *edits within each seed* (paired: the same edits of both methods), and
-  takes percentiles of the mean of the seeds' mean differences.  It says how much the difference
-  would vary with other facts in the same number of runs, and leaves out what varies between runs;
-* Student's t over the seeds' mean differences says how much it would vary with other runs.  With 3
+  takes percentiles of the mean of the seeds' mean differences.  It tells how much the difference
+  would vary with other facts in the same number of runs, but not the variation between runs;
+* Student's t over the seeds' mean differences tells how much it would vary with other runs.  With 3
   seeds (2 degrees of freedom) it is 4.3 standard errors wide to either side.
 
 Edits of one run disturb each other, so the bootstrap is slightly too narrow.
@@ -49,10 +49,10 @@ def paired_differences(
 ) -> list[Difference]:
     """Differences of each method's scores from the reference's, on the seeds that both completed.
 
-    Every method and score of a model is resampled with the same draws.
+    All methods and scores of a model are resampled with the same draws.
 
     Raises:
-        DataError: two cells asked for other groups of scores, or other questions.
+        DataError: two cells differ in their data or protocol.
     """
     found: list[Difference] = []
     for (model,), group in _by(cells, "model").items():
@@ -62,11 +62,8 @@ def paired_differences(
         for (method,), own in by_method.items():
             if method == reference:
                 continue
-            pairs = {
-                c["run_info"]["seed"]: (c, base[c["run_info"]["seed"]])
-                for c in own
-                if c["run_info"]["seed"] in base
-            }
+            seeds = {c["run_info"]["seed"]: c for c in own}
+            pairs = {seed: (c, base[seed]) for seed, c in seeds.items() if seed in base}
             for mine, theirs in pairs.values():
                 _refuse_unlike(mine, theirs)
             for name in dict.fromkeys(
@@ -77,7 +74,7 @@ def paired_differences(
 
 
 def _refuse_unlike(own: CellResult, base: CellResult) -> None:
-    """Scores of two cells are compared only where both were measured in one way."""
+    """Raise :class:`DataError` if two cells were not measured in the same way."""
     for key in ("data", "order", "protocol", "stream"):
         found = differences(base["run_info"].get(key), own["run_info"].get(key), key)
         if found:
@@ -117,7 +114,7 @@ def _t_cdf(t: float, degrees: int) -> float:
 
 
 class _Draws:
-    """How often each edit of a seed is drawn, in every resample: [resamples, edits]."""
+    """How often each edit of a seed is drawn in each resample: [resamples, edits]."""
 
     def __init__(self, cell: CellResult, stream: int, resamples: int) -> None:
         self.edits = [_key(entry) for entry in cell["each"]]
@@ -141,8 +138,9 @@ def _difference(
     means, resampled, n_edits = [], [], 0
     for stream, (own, base) in pairs.items():
         gaps = _gaps(own, base, score, draws[stream])
-        if gaps is None:  # no score of single edits, e.g. perplexity: the cells' own
-            means += _gap(own["scores"].get(score), base["scores"].get(score))
+        if gaps is None:  # a score of the whole cell, such as perplexity
+            gap = _gap(own["scores"].get(score), base["scores"].get(score))
+            means += [] if math.isnan(gap) else [gap]
             continue
         there = ~np.isnan(gaps)
         means.append(float(gaps[there].mean()))
@@ -164,14 +162,15 @@ def _difference(
     }  # fmt: skip
 
 
-def _gap(mine: float | None, theirs: float | None) -> list[float]:
-    return [] if mine is None or theirs is None else [mine - theirs]
+def _gap(mine: float | None, theirs: float | None) -> float:
+    """The difference; NaN if one of the two is missing."""
+    return math.nan if mine is None or theirs is None else mine - theirs
 
 
 def _gaps(own: CellResult, base: CellResult, score: str, draws: _Draws) -> np.ndarray | None:
-    """Differences edit by edit, [edits]; NaN where one of the two has no such score."""
+    """Differences edit by edit, [edits]; None if no edit has the score."""
     mine, theirs = ({_key(e): e.get(score) for e in cell["each"]} for cell in (own, base))
-    found = [(_gap(mine.get(key), theirs[key]) or [math.nan])[0] for key in draws.edits]
+    found = [_gap(mine.get(key), theirs[key]) for key in draws.edits]
     return None if all(map(math.isnan, found)) else np.array(found)
 
 
@@ -200,7 +199,7 @@ def _summary(model: str, method: str, score: str, values: Sequence[float]) -> Sc
 def _by(
     cells: Cells, *keys: str, ended: Sequence[str] = ("complete",)
 ) -> dict[tuple[str, ...], list[CellResult]]:
-    """Cells with one of these states by fields of ``run_info``, in the order given."""
+    """The cells with one of these states, by fields of ``run_info``."""
     groups: dict[tuple[str, ...], list[CellResult]] = {}
     for cell in cells:
         if cell["run_info"]["status"] in ended:

@@ -1,4 +1,4 @@
-"""Where a cell runs: versions, commits, hardware, and how much memory it takes."""
+"""The machine of a cell: versions, commits, hardware, and the memory that the cell takes."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def meta_info(threads: int) -> MetaInfo:
 
 
 class MemoryMeter:
-    """Highest memory of this process from now on.
+    """The peak memory of this process from now on.
 
-    Linux can set its own high-water mark back; elsewhere the mark is that of the whole process.
+    Linux can reset its high-water mark; elsewhere it is the mark of the process since its start.
     """
 
     def __init__(self, own_process: bool) -> None:
@@ -59,7 +59,7 @@ class MemoryMeter:
             torch.cuda.reset_peak_memory_stats(index)
 
     def read(self) -> Memory:
-        """What it took."""
+        """The memory at the start and the peaks since then."""
         peak = _status("VmHWM") if self._reset else None
         if peak is None and resource is not None and self._own:
             unit = 1 if sys.platform == "darwin" else 1024
@@ -74,7 +74,7 @@ class MemoryMeter:
 
 
 def _gpus_in_use() -> range:
-    """All GPUs once torch has begun to use one: before that it has no counts to set back."""
+    """All GPUs once torch uses one; before that it has no counts that could be reset."""
     return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
 
 
@@ -115,7 +115,7 @@ def _write(path: str, text: str) -> bool:
 
 
 def _status(key: str) -> int | None:
-    """A size of this process in bytes, as Linux gives it."""
+    """A field of Linux's ``/proc/self/status`` in bytes."""
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{key}:"):

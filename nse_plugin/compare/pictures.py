@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Literal
 
-from nse_plugin.compare.results import CellResult, ComparisonResult
+from nse_plugin.compare.results import ComparisonResult
 from nse_plugin.compare.specs import UNTOUCHED
-from nse_plugin.compare.tables import by_method
+from nse_plugin.compare.tables import by_method, summaries
 from nse_plugin.report import charts, figures
 from nse_plugin.report.page import Picture
 
@@ -16,41 +15,37 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 OVER_EDITS = {"efficacy": "efficacy of all edits so far", "locality": "locality of all so far"}
-
-
 FINAL = {
     "efficacy": "efficacy: does the edit hold?",
     "paraphrase": "paraphrase: in other words, too?",
     "locality": "locality: is the rest as it was?",
 }
 """Scores after the last round that a figure shows, and the question that each answers."""
-
-
 GROUPS = ("methods", "variants")
-"""Figures are drawn of the methods first, and of variants beside the methods that they vary."""
+"""There are figures of the methods, and of variants beside the methods that they vary."""
 
 
-def groups(methods: Iterable[str]) -> dict[str, list[str]]:
-    """The names of each of :data:`GROUPS`; a variant is a method with a colon: NSE:one-pass."""
-    known = list(methods)
-    plain = [name for name in known if ":" not in name]
+def edited_methods(result: ComparisonResult, model: str) -> list[str]:
+    """All methods but the untouched model, in order."""
+    return [method for method in by_method(result["cells"], model) if method != UNTOUCHED]
+
+
+def members(result: ComparisonResult, model: str, group: str) -> list[str]:
+    """The methods of one of :data:`GROUPS`; a variant has a colon in its name: NSE:one-pass."""
+    known = edited_methods(result, model)
     variants = [name for name in known if ":" in name]
-    alone = len([name for name in plain if name != UNTOUCHED]) < 2  # it is among the variants
-    found = {} if alone and variants else {"methods": plain}
-    if variants:
+    if group == "variants":
         bases = {name.partition(":")[0] for name in variants}
-        found["variants"] = [name for name in known if name in bases or name in variants]
-    return found
+        return [name for name in known if name in bases or name in variants]
+    plain = [name for name in known if ":" not in name]
+    return [] if variants and len(plain) < 2 else plain  # a single method is among its variants
 
 
 def final_scores(result: ComparisonResult, model: str, group: str) -> Picture | None:
     """A row per method: scores after the last round, with the standard deviation over seeds."""
     import pandas as pd
 
-    summaries = [s for s in result["summaries"] if s["model"] == model and s["score"] in FINAL]
-    there = by_method(result["cells"], model)
-    names = [name for name in groups(there).get(group, []) if name != UNTOUCHED]
-    scores = {(s["method"], s["score"]): s for s in summaries}
+    names, scores = members(result, model, group), summaries(result, model)
 
     def table(value: Literal["mean", "sd"]) -> DataFrame:
         def of(name: str, score: str) -> float | None:
@@ -77,12 +72,10 @@ def final_scores(result: ComparisonResult, model: str, group: str) -> Picture | 
 def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> Picture | None:
     """A line per method: a score of all edits so far, each time they were measured."""
     everything = over_edits_table(result, model, score)
-    names = groups(by_method(result["cells"], model)).get(group, [])
-    table = everything[[name for name in names if name in everything and name != UNTOUCHED]]
+    table = everything[[name for name in members(result, model, group) if name in everything]]
     table = table.dropna(how="all")
     if table.empty:
         return None
-
     return Picture(
         f"{model}-{group}-{score}",
         f"{model}, {group}: {OVER_EDITS[score]}, mean over seeds",
@@ -95,12 +88,10 @@ def over_edits(result: ComparisonResult, model: str, score: str, group: str) -> 
 
 def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> Picture | None:
     """A point per method: seconds per edit across, efficacy after the last round up."""
-    names = groups(by_method(result["cells"], model)).get(group, [])
     table = times_of(result, model)
-    table = table.loc[[name for name in names if name in table.index]]
+    table = table.loc[[name for name in members(result, model, group) if name in table.index]]
     if table.empty:
         return None
-
     said = ", ".join(f"{name} {row.efficacy:.1%}" for name, row in table.iterrows())
     return Picture(
         f"{model}-{group}-time",
@@ -111,11 +102,9 @@ def efficacy_against_time(result: ComparisonResult, model: str, group: str) -> P
 
 
 def retention(result: ComparisonResult, model: str, method: str) -> Picture | None:
-    """A method's retention matrix, mean over seeds: rounds edited down, rounds tested across.
-
-    None if edits were tested once only: :func:`left_at_the_end` shows these.
-    """
-    table = _retention(result, model, method)
+    """A method's retention matrix, mean over seeds; None if edits were tested only once, which
+    :func:`left_at_the_end` shows."""
+    table = retention_table(result, model, method)
     if len(table.columns) < 2:
         return None
     return Picture(
@@ -130,11 +119,10 @@ def retention(result: ComparisonResult, model: str, method: str) -> Picture | No
 
 
 def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture | None:
-    """A line per method over the rounds, where each was tested at the end only."""
+    """A line per method over the rounds, if they were tested only at the end."""
     import pandas as pd
 
-    names = groups(by_method(result["cells"], model)).get(group, [])
-    tables = {name: _retention(result, model, name) for name in names if name != UNTOUCHED}
+    tables = {name: retention_table(result, model, name) for name in members(result, model, group)}
     left = {name: found.iloc[:, 0] for name, found in tables.items() if len(found.columns) == 1}
     if not left:
         return None
@@ -151,13 +139,8 @@ def left_at_the_end(result: ComparisonResult, model: str, group: str) -> Picture
     )  # fmt: skip
 
 
-def _retention(result: ComparisonResult, model: str, method: str) -> DataFrame:
-    cells = by_method(result["cells"], model).get(method, [])
-    return retention_of([cell for cell in cells if cell["retention"]])
-
-
 def over_edits_table(result: ComparisonResult, model: str, score: str) -> DataFrame:
-    """Mean over seeds at each number of edits that all seeds came to, a column per method."""
+    """Mean over seeds at each number of edits that all seeds reached, a column per method."""
     import pandas as pd
 
     columns = {}
@@ -190,12 +173,12 @@ def times_of(result: ComparisonResult, model: str) -> DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=["seconds", "efficacy"])
 
 
-def retention_of(cells: Sequence[CellResult]) -> DataFrame:
-    """Rounds edited down, rounds tested across."""
+def retention_table(result: ComparisonResult, model: str, method: str) -> DataFrame:
+    """A method's retention, mean over seeds: a row per round edited, a column per round tested."""
     import pandas as pd
 
     found: dict[int, dict[int, list[float]]] = {}
-    for cell in cells:
+    for cell in by_method(result["cells"], model).get(method, []):
         for tested, row in cell["retention"].get("efficacy", {}).items():
             for edited, value in row.items():
                 if value is not None:

@@ -1,4 +1,4 @@
-"""A comparison as a grid of cells (model x method x seed) and the folder that keeps it."""
+"""A comparison as a grid of cells (model x method x seed), and its folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.compare.results import SCHEMA, CellResult, read_cell
+from nse_plugin.compare.results import SCHEMA
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.data.defaults import model_key
@@ -28,7 +28,7 @@ class ModelSpec:
     key: str
     """Name of its YAMLs and of its folder: ``atlas-gpt2``."""
     source: str
-    """What is loaded."""
+    """The model to load."""
 
     @classmethod
     def parse(cls, text: str) -> ModelSpec:
@@ -56,14 +56,14 @@ _LASTING = (
 
 
 def lasting(settings: CompareSettings) -> dict[str, Any]:
-    """What has to stay the same while a comparison grows by methods, models and seeds."""
+    """The settings that stay the same when methods, models and seeds are added."""
     values = dataclasses.asdict(settings)
     return {name: values[name] for name in _LASTING} | {"stop": settings.stop or None}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell, with all that a worker needs; plain values, fit to be sent."""
+    """One cell, with all that a worker needs, as values that can be pickled."""
 
     spec: MethodSpec
     model: ModelSpec
@@ -71,7 +71,7 @@ class Cell:
     settings: CompareSettings
     """With absolute paths, since a cell may run elsewhere."""
     untouched: bool = False
-    """Nothing is edited; ``spec`` only says how the model is loaded."""
+    """Nothing is edited; ``spec`` only determines how the model is loaded."""
 
     @property
     def method(self) -> str:
@@ -113,12 +113,12 @@ class Cell:
 
     @property
     def stream(self) -> Path:
-        """The facts that its model knows, once a cell of this model and seed has started."""
+        """File of the facts that the model knows; the first cell of a model and seed writes it."""
         return Path(self.settings.out) / "streams" / self.model.key / f"{self.seed}.jsonl"
 
     @property
     def untouched_runs(self) -> Path:
-        """Folder of the runs of its model without any edit, of all seeds."""
+        """Folder of the untouched runs of its model, of all seeds."""
         return Path(self.settings.out) / "cells" / self.model.key / UNTOUCHED
 
     def __str__(self) -> str:
@@ -131,7 +131,7 @@ def grid(
     seeds: Sequence[int],
     settings: CompareSettings,
 ) -> list[Cell]:
-    """All cells; those of the untouched model first, whose answers the others share.
+    """All cells; first those of the untouched model, whose answers the others share.
 
     Raises:
         HparamsError: a seed or a model comes twice.
@@ -155,11 +155,11 @@ class Folder:
 
     @contextmanager
     def claimed(self, settings: CompareSettings) -> Iterator[None]:
-        """Begin a comparison here, or see that this is the same one, and keep other processes out.
+        """Begin a comparison here, or check that it is the same one, and keep other processes out.
 
         Raises:
             DataError: it holds something else or a comparison with other settings, or another
-                process is at work in it.
+                process is working in it.
         """
         manifest = self.path / "comparison.json"
         make_folder(self.path, "the comparison")
@@ -188,28 +188,17 @@ class Folder:
                 content = {"made_by": "nse compare", "schema": SCHEMA, "settings": wanted}
                 write_json(manifest, content)
             return
-        found = differences(self._read(manifest)["settings"], wanted)
+        kept = read_json(manifest, "give another folder")
+        if kept.get("schema") != SCHEMA or kept.get("made_by") != "nse compare":
+            raise DataError(f"{manifest} is of another version; give another folder")
+        found = differences(kept["settings"], wanted)
         if found:
             raise DataError(
                 f"{self.path} holds another comparison: {'; '.join(found[:4])}. Give another "
                 "folder, or the same settings to resume it; methods, models and seeds may be added"
             )
 
-    def result(self, cell: Cell) -> CellResult | None:
-        """What is known of a cell."""
-        return read_cell(self.result_path(cell))
-
-    def write(self, cell: Cell, result: CellResult) -> None:
-        """Keep a cell's result."""
-        write_json(self.result_path(cell), result)
-
     def result_path(self, cell: Cell) -> Path:
         """File of a cell's result."""
         place = self.path / "results" / cell.place
         return place.with_name(f"{place.name}.json")
-
-    def _read(self, manifest: Path) -> dict[str, Any]:
-        kept = read_json(manifest, "give another folder")
-        if kept.get("schema") != SCHEMA or kept.get("made_by") != "nse compare":
-            raise DataError(f"{manifest} is of another version; give another folder")
-        return kept

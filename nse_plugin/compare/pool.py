@@ -1,4 +1,4 @@
-"""The untouched model of a process: loaded once and used by its cells in turn."""
+"""The untouched model of a process, which is loaded once for all its cells."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class ModelPool:
-    """Lends the loaded model to one cell at a time; reloads it if it comes back changed."""
+    """Lends the model to one cell at a time, and loads it again if a cell left it changed."""
 
     def __init__(self) -> None:
         self._what: tuple[str, ...] | None = None
@@ -39,16 +39,17 @@ class ModelPool:
         try:
             yield self._model, self._tokenizer
         finally:
-            if not self._took_back():
-                log.info("the model was not brought back as it was; it will be loaded anew")
+            if not self._restored():
+                log.info("the model could not be restored; it will be loaded again")
                 self._drop()
 
-    def _took_back(self) -> bool:
+    def _restored(self) -> bool:
+        """Undo all edits; false if the model is not the untouched one afterwards."""
         model = self._model
         try:
             session = EditSession.of(model)
             session.undo_all()
-        except SessionError as error:  # there is none, or other code wrote to the weights
+        except SessionError as error:  # other code wrote to the weights
             log.debug("%s", error)
         EditSession.forget(model)
         return _state(model) == self._state
@@ -60,7 +61,7 @@ class ModelPool:
 
 
 def _state(model: Any) -> dict[str, Any]:
-    """What tells an untouched model from another: its modules, hooks, settings and weights."""
+    """The state by which a change is noticed: modules, hooks and fingerprints of weights."""
     modules = {
         name: (type(m).__name__, m.training, len(m._forward_hooks) + len(m._forward_pre_hooks))
         for name, m in model.named_modules()

@@ -1,9 +1,9 @@
 """The cells of a comparison as tasks of Ray, on this machine or on a cluster.
 
-``RAY_ADDRESS`` names a cluster; without it one is started here.  Workers read data, YAMLs and
-models by the same paths as here.  If they share the comparison's folder, a cell whose worker was
-lost resumes after its last complete round and reuses the untouched model's answers; otherwise it
-starts again and asks the untouched model itself.  Ray returns the results in both cases.
+``RAY_ADDRESS`` names a cluster; without it one is started here.  Workers need data, YAMLs and
+models at the same paths.  If they share the comparison's folder, a cell whose worker was lost
+resumes after its last complete round and reuses the untouched model's answers; otherwise it starts
+again and asks the untouched model itself.  Ray returns the results in both cases.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def import_ray() -> Any:
-    """Ray."""
+    """Import Ray, or say how to install it."""
     return require("ray", "engine 'ray'", otherwise="or take --engine processes")
 
 
@@ -36,7 +36,7 @@ class RayTasks:
     """One task per cell.
 
     Args:
-        jobs: processes of a cluster that is started here.
+        jobs: number of processes of a cluster that is started here.
     """
 
     def __init__(self, jobs: int) -> None:
@@ -48,7 +48,7 @@ class RayTasks:
                 ray.init(num_cpus=cpus, log_to_driver=False, include_dashboard=False)
 
     def run(self, cells: Sequence[Cell]) -> Results:
-        """Results as they come.  Leaving cancels the tasks that are open."""
+        """Each result as soon as it is there.  Closing the generator cancels the open tasks."""
         ray = self._ray
         task = ray.remote(max_retries=RETRIES)(_work)
         open_tasks = {
@@ -67,7 +67,7 @@ class RayTasks:
                 ray.cancel(reference, force=True)
 
     def close(self) -> None:
-        """End the cluster, where it was started here."""
+        """End the cluster if it was started here."""
         if self._started:
             self._ray.shutdown()
 
@@ -93,12 +93,12 @@ def _handler_kept() -> Iterator[None]:
 
 
 def _work(cell: Cell) -> str:
-    if cell.device not in ("cpu", "0"):  # Ray shows a task the GPU that it gives it, as number 0
+    if cell.device not in ("cpu", "0"):  # a task sees only the GPU that Ray assigned, as number 0
         cell = replace(cell, settings=replace(cell.settings, device="0"))
     return json.dumps(run_cell(cell, _pool()))
 
 
 @functools.cache
 def _pool() -> ModelPool:
-    """A worker runs one task after the other and keeps the model."""
+    """The pool of a worker, which runs one task after the other."""
     return ModelPool()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from nse_plugin.compare.pictures import (
     GROUPS,
     OVER_EDITS,
+    edited_methods,
     efficacy_against_time,
     final_scores,
     left_at_the_end,
@@ -17,11 +16,9 @@ from nse_plugin.compare.pictures import (
     retention,
 )
 from nse_plugin.compare.results import ComparisonResult
-from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.compare.tables import (
     INTERVALS,
     age_tables,
-    by_method,
     difference_table,
     kind_table,
     models,
@@ -52,44 +49,22 @@ def page(result: ComparisonResult) -> Page:
         shown.section("Trouble", said).add(trouble)
     for model in models(result):
         section = shown.section(model)
-        differences = [difference_table(result, model, interval) for interval in INTERVALS]
-        pictures = [
-            picture
-            for group in GROUPS
-            for picture in (
-                final_scores(result, model, group),
-                *(over_edits(result, model, score, group) for score in OVER_EDITS),
-            )
-        ]
-        section.add(
-            *_there(
-                [
-                    score_table(result, model),
-                    kind_table(result, model),
-                    *age_tables(result, model),
-                    *differences,
-                    *pictures,
-                ]
-            )
-        )
-        times = [efficacy_against_time(result, model, group) for group in GROUPS]
-        section.add(*_there([*times, time_table(result, model)]))
-        section.add(*_there(left_at_the_end(result, model, group) for group in GROUPS))
-        section.add(*_there(retention(result, model, m) for m in _edited(result, model)))
+        section.add(score_table(result, model), kind_table(result, model))
+        section.add(*age_tables(result, model))
+        section.add(*(difference_table(result, model, interval) for interval in INTERVALS))
+        for group in GROUPS:
+            section.add(final_scores(result, model, group))
+            section.add(*(over_edits(result, model, score, group) for score in OVER_EDITS))
+        section.add(*(efficacy_against_time(result, model, group) for group in GROUPS))
+        section.add(time_table(result, model))
+        section.add(*(left_at_the_end(result, model, group) for group in GROUPS))
+        section.add(*(retention(result, model, m) for m in edited_methods(result, model)))
     shown.section("How it was run").add(*_machines(result), _methods(result))
     return shown
 
 
-def _edited(result: ComparisonResult, model: str) -> list[str]:
-    return [method for method in by_method(result["cells"], model) if method != UNTOUCHED]
-
-
-def _there(items: Iterable[Any]) -> list[Any]:
-    return [item for item in items if item is not None]
-
-
 def _machines(result: ComparisonResult) -> list[str]:
-    """A paragraph per kind of machine and versions that cells ran on."""
+    """A paragraph for each kind of machine and set of versions."""
     found: dict[str, int] = {}
     for cell in result["cells"]:
         meta = cell["meta_info"]
@@ -103,7 +78,7 @@ def _machines(result: ComparisonResult) -> list[str]:
 
 
 def _methods(result: ComparisonResult) -> Table:
-    """Methods with what differs from their YAML, whose they are, and all hyperparameters."""
+    """The methods: whose implementation, what differs from their YAML, and all hyperparameters."""
     rows = {}
     for cell in result["cells"]:
         info, model = cell["method_info"], cell["run_info"]["model"]

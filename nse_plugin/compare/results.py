@@ -1,8 +1,8 @@
-"""The schema of what a comparison writes: one JSON per cell, and all of them in one.
+"""The schema of a comparison's files.
 
 ``results/<model>/<method>/<seed>.json`` holds a :class:`CellResult`, ``results.json`` a
 :class:`ComparisonResult`.  Scores are shares from 0 to 1 as :mod:`nse_plugin.evaluation.metrics`
-defines them; None means what was not measured or is not finite.
+defines them; None stands for a score that was not measured or is not finite.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from nse_plugin.files import read_json
 SCHEMA = 1
 CellStatus = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
 ENDED: tuple[CellStatus, ...] = ("complete", "stopped")
-"""Cells whose scores are means over all edits that the model holds."""
+"""Cells whose scores are means over all edits they made."""
 
 
 class RunInfo(TypedDict):
-    """Which cell it is, and how it ended."""
+    """The cell, and how it ended."""
 
     model: str
     method: str
-    """As given to ``--methods``; ``untouched`` for the model that no method has edited."""
+    """As given to ``--methods``; ``untouched`` for the model without edits."""
     seed: int
     status: CellStatus
     """``collapsed``: a stop rule undid the last round; ``stopped``: it was kept."""
@@ -40,11 +40,11 @@ class RunInfo(TypedDict):
 
 
 class MethodInfo(TypedDict):
-    """What was run."""
+    """The method of a cell."""
 
     name: str
     about: str
-    """What a variant changes, in words."""
+    """In words: what a variant changes."""
     implementation: str
     """``nse_plugin`` or ``EasyEdit``."""
     hparams: dict[str, Any]
@@ -53,7 +53,7 @@ class MethodInfo(TypedDict):
 
 
 class MetaInfo(TypedDict):
-    """Where it was run."""
+    """The machine of a cell."""
 
     versions: dict[str, str]
     commits: dict[str, str | None]
@@ -65,43 +65,43 @@ class MetaInfo(TypedDict):
 
 
 class Seconds(TypedDict):
-    """Means per edit; all rounds of the cell, also those before an interrupt."""
+    """Means per edit over all rounds of the cell, including those before an interrupt."""
 
     parts: dict[str, float]
-    """As the method names them: ``values``, ``keys``, ``solve``, ``write`` ..."""
+    """By the method's names: ``values``, ``keys``, ``solve``, ``write`` ..."""
     other: float
     """The rest of ``edit``."""
     edit: float
     evaluation: float
     prepare: float
-    """Statistics, in seconds altogether; next to nothing where they lay on the disk."""
+    """Total seconds for the statistics; close to 0 if they were on disk."""
     wall: float
-    """Seconds that the cell took in total, since it was started or last resumed."""
+    """Total seconds of the cell since it was started or last resumed."""
 
 
 class Memory(TypedDict):
-    """Bytes; what cannot be measured on this machine is None."""
+    """Bytes; None if this machine cannot measure it."""
 
     before: int | None
-    """Memory of the process when the model was loaded and the cell began."""
+    """Memory of the process before the cell, with the model loaded."""
     peak: int | None
-    """Highest of the process during the cell."""
+    """Peak memory of the process during the cell."""
     own_process: bool
-    """The process ran nothing else before."""
+    """The process ran only this cell."""
     cuda_peak: int | None
-    """Highest that torch had taken on the GPUs during the cell."""
+    """Peak memory of torch on the GPUs during the cell."""
 
 
 class RoundPoint(TypedDict):
-    """After one round."""
+    """The scores after one round."""
 
     round: int
     edits: int
-    """All so far."""
+    """Number of all edits so far."""
     scores: dict[str, float | None] | None
     """Scores of this round's edits, right after it."""
     all: dict[str, float | None] | None
-    """Scores of all edits so far, where a measurement was due."""
+    """Scores of all edits so far, if a measurement was due."""
 
 
 class CellResult(TypedDict):
@@ -114,7 +114,7 @@ class CellResult(TypedDict):
     scores: dict[str, float | None]
     """After the last round, over all edits."""
     each: list[dict[str, Any]]
-    """The same of every edit by itself: ``case_id``, ``round``, scores."""
+    """The scores of each edit, with its ``case_id`` and ``round``."""
     points: list[RoundPoint]
     retention: dict[str, dict[str, dict[str, float | None]]]
     """By score, round tested, round edited."""
@@ -129,10 +129,10 @@ class ScoreSummary(TypedDict):
     method: str
     score: str
     n: int
-    """Seeds that have it."""
+    """Number of seeds that have it."""
     mean: float | None
     sd: float | None
-    """With n - 1; None of one seed."""
+    """With n - 1; None for one seed."""
     min: float | None
     max: float | None
 
@@ -152,13 +152,13 @@ class Difference(TypedDict):
     """Bootstrap over edits within each seed."""
     high: float | None
     t_low: float | None
-    """Student's t over the seeds' differences; None of one seed."""
+    """Student's t over the seeds' differences; None for one seed."""
     t_high: float | None
     confidence: float
 
 
 class ComparisonResult(TypedDict):
-    """All of it."""
+    """All results of a comparison."""
 
     schema: int
     settings: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What a comparison is made of, from options or from a YAML file; loads no torch."""
+"""The settings of a comparison, from options or from a YAML file; does not import torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from nse_plugin.runs.settings import CommonSettings
 
 PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
                             "weights": False, "each": True}  # fmt: skip
-"""What a comparison measures by default: all earlier edits every 5 rounds and at the end, and free
-generation after 100 of them."""
+"""The default protocol: measure all earlier edits every 5 rounds and at the end, and free
+generation for 100 of them."""
 
 
 @dataclass
 class CompareSettings(CommonSettings):
-    """What a comparison is made of; names may be a list or a text with commas."""
+    """The settings of a comparison; names may be a list or a text with commas."""
 
     methods: str | list[str] = ""
     """NSE,ROME,...; variants as NSE:no-rewinding, NSE:p=0.6 or METHOD:key=value;key=value;
@@ -46,7 +46,7 @@ class CompareSettings(CommonSettings):
     """Folder of the comparison."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if there are no methods to compare, or retention is switched off."""
+        """Errors: there are no methods to compare, or retention is switched off."""
         if not self.methods:
             yield "methods is missing; give --methods NSE,MEMIT, or methods: in the YAML"
         if self.protocol.get("retention") == 0:

@@ -1,7 +1,7 @@
 """The syntax of ``--methods``: a method, changes to its settings, and its loss.
 
-``NSE``, with changes ``NSE:no-rewinding;p=0.6`` (:mod:`nse_plugin.hparams.variants`), with
-OVERTONE's loss ``NSE+OVERTONE``, ours where the host has a method of that name ``ROME-plugin``.
+``NSE``; with changes ``NSE:no-rewinding;p=0.6`` (:mod:`nse_plugin.hparams.variants`); with
+OVERTONE's loss ``NSE+OVERTONE``; ``ROME-plugin`` for ours if the host has a method of that name.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS
 
 UNTOUCHED = "untouched"
-"""The name of the row that no method has edited."""
+"""The name of the row of the model without edits."""
 OVERTONE = "OVERTONE"
 _SUFFIX = "-plugin"
 _OF_THE_MODEL = ("model_name", "device", "dtype", "fp16")
@@ -38,11 +38,11 @@ class MethodSpec:
     """One entry of ``--methods``."""
 
     name: str
-    """As given."""
+    """The entry as given."""
     method: str
     """Name of the method, without ``-plugin``."""
     ours: bool = False
-    """``-plugin``: ours, even where the host has one of that name."""
+    """``-plugin``: ours, even if the host has a method of that name."""
     overtone: bool = False
     """With OVERTONE's loss."""
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -54,22 +54,21 @@ class MethodSpec:
         return re.sub(r"[^\w.+=-]+", "_", self.name)
 
     def about(self) -> str:
-        """What is changed, in words where there are some."""
+        """The changes, in words if they are variants."""
         variants = VARIANTS.get(self.method, {})
         items = _split(self.name)[1] or []
         named = [variants[item].about for item in items if item in variants]
         return "; ".join(named) or ", ".join(f"{k} = {v}" for k, v in self.changes.items())
 
     def values(self, model_key: str, model_name: Any, folder: Path | None = None) -> dict[str, Any]:
-        """The keys of the method's YAML for a model, with the changes made.
+        """The keys of the method's YAML for a model, with the changes.
 
-        A YAML ``<folder>/METHOD/MODEL.yaml`` goes before a shipped one; without any these are
-        settings for a model without a YAML.  With OVERTONE they are the keys under ``base``; its
-        own settings are those of ``OVERTONE/METHOD/MODEL``, or the published ones where there is
-        no such YAML.
+        ``<folder>/METHOD/MODEL.yaml`` takes precedence over a shipped YAML; without either they are
+        general settings.  With OVERTONE these keys stand under ``base``, and its own settings are
+        those of ``OVERTONE/METHOD/MODEL``, or the published ones without such a YAML.
 
         Raises:
-            HparamsError: there is no such YAML and the method needs one, or it is damaged.
+            HparamsError: there is no YAML and the method needs one, or it is damaged.
         """
         path = _find(f"{self.method}/{model_key}", folder)
         found = defaults_for(self.method, model_name) if path is None else read_method_yaml(path)
@@ -93,7 +92,7 @@ def _find(name: str, folder: Path | None) -> Path | None:
 
 
 def parse_methods(text: str) -> list[MethodSpec]:
-    """``NSE,ROME,NSE:p=0.6``; commas inside brackets belong to a value.
+    """Parse ``NSE,ROME,NSE:p=0.6``; commas inside brackets belong to a value.
 
     Raises:
         HparamsError: an entry cannot be read, or is given twice.
@@ -110,7 +109,7 @@ def parse_methods(text: str) -> list[MethodSpec]:
 
 
 def parse_method(text: str) -> MethodSpec:
-    """One entry; see the head of this module.
+    """Parse one entry; see the docstring of this module.
 
     Raises:
         HparamsError: the method, the variant or the form is not known.
@@ -138,6 +137,6 @@ def parse_method(text: str) -> MethodSpec:
 
 
 def _split(text: str) -> tuple[str, list[str] | None, str | None]:
-    """Method, changes after the colon and loss after the plus; None for what is not there."""
+    """Method, changes after the colon and loss after the plus; None for a missing part."""
     head, loss = _FORM.fullmatch(text.strip()).groups()  # type: ignore[union-attr]
     return *split_changes(head), loss

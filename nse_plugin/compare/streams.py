@@ -1,4 +1,4 @@
-"""The stream of edits of a (model, seed), which all methods share."""
+"""The stream of edits of a model and a seed, which all methods share."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 
 def round_size(edits: int, rounds: int) -> int:
-    """Edits per round; where they do not divide evenly, the last round is smaller or left out."""
+    """Edits per round; if they do not divide evenly, there are fewer rounds or a smaller last."""
     return -(-edits // rounds)
 
 
 def stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
     """The requests of a cell, in the order of the data.
 
-    With ``known`` the model is asked once, by the first cell of its (model, seed), and the facts
-    that it knows are kept in the folder of the comparison.
+    With ``known``, the first cell of a model and seed asks the model which facts it knows, and
+    stores them in the folder of the comparison.
 
     Args:
-        model: untouched.
+        model: the untouched model.
 
     Raises:
-        DataError: the data or the kept stream cannot be read, or the model knows none of the facts.
+        DataError: the data or the stored stream cannot be read, or the model knows no fact.
     """
     settings = cell.settings
     if not settings.known:

@@ -30,7 +30,7 @@ AGED = {
     "whole answers": ("efficacy", "paraphrase", "portability"),
     "tokens about other facts": ("locality", "locality_of_effective"),
 }
-"""Scores that are shown by the age of the edit, a table for each kind."""
+"""Scores that are shown by the age of the edit, with a table for each kind of score."""
 COMPARED = ("efficacy", "paraphrase", "portability", "locality")
 """Scores whose differences are shown."""
 _NOTE = (
@@ -48,8 +48,7 @@ _AGE_NOTE = (
 
 def score_table(result: ComparisonResult, model: str) -> Table:
     """Methods down, scores across, of one model."""
-    scores = {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
-    methods = by_method(result["cells"], model)
+    scores, methods = summaries(result, model), by_method(result["cells"], model)
     optional = _measured(ABILITY, scores, methods)
     rows = []
     for method, cells in methods.items():
@@ -69,9 +68,8 @@ def score_table(result: ComparisonResult, model: str) -> Table:
 
 
 def kind_table(result: ComparisonResult, model: str) -> Table:
-    """The same edits by kind of score; a score that nothing has is left out."""
-    scores = {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
-    methods = list(by_method(result["cells"], model))
+    """The same edits by kind of score, without scores that no method has."""
+    scores, methods = summaries(result, model), list(by_method(result["cells"], model))
     kinds = _measured(KINDS, scores, methods)
     rows = [
         (
@@ -87,7 +85,7 @@ def kind_table(result: ComparisonResult, model: str) -> Table:
 
 
 def age_tables(result: ComparisonResult, model: str) -> list[Table]:
-    """Scores right after each round, and at the end by when the edit was made; a table per kind."""
+    """Scores right after each round, and at the end by the age of the edit."""
     ended = [cell for cell in result["cells"] if cell["run_info"]["status"] in ENDED]
     found = []
     for kind, names in AGED.items():
@@ -104,7 +102,7 @@ def age_tables(result: ComparisonResult, model: str) -> list[Table]:
 
 
 def _ages(cells: Sequence[CellResult], name: str) -> list[float | None]:
-    """Means right after the rounds; and at the end of all edits, the oldest and the newest."""
+    """Means right after the rounds; at the end over all edits, the oldest and the newest third."""
     ages: list[list[float]] = [[], [], [], []]
     for cell in cells:
         before = 0
@@ -128,7 +126,7 @@ def _measured(
     scores: Mapping[tuple[str, str], ScoreSummary],
     methods: Iterable[str],
 ) -> dict[str, str]:
-    """The scores, with their heads, that some method has."""
+    """Those of the scores, with their heads, that at least one method has."""
     return {
         name: head
         for name, head in heads.items()
@@ -145,11 +143,11 @@ INTERVALS = {
     "seeds": "from Student's t over seeds: how much it would vary with other runs; wide with few "
     "seeds",
 }
-"""What a 95% interval is taken over, and how."""
+"""The two kinds of 95% interval."""
 
 
 def difference_table(result: ComparisonResult, model: str, interval: str = "edits") -> Table | None:
-    """Paired differences to the reference, in points; None if there is nothing to show.
+    """Paired differences from the reference, in points; None if there are none.
 
     Args:
         interval: one of :data:`INTERVALS`.
@@ -175,7 +173,7 @@ def difference_table(result: ComparisonResult, model: str, interval: str = "edit
 
 
 def time_table(result: ComparisonResult, model: str) -> Table:
-    """Where the seconds of an edit go."""
+    """The parts of the time of an edit."""
     timed = {
         method: [cell["seconds"] for cell in cells if cell["seconds"] is not None]
         for method, cells in by_method(result["cells"], model).items()
@@ -226,6 +224,11 @@ def all_tables(result: ComparisonResult) -> list[Table]:
 def models(result: ComparisonResult) -> list[str]:
     """The models, in order."""
     return list(dict.fromkeys(cell["run_info"]["model"] for cell in result["cells"]))
+
+
+def summaries(result: ComparisonResult, model: str) -> dict[tuple[str, str], ScoreSummary]:
+    """The summaries of a model's scores by method and score."""
+    return {(s["method"], s["score"]): s for s in result["summaries"] if s["model"] == model}
 
 
 def by_method(cells: Sequence[CellResult], model: str) -> dict[str, list[CellResult]]:

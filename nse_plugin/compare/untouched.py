@@ -1,4 +1,4 @@
-"""The untouched model as a row: an engine that writes nothing, measured as any method is."""
+"""The untouched model as a row of a comparison: a backend whose rounds change nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nse_plugin.session.records import Written
 
 
 class NoEdits:
-    """A backend of :mod:`nse_plugin.runs.backends` whose rounds change nothing."""
+    """A :class:`nse_plugin.runs.backends.Backend` whose rounds change nothing."""
 
     method = UNTOUCHED
     changes_model = False
@@ -28,7 +28,7 @@ class NoEdits:
         self.hparams = SimpleNamespace(alg_name=UNTOUCHED)
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
-        """Nothing is shared."""
+        """There are no context texts."""
         return []
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
@@ -36,22 +36,22 @@ class NoEdits:
         return Written({"method": self.method, "edits": len(requests)}, changed=False)
 
     def problem(self) -> str | None:
-        """Nothing can have gone wrong."""
+        """Nothing can be wrong."""
         return None
 
     def save(self, folder: Path, number: int) -> Saved:
-        """A file without tensors, not of a ledger: the scheduler counts files."""
+        """Write a file without tensors, since the scheduler counts files."""
         about = {"method": self.method, "number": number}
         return save_matrices(round_path(folder, number), {}, about)
 
     def load(self, paths: Sequence[Path]) -> None:
-        """Nothing is in them."""
+        """Nothing to load."""
 
     def undo(self) -> None:
         """Nothing to undo."""
 
     def rewound(self) -> Any:
-        """The model as it is."""
+        """The model is the untouched one anyway."""
         return nullcontext()
 
     def originals(self) -> Mapping[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""One HTML page in one file: no script, style, font or picture comes from anywhere else.
+"""One HTML page in one file, which loads nothing from anywhere else.
 
 A page is built from plain values and written once::
 
@@ -9,7 +9,7 @@ A page is built from plain values and written once::
     page.write(Path("run.html"))
 
 It follows the system's light or dark setting until its button is used, can be read on a phone, and
-forbids itself every request by a content security policy.
+has a content security policy that forbids every request.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ class Picture:
     """Short, fit for a file name."""
     caption: str
     alt: str
-    """What it shows, for those who do not see it: the kind of figure and what is to be seen."""
+    """Alternative text: the kind of the figure and what it shows."""
     draw: Callable[[Theme], Figure]
 
     def drawings(self, name: str) -> list[str]:
         """The figure as SVG elements, of which a page shows one at a time.
 
-        There is one, with the colours of both themes, unless more differs than colours: the cells
-        of a heat map are an image.
+        One element has the colours of both themes.  There are two if more differs than colours: the
+        cells of a heat map are an image.
 
         Args:
-            name: of the figure within its page.
+            name: the figure's name within its page.
         """
         light, dark = (to_svg(self.draw(theme), name) for theme in THEMES)
         if _COLOUR.sub("#", light) != _COLOUR.sub("#", dark):
@@ -76,9 +76,9 @@ class Section:
     items: list[str | Table | Picture] = field(default_factory=list)
     """Paragraphs, tables and pictures, in order."""
 
-    def add(self, *items: str | Table | Picture) -> Section:
-        """Append content."""
-        self.items += items
+    def add(self, *items: str | Table | Picture | None) -> Section:
+        """Append content; None is left out."""
+        self.items += [item for item in items if item is not None]
         return self
 
 
@@ -100,7 +100,7 @@ class Page:
         return _template().render(page=self, light=LIGHT, dark=DARK)
 
     def write(self, path: Path) -> None:
-        """Write the page, in full or not at all."""
+        """Write the page, whole or not at all."""
         write_text(path, self.html())
 
 
