@@ -1,6 +1,6 @@
 """Charts with axes: lines over edits, named points, scores with their spread.
 
-Every line, point and row is named beside itself, so that no legend is needed.
+Every line, point and row has its name beside it, so no legend is needed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 _MARKERS = "osD^vP"
 _BEYOND = 0.02
-"""How far an axis of shares reaches beyond 0 and 1, at most."""
+"""An axis of shares extends at most so far beyond 0 and 1."""
 _TICKS = 8
-"""Ticks of an axis whose values were measured at single points, at most."""
+"""Largest number of ticks of an axis of measured points."""
 _NAME = SIZE - 1.5
 _LINE = 1.25 * _NAME / 72
 """Height of a line of a name, in inches."""
 _LONGEST = 22
-"""Characters of a line of a name, if it can be broken."""
+"""Longest line of a name in characters, if the name can be broken."""
 
 
 def lines(table: DataFrame, *, x: str, y: str, percent: bool = False, **options: Any) -> Figure:
-    """:func:`line_panels` of one table, whose values are ``y``, and shares if ``percent``."""
+    """:func:`line_panels` of one table of ``y``, whose values are shares if ``percent``."""
     return line_panels({y: table}, x=x, shares=[y] if percent else [], **options)
 
 
@@ -46,13 +46,13 @@ def line_panels(
 ) -> Figure:
     """A line per column of each table, with its name at its end; NaN is left out.
 
-    Ticks are at values of the index only.
+    Ticks are only at values of the index.
 
     Args:
-        tables: by what their values are; a panel for each, one below the other.
-        x: what the index is.
+        tables: by the label of their values; a panel for each, one below the other.
+        x: label of the index.
         shares: the tables whose values are shares, labelled as percent.
-        limits: of the y axis; None is as the values need.
+        limits: of the y axis; None adapts to the values.
     """
     least = 2.6 if len(tables) == 1 else 1.7
     heights = [
@@ -88,18 +88,18 @@ def line_panels(
         if len(names) > 1:
             ends = [(table[c].dropna().index[-1], float(table[c].dropna().iloc[-1]))
                     for c in table.columns]  # fmt: skip
-            _name_ends(axes, names, ends, colours, height - 0.6, theme)
+            _name_ends(axes, names, ends, colours, height, theme)
     return figure
 
 
 def points(table: DataFrame, *, x: str, y: str, theme: Theme = LIGHT) -> Figure:
-    """A named point per row: its first column across, its second, a share, up.
+    """A named point per row, by its first column (x) and its second (y), a share.
 
     Rows with NaN are left out.
 
     Args:
-        x: what the first column is.
-        y: what the second is.
+        x: label of the first column.
+        y: label of the second.
     """
     shown = table.dropna()
     height = max(3.0, _tall(shown.index) * len(shown) + 0.5)
@@ -115,7 +115,7 @@ def points(table: DataFrame, *, x: str, y: str, theme: Theme = LIGHT) -> Figure:
     _label(axes, x, y, (None, None), theme)
     axes.margins(x=0.1, y=0.1)
     percent_axis(axes.yaxis)
-    _name_ends(axes, [str(name) for name in shown.index], places, colours, height - 0.6, theme)
+    _name_ends(axes, [str(name) for name in shown.index], places, colours, height, theme)
     return figure
 
 
@@ -173,7 +173,7 @@ def _tall(names: Iterable[Any]) -> float:
 
 
 def spread_out(values: Sequence[Any], most: int) -> list[Any]:
-    """At most ``most`` of the values, at even distances, the first and the last included."""
+    """At most ``most`` of the values, at regular distances, including the first and the last."""
     if len(values) <= most:
         return list(values)
     step = (len(values) - 1) / (most - 1)
@@ -181,13 +181,13 @@ def spread_out(values: Sequence[Any], most: int) -> list[Any]:
 
 
 def apart(values: Sequence[float], gap: float) -> list[float]:
-    """Places from 0 to 1 that lie ``gap`` apart and as near to values in [0, 1] as may be.
+    """Places from 0 to 1 that are ``gap`` apart and as near to the values in [0, 1] as possible.
 
-    Where there are too many for that gap, they lie at even distances.
+    If there are too many for that gap, they have equal distances.
     """
     gap = min(gap, 1 / max(1, len(values) - 1))
     order = sorted(range(len(values)), key=values.__getitem__)
-    groups: list[list[float]] = []  # of each: sum of wanted beginnings, members, beginning
+    groups: list[list[float]] = []  # each: sum of the wanted beginnings, members, beginning
     for index in order:
         groups.append([values[index], 1, values[index]])
         while True:
@@ -209,7 +209,7 @@ def apart(values: Sequence[float], gap: float) -> list[float]:
 def _label(
     axes: Axes, x: str, y: str, limits: tuple[float | None, float | None], theme: Theme
 ) -> None:
-    """Say what the axes are, bound the y axis, and draw the grid."""
+    """Label the axes, bound the y axis, and draw the grid."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.set_ylim(*limits)
@@ -224,15 +224,15 @@ def _name_ends(
     height: float,
     theme: Theme,
 ) -> None:
-    """Names right of the axes, none above another, each with a thin line to its end.
+    """Write names to the right of the axes without overlaps, each with a thin line to its end.
 
     Args:
-        height: of the axes in inches, about.
+        height: of the panel in inches, of which labels take 0.6.
     """
     axes.autoscale_view()
     low, high = axes.get_ylim()
     wanted = [min(max((up - low) / (high - low), 0.0), 1.0) for _, up in ends]
-    places = apart(wanted, _tall(names) / height)
+    places = apart(wanted, _tall(names) / (height - 0.6))
     for name, end, colour, place in zip(names, ends, colours, places):
         axes.annotate(
             wrapped(name), end, (1.06, place), textcoords="axes fraction", fontsize=_NAME,

@@ -1,4 +1,4 @@
-"""One edit by hand as tables: what the model said before it and says now."""
+"""The report of one edit as tables: the answers before and after it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nse_plugin.table import Mark, Table
 
 
 def edit_tables(report: EditReport) -> list[Table]:
-    """A table for each fact with all that was asked, or one with a row for each of many facts."""
+    """A table of all answers for each fact or, for many facts, one table with a row for each."""
     if len(report.facts) <= FULL:
         return [_asked(fact) for fact in report.facts]
     rows = tuple(

@@ -1,8 +1,8 @@
-"""Figures from plain tables in the colours of a theme: heat maps, and what all figures share.
+"""Figures from tables in the colours of a theme: heat maps, and the basis of all figures.
 
-A function takes tables of pandas, draws on a figure of its own (Agg, no window, nothing global)
-and returns it; :func:`to_png` and :func:`to_svg` turn it into bytes that are the same each time.
-Figures are 4.2 inches wide, so that their text can still be read on a phone.
+A function takes tables of pandas, draws a figure (without a window or global state) and returns
+it; :func:`to_png` and :func:`to_svg` turn it into reproducible bytes.  Figures are 4.2 inches wide,
+so that their text can be read on a phone.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _SHORTER = (
     (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
     (re.compile(r"(?<=[MLQCz]) (?=[-\d])| (?=[MLQCz][ \"])"), ""),  # in outlines
 )
-"""What can be written shorter in a tag of matplotlib's SVG, and how."""
+"""Abbreviations of matplotlib's SVG tags."""
 _ID = re.compile(r'(?<=[#"])(?:[mp]|image)[0-9a-f]{10}(?=[")])')
-"""The id of a clip path, a marker or an image: a hash of its content, also of its colours."""
+"""The id of a clip path, a marker or an image: a hash of its content, including its colours."""
 _HOVER = re.compile(r"<g id=([\"'])hover:(.*?)\1>(.*?)</g>", re.DOTALL)
 _MARKER = re.compile("<use ([^>]*)/>")
 _ROOM = 12
-"""Rows and columns that a heat map may have to show its numbers."""
+"""Largest number of rows and columns for which a heat map shows its numbers."""
 
 
 def heat_map(table: DataFrame, **options: Any) -> Figure:
@@ -60,17 +60,17 @@ def heat_maps(
     limits: tuple[float | None, float | None] = (0.0, None),
     theme: Theme = LIGHT,
 ) -> Figure:
-    """Tables as cells of colour, one below the other; cells without a value are grey.
+    """Heat maps, one below the other; cells without a value are grey.
 
-    Up to twelve rows and columns, the numbers stand in the cells.
+    Up to twelve rows and columns, the cells show their numbers.
 
     Args:
         tables: by title.
-        x: what the columns are.
-        y: what the rows are.
-        value: what the colour is.
+        x: label of the columns.
+        y: label of the rows.
+        value: label of the colours.
         percent: values are shares, labelled as percent.
-        limits: of the colours, which all tables share; None is as the values need.
+        limits: of the colours, which all tables share; None adapts to the values.
     """
     figure, panels = empty_figure(theme, [_height(table) for table in tables.values()])
     scale = _scale(tables.values(), limits, theme)
@@ -99,9 +99,9 @@ def heat_maps(
 
 
 def binned(table: DataFrame, bins: int = 128) -> DataFrame:
-    """Average the columns in equal bins, if there are more columns than the number allowed.
+    """Average the columns in equal bins, if there are more columns than bins.
 
-    A bin has the name of its first column.  NaN is ignored; a bin without any value is NaN.
+    A bin has the name of its first column.  NaN is ignored; a bin without a value is NaN.
     """
     width = -(-table.shape[1] // bins)
     if width <= 1:
@@ -121,12 +121,12 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
 def to_svg(figure: Figure, name: str = "figure") -> str:
     """The figure as an SVG element of an HTML page, with its text as text.
 
-    What matplotlib writes and nobody sees is left out: comments, indents, metadata, names of
-    groups, and the third and later decimals of a coordinate.  A marker shows the text that
-    :func:`hover` gave it when the mouse is on it.
+    Invisible parts of matplotlib's output are left out: comments, indents, metadata, names of
+    groups, and the third and later decimals of coordinates.  A marker shows its text of
+    :func:`hover` under the mouse.
 
     Args:
-        name: the ids within begin with it.
+        name: prefix of the ids inside.
     """
     import matplotlib
 
@@ -189,7 +189,7 @@ def empty_figure(
 
 
 def _height(table: DataFrame) -> float:
-    """Inches for a heat map: flat ones for few rows, nearly square ones for small squares."""
+    """Height of a heat map in inches: flat for few rows, nearly square for square tables."""
     rows, columns = table.shape
     per_row = 0.29 if columns <= _ROOM else 0.13
     return 3.5 if rows == columns else min(max(1.7, 0.7 + per_row * rows), 3.5)
@@ -198,7 +198,7 @@ def _height(table: DataFrame) -> float:
 def _scale(
     tables: Iterable[DataFrame], limits: tuple[float | None, float | None], theme: Theme
 ) -> ScalarMappable:
-    """The colours of values between the limits, or between those of all tables together."""
+    """The colours of values between the limits, or between the extremes of all tables."""
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -232,7 +232,7 @@ def _ticks(names: list[Any], most: int) -> tuple[list[float], list[str]]:
 
 
 def _number_cells(axes: Axes, scale: ScalarMappable, values: Any, spec: str, theme: Theme) -> None:
-    """Each cell's number, in whichever of the theme's two colours stands out from the cell."""
+    """Write each cell's number, in the one of the theme's two colours with more contrast."""
     ends = sorted((theme.background, theme.text), key=_luminance)
     for row, column in zip(*(~(values != values)).nonzero()):
         value = values[row, column]

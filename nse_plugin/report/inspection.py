@@ -1,4 +1,4 @@
-"""Look at a run directory: tables, figures and a page, without the model."""
+"""Inspect a run directory: tables, figures and a page, without the model."""
 
 from __future__ import annotations
 
@@ -29,19 +29,24 @@ def inspect(
     """A run and its tables, or those of a layer, a neuron or a request; writes figures and a page.
 
     Args:
-        show: takes a line for each file that is written.
+        show: prints a line for each written file.
         plot: folder for PNG files, one for each figure.
         html: file for a page with everything.
 
     Raises:
-        DataError: ``folder`` is no run directory with a finished round, what was asked for is not
-            in it, or ``plot`` or ``html`` cannot be written.
+        DataError: ``folder`` is not a run directory with a finished round, it does not contain what
+            was asked for, or ``plot`` or ``html`` cannot be written.
     """
-    _check_outputs(plot, html)
+    if plot is not None and plot.exists() and not plot.is_dir():
+        raise DataError(f"{plot} is a file; give a folder for the figures")
+    if html is not None:
+        check_place(html, "the page")
     run = read_run(folder)
     found = _asked(run, layer, neuron, request)
     if plot is not None:
-        for path in _write_figures(run, plot):
+        for picture in run_pictures(run):
+            path = plot / f"{picture.name}.png"
+            write_bytes(path, to_png(picture.draw(LIGHT)))
             show(f"written: {path}")
     if html is not None:
         run_page(run).write(html)
@@ -50,7 +55,7 @@ def inspect(
 
 
 def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None) -> list[Table]:
-    """The tables for these options; without any, those about the whole run."""
+    """The tables for these options; without any, those of the whole run."""
     if neuron is not None and layer is None:
         raise DataError(
             f"--neuron {neuron} is a number within a layer; give --layer too, one of "
@@ -59,25 +64,8 @@ def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None)
     found: list[Table] = []
     if layer is not None and neuron is None:
         found.append(tables.neurons_table(layer, run.ledger.neurons(layer)))
-    if layer is not None and neuron is not None:
+    elif layer is not None and neuron is not None:
         found.append(tables.neuron_table(run, layer, neuron))
     if request is not None:
         found += tables.request_tables(run, request)
     return found or run_tables(run)
-
-
-def _check_outputs(plot: Path | None, html: Path | None) -> None:
-    """Check that both can be written before anything is read."""
-    if plot is not None and plot.exists() and not plot.is_dir():
-        raise DataError(f"{plot} is a file; give a folder for the figures")
-    if html is not None:
-        check_place(html, "the page")
-
-
-def _write_figures(run: Run, folder: Path) -> list[Path]:
-    written = []
-    for picture in run_pictures(run):
-        path = folder / f"{picture.name}.png"
-        write_bytes(path, to_png(picture.draw(LIGHT)))
-        written.append(path)
-    return written

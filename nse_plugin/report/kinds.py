@@ -1,4 +1,4 @@
-"""The kinds of score: what tables call them, and the table of a run that keeps them apart."""
+"""The kinds of score: their heads in tables, and a run's table of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KINDS = {
     "negation": "also when negated",
     "locality_of_effective": "locality of effective edits",
 }
-"""The same edits by kind of score, from the easiest to the hardest, with its head in tables."""
+"""The kinds of score, from the easiest to the hardest, with their heads in tables."""
 _EXPLAINED = {
     "likelier": "the new answer has a higher probability than the old one",
     "tokens": "answer tokens that are the first choice after the right ones before them",
@@ -39,18 +39,18 @@ _OTHERS = {
 }
 
 AGES = ("right after", "at the end", "oldest third", "newest third")
-"""Heads of scores by the age of the edit."""
+"""Heads of the columns by age of the edit."""
 
 
 def kinds_note(heads: Iterable[str]) -> str:
-    """What the kinds of score under these heads mean."""
+    """The meaning of the kinds of score under these heads."""
     shown = " ".join(heads)
     words = "; ".join(f"{word}: {text}" for word, text in _EXPLAINED.items() if word in shown)
     return f"Scores of different kinds must not be compared with each other. {words}."
 
 
 def kinds_table(run: Run) -> Table | None:
-    """A kind of score down: right after the rounds, and at the end by when the edit was made."""
+    """A row per kind of score: right after the rounds, and at the end by the age of the edit."""
     measured = [point for point in measurements(run.lines, run.final) if point.get("all")]
     if not measured:
         return None

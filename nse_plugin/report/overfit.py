@@ -1,7 +1,7 @@
-"""Token overfitting, made visible: how evenly two ways of editing learn a target's tokens.
+"""Tables and a figure of token overfitting: how evenly two methods learn a target's tokens.
 
-Beside losses it shows what OVERTONE decides at each step: it changes an edit only where a token is
-smoothed and the mixture agrees with it, or where a token is settled before the others are.
+Besides losses they show OVERTONE's decisions at each step.  OVERTONE changes an edit only if a
+token is smoothed and the mixture agrees with it, or if a token is settled before the others.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ COURSES = {
     "disagrees": "argmax check: one-hot",
     "settled": "settled",
 }
-"""What is shown of each step, and as what."""
+"""What is shown of each step, with its head."""
 SHARES = ("smoothed", "argmax check: one-hot", "settled")
-"""Those that are shares of tokens."""
+"""The heads of shares of tokens."""
 
 
 def overfit_tables(made: Overfitting, shown: int = 3) -> list[str | Table]:
-    """How both sides learnt: tables, and lines of text between them.
+    """Tables of both sides, with lines of text between them.
 
     Args:
-        shown: requests whose tokens are listed one by one; the means are over all.
+        shown: number of requests whose tokens are listed one by one; means are over all.
     """
     found: list[str | Table] = []
     for number, request in enumerate(made.requests[:shown]):
@@ -54,18 +54,14 @@ def overfit_tables(made: Overfitting, shown: int = 3) -> list[str | Table]:
 
 
 def check_plot(plot: Path) -> None:
-    """See that a plot can be written.
-
-    Raises:
-        DataError: it cannot, or would be no PNG.
-    """
+    """Raise :class:`DataError` if the plot cannot be written or is not a PNG file."""
     if plot.suffix != ".png":
         raise DataError(f"plot is {str(plot)!r}; give a file that ends in .png")
     check_place(plot, "the plot")
 
 
 def write_plot(plot: Path, made: Overfitting) -> None:
-    """A PNG of the first request's tokens over the steps, and of the means."""
+    """Write a PNG of the first request's tokens over the steps, and of the means."""
     write_bytes(plot, _png(made.sides, made.tokenizer))
 
 
@@ -104,7 +100,7 @@ def _settings(sides: Sequence[Side], differing: dict[str, tuple[str, str]]) -> T
 
 
 def _course(side: Side) -> Table:
-    """The means over edits and tokens at some of the steps."""
+    """Means over edits and tokens, at some of the steps."""
     course = side.course()
     steps = spread_out(range(len(course.get("loss", ()))), _STEPS_SHOWN)
     rows = []
@@ -122,7 +118,7 @@ def _course(side: Side) -> Table:
 
 
 def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
-    """Losses of the first request with several tokens, a line per token, and all means."""
+    """The losses of the first request with several tokens, a line per token, and the means."""
     import pandas
 
     number = next((i for i, edit in enumerate(sides[0].edits) if edit.spread is not None), 0)
@@ -140,7 +136,7 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
 
 
 def course_panels(courses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, DataFrame]:
-    """What :func:`nse_plugin.report.charts.line_panels` draws of courses: a line for each."""
+    """Courses as panels of :func:`nse_plugin.report.charts.line_panels`, a line for each course."""
     import pandas
 
     return {

@@ -1,4 +1,4 @@
-"""A run directory as plain values and tables of pandas; no model is loaded."""
+"""A run directory as plain values and tables of pandas, without the model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _POINTS = 24
-"""Rounds after which the capacity is computed, which takes a second each in large models."""
+"""Number of rounds after which the capacity is computed; in large models each takes a second."""
 PERPLEXITY, DRIFT = "perplexity", "dominant directions turned"
 _SCORES = ("efficacy", "paraphrase", "portability", "locality")
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds.  The tables are made when first asked for."""
+    """The content of a run directory.  Tables are made on demand."""
 
     files: RunFiles
     lines: tuple[RoundLine, ...]
@@ -44,18 +44,18 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How the run ended, or that it has not."""
+        """How the run ended, or ``unfinished``."""
         return self.final["status"] if self.final else "unfinished"
 
     @property
     def planned(self) -> int | None:
-        """How many edits there were to be, where that was known at the start."""
+        """The number of edits planned; None if it was not known at the start."""
         stream = self.files.manifest["run"]["stream"]
         return None if stream is None else stream["count"]
 
     @cached_property
     def facts(self) -> list[Fact]:
-        """Every request, those to look at first at the front."""
+        """Every fact, the worst outcomes first."""
         found = facts_of(self.files)
         return sorted(found, key=lambda fact: ORDER.index(fact.outcome))
 
@@ -66,7 +66,7 @@ class Run:
 
     @cached_property
     def survey(self) -> Survey:
-        """All tables about the ledger, for which each round file is read once."""
+        """All tables of the ledger, which read each round file once."""
         numbers = self.ledger.numbers()
         step = -(-len(numbers) // _POINTS) or 1
         return self.ledger.survey(after=numbers[::-1][::step])
@@ -81,7 +81,7 @@ class Run:
 
     @property
     def writes_all_neurons(self) -> bool:
-        """Whether every round wrote all neurons of its layers, so that none was selected."""
+        """Whether every round wrote all neurons of its layers."""
         return bool((self.frequency.to_numpy() == 1).all())
 
     @cached_property
@@ -91,7 +91,7 @@ class Run:
 
     @cached_property
     def overall_scores(self) -> DataFrame:
-        """Scores of all edits so far, and of the model, after each round where that was due."""
+        """Scores of all edits so far and of the model, after each round with a measurement."""
         points = [line["measurement"] or {} for line in self.lines]
         return self._measured(
             [
@@ -101,7 +101,7 @@ class Run:
         )
 
     def _measured(self, rows: list[dict[str, Any]]) -> DataFrame:
-        """A row per round, without rounds and columns that hold nothing."""
+        """A row per round, without empty rows and columns."""
         import pandas as pd
 
         index = pd.Index([line["round"] for line in self.lines], name="round")
@@ -119,10 +119,10 @@ class Run:
 
 
 def read_run(folder: Path) -> Run:
-    """Read a run directory, also of a run that is at work.
+    """Read a run directory, also while the run is at work.
 
     Raises:
-        DataError: it is no run directory, no round of it is finished, or a file is damaged.
+        DataError: it is not a run directory, has no finished round, or a file is damaged.
     """
     files = RunFiles(folder)
     if not files.lines:

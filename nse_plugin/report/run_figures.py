@@ -1,4 +1,4 @@
-"""The figures about a run, each with words for those who do not see it."""
+"""The figures of a run, each with a text alternative."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _STRETCHES = 192
 _TOKENS = "locality"
 """The score that counts tokens, where the others count whole answers."""
 _OFTEN = 0.995
-"""Share of the cells of the ledger that the colours tell apart."""
+"""Quantile of the norms at which the colours end: a few neurons change much more."""
 
 
 def run_pictures(run: Run) -> list[Picture]:
-    """Every figure for which the run has data."""
+    """All figures for which the run has data."""
     pictures = list(_of_scores(run))
-    if run.layers:  # methods that attach modules write to none
+    if run.layers:  # methods that attach modules write no layer
         chosen = [] if run.writes_all_neurons else [writes(run), overlap(run)]
         courses = [norms(run), capacity(run)] if len(run.survey.growth) > 1 else []
         pictures += [ledger(run), *chosen, *courses]
@@ -52,7 +52,7 @@ def ledger(run: Run) -> Picture:
 
 
 def writes(run: Run) -> Picture:
-    """Layer x neuron: in how many of the rounds a neuron was written."""
+    """Layer x neuron: the share of rounds that wrote a neuron."""
     table = binned(run.frequency)
     shares = run.frequency.mean(axis=1).items()
     means = ", ".join(f"layer {layer} {share:.0%}" for layer, share in shares)
@@ -140,7 +140,7 @@ def _scores(name: str, table: DataFrame, caption: str) -> Picture:
 
 
 def retention(run: Run) -> Picture:
-    """Round edited x round tested: how many edits are still there; a line if tested once."""
+    """Round edited x round tested: the efficacy; a line if tested once."""
     table = run.retention
     tested, last = table.columns[-1], table.iloc[:, -1].dropna()
     said = (

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from nse_plugin.printable import counted
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.kinds import kinds_table
@@ -14,7 +12,7 @@ from nse_plugin.table import Table
 
 _NEURONS = 10
 """Rows of the table of a layer's neurons."""
-_ALL = (
+_ALL_WRITTEN = (
     "Every round wrote all neurons of the layers, so there is no figure of which neurons were "
     "written and how far rounds share them."
 )
@@ -39,31 +37,34 @@ def run_page(run: Run) -> Page:
         f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: "
         f"{counted(edits, 'edit')} in {counted(len(run.lines), 'round')}, {run.status}",
     )
-    intro = "What was asked for, and what the model answers. Click a head to sort; scroll for more."
-    _add(page, "Facts", intro, [tables.facts_table(run, _FACTS, width=400)])
     pictures = {picture.name: picture for picture in run_pictures(run)}
-    names = ("scores", "overall", "locality", "retention")
-    scores: list[Table | Picture] = [pictures[name] for name in names if name in pictures]
-    scores += _score_tables(run)
-    if not run.retention.empty:
-        scores.append(tables.retention_table(run))
-    _add(page, "Scores", "How well edits hold, and what they cost.", scores)
+
+    def drawn(*names: str) -> list[Picture]:
+        return [pictures[name] for name in names if name in pictures]
+
+    intro = "The requests, and the model's answers. Click a head to sort; scroll for more."
+    page.section("Facts", intro).add(tables.facts_table(run, _FACTS, width=400))
+    figures, scores = drawn("scores", "overall", "locality", "retention"), _score_tables(run)
+    if figures or scores:
+        page.section("Scores", "How well edits hold, and what they cost.").add(
+            *figures, *scores, None if run.retention.empty else tables.retention_table(run)
+        )
     if run.ledger:
-        drawn = [pictures[name] for name in ("norm", "capacity") if name in pictures]
-        rounds: list[Table | Picture] = [tables.rounds_table(run), *drawn]
-        _add(page, "Rounds", "What became of the edits of each round.", rounds)
+        intro = "The outcomes of the edits of each round."
+        page.section("Rounds", intro).add(tables.rounds_table(run), *drawn("norm", "capacity"))
     if run.layers:
-        _add(page, "Neurons", "Which neurons the rounds wrote, and how far they share them.", [
-            *(pictures[name] for name in ("ledger", "overlap", "writes") if name in pictures),
-            *([_ALL] if run.writes_all_neurons else []),
+        neurons = run.survey.neurons.items()
+        intro = "Which neurons the rounds wrote, and how far they share them."
+        page.section("Neurons", intro).add(
+            *drawn("ledger", "overlap", "writes"),
+            _ALL_WRITTEN if run.writes_all_neurons else None,
             tables.layers_table(run),
-            *(tables.neurons_table(layer, frame, _NEURONS)
-              for layer, frame in run.survey.neurons.items()),
-        ])  # fmt: skip
+            *(tables.neurons_table(layer, frame, _NEURONS) for layer, frame in neurons),
+        )
     if run.ledger:
-        intro = "Those whose value was missed by most."
-        _add(page, "Requests", intro, [tables.worst_requests(run)])
-    _add(page, "Settings", "", [tables.overview(run), _settings(run)])
+        intro = "The requests with the largest residuals."
+        page.section("Requests", intro).add(tables.worst_requests(run))
+    page.section("Settings").add(tables.overview(run), _settings(run))
     return page
 
 
@@ -80,9 +81,3 @@ def _settings(run: Run) -> Table:
     given = {name: value for name, value in run.files.hparams.items() if value is not None}
     rows = tuple((name, str(value)) for name, value in given.items())
     return Table("Hyperparameters", ("name", "value"), rows)
-
-
-def _add(page: Page, title: str, intro: str, items: Sequence[str | Table | Picture]) -> None:
-    """A section, where there is something for it."""
-    if items:
-        page.section(title, intro).add(*items)

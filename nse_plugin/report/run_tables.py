@@ -1,4 +1,4 @@
-"""The tables about a run that are shown, on the terminal and on a page."""
+"""The tables of a run, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
-from nse_plugin.runs.facts import ORDER, Fact
+from nse_plugin.runs.facts import ORDER
 from nse_plugin.session.records import were_undone
 from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_SEVERITY = {"out_of_bounds": 0, "residual_left": 1, "converged": 2}
-_OUTCOMES = {
+_STATUSES = {
     "out_of_bounds": "left out",
     "residual_left": "falls short",
     "converged": "takes effect",
 }
+"""The statuses of an edit, from the worst, with their heads."""
 _MOST = 10
-_OUTCOME = {
+_COLUMNS = {
     "case_id": "request",
     "residual_before": "residual before",
     "residual_after": "after",
@@ -35,7 +35,7 @@ _OUTCOME = {
 
 
 def overview(run: Run) -> Table:
-    """What run it is and how it ended."""
+    """The run, and how it ended."""
     edits = sum(line["edits"] for line in run.lines)
     of = f" of {run.planned}" if run.planned not in (None, edits) else ""
     rows = [
@@ -68,7 +68,7 @@ def overview(run: Run) -> Table:
 
 
 def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
-    """What was asked for and its outcome, the facts to look at first at the front.
+    """The facts with their outcomes, the worst first.
 
     Args:
         width: longest cell in characters; the rest is cut off.
@@ -77,7 +77,12 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
         (
             *(
                 textwrap.shorten(text or NOTHING, width, placeholder="…")
-                for text in (fact.prompt, fact.old, fact.new, _answer_now(fact))
+                for text in (
+                    fact.prompt,
+                    fact.old,
+                    fact.new,
+                    None if fact.outcome == "not tested" else fact.answer,
+                )
             ),
             fact.outcome,
             str(fact.round),
@@ -109,26 +114,22 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
     )
 
 
-def _answer_now(fact: Fact) -> str | None:
-    return None if fact.outcome == "not tested" else fact.answer
-
-
 def rounds_table(run: Run) -> Table:
     """Per round: edits, their outcomes, neurons written and the norm of the change per layer."""
     frame = run.survey.rounds
     counts = [f"neurons_{layer}" for layer in run.layers]
     norms = {f"norm_{layer}": f"norm, layer {layer}" for layer in run.layers}
-    shown = frame[["edits", *_OUTCOMES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
+    shown = frame[["edits", *_STATUSES]].assign(neurons=frame[counts].sum(axis=1).astype(int))
     shown = shown.join(frame[[*norms, "seconds"]])
-    note = "neurons: written in all layers together; norm: of what the round changed"
-    for entry in run.ledger.active()[:1]:  # a consolidation takes the place of all rounds before it
+    note = "neurons: written in all layers together; norm: of the round's change"
+    for entry in run.ledger.active()[:1]:  # a consolidation replaces all rounds before it
         if entry.within:
             note += (
                 f"; round {entry.number}: all edits in effect then, solved jointly, in the place "
                 "of the rounds before it"
             )
     formats = {"seconds": ".2f", **dict.fromkeys(norms, ".4g")}
-    return Table.of(shown, "Rounds", heads=_OUTCOMES | norms, formats=formats, note=note)
+    return Table.of(shown, "Rounds", heads=_STATUSES | norms, formats=formats, note=note)
 
 
 def scores_table(run: Run) -> Table:
@@ -176,8 +177,9 @@ def layers_table(run: Run) -> Table:
 
 
 def worst_requests(run: Run, most: int = _MOST) -> Table:
-    """The requests that ended worst: left out first, then by the residual left."""
-    frame = run.survey.requests.assign(severity=run.survey.requests["status"].map(_SEVERITY))
+    """The requests with the worst outcomes: those left out, then by the residual left."""
+    severity = {status: at for at, status in enumerate(_STATUSES)}
+    frame = run.survey.requests.assign(severity=run.survey.requests["status"].map(severity))
     frame = frame.sort_values(["severity", "residual_after"], ascending=[True, False])
     shown = f"{most} of {len(frame)} " if len(frame) > most else ""
     return _outcomes(frame.head(most), f"Worst requests ({shown}by outcome, then residual)")
@@ -204,7 +206,7 @@ def neurons_table(layer: int, frame: DataFrame, most: int = 2 * _MOST) -> Table:
 
 
 def neuron_table(run: Run, layer: int, neuron: int) -> Table:
-    """Who wrote a neuron.
+    """The rounds and requests that wrote a neuron.
 
     Raises:
         DataError: no round edited the layer, or there is no such neuron.
@@ -221,7 +223,7 @@ def neuron_table(run: Run, layer: int, neuron: int) -> Table:
 
 
 def request_tables(run: Run, case_id: int | str) -> list[Table]:
-    """What became of a request, and what it wrote.
+    """The outcome of a request, and its writes.
 
     Raises:
         DataError: no active round has the request.
@@ -244,13 +246,13 @@ def request_tables(run: Run, case_id: int | str) -> list[Table]:
 
 
 def _outcomes(frame: DataFrame, caption: str) -> Table:
-    columns = ["case_id", "round", "status", "passes", *list(_OUTCOME)[1:]]
+    columns = ["case_id", "round", "status", "passes", *list(_COLUMNS)[1:]]
     return Table.of(
         frame[columns],
         caption,
         index=False,
-        heads=_OUTCOME,
-        formats={"status": lambda name: _OUTCOMES.get(name, str(name))},
+        heads=_COLUMNS,
+        formats={"status": lambda name: _STATUSES.get(name, str(name))},
         note="residual: distance from the value aimed at; z shift: of the value from the "
         "untouched model's",
     )

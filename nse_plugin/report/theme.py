@@ -1,4 +1,4 @@
-"""Colours of figures and pages, light and dark, in the same style.
+"""Light and dark colours of figures and pages.
 
 Every text colour has a contrast of at least 4.5 to the background, every line of a figure at least
 3 (WCAG 2.1, 1.4.3 and 1.4.11); a test computes them.
@@ -27,10 +27,9 @@ class Theme:
     absent: str
     """Cells of a heat map that hold no value."""
     series: tuple[str, ...]
-    """Lines of a figure, apart from each other also for the colour-blind."""
+    """Lines of a figure, which the colour-blind can distinguish."""
     colour_map: str
-    """The colours of heat maps, by matplotlib's name: low values are near the background's colour,
-    high values far from it."""
+    """Matplotlib's name of the colours of heat maps; low values are near the background."""
 
 
 LIGHT = Theme(
