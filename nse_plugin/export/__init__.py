@@ -1,7 +1,7 @@
-"""Take the edits of a session elsewhere, and bring them back.
+"""Export the edits of a session, and import them.
 
 - :func:`to_peft`, :func:`from_peft`: a LoRA adapter that ``PeftModel.from_pretrained`` loads;
-- :func:`to_delta`, :func:`from_delta`: the changed matrices only, bit for bit;
+- :func:`to_delta`, :func:`from_delta`: only the changed matrices, bit for bit;
 - :func:`to_full`: a folder that ``AutoModelForCausalLM.from_pretrained`` loads.
 """
 

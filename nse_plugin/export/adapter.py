@@ -1,4 +1,4 @@
-"""The whole edit set as one LoRA adapter of PEFT, with scaling exactly 1.
+"""All edits as one LoRA adapter of PEFT, with a scaling of 1.
 
 ``PeftModel.from_pretrained(model, folder)`` loads it onto the untouched model, where it can be
 switched off (``disable_adapter``) and merged (``merge_and_unload``).
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 VLLM_LARGEST_RANK, VLLM_DEFAULT_RANK = 512, 16
-"""Ranks that vLLM serves at most, and without being told otherwise."""
+"""The largest rank that vLLM serves, with ``--max-lora-rank`` and by default."""
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _UNUSED = ("use_dora", "modules_to_save", "layer_replication", "trainable_token_indices",
@@ -59,18 +59,17 @@ def to_peft(
 ) -> dict[int, Fit]:
     """Write the session's accumulated change as a LoRA adapter to a new folder.
 
-    Adapters that the session's rounds trained are written as they are.
+    Adapters that the session's rounds trained are written unchanged.
 
     Args:
-        rank: upper bound for the rank of each layer; None for all of the change.
-        equal_ranks: pad the factors with zeros to the largest rank, so that readers which know one
-            rank and one ``lora_alpha`` only scale every layer by 1; False writes each layer's own
-            rank, which takes PEFT's ``rank_pattern`` and ``alpha_pattern``.
-        files: of the run that the session is of, for the model card.
+        rank: upper bound for the rank of each layer; None for the whole change.
+        equal_ranks: pad the factors with zeros to the largest rank, so that readers of a single
+            rank and ``lora_alpha`` scale every layer by 1; False writes each layer's own rank,
+            which needs PEFT's ``rank_pattern`` and ``alpha_pattern``.
+        files: the session's run, for the model card.
 
     Returns:
-        By layer: the rank, and how far the adapter is from the change; nothing where adapters
-        were trained.
+        By layer: the rank, and the error of the adapter; empty for trained adapters.
 
     Raises:
         HparamsError: the rank is below 1.
@@ -127,7 +126,7 @@ def adapter_changes(
 
 
 def _warn_of_rank(rank: int) -> None:
-    """Say where an adapter of this rank cannot be served."""
+    """Warn if servers refuse an adapter of this rank."""
     if rank > VLLM_LARGEST_RANK:
         log.warning(
             "the adapter has rank %d and vLLM serves ranks up to %d; bound it with rank=%d (nse "
@@ -143,14 +142,14 @@ def _warn_of_rank(rank: int) -> None:
 
 
 def _trained(session: EditSession, folder: Path, rank: int | None, files: RunFiles | None) -> None:
-    """Write the adapters that are attached to the session's model."""
+    """Write the trained adapters that are attached to the session's model."""
     if rank is not None:
         raise HparamsError(f"rank is {rank}, and trained adapters have theirs; leave it out")
     session.check()
     adapters = cast(Adapters, session.attached.current)
     with new_folder(folder) as temporary:
         adapters.save(temporary)
-        add_metadata(temporary / WEIGHTS, metadata_of(session))
+        add_metadata(temporary / WEIGHTS, session)
         write_card(temporary, session, "peft", files)
         write_manifest(temporary, session, "peft", hashed=(WEIGHTS, CONFIG))
 
@@ -158,15 +157,15 @@ def _trained(session: EditSession, folder: Path, rank: int | None, files: RunFil
 def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> EditSession:
     """Add a LoRA adapter on MLP down-projections to a model, as one round of its session.
 
-    Adapters from elsewhere are taken too, and any scaling.  The adapter is added to what the model
-    holds now, so it may come on top of other rounds.
+    The adapter may be made by other programs and have any scaling.  It is added to the current
+    weights, so it may follow other rounds.
 
     Returns:
-        The model's session; ``undo_last()`` takes the adapter out again.
+        The model's session; ``undo_last()`` removes the adapter again.
 
     Raises:
         DataError: the folder holds no adapter, or a damaged one.
-        ModelError: it was made from another model, or adapts what a session does not edit.
+        ModelError: it was made from another model, or adapts modules that a session does not edit.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -205,7 +204,7 @@ def from_peft(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> Edi
 
 
 def _config(session: EditSession, ranks: dict[str, int]) -> Any:
-    """The LoRA config for exactly these modules, each with its rank and alpha equal to it."""
+    """The LoRA config for these modules, each with its rank and an equal alpha."""
     import peft
 
     r = max(ranks.values())
@@ -253,7 +252,7 @@ def _split(folder: Path, name: str) -> tuple[str, str]:
 
 
 def _scaling(config: Any, module: str) -> float:
-    """What PEFT multiplies BA by."""
+    """PEFT's factor of BA."""
 
     def of(pattern: dict[str, Any] | None, default: float) -> float:
         keys = (key for key in pattern or {} if re.match(rf"(.*\.)?({key})$", module))

@@ -1,4 +1,4 @@
-"""The model card of an export: what was edited and how, how well it holds, how to take it out."""
+"""The model card of an export: the edited facts, their scores, how to load and to undo them."""
 
 from __future__ import annotations
 
@@ -25,9 +25,14 @@ CARD = "README.md"
 _MOST = 100
 """Facts that the card lists."""
 _NOT_IN_MODEL = ("undone", "not written", "replaced")
-"""Outcomes of requests that are no edited facts of the model."""
+"""Outcomes of requests that are not in the exported model."""
 _LICENCES = {"Apache 2.0": "apache-2.0", "Gemma Terms of Use": "gemma", "MIT": "mit"}
-"""Identifiers of the model hub by how a licence's name begins."""
+"""Identifiers of the model hub, by the beginning of a licence's name."""
+_WHAT = {
+    "peft": "A LoRA adapter that changes facts in the base model.",
+    "delta": "The changed matrices of the base model, and their change.",
+    "full": "The base model with changed facts.",
+}
 _LOAD = {
     "peft": """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -57,7 +62,7 @@ _UNDO = {
 
 
 def metadata_of(session: EditSession) -> dict[str, str]:
-    """What a safetensors file of an export says about itself."""
+    """The metadata of an export's safetensors files."""
     return {
         "format": "pt",
         "made_by": f"nse_plugin {__version__}",
@@ -73,11 +78,11 @@ def methods_of(session: EditSession) -> str:
     return ", ".join(sorted({entry.method for entry in session.ledger.active()}))
 
 
-def add_metadata(path: Path, more: Mapping[str, str]) -> None:
-    """Add entries to the metadata of a safetensors file; its tensors are copied as they are."""
+def add_metadata(path: Path, session: EditSession) -> None:
+    """Add :func:`metadata_of` the session to a safetensors file."""
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        header["__metadata__"] = {**header.get("__metadata__", {}), **more}
+        header["__metadata__"] = {**header.get("__metadata__", {}), **metadata_of(session)}
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)  # the tensors begin at a multiple of 8
 
@@ -96,11 +101,11 @@ def write_card(
     files: RunFiles | None = None,
     fits: Mapping[int, Fit] | None = None,
 ) -> None:
-    """Write the card of an export whose files are there.
+    """Write the card of an export.
 
     Args:
-        files: of the run that the session's rounds are from, which has the facts and the scores.
-        fits: of an adapter: its rank and error by layer.
+        files: the session's run, which has the facts and the scores.
+        fits: by layer, the rank and the error of an adapter.
     """
     base, licence = base_name(session), licence_of(session)
     head = {
@@ -119,7 +124,7 @@ def write_card(
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
         f"# {base} with {edited}\n",
-        f"{_what(kind)} It was edited with {methods_of(session)} in "
+        f"{_WHAT[kind]} It was edited with {methods_of(session)} in "
         f"{counted(rounds, 'round')} by nse_plugin {__version__}. "
         "Prompts unlike those below, and answers that follow from the facts, may be the old ones.",
     ]
@@ -156,7 +161,7 @@ def base_name(session: EditSession) -> str:
 
 
 def _place(session: EditSession) -> str:
-    """Where the base model is, as code; a path of this machine is left out."""
+    """The place of the base model, as code and without paths of this machine."""
     name = base_name(session)
     if name in MODELS:
         return f'"path/to/{MODELS[name].folder}"  # printed by: nse models get {name}'
@@ -165,21 +170,13 @@ def _place(session: EditSession) -> str:
 
 
 def licence_of(session: EditSession) -> str:
-    """The licence of the base model, as far as its folder or the table of models says."""
+    """The licence of the base model, if its folder or the table of models has it."""
     published = MODELS.get(base_name(session))
     if published is not None:
         return published.licence
     provenance = Path(session.layout.loaded_from) / PROVENANCE
     found = read_json(provenance).get("licence") if provenance.is_file() else None
     return str(found or "not known here; see the base model")
-
-
-def _what(kind: str) -> str:
-    return {
-        "peft": "A LoRA adapter that changes facts in the base model.",
-        "delta": "The changed matrices of the base model, and their change.",
-        "full": "The base model with changed facts.",
-    }[kind]
 
 
 def _ranks(fits: Iterable[Fit]) -> str:
@@ -197,7 +194,7 @@ def _facts(rows: list[Fact], replaced: int) -> str:
     """The table of the edited facts.
 
     Args:
-        replaced: earlier edits of these facts.
+        replaced: the number of earlier edits of these facts.
     """
     cells = ((fact.prompt, fact.old or "not known", fact.new, fact.state) for fact in rows[:_MOST])
     table = Table(

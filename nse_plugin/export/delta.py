@@ -1,9 +1,9 @@
-"""The changed matrices only, and the change that a session needs to hold them bit for bit.
+"""Only the changed matrices, and the change from which a session restores them bit for bit.
 
 ``weights.safetensors`` has the edited matrices by parameter name, in the model's dtype, for
-``model.load_state_dict(..., strict=False)``.  ``change.safetensors`` has the accumulated change
-in float32 (written columns only), from which :func:`from_delta` makes the same weights, without
-losing what the model's dtype rounds away.
+``model.load_state_dict(..., strict=False)``.  ``change.safetensors`` has the written columns of the
+accumulated change in float32, from which :func:`from_delta` makes the same weights without the
+rounding of the model's dtype.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def to_delta(session: EditSession, folder: str | Path, *, files: RunFiles | None
     """Write the edited matrices and their change to a new folder.
 
     Args:
-        files: of the run that the session is of, for the model card.
+        files: the session's run, for the model card.
 
     Raises:
         SessionError: there is nothing to export, or the weights are not the session's.
@@ -65,14 +65,14 @@ def to_delta(session: EditSession, folder: str | Path, *, files: RunFiles | None
 
 
 def from_delta(model: PreTrainedModel, tokenizer: Any, folder: str | Path) -> EditSession:
-    """Give a model the edited matrices, as one round of its session.
+    """Write the edited matrices into a model, as one round of its session.
 
     Returns:
-        The model's session; ``undo_last()`` gives the originals back.
+        The model's session; ``undo_last()`` restores the originals.
 
     Raises:
         DataError: the folder holds no delta, or a damaged one.
-        ModelError: it was made from another model, or from other weights; the matrix is named.
+        ModelError: it was made from another model, or from other weights.
         SessionError: the session of this model has rounds already.
     """
     folder = Path(folder)

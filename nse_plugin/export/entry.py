@@ -1,4 +1,4 @@
-"""Enter an imported change into a session, as one round."""
+"""Add an imported change to a session, as one round."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import torch
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
 
-METHOD = "import"
-"""Method of a round that was imported."""
-
 
 def enter(
     session: EditSession,
@@ -20,16 +17,16 @@ def enter(
 ) -> RoundRecord:
     """Add changes to a session's model and ledger: all of them or nothing.
 
-    The round has no requests and no keys, since an export holds none: later rounds do not protect
-    what was imported.
+    The round has no requests and no keys, because an export holds none, so later rounds do not
+    protect it.
 
     Args:
         factors: by layer: neurons [|I|], left [d_model, n], right [n, |I|]; or no left and the
             change itself, [d_model, |I|].
-        check: called on the model before the round is entered; an exception undoes the round.
+        check: called before the round is committed; an exception undoes the round.
     """
     layout = session.layout
-    writes = tuple(  # tensors of their own, as a round's file needs
+    writes = tuple(  # copies, because a round's file holds no shared tensors
         Write(
             layer,
             0,
@@ -43,7 +40,7 @@ def enter(
     )
     record = RoundRecord(
         number=session.ledger.next_number(),
-        method=METHOD,
+        method="import",
         outcomes=(),
         writes=writes,
         keys={write.layer: torch.zeros(layout.d_ff, 0) for write in writes},

@@ -18,18 +18,18 @@ _ZERO = 1e-9
 
 @dataclass(frozen=True)
 class Fit:
-    """How well two factors give the change of a layer."""
+    """The quality of two factors as an approximation of a layer's change."""
 
     layer: int
     rank: int
     full_rank: int
-    """Rank that is needed for the whole change."""
+    """The rank of the whole change."""
     relative_error: float
-    """||BA - change|| / ||change||, Frobenius, with the float32 factors as they are stored."""
+    """||BA - change|| / ||change||, Frobenius, with the stored float32 factors."""
 
 
 def factors_by_layer(ledger: Ledger) -> dict[int, list[Factors]]:
-    """The factors of all writes of a ledger, of which each round is read once."""
+    """By layer, the factors of all writes of a ledger; reads each round once."""
     found: dict[int, list[Factors]] = {}
     for record in ledger:
         for write in record.writes:
@@ -43,12 +43,12 @@ def factorise(
 ) -> tuple[torch.Tensor, torch.Tensor, Fit]:
     """A [r, d_ff] and B [d_model, r], float32, whose product is a layer's change.
 
-    The best approximation of that rank (Eckart-Young), with each singular value shared out evenly.
-    Computed in float64 from the ledger's factors, or from the accumulated change where their
-    number exceeds its smaller side.
+    The best approximation of that rank (Eckart-Young), with the root of each singular value in both
+    factors.  Computed in float64 from the ledger's factors, or from the accumulated change if there
+    are at least as many of them as its smaller side.
 
     Args:
-        factors: those of the layer's writes (:func:`factors_by_layer`).
+        factors: the factors of the layer's writes (:func:`factors_by_layer`).
         rank: an upper bound; None for the whole change.
     """
     change = total_change(session, layer).double()  # [d_model, d_ff]
@@ -70,10 +70,8 @@ def factorise(
 
 
 def _stacked(factors: Sequence[Factors], change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All factors of a layer side by side: [d_model, N] and [N, d_ff], like ``change``.
-
-    Where N is not below d_model or d_ff, they are of no use and come back empty but for N.
-    """
+    """All factors of a layer concatenated: [d_model, N] and [N, d_ff], like ``change``; empty ones
+    with this N if it is not below d_model and d_ff."""
     n_factors = sum(left.shape[1] for _, left, _ in factors)
     if n_factors >= min(change.shape):
         return change.new_empty(0, n_factors), change.new_empty(n_factors, 0)

@@ -1,4 +1,4 @@
-"""Common to all exports: a manifest, checksums, and an atomic rename when complete."""
+"""The folder of an export: its manifest and checksums, and an atomic rename when complete."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from nse_plugin.statistics.files import model_fingerprint, same_model
 from nse_plugin.version import __version__
 
 MANIFEST = "nse_export.json"
-"""Name of the file that says what a folder holds and of which model it is."""
+"""The file with the kind of the export and its model."""
 SCHEMA = 1
 
 
 def refuse_used(folder: Path) -> None:
-    """Raise :class:`DataError` if a folder is a file or holds something."""
+    """Raise :class:`DataError` if a folder is a file or is not empty."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         what = "holds files already" if folder.is_dir() else "is a file"
         raise DataError(f"{folder} {what}; give the name of a new folder")
@@ -36,7 +36,7 @@ def refuse_used(folder: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside ``folder`` that gets its name when the block ends well.
+    """A temporary folder beside ``folder``, which is renamed to it if the block succeeds.
 
     Raises:
         DataError: the folder is a file, holds something, or cannot be written.
@@ -52,7 +52,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         probe.unlink()
         for path in temporary.rglob("*"):
             if path.is_file():
-                path.chmod(usual)  # safetensors writes files that only their owner may read
+                path.chmod(usual)  # only the owner may read a file that safetensors writes
                 with path.open("rb+") as handle:
                     os.fsync(handle.fileno())
         if folder.exists():
@@ -68,11 +68,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def edited_layers(session: EditSession) -> list[int]:
-    """Layers that the active rounds changed, rising.
+    """The layers that the active rounds changed, in order.
 
     Raises:
-        SessionError: there are none, something is attached to the model instead, or the model
-            holds something else than the session wrote.
+        SessionError: there are none, modules are attached to the model instead, or the weights were
+            changed outside the session.
     """
     session.check()
     if session.attached.kind is not None:
@@ -96,7 +96,7 @@ def total_change(session: EditSession, layer: int) -> torch.Tensor:
     """The accumulated change of an edited layer, float32 [d_model, d_ff]."""
     change = session.weights.change(session.layout.down_name(layer))
     assert change is not None  # of a layer that an active round wrote
-    return session.layout.to_weight(change)  # the other way round it is the same transposition
+    return session.layout.to_weight(change)  # a transposition, so it is its own inverse
 
 
 def write_manifest(
@@ -107,11 +107,11 @@ def write_manifest(
     hashed: Iterable[str] = (),
     more: Mapping[int, Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write what the folder holds; to be called when its files are there.
+    """Write the manifest of an export whose other files are there.
 
     Args:
         hashed: files whose checksums are kept.
-        more: what else is to be said of a layer.
+        more: further entries by layer.
     """
     layout, weights = session.layout, session.weights
     parameters = {}
@@ -181,7 +181,7 @@ def read_export(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def check_model(folder: Path, manifest: Mapping[str, Any], session: EditSession) -> None:
-    """Raise :class:`ModelError` if an export is of another model than the session's."""
+    """Raise :class:`ModelError` if an export was made from another model than the session's."""
     here = model_fingerprint(session.layout)
     if not same_model(manifest["fingerprint"], here):
         raise ModelError(

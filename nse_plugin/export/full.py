@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nse_plugin.errors import SessionError
-from nse_plugin.export.card import add_metadata, metadata_of, write_card
+from nse_plugin.export.card import add_metadata, write_card
 from nse_plugin.export.folder import edited_layers, new_folder, write_manifest
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.session import EditSession
@@ -15,11 +15,11 @@ def to_full(session: EditSession, folder: str | Path, *, files: RunFiles | None 
     """Write the edited model and its tokenizer with ``save_pretrained`` to a new folder.
 
     Args:
-        files: of the run that the session is of, for the model card.
+        files: the session's run, for the model card.
 
     Raises:
         SessionError: there is nothing to export, the weights are not the session's, or the model
-            carries an adapter of PEFT, of which ``save_pretrained`` writes the adapter only.
+            carries an adapter of PEFT, so that ``save_pretrained`` writes only the adapter.
         DataError: the folder holds something or cannot be written.
     """
     edited_layers(session)
@@ -34,6 +34,6 @@ def to_full(session: EditSession, folder: str | Path, *, files: RunFiles | None 
         session.model.save_pretrained(temporary)
         session.tokenizer.save_pretrained(temporary)
         for path in temporary.glob("*.safetensors"):
-            add_metadata(path, metadata_of(session))
+            add_metadata(path, session)
         write_card(temporary, session, "full", files)
         write_manifest(temporary, session, "full")

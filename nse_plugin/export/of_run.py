@@ -24,12 +24,12 @@ from nse_plugin.session.session import EditSession
 
 KINDS = ("peft", "delta", "full")
 _MOST = 200
-"""Edits that are tested to see what a small rank costs."""
+"""Largest number of edits that are tested with an adapter of a bounded rank."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export holds."""
+    """The result of an export."""
 
     folder: str
     kind: str
@@ -37,13 +37,13 @@ class Exported:
     edits: int
     rounds: int
     layers: tuple[Fit, ...] = ()
-    """Rank and error by layer of an adapter that was computed."""
+    """Rank and error by layer of an adapter, unless it was trained."""
     efficacy: float | None = None
-    """Share of the edits that the model gives with an adapter of a bounded rank."""
+    """Share of the edits that are in effect with an adapter of a bounded rank."""
     efficacy_of_all: float | None = None
-    """The same with the whole change."""
+    """Share of the edits that are in effect with the whole change."""
     asked: int = 0
-    """Edits that these shares are over."""
+    """Number of edits tested for these shares."""
 
     def text(self) -> str:
         """For people, without the layers."""
@@ -73,8 +73,8 @@ def export_run(
     """Write a run's edits as an adapter, as changed matrices or as a complete model.
 
     Raises:
-        DataError: ``run`` is no run directory, or ``out`` cannot be written.
-        ModelError: the run's model cannot be loaded, or is another one now.
+        DataError: ``run`` is not a run directory, or ``out`` cannot be written.
+        ModelError: the run's model cannot be loaded, or has changed since.
     """
     if kind not in KINDS:
         raise DataError(f"cannot export to {kind!r}; there are: {', '.join(KINDS)}")
@@ -116,7 +116,7 @@ def _efficacy(model: nn.Module, session: EditSession, requests: list[EditRequest
 def _efficacy_of_adapter(
     session: EditSession, folder: Path, requests: list[EditRequest]
 ) -> float | None:
-    """The efficacy with the change that an adapter's factors give; the model is left as it was."""
+    """The efficacy with the change of an adapter's factors; the model is restored afterwards."""
     layout, weights = session.layout, session.weights
     before = weights.snapshot()
     try:

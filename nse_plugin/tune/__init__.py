@@ -1,1 +1,1 @@
-"""Settings of a method for a model without a YAML: a plain search in stages."""
+"""A search in stages for a method's settings on a model without a YAML."""

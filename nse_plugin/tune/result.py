@@ -1,4 +1,4 @@
-"""What a search found, for people: a table, a figure of the layers, and a commented YAML."""
+"""The result of a search: a table, a figure of the layers, and a commented YAML."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _COMMENT = 34
 
 
 def trial_text(trial: Trial) -> str:
-    """One line about a trial that was made."""
+    """One line about a finished trial."""
     if trial.error is not None:
         return f"{trial.stage}: {_changed(trial)}: failed: {trial.error}"
     shown = ", ".join(f"{name} {_percent(trial.scores.get(name))}" for name in SHOWN)
@@ -37,7 +37,7 @@ def trial_text(trial: Trial) -> str:
 
 
 def trials_table(tuned: Tuned) -> Table:
-    """All trials in order; the one whose settings are the result has a star."""
+    """All trials in order, the result marked with a star."""
     heads = ("stage", "settings", "edits", "injected", *SHOWN, "left", "score", "seconds")
     rows = [
         (
@@ -69,7 +69,7 @@ def trials_table(tuned: Tuned) -> Table:
 
 
 def layers_frame(tuned: Tuned) -> DataFrame:
-    """Scores by the last layer edited, of the trials that differ in layers alone."""
+    """Scores by the last edited layer, of the trials that differ only in their layers."""
     import pandas as pd
 
     rows = {}
@@ -80,7 +80,7 @@ def layers_frame(tuned: Tuned) -> DataFrame:
 
 
 def write_figure(path: Path, tuned: Tuned) -> bool:
-    """A PNG of efficacy and locality by layer; false where only one layer was tried."""
+    """Write a PNG of the scores by layer; false if only one layer was tried."""
     frame = layers_frame(tuned)
     if len(frame) < 2:
         return False
@@ -97,10 +97,10 @@ def write_figure(path: Path, tuned: Tuned) -> bool:
 
 
 def write_yaml(path: Path, tuned: Tuned, head: Sequence[str]) -> None:
-    """The settings with their meaning, under a comment that says where they are from.
+    """Write the settings, each with a comment, below a comment on the search.
 
     Args:
-        head: lines on command, data and versions.
+        head: lines about the command, the data and the versions.
     """
     table = trials_table(tuned)
     story = [*head, "", *table.text().splitlines()]
@@ -113,7 +113,7 @@ def _yaml_lines(settings: Mapping[str, Any]) -> Iterator[str]:
     docs = field_docs(kind)
     names = [field.name for field in fields(kind) if field.name not in _FIRST]
     for name in (*_FIRST, *names):
-        if name not in settings or name == "stats_dir":  # a place on this machine
+        if name not in settings or name == "stats_dir":  # a folder of this machine
             continue
         line = f"{name}: {_as_yaml(settings[name])}"
         about = re.split(r"[.;:] |\.$", docs.get(name, ""))[0]
@@ -134,7 +134,7 @@ def _layer(trial: Trial) -> int | None:
 
 
 def _changed(trial: Trial) -> str:
-    """What a trial tries on top of the best settings before it."""
+    """What a trial changes in the best settings before it."""
     if not trial.changes:
         return "as they are"
     return ", ".join(f"{key} {_short(value)}" for key, value in trial.changes.items())

@@ -1,4 +1,4 @@
-"""The search: stage after stage, each on top of the best settings so far, within a time."""
+"""The search: stage after stage, each from the best settings so far, within a time limit."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from nse_plugin.tune.stages import Stage, stages, start
 from nse_plugin.tune.trials import ROUND, Trial, Trials, check_enough
 
 EDITS = 0.5
-"""Settings with less efficacy than this on the stream do not count as settings."""
+"""Settings are found only if their efficacy on the stream is at least this."""
 _HOPELESS = 0.1
-"""A score on few facts below which no stream is tried."""
+"""If the score on few facts is below this, no stream is tried."""
 _STREAM = 0.25
-"""Share of the time that the first trial on the stream may take."""
+"""Share of the time for the first trial on the stream."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a search found."""
+    """The result of a search."""
 
     method: str
     trials: list[Trial]
-    """All of them, in order."""
+    """All trials, in order."""
     best: Trial
     """The one whose settings are the result."""
     seconds: float
@@ -37,7 +37,7 @@ class Tuned:
 
     @property
     def found(self) -> bool:
-        """Whether the settings edit this model; otherwise no settings that were tried do."""
+        """Whether the settings edit this model; if not, none of the tried ones do."""
         return self.on_stream and (self.best.scores.get("efficacy") or 0) >= EDITS
 
     @property
@@ -64,12 +64,12 @@ def tune(
     Args:
         requests: facts to try edits on; 20 of them for the first stages, others for the stream.
         minutes: the search begins no trial that would end later, but makes at least one on few
-            facts and, where something was edited, one on a stream.
+            facts and, if edits were in effect, one on a stream.
         edits: length of the stream; shorter if a trial of it would take a quarter of the time.
-        model_name: as the YAML is to name the model.
+        model_name: the model's name in the YAML.
         given: keys that are not searched, e.g. the folder of statistics.
-        trials: a JSON lines file of finished trials, which another call takes up.
-        told: is told of each trial.
+        trials: a JSON lines file of finished trials, which a later call reuses.
+        told: called with each trial.
 
     Raises:
         HparamsError: there is no such method.
@@ -104,37 +104,37 @@ class _Search:
     """Seconds."""
     begun: float
     ready: float = 0.0
-    """Seconds until the first trial had started; statistics are computed in them."""
+    """Seconds before the first trial, in which statistics are computed."""
 
     def first(
         self, settings: Mapping[str, Any], few: Sequence[EditRequest], layers: Sequence[int]
     ) -> Trial:
-        """The settings as they are; statistics of all layers that the first stage needs."""
+        """Try the settings unchanged; computes the statistics of all layers of the first stage."""
         trial = self.trials.run("first", settings, few, layers=layers)
         self.ready = max(0.0, time.monotonic() - self.begun - trial.seconds)
         return trial
 
     def stage(self, stage: Stage, best: Trial, facts: Sequence[EditRequest]) -> Trial:
-        """The best of the settings so far and those of a stage; of equals the earlier one."""
+        """The best of the settings so far and those of a stage; the earlier one of equals."""
         settings, expected = best.settings, best.seconds
         layers = stage.layers(self.trials.session, settings)
         for changes in stage.options(self.trials.session, settings):
             if self._late(stage.until, expected):
                 break
             trial = self.trials.run(stage.name, settings, facts, changes, layers)
-            expected = trial.seconds  # of the same kind: with values that are kept, or without
+            expected = trial.seconds  # the next trial also reuses values, or does not
             best = trial if trial.score > best.score else best
         return best
 
     def affordable(self, most: int) -> int:
-        """Length of a stream in whole rounds, by what an edit took so far; two rounds at least."""
+        """Length of a stream in whole rounds, at least two, from the time of an edit so far."""
         trials = self.trials.done
         per_edit = sum(t.seconds for t in trials) / sum(t.edits for t in trials)
         rounds = int(min(most, _STREAM * self.allowed / max(per_edit, 1e-6))) // ROUND
         return min(most, ROUND * max(2, rounds))
 
     def _late(self, share: float, next_seconds: float) -> bool:
-        """Whether a trial of these seconds would end after a share of the time for trials;
-        finished trials of an earlier call count as what they took."""
+        """Whether a trial of this length would end after a share of the time for trials; trials of
+        an earlier call count with the time that they took."""
         spent = max(self.trials.seconds, time.monotonic() - self.begun - self.ready)
         return spent + next_seconds > share * (self.allowed - self.ready)

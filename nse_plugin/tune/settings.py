@@ -1,4 +1,4 @@
-"""What a search is made of, from options; loads no torch."""
+"""The settings of a search, from options; does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
 
 @dataclass
 class TuneSettings(Settings):
-    """What a search is made of.
+    """The settings of a search.
 
     Raises:
         HparamsError: a value is missing, of the wrong type or out of range.
@@ -47,7 +47,7 @@ class TuneSettings(Settings):
     """Seed that draws the facts."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors if there is no model, or one file is asked to hold several methods."""
+        """Errors: there is no model or method, or one file is to hold several methods."""
         if not self.model:
             yield "model is missing; give --model, e.g. --model smollm2-135m"
         if not self.methods:
@@ -65,7 +65,7 @@ class TuneSettings(Settings):
 
     @property
     def only_known(self) -> bool:
-        """Whether facts that the model does not know are left out."""
+        """Whether only facts that the model knows are used."""
         return self.data.startswith("earth") if self.known is None else self.known
 
     @property

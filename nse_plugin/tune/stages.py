@@ -1,8 +1,8 @@
-"""The stages of a search, by kind of method: what each of them changes, in which order.
+"""The stages of a search by method: what they change, and in which order.
 
-A stage tries its changes on top of the best settings so far and keeps the best of all.  Stages on
-*few* facts write one round; those on a *stream* edit in rounds and are tested after the last one,
-since what one round bears and what a hundred edits bear are two things.
+A stage tries changes of the best settings so far and keeps the best of all.  Stages on *few* facts
+write one round.  Those on a *stream* edit in rounds and are tested after the last one, because
+settings that suit one round may fail after a hundred edits.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ Changes = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """One question to the model."""
+    """A set of changes to try."""
 
     name: str
     options: Callable[[EditSession, Settings], Sequence[Changes]]
     """Changes to try, given the best settings so far."""
     until: float
-    """Share of the time after which the stage tries nothing more."""
+    """Share of the time at which the stage ends."""
     stream: bool = False
-    """On a stream of edits, not on one round."""
+    """Edit a stream, not a single round."""
 
     def layers(self, session: EditSession, best: Settings) -> list[int]:
         """All layers that the stage's changes name."""
@@ -42,17 +42,17 @@ class Stage:
 
 
 def start(session: EditSession, method: str, model_name: str, given: Settings) -> Changes:
-    """The settings that a search begins with.
+    """The settings with which a search begins.
 
     Args:
         given: keys that are not searched, e.g. the folder of statistics.
 
     Raises:
-        HparamsError: the method is none that can be tuned.
+        HparamsError: there is no search for this method.
     """
     check_method(method)
     settings = {**_start(session.layout, method, model_name), **given}
-    if method == "AlphaEdit":  # its two numbers are of one model's scale
+    if method == "AlphaEdit":  # these two settings depend on the scale of the keys
         settings |= _null_spaces(session, settings)[1]
         settings |= _weights_of_identity(session, settings)[1]
     return settings
@@ -99,7 +99,7 @@ def stages(method: str) -> list[Stage]:
 
 
 def _factors(key: str, *factors: float) -> Callable[[EditSession, Settings], list[Changes]]:
-    """Multiples of a setting, as it stands or as the method's default."""
+    """Multiples of a setting, or of the method's default."""
 
     def options(_session: EditSession, best: Settings) -> list[Changes]:
         default = getattr(BASES[best["alg_name"]].hparams, key)
@@ -115,10 +115,10 @@ def _each(key: str, *values: Any) -> Callable[[EditSession, Settings], list[Chan
 
 
 def _depths(width: int) -> Callable[[EditSession, Settings], list[Changes]]:
-    """Layers over the whole depth, the usual ones first.
+    """Layers over the whole depth, beginning with the usual ones.
 
     Args:
-        width: 1 for a single layer, more for the layers that a value is spread over.
+        width: 1 for a single layer, more for the layers over which a residual is spread.
     """
 
     def options(session: EditSession, _best: Settings) -> list[Changes]:
@@ -131,7 +131,7 @@ def _depths(width: int) -> Callable[[EditSession, Settings], list[Changes]]:
 
 
 def _beside(width: int) -> Callable[[EditSession, Settings], list[Changes]]:
-    """Layers half-way to those that were tried on both sides."""
+    """Layers half-way to the neighbouring ones that were tried."""
 
     def options(session: EditSession, best: Settings) -> list[Changes]:
         n, last = session.layout.n_layers, best["layers"][-1]
@@ -147,7 +147,7 @@ def _up_to(last: int, width: int) -> list[int]:
 
 
 def _null_spaces(session: EditSession, best: Settings) -> list[Changes]:
-    """Thresholds that leave these shares of the z-layer's directions, as AlphaEdit counts them."""
+    """Thresholds that keep these shares of the z-layer's directions, as AlphaEdit counts them."""
     eigenvalues = torch.linalg.eigvalsh(_covariance(session, best).double())
     found = [float(eigenvalues.quantile(share)) for share in (0.8, 0.6, 0.4)]
     return [{"nullspace_threshold": float(f"{value:.2g}")} for value in found]
@@ -172,7 +172,7 @@ def _grace_layers(session: EditSession, _best: Settings) -> list[Changes]:
 
 
 def _mlp_input(layout: DecoderLayout, layer: int) -> str:
-    """Name of the weight that a block's MLP begins with, as GRACE's YAMLs write it."""
+    """Name of the weight of an MLP's input projection, as in GRACE's YAMLs."""
     mlp = layout.blocks[layer].get_submodule(layout.family.mlp)
     names = [
         name for name, _ in _matrices(mlp) if mlp.get_submodule(name) is not layout.down(layer)
@@ -183,7 +183,7 @@ def _mlp_input(layout: DecoderLayout, layer: int) -> str:
 
 
 def _attention_inputs(layout: DecoderLayout) -> list[str]:
-    """Ends of the names of the modules that LoRA adapts: queries and values, or all in one."""
+    """Suffixes of the modules that LoRA adapts: queries and values, or the fused projection."""
     attention = layout.blocks[0].get_submodule(layout.family.attn)
     names = [name for name, _ in _matrices(attention)]
     return [name for name in names if name in ("q_proj", "v_proj")] or names[:1]

@@ -1,4 +1,4 @@
-"""A search from its settings: model and facts are loaded, files are written beside the YAML."""
+"""Start a search from its settings: load model and facts, search, write the files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nse_plugin.tune.stages import check_method
 from nse_plugin.tune.trials import ROUND
 
 _PROBES = 4
-"""Locality probes per request and kind from which those that the model knows are taken."""
+"""Locality probes per request and kind, among which the known ones are used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Search:
 
     tuned: Tuned
     yaml: Path | None
-    """Where its settings were written; None if nothing that was tried edits the model."""
+    """The file of its settings; None if none of the tried settings edits the model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON types."""
+        """The search as JSON types."""
         best = self.tuned.best
         return {
             "method": self.tuned.method,
@@ -52,10 +52,10 @@ class Search:
 
 
 def run(settings: TuneSettings, show: Callable[[str | Table], None]) -> list[Search]:
-    """Search, method after method; none where the model knows none of the facts.
+    """Search method after method; returns no search if the model knows none of the facts.
 
     Args:
-        show: takes the lines and tables meant for people.
+        show: prints lines and tables for people.
     """
     places = {method: _place(settings, method) for method in settings.methods}
     for method, path in places.items():  # before the work
@@ -89,7 +89,7 @@ def run(settings: TuneSettings, show: Callable[[str | Table], None]) -> list[Sea
 
 
 def _refuse_others(path: Path, method: str, model: str) -> None:
-    """Raise :class:`DataError` if the YAML is there and of another method or model."""
+    """Raise :class:`DataError` if the YAML exists and is of another method or model."""
     if not path.is_file():
         return
     values = read_method_yaml(path)
@@ -101,7 +101,7 @@ def _refuse_others(path: Path, method: str, model: str) -> None:
 
 
 def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[EditRequest], str]:
-    """As many facts as a search needs, and a line on where they are from."""
+    """As many facts as a search needs, and a line about their source."""
     known = settings.only_known
     needed = ROUND + settings.edits
     requests = read_data(
@@ -123,13 +123,13 @@ def _facts(settings: TuneSettings, model: Any, tokenizer: Any) -> tuple[list[Edi
 
 
 def _with_few_probes(request: EditRequest) -> EditRequest:
-    """The request without probes that no trial asks, which would have to be known too."""
+    """The request without probes that no trial asks and that would have to be known."""
     locality = {kind: probes[:_PROBES] for kind, probes in request.locality.items()}
     return dataclasses.replace(request, locality=locality, portability={})
 
 
 def _options(settings: TuneSettings) -> str:
-    """The options on which the search depends, as they are given on the command line."""
+    """The options that determine the search, as on the command line."""
     text = f" --data {settings.data} --minutes {settings.minutes:g} --seed {settings.seed}"
     usual = TuneSettings(model=settings.model)
     for name in ("edits", "limit", "schema", "on_bad_record", "source"):
@@ -146,7 +146,7 @@ def _place(settings: TuneSettings, method: str) -> Path:
 
 
 def _given(settings: TuneSettings) -> dict[str, Any]:
-    """Keys that are given and not searched."""
+    """Keys that are not searched."""
     given = {"mom2_dataset": settings.source, "stats_dir": settings.stats_dir}
     return {key: value for key, value in given.items() if value is not None}
 
@@ -158,7 +158,7 @@ def _write(
     about: str,
     show: Callable[[str | Table], None],
 ) -> bool:
-    """Show what was found, and write it where anything was."""
+    """Show the result, and write it if settings were found."""
     show("")
     show(trials_table(tuned))
     figure = path.with_suffix(".png")

@@ -1,4 +1,4 @@
-"""Trials of settings on one model: edit, measure, undo; each is one line of a file."""
+"""Trials of settings on one model: edit, measure, undo; each trial is a line of a file."""
 
 from __future__ import annotations
 
@@ -27,38 +27,38 @@ from nse_plugin.statistics.files import model_fingerprint
 ROUND = 20
 """Edits per round."""
 PROTOCOL = Protocol(paraphrases=1, portability=0, locality=2)
-"""Probes of a request; few, since a trial is measured as often as it is made."""
+"""Few probes, because every trial is measured."""
 _FLOATS = 2**28
-"""Size of the covariances that are computed ahead, in numbers: 1 GB."""
+"""Largest size of covariances that are computed ahead: 1 GB."""
 SHOWN = ("efficacy", "paraphrase", "locality")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What became of one set of settings."""
+    """One set of settings and its scores."""
 
     stage: str
     settings: dict[str, Any]
-    """All keys that are not the method's defaults."""
+    """All keys that differ from the method's defaults."""
     changes: dict[str, Any]
-    """What of them is tried here, on top of the best settings so far."""
+    """The keys that this trial changes in the best settings so far."""
     case_ids: list[int | str]
     """The facts edited, in rounds of :data:`ROUND`; all are tested after the last round."""
     of: str
-    """What tells these facts and this model from others with the same names."""
+    """A hash of the facts and the model, which distinguishes others with the same names."""
     scores: dict[str, float | None] = field(default_factory=dict)
     injected: float | None = None
-    """Share of targets that the values themselves give, before anything is written; None with a
-    method without values, and where they were kept from an earlier trial."""
+    """Share of targets that the model produces with the values themselves, before the write; None
+    for a method without values, and for values kept from an earlier trial."""
     left: float | None = None
-    """Mean share of a residual that the write left."""
+    """Mean share of the residual that is left after the write."""
     seconds: float = 0.0
     error: str | None = None
     """Why there are no scores."""
 
     @property
     def score(self) -> float:
-        """The harmonic mean of the scores there are: 0 where nothing is edited or all is lost."""
+        """The harmonic mean of the measured scores; 0 if one of them is 0."""
         found = [value for name in SHOWN if (value := self.scores.get(name)) is not None]
         return len(found) / sum(1 / v for v in found) if found and all(found) else 0.0
 
@@ -99,7 +99,7 @@ class Trials:
 
     @property
     def seconds(self) -> float:
-        """What the trials took, those of the file that were asked for included."""
+        """The time of the trials, including those found in the file."""
         return sum(trial.seconds for trial in self.done)
 
     def run(
@@ -110,10 +110,10 @@ class Trials:
         changes: Mapping[str, Any] | None = None,
         layers: Sequence[int] = (),
     ) -> Trial:
-        """The trial of these settings, changes made, on these facts.
+        """Try settings with changes on some facts.
 
         Args:
-            layers: statistics of these layers are computed in one go, as later trials need them.
+            layers: layers of later trials, whose statistics are computed together.
         """
         changes = dict(changes or {})
         settings = {**settings, **changes}
@@ -134,8 +134,8 @@ class Trials:
         return trial
 
     def _compute_statistics(self, settings: Mapping[str, Any], layers: Sequence[int]) -> None:
-        """Covariances that a trial needs, so that its time is that of its edits; those of other
-        layers too if they are no burden."""
+        """Compute the covariances of a trial, so that they do not count to its time; also those of
+        other layers if they fit into memory."""
         hparams: Any = BASES[settings["alg_name"]].hparams.from_dict(settings)
         if not isinstance(hparams, LocateHparams):
             return
@@ -182,7 +182,7 @@ class Trials:
         }
 
     def _freeze(self, facts: Sequence[EditRequest]) -> None:
-        """Ask the untouched model, which the session holds between trials, what is new."""
+        """Ask the untouched model, which the session holds between trials, about new facts."""
         new = [fact for fact in facts if fact.digest() not in self._frozen]
         answered = ask(self.session.model, self.session.tokenizer, new, PROTOCOL) if new else []
         self._frozen.update(zip((fact.digest() for fact in new), answered))
@@ -194,37 +194,37 @@ def _mark_of(model: str, facts: Sequence[EditRequest]) -> str:
 
 
 def _key(settings: Mapping[str, Any], of: str) -> str:
-    """What tells two trials apart; a folder of statistics does not."""
+    """The identity of a trial, without folder of statistics and device."""
     told = {key: value for key, value in settings.items() if key not in ("stats_dir", "device")}
     return json.dumps([told, of], sort_keys=True)
 
 
 class _Injected:
-    """A :class:`TokenTrace` that keeps whether values give their targets when they stop."""
+    """A :class:`TokenTrace` that records whether the model produces the targets with the values."""
 
     def __init__(self) -> None:
         self._round, self._right = 0, dict[tuple[int, int], bool]()
 
     def next_round(self) -> None:
-        """Requests are counted from 0 again."""
+        """Begin a round, in which requests are counted from 0 again."""
         self._round += 1
 
     def record(
         self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
     ) -> None:
-        """One evaluation: a later one of a request replaces an earlier one."""
+        """Record one evaluation; a later one of a request replaces an earlier one."""
         right = logits.argmax(dim=1).cpu() == targets.cpu()
         owner = owner.cpu()
         for request in owner.unique().tolist():
             self._right[self._round, request] = bool(right[owner == request].all())
 
     def share(self) -> float | None:
-        """Share of the requests told of; None where there was none."""
+        """Share of the recorded requests; None if there are none."""
         return mean([float(right) for right in self._right.values()])
 
 
 def check_enough(facts: Sequence[EditRequest]) -> None:
-    """Raise where there are too few facts to choose anything by."""
+    """Raise :class:`ModelError` if there are too few facts for a search."""
     if len(facts) < ROUND:
         raise ModelError(
             f"there are {len(facts)} facts to try edits on, and a search needs {ROUND}; give other "
