@@ -48,10 +48,9 @@ app = typer.Typer(
 
 
 def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Add a function to the subcommands, under its own name.
+    """Make a function a subcommand of its name, with the options ``--quiet`` and ``--no-color``.
 
-    It returns its exit code; the errors it raises become one line and an exit code.  Each gets
-    the options ``--quiet`` and ``--no-color``.
+    The function returns its exit code; errors that it raises become a line and an exit code.
     """
 
     def added(function: Callable[..., int]) -> Callable[..., int]:
@@ -61,7 +60,9 @@ def command(group: str, epilog: str) -> Callable[[Callable[..., int]], Callable[
         @_with_common
         @functools.wraps(function)
         def guarded(**options: Any) -> int:
-            return exit_code(lambda: _call(function, options))
+            # transformers reads this when a command first imports it; we draw our own bars
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+            return exit_code(lambda: function(**options))
 
         return function
 
@@ -119,18 +120,12 @@ def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:
     return with_parameters(called, guarded, (*own, *added))
 
 
-def _call(function: Callable[..., int], options: dict[str, Any]) -> int:
-    # transformers reads this when a command first imports it; we draw our own progress bars
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return function(**options)
-
-
 def _usage(error: Any) -> int:
-    """Say in one line what is wrong with a command line."""
+    """Print in one line what is wrong with a command line."""
     where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "nse"
     message = error.format_message().replace("Value error, ", "").removeprefix("Invalid value: ")
     message = " ".join(message.rstrip(".").split())
-    if message:  # there is none where no command was given, and the help is shown already
+    if message:  # without a command there is none, and the help is shown already
         complain(f"{message}; see {where} --help")
     return int(error.exit_code)
 
@@ -146,9 +141,7 @@ def _nse(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
-    verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Log what is being done.")
-    ] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
 ) -> None:
     """Edit facts in language models again and again without wrecking the models."""
     set_up_logging(verbose)

@@ -41,7 +41,7 @@ def ask(
     """
     from nse_plugin.runs.reading import RunFiles
 
-    RunFiles(folder)  # the error of a folder without edits is the reader's
+    RunFiles(folder)  # an error for a folder without edits
     with working() as listener:
         from nse_plugin.runs.edits import EditFolder
 
@@ -60,13 +60,13 @@ def ask(
     if missed:
         note(
             f"next: ask with its prompt{' and --plain' if asked_in_chat else ''}, or edit the fact "
-            "once more, in the words of the answer that you expect"
+            "again, with the beginning of the answer that you expect as its prompt"
         )
     return 0
 
 
 def not_shown(request: EditRequest) -> str:
-    """That an answer to a question about its subject does not have an edit's new answer."""
+    """The note that an answer about an edit's subject does not contain the target."""
     return (
         f"the edit {request.text!r} -> {request.target_new!r} does not show in this answer: the "
         "question may be about something else, or too unlike the edit's prompt"

@@ -1,4 +1,4 @@
-"""``nse chat``: talk with the edited model, edit it and take edits back on the way."""
+"""``nse chat``: talk with the edited model, and edit it and undo edits meanwhile."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ type a text, and the edited model answers it
 /edit P {ARROW} T       change a fact: P has its subject in braces, T is the new answer, as in
                    /edit {{The Eiffel Tower}} is located in the city of {ARROW} Rome
 /facts             the facts edited so far, by round
-/undo [N]          take back the last round, or round N
-/blame             which rounds move the answer to the last text most
+/undo [N]          undo the last round, or round N
+/blame             the rounds with the largest effect on the answer to the last text
 /plain             switch the chat template off, or on again
 /new               forget the conversation so far
 /help              this list
@@ -50,8 +50,8 @@ def chat(
     """
     from nse_plugin.runs.reading import RunFiles
 
-    RunFiles(folder)  # the error of a folder without edits is the reader's
-    with suppress(ImportError):  # Windows has none; elsewhere it gives the prompt a history
+    RunFiles(folder)  # an error for a folder without edits
+    with suppress(ImportError):  # it gives the prompt a history; Windows has none
         import readline  # noqa: F401
     with working() as listener:
         from nse_plugin.runs.edits import EditFolder
@@ -76,7 +76,7 @@ class Chat:
         }  # fmt: skip
 
     def loop(self) -> None:
-        """Read and answer until /quit or the end of the input; errors do not end it."""
+        """Read and answer until /quit or the end of the input; errors are shown."""
         while True:
             try:
                 line = input("> ").strip()
@@ -91,7 +91,7 @@ class Chat:
                 complain(str(error))
 
     def take(self, line: str) -> None:
-        """Answer a text, or do what a command says."""
+        """Answer a text, or execute a command."""
         if not line:
             return
         if not line.startswith("/"):
@@ -116,7 +116,7 @@ class Chat:
             note(not_shown(request) + later)
 
     def _asked(self) -> list[dict[str, str]]:
-        """The conversation up to the last text."""
+        """The conversation up to the last question."""
         if not self._turns:
             raise RequestError("nothing was asked yet; type a text first")
         return self._turns[:-1]
@@ -167,4 +167,4 @@ class Chat:
 
     def _forget(self, _rest: str) -> None:
         self._turns = []
-        show("the conversation begins anew")
+        show("a new conversation begins")

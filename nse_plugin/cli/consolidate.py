@@ -36,7 +36,7 @@ def consolidate(
     from nse_plugin.runs.consolidate import can_consolidate
     from nse_plugin.runs.reading import RunFiles
 
-    files = RunFiles(run)  # refuses what is no run, before a model is loaded
+    files = RunFiles(run)  # an error for a folder that is not a run
     if not can_consolidate(files):
         raise HparamsError(
             f"{run} is a run of {files.method}, whose rounds cannot be consolidated; "
@@ -48,9 +48,9 @@ def consolidate(
         line = EditFolder(run, device=device, listener=listener).consolidate(repair_rounds)
     text = (
         f"round {line['file']} of {run} solves {counted(line['edits'], 'edit')} jointly; "
-        f"the model gave {line['answered_before']} of them before and gives {line['answered']} now"
+        f"{line['answered_before']} of them were in effect before, {line['answered']} are now"
     )
     show_result(line if as_json else text)
     if line["answered"] < line["answered_before"]:
-        note(f"fewer than before; nse undo {run} --round {line['file']} takes it back")
+        note(f"fewer than before; undo it with: nse undo {run} --round {line['file']}")
     return 0

@@ -1,4 +1,4 @@
-"""``nse demo``: a run on the embedded world, as a first look."""
+"""``nse demo``: a run on the embedded world, for a first impression."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from nse_plugin.runs.settings import DemoSettings
 def demo(given: dict[str, Any], as_json: AS_JSON = False) -> int:
     """Edit facts of an embedded world, or real ones, in rounds, and measure after each.
 
-    It is an nse run with its settings chosen: the same command resumes it, and nse inspect, undo
-    and export read its folder.
+    It is an nse run with fixed settings: the same command resumes it, and nse inspect, undo and
+    export read its folder.
     """
     settings, show = DemoSettings(**given), teller(as_json)
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):

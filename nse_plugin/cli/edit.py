@@ -1,4 +1,4 @@
-"""``nse edit``: change one fact, or a few, and see what came of it."""
+"""``nse edit``: change one fact, or a few, and show the answers before and after."""
 
 from __future__ import annotations
 
@@ -85,11 +85,11 @@ def edit(
     ] = None,
     as_json: AS_JSON = False,
 ) -> int:
-    """Change a fact in a model, and see what the model says before and after.
+    """Change a fact in a model, and show the model's answers before and after.
 
-    The edits are kept in a folder: nse ask and nse chat ask the edited model, nse undo takes a
-    round back, nse export writes the edits for other tools. The exit code is 3 if the edit is not
-    in effect afterwards.
+    The edits are kept in a folder: nse ask and nse chat ask the edited model, nse undo undoes a
+    round, nse export writes the edits for other tools. The exit code is 3 if the edit is not in
+    effect afterwards.
     """
     records = _records(facts, prompt, target, subject, paraphrase)
     with interrupt_says(lambda: _as_it_was(out)), working() as listener:
@@ -114,7 +114,7 @@ def edit(
 
 
 def show_edit(report: EditReport) -> None:
-    """Show what an edit did."""
+    """Show the report of an edit."""
     from nse_plugin.report.edits import edit_tables
 
     show_tables(*edit_tables(report), plain=report.asked())

@@ -42,7 +42,7 @@ def export(
     """Write a run's edits as a LoRA adapter, as changed matrices or as a model."""
     from nse_plugin.runs.reading import RunFiles
 
-    RunFiles(run)  # the error of a folder without a run comes before everything else
+    RunFiles(run)  # an error for a folder that is not a run, before torch is imported
     with working() as listener:
         from nse_plugin.export.of_run import export_run
 

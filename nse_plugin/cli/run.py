@@ -90,7 +90,7 @@ def exit_code_of(status: str) -> int:
 
 
 def where_it_stands(folder: Path) -> str:
-    """Say which rounds of a run are on disk and how to resume it."""
+    """The number of rounds on disk and the way to resume, in words."""
     if not (folder / MANIFEST).is_file():
         return "no run was started yet; the same command starts it"
     log = folder / ROUNDS

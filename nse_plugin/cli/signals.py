@@ -1,4 +1,4 @@
-"""Let SIGTERM and SIGHUP end a command as Ctrl-C does: close files and end child processes."""
+"""SIGTERM and SIGHUP end a command as Ctrl-C does: files are closed and child processes end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``nse stats``: the covariance statistics that a method's hyperparameters ask for."""
+"""``nse stats``: compute the covariance statistics of a method's hyperparameters."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def stats(
     ] = False,
     as_json: AS_JSON = False,
 ) -> int:
-    """Compute the covariance statistics that a method's hyperparameters ask for."""
+    """Compute the covariance statistics of a method's hyperparameters."""
     from nse_plugin.runs.statistics import make_statistics
 
     moments = make_statistics(

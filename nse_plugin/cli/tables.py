@@ -1,4 +1,4 @@
-"""Tables drawn on a terminal: aligned, wrapped to its width, and no number cut."""
+"""Tables on a terminal: aligned and wrapped to its width, with all digits of numbers."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
 _GAP = 2
 _NARROW = 14
-"""Characters that a column of text keeps at least, where its words are longer."""
+"""Least width of a column with longer words, in characters."""
 _NAME = 0.4
-"""The same for the first column, which names the row, as a share of the terminal's width."""
+"""Least width of the first column, which names the row, as a share of the terminal's."""
 _STYLES: dict[Mark, str] = {"good": "bold green", "bad": "bold red"}
 
 
 def draw(table: Table, stream: TextIO) -> None:
-    """Draw a table; columns that find no room beside the others follow below them.
+    """Draw a table; columns that do not fit beside the others follow below them.
 
-    Cells are shown as they are: no markup is read from them.  ``NO_COLOR`` and ``TERM=dumb``
-    switch colours off.
+    Markup in cells is not interpreted.  ``NO_COLOR`` and ``TERM=dumb`` switch colours off.
     """
     from rich.console import Console
     from rich.text import Text
@@ -57,7 +56,7 @@ def _draw_band(
     lines: Sequence[Sequence[str]],
     widths: dict[int, int],
 ) -> None:
-    """Draw the columns of these widths."""
+    """Draw the columns with a width."""
     from rich import box
     from rich.table import Table as Grid
     from rich.text import Text
@@ -79,10 +78,10 @@ def _draw_band(
 
 
 def _least(column: Sequence[str], widest: int | None) -> int:
-    """The narrowest that a column may become.
+    """The least width of a column.
 
     Args:
-        widest: a text's words are broken beyond this width; None for numbers, which never are.
+        widest: longer words are broken; None for numbers, which are never broken.
     """
     head, *cells = column
     words = [_wide(word) for word in head.split()]
@@ -93,7 +92,7 @@ def _least(column: Sequence[str], widest: int | None) -> int:
 
 
 def _bands(least: Sequence[int], room: int) -> list[list[int]]:
-    """Columns that fit beside each other; the first, which names the row, stands in each band."""
+    """Bands of columns that fit beside each other; each begins with the first column."""
     bands, used = [[0]], least[0]
     for column in range(1, len(least)):
         used += _GAP + least[column]
@@ -105,7 +104,7 @@ def _bands(least: Sequence[int], room: int) -> list[list[int]]:
 
 
 def _shared_out(least: Sequence[int], natural: Sequence[int], room: int) -> list[int]:
-    """Widths from the least to the natural ones, the room left shared by those that need more."""
+    """Widths between the least and the natural ones; columns share the spare room evenly."""
     widths, spare = list(least), room - sum(least)
     needy = sorted(range(len(least)), key=lambda at: natural[at] - least[at])
     for left, at in zip(range(len(needy), 0, -1), needy):
@@ -116,7 +115,7 @@ def _shared_out(least: Sequence[int], natural: Sequence[int], room: int) -> list
 
 
 def _wide(text: str) -> int:
-    """Cells of a terminal that the longest line of a text takes."""
+    """Width of the longest line of a text on a terminal."""
     from rich.cells import cell_len
 
     return max(map(cell_len, text.expandtabs().split("\n")))

@@ -1,4 +1,4 @@
-"""``nse tune``: settings for a model that has none."""
+"""``nse tune``: find settings for a model without a YAML."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from nse_plugin.tune.settings import TuneSettings
 def tune(given: dict[str, Any], as_json: AS_JSON = False) -> int:
     """Find settings for a model that has no YAML.
 
-    Layers, values and the weight of the covariance are tried in stages, and judged on a stream of
+    Layers, values and the weight of the covariance are tried in stages, and tested on a stream of
     edits. The same command resumes a search that was interrupted.
     """
     settings = TuneSettings.read(None, given)

@@ -136,8 +136,8 @@ def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):
     )
     assert cli.main(["consolidate", "run1", "--repair-rounds", "2"]) == 0
     shown = capsys.readouterr()
-    assert "gave 5 of them before and gives 4 now" in shown.out
-    assert "nse undo run1 --round 3 takes it back" in shown.err
+    assert "5 of them were in effect before, 4 are now" in shown.out
+    assert "undo it with: nse undo run1 --round 3" in shown.err
     line["answered"] = 5
     assert cli.main(["consolidate", "run1", "--json"]) == 0
     shown = capsys.readouterr()
