@@ -54,17 +54,14 @@ def run(
     show = teller(as_json)
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):
         from nse_plugin.runs.consolidate import would_help
+        from nse_plugin.runs.listeners import percentages
         from nse_plugin.runs.reading import RunFiles
         from nse_plugin.runs.start import run as run_rounds
 
         result = run_rounds(settings, show)
     final = result.final
     scores = (final["measurement"] or {}).get("all") or {}
-    shown = {
-        name: f"{scores[name]:.1%}"
-        for name in ("efficacy", "paraphrase", "portability", "locality")
-        if scores.get(name) is not None
-    }
+    shown = percentages(scores)
     made = f"{counted(final['edits'], 'edit')} in {counted(final['rounds'], 'round')}"
     text = f"{result.status}: {made}"
     if as_json:

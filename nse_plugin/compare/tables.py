@@ -14,6 +14,7 @@ from nse_plugin.compare.results import (
 )
 from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.report.kinds import AGES, KINDS, kinds_note
+from nse_plugin.runs.listeners import MAIN_SCORES
 from nse_plugin.table import NOTHING, Table, best_of, percent
 
 SHOWN = {
@@ -31,8 +32,6 @@ AGED = {
     "tokens about other facts": ("locality", "locality_of_effective"),
 }
 """Scores that are shown by the age of the edit, with a table for each kind of score."""
-COMPARED = ("efficacy", "paraphrase", "portability", "locality")
-"""Scores whose differences are shown."""
 _NOTE = (
     "After the last round, over all edits, in percent; mean ± sd over seeds. efficacy, paraphrase, "
     "portability: greedy decoding gives the whole answer; locality: tokens as the untouched "
@@ -159,7 +158,7 @@ def difference_table(result: ComparisonResult, model: str, interval: str = "edit
     if not methods:
         return None
     rows = [
-        (method, *(_difference(found.get((method, name)), *ends) for name in COMPARED))
+        (method, *(_difference(found.get((method, name)), *ends) for name in MAIN_SCORES))
         for method in methods
     ]
     reference, share = there[0]["reference"], there[0]["confidence"]
@@ -167,7 +166,7 @@ def difference_table(result: ComparisonResult, model: str, interval: str = "edit
         f"Percentage points more than {reference} on the same edits of the same seeds; in brackets "
         f"the {share:.0%} interval {INTERVALS[interval]}."
     )
-    heads = ("method", *(SHOWN[name] for name in COMPARED))
+    heads = ("method", *(SHOWN[name] for name in MAIN_SCORES))
     title = f"{model}: difference from {reference}, {share:.0%} interval over {interval}"
     return Table.of_numbers(title, heads, rows, note)
 

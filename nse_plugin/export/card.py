@@ -15,6 +15,7 @@ from nse_plugin.export.factors import Fit
 from nse_plugin.files import read_json, write_text, write_whole
 from nse_plugin.printable import counted
 from nse_plugin.runs.facts import Fact, facts_of
+from nse_plugin.runs.listeners import percentages
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.records import were_undone
 from nse_plugin.session.session import EditSession
@@ -215,12 +216,7 @@ def _facts(rows: list[Fact], replaced: int) -> str:
 def _scores(files: RunFiles) -> str:
     final = files.final()
     measured: Mapping[str, Any] = (final["measurement"] if final else None) or {}
-    scores = measured.get("all") or {}
-    shown = [
-        f"{name} {scores[name]:.1%}"
-        for name in ("efficacy", "paraphrase", "portability", "locality")
-        if scores.get(name) is not None
-    ]
+    shown = [f"{name} {share}" for name, share in percentages(measured.get("all")).items()]
     if measured.get("perplexity") is not None:
         shown.append(f"perplexity {measured['perplexity']:.2f}")
     text = ", ".join(shown) or "not measured"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
 from nse_plugin.runs.facts import ORDER, Fact, facts_of
+from nse_plugin.runs.listeners import MAIN_SCORES
 from nse_plugin.runs.reading import RunFiles, retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
 from nse_plugin.session.ledger import Ledger
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 _POINTS = 24
 """Number of rounds after which the capacity is computed; in large models each takes a second."""
 PERPLEXITY, DRIFT = "perplexity", "dominant directions turned"
-_SCORES = ("efficacy", "paraphrase", "portability", "locality")
 
 
 @dataclass(frozen=True)
@@ -146,4 +146,4 @@ def _drift(measurement: Mapping[str, Any]) -> float | None:
 
 
 def _scores(scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: scores.get(name) for name in _SCORES}
+    return {name: scores.get(name) for name in MAIN_SCORES}

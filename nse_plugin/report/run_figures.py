@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nse_plugin.report.charts import lines
 from nse_plugin.report.figures import binned, heat_map, heat_maps
@@ -85,24 +85,16 @@ def overlap(run: Run) -> Picture:
 
 def norms(run: Run) -> Picture:
     """Norm of the accumulated change per layer over rounds."""
+    caption = "Norm of the sum of all changes, layer by layer."
     table = _by_layer(run.survey.growth)
-    return Picture(
-        "norm",
-        "Norm of the sum of all changes, layer by layer.",
-        f"Line chart over rounds. {_ends(table, '.4g')}",
-        lambda theme: lines(table, x="round", y="norm of the change", theme=theme),
-    )
+    return _over_rounds("norm", caption, table, "norm of the change", ".4g")
 
 
 def capacity(run: Run) -> Picture:
     """Share of the key space in use per layer over rounds."""
+    caption = "Key space that previous keys use: effective dimensions as a share of the neurons."
     table = _by_layer(run.survey.capacity)
-    return Picture(
-        "capacity",
-        "Key space that previous keys use: effective dimensions as a share of the neurons.",
-        f"Line chart over rounds. {_ends(table, '.1%')}",
-        lambda theme: lines(table, x="round", y="key space in use", percent=True, theme=theme),
-    )
+    return _over_rounds("capacity", caption, table, "key space in use", percent=True)
 
 
 def _of_scores(run: Run) -> Iterator[Picture]:
@@ -117,25 +109,30 @@ def _of_scores(run: Run) -> Iterator[Picture]:
     for name, table, caption in pictures:
         answers = table.drop(columns=_TOKENS, errors="ignore")
         if not answers.empty:
-            yield _scores(name, answers, caption)
+            yield _scores(name, caption, answers)
     there = {
         head: table[_TOKENS] for head, table in ((after, own), (sums, so_far)) if _TOKENS in table
     }
     if there:
         table = pd.DataFrame(there).sort_index()
-        yield _scores("locality", table, "Locality: tokens about other facts that stay the same.")
+        yield _scores("locality", "Locality: tokens about other facts that stay the same.", table)
     if not run.retention.empty:
         yield retention(run)
 
 
-def _scores(name: str, table: DataFrame, caption: str) -> Picture:
+def _scores(name: str, caption: str, table: DataFrame) -> Picture:
+    return _over_rounds(name, caption, table, "score", percent=True, limits=(0.0, 1.02))
+
+
+def _over_rounds(
+    name: str, caption: str, table: DataFrame, y: str, spec: str = ".1%", **options: Any
+) -> Picture:
+    """A line per column over the rounds."""
     return Picture(
         name,
         caption,
-        f"Line chart over rounds. {_ends(table, '.1%')}",
-        lambda theme: lines(
-            table, x="round", y="score", percent=True, limits=(0.0, 1.02), theme=theme
-        ),
+        f"Line chart over rounds. {_ends(table, spec)}",
+        lambda theme: lines(table, x="round", y=y, theme=theme, **options),
     )
 
 

@@ -112,7 +112,7 @@ class Demo:
             self.session: EditSession = scheduler.backend.session  # type: ignore[attr-defined]
             self.hparams = scheduler.backend.hparams
             result = scheduler.run()
-        summary = self._write_summary(self._share_still_true())
+        summary = self._write_summary(mean(self._still_true()))
         self._show_examples()
         return result, summary
 
@@ -132,7 +132,7 @@ class Demo:
             for line in self._lines():  # of an interrupted run, whose other facts are not known
                 self._print(_row(line, None))
         elif event == "round":
-            others = self._share_still_true()
+            others = mean(self._still_true())
             self._print(_row(facts, others))
             self._write_summary(others)
 
@@ -144,9 +144,6 @@ class Demo:
             return parse_records(atlas.other_facts(records, N_OTHER, self.settings.seed))
         records = [r for r in earth.facts(self.settings.seed) if r["case_id"] in edited]
         return parse_records(earth.other_facts(records, N_OTHER, self.settings.seed))
-
-    def _share_still_true(self) -> float | None:
-        return mean(self._still_true())
 
     def _still_true(self) -> list[bool]:
         """For each fact of other subjects, whether the model still knows it."""

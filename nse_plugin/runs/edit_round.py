@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from nse_plugin.errors import DataError, ModelError, NotFiniteError, RequestError
 from nse_plugin.evaluation.metrics import Answered, ask, asked_texts
@@ -98,7 +99,7 @@ class EditRound:
         started = time.perf_counter()
         edited = self._read_history()
         requests, answered, manifest = self._freeze(requests, neighbours, edited)
-        before, replies = self._texts(requests), self._replies(requests)
+        before = self._said(requests)
         known = answered  # by the untouched model
         if len(self._session.ledger):
             known = ask(self._model, self._tokenizer, requests, self._prompts_alone)
@@ -106,15 +107,14 @@ class EditRound:
         active = len(self._session.ledger)
         try:
             self._frozen.append(self._number, requests, answered)
-            line, now, said = self._edit(requests)
-            after = self._texts(requests)
-            in_chat = _in_chat(requests, replies, self._replies(requests))
+            line, now, answers = self._edit(requests)
+            after = self._said(requests)
             line["seconds"]["total"] = time.perf_counter() - started
-            path = self._save(line, said, manifest)
+            path = self._save(line, answers, manifest)
         except BaseException:
             self._take_back(active, begun=manifest is not None)
             raise
-        facts = _facts(requests, answered, before, after, known, now, in_chat)
+        facts = _facts(requests, answered, before, after, known, now)
         cost = _cost(line, path.stat().st_size)
         number = cast(int, line["file"])
         past_sinks = (line["edit"] or {}).get("past_sinks", 0)
@@ -225,13 +225,13 @@ class EditRound:
         originals, keys = self._backend.originals(), self._backend.keys
         everything = MeasuredModel(self._model, self._tokenizer, originals, keys)
         found = measure_all(self._prompts_alone, everything, self._history, self._number)
-        said = measure_answers(self._prompts_alone, everything, self._history, self._number)
+        answers = measure_answers(self._prompts_alone, everything, self._history, self._number)
         line = new_line(self._number, requests, written, self._session.ledger.numbers()[-1])
         line |= {"superseded": superseded, "scores": scores, "measurement": found}
         line["seconds"] = {"edit": seconds}
-        return line, now, said
+        return line, now, answers
 
-    def _save(self, line: RoundLine, said: Measurement, manifest: Manifest | None) -> Path:
+    def _save(self, line: RoundLine, answers: Measurement, manifest: Manifest | None) -> Path:
         """Store the round, which counts once its line is written."""
         self._tell("write")
         directory = self._directory
@@ -246,7 +246,7 @@ class EditRound:
             "in_effect": len(self._history.in_effect()),
             "repeats": 0,
             "stop": None,
-            "measurement": {**(line["measurement"] or {}), **said},
+            "measurement": {**(line["measurement"] or {}), **answers},
         })  # fmt: skip
         return path
 
@@ -262,33 +262,31 @@ class EditRound:
         ]
         return Earlier(len(earlier), tuple(texts))
 
-    def _texts(self, requests: Sequence[EditRequest]) -> dict[str, str]:
-        """The model's continuation of each prompt, paraphrase, neighbour and text about a
-        subject."""
+    def _said(self, requests: Sequence[EditRequest]) -> _Said:
+        """Ask the model; in chat only if the folder is in plain text and all answers are shown."""
+        model, tokenizer, replies = self._model, self._tokenizer, list[str]()
+        in_chat = len(requests) <= FULL and not isinstance(tokenizer, ChatTokenizer)
         texts = [text for r in requests for text in asked_texts(r, self._protocol)]
-        if len(requests) <= FULL and not isinstance(self._tokenizer, ChatTokenizer):
-            texts += map(about_subject, requests)
-        prompts = list(dict.fromkeys(texts))
+        texts = list(dict.fromkeys([*texts, *map(about_subject, requests if in_chat else ())]))
         targets = [request.target_new for request in requests]
-        return dict(zip(prompts, first_words(self._model, self._tokenizer, prompts, targets)))
-
-    def _replies(self, requests: Sequence[EditRequest]) -> list[str]:
-        """The model's replies to the prompts in its chat template.
-
-        None if there is no template, the prompts are too long in it, the folder is in chat anyway,
-        or the facts are too many to be shown.
-        """
-        if len(requests) > FULL or isinstance(self._tokenizer, ChatTokenizer):
-            return []
-        prompts = [request.text for request in requests]
-        targets = [request.target_new for request in requests]
-        try:
-            return first_words(self._model, ChatTokenizer(self._tokenizer), prompts, targets)
-        except (ModelError, RequestError):
-            return []
+        continued = dict(zip(texts, first_words(model, tokenizer, texts, targets)))
+        if in_chat:
+            prompts = [request.text for request in requests]
+            with suppress(ModelError, RequestError):  # no template, or the prompts are too long
+                replies = first_words(model, ChatTokenizer(tokenizer), prompts, targets)
+        return _Said(continued, replies)
 
     def _tell(self, phase: str) -> None:
         self._listener("phase", {"name": phase})
+
+
+class _Said(NamedTuple):
+    """What the model says about the facts of a round."""
+
+    texts: dict[str, str]
+    """By prompt, paraphrase, neighbour and text about a subject: its continuation."""
+    replies: list[str]
+    """The replies to the prompts in chat; empty if they were not asked."""
 
 
 _KINDS: dict[str, Kind] = {
@@ -296,26 +294,13 @@ _KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-def _in_chat(
-    requests: Sequence[EditRequest], before: Sequence[str], after: Sequence[str]
-) -> list[list[Asked]]:
-    """The answers in chat to each fact's prompt; empty lists if it was not asked."""
-    if not after:
-        return [[] for _ in requests]
-    return [
-        [Asked("in chat", request.text, old, new, shows(new, request))]
-        for request, old, new in zip(requests, before, after)
-    ]
-
-
 def _facts(
     requests: Sequence[EditRequest],
     frozen: Sequence[Answered],
-    before: dict[str, str],
-    after: dict[str, str],
+    before: _Said,
+    after: _Said,
     known: Sequence[Answered],
     now: Sequence[Answered],
-    in_chat: Sequence[Sequence[Asked]],
 ) -> tuple[EditedFact, ...]:
     facts = []
     for number, request in enumerate(requests):
@@ -324,11 +309,15 @@ def _facts(
             for item, old in zip(now[number][group], frozen[number][group]):
                 same = group == "locality" and item["predicted"] == old["predicted"]
                 wanted = same if group == "locality" else item["exact"]
-                prompt = item["prompt"]
-                asked.append(Asked(kind, prompt, before[prompt], after[prompt], wanted))
-        if (text := about_subject(request)) in before:
-            said = before[text], after[text]
+                text = item["prompt"]
+                asked.append(Asked(kind, text, before.texts[text], after.texts[text], wanted))
+        if (text := about_subject(request)) in before.texts:
+            said = before.texts[text], after.texts[text]
             asked.append(Asked("subject", text, *said, as_wanted=said[0] == said[1]))
+        if after.replies:
+            reply = after.replies[number]
+            wanted = shows(reply, request)
+            asked.insert(1, Asked("in chat", request.text, before.replies[number], reply, wanted))
         facts.append(
             EditedFact(
                 request.case_id,
@@ -337,7 +326,7 @@ def _facts(
                 request.target_new,
                 in_effect=now[number]["rewrite"][0]["exact"],
                 known_before=known[number]["rewrite"][0]["exact"],
-                asked=(*asked[:1], *in_chat[number], *asked[1:]),
+                asked=tuple(asked),
             )
         )
     return tuple(facts)

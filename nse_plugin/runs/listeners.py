@@ -21,7 +21,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its
 line), ``end``."""
 
-_SHOWN = ("efficacy", "paraphrase", "portability", "locality")
+MAIN_SCORES = ("efficacy", "paraphrase", "portability", "locality")
 _DOING = {
     "freeze": "asking the untouched model",
     "edit": "editing",
@@ -133,7 +133,7 @@ class Bars:
         elif event == "note":
             tqdm.write(printable(facts["text"]), file=sys.stderr)
         elif event == "round" and self._rounds is not None:
-            shown = {name: f"{value:.1%}" for name, value in _scores(facts)}
+            shown = percentages(facts["scores"])
             self._rounds.set_postfix(shown, refresh=False)
             self._rounds.update()
         elif event == "end":
@@ -198,7 +198,7 @@ class Lines:
 
 def round_text(line: Mapping[str, Any]) -> str:
     """The line about a round, for people."""
-    parts = [f"{name} {value:.1%}" for name, value in _scores(line)]
+    parts = [f"{name} {share}" for name, share in percentages(line["scores"]).items()]
     point, edit = line["measurement"] or {}, line["edit"] or {}
     if point.get("all"):
         parts.append(f"all so far {point['all']['efficacy']:.1%}")
@@ -290,6 +290,7 @@ def _doing(phase: str) -> str:
     return f"{_DOING[name]}, round {number}" if name in _DOING else phase
 
 
-def _scores(line: Mapping[str, Any]) -> list[tuple[str, float]]:
-    scores = line["scores"] or {}
-    return [(name, scores[name]) for name in _SHOWN if scores.get(name) is not None]
+def percentages(scores: Mapping[str, Any] | None) -> dict[str, str]:
+    """The main scores that were measured, in percent."""
+    found = scores or {}
+    return {name: f"{found[name]:.1%}" for name in MAIN_SCORES if found.get(name) is not None}

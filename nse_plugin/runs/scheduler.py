@@ -32,7 +32,7 @@ from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.reading import RunResult, read_final, read_manifest
-from nse_plugin.runs.schema import ROUNDS, Identity, Measurement, RoundLine
+from nse_plugin.runs.schema import ROUNDS, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, ends, status_of
 from nse_plugin.session.records import Written
 
@@ -131,7 +131,10 @@ class SequentialScheduler:
         self._log, frozen = self._folder.rounds(), self._folder.frozen()
         self._frozen = FrozenAnswers(frozen)
         requests = None if plan is None else [r for planned in plan for r in planned.requests]
-        identity = self._identity(requests)
+        identity = run_identity(
+            self.backend, round_size=self._round_size, order=self._order, seed=self._seed,
+            protocol=self.protocol, rules=self.rules, held_out=self._held_out, requests=requests,
+        )  # fmt: skip
         kept = read_manifest(self.run_dir)
         if kept is not None:
             settings = {
@@ -310,12 +313,6 @@ class SequentialScheduler:
         return MeasuredModel(
             backend.model, backend.tokenizer, backend.originals(), backend.keys, self._held_out,
             untouched,
-        )  # fmt: skip
-
-    def _identity(self, requests: Sequence[EditRequest] | None) -> Identity:
-        return run_identity(
-            self.backend, round_size=self._round_size, order=self._order, seed=self._seed,
-            protocol=self.protocol, rules=self.rules, held_out=self._held_out, requests=requests,
         )  # fmt: skip
 
     @contextmanager
