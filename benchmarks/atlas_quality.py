@@ -1,4 +1,4 @@
-"""What the embedded models know, and what editing them does: the numbers of the README.
+"""The knowledge of the embedded models, and scores of editing them: the table of docs/atlas.md.
 
     python benchmarks/atlas_quality.py [--models gpt2 llama] [--seeds 5]
 
@@ -20,7 +20,7 @@ from nse_plugin.runs.settings import DemoSettings
 
 
 def recall(name: str) -> list[tuple[str, str]]:
-    """Rows on what the untouched model knows."""
+    """Rows about the knowledge of the untouched model."""
     model, tokenizer = atlas.load(name)
     requests = parse_records(atlas.facts())
     truth = [str(request.ground_truth) for request in requests]
@@ -49,7 +49,7 @@ def recall(name: str) -> list[tuple[str, str]]:
 
 
 def edited(name: str, edits: int, rounds: int, seeds: int) -> list[tuple[str, str]]:
-    """Rows on a run of editing: mean over seeds, and the lowest of them."""
+    """Rows about a run: mean over seeds, and the lowest of them."""
     runs = []
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as folder:

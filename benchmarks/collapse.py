@@ -1,4 +1,4 @@
-"""Where each method breaks, and what could have warned of it: off the runs of comparisons.
+"""When each method collapses, and which signals warn of it: read from the runs of comparisons.
 
     nse compare --config benchmarks/collapse.yaml --out collapse
     python benchmarks/collapse.py collapse [MORE ...] [--png docs/img/collapse.png]
@@ -9,9 +9,9 @@ runs that were measured at the end only, the first round's own scores stand for 
 ``--replay N`` their models are loaded instead, their rounds are undone one by one, and a sample of
 the edits is tested in the state after every N-th round.
 
-A warning is a signal that rises above a bound.  The bound is the largest one with which every
-collapse of the first model is preceded by a warning; the second table shows what it does elsewhere.
-The bound of the scores so far is fixed: a tenth is lost (``until_collapse: 0.9``).
+A warning is a signal that rises above a bound.  The bound is the largest one with which a warning
+precedes every collapse of the first model; the second table applies it to all models.  The bound of
+the scores so far is fixed: a tenth is lost (``until_collapse: 0.9``).
 
 Two facts of one subject have one key where their prompts are the same up to it, so a later edit
 overwrites an earlier one.  The first table therefore has the efficacy of the others, too.
@@ -59,7 +59,7 @@ FIXED = {"scores so far": 0.1}
 
 @dataclass(frozen=True)
 class Curve:
-    """What was measured in a run."""
+    """The measurements of a run."""
 
     model: str
     method: str

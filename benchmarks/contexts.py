@@ -1,4 +1,4 @@
-"""What texts before a prompt are worth: edits without, with generated and with fixed ones.
+"""The effect of context texts: edits without them, with generated and with fixed ones.
 
     python benchmarks/contexts.py --model smollm2-135m --data FILE [--edits 40] [--round 20]
 

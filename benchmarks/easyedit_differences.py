@@ -1,4 +1,4 @@
-"""What is left between EasyEdit's methods and ours when the causes of difference are taken away.
+"""The differences between EasyEdit's methods and ours without their known causes.
 
     EASYEDIT_ROOT=... python benchmarks/easyedit_differences.py MEMIT \
         --model gpt2-xl/atlas-gpt2 --stats-dir statistics

@@ -1,4 +1,4 @@
-"""What compressing an adapter to a small rank costs: 100 edits in 10 rounds, both atlas models.
+"""The cost of compressing an adapter to a small rank: 100 edits in 10 rounds, both atlas models.
 
 Writes the tables of docs/export.md, between its two marks.
 
@@ -89,7 +89,7 @@ def table(demo: Demo, edited: torch.nn.Module, ranks: list[int | None], folder: 
 
 
 def page_part(model: str, edits: int, rounds: int, ranks: list[int], folder: Path) -> str:
-    """The table of one model, and a line on how it came about."""
+    """The table of one model, below a line about its settings."""
     out = folder / "run"
     demo = Demo(DemoSettings(model, edits, rounds, 0, str(out)), print)
     demo.run()

@@ -1,4 +1,4 @@
-"""What an NSE round costs on a GPU: one command for a machine that has one.
+"""The cost of an NSE round on a GPU.
 
     PYTHONPATH=. python benchmarks/gpu.py [--out gpu.md]
 

@@ -1,10 +1,10 @@
-"""What a comparison comes to: a short table, and the files of docs/results.
+"""A summary of a comparison: a short table, and the files of docs/results.
 
     nse compare --methods ... --out compared     # docs/results/README.md has the whole command
     python benchmarks/headline.py compared
 
-Copies the tables, writes the summaries without the scores of every single edit (which make
-up most of results.json), and prints a table of the final scores.
+Copies the tables, writes the summaries without the scores of single edits (most of results.json),
+and prints a table of the final scores.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def table(result: dict[str, Any], variants: bool = False) -> list[str]:
-    """Markdown: methods, without variants by default, down; per model, scores in percent across."""
+    """Markdown: a row per method, by default without variants; a column per model and score."""
     means = {(s["model"], s["method"], s["score"]): s for s in result["summaries"]}
     models = list(dict.fromkeys(s["model"] for s in result["summaries"]))
     found = (summary["method"] for summary in result["summaries"])
@@ -62,7 +62,7 @@ def table(result: dict[str, Any], variants: bool = False) -> list[str]:
 
 
 def ranks(result: dict[str, Any]) -> list[str]:
-    """Markdown: a kind of score down; the methods from the best to the worst, in percent."""
+    """Markdown: a row per kind of score with the methods from the best to the worst, in percent."""
     rows = [["kind of score", "from the best to the worst"], ["---", "---"]]
     for name, head in {**KINDS, "paraphrase": "paraphrase, greedy"}.items():
         found = {

@@ -1,4 +1,4 @@
-"""What single edits do to other facts about their subjects.
+"""The effect of single edits on other facts about their subjects.
 
     nse models get smollm2-135m
     python benchmarks/other_facts.py smollm2-135m [--edits 40] [--methods NSE NSE:other-facts]

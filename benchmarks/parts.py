@@ -1,11 +1,11 @@
-"""CPU seconds of a round by part, and of a consolidation: what are keys, solves, values worth?
+"""CPU seconds of a round by part (values, keys, solve, write), and of a consolidation.
 
     nse models get smollm2-135m
     python benchmarks/parts.py [--model smollm2-135m] [--edits 100] [--round 20] [--steps N]
 
-Facts are those of ``earth``.  All are written in rounds with the shipped NSE settings, then solved
-together.  With few ``--steps`` the values are poor and soon found, and the rest takes as long.  A
-change of the package is measured by running this in the checkouts before and after.
+The facts are those of ``earth``, written in rounds with the shipped NSE settings and then solved
+jointly.  ``--steps`` shortens only the search for values.  To measure a change of the package, run
+this in the checkouts before and after it.
 """
 
 from __future__ import annotations

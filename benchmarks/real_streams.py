@@ -1,17 +1,17 @@
-"""Which edits of a long stream fail, and when: read off finished runs, or a comparison's cells.
+"""Which edits of a long stream fail, and when: read from finished runs or a comparison's cells.
 
     nse compare --methods NSE,NSE:repair,MEMIT:previous-keys --models smollm2-135m --out streams \\
         --data counterfact.json --limit 300 --rounds 15
     python benchmarks/real_streams.py streams/cells/smollm2-135m/*/0
 
-With ``--solve`` the model of each run is loaded, and everything is tested again: as it is, with all
-edits solved jointly, and the same with ``--repairs``, for every ``consolidation_weight`` of
+With ``--solve`` the model of each run is loaded, and all edits are tested again: as they are, after
+a consolidation, and after consolidations with ``--repairs``, for every ``consolidation_weight`` of
 ``--weights`` and ``other_token_weight`` of ``--other-tokens``; also with h *set* to each edit's
-value: what fails then fails whatever is written.  A row that is in the results file is not made
-again.
+value, where a failure is one of the value and not of the write.  Rows in the results file are not
+measured again.
 
-With ``--by-place``, efficacy at the end is also shown by where the subject ends in the prompt, for
-runs that wrote down each edit, as those of comparisons do.
+With ``--by-place``, the final efficacy is also shown by the position of the subject's last token,
+for runs with scores of each edit, such as the cells of comparisons.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ repairs: edits as they are."""
 def settings_of_rows(
     weights: Sequence[float], others: Sequence[float], repairs: Sequence[int]
 ) -> dict[str, Row]:
-    """The settings of every row that is measured, by its name."""
+    """The settings of every row, by its name."""
     found: dict[str, Row] = {"as run": (None, 1.0, 0.0)}
     for other in others:
         name = f"consolidated, other tokens {other:g}" if other else "consolidated"
@@ -173,7 +173,7 @@ class Run:
 
 
 def thirds(folder: Path) -> dict[str, Any]:
-    """Efficacy of each third of the rounds, right after they were written and at the end."""
+    """Efficacy of each third of the rounds, right after their write and at the end."""
     files = RunFiles(folder)
     final = files.final()
     if final is None or final["measurement"] is None:

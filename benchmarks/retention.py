@@ -1,4 +1,4 @@
-"""200 edits in 10 and 40 rounds on both embedded models: what later rounds leave of earlier edits.
+"""Retention of 200 edits in 10 and 40 rounds on both embedded models.
 
 Writes end scores, perplexity and the retention matrices to a file; docs/retention.md has a part.
 

@@ -1,4 +1,4 @@
-"""Two facts of one subject: what becomes of the first when the second is edited.
+"""Two facts of one subject: the effect of editing the second on the first.
 
 Pairs of edits of the embedded world that share a subject and differ in the relation, written in one
 round, and in two.
@@ -33,7 +33,7 @@ def pairs(n: int) -> list[list[EditRequest]]:
 
 
 def main() -> None:
-    """Print a row per method: share of edits that the model gives."""
+    """Print a row per method: the share of edits that are in effect."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="atlas-llama")
     parser.add_argument("--pairs", type=int, default=15)

@@ -1,4 +1,4 @@
-"""What undoing a middle round costs the others: the table of docs/undo.md.
+"""The effect of undoing a middle round on the others: the table of docs/undo.md.
 
     python benchmarks/undo.py [--model atlas:gpt2] [--rounds 10] [--size 10] [--undo 5] [--seeds 5]
 

@@ -1,4 +1,4 @@
-"""What it takes to find the values: Adam, its early stop, Polyak's steps, and a margin.
+"""The cost of finding the values: Adam, its early stop, Polyak's steps, and a margin.
 
 For each kind of search the values of all edits in the untouched model, then the scores after the
 same edits in the same rounds with the same context texts; a seed draws records and contexts.

@@ -1,10 +1,10 @@
-"""Edit facts as they arrive, one or a few at a time, with no knowledge of those to come.
+"""Edit facts as they arrive, one or a few at a time, without knowing the later ones.
 
     python examples/edit_a_stream.py                            # the embedded GPT-2
     python examples/edit_a_stream.py --hparams_dir NSE/atlas-llama --ds_size 40 --round_size 5
 
-After every round *all* facts so far are asked again, so forgetting would show, and so are facts
-that nobody edited.  At the end the last round is taken back.  "exact" is the share of answers that
+After every round *all* facts so far are asked again, which shows forgetting, and so are facts that
+were not edited.  At the end the last round is undone.  "exact" is the share of answers that
 greedy decoding gives in full; "tokens" is token accuracy under teacher forcing, which is high
 before any edit where answers begin alike.
 """
@@ -28,7 +28,7 @@ N_OTHERS = 100
 
 
 def main() -> None:
-    """Follow the stream, then take the last round back."""
+    """Edit the stream, then undo the last round."""
     options = parse_arguments()
     hparams = NSEHparams.from_hparams(options.hparams_dir)
     editor = BaseEditor.from_hparams(hparams)  # loads the model; EasyEdit's where it is there
@@ -81,7 +81,7 @@ def arrivals(seed: int) -> Iterator[EditRequest]:
 def rounds(
     stream: Iterator[EditRequest], total: int, largest: int, seed: int
 ) -> Iterator[list[EditRequest]]:
-    """What has arrived each time somebody looks: 1 to ``largest`` facts, ``total`` in all."""
+    """Rounds of 1 to ``largest`` facts, ``total`` facts in all."""
     luck = random.Random(seed)
     while total > 0:
         size = min(luck.randint(1, largest), total)
@@ -93,7 +93,7 @@ def rounds(
 
 
 def known_facts(session: EditSession, seed: int) -> list[EditRequest]:
-    """Facts that the model gives before any edit, to see whether they stay."""
+    """Facts that the model knows before any edit, to see whether they are preserved."""
     facts = parse_records(atlas.other_facts([], N_OTHERS, seed))
     known = ask(session, facts, old=True).exact
     return [fact for fact, is_known in zip(facts, known) if is_known]
@@ -102,7 +102,7 @@ def known_facts(session: EditSession, seed: int) -> list[EditRequest]:
 def scores_line(
     session: EditSession, done: Sequence[EditRequest], others: Sequence[EditRequest]
 ) -> str:
-    """Scores of everything written so far, and of known facts about other subjects."""
+    """Scores of all edits so far, and of known facts about other subjects."""
     everything = ask(session, done)
     edited = {request.subject for request in done}
     others = [fact for fact in others if fact.subject not in edited]
@@ -113,7 +113,7 @@ def scores_line(
 
 
 def ask(session: EditSession, requests: Sequence[EditRequest], old: bool = False) -> Answers:
-    """Whether the model gives the new answers, or the old ones."""
+    """Score the new answers, or the old ones."""
     answers = [str(request.ground_truth) if old else request.target_new for request in requests]
     prompts = [request.text for request in requests]
     return score_answers(session.model, session.tokenizer, prompts, answers)

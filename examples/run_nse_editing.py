@@ -85,7 +85,7 @@ def read_requests(data: Path | None, size: int) -> list[EditRequest]:
 
 
 def make_folder(folder: Path) -> None:
-    """Before the work, since it would be a pity to find out after it."""
+    """Make the folder before the work, so that an error comes first."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -152,7 +152,7 @@ def probe_columns(groups: Sequence[Any]) -> dict[str, dict[str, list[Any]]]:
 
 
 def ask(model: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> dict[str, Answers]:
-    """What the model makes of every question of the requests, by metric."""
+    """Score every question of the requests, by metric."""
     questions: dict[str, list[tuple[str, str]]] = {"rewrite": [], "rephrase": []}
     for request in requests:
         questions["rewrite"].append((request.text, request.target_new))
@@ -170,7 +170,7 @@ def ask(model: Any, tokenizer: Any, requests: Sequence[EditRequest]) -> dict[str
 
 
 def scores(answers: dict[str, Answers], compared_with: dict[str, Answers] | None = None) -> Scores:
-    """Scores by metric; of locality, against what the model said before instead of the truth."""
+    """Scores by metric; locality compares with the answers before the edits, not with the truth."""
     found: Scores = {}
     for metric, now in answers.items():
         if not metric.startswith("locality"):
@@ -218,7 +218,7 @@ def mean(values: Sequence[float]) -> float:
 
 
 def table(means: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Metrics as rows, the times of asking as columns; percent, token accuracy / exact."""
+    """A row per metric and a column per time: token accuracy / exact, in percent."""
     metrics = list(dict.fromkeys(metric for column in means.values() for metric in column))
     lines = [" " * 28 + "".join(f"{column:>21s}" for column in means)]
     lines.append(f"{'percent':28s}" + f"{'tokens / exact':>21s}" * len(means))

@@ -1,4 +1,4 @@
-"""benchmarks/overtone.py: its tables against numbers worked out by hand, and its cells."""
+"""benchmarks/overtone.py: its tables against computed numbers, and its cells."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_edits_are_of_the_stratum_and_drawn_by_the_seed(benchmark, tmp_path, tok
         drawn("many", 0, 4)
 
 
-def test_a_cell_goes_on_after_its_last_edit(benchmark, tmp_path, monkeypatch, tokenizer):
+def test_a_cell_resumes_after_its_last_edit(benchmark, tmp_path, monkeypatch, tokenizer):
     cell = benchmark.Cell("single", "atlas:gpt2", "all", "NSE", "full", 0, None)
     calls = []
 

@@ -38,7 +38,7 @@ def in_scratch(scratch):
     return scratch
 
 
-def test_what_came_of_an_edit_is_shown_and_is_the_exit_code(capsys):
+def test_the_outcome_of_an_edit_is_shown_and_is_the_exit_code(capsys):
     assert cli.main([*EDIT, "--out", "a"]) == 0
     both = capsys.readouterr()
     lines = both.out.splitlines()

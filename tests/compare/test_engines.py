@@ -43,7 +43,7 @@ class Victims(Processes):
 
 
 def test_processes(world, whole, tmp_path, monkeypatch):
-    """Two at a time; one is killed and comes again."""
+    """Two at a time; one is killed and started again."""
     victims = {"tiny NSE seed 1": 1}
     monkeypatch.setattr(engines, "Processes", lambda jobs: Victims(jobs, victims))
     made = comparison(world, tmp_path / "out", engine="processes", jobs=2)
@@ -136,7 +136,7 @@ def test_a_link_to_nothing_is_named(world, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_place_of_something_else_is_left_as_it_was(world, tmp_path, what):
+def test_a_place_of_something_else_is_left_unchanged(world, tmp_path, what):
     out = tmp_path / "out"
     if what == "file":
         out.write_text("thesis")

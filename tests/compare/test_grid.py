@@ -1,4 +1,4 @@
-"""A whole comparison: what it writes, that it goes on, what becomes of failures."""
+"""A whole comparison: its files, its resumption, and failures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_cells(whole):
 
 
 @pytest.mark.parametrize("name", ["untouched", "NSE"])
-def test_every_cell_is_a_run_that_can_be_looked_at(whole, name):
+def test_every_cell_is_a_run_that_can_be_inspected(whole, name):
     run = read_run(whole[0] / "cells" / "tiny" / name / "0")
     assert run.status == ("nothing_written" if name == "untouched" else "complete")
     assert len(run.scores) == 3
@@ -76,7 +76,7 @@ def test_a_score_is_the_mean_of_its_edits(whole):
 
 
 def test_a_cell_is_a_plain_run_of_the_scheduler(world, whole, tmp_path):
-    """Model loaded anew, no comparison around it: the same scores to the bit."""
+    """With a newly loaded model and without a comparison it has the same scores to the bit."""
     from nse_plugin.compare.hosts import recipe
     from nse_plugin.data.models import load_model
     from nse_plugin.data.streams import held_out_texts, read_data
@@ -209,7 +209,7 @@ def test_a_change_that_the_host_s_method_would_not_see_is_refused(world, tmp_pat
         hosts.recipe(told["NSE:no-rewinding"])
 
 
-def test_an_interrupt_inside_a_cell_and_the_way_on(world, whole, tmp_path, monkeypatch):
+def test_an_interrupt_inside_a_cell_and_its_resumption(world, whole, tmp_path, monkeypatch):
     real, calls = SessionBackend.edit, []
 
     def interrupted(self, requests, number):
@@ -338,7 +338,7 @@ def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path, l
 
 
 @pytest.mark.parametrize("harm", ["weight", "module", "hook"])
-def test_a_model_that_does_not_come_back_is_loaded_anew(world, harm, loads):
+def test_a_model_that_was_not_restored_is_loaded_again(world, harm, loads):
     from types import SimpleNamespace
 
     models, what = pool.ModelPool(), SimpleNamespace(model_name=str(world / "model"), device="cpu")

@@ -28,7 +28,7 @@ def test_the_head_is_named_as_its_weight_is_listed(family, head):
 
 
 def test_a_cell_of_the_hosts_own_method(easyedit, world, tmp_path, monkeypatch):
-    """It leaves nothing in the working folder, begins anew after a cut, and knows its settings."""
+    """It leaves the working folder empty, begins again after an interrupt, and has its settings."""
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

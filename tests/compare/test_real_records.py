@@ -27,7 +27,7 @@ PROTOCOL = dict(every=0, each=True, locality=3, generation=10, generation_tokens
 """Every metric there is, over few texts where they are generated."""
 LONGEST = 512
 """Tokens of the tiny model's context: its tokenizer knows 300 entries, so texts are long."""
-FATES = {"converged", "residual_left", "out_of_bounds"}
+STATUSES = {"converged", "residual_left", "out_of_bounds"}
 ALWAYS = ("efficacy", "efficacy_tokens", "efficacy_nll", "paraphrase_nll", "locality")
 """What every one of these records has probes for."""
 
@@ -75,8 +75,8 @@ def test_every_method_edits_real_records(small_world, tmp_path, name):
             assert all(v is None or isinstance(v, str) or math.isfinite(v) for v in entry.values())
         if not cell.untouched:
             rounds = load_rounds(sorted(cell.run_dir.glob("round-*.safetensors")))
-            fates = {o.case_id: o.status for record in rounds for o in record.outcomes}
-            assert set(fates) == ids and set(fates.values()) <= FATES, str(cell)
+            statuses = {o.case_id: o.status for record in rounds for o in record.outcomes}
+            assert set(statuses) == ids and set(statuses.values()) <= STATUSES, str(cell)
 
 
 def test_real_records_by_the_command(small_world, tmp_path, capsys):

@@ -29,7 +29,7 @@ def test_lists_and_commas_are_the_same(tmp_path):
     assert read_comparison(CompareSettings(methods="NSE", seeds=4)).seeds == [4]
 
 
-def test_all_mistakes_of_the_file_are_told(tmp_path, capsys):
+def test_all_mistakes_of_the_file_are_named(tmp_path, capsys):
     path = tmp_path / "compare.yaml"
     path.write_text("methds: NSE\nrounds: 0\nprotocol: {evry: 1}\nseeds: {a: 1}\njobs: two\n")
     assert main(["compare", "--config", str(path)]) == 1

@@ -1,4 +1,4 @@
-"""Edits leave as an adapter, as matrices and as a model, and come back bit for bit."""
+"""Exports as an adapter, as matrices and as a model, and imports that are equal bit for bit."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _record(session, layer, left, right):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_delta_comes_back_bit_for_bit(family, dtype, tmp_path):
+def test_a_delta_is_imported_bit_for_bit(family, dtype, tmp_path):
     model, session = edited(family, tmp_path, dtype=dtype)
     to_delta(session, tmp_path / "delta")
     clean = tiny_model(family, dtype=dtype)
@@ -157,7 +157,7 @@ def test_a_delta_comes_back_bit_for_bit(family, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_adapter_comes_back(family, tmp_path):
+def test_an_adapter_is_imported(family, tmp_path):
     model, session = edited(family, tmp_path)
     to_peft(session, tmp_path / "adapter")
     clean = tiny_model(family)
@@ -339,7 +339,7 @@ def test_a_middle_round_undone(tmp_path):
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_all_layers_get_one_rank_unless_told_otherwise(tmp_path, equal):
+def test_all_layers_get_one_rank_by_default(tmp_path, equal):
     _model, session = edited("llama", tmp_path)
     fits = to_peft(session, tmp_path / "adapter", equal_ranks=equal)
     ranks = {fit.rank for fit in fits.values()}

@@ -20,7 +20,7 @@ def rounds(**columns):
 
 
 def contrast(one, other):
-    """WCAG 2.1, computed anew from its text."""
+    """Contrast as defined in WCAG 2.1."""
 
     def luminance(colour):
         channels = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]

@@ -98,7 +98,7 @@ def test_a_long_name_can_be_broken_where_its_parts_end_and_marks_are_shown(tmp_p
     assert opened.page.get_by_role("table", name="T").count() == 1
 
 
-def test_nothing_comes_from_elsewhere(written):
+def test_nothing_is_loaded_from_elsewhere(written):
     html = written.read_text(encoding="utf-8")
     assert max(map(len, re.findall("<svg.*?</svg>", html))) < 9_000
     assert not re.search(r"(?:src|href)=[\"'](?!#|data:)|@import|url\((?!#)", html)
@@ -130,7 +130,7 @@ def test_a_browser_shows_it(written, open_page, theme, width):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nobody_is_kept_out(written, open_page, scheme):
+def test_the_page_is_accessible_in_a_browser(written, open_page, scheme):
     opened = open_page(written, scheme=scheme, width=390)
     assert opened.barriers() == []
     opened.page.keyboard.press("Tab")
@@ -178,7 +178,7 @@ def test_the_button_changes_the_colours(written, open_page, scheme):
 
 
 def test_the_browser_would_notice(tmp_path, open_page):
-    """The checks above can fail: a page that asks for more is seen to."""
+    """The checks above can fail: a page with an external image and an error."""
     path = tmp_path / "bad.html"
     path.write_text("<img src='http://example.org/x.png'><script>console.error('no')</script>")
     opened = open_page(path)

@@ -160,7 +160,7 @@ def test_one_round_and_no_round(folder, tmp_path):
         read_run(folder)
 
 
-def test_facts_say_what_is_answered_and_the_worst_come_first(folder):
+def test_facts_have_their_answers_and_the_worst_come_first(folder):
     answers = json.loads((folder / "final.json").read_text())["measurement"]["answers"]
     assert [row["case_id"] for row in answers] == list(range(6))
     answers[4]["exact"] = True

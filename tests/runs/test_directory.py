@@ -266,7 +266,7 @@ def test_a_second_process_is_refused(part):
 
 
 @pytest.mark.parametrize("where", ["save_file", "fsync", "manifest"])
-def test_a_full_disk_is_explained_and_the_run_goes_on_later(tmp_path, whole, where, monkeypatch):
+def test_a_full_disk_is_explained_and_the_run_resumes_later(tmp_path, whole, where, monkeypatch):
     full = OSError(errno.ENOSPC, "No space left on device")
     count = {"left": 0 if where == "manifest" else 5}
     from nse_plugin.session import ledger_files as files
@@ -342,7 +342,7 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.rglob("*")] == ["there"]
 
 
-def test_bounds_are_looked_at_before_the_start(tmp_path, monkeypatch):
+def test_bounds_are_checked_before_the_start(tmp_path, monkeypatch):
     made = scheduler(tmp_path)
     usage = type("U", (), {"free": 2000})
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""A folder of edits: rounds by hand, asked before and after, kept whole whatever happens."""
+"""A folder of edits: its reports, added and undone rounds, and failures at any moment."""
 
 from __future__ import annotations
 
@@ -299,7 +299,7 @@ def test_another_process_in_the_folder_is_noticed(one):
         one.edit(PROMPT, OLD, SUBJECT)
 
 
-def test_weights_that_somebody_changed_leave_the_folder_as_it_is(one):
+def test_weights_changed_outside_the_session_leave_the_folder_unchanged(one):
     files, matrix = contents(one), one.session.layout.down(1).weight
     with torch.no_grad():
         matrix[0, 0] += 1
@@ -309,7 +309,7 @@ def test_weights_that_somebody_changed_leave_the_folder_as_it_is(one):
         assert contents(one) == files and one.session.ledger.numbers() == [1]
 
 
-def test_settings_are_given_once(one, tmp_path):
+def test_settings_are_given_only_to_a_new_folder(one, tmp_path):
     for wrong in (
         {"model": "atlas:llama"}, {"method": "MEMIT"}, {"hparams": "MEMIT/atlas-gpt2"},
         {"method": "NSE:stable"}, {"hparams": "NSE:stable/atlas-gpt2"},

@@ -201,7 +201,7 @@ def test_one_run_killed_again_and_again(whole, tmp_path):
 
 
 def test_real_kills(whole, tmp_path):
-    """kill -9 from outside, at moments that nobody chose."""
+    """kill -9 from outside, at random moments."""
     code = (
         "import sys; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
         "from tests.runs.test_kills import run_in\n"

@@ -31,8 +31,8 @@ def test_known_keeps_the_first_that_are_known_up_to_the_limit(tmp_path):
     assert note.startswith("the untouched model knows 5 of 6 true answers")
 
 
-@pytest.mark.parametrize(("limit", "told"), [(None, 4), (3, 3), (2, None)])
-def test_fewer_known_facts_of_earth_than_asked_for_say_how_to_get_more(limit, told):
+@pytest.mark.parametrize(("limit", "named"), [(None, 4), (3, 3), (2, None)])
+def test_a_note_says_how_to_get_more_known_facts_of_earth(limit, named):
     known = Known(requests=read_data("earth:2", None, 0), asked={"{} is": 4}, kept={"{} is": 2})
     settings = RunSettings(hparams="NSE/x", data="earth:4", known=True, limit=limit)
     heard = []
@@ -40,5 +40,5 @@ def test_fewer_known_facts_of_earth_than_asked_for_say_how_to_get_more(limit, to
         patch.setattr(start, "keep_known", lambda *_a, **_k: known)
         listeners = [lambda event, facts: heard.append(facts.get("text", ""))]
         start._known_only(settings, known.requests, None, None, listeners)
-    more = f"; for {told} known facts use --data earth --known --limit {told}"
-    assert heard[-1].endswith(more if told else "only these are used")
+    more = f"; for {named} known facts use --data earth --known --limit {named}"
+    assert heard[-1].endswith(more if named else "only these are used")

@@ -38,13 +38,13 @@ def test_rounds_hold_what_the_stream_asks_for(triples, order, size, as_iterator)
         check_round(planned.requests)  # no two targets for one prompt
         if order == "grouped":
             assert len({r.subject for r in planned.requests}) == len(planned.requests)
-    # repeats are counted, the rest is made, and nothing stands twice in a row
+    # repeats are counted, the rest is made, and no target is written twice in a row
     assert len(made) + rounds.repeats == len(requests)
     assert len({r.case_id for r in made}) == len(made)
-    stands = {}
+    in_effect = {}
     for r in made:
-        assert stands.get(r.fact) != r.target_new
-        stands[r.fact] = r.target_new
+        assert in_effect.get(r.fact) != r.target_new
+        in_effect[r.fact] = r.target_new
     if order != "shuffled":  # the last word on a fact is the stream's last word
         assert last_answers(made) == last_answers(requests)
     if order == "given":

@@ -62,7 +62,7 @@ def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
 
 
 def test_rounds_in_which_nothing_is_written(tmp_path):
-    """Every residual counts as converged: the model stays as it is, and the run can go on."""
+    """Every residual counts as converged: the model is unchanged, and the run can be resumed."""
     settings = hparams(tmp_path, alpha=1e9)
     interrupt(scheduler(tmp_path / "a", hparams=settings), after=1)
     rest = scheduler(tmp_path / "a", hparams=settings)
@@ -95,7 +95,7 @@ def test_a_run_that_writes_nothing_never_says_complete(tmp_path, changes, caplog
         assert left_out == [[], [], []]
 
 
-def test_an_iterator_goes_on_where_it_was(tmp_path, device):
+def test_an_iterator_is_resumed(tmp_path, device):
     def run(folder):
         subject = session(device=device.name, dtype=device.dtype)
         return scheduler(tmp_path / folder, iter(requests()), subject=subject)
@@ -263,7 +263,7 @@ def test_undo_keeps_the_state_before(tmp_path, as_list):
 
 @pytest.mark.parametrize(("action", "status", "rounds"), [("stop", "stopped", 2),
                                                           ("continue", "complete", 3)])  # fmt: skip
-def test_stop_keeps_the_round_and_continue_goes_on(tmp_path, action, status, rounds):
+def test_stop_keeps_the_round_and_continue_writes_the_others(tmp_path, action, status, rounds):
     made = scheduler(tmp_path, **third_round_collapses(action))
     result = made.run()
     assert (result.status, result.final["rounds"]) == (status, rounds)
@@ -469,7 +469,7 @@ def test_an_editor_with_our_method_uses_its_session(tmp_path):
 # --- listeners and the command -------------------------------------------------------------------
 
 
-def test_listeners_are_told(tmp_path, monkeypatch, capsys):
+def test_listeners_hear_of_every_round(tmp_path, monkeypatch, capsys):
     shown, written = [], {}
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingPackageError, match="pip install wandb"):
@@ -527,7 +527,7 @@ def small(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_command_runs_a_yaml_and_goes_on(small, capsys):
+def test_the_command_runs_a_yaml_and_resumes(small, capsys):
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped"]) == 0
     shown = capsys.readouterr().out
     assert shown.count("round ") == 2 and "complete: 6 edits in 2 rounds" in shown
