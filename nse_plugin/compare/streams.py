@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 def round_size(edits: int, rounds: int) -> int:
-    """Edits per round; if they do not divide evenly, there are fewer rounds or a smaller last."""
+    """Edits per round, rounded up; the last round may be smaller, and there may be fewer rounds."""
     return -(-edits // rounds)
 
 
