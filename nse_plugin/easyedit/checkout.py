@@ -41,8 +41,6 @@ class Host:
 
     path: Path
     """The checkout: the folder that holds ``easyeditor/``."""
-    source: str
-    """How it was found: ``EASYEDIT_ROOT``, ``import path`` or ``already imported``."""
     commit: str | None
     """Commit that is checked out, if the folder is a git checkout."""
 
@@ -80,7 +78,7 @@ def find() -> Host | None:
     imported = sys.modules.get(PACKAGE)
     root = os.environ.get(ROOT_VARIABLE)
     if root:
-        host = _checkout_at(Path(root).expanduser().absolute(), ROOT_VARIABLE)
+        host = _checkout_at(Path(root).expanduser().absolute())
         if host is None:
             raise HostError(
                 f"{ROOT_VARIABLE} is {root!r}, and there is no {PACKAGE}/__init__.py in it; "
@@ -93,21 +91,20 @@ def find() -> Host | None:
             )
         return host
     if imported is not None:
-        return _checkout_at(_folder(imported), "already imported")
+        return _checkout_at(_folder(imported))
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:  # no origin: a folder of that name, not a package
         return None
-    return _checkout_at(Path(spec.origin).parents[1], "import path")
+    return _checkout_at(Path(spec.origin).parents[1])
 
 
 def _folder(package: ModuleType) -> Path:
     return Path(package.__file__ or ".").absolute().parents[1]
 
 
-def _checkout_at(path: Path, source: str) -> Host | None:
-    if not (path / PACKAGE / "__init__.py").is_file():
-        return None
-    return Host(path, source, git_commit(path))
+def _checkout_at(path: Path) -> Host | None:
+    is_checkout = (path / PACKAGE / "__init__.py").is_file()
+    return Host(path, git_commit(path)) if is_checkout else None
 
 
 # --- load ---------------------------------------------------------------------------------------

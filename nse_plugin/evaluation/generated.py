@@ -162,16 +162,17 @@ def normalised(text: str) -> str:
 
 def description(evaluation_type: str, section: str, judge: Judge | None) -> dict[str, str]:
     """EasyEdit's ``metric_meta`` of a section; scores of different judges are not comparable."""
-    key, protocol, scorer, group = f"{section}_acc", "judge", "llm_judge", ""
+    key, group = "acc", "exact_match_fallback"
+    protocol, scorer = group, "exact_match"
     if evaluation_type != JUDGED:
-        key, protocol, scorer, group = f"{section}_gen_content", "raw_text", "none", "raw_text"
-    elif judge is None:
-        protocol, scorer, group = "exact_match_fallback", "exact_match", "exact_match_fallback"
+        key, protocol, scorer, group = "gen_content", "raw_text", "none", "raw_text"
+    elif judge is not None:
+        protocol, scorer, group = "judge", "llm_judge", f"llm_judge.{judge.model}"
     return {
-        "result_key": key,
+        "result_key": f"{section}_{key}",
         "protocol": f"free_generation_{protocol}",
         "scorer": scorer,
-        "comparable_group": f"lm.free_generation.{group or f'{scorer}.{judge and judge.model}'}",
+        "comparable_group": f"lm.free_generation.{group}",
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from array import array
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -122,20 +123,16 @@ class _Texts:
     """A multiset of texts of which only hashes are kept."""
 
     def __init__(self) -> None:
-        self._counts: dict[bytes, int] = {}
+        self._counts = Counter[bytes]()
 
     def __contains__(self, text: object) -> bool:
-        return isinstance(text, str) and mark(text) in self._counts
+        return isinstance(text, str) and self._counts[mark(text)] > 0
 
     def add(self, *texts: str) -> None:
-        for key in map(mark, texts):
-            self._counts[key] = self._counts.get(key, 0) + 1
+        self._counts.update(map(mark, texts))
 
     def remove(self, *texts: str) -> None:
-        for key in map(mark, texts):
-            self._counts[key] -= 1
-            if not self._counts[key]:
-                del self._counts[key]
+        self._counts.subtract(map(mark, texts))
 
 
 @dataclass

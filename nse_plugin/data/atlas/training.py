@@ -91,12 +91,6 @@ def make_batch(rows: Sequence[Sequence[Encoded]], plan: TrainingPlan, rng: rando
     return Batch(ids, weights, low_mask, high_mask)
 
 
-def attention_modules(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The attention of every block, from the lowest up."""
-    own_names = ("attn", "self_attn")
-    return [m for name, m in model.named_modules() if name.rpartition(".")[-1] in own_names]
-
-
 @contextmanager
 def masked_attention(model: torch.nn.Module, plan: TrainingPlan) -> Iterator[Callable]:
     """Yields a function that sets the masks of the next forward pass; removes its hooks at exit."""
@@ -111,11 +105,13 @@ def masked_attention(model: torch.nn.Module, plan: TrainingPlan) -> Iterator[Cal
     def use(batch: Batch) -> None:
         current.update(low=batch.low_mask, high=batch.high_mask)
 
+    named = model.named_modules()  # blocks from the lowest up
+    attention = [m for name, m in named if name.rpartition(".")[-1] in ("attn", "self_attn")]
     handles = [
         module.register_forward_pre_hook(
             hook_for("low" if i <= plan.lookup_layer else "high"), with_kwargs=True
         )
-        for i, module in enumerate(attention_modules(model))
+        for i, module in enumerate(attention)
     ]
     try:
         yield use

@@ -21,17 +21,6 @@ from nse_plugin.data.earth.tables import Row, all_facts, relations
 from nse_plugin.errors import DataError
 from nse_plugin.requests import EditRequest
 
-__all__ = [
-    "Row",
-    "all_facts",
-    "edit_set",
-    "facts",
-    "other_facts",
-    "relations",
-    "unedited",
-    "without_moved_steps",
-]
-
 
 def facts(seed: int = 0) -> list[dict[str, Any]]:
     """All facts that may be edited as CounterFact records, by case_id.

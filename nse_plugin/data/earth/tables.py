@@ -103,11 +103,9 @@ def all_facts() -> tuple[Row, ...]:
 def read_table(name: str) -> tuple[Row, ...]:
     """The rows of ``tables/<name>.tsv``; ``also`` holds its answers with ``|`` between them."""
     with (TABLES / f"{name}.tsv").open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval="")
         return tuple(
-            Row(name, row["subject"], row["answer"], tuple((row["also"] or "").split("|")))
-            if row["also"]
-            else Row(name, row["subject"], row["answer"])
+            Row(name, row["subject"], row["answer"], tuple(filter(None, row["also"].split("|"))))
             for row in rows
         )
 
