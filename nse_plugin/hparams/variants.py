@@ -60,17 +60,14 @@ _SHARED = {
 _OTHER_TOKENS = Variant(
     {"other_token_weight": 1.0}, "the outputs of the prompts' other tokens are preserved (ours)"
 )
-_LONG_STREAMS = (
-    _SHARED["merged"], _SHARED["consolidated"], _SHARED["small-keys"], _OTHER_TOKENS,
-    Variant({"repair_rounds": 3}, "until all edits are in effect"),
-)  # fmt: skip
-_OF_NSE_AND_MEMIT = {
-    "other-tokens": _OTHER_TOKENS,
-    "stable": Variant(
-        {key: value for each in _LONG_STREAMS for key, value in each.changes.items()},
-        "for long streams: merged, consolidated with 3 repairs, small-keys and other-tokens (ours)",
-    ),
+_STABLE = {
+    **_SHARED["merged"].changes,
+    **_SHARED["consolidated"].changes,
+    "repair_rounds": 3,
+    **_SHARED["small-keys"].changes,
+    **_OTHER_TOKENS.changes,
 }
+_ABOUT_STABLE = "merged, consolidated with up to 3 repairs, small-keys and other-tokens (ours)"
 VARIANTS: dict[str, dict[str, Variant]] = {
     "AlphaEdit": {**_SHARED},
     "FT": {
@@ -84,11 +81,15 @@ VARIANTS: dict[str, dict[str, Variant]] = {
             {"use_previous_keys": True}, "the solve preserves the edits of earlier rounds"
         ),
         **_SHARED,
-        **_OF_NSE_AND_MEMIT,
+        "other-tokens": _OTHER_TOKENS,
+        "stable": Variant(_STABLE, f"for long streams: {_ABOUT_STABLE}"),
     },
     "NSE": {
         **_SHARED,
-        **_OF_NSE_AND_MEMIT,
+        "other-tokens": _OTHER_TOKENS,
+        "stable": Variant(
+            {**_STABLE, "max_iterations": 1}, f"for long streams: one pass, {_ABOUT_STABLE}"
+        ),
         "no-rewinding": Variant(
             {"rewind": False}, "values are optimised in the edited model"
         ),

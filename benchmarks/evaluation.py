@@ -1,0 +1,69 @@
+"""Cost of evaluation: tokens computed over tokens needed, and CPU seconds per probe.
+
+    python benchmarks/evaluation.py [--model smollm2-135m] [--data atlas:200]
+
+Needed are the tokens of each pair's prompt and all but the last of its answer, a prompt with two
+answers once.  The second line scores the same pairs without sharing and without a bound on padding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import torch
+
+from nse_plugin.data.models import load_model
+from nse_plugin.data.streams import read_data
+from nse_plugin.evaluation.metrics import ask
+from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.hparams import NSEHparams
+from nse_plugin.model import answers
+
+
+def main() -> None:
+    """Score the same probes both ways and print both lines."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="atlas:gpt2")
+    parser.add_argument("--data", default="atlas:200")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    settings = NSEHparams(alg_name="NSE", model_name=given.model, layers=[0], device="cpu")
+    model, tokenizer, _ = load_model(settings)
+    requests = read_data(given.data, None, 0)
+    computed = 0
+
+    def count(_module: torch.nn.Module, _args: tuple, kwargs: dict) -> None:
+        nonlocal computed
+        computed += kwargs["input_ids"].numel()
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    shared_rows, needed = answers._rows, 0
+    for name in ("shared prompts, bounded padding", "neither"):
+        if name == "neither":
+            answers._rows = lambda pairs: [
+                answers._Row(pair.ids[:-1], [index]) for index, pair in enumerate(pairs)
+            ]
+            answers.MAX_PADDING = math.inf
+        else:
+
+            def counting_rows(pairs):
+                nonlocal needed
+                rows = shared_rows(pairs)
+                needed += sum(len(row.ids) for row in rows)
+                return rows
+
+            answers._rows = counting_rows
+        computed, began = 0, time.process_time()
+        answered = ask(model, tokenizer, requests, Protocol())
+        seconds = time.process_time() - began
+        probes = sum(len(items) for entry in answered for items in entry.values())
+        print(
+            f"{name}: {probes} probes, {computed / needed:.2f} tokens computed per token needed, "
+            f"{1000 * seconds / probes:.2f} CPU-ms per probe"
+        )
+
+
+if __name__ == "__main__":
+    main()
