@@ -139,6 +139,18 @@ def test_missing_keys_and_files(tmp_path):
         assert str(path) in str(caught.value)
 
 
+def test_stable_is_the_same_for_nse_and_memit():
+    changes = dict(
+        merge_subjects=True, consolidate_every=5, repair_rounds=3,
+        other_token_weight=1.0, avoid_sinks=True, repair_weight=4.0,
+    )  # fmt: skip
+    for method, more in (("NSE", {"max_iterations": 1}), ("MEMIT", {})):
+        hparams = METHODS[method].hparams
+        plain = hparams.from_hparams(f"{method}/atlas-gpt2")
+        found = hparams.from_hparams(f"{method}:stable/atlas-gpt2")
+        assert found == dataclasses.replace(plain, **changes, **more)
+
+
 def test_changes_follow_the_method_in_a_name(tmp_path, monkeypatch):
     plain = NSEHparams.from_hparams("NSE/atlas-gpt2")
     found = NSEHparams.from_hparams("NSE:repair-all;v_lr=2e-2;repair_every=3/atlas-gpt2")
