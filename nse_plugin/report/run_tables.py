@@ -102,7 +102,7 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
         )
     joint = run.files.consolidated()
     if joint is not None and joint["after"] >= run.files.measured():
-        note += " Since the consolidation it is known whether the new answer is given, and no more."
+        note += " After the consolidation, only the prompts of the edits were tested."
     return Table(
         f"Facts ({shown}{said})",
         ("prompt", "old answer", "new answer", "answer at the end", "outcome", "round", "request"),

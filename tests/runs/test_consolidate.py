@@ -78,7 +78,7 @@ def test_the_facts_are_as_the_consolidation_left_them(finished, monkeypatch):
     found = facts_of(RunFiles(folder))
     assert sorted(fact.outcome for fact in found) == ["in effect"] * 3 + ["not in effect"] * 3
     assert {fact.answer for fact in found} == {None}
-    assert "Since the consolidation" in facts_table(read_run(folder)).note
+    assert "After the consolidation" in facts_table(read_run(folder)).note
     undo_round(folder, line["file"])
     assert [fact.outcome for fact in facts_of(RunFiles(folder))] == measured
 
