@@ -53,8 +53,8 @@ def run(
     settings = RunSettings.read(config, {**given, "protocol": protocol, "stop": rules})
     show = teller(as_json)
     with interrupt_says(lambda: where_it_stands(Path(settings.out))):
+        from nse_plugin.evaluation.settings import percentages
         from nse_plugin.runs.consolidate import would_help
-        from nse_plugin.runs.listeners import percentages
         from nse_plugin.runs.reading import RunFiles
         from nse_plugin.runs.start import run as run_rounds
 

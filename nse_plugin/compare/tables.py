@@ -13,8 +13,8 @@ from nse_plugin.compare.results import (
     ScoreSummary,
 )
 from nse_plugin.compare.specs import UNTOUCHED
+from nse_plugin.evaluation.settings import MAIN_SCORES
 from nse_plugin.report.kinds import AGES, KINDS, kinds_note
-from nse_plugin.runs.listeners import MAIN_SCORES
 from nse_plugin.table import NOTHING, Table, best_of, percent
 
 SHOWN = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypedDict
 
 from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
+
+MAIN_SCORES = ("efficacy", "paraphrase", "portability", "locality")
+"""The scores that summaries show."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,9 @@ class Measurement(TypedDict, total=False):
     key_share: dict[str, float | None]
     """By layer: share of the key space that previous keys use."""
     harness: dict[str, Any]
+
+
+def percentages(scores: Mapping[str, Any] | None) -> dict[str, str]:
+    """The main scores that were measured, in percent."""
+    found = scores or {}
+    return {name: f"{found[name]:.1%}" for name in MAIN_SCORES if found.get(name) is not None}

@@ -11,11 +11,11 @@ from typing import Any
 import yaml
 
 from nse_plugin.data.published import MODELS, PROVENANCE
+from nse_plugin.evaluation.settings import percentages
 from nse_plugin.export.factors import Fit
 from nse_plugin.files import read_json, write_text, write_whole
 from nse_plugin.printable import counted
 from nse_plugin.runs.facts import Fact, facts_of
-from nse_plugin.runs.listeners import percentages
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.records import were_undone
 from nse_plugin.session.session import EditSession

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nse_plugin.errors import DataError
+from nse_plugin.evaluation.settings import MAIN_SCORES
 from nse_plugin.runs.facts import ORDER, Fact, facts_of
-from nse_plugin.runs.listeners import MAIN_SCORES
 from nse_plugin.runs.reading import RunFiles, retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
 from nse_plugin.session.ledger import Ledger

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from nse_plugin.evaluation.settings import percentages
 from nse_plugin.files import require
 from nse_plugin.printable import counted, printable
 from nse_plugin.statistics.covariance import PROGRESS_LOG
@@ -21,7 +22,6 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its
 line), ``end``."""
 
-MAIN_SCORES = ("efficacy", "paraphrase", "portability", "locality")
 _DOING = {
     "freeze": "asking the untouched model",
     "edit": "editing",
@@ -288,9 +288,3 @@ def _doing(phase: str) -> str:
         return _DOING[phase]
     name, _, number = phase.partition(" ")
     return f"{_DOING[name]}, round {number}" if name in _DOING else phase
-
-
-def percentages(scores: Mapping[str, Any] | None) -> dict[str, str]:
-    """The main scores that were measured, in percent."""
-    found = scores or {}
-    return {name: f"{found[name]:.1%}" for name in MAIN_SCORES if found.get(name) is not None}
