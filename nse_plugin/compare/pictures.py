@@ -38,7 +38,7 @@ def members(result: ComparisonResult, model: str, group: str) -> list[str]:
         bases = {name.partition(":")[0] for name in variants}
         return [name for name in known if name in bases or name in variants]
     plain = [name for name in known if ":" not in name]
-    return [] if variants and len(plain) < 2 else plain  # a single method is among its variants
+    return [] if variants and len(plain) < 2 else plain  # one alone says nothing
 
 
 def final_scores(result: ComparisonResult, model: str, group: str) -> Picture | None:

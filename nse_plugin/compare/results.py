@@ -16,7 +16,7 @@ from nse_plugin.files import read_json
 SCHEMA = 1
 CellStatus = Literal["complete", "collapsed", "stopped", "nothing_written", "failed"]
 ENDED: tuple[CellStatus, ...] = ("complete", "stopped")
-"""Cells whose scores are means over all edits they made."""
+"""Cells whose scores are means over all edits in effect at their end."""
 
 
 class RunInfo(TypedDict):

@@ -1,9 +1,9 @@
 """Scores of generated text: fluency, and EasyEdit's ``generate-text`` and ``LLM-judge``.
 
-The prompt becomes the user's turn of a chat, and the model's turn ends at its first full stop, line
-break or end token.  ``generate-text`` keeps these texts.  ``LLM-judge`` also scores them: by a
-judge if there is one (:meth:`Judge.of`), otherwise offline, as 1 if text and answer are equal
-apart from case, punctuation, articles and spaces.
+For the last two, the prompt becomes the user's turn of a chat, and the model's turn ends at its
+first full stop, line break or end token.  ``generate-text`` keeps these texts.  ``LLM-judge`` also
+scores them: by a judge if there is one (:meth:`Judge.of`), otherwise offline, as 1 if text and
+answer are equal apart from case, punctuation, articles and spaces.
 
 Greedy decoding here takes the model's first choices; EasyEdit's also applies settings of
 ``generation_config`` such as a repetition penalty.

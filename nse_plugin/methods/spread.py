@@ -72,7 +72,7 @@ def spread_round(
     After an error, model and ledger are as before.
 
     Args:
-        values: of all requests, where they are known; none are optimised then.
+        values: of all edits in effect, which are then solved jointly; only repairs optimise more.
         solver: reads the statistics that the method needs and returns its closed form.
         rewind: optimise values with the original weights instead of the current ones.
         adjust: changes the values before they are written.
@@ -114,7 +114,7 @@ def _write_round(
     trace: TokenTrace | None = None,
     values: Values | None = None,
 ) -> RoundRecord:
-    """Write one round that is no consolidation; see :func:`spread_round`."""
+    """Write one round, or with ``values`` a joint solve; see :func:`spread_round`."""
     clock, together = Clock(), values is not None
     same = lost = EarlierEdits()
     if values is None and hparams.merge_subjects:

@@ -62,7 +62,7 @@ def run_page(run: Run) -> Page:
             *(tables.neurons_table(layer, frame, _NEURONS) for layer, frame in neurons),
         )
     if run.ledger:
-        intro = "The requests with the largest residuals."
+        intro = "The requests with the worst outcomes and largest residuals."
         page.section("Requests", intro).add(tables.worst_requests(run))
     page.section("Settings").add(tables.overview(run), _settings(run))
     return page

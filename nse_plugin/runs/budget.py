@@ -136,7 +136,7 @@ def _located(
     if isinstance(hparams, NSEHparams):
         passes = hparams.max_iterations
     if isinstance(hparams, SpreadHparams):
-        passes += hparams.repair_rounds > 0  # a repair writes few edits
+        passes += hparams.repair_rounds
         every = hparams.consolidate_every
     per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
     covariances = 4 * layers if hparams.mom2_adjustment else 0
@@ -183,7 +183,7 @@ def _attached(
 
 
 def _shape(model: Any) -> tuple[int, int]:
-    """d_model and d_ff; twice the longest side of any matrix if the layout is not known."""
+    """d_model and d_ff; if the layout is not known, the longest side of any matrix for both."""
     try:
         layout = layout_of(model)
         return layout.d_model, layout.d_ff

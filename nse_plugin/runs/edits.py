@@ -201,7 +201,7 @@ class EditFolder:
         return left
 
     def consolidate(self, repair_rounds: int | None = None) -> Consolidation:
-        """Solve all edits of the active rounds jointly, as one round in their place.
+        """Solve all edits in effect jointly, as one round in place of the active ones.
 
         Args:
             repair_rounds: how often edits not in effect afterwards are repaired; by default the

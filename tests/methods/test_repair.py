@@ -1,4 +1,4 @@
-"""Repair by behaviour: which edits are written once more, and what that writes, in float64."""
+"""Repair by behaviour: which edits are written again, and what that writes, in float64."""
 
 from __future__ import annotations
 

@@ -364,3 +364,13 @@ def test_bounds_hold(whole):
     everything = sum(p.stat().st_size for p in whole[0].iterdir() if p.name != "manifest.json")
     assert everything <= bounds["disk"] * 2
     assert bounds["rounds"] == len(sizes)
+
+
+def test_the_bound_of_a_round_holds_with_repairs(tmp_path):
+    wide = session(n_inner=4096)
+    settings = hparams(tmp_path, repair_rounds=3)
+    made = scheduler(tmp_path / "run", requests(1), subject=wide, hparams=settings, round_size=1)
+    made.run()
+    bound = json.loads((tmp_path / "run" / "manifest.json").read_text())["budget"]
+    (size,) = (path.stat().st_size for path in (tmp_path / "run").glob("round-*"))
+    assert size <= bound["disk_per_round"]
