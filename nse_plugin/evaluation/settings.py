@@ -1,4 +1,4 @@
-"""What a run measures: the settings, and the fields of a measurement; loads no torch."""
+"""What a run measures: settings, fields of a measurement, main scores; loads no torch."""
 
 from __future__ import annotations
 

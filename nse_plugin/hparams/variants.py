@@ -60,14 +60,18 @@ _SHARED = {
 _OTHER_TOKENS = Variant(
     {"other_token_weight": 1.0}, "the outputs of the prompts' other tokens are preserved (ours)"
 )
+REPAIRS = 3
+"""Repairs at most in long streams and in folders of edits: one can displace other edits."""
 _STABLE = {
     **_SHARED["merged"].changes,
     **_SHARED["consolidated"].changes,
-    "repair_rounds": 3,
+    "repair_rounds": REPAIRS,
     **_SHARED["small-keys"].changes,
     **_OTHER_TOKENS.changes,
 }
-_ABOUT_STABLE = "merged, consolidated with up to 3 repairs, small-keys and other-tokens (ours)"
+_ABOUT_STABLE = (
+    f"merged, consolidated with up to {REPAIRS} repairs, small-keys and other-tokens (ours)"
+)
 VARIANTS: dict[str, dict[str, Variant]] = {
     "AlphaEdit": {**_SHARED},
     "FT": {

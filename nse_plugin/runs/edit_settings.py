@@ -9,7 +9,7 @@ from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import from_anywhere
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.hparams import Hparams, SpreadHparams
-from nse_plugin.hparams.variants import VARIANTS, read_method_yaml, split_changes
+from nse_plugin.hparams.variants import REPAIRS, VARIANTS, read_method_yaml, split_changes
 from nse_plugin.methods.registry import METHODS, find_method, hparams_from
 from nse_plugin.runs.differences import completed, differences
 from nse_plugin.runs.identity import as_json
@@ -87,7 +87,7 @@ def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
     method = METHODS.get(str(values.get("alg_name")))
     if method is None or not issubclass(method.hparams, SpreadHparams):
         return values
-    changes: dict[str, Any] = {"merge_subjects": True, "repair_rounds": 3}
+    changes: dict[str, Any] = {"merge_subjects": True, "repair_rounds": REPAIRS}
     if values.get("n_contexts", method.hparams.n_contexts):
         changes |= VARIANTS[method.name]["small-keys"].changes
     return {**changes, **values}

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 Order = Literal["given", "shuffled", "grouped"]
 _LOOKAHEAD = 8
-"""Requests of so many rounds may be drawn ahead."""
+"""Number of rounds whose requests may be drawn ahead."""
 
 
 @dataclass(frozen=True)

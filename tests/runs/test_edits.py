@@ -327,18 +327,18 @@ def test_settings_are_given_only_to_a_new_folder(one, tmp_path):
 
 
 def test_a_model_in_a_relative_folder_is_found_from_anywhere(tmp_path, stats, monkeypatch):
-    shutil.copytree(atlas.model_dir(MODEL), tmp_path / "work/model")
+    shutil.copytree(atlas.model_dir(MODEL), tmp_path / "there/model")
     (tmp_path / "elsewhere").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "there")
     given = {"hparams": "NSE/atlas-gpt2", "stats_dir": stats}
     EditFolder("edits", "model", **given).edit(PROMPT, NEW, SUBJECT)
 
     def opened(*others):
-        return EditFolder(tmp_path / "work/edits", *others, stats_dir=stats)
+        return EditFolder(tmp_path / "there/edits", *others, stats_dir=stats)
 
     assert opened("./model").ask(TEXT).edited.startswith(NEW)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert opened("../work/model").ask(TEXT).edited.startswith(NEW)
+    assert opened("../there/model").ask(TEXT).edited.startswith(NEW)
     assert opened().ask(TEXT).edited.startswith(NEW)
     with pytest.raises(ModelError, match=r"no model folder './model' in .*elsewhere"):
         EditFolder("others", "./model", stats_dir=stats)
