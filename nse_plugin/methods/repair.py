@@ -119,7 +119,7 @@ def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[
 def repair(
     writer: Writer, find_values: Callable[[torch.Tensor], Values], hparams: SpreadHparams
 ) -> Repaired | None:
-    """Test the requests of a round, and write those that are not in effect again.
+    """Test the requests of a round, and write again those that are not in effect.
 
     Args:
         writer: of the round, after its passes.
