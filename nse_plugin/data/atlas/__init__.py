@@ -2,16 +2,14 @@
 
 A fresh machine has no model hub. The package therefore ships `MODELS`, a GPT-2 and a Llama of a few
 million parameters trained on `corpus()`, and `facts()`, what they know, as CounterFact records.
-`python -m nse_plugin.data.atlas.build` makes all of it again from seeds.
+`python -m benchmarks.atlas.build`, in a checkout, makes all of it again from seeds.
 
 Importing this module loads neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-import copy
 import json
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +23,8 @@ if TYPE_CHECKING:
 MODELS = ("gpt2", "llama")
 """Names of the shipped models; `load` and `model_dir` also take them as "atlas:gpt2"."""
 
-_HERE = Path(__file__).parent
-FACTS_FILE = _HERE / "data" / "facts.json"
-WEIGHTS = _HERE / "weights"
+FACTS_FILE = Path(__file__).parent / "data" / "facts.json"
+CORPUS_FILE = FACTS_FILE.with_name("corpus.txt")
 
 
 def model_dir(name: str) -> Path:
@@ -41,24 +38,14 @@ def model_dir(name: str) -> Path:
             f"unknown atlas model {name!r}; there are: {', '.join(MODELS)}"
             f"{did_you_mean(family, MODELS)}"
         )
-    folder = WEIGHTS / f"atlas-{family}"
-    if not (folder / "model.safetensors").exists():
-        raise DataError(
-            f"{folder} holds no weights; make them with `python -m nse_plugin.data.atlas.build`"
-        )
-    return folder
+    return Path(__file__).parent / "weights" / f"atlas-{family}"
 
 
 def speaks(tokenizer: Any) -> bool:
     """Whether a tokenizer's vocabulary contains that of an embedded model."""
     known = tokenizer.get_vocab().keys()
-    return any(_vocabulary(name) <= known for name in MODELS)
-
-
-@lru_cache
-def _vocabulary(name: str) -> frozenset[str]:
-    text = (model_dir(name) / "tokenizer.json").read_text(encoding="utf-8")
-    return frozenset(json.loads(text)["model"]["vocab"])
+    files = [model_dir(name) / "tokenizer.json" for name in MODELS]
+    return any(json.loads(file.read_text())["model"]["vocab"].keys() <= known for file in files)
 
 
 def load(
@@ -78,14 +65,9 @@ def load(
     return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
-@lru_cache(maxsize=1)
-def _read_facts() -> list[dict[str, Any]]:
-    return json.loads(FACTS_FILE.read_text(encoding="utf-8"))
-
-
 def facts() -> list[dict[str, Any]]:
-    """All facts of the world as CounterFact records, by case_id; the caller may change them."""
-    return copy.deepcopy(_read_facts())
+    """All facts of the world as CounterFact records, by case_id."""
+    return json.loads(FACTS_FILE.read_text(encoding="utf-8"))
 
 
 def subject_of(record: dict[str, Any]) -> str:
@@ -111,7 +93,5 @@ def other_facts(edits: list[dict[str, Any]], n: int, seed: int = 0) -> list[dict
 
 
 def corpus() -> list[str]:
-    """The sentences that the models were trained on, generated from the seed of the world."""
-    from nse_plugin.data.atlas.world import make_world, training_sentences
-
-    return [sentence.text for sentence in training_sentences(make_world())]
+    """The sentences that the models were trained on."""
+    return CORPUS_FILE.read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,6 @@
 """The invented world: its people and cities, the facts about them, and the training sentences.
 
-Pure Python and deterministic: the same seed gives the same world, so the training text need not be
-shipped.
+Pure Python and deterministic: the same seed gives the same world.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ import random
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from nse_plugin.data.atlas import vocabulary as words
+from benchmarks.atlas import vocabulary as words
 
 WORLD_SEED = 7
 N_PEOPLE = 240

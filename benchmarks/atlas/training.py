@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from nse_plugin.data.atlas.text import END_ID, PAD_ID, Encoded, pack
+from benchmarks.atlas.text import END_ID, PAD_ID, Encoded, pack
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from nse_plugin.data.atlas import vocabulary as words
-from nse_plugin.data.atlas.world import World, second_step
+from benchmarks.atlas import vocabulary as words
+from benchmarks.atlas.world import World, second_step
 
 _N_NEIGHBOURS = 5
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nse_plugin.data.atlas.world import Sentence
+from benchmarks.atlas.world import Sentence
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

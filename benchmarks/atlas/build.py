@@ -1,4 +1,4 @@
-"""Build the data and models of the embedded world: ``python -m nse_plugin.data.atlas.build``.
+"""Make the data and models of the embedded world: ``python -m benchmarks.atlas.build``.
 
 Everything follows from the seeds in `world.py` and `PLANS`. Both models train at the same time,
 each in a process with one thread, so that the weights do not depend on the number of cores. The
@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -22,9 +23,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nse_plugin.data.atlas import MODELS
-from nse_plugin.data.atlas.records import make_records
-from nse_plugin.data.atlas.text import (
+from benchmarks.atlas.records import make_records
+from benchmarks.atlas.text import (
     END_ID,
     MAX_LENGTH,
     PAD_ID,
@@ -32,14 +32,16 @@ from nse_plugin.data.atlas.text import (
     save_tokenizer,
     train_tokenizer,
 )  # fmt: skip
-from nse_plugin.data.atlas.training import TrainingPlan, train
-from nse_plugin.data.atlas.world import (
+from benchmarks.atlas.training import TrainingPlan, train
+from benchmarks.atlas.world import (
     Sentence,
     fact_sentences,
     make_world,
     training_sentences,
     two_step_sentences,
 )  # fmt: skip
+from nse_plugin.data.atlas import CORPUS_FILE, FACTS_FILE, MODELS
+from nse_plugin.model.answers import score_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -78,20 +80,10 @@ def new_model(name: str, seed: int) -> PreTrainedModel:
 def recall(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[Sentence]
 ) -> float:
-    """Share of the sentences that greedy decoding completes with the answer and a full stop."""
-    tokenizer.padding_side = "left"
-    right = 0
-    for i in range(0, len(sentences), 256):
-        part = sentences[i : i + 256]
-        prompts = [s.text[: -len(s.answer) - 2] for s in part]
-        inputs = tokenizer(prompts, return_tensors="pt", padding=True)
-        with torch.no_grad():
-            output = model.generate(
-                **inputs, max_new_tokens=10, do_sample=False, pad_token_id=PAD_ID
-            )
-        said = tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :])
-        right += sum(t.strip().startswith(f"{s.answer}.") for t, s in zip(said, part))
-    return right / max(1, len(sentences))
+    """Share of the sentences whose whole answer greedy decoding gives."""
+    prompts = [s.text[: -len(s.answer) - 2] for s in sentences]
+    answers = [s.answer for s in sentences]
+    return statistics.mean(score_answers(model, tokenizer, prompts, answers).exact)
 
 
 def has_fast_bfloat16() -> bool:
@@ -131,15 +123,17 @@ def build_model(name: str, folder: Path, use_bfloat16: bool) -> dict[str, float]
     }
 
 
-def build_facts(path: Path) -> int:
-    """Write all records as a JSON list with one record per line; returns their number."""
+def build_data(folder: Path) -> None:
+    """Write the training sentences, one per line, and all records as a JSON list."""
     world = make_world()
-    tokenizer = train_tokenizer([s.text for s in training_sentences(world)], VOCAB_SIZE)
+    sentences = [s.text for s in training_sentences(world)]
+    tokenizer = train_tokenizer(sentences, VOCAB_SIZE)
     records = make_records(world, lambda answer: tokenizer.encode(answer).ids[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     lines = ",\n".join(json.dumps(r, ensure_ascii=False) for r in records)
-    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-    return len(records)
+    (folder / FACTS_FILE.name).write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    (folder / CORPUS_FILE.name).write_text("\n".join(sentences) + "\n", encoding="utf-8")
+    log.info("%d facts, %d sentences", len(records), len(sentences))
 
 
 def _replace(source: Path, target: Path) -> None:
@@ -152,7 +146,7 @@ def _replace(source: Path, target: Path) -> None:
 
 def _build_side_by_side(out: Path, precision: str) -> int:
     """Run this module once per model, all at the same time; 0 if all succeed."""
-    command = [sys.executable, "-m", "nse_plugin.data.atlas.build", "--out", str(out)]
+    command = [sys.executable, "-m", "benchmarks.atlas.build", "--out", str(out)]
     runs = [
         subprocess.Popen([*command, "--precision", precision, "--model", name]) for name in MODELS
     ]
@@ -162,13 +156,13 @@ def _build_side_by_side(out: Path, precision: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line of the build; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m nse_plugin.data.atlas.build",
+        prog="python -m benchmarks.atlas.build",
         description="Rebuild the facts and the models of the embedded world.",
     )
     parser.add_argument(
         "--out",
         type=Path,
-        default=Path(__file__).parent,
+        default=FACTS_FILE.parents[1],
         help="folder for data/ and weights/ (default: the package)",
     )
     parser.add_argument("--model", choices=MODELS, help="only this model, without data/")
@@ -182,9 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".build-") as scratch:
         if options.model is None:
-            facts = Path(scratch) / "facts.json"
-            log.info("%d facts", build_facts(facts))
-            _replace(facts, options.out / "data" / "facts.json")
+            build_data(Path(scratch) / "data")
+            _replace(Path(scratch) / "data", options.out / "data")
             return _build_side_by_side(options.out, options.precision)
         torch.set_num_threads(1)
         use_bfloat16 = options.precision == "bfloat16" or (

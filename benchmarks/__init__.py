@@ -1,0 +1,1 @@
+"""Measurements that the documentation quotes, and what makes the embedded models."""
