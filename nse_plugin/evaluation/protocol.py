@@ -149,6 +149,8 @@ class MeasuredModel:
     """Texts for the perplexity."""
     untouched: bool = False
     """Whether no round has changed the model, so that the frozen answers are its answers."""
+    base: Measurement = field(default_factory=Measurement)
+    """What :func:`measure_model` found of the untouched model, if it has been measured."""
     _answers: dict[str, Answered] = field(default_factory=dict)  # by digest of the request
 
     def answers(self, edits: Sequence[Edit], protocol: Protocol) -> list[Answered]:
@@ -221,6 +223,8 @@ def measure_all(
 
 def measure_model(protocol: Protocol, measured: MeasuredModel) -> Measurement:
     """What is measured of the model as a whole, independent of the edits."""
+    if measured.untouched and measured.base:
+        return measured.base
     result: Measurement = {}
     texts = list(measured.held_out[: protocol.perplexity])
     if texts:

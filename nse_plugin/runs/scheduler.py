@@ -84,6 +84,7 @@ class SequentialScheduler:
         self._round_size, self._order, self._seed = round_size, order, seed
         self._held_out, self._listeners = held_out, listeners
         self._frozen_elsewhere = frozen or {}
+        self._base: Measurement = {}  # of the untouched model
         self._state: MeasuredModel | None = None  # after the last round, if it was measured
         self._frozen_in: dict[int, float] = {}  # by round: seconds to ask the untouched model
         self.rules.refuse_unmeasured(self.protocol, bool(held_out))
@@ -99,9 +100,10 @@ class SequentialScheduler:
             if plan == []:
                 raise RequestError("the list of requests is empty; give at least one edit request")
             stream = iter(self.rounds if plan is None else plan)
-            new, base = read_manifest(self.run_dir) is None, self._begin(plan)
+            new = read_manifest(self.run_dir) is None
+            self._base = self._begin(plan)
             try:
-                return self._rounds(plan, stream, base)
+                return self._rounds(plan, stream)
             except Exception:  # an interrupt keeps the folder, as the same command resumes
                 if new and not len(self._log) and not any(self.run_dir.glob("round-*")):
                     self._folder.discard()
@@ -109,9 +111,7 @@ class SequentialScheduler:
 
     # --- the parts of a run ----------------------------------------------------------------------
 
-    def _rounds(
-        self, plan: list[PlannedRound] | None, stream: Iterator[PlannedRound], base: Measurement
-    ) -> RunResult:
+    def _rounds(self, plan: list[PlannedRound] | None, stream: Iterator[PlannedRound]) -> RunResult:
         """Resume the run, and write the remaining rounds."""
         self._resume(stream)
         self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
@@ -122,7 +122,7 @@ class SequentialScheduler:
             planned = next(stream, None)
             if planned is None:
                 break
-            last = self._one_round(planned, base)
+            last = self._one_round(planned)
         return self._finish(last)
 
     def _begin(self, plan: list[PlannedRound] | None) -> Measurement:
@@ -216,7 +216,7 @@ class SequentialScheduler:
                     raise
                 return None, str(error)  # the session has restored the model
 
-    def _one_round(self, planned: PlannedRound, base: Measurement) -> RoundLine:
+    def _one_round(self, planned: PlannedRound) -> RoundLine:
         check_disk(self.run_dir, 2 * self._per_round)
         clock: dict[str, float] = {}
         number, requests = planned.number, planned.requests
@@ -224,7 +224,7 @@ class SequentialScheduler:
         clock["freeze"] = self._frozen_in.pop(number, 0.0)
         written, problem = self._edit(planned, clock)
         superseded, scores, measurement = 0, None, None
-        stop = self.rules.check(None, base, problem, written.change if written else None)
+        stop = self.rules.check(None, self._base, problem, written.change if written else None)
         if written is not None:
             if written.left_out:
                 log.warning("round %d: %s", number, written.why_left_out())
@@ -237,7 +237,7 @@ class SequentialScheduler:
                     if self.protocol.is_due(number):
                         measurement = measure_all(self.protocol, measured, self.history, number)
             first = next((line["measurement"] for line in self._log if line["measurement"]), None)
-            stop = stop or self.rules.check(measurement, base, problem, first=first)
+            stop = stop or self.rules.check(measurement, self._base, problem, first=first)
         kept = written is not None
         if stop is not None:
             log.warning("round %d: %s is %s, bound %s: %s", number, stop["rule"], stop["value"],
@@ -312,7 +312,7 @@ class SequentialScheduler:
         backend = self.backend
         return MeasuredModel(
             backend.model, backend.tokenizer, backend.originals(), backend.keys, self._held_out,
-            untouched,
+            untouched, self._base,
         )  # fmt: skip
 
     @contextmanager

@@ -61,8 +61,11 @@ def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
     assert equal(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
 
 
-def test_rounds_in_which_nothing_is_written(tmp_path):
-    """Every residual counts as converged: the model is unchanged, and the run can be resumed."""
+def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
+    """Every residual counts as converged: the model is unchanged, so its perplexity is measured
+    once, and the run can be resumed."""
+    measured = []
+    monkeypatch.setattr(evaluation, "perplexity", lambda *_: measured.append(1) or 7.0)
     settings = hparams(tmp_path, alpha=1e9)
     interrupt(scheduler(tmp_path / "a", hparams=settings), after=1)
     rest = scheduler(tmp_path / "a", hparams=settings)
@@ -73,6 +76,7 @@ def test_rounds_in_which_nothing_is_written(tmp_path):
     assert [line["edit"]["status"]["converged"] for line in lines] == [2, 2, 2]
     assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
     assert equal(weights(rest), untouched)
+    assert len(measured) == 1 and result.final["measurement"]["perplexity"] == 7.0
 
 
 @pytest.mark.parametrize("changes", [dict(v_lr=1e30), dict(upper_bound=1e-4, alpha=0.0)])
