@@ -139,6 +139,9 @@ class SpreadHparams(LocateHparams):
     consolidate_every: int = bounded(0, low=0)
     """Every N rounds, all edits in effect are solved jointly with the round's own, in place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
+    consolidate_below: float = bounded(0.0, low=0, high=1)
+    """The same after a round that leaves less than this share of the edits in effect, among up to
+    64 that are tested; 0 is never (the papers)."""
     consolidation_weight: float = bounded(3.0, above=0)
     """Factor of lambda in a consolidation that repairs: the joint solve preserves more, and edits
     that fall short are repaired."""

@@ -92,7 +92,7 @@ def outcomes(
 
 
 def last_edits(
-    records: Iterable[RoundRecord], but: Sequence[EditRequest]
+    records: Iterable[RoundRecord], but: Sequence[EditRequest] = ()
 ) -> list[tuple[EditRequest, int]]:
     """The last edit of every fact and the round that wrote it.
 

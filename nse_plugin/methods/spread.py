@@ -41,7 +41,7 @@ from nse_plugin.methods.repair import (
     repair,
     same_subject_edits,
 )
-from nse_plugin.methods.together import is_due, solve_together
+from nse_plugin.methods.together import are_lost, is_due, solve_together
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
@@ -89,10 +89,14 @@ def spread_round(
     with session.round(hparams.layers):
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
-        if values is not None or not is_due(session, hparams):
-            return write(requests, hparams, trace=trace, values=values)
-        once = replace(hparams, repair_rounds=0, repair_every=0)  # the joint solve repairs
-        newest = write(requests, once, trace=trace)
+        if values is not None:
+            return write(requests, hparams, values=values)
+        due, first = is_due(session, hparams), hparams
+        if due:  # the joint solve repairs
+            first = replace(hparams, repair_rounds=0, repair_every=0)
+        newest = write(requests, first, trace=trace)
+        if not (due or are_lost(session, hparams)):
+            return newest
         return solve_together(
             session,
             hparams,

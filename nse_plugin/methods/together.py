@@ -9,14 +9,16 @@ and not on their order: to the bit with the same case_ids, otherwise up to round
 With ``repair_rounds``, edits that are not in effect afterwards are repaired as in any other round,
 with values optimised in the consolidated model (:mod:`nse_plugin.methods.repair`).
 
-A consolidation is a round of its own, or every N-th round with ``consolidate_every``.  It takes the
-place of the rounds before it; undoing it makes those active again, to the bit.  This is ours, in
-none of the papers.
+A consolidation is a round of its own.  It is also every N-th round with ``consolidate_every``, and,
+with ``consolidate_below``, a round after which too few edits are in effect.  It takes the place of
+the rounds before it; undoing it makes those active again, to the bit.  This is ours, in none of the
+papers.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -28,7 +30,7 @@ from nse_plugin.errors import SessionError
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.bookkeeping import rows_of
+from nse_plugin.methods.bookkeeping import last_edits, rows_of
 from nse_plugin.methods.repair import answered
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
@@ -36,6 +38,8 @@ from nse_plugin.session.session import EditSession
 
 log = logging.getLogger(__name__)
 
+TESTED = 64
+"""Edits at most that ``consolidate_below`` tests after a round."""
 KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its last outcome."""
 H = TypeVar("H", bound=SpreadHparams)
@@ -47,6 +51,24 @@ def is_due(session: EditSession, hparams: SpreadHparams) -> bool:
     """Whether ``consolidate_every`` says that the next round is a consolidation."""
     every = hparams.consolidate_every
     return bool(every and len(session.ledger) and session.ledger.next_number() % every == 0)
+
+
+def are_lost(session: EditSession, hparams: SpreadHparams) -> bool:
+    """Whether less than ``consolidate_below`` of the edits are in effect, in a random sample."""
+    if not hparams.consolidate_below or len(session.ledger) < 2:
+        return False
+    edits = sorted((request for request, _ in last_edits(session.ledger)), key=EditRequest.digest)
+    number = session.ledger.numbers()[-1]
+    sample = random.Random(number).sample(edits, min(TESTED, len(edits)))
+    share = float(answered(session, sample, hparams.token_budget).double().mean())
+    lost = share < hparams.consolidate_below
+    if lost:
+        log.info(
+            "round %d: %.1f%% of %d tested edits are in effect, less than consolidate_below: %s; "
+            "solving all of them jointly",
+            number, 100 * share, len(sample), hparams.consolidate_below,
+        )  # fmt: skip
+    return lost
 
 
 def solve_together(

@@ -117,7 +117,8 @@ def estimate(model: Any, hparams: Any, round_size: int, n_requests: int | None) 
         d_model, d_ff = _shape(model)
         matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
         sizes = _Sizes(4 * matrices + 4096, 0, matrices * _HELD, 0)
-    consolidated = sizes.consolidations * sizes.consolidation
+    # the k-th of m evenly spaced ones has k / m of all edits
+    consolidated = sizes.consolidation * (sizes.consolidations + 1) // 2
     return Budget(
         rounds=rounds,
         disk_per_round=sizes.per_round + sizes.consolidation + n * _LINE,
@@ -137,7 +138,7 @@ def _located(
         passes = hparams.max_iterations
     if isinstance(hparams, SpreadHparams):
         passes += hparams.repair_rounds
-        every = hparams.consolidate_every
+        every = 1 if hparams.consolidate_below else hparams.consolidate_every
     per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
     covariances = 4 * layers if hparams.mom2_adjustment else 0
     few = d_ff > 4096 and not is_stream  # which may become long

@@ -18,7 +18,7 @@ from nse_plugin.hparams import (
     OvertoneHparams,
 )
 from nse_plugin.locate.values import Values
-from nse_plugin.methods import spread
+from nse_plugin.methods import spread, together
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import apply_nse_to_model
@@ -231,6 +231,55 @@ def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
     assert same(other, states[2]) and resumed.ledger.edits_made() == 6
     resumed.undo_last(2)
     assert same(other, states[0]) and resumed.ledger.numbers() == [1]
+
+
+@pytest.mark.parametrize("lost, numbers", [(0, [1, 2, 3]), (1, [1, 2, 3]), (2, [2, 3])])
+def test_a_round_after_which_too_few_edits_hold_is_a_consolidation(
+    lost, numbers, hparams, monkeypatch
+):
+    """Of the four edits after round 2, three quarters have to hold; round 3 is not tested."""
+    asked = []
+
+    def answered(session, requests, token_budget):
+        asked.append({request.case_id for request in requests})
+        failed = lost if len(requests) == 4 else 0
+        return torch.arange(len(requests)) >= failed
+
+    monkeypatch.setattr("nse_plugin.methods.together.answered", answered)
+    below = replace(hparams, consolidate_below=0.75)
+    rounds = [some_requests(6)[i : i + 2] for i in (0, 2, 4)]
+    edit_round = BASES["NSE"].edit_round
+    model, session = edited(below, [])
+    for requests in rounds:
+        edit_round(session, requests, below)
+    assert session.ledger.numbers() == numbers
+    assert asked[0] == {0, 1, 2, 3}
+
+    by_hand, other = edited(hparams, [])
+    for number, requests in enumerate(rounds, 1):
+        edit_round(other, requests, hparams)
+        if number == 2 and lost == 2:
+            record = consolidate(other, hparams)
+            other.ledger.replace_last(replace(record, number=2))
+    assert same(by_hand, bits(model))
+
+
+def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
+    tested = []
+
+    def answered(session, requests, token_budget):
+        tested.append([request.case_id for request in requests])
+        return torch.ones(len(requests), dtype=torch.bool)
+
+    monkeypatch.setattr(together, "answered", answered)
+    monkeypatch.setattr(together, "TESTED", 3)
+    below = replace(hparams, consolidate_below=1.0)
+    for _ in range(2):
+        _, session = edited(below, [])
+        for i in range(0, 6, 2):
+            BASES["NSE"].edit_round(session, some_requests(6)[i : i + 2], below)
+    assert [len(set(ids)) for ids in tested] == [3, 3] * 2
+    assert tested[:2] == tested[2:], "the same edits in every run"
 
 
 def test_a_host_undoes_the_round_that_was_a_consolidation(hparams):
