@@ -21,8 +21,7 @@ import torch
 from nse_plugin.errors import StatisticsError
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.update import all_neurons, few_keys_right, solve_right
-from nse_plugin.methods.spread import spread_round
-from nse_plugin.methods.writer import Solve
+from nse_plugin.methods.spread import SpreadMethod, spread_round
 from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
 
@@ -58,7 +57,7 @@ def into_null_space(busy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     return x - busy @ (busy.T @ x)
 
 
-def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
+def _method(session: EditSession, hparams: AlphaEditHparams) -> SpreadMethod:
     busy = {
         layer: session.untouched.of_covariance(
             hparams, layer, busy_directions, hparams.nullspace_threshold
@@ -92,8 +91,8 @@ def _solver(session: EditSession, hparams: AlphaEditHparams) -> Solve:
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
         return Factors(all_neurons(keys), residual, right(layer, keys)[: residual.shape[1]])
 
-    return solve
+    return SpreadMethod(solve)
 
 
-edit_round = partial(spread_round, solver=_solver, rewind=False)
+edit_round = partial(spread_round, _method)
 """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""

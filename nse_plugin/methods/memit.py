@@ -17,14 +17,13 @@ import torch
 
 from nse_plugin.hparams import MEMITHparams
 from nse_plugin.locate.update import all_neurons
-from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.spread import SpreadMethod, spread_round
 from nse_plugin.methods.systems import Systems
-from nse_plugin.methods.writer import Solve
 from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
 
 
-def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
+def _method(session: EditSession, hparams: MEMITHparams) -> SpreadMethod:
     systems = Systems(session, hparams, hparams.use_previous_keys)
 
     def solve(layer: int, keys: torch.Tensor, residual: torch.Tensor) -> Factors:
@@ -32,8 +31,8 @@ def _solver(session: EditSession, hparams: MEMITHparams) -> Solve:
         right = systems.right(layer, keys, neurons)
         return Factors(neurons, residual, right[: residual.shape[1]])
 
-    return solve
+    return SpreadMethod(solve)
 
 
-edit_round = partial(spread_round, solver=_solver, rewind=False)
+edit_round = partial(spread_round, _method)
 """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""

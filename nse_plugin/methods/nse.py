@@ -22,12 +22,11 @@ MEMIT and AlphaEdit share, :mod:`nse_plugin.locate.values` the optimisation of s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
 
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.hparams.base import check_hparams
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.stabilise import (
     SOFT_SHARE,
@@ -39,49 +38,11 @@ from nse_plugin.locate.stabilise import (
 )
 from nse_plugin.locate.update import all_neurons, select_by
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.spread import spread_round
+from nse_plugin.methods.spread import SpreadMethod, spread_round
 from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Passes, Solve
-from nse_plugin.objectives import TokenObjective, TokenTrace, nll
-from nse_plugin.requests import EditRequest
 from nse_plugin.session.norms import Factors
-from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
-
-
-def edit_round(
-    session: EditSession,
-    requests: Sequence[EditRequest],
-    hparams: NSEHparams,
-    objective: TokenObjective = nll,
-    trace: TokenTrace | None = None,
-    values: Values | None = None,
-) -> RoundRecord:
-    """Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""
-    check_hparams(hparams)
-    return spread_round(
-        session,
-        requests,
-        hparams,
-        objective,
-        trace,
-        values,
-        solver=_solver,
-        rewind=hparams.rewind,
-        passes=Passes(
-            hparams.max_iterations,
-            hparams.alpha,
-            hparams.upper_bound,
-            hparams.alpha_relative,
-            hparams.upper_bound_relative,
-        ),
-        adjust=_anchor if hparams.value_norm_anchor else None,
-    )
-
-
-def _anchor(values: Values, session: EditSession, lookups: Lookups, z_layer: int) -> Values:
-    with session.weights.rewound():
-        return anchored(values, lookups.activations(z_layer))
 
 
 def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
@@ -118,3 +79,26 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
         return Factors(neurons, R, right)
 
     return solve
+
+
+def _method(session: EditSession, hparams: NSEHparams) -> SpreadMethod:
+    def anchor(values: Values, lookups: Lookups) -> Values:
+        with session.weights.rewound():
+            return anchored(values, lookups.activations(hparams.layers[-1]))
+
+    return SpreadMethod(
+        _solver(session, hparams),
+        rewind=hparams.rewind,
+        passes=Passes(
+            hparams.max_iterations,
+            hparams.alpha,
+            hparams.upper_bound,
+            hparams.alpha_relative,
+            hparams.upper_bound_relative,
+        ),
+        adjust=anchor if hparams.value_norm_anchor else None,
+    )
+
+
+edit_round = partial(spread_round, _method)
+"""Write one round of requests; see :func:`nse_plugin.methods.spread.spread_round`."""

@@ -8,8 +8,7 @@
    (:mod:`nse_plugin.methods.repair`).
 4. The keys of all requests after the last write join the previous keys.
 
-Methods differ in the closed form (:data:`~nse_plugin.methods.writer.Solve`), in the model that
-values are optimised in, and in the number of passes.
+Where methods differ, above all in the closed form, each has a :class:`SpreadMethod`.
 """
 
 from __future__ import annotations
@@ -50,32 +49,37 @@ from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 
 H = TypeVar("H", bound=SpreadHparams)
-Adjust = Callable[[Values, EditSession, Lookups, int], Values]
-"""``adjust(values, session, lookups, z_layer)``: the values to write in place of those found."""
+
+
+@dataclass(frozen=True)
+class SpreadMethod:
+    """What distinguishes a method from the others, in one round."""
+
+    solve: Solve
+    """The closed form."""
+    rewind: bool = False
+    """Optimise values with the original weights instead of the current ones."""
+    passes: Passes = ONE_PASS
+    adjust: Callable[[Values, Lookups], Values] | None = None
+    """Changes values before they are written; the lookups are of the same requests."""
 
 
 def spread_round(
+    method_of: Callable[[EditSession, H], SpreadMethod],
     session: EditSession,
     requests: Sequence[EditRequest],
     hparams: H,
     objective: TokenObjective = nll,
     trace: TokenTrace | None = None,
     values: Values | None = None,
-    *,
-    solver: Callable[[EditSession, H], Solve],
-    rewind: bool,
-    passes: Passes = ONE_PASS,
-    adjust: Adjust | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
     After an error, model and ledger are as before.
 
     Args:
+        method_of: reads the statistics that the method needs, and returns the method.
         values: of all edits in effect, which are then solved jointly; only repairs optimise more.
-        solver: reads the statistics that the method needs and returns its closed form.
-        rewind: optimise values with the original weights instead of the current ones.
-        adjust: changes the values before they are written.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -84,74 +88,65 @@ def spread_round(
         SessionError: the edited weights were changed outside the session since the last round.
     """
     check_inputs(session, requests, hparams)
-    write = partial(_write_round, session, objective=objective, solver=solver, rewind=rewind,
-                    passes=passes, adjust=adjust)  # fmt: skip
+    write = partial(_write_round, method_of, session, objective)
     with session.round(hparams.layers):
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
         if values is not None:
-            return write(requests, hparams, values=values)
-        due, first = is_due(session, hparams), hparams
+            return write(requests, hparams, values)
+        first, due = hparams, is_due(session, hparams)
         if due:  # the joint solve repairs
             first = replace(hparams, repair_rounds=0, repair_every=0)
         newest = write(requests, first, trace=trace)
-        if not (due or are_lost(session, hparams)):
-            return newest
-        return solve_together(
-            session,
-            hparams,
-            lambda edits, again, known: write(edits, again, values=known),
-            newest,
-        )
+        if due or are_lost(session, hparams):
+            return solve_together(session, hparams, write, newest)
+        return newest
 
 
 def _write_round(
+    method_of: Callable[[EditSession, H], SpreadMethod],
     session: EditSession,
+    objective: TokenObjective,
     requests: Sequence[EditRequest],
     hparams: H,
-    *,
-    objective: TokenObjective,
-    solver: Callable[[EditSession, H], Solve],
-    rewind: bool,
-    passes: Passes,
-    adjust: Adjust | None,
-    trace: TokenTrace | None = None,
     values: Values | None = None,
+    trace: TokenTrace | None = None,
 ) -> RoundRecord:
     """Write one round, or with ``values`` a joint solve; see :func:`spread_round`."""
     clock, together = Clock(), values is not None
     same = lost = EarlierEdits()
-    if values is None and hparams.merge_subjects:
+    if hparams.merge_subjects and not together:
         same = same_subject_edits(session, requests)
-    if values is None and hparams.repair_every:
+    own = [*requests, *same.requests]
+    if hparams.repair_every and not together:
         with clock("ask"):
-            lost = lost_edits(session, [*requests, *same.requests], hparams)
-    rounds = (*same.rounds, *lost.rounds)
-    n_own = len(requests) + len(same.requests)
-    requests = [*requests, *same.requests, *lost.requests]
-    solve = solver(session, hparams)
-    search = _ValueSearch.of(session, requests, hparams, objective, adjust)
+            lost = lost_edits(session, own, hparams)
+    requests = [*own, *lost.requests]
+    method = method_of(session, hparams)
+    rows = rows_of(session, requests, hparams)
+    lookups = Lookups.of(session.layout, rows, hparams.token_budget)
+    search = _ValueSearch(session, method, objective, hparams, requests, rows, lookups)
     if values is None:
         with clock("values"):
-            values = search.first(n_own, rewind, trace)
+            values = search.first(len(own), trace)
     if lost.requests:
         with clock("repair"):
-            lost_values = search.current(torch.arange(n_own, len(requests)))
-        values = Values.cat([values, lost_values])
-    preserved = _preserved_keys(session, search.encoded, hparams, clock, together)
+            found = search.current(torch.arange(len(own), len(requests)))
+        values = Values.cat([values, found])
+    with clock("keys"):
+        preserved = _preserved_keys(session, rows, hparams, together)
     with session.previous_keys.without({} if together else earlier_keys(session, requests)):
         writer = Writer(
-            session, requests, hparams.layers, search.lookups, values, solve, passes, clock,
-            preserved, torch.tensor([one.weight for one in search.encoded]),
+            session, requests, hparams.layers, lookups, values, method.solve, method.passes,
+            clock, preserved, torch.tensor([one.weight for one in rows]),
         )  # fmt: skip
         writer.run()
         repaired = repair(writer, search.current, hparams)
+    rounds = (*same.rounds, *lost.rounds)
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
-        outcomes=outcomes(
-            requests, writer.values, writer.progress(), repaired, rounds, search.encoded
-        ),
+        outcomes=outcomes(requests, writer.values, writer.progress(), repaired, rounds, rows),
         writes=tuple(writer.writes),
         keys=writer.keys(),
         seconds=clock.seconds,
@@ -163,12 +158,58 @@ def _write_round(
     return record
 
 
+@dataclass(frozen=True)
+class _ValueSearch:
+    """Finds the values of a round's requests."""
+
+    session: EditSession
+    method: SpreadMethod
+    objective: TokenObjective
+    hparams: SpreadHparams
+    requests: Sequence[EditRequest]
+    rows: Sequence[Rows]
+    lookups: Lookups
+
+    def first(self, count: int, trace: TokenTrace | None) -> Values:
+        """Values of the first ``count`` requests, in the untouched or in the current model."""
+        numbers = torch.arange(count)
+        if not self.method.rewind:
+            return self.current(numbers, trace)
+        session, h = self.session, self.hparams
+        digests = tuple(request.digest() for request in self.requests[:count])
+        edited_token = (h.merge_subjects, h.avoid_sinks, h.layers[0])
+        contexts = session.untouched.contexts(h)
+        key = (digests, contexts, *h.value_settings(), *edited_token, self.objective)
+        with session.weights.rewound():
+            values = session.untouched.values(key, lambda: self._optimised(numbers, trace))
+            return self._adjusted(values, numbers)
+
+    def current(self, numbers: torch.Tensor, trace: TokenTrace | None = None) -> Values:
+        """Values in the current model of the requests with these indices in the round [n]."""
+        return self._adjusted(self._optimised(numbers, trace), numbers)
+
+    def _optimised(self, numbers: torch.Tensor, trace: TokenTrace | None) -> Values:
+        session, hparams, some = self.session, self.hparams, numbers.tolist()
+        requests, rows = [self.requests[i] for i in some], [self.rows[i] for i in some]
+        rows = with_texts_about(session, requests, rows, hparams)
+        if not hparams.merge_subjects:
+            return compute_values(session.layout, rows, hparams, self.objective, trace=trace)
+        rows, shared = merged(rows)
+        if trace is not None and len(rows) < len(shared):
+            raise RequestError(
+                "a trace follows each edit's tokens separately, but with merge_subjects edits of "
+                "this round share a value; write them in separate rounds"
+            )
+        values = compute_values(session.layout, rows, hparams, self.objective, trace=trace)
+        return values[torch.tensor(shared)]
+
+    def _adjusted(self, values: Values, numbers: torch.Tensor) -> Values:
+        values, adjust = values.lengthened(self.hparams), self.method.adjust
+        return values if adjust is None else adjust(values, self.lookups.select(numbers))
+
+
 def _preserved_keys(
-    session: EditSession,
-    rows: Sequence[Rows],
-    hparams: SpreadHparams,
-    clock: Clock,
-    together: bool,
+    session: EditSession, rows: Sequence[Rows], hparams: SpreadHparams, together: bool
 ) -> dict[int, torch.Tensor]:
     """Keys of the prompts that every solve of the round preserves, by layer [d_ff, m].
 
@@ -185,10 +226,10 @@ def _preserved_keys(
     parts: list[dict[int, torch.Tensor]] = []
     if hparams.other_token_weight:
         weight = hparams.other_token_weight * hparams.covariance_weight(layout.d_ff)
-        with clock("keys"):
-            found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
-        scale = {layer: math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()}
-        parts.append({layer: keys * scale[layer] for layer, keys in found.items()})
+        found = other_token_keys(layout, rows, hparams.layers, hparams.token_budget)
+        parts.append({
+            layer: keys * math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()
+        })  # fmt: skip
     own = {one.read for one in rows}  # an edit of the round may be about one of those subjects
     texts = {
         text: len(one.other_subjects)
@@ -198,77 +239,9 @@ def _preserved_keys(
     }
     if texts:
         downs = {layer: layout.down(layer) for layer in hparams.layers}
-        with clock("keys"):
-            keys, _ = Prefixes(layout, hparams.token_budget, tuple(texts)).read(downs, {})
+        keys, _ = Prefixes(layout, hparams.token_budget, tuple(texts)).read(downs, {})
         weights = 1 / torch.tensor(list(texts.values())) if together else torch.ones(len(texts))
         parts.append({layer: keys[layer].T.cpu() * weights.sqrt() for layer in hparams.layers})
     if not parts:
         return {}
     return {layer: torch.cat([part[layer] for part in parts], dim=1) for layer in hparams.layers}
-
-
-@dataclass(frozen=True)
-class _ValueSearch:
-    """Finds the values of a round's requests; ``rows`` are indices of requests in the round."""
-
-    session: EditSession
-    requests: Sequence[EditRequest]
-    hparams: SpreadHparams
-    objective: TokenObjective
-    adjust: Adjust | None
-    contexts: tuple[str, ...]
-    encoded: Sequence[Rows]
-    lookups: Lookups
-
-    @classmethod
-    def of(
-        cls,
-        session: EditSession,
-        requests: Sequence[EditRequest],
-        hparams: SpreadHparams,
-        objective: TokenObjective,
-        adjust: Adjust | None,
-    ) -> _ValueSearch:
-        """Tokenise the requests, alone and after the context texts."""
-        contexts = session.untouched.contexts(hparams)
-        encoded = rows_of(session, requests, hparams)
-        lookups = Lookups.of(session.layout, encoded, hparams.token_budget)
-        return cls(session, requests, hparams, objective, adjust, contexts, encoded, lookups)
-
-    def first(self, count: int, rewind: bool, trace: TokenTrace | None) -> Values:
-        """Values of the first ``count`` requests, in the untouched or in the current model."""
-        rows = torch.arange(count)
-        if not rewind:
-            return self._adjusted(self._optimised(rows, trace), rows)
-        digests, h = tuple(request.digest() for request in self.requests[:count]), self.hparams
-        edited_token = (h.merge_subjects, h.avoid_sinks, h.layers[0])
-        key = (digests, self.contexts, *h.value_settings(), *edited_token, self.objective)
-        with self.session.weights.rewound():
-            values = self.session.untouched.values(key, lambda: self._optimised(rows, trace))
-            return self._adjusted(values, rows)
-
-    def current(self, rows: torch.Tensor) -> Values:
-        """Values of some requests in the current model."""
-        return self._adjusted(self._optimised(rows), rows)
-
-    def _optimised(self, rows: torch.Tensor, trace: TokenTrace | None = None) -> Values:
-        hparams, some = self.hparams, rows.tolist()
-        requests, encoded = [self.requests[i] for i in some], [self.encoded[i] for i in some]
-        encoded = with_texts_about(self.session, requests, encoded, hparams)
-        if hparams.merge_subjects:
-            encoded, numbers = merged(encoded)
-            if trace is not None and len(encoded) < len(numbers):
-                raise RequestError(
-                    "a trace follows each edit's tokens separately, but with merge_subjects edits "
-                    "of this round share a value; write them in separate rounds"
-                )
-        layout = self.session.layout
-        values = compute_values(layout, encoded, hparams, self.objective, trace=trace)
-        return values[torch.tensor(numbers)] if hparams.merge_subjects else values
-
-    def _adjusted(self, values: Values, rows: torch.Tensor) -> Values:
-        values = values.lengthened(self.hparams)
-        if self.adjust is None:
-            return values
-        lookups = self.lookups.select(rows)
-        return self.adjust(values, self.session, lookups, self.hparams.layers[-1])
