@@ -26,6 +26,7 @@ def _():
     from nse_plugin.report.run import read_run
     from nse_plugin.report.run_figures import run_pictures
     from nse_plugin.report.theme import LIGHT
+    from nse_plugin.session import queries
 
     return (
         EditFolder,
@@ -34,6 +35,7 @@ def _():
         atlas,
         mo,
         parse_records,
+        queries,
         read_run,
         run_pictures,
         tempfile,
@@ -109,12 +111,12 @@ def _(LIGHT, folder, mo, read_run, reports, run_pictures, to_png):
 
 
 @app.cell
-def _(edits, mo, pictures):
+def _(edits, mo, pictures, queries):
     assert "ledger" in pictures  # this cell comes after the figures, and before the undo
-    layer = edits.hparams.layers[-1]
-    neurons = edits.session.ledger.neurons(layer).sort_values("norm", ascending=False)
+    ledger, layer = edits.session.ledger, edits.hparams.layers[-1]
+    neurons = queries.neurons(ledger, layer).sort_values("norm", ascending=False)
     neuron = int(neurons.index[0])
-    writers = edits.session.ledger.who_wrote(layer, neuron)
+    writers = queries.who_wrote(ledger, layer, neuron)
     mo.vstack(
         [
             mo.md(f"## Neuron {neuron} of layer {layer} changed most, and these facts changed it"),

@@ -13,6 +13,7 @@ from nse_plugin.report.run import Run, read_run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
+from nse_plugin.session import queries
 from nse_plugin.table import Table
 
 
@@ -63,7 +64,7 @@ def _asked(run: Run, layer: int | None, neuron: int | None, request: str | None)
         )
     found: list[Table] = []
     if layer is not None and neuron is None:
-        found.append(tables.neurons_table(layer, run.ledger.neurons(layer)))
+        found.append(tables.neurons_table(layer, queries.neurons(run.ledger, layer)))
     elif layer is not None and neuron is not None:
         found.append(tables.neuron_table(run, layer, neuron))
     if request is not None:

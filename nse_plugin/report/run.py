@@ -14,7 +14,7 @@ from nse_plugin.runs.facts import ORDER, Fact, facts_of
 from nse_plugin.runs.reading import RunFiles, retention_matrix
 from nse_plugin.runs.schema import Final, RoundLine
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.queries import Survey
+from nse_plugin.session.queries import Survey, survey
 from nse_plugin.session.tables import edited_layers
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Run:
         """All tables of the ledger, which read each round file once."""
         numbers = self.ledger.numbers()
         step = -(-len(numbers) // _POINTS) or 1
-        return self.ledger.survey(after=numbers[::-1][::step])
+        return survey(self.ledger, after=numbers[::-1][::step])
 
     @cached_property
     def frequency(self) -> DataFrame:

@@ -10,6 +10,7 @@ from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.printable import counted
 from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
 from nse_plugin.runs.facts import ORDER
+from nse_plugin.session import queries
 from nse_plugin.session.records import were_undone
 from nse_plugin.table import NOTHING, Table
 
@@ -194,7 +195,7 @@ def retention_table(run: Run) -> Table:
 
 
 def neurons_table(layer: int, frame: DataFrame, most: int = 2 * _MOST) -> Table:
-    """The neurons of a layer that were changed most, from ``ledger.neurons``."""
+    """The neurons of a layer that were changed most, from ``queries.neurons``."""
     written = frame[frame["times_written"] > 0].sort_values("norm", ascending=False)
     return Table.of(
         written.head(most),
@@ -211,7 +212,7 @@ def neuron_table(run: Run, layer: int, neuron: int) -> Table:
     Raises:
         DataError: no round edited the layer, or there is no such neuron.
     """
-    frame = run.ledger.who_wrote(layer, neuron)
+    frame = queries.who_wrote(run.ledger, layer, neuron)
     return Table.of(
         frame,
         f"Neuron {neuron} of layer {layer}: who wrote it",
@@ -228,14 +229,14 @@ def request_tables(run: Run, case_id: int | str) -> list[Table]:
     Raises:
         DataError: no active round has the request.
     """
-    frame = run.ledger.requests()
+    frame = queries.requests(run.ledger)
     names = frame["case_id"].astype(str)
     found = frame[names == str(case_id)]
     if found.empty:
         near = did_you_mean(str(case_id), names.tolist())
         raise DataError(f"no active round of {run.folder} has a request {case_id!r}{near}")
     writes = Table.of(
-        run.ledger.request_writes(case_id),
+        queries.request_writes(run.ledger, case_id),
         f"Request {case_id}: what it wrote",
         index=False,
         heads={"pass_number": "pass", "neurons": "neurons changed most"},

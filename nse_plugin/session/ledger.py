@@ -11,11 +11,10 @@ import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.requests import EditRequest, mark
-from nse_plugin.session.queries import Queries
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_rounds
 
 
-class Ledger(Queries):
+class Ledger:
     """The active rounds, in order, and the numbers of those that were undone.
 
     A number belongs to one round forever: undoing leaves a gap, and a new round gets the number
@@ -25,9 +24,8 @@ class Ledger(Queries):
 
     def __init__(self) -> None:
         self._rounds: list[ActiveRound] = []
-        self._places: dict[
-            bytes, list[int]
-        ] = {}  # indices of rounds, by mark of a fact or key text
+        # indices of rounds, by mark of a fact or key text
+        self._places: dict[bytes, list[int]] = {}
         self.undone: list[Undone] = []
         """Undone rounds, in the order in which they were undone."""
 

@@ -1,7 +1,6 @@
 """Tables about a ledger, for finding out why an edited model misbehaves.
 
-They are made from the records, in main memory; no model is needed.  They are methods of the ledger:
-``ledger.survey().rounds``, ``ledger.neurons(layer)``.
+They are made from the records, in main memory; no model is needed.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nse_plugin.errors import DataError
+from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.records import STATUSES, Outcome, RoundRecord
 from nse_plugin.session.tables import (
-    ActiveRounds,
     Capacity,
     LayerTable,
     by_layer,
@@ -37,9 +36,9 @@ class Survey:
     each status, ``seconds``, and per layer L ``neurons_L`` (number of neurons written) and
     ``norm_L`` (of the round's change); NaN if the round did not edit the layer."""
     requests: DataFrame
-    """See :meth:`Queries.requests`."""
+    """See :func:`requests`."""
     neurons: dict[int, DataFrame]
-    """By layer: :meth:`Queries.neurons`."""
+    """By layer: see :func:`neurons`."""
     columns: dict[int, DataFrame]
     """By layer, a row per round and a column per neuron: norm of the round's change of the neuron's
     column, over all passes; NaN if the round did not write it."""
@@ -54,126 +53,120 @@ class Survey:
     with themselves."""
 
 
-class Queries:
-    """The tables about a ledger, which inherits these methods."""
+def survey(ledger: Ledger, after: Collection[int] | None = None) -> Survey:
+    """All tables about a ledger, in one pass.
 
-    def survey(self: ActiveRounds, after: Collection[int] | None = None) -> Survey:
-        """All tables about a ledger, in one pass.
+    Args:
+        after: compute the capacity only after these rounds; in large models it takes a second per
+            round.
+    """
+    import pandas as pd
 
-        Args:
-            after: compute the capacity only after these rounds; in large models it takes a second
-                per round.
-        """
-        import pandas as pd
+    numbers = ledger.numbers()
+    layers = {layer: LayerTable(ledger, layer) for layer in edited_layers(ledger)}
+    capacity = Capacity(ledger, after)
+    rows, outcomes = [], []
+    for record in ledger:
+        rows.append(_round_row(record))
+        outcomes += _request_rows(record)
+        for layer in layers.values():
+            layer.add(record)
+        capacity.add(record)
+    of_layers = [f"{what}_{layer}" for layer in layers for what in ("neurons", "norm")]
+    columns = ["round", "method", "edits", *STATUSES, "seconds", *of_layers]
+    overlaps: dict[int | None, DataFrame] = {None: jaccard(layers.values(), numbers)}
+    overlaps |= {layer: jaccard([found], numbers) for layer, found in layers.items()}
+    return Survey(
+        rounds=pd.DataFrame(rows, columns=columns).set_index("round"),
+        requests=_requests(outcomes),
+        neurons={layer: found.neurons() for layer, found in layers.items()},
+        columns={layer: found.columns() for layer, found in layers.items()},
+        growth=by_layer({n: found.growth for n, found in layers.items()}, numbers),
+        capacity=capacity.table(),
+        overlaps=overlaps,
+    )
 
-        numbers = self.numbers()
-        layers = {layer: LayerTable(self, layer) for layer in edited_layers(self)}
-        capacity = Capacity(self, after)
-        rows, outcomes = [], []
-        for record in self:
-            rows.append(_round_row(record))
-            outcomes += _request_rows(record)
-            for layer in layers.values():
-                layer.add(record)
-            capacity.add(record)
-        of_layers = [f"{what}_{layer}" for layer in layers for what in ("neurons", "norm")]
-        columns = ["round", "method", "edits", *STATUSES, "seconds", *of_layers]
-        overlaps: dict[int | None, DataFrame] = {None: jaccard(layers.values(), numbers)}
-        overlaps |= {layer: jaccard([found], numbers) for layer, found in layers.items()}
-        return Survey(
-            rounds=pd.DataFrame(rows, columns=columns).set_index("round"),
-            requests=_requests(outcomes),
-            neurons={layer: found.neurons() for layer, found in layers.items()},
-            columns={layer: found.columns() for layer, found in layers.items()},
-            growth=by_layer({n: found.growth for n, found in layers.items()}, numbers),
-            capacity=capacity.table(),
-            overlaps=overlaps,
-        )
 
-    def neurons(self: ActiveRounds, layer: int) -> DataFrame:
-        """One row per neuron of a layer, indexed by it.
+def neurons(ledger: Ledger, layer: int) -> DataFrame:
+    """One row per neuron of a layer, indexed by it.
 
-        Columns: ``times_written`` (number of writes, each pass counted), ``norm`` (of the neuron's
-        column in the sum of all changes), ``key_mass`` (its share of sum |k| over the keys of all
-        rounds), ``rounds`` (tuple of the numbers of the rounds that wrote it).
+    Columns: ``times_written`` (number of writes, each pass counted), ``norm`` (of the neuron's
+    column in the sum of all changes), ``key_mass`` (its share of sum |k| over the keys of all
+    rounds), ``rounds`` (tuple of the numbers of the rounds that wrote it).
 
-        Raises:
-            DataError: no round edited the layer.
-        """
-        table = LayerTable(self, layer)
-        for record in self:
-            table.add(record)
-        return table.neurons()
+    Raises:
+        DataError: no round edited the layer.
+    """
+    table = LayerTable(ledger, layer)
+    for record in ledger:
+        table.add(record)
+    return table.neurons()
 
-    def requests(self: ActiveRounds) -> DataFrame:
-        """One row per request of every round: ``round``, then the fields of its outcome."""
-        return _requests([row for record in self for row in _request_rows(record)])
 
-    def request_writes(self: ActiveRounds, case_id: int | str, most: int = 5) -> DataFrame:
-        """One row for each write that a request took part in.
+def requests(ledger: Ledger) -> DataFrame:
+    """One row per request of every round: ``round``, then the fields of its outcome."""
+    return _requests([row for record in ledger for row in _request_rows(record)])
 
-        Columns: ``round``, ``layer``, ``pass_number``, ``norm`` (of the request's part of the
-        write, an outer product), ``share`` (of it in the sum of all requests' norms) and
-        ``neurons`` (tuple of those that it changed most).
 
-        Args:
-            case_id: compared as text, so that ``7`` finds ``"7"``.
-            most: number of neurons to list.
-        """
-        import pandas as pd
+def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFrame:
+    """One row for each write that a request took part in.
 
-        rows = []
-        for record in self:
-            for write in record.writes:
-                if not any(str(found) == str(case_id) for found in write.case_ids):
-                    continue
-                _, left, right = write.factors()
-                parts = left.norm(dim=0) * right.norm(dim=1)  # [n]
-                for at, found in enumerate(write.case_ids):
-                    if str(found) != str(case_id):
-                        continue
-                    strongest = right[at].abs().argsort(descending=True)[:most]
-                    rows.append(
-                        {
-                            "round": record.number,
-                            "layer": write.layer,
-                            "pass_number": write.pass_number,
-                            "norm": float(parts[at]),
-                            "share": float(parts[at] / parts.sum().clamp(min=1e-30)),
-                            "neurons": tuple(write.neurons[strongest].tolist()),
-                        }
-                    )
-        columns = ["round", "layer", "pass_number", "norm", "share", "neurons"]
-        return pd.DataFrame(rows, columns=columns)
+    Columns: ``round``, ``layer``, ``pass_number``, ``norm`` (of the request's part of the write, an
+    outer product), ``share`` (of it in the sum of all requests' norms) and ``neurons`` (tuple of
+    those that it changed most).
 
-    def who_wrote(self: ActiveRounds, layer: int, neuron: int) -> DataFrame:
-        """Rounds and requests that wrote a neuron: a row for each request of each such round.
+    Args:
+        case_id: compared as text, so that ``7`` finds ``"7"``.
+        most: number of neurons to list.
+    """
+    import pandas as pd
 
-        A write without a factor per request (FT trains on all requests together) has one row, with
-        the round's request if it is the only one, and None otherwise.
+    rows = []
+    for record in ledger:
+        for write in record.writes:
+            own = [i for i, each in enumerate(write.case_ids) if str(each) == str(case_id)]
+            if not own:
+                continue
+            _, left, right = write.factors()
+            norms = left.norm(dim=0) * right.norm(dim=1)  # [n]
+            shares = norms / norms.sum().clamp(min=1e-30)
+            for i in own:
+                strongest = right[i].abs().argsort(descending=True)[:most]
+                neurons = tuple(write.neurons[strongest].tolist())
+                place = (record.number, write.layer, write.pass_number)
+                rows.append((*place, float(norms[i]), float(shares[i]), neurons))
+    columns = ["round", "layer", "pass_number", "norm", "share", "neurons"]
+    return pd.DataFrame(rows, columns=columns)
 
-        Columns: ``round``, ``case_id``, ``norm`` (of the request's share in the change of the
-        neuron's column, over all passes) and ``round_norm`` (of the round's change of the column).
-        Sorted by round, then by ``norm``, largest first.
 
-        Raises:
-            DataError: no round edited the layer, or there is no such neuron.
-        """
-        import pandas as pd
+def who_wrote(ledger: Ledger, layer: int, neuron: int) -> DataFrame:
+    """Rounds and requests that wrote a neuron: a row for each request of each such round.
 
-        d_ff = d_ff_of(self, layer)
-        if not 0 <= neuron < d_ff:
-            raise DataError(f"neuron is {neuron}; layer {layer} has 0 to {d_ff - 1}")
-        rows = []
-        for record in self:
-            parts = _shares(record, layer, neuron)
-            if parts:
-                total = float(torch.stack(list(parts.values())).sum(dim=0).norm())
-                found = [
-                    (record.number, case_id, float(p.norm()), total) for case_id, p in parts.items()
-                ]
-                rows += sorted(found, key=lambda row: -row[2])
-        return pd.DataFrame(rows, columns=["round", "case_id", "norm", "round_norm"])
+    A write without a factor per request (FT trains on all requests together) has one row, with the
+    round's request if it is the only one, and None otherwise.
+
+    Columns: ``round``, ``case_id``, ``norm`` (of the request's share in the change of the neuron's
+    column, over all passes) and ``round_norm`` (of the round's change of the column).  Sorted by
+    round, then by ``norm``, largest first.
+
+    Raises:
+        DataError: no round edited the layer, or there is no such neuron.
+    """
+    import pandas as pd
+
+    d_ff = d_ff_of(ledger, layer)
+    if not 0 <= neuron < d_ff:
+        raise DataError(f"neuron is {neuron}; layer {layer} has 0 to {d_ff - 1}")
+    rows = []
+    for record in ledger:
+        parts = _shares(record, layer, neuron)
+        if parts:
+            total = float(torch.stack(list(parts.values())).sum(dim=0).norm())
+            found = [
+                (record.number, case_id, float(p.norm()), total) for case_id, p in parts.items()
+            ]
+            rows += sorted(found, key=lambda row: -row[2])
+    return pd.DataFrame(rows, columns=["round", "case_id", "norm", "round_norm"])
 
 
 def _shares(record: RoundRecord, layer: int, neuron: int) -> dict[int | str | None, torch.Tensor]:

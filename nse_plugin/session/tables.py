@@ -6,35 +6,24 @@ all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from nse_plugin.errors import DataError
+from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.norms import ChangeSum
-from nse_plugin.session.records import ActiveRound, RoundRecord
+from nse_plugin.session.records import RoundRecord
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-class ActiveRounds(Protocol):
-    """The active rounds of a ledger, in order."""
-
-    def __iter__(self) -> Iterator[RoundRecord]: ...
-
-    def numbers(self) -> list[int]:
-        """Their numbers."""
-
-    def active(self) -> list[ActiveRound]:
-        """The rounds, without reading their files."""
-
-
 class LayerTable:
     """One layer over the rounds: which neurons each round wrote, and how much they changed."""
 
-    def __init__(self, ledger: ActiveRounds, layer: int) -> None:
+    def __init__(self, ledger: Ledger, layer: int) -> None:
         self._layer, self._numbers, d_ff = layer, ledger.numbers(), d_ff_of(ledger, layer)
         self._times = torch.zeros(d_ff, dtype=torch.long)
         self._mass = torch.zeros(d_ff, dtype=torch.float64)
@@ -68,7 +57,7 @@ class LayerTable:
         return table.rename_axis("round").rename_axis("neuron", axis="columns")
 
     def neurons(self) -> DataFrame:
-        """See :meth:`nse_plugin.session.queries.Queries.neurons`."""
+        """See :func:`nse_plugin.session.queries.neurons`."""
         import pandas as pd
 
         rounds: list[list[int]] = [[] for _ in self._times]
@@ -92,7 +81,7 @@ class Capacity:
         after: only after these rounds; None for all.
     """
 
-    def __init__(self, ledger: ActiveRounds, after: Collection[int] | None) -> None:
+    def __init__(self, ledger: Ledger, after: Collection[int] | None) -> None:
         self._wanted = [n for n in ledger.numbers() if after is None or n in after]
         self._keys: dict[int, list[torch.Tensor]] = {n: [] for n in edited_layers(ledger)}
         self._shares: dict[int, list[float]] = {layer: [] for layer in self._keys}
@@ -154,7 +143,7 @@ def jaccard(layers: Collection[LayerTable], numbers: Sequence[int]) -> DataFrame
     return pd.DataFrame(overlap.numpy(), index=rounds, columns=rounds)
 
 
-def d_ff_of(ledger: ActiveRounds, layer: int) -> int:
+def d_ff_of(ledger: Ledger, layer: int) -> int:
     """Number of neurons of an edited layer.
 
     Raises:
@@ -167,6 +156,6 @@ def d_ff_of(ledger: ActiveRounds, layer: int) -> int:
     raise DataError(f"layer is {layer}, and no round edited it; edited layers: {known}")
 
 
-def edited_layers(ledger: ActiveRounds) -> list[int]:
+def edited_layers(ledger: Ledger) -> list[int]:
     """Layers that any round edited, rising."""
     return sorted({layer for entry in ledger.active() for layer in entry.key_counts})

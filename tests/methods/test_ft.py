@@ -14,6 +14,7 @@ from nse_plugin.hparams import FTHparams, UltraEditHparams
 from nse_plugin.methods import ultraedit
 from nse_plugin.methods.ft import edit_round
 from nse_plugin.objectives import TokenLoss, nll
+from nse_plugin.session import queries
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.session import EditSession
 from tests.tiny import bits, same_bits, some_requests, tiny_model
@@ -114,12 +115,12 @@ def test_tables_of_rounds_without_keys_and_values(tokenizer):
     edit_round(session, some_requests(1), hparams(layers=[1]))
     edit_round(session, some_requests(3)[1:], hparams(layers=[1]))
     ledger = session.ledger
-    found = ledger.survey()
+    found = queries.survey(ledger)
     assert list(found.rounds["edits"]) == [1, 2]
-    assert ledger.requests()["residual_after"].isna().all()
-    assert ledger.neurons(1)["times_written"].max() == 2
+    assert queries.requests(ledger)["residual_after"].isna().all()
+    assert queries.neurons(ledger, 1)["times_written"].max() == 2
     assert found.capacity.shape == (2, 1) and len(found.overlaps[1]) == 2
-    wrote = ledger.who_wrote(1, 5)
+    wrote = queries.who_wrote(ledger, 1, 5)
     assert list(wrote["round"]) == [1, 2] and wrote["case_id"].tolist()[0] == 0
     assert wrote["case_id"].isna().tolist() == [False, True]  # round 2 trained on two at once
     assert wrote["norm"].tolist() == pytest.approx(wrote["round_norm"].tolist())

@@ -18,7 +18,7 @@ from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.undo import undo_round
-from nse_plugin.session import ledger_files
+from nse_plugin.session import ledger_files, queries
 from nse_plugin.session.ledger_files import load_round, save_round
 from tests.runs.runs import hparams, requests, scheduler
 from tests.runs.test_scheduler import editor
@@ -304,7 +304,7 @@ def test_each_round_file_is_read_once(folder, monkeypatch, tmp_path):
         table.text()
     assert len(reads) == 3
     reads.clear()
-    run.ledger.neurons(1)
+    queries.neurons(run.ledger, 1)
     assert len(reads) == 3
 
 

@@ -18,6 +18,7 @@ from nse_plugin.methods import nse
 from nse_plugin.methods.registry import METHODS, apply_function
 from nse_plugin.objectives import nll
 from nse_plugin.runs.stopping import StopRules
+from nse_plugin.session import queries
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
@@ -179,12 +180,12 @@ def test_tables_and_exports_of_rounds_without_weights(model, tokenizer, name, tm
     session = EditSession.of(model, tokenizer)
     rounds_of(session, hparams(name))
     ledger = session.ledger
-    found = ledger.survey()
+    found = queries.survey(ledger)
     assert list(found.rounds["edits"]) == [1, 1, 1] and len(found.requests) == 3
     assert found.capacity.shape == (3, 0) and found.overlaps[None].shape == (3, 3)
     json.dumps([record.summary() for record in ledger], allow_nan=False)
     with pytest.raises(DataError, match="no round edited it"):
-        ledger.neurons(1)
+        queries.neurons(ledger, 1)
     with pytest.raises(SessionError, match="cannot be removed one by one"):
         blame(session, "Mara Voss lives in")
     for export in (to_delta, to_full, *([to_peft] if name == "GRACE" else [])):

@@ -9,6 +9,7 @@ import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.session import queries
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.norms import ChangeSum
 from nse_plugin.session.records import RoundRecord, Write
@@ -35,7 +36,7 @@ def ledger(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def survey(ledger):
-    return ledger.survey()
+    return queries.survey(ledger)
 
 
 def writes(record, layer):
@@ -43,7 +44,7 @@ def writes(record, layer):
 
 
 def test_neurons(ledger):
-    table = ledger.neurons(1)
+    table = queries.neurons(ledger, 1)
     change = sum(write.change(48) for record in ledger for write in writes(record, 1))
     mass = torch.cat([r.keys[1] for r in ledger if 1 in r.keys], dim=1).abs().sum(dim=1)
     assert len(table) == 48 and table.index.name == "neuron"
@@ -70,7 +71,7 @@ def test_rounds(ledger, survey):
 
 
 def test_requests(ledger):
-    table = ledger.requests()
+    table = queries.requests(ledger)
     assert list(table["round"]) == [1, 1, 3, 3, 4] and list(table["case_id"]) == [0, 1, 3, 4, 5]
     outcomes = [outcome for record in ledger for outcome in record.outcomes]
     for name in ("status", "passes", "residual_before", "residual_after", "z_norm", "z_loss"):
@@ -114,11 +115,11 @@ def test_capacity_of_keys_with_known_dimensions():
     axes = torch.eye(8)
     for number, keys in enumerate((axes[:, :2], axes[:, 2:4], axes[:, :4], axes), start=1):
         ledger.append(RoundRecord(number, "NSE", (), (), {0: keys * 3}, d_ff=8))
-    assert ledger.survey().capacity[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
+    assert queries.survey(ledger).capacity[0].tolist()[:3] == pytest.approx([2 / 8, 4 / 8, 4 / 8])
 
 
 def test_capacity_after_some_rounds(ledger, survey):
-    some = ledger.survey(after=[4, 1]).capacity
+    some = queries.survey(ledger, after=[4, 1]).capacity
     assert some.equals(survey.capacity.loc[[1, 4]])
 
 
@@ -150,7 +151,7 @@ def test_norm_growth(ledger, survey):
 
 
 def test_request_writes(ledger):
-    table = ledger.request_writes("3", most=2)
+    table = queries.request_writes(ledger, "3", most=2)
     assert set(table["round"]) == {3} and set(table["layer"]) == {1, 2}
     for _, row in table.iterrows():
         (write,) = (
@@ -163,13 +164,13 @@ def test_request_writes(ledger):
         change = torch.outer(write.left[:, at], write.right[at]).norm(dim=0)
         strongest = change.topk(2).indices
         assert row["neurons"] == tuple(write.neurons[strongest].tolist())
-    assert ledger.request_writes("nobody").empty
+    assert queries.request_writes(ledger, "nobody").empty
 
 
 def test_who_wrote(ledger):
     neuron = int(ledger[0].writes[0].neurons[0])
     layer = ledger[0].writes[0].layer
-    table = ledger.who_wrote(layer, neuron)
+    table = queries.who_wrote(ledger, layer, neuron)
     for record in ledger:
         rows = table[table["round"] == record.number]
         column = sum((w.change(48)[:, neuron] for w in writes(record, layer)), torch.zeros(32))
@@ -185,9 +186,9 @@ def test_who_wrote(ledger):
                     n, i = w.case_ids.index(row["case_id"]), w.neurons.tolist().index(neuron)
                     share += w.left[:, n] * w.right[n, i]
             assert row["norm"] == pytest.approx(float(share.norm()), rel=1e-5)
-    assert set(ledger.neurons(layer).loc[neuron, "rounds"]) == set(table["round"])
-    left = ledger.neurons(1).query("times_written == 0").index[0]
-    assert ledger.who_wrote(1, left).empty
+    assert set(queries.neurons(ledger, layer).loc[neuron, "rounds"]) == set(table["round"])
+    left = queries.neurons(ledger, 1).query("times_written == 0").index[0]
+    assert queries.who_wrote(ledger, 1, left).empty
 
 
 def test_who_wrote_names_the_request_that_did():
@@ -195,7 +196,7 @@ def test_who_wrote_names_the_request_that_did():
     ledger = Ledger()
     write = Write(0, 1, torch.tensor([4]), left, right, ("a", "b"), 1.0)
     ledger.append(RoundRecord(1, "NSE", (), (write,), {0: torch.ones(6, 2)}, d_ff=6))
-    table = ledger.who_wrote(0, 4)
+    table = queries.who_wrote(ledger, 0, 4)
     assert table.to_dict("list") == {
         "round": [1, 1], "case_id": ["a", "b"], "norm": [3.0, 0.0], "round_norm": [3.0, 3.0],
     }  # fmt: skip
@@ -203,21 +204,21 @@ def test_who_wrote_names_the_request_that_did():
 
 def test_wrong_arguments_and_empty_ledgers(ledger):
     with pytest.raises(DataError, match="layer is 3, and no round edited it; .* 0, 1, 2"):
-        ledger.neurons(3)
+        queries.neurons(ledger, 3)
     with pytest.raises(DataError, match="neuron is 48; layer 1 has 0 to 47"):
-        ledger.who_wrote(1, 48)
+        queries.who_wrote(ledger, 1, 48)
     empty = Ledger()
-    found = empty.survey()
+    found = queries.survey(empty)
     for table in (found.rounds, found.requests, found.overlaps[None], found.capacity, found.growth):
         assert table.empty
     with pytest.raises(DataError, match="no round is active"):
-        empty.neurons(1)
+        queries.neurons(empty, 1)
 
 
 def test_one_pass_gives_the_tables_that_can_be_asked_for_alone(ledger, survey):
-    assert survey.requests.equals(ledger.requests())
+    assert survey.requests.equals(queries.requests(ledger))
     for layer in (0, 1, 2):
-        assert survey.neurons[layer].equals(ledger.neurons(layer))
+        assert survey.neurons[layer].equals(queries.neurons(ledger, layer))
 
 
 @pytest.mark.parametrize("counts", [(2, 3, 1), (5, 9), (2, 12, 3), (16,)])
