@@ -65,12 +65,14 @@ REPAIRS = 3
 _STABLE = {
     **_SHARED["merged"].changes,
     **_SHARED["consolidated"].changes,
+    "consolidate_below": 0.95,
     "repair_rounds": REPAIRS,
     **_SHARED["small-keys"].changes,
     **_OTHER_TOKENS.changes,
 }
 _ABOUT_STABLE = (
-    f"merged, consolidated with up to {REPAIRS} repairs, small-keys and other-tokens (ours)"
+    f"merged, consolidated (also when under 95% of the edits are in effect) with up to {REPAIRS} "
+    "repairs, small-keys and other-tokens (ours)"
 )
 VARIANTS: dict[str, dict[str, Variant]] = {
     "AlphaEdit": {**_SHARED},

@@ -222,6 +222,11 @@ def round_text(line: Mapping[str, Any]) -> str:
         "out of bounds": len(line["left_out"]),
     }
     parts += [f"{count} {what}" for what, count in counts.items() if count]
+    if joint := edit.get("consolidated"):
+        parts.append(
+            f"all {joint['edits']} edits solved jointly, {joint['in_effect']} in effect "
+            f"({joint['earlier_before']} of {joint['earlier']} before)"
+        )
     if line["stop"]:
         parts.append(f"{line['stop']['rule']}: {line['stop']['action']}")
     seconds = line["seconds"]

@@ -235,7 +235,21 @@ class RoundRecord:
             "repaired": sum(o.repairs > 0 for o in self.outcomes),
             "written_again": len(self.outcomes) - self.edits,
             "past_sinks": sum(o.past_sink and o.is_new for o in self.outcomes),
+            "consolidated": self.consolidated(),
             "seconds": self.seconds,
+        }
+
+    def consolidated(self) -> dict[str, int] | None:
+        """Of a consolidation: how many edits it has and are in effect after it, and how many of
+        these are earlier ones and were in effect before; None of another round."""
+        if not self.within:
+            return None
+        earlier = [o.answered_before_consolidation for o in self.outcomes if not o.is_new]
+        return {
+            "edits": len(self.outcomes),
+            "in_effect": sum(bool(o.answered) for o in self.outcomes),
+            "earlier": len(earlier),
+            "earlier_before": sum(map(bool, earlier)),
         }
 
 

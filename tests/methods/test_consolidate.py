@@ -179,11 +179,11 @@ def test_outcomes_say_what_was_given_before_and_after(hparams, monkeypatch):
     _, session = edited(hparams, [some_requests(3)])
     said = iter([[True, False, False], [True, True, False]])
     monkeypatch.setattr("nse_plugin.methods.together.answered", lambda *_: torch.tensor(next(said)))
-    found = [
-        (o.answered_before_consolidation, o.answered)
-        for o in consolidate(session, hparams).outcomes
-    ]
+    record = consolidate(session, hparams)
+    found = [(o.answered_before_consolidation, o.answered) for o in record.outcomes]
     assert found == [(True, True), (False, True), (False, False)]
+    counts = {"edits": 3, "in_effect": 2, "earlier": 3, "earlier_before": 1}
+    assert record.summary()["consolidated"] == counts
 
 
 def test_the_number_of_repairs_can_be_given(hparams, monkeypatch):
@@ -217,6 +217,8 @@ def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
         files.append(save_round(tmp_path, record).path)
         states.append(bits(model))
         assert (record.edits, record.new_edits) == (4 if record.number == 2 else 2, 2)
+        joint = record.consolidated()
+        assert joint is None if record.number != 2 else (joint["edits"], joint["earlier"]) == (4, 2)
     assert session.ledger.numbers() == [2, 3] and session.ledger.edits_made() == 6
     assert [entry.number for entry in session.ledger[0].within] == [1]
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from nse_plugin.runs import listeners
-from nse_plugin.runs.listeners import Bars, Lines, progress, repeated
+from nse_plugin.runs.listeners import Bars, Lines, progress, repeated, round_text
 
 
 @pytest.fixture
@@ -80,6 +80,19 @@ def test_bars_on_a_terminal_lines_elsewhere(monkeypatch):
     shown = terminal.getvalue()
     assert "loading the model" in shown and "editing" in shown and "efficacy=50.0%" in shown
     assert "1/2" in shown and shown.endswith("\n")
+
+
+def test_the_line_of_a_consolidation():
+    joint = {"edits": 4, "in_effect": 3, "earlier": 2, "earlier_before": 1}
+    line = {
+        "round": 2, "edits": 2, "scores": {"efficacy": 0.5}, "measurement": None, "repeats": 0,
+        "superseded": 0, "left_out": [], "stop": None, "seconds": {"edit": 1.0, "total": 1.0},
+    }  # fmt: skip
+    said = "round 2: 2 edits, efficacy 50.0%, "
+    assert round_text({**line, "edit": {"consolidated": joint}}) == (
+        f"{said}all 4 edits solved jointly, 3 in effect (1 of 2 before) (1.0 s: edit 1.0)"
+    )
+    assert "jointly" not in round_text({**line, "edit": {"consolidated": None}})
 
 
 def test_the_thread_ends_with_its_context():
