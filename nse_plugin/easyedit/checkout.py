@@ -48,24 +48,6 @@ class Host:
         return f"EasyEdit {(self.commit or 'of unknown commit')[:17]} at {self.path}"
 
 
-@dataclass(frozen=True)
-class HookPoint:
-    """One part of EasyEdit that this plugin hooks into or reuses."""
-
-    name: str
-    where: str
-    """Import path in EasyEdit."""
-    without_it: str
-    """What does not work without it."""
-    why: str = ""
-    """Why it counts as missing; empty if present."""
-
-    @property
-    def present(self) -> bool:
-        """Whether EasyEdit has it in the form needed."""
-        return not self.why
-
-
 # --- find ---------------------------------------------------------------------------------------
 
 
@@ -184,10 +166,10 @@ def _takes(*names: str) -> Callable[[Any], str]:
 
 
 _EDITOR = "easyeditor.editors.editor:BaseEditor"
-_EVALUATE = "easyeditor.evaluate.evaluate:compute_edit_quality"
 _COLUMNS = ("prompts", "target_new", "ground_truth", "rephrase_prompts", "locality_inputs",
             "portability_inputs", "sequential_edit")  # fmt: skip
 
+# name, import path, check that says why it counts as missing, what does not work without it
 _HOOK_POINTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
     ("method table", f"{TABLE}:ALG_DICT", _is_dict,
      "register() is impossible; only the embedded host is left"),
@@ -200,38 +182,33 @@ _HOOK_POINTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
      "requests cannot be passed as dicts"),
     ("batch_edit", f"{_EDITOR}.batch_edit", _takes(*_COLUMNS),
      "rounds of several requests go through the embedded host only"),
-    ("evaluator", _EVALUATE, _takes("model", "model_name", "hparams", "tok", "record", "device",
-                                    "eval_metric", "test_generation"),
+    ("evaluator", "easyeditor.evaluate.evaluate:compute_edit_quality",
+     _takes("model", "model_name", "hparams", "tok", "record", "device", "eval_metric",
+            "test_generation"),
      "scores come from our own evaluator, which computes the same numbers"),
-    ("summary", "easyeditor.editors.utils:summary_metrics", _takes("all_metrics"),
-     "averages come from nse_plugin.evaluation"),
-    ("ZsRE", "easyeditor.dataset.zsre:ZsreDataset", _takes("data_dir", "size"),
-     "ZsRE is read by nse_plugin.data.readers"),
-    ("CounterFact", "easyeditor.dataset.counterfact:CounterFactDataset",
-     _takes("data_dir", "size"), "CounterFact is read by nse_plugin.data.readers"),
-    ("KnowEdit", "easyeditor.dataset.knowedit:KnowEditDataset", _takes("data_dir", "size"),
-     "KnowEdit is read by nse_plugin.data.readers"),
-    ("WikiRecent", "easyeditor.dataset.wiki_recent:WikiRecentDataset",
-     _takes("data_dir", "size"), "WikiRecent is read by nse_plugin.data.readers"),
 )  # fmt: skip
 
 
-def probe(host: Host) -> list[HookPoint]:
-    """Import EasyEdit and check every part of it that we use.
+def probe(host: Host) -> dict[str, str]:
+    """Import EasyEdit, and check every part of it that we use.
+
+    Returns:
+        By name, the parts that are missing: where each should be, why it counts as missing, and
+        what does not work without it.
 
     Raises:
         HostError: it cannot be imported at all.
     """
     load(host)
-    return [_probe(*point) for point in _HOOK_POINTS]
-
-
-def _probe(name: str, where: str, check: Callable[[Any], str], without_it: str) -> HookPoint:
-    try:
-        why = check(part(where))
-    except (ImportError, AttributeError) as error:
-        why = str(error)
-    return HookPoint(name, where, without_it, why)
+    missing = {}
+    for name, where, check, without_it in _HOOK_POINTS:
+        try:
+            why = check(part(where))
+        except (ImportError, AttributeError) as error:
+            why = str(error)
+        if why:
+            missing[name] = f"{name} ({where}): {why}; {without_it}"
+    return missing
 
 
 def part(where: str) -> Any:
@@ -249,12 +226,3 @@ def part(where: str) -> Any:
 def method_table() -> Any:
     """EasyEdit's dict of method functions by name, not a copy."""
     return part(f"{TABLE}:ALG_DICT")
-
-
-def missing(points: list[HookPoint]) -> str:
-    """One line per hook point that is missing; empty if all are present."""
-    return "\n".join(
-        f"{point.name} ({point.where}): {point.why}; {point.without_it}"
-        for point in points
-        if not point.present
-    )

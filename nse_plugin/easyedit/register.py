@@ -17,10 +17,8 @@ from typing import Any
 
 from nse_plugin.easyedit.checkout import (
     TABLE,
-    Host,
     import_easyedit,
     method_table,
-    missing,
     part,
     probe,
 )
@@ -40,7 +38,6 @@ _MARK = "__nse_plugin__"
 class Registration:
     """What :func:`register` changed in EasyEdit, with all that is needed to undo it."""
 
-    host: Host
     functions: dict[str, Callable[..., Any]] = field(default_factory=dict)
     """Our functions in the method table, by name."""
     replaced: dict[str, Any] = field(default_factory=dict)
@@ -79,13 +76,13 @@ def register(methods: Iterable[str] | None = None, *, override: bool = False) ->
             then unchanged.
     """
     host = import_easyedit()
-    points = probe(host)
-    lacking = [point for point in points if not point.present]
-    if any(point.name in ("method table", "batch gate") for point in lacking):
-        raise HostError(f"{host} has changed where nse_plugin hooks in:\n{missing(lacking)}")
-    if lacking:
-        log.warning("%s lacks parts that nse_plugin uses:\n%s", host, missing(lacking))
-    done = registration() or Registration(host)
+    missing = probe(host)
+    lines = "\n".join(missing.values())
+    if "method table" in missing or "batch gate" in missing:
+        raise HostError(f"{host} has changed where nse_plugin hooks in:\n{lines}")
+    if missing:
+        log.warning("%s lacks parts that nse_plugin uses:\n%s", host, lines)
+    done = registration() or Registration()
     wanted = _wanted(methods, done, override)
     table = method_table()
     for name, function in wanted.items():
@@ -131,8 +128,8 @@ def has_own(name: str) -> bool:
     Raises:
         HostError: there is no EasyEdit.
     """
-    host = import_easyedit()
-    return _is_taken(name, registration() or Registration(host))
+    import_easyedit()
+    return _is_taken(name, registration() or Registration())
 
 
 def _wanted(
