@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ _ROUNDING = 1e-6
 
 @typing.runtime_checkable
 class Backend(typing.Protocol):
-    """A method that edits one model."""
+    """A method that edits one model; the defaults are those of an untouched model."""
 
     method: str
-    changes_model: bool
+    changes_model: bool = True
     """False for the untouched model, which is a row of a comparison."""
     model: nn.Module
     tokenizer: Any
@@ -42,30 +43,37 @@ class Backend(typing.Protocol):
 
     def prepare(self, kept: Sequence[str] | None) -> list[str]:
         """Make the context texts of the run, or use those kept; returns them for the manifest."""
+        return []
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Write a round."""
 
     def problem(self) -> str | None:
         """A description of what is not finite after the last round, or None."""
+        return None
 
     def save(self, folder: Path, number: int) -> Saved:
         """Write the last round's file, whole or not at all."""
 
     def load(self, paths: Sequence[Path]) -> None:
         """Apply the rounds in these files to the unedited model."""
+        return
 
     def undo(self) -> None:
         """Undo the last round."""
+        return
 
-    def rewound(self) -> Any:
+    def rewound(self) -> AbstractContextManager[Any]:
         """A context inside which the model is the untouched one."""
+        return nullcontext()
 
     def originals(self) -> Mapping[str, torch.Tensor]:
         """The original values of the edited parameters."""
+        return {}
 
     def keys(self, limit: int) -> Mapping[int, torch.Tensor]:
         """By layer, at most ``limit`` of the previous keys, at regular distances: [d_ff, n]."""
+        return {}
 
 
 def backend_of(editor_or_session: Any, hparams: Any = None, seed: int = 0) -> Backend:
@@ -105,10 +113,8 @@ def _untouched(session: EditSession) -> EditSession:
     return session
 
 
-class SessionBackend:
+class SessionBackend(Backend):
     """A method of this package."""
-
-    changes_model = True
 
     def __init__(self, session: EditSession, hparams: Any) -> None:
         method = find_method(hparams.alg_name)
