@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON and JSON lines, checksums, locks; optional packages; the cache."""
+"""Files: atomic writes, JSON and JSON lines, checksums; optional packages; the cache."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from nse_plugin.errors import DataError, MissingPackageError
@@ -262,39 +261,6 @@ def explained(path: Path, way_out: str) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot read or write {path}: {error}; {way_out}") from error
-
-
-class Lock:
-    """A lock file that a process holds until it releases it or ends; works on Windows too."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lock = FileLock(path, timeout=0)
-
-    def acquire(self, busy: str) -> None:
-        """Take the lock, and write this process's number into the file.
-
-        Raises:
-            DataError: another process holds it; the message is ``busy`` with its number.
-        """
-        try:
-            self._lock.acquire()
-        except Timeout as error:
-            raise DataError(busy.format(process=self._holder())) from error
-        self.path.write_text(f"{os.getpid()}\n")
-
-    def release(self, remove: bool = False) -> None:
-        """Release the lock, and optionally remove its file."""
-        if remove:
-            with contextlib.suppress(OSError):  # on Windows a held file cannot be removed
-                self.path.unlink()
-        self._lock.release()
-
-    def _holder(self) -> str:
-        try:
-            return self.path.read_text(encoding="utf-8").strip() or "?"
-        except (OSError, ValueError):  # on Windows others cannot read it
-            return "?"
 
 
 def require(module: str, purpose: str, *, package: str = "", otherwise: str = "") -> ModuleType:

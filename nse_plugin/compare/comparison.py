@@ -12,7 +12,7 @@ from typing import Any
 from nse_plugin.compare.engines import check_engine, engine_of
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.intervals import mean_and_deviation, paired_differences
-from nse_plugin.compare.plan import Cell, Folder, ModelSpec, grid, lasting
+from nse_plugin.compare.plan import Cell, ModelSpec, claimed_for, grid, lasting
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult, read_cell
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
@@ -59,14 +59,11 @@ class Comparison:
         """
         cells = self.cells()
         self._check(cells)
-        folder = Folder(Path(self.settings.out))
-        with folder.claimed(self.settings):
-            return self._run(cells, folder, show)
+        with claimed_for(self.settings):
+            return self._run(cells, show)
 
-    def _run(
-        self, cells: list[Cell], folder: Folder, show: Callable[[str], None]
-    ) -> ComparisonResult:
-        found = {c.place: kept for c in cells if (kept := self._kept(folder, c)) is not None}
+    def _run(self, cells: list[Cell], show: Callable[[str], None]) -> ComparisonResult:
+        found = {c.place: kept for c in cells if (kept := self._kept(c)) is not None}
         show(self._plan(len(cells)))
         if found:
             show(f"{len(found)} of them are done already")
@@ -77,12 +74,12 @@ class Comparison:
         ):
             told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
             for cell, result in results:
-                write_json(folder.result_path(cell), result)
+                write_json(cell.result, result)
                 found[cell.place] = result
                 told("note", {"text": f"[{len(found)}/{len(cells)}] {_line(cell, result)}"})
                 told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
         whole = self._whole([found[cell.place] for cell in cells])
-        write_json(folder.path / "results.json", whole)
+        write_json(Path(self.settings.out) / "results.json", whole)
         return whole
 
     def _plan(self, n_cells: int) -> str:
@@ -136,21 +133,20 @@ class Comparison:
                     "take --engine processes, which gives each cell a process of its own"
                 )
 
-    def _kept(self, folder: Folder, cell: Cell) -> CellResult | None:
+    def _kept(self, cell: Cell) -> CellResult | None:
         """A cell's result on disk, unless it failed.
 
         Raises:
             DataError: it is of other hyperparameters, or of another implementation.
         """
-        kept = read_cell(folder.result_path(cell))
+        kept = read_cell(cell.result)
         if kept is None or kept["run_info"]["status"] == "failed":
             return None
         found = changed_since(cell, kept["method_info"])
         if found:
             raise DataError(
                 f"{cell} was run with other settings: {'; '.join(found[:4])}. Put them back, give "
-                f"another folder, or remove {folder.result_path(cell)} and {cell.run_dir} to run "
-                "it anew"
+                f"another folder, or remove {cell.result} and {cell.run_dir} to run it anew"
             )
         return kept
 

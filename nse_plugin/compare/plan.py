@@ -15,10 +15,9 @@ from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.data.defaults import model_key
 from nse_plugin.errors import DataError, HparamsError
-from nse_plugin.files import Lock, explained, make_folder, read_json, write_json
+from nse_plugin.files import explained, read_json, write_json
 from nse_plugin.runs.differences import differences
-
-_LOCK = "lock"
+from nse_plugin.runs.directory import claimed
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,11 @@ class Cell:
         return Path(self.settings.out) / "cells" / self.place
 
     @property
+    def result(self) -> Path:
+        """File of its result."""
+        return Path(self.settings.out) / "results" / self.place.with_suffix(".json")
+
+    @property
     def stream(self) -> Path:
         """File of the facts that the model knows; the first cell of a model and seed writes it."""
         return Path(self.settings.out) / "streams" / self.model.key / f"{self.seed}.jsonl"
@@ -147,58 +151,29 @@ def grid(
     ]
 
 
-class Folder:
-    """The folder of a comparison."""
+@contextmanager
+def claimed_for(settings: CompareSettings) -> Iterator[None]:
+    """Begin a comparison in its folder, or check that the folder holds it, and keep other
+    processes out.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    @contextmanager
-    def claimed(self, settings: CompareSettings) -> Iterator[None]:
-        """Begin a comparison here, or check that it is the same one, and keep other processes out.
-
-        Raises:
-            DataError: it holds something else or a comparison with other settings, or another
-                process is working in it.
-        """
-        manifest = self.path / "comparison.json"
-        make_folder(self.path, "the comparison")
-        with explained(self.path, "repair it, or give another folder"):
-            others = [path.name for path in self.path.iterdir() if path.name != _LOCK]
-        if others and not manifest.is_file():
-            raise DataError(
-                f"{self.path} holds something else ({', '.join(sorted(others)[:3])}); give another "
-                "folder"
-            )
-        lock = Lock(self.path / _LOCK)
-        with explained(lock.path, "repair it, or give another folder"):
-            lock.acquire(
-                f"another comparison is at work in {self.path} (process {{process}}); wait for it, "
-                "or give another folder"
-            )
-        try:
-            self._claim(manifest, json.loads(json.dumps(lasting(settings))))
-            yield
-        finally:
-            lock.release(remove=not manifest.is_file())
-
-    def _claim(self, manifest: Path, wanted: dict[str, Any]) -> None:
+    Raises:
+        DataError: it holds something else or a comparison with other settings, or another
+            process is working in it.
+    """
+    folder = Path(settings.out)
+    manifest, wanted = folder / "comparison.json", json.loads(json.dumps(lasting(settings)))
+    with claimed(folder, manifest.name, "the comparison"):
         if not manifest.is_file():
             with explained(manifest, "free space or fix the permissions"):
                 content = {"made_by": "nse compare", "schema": SCHEMA, "settings": wanted}
                 write_json(manifest, content)
-            return
         kept = read_json(manifest, "give another folder")
         if kept.get("schema") != SCHEMA or kept.get("made_by") != "nse compare":
             raise DataError(f"{manifest} is of another version; give another folder")
         found = differences(kept["settings"], wanted)
         if found:
             raise DataError(
-                f"{self.path} holds another comparison: {'; '.join(found[:4])}. Give another "
+                f"{folder} holds another comparison: {'; '.join(found[:4])}. Give another "
                 "folder, or the same settings to resume it; methods, models and seeds may be added"
             )
-
-    def result_path(self, cell: Cell) -> Path:
-        """File of a cell's result."""
-        place = self.path / "results" / cell.place
-        return place.with_name(f"{place.name}.json")
+        yield

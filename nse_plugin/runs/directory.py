@@ -9,14 +9,17 @@ works here.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from nse_plugin.errors import DataError
-from nse_plugin.files import JsonLines, Lock, checksum, explained, make_folder, write_json
+from nse_plugin.files import JsonLines, checksum, explained, make_folder, write_json
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.reading import (
     checked_lines,
@@ -51,62 +54,101 @@ WAY_OUT = (
     "whole"
 )
 _DAMAGED = "restore the file from a copy, or remove this line and all after it to resume from there"
-_MAY_PRECEDE = (LOCK, "stats", "tensorboard", FROZEN)  # answers are written before the manifest
+
+
+@contextmanager
+def claimed(
+    folder: Path, manifest: str, purpose: str, may_precede: Sequence[str] = ()
+) -> Iterator[None]:
+    """Make a folder if it is new, and keep other processes out of it.
+
+    If it has no manifest at the end, it is left as it was found.
+
+    Args:
+        manifest: name of the file that says what the folder is.
+        purpose: for messages: ``the run``.
+        may_precede: names that may be in the folder before the manifest.
+
+    Raises:
+        DataError: it cannot be written, is in use by another process, or holds something else.
+    """
+    made, place, begun = make_folder(folder, purpose), folder / LOCK, (folder / manifest).is_file
+    lock = FileLock(place, timeout=0)
+    try:
+        with explained(folder, WAY_OUT):
+            names = {path.name for path in folder.iterdir() if path.suffix != ".tmp"}
+            strangers = sorted(names.difference([LOCK, *may_precede]))
+            if strangers and not begun():
+                raise DataError(
+                    f"{folder} holds something else ({', '.join(strangers[:3])}); give another "
+                    "folder"
+                )
+            _acquire(lock, place)
+        yield
+    finally:
+        if lock.is_locked and not begun():
+            with suppress(OSError):  # on Windows a held file cannot be removed
+                place.unlink()
+        lock.release()
+        if not begun():
+            with suppress(OSError):  # something was put there
+                for each in made:
+                    each.rmdir()
+
+
+def _acquire(lock: FileLock, place: Path) -> None:
+    """Take the lock, and write this process's number into its file."""
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = "?"
+        with suppress(OSError, ValueError):  # on Windows others cannot read it
+            holder = place.read_text(encoding="utf-8").strip() or holder
+        raise DataError(
+            f"{place.parent} is in use by another process ({holder}); wait for it, or give another "
+            "folder"
+        ) from error
+    place.write_text(f"{os.getpid()}\n")
+
+
+@contextmanager
+def run_directory(path: Path, resumes: bool = True) -> Iterator[RunDirectory]:
+    """A run directory for writing, which is kept from other processes as by :func:`claimed`.
+
+    Args:
+        resumes: a stream is to be resumed, so it must be no folder of edits, and no round of it
+            may have been undone.
+
+    Raises:
+        DataError: as :func:`claimed`; or the stream cannot be resumed.
+    """
+    with explained(path, WAY_OUT):
+        kept = read_manifest(path)  # which refuses a manifest of something else
+    earlier = ("stats", "tensorboard", FROZEN)  # answers are written before the manifest
+    with claimed(path, MANIFEST, "the run", earlier):
+        if resumes and kept is not None and kept["run"]["order"] == BY_HAND:
+            raise DataError(
+                f"{path} is a folder of edits made with nse edit, which no stream of edits "
+                "continues; add to it with nse edit, or give another folder"
+            )
+        undone = [str(entry.number) for entry in load_undone(path)] if resumes else []
+        if undone:
+            raise DataError(
+                f"{path}: undone rounds ({', '.join(undone)}); a run is resumed only from all "
+                f"of its rounds. Remove {path / UNDONE} to make them active again, or give "
+                "another folder"
+            )
+        with explained(path, WAY_OUT):
+            for left in path.glob("*.tmp"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+        yield RunDirectory(path)
 
 
 class RunDirectory:
-    """A run's files, for writing.  Use it as a context, which keeps other processes out.
+    """A run's files, for writing; opened by :func:`run_directory`."""
 
-    If no run was begun in it, the folder is left as it was found.
-
-    Args:
-        resumes: a stream is to be resumed, so no round of it may have been undone.
-
-    Raises:
-        DataError: the directory cannot be written, is in use by another process, or holds
-            something else.
-    """
-
-    def __init__(self, path: Path, resumes: bool = True) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._resumes = resumes
-        self._lock: Lock | None = None
-        self._made: list[Path] = []  # folders that were not there, the innermost first
-
-    def __enter__(self) -> RunDirectory:
-        self._made = make_folder(self.path, "the run")
-        try:
-            with explained(self.path, WAY_OUT):
-                self._refuse_strangers()
-                self._lock = Lock(self.path / LOCK)
-                self._lock.acquire(
-                    f"{self.path} is in use by another process ({{process}}); wait for it, or "
-                    "give another folder"
-                )
-                if self._resumes:
-                    self._refuse_edits_by_hand()
-                    self._refuse_undone()
-                for left in self.path.glob("*.tmp"):  # of a process that was killed
-                    left.unlink(missing_ok=True)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        lock, self._lock = self._lock, None
-        begun = (self.path / MANIFEST).exists()
-        if lock is not None:
-            lock.release(remove=not begun)
-        if not begun:
-            with contextlib.suppress(OSError):  # something was put there
-                for folder in self._made:
-                    folder.rmdir()
-
-    def check(self) -> None:
-        """Raise :class:`DataError` if the directory cannot be used."""
-        with self:
-            pass
 
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest of a new run."""
@@ -116,7 +158,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Remove the manifest and the logs of a run without a round."""
         for name in (MANIFEST, ROUNDS, FROZEN, FINAL):
-            with contextlib.suppress(OSError):
+            with suppress(OSError):
                 (self.path / name).unlink()
 
     def finish(self, final: Final) -> None:
@@ -181,32 +223,6 @@ class RunDirectory:
     def _lines(self, name: str, kind: type) -> JsonLines:
         path = self.path / name
         return checked_lines(path, kind, _DAMAGED, writable=True, way_out=WAY_OUT)
-
-    def _refuse_edits_by_hand(self) -> None:
-        kept = read_manifest(self.path)
-        if kept is not None and kept["run"]["order"] == BY_HAND:
-            raise DataError(
-                f"{self.path} is a folder of edits made with nse edit, which no stream of edits "
-                "continues; add to it with nse edit, or give another folder"
-            )
-
-    def _refuse_undone(self) -> None:
-        undone = [str(entry.number) for entry in load_undone(self.path)]
-        if undone:
-            raise DataError(
-                f"{self.path}: undone rounds ({', '.join(undone)}); a run is resumed only from all "
-                f"of its rounds. Remove {self.path / UNDONE} to make them active again, or give "
-                "another folder"
-            )
-
-    def _refuse_strangers(self) -> None:
-        if read_manifest(self.path) is not None:  # which refuses a manifest of something else
-            return
-        known = [path.name for path in self.path.iterdir() if path.suffix != ".tmp"]
-        strangers = sorted(name for name in known if name not in _MAY_PRECEDE)
-        if strangers:
-            named = ", ".join(strangers[:3])
-            raise DataError(f"{self.path} holds something else ({named}); give another folder")
 
 
 def new_manifest(**content: object) -> Manifest:

@@ -28,7 +28,7 @@ from nse_plugin.model.prompts import encode_request
 from nse_plugin.requests import EditRequest, check_round
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.consolidate import consolidate_run
-from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.edit_report import EditReport, shows
 from nse_plugin.runs.edit_round import EditRound
 from nse_plugin.runs.edit_settings import edit_hparams
@@ -101,7 +101,8 @@ class EditFolder:
             self.folder, files, model, method, hparams, chat, device=device, stats_dir=stats_dir
         )
         if files is None:
-            RunDirectory(self.folder).check()  # before the work
+            with run_directory(self.folder):  # an error now, not after the model is loaded
+                pass
         listener("phase", {"name": "loading the model"})
         self.model, self.tokenizer, self.model_name = load_model(self.hparams)
         if files is None:
@@ -167,7 +168,7 @@ class EditFolder:
                 f"facts is {facts!r}; give a list of requests or records, each with prompt, "
                 "subject and target"
             )
-        with RunDirectory(self.folder, resumes=False) as directory:
+        with run_directory(self.folder, resumes=False) as directory:
             self._refuse_changed()
             first = 1 + sum(line["edits"] for line in directory.rounds())
             records = [f.to_dict() if isinstance(f, EditRequest) else f for f in facts]
@@ -211,7 +212,7 @@ class EditFolder:
             HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
             DataError: the folder is in use, was changed by another process, or cannot be written.
         """
-        with RunDirectory(self.folder, resumes=False):
+        with run_directory(self.folder, resumes=False):
             self._refuse_changed()
             self._backend.prepare(RunFiles(self.folder).manifest["contexts"])
             self.listener("phase", {"name": "consolidating"})

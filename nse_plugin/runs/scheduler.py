@@ -26,7 +26,7 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import backend_of
 from nse_plugin.runs.budget import check_disk, estimate
 from nse_plugin.runs.differences import refuse_another
-from nse_plugin.runs.directory import WAY_OUT, RunDirectory, new_line, new_manifest
+from nse_plugin.runs.directory import WAY_OUT, new_line, new_manifest, run_directory
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
@@ -95,7 +95,7 @@ class SequentialScheduler:
         Raises:
             DataError: the directory is in use, damaged, of another run, or cannot be written.
         """
-        with RunDirectory(self.run_dir) as self._folder:
+        with run_directory(self.run_dir) as self._folder:
             plan = list(self.rounds) if self._known else None
             if plan == []:
                 raise RequestError("the list of requests is empty; give at least one edit request")

@@ -20,7 +20,7 @@ from nse_plugin.hparams import Hparams
 from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.methods.registry import METHODS, hparams_from
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.listeners import Listener, TensorBoard, WandB, progress
 from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.reopen import chat_tokenizer
@@ -54,7 +54,8 @@ def make_scheduler(
     )
     requests = read_requests(settings, settings.seed)
     out = Path(settings.out)
-    RunDirectory(out).check()  # before the model is loaded
+    with run_directory(out):  # an error now, not after the model is loaded
+        pass
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     rules = StopRules.from_dict(settings.stop)
     told = list(listeners)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.files import checksum, now, write_json
-from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, load_undone, read_lines, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
 from nse_plugin.session.ledger_files import host_method, round_path
@@ -24,7 +24,7 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
             not active or cannot be undone alone.
     """
     RunFiles(run)  # an error if it is not a run
-    with RunDirectory(run, resumes=False):
+    with run_directory(run, resumes=False):
         path = round_path(run, number)
         method = host_method(path) if path.exists() else None
         if method is not None:

@@ -11,7 +11,7 @@ import pytest
 from nse_plugin import cli
 from nse_plugin.data import atlas
 from nse_plugin.runs import demo as demo_module
-from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles
 from tests.runs.runs import same_run
 
@@ -107,7 +107,7 @@ def test_the_same_demo_is_shown_again_and_another_is_refused(finished, capsys):
 
 
 def test_a_second_demo_at_work_in_one_folder_is_refused(capsys):
-    with RunDirectory(Path("a")):
+    with run_directory(Path("a")):
         assert demo("--out", "a") == 1
     assert "a is in use by another process" in capsys.readouterr().err
     assert not list(Path("a").glob("round-*"))

@@ -14,7 +14,7 @@ import pytest
 
 from nse_plugin.compare import engines
 from nse_plugin.compare.engines import Processes
-from nse_plugin.compare.plan import Folder
+from nse_plugin.compare.plan import claimed_for
 from nse_plugin.errors import DataError
 from tests.compare.grids import arguments, comparison, quiet, without_machine
 
@@ -121,8 +121,8 @@ def at_work(group: int) -> list[psutil.Process]:
 def test_a_second_comparison_in_one_folder_is_refused(world, tmp_path):
     made = comparison(world, tmp_path / "out")
     with (
-        Folder(tmp_path / "out").claimed(made.settings),
-        pytest.raises(DataError, match=f"at work in .*process {os.getpid()}"),
+        claimed_for(made.settings),
+        pytest.raises(DataError, match=f"in use by another process \\({os.getpid()}\\)"),
     ):
         made.run(quiet)
     assert not (tmp_path / "out" / "cells").exists()

@@ -14,7 +14,7 @@ import torch
 from nse_plugin.errors import DataError, ModelError, SessionError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.runs import budget
-from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.stopping import StopRules
 from tests.runs.runs import (
     hparams,
@@ -251,7 +251,7 @@ def test_other_peoples_files_are_left_alone(tmp_path, what):
 
 
 def test_a_second_process_is_refused(part):
-    with RunDirectory(part):
+    with run_directory(part):
         pid = os.fork()
         if pid == 0:
             code = 1
@@ -263,6 +263,15 @@ def test_a_second_process_is_refused(part):
                 os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     scheduler(part).run()
+
+
+def test_a_process_that_is_refused_leaves_the_lock_of_the_other(tmp_path):
+    new = tmp_path / "new"
+    with run_directory(new):
+        with pytest.raises(DataError, match="in use by another process"), run_directory(new):
+            pass
+        assert (new / "lock").exists()
+    assert not new.exists()
 
 
 @pytest.mark.parametrize("where", ["save_file", "fsync", "manifest"])

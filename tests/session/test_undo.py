@@ -18,7 +18,7 @@ from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.runs.directory import RunDirectory
+from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, load_undone
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.undo import undo_round
@@ -379,7 +379,7 @@ def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
     session = runs.session()
     runs.interrupt(scheduler(session), after=2)
     run = tmp_path / "run"
-    with RunDirectory(run):
+    with run_directory(run):
         assert main(["undo", str(run), "--round", "1"]) == 1
     assert "is in use by another process" in capsys.readouterr().err
     assert main(["undo", str(run), "--round", "1"]) == 0
