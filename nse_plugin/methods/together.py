@@ -81,7 +81,8 @@ def solve_together(
 
     Args:
         newest: the last round, if it is to become the consolidation of itself and the rounds
-            before it, under its own number.
+            before it, under its own number.  If fewer edits are in effect afterwards, all is put
+            back, and it is returned as it was.
 
     Raises:
         SessionError: no round is active; one has no values, or edited other layers; or the
@@ -96,28 +97,45 @@ def solve_together(
     before = answered(session, requests, hparams.token_budget).tolist()
     if hparams.repair_rounds:
         hparams = hparams.with_lambda_times(hparams.consolidation_weight)
-    with session.anew() as entries:
-        solved = write(requests, hparams, _values(edits, _activations(session, edits, hparams)))
-        if hparams.repair_rounds:
-            after = [bool(outcome.answered) for outcome in solved.outcomes]
-        else:
-            after = answered(session, requests, hparams.token_budget).tolist()
-        record = replace(
-            solved,
-            number=number,
-            outcomes=tuple(
-                replace(
-                    outcome,
-                    answered_before_consolidation=None if request.fact in own else earlier,
-                    answered=now,
-                )
-                for request, outcome, earlier, now in zip(requests, solved.outcomes, before, after)
-            ),
-            within=tuple(entries if newest is None else entries[:-1]),
-            seconds=dict(Counter(newest.seconds if newest else {}) + Counter(solved.seconds)),
-        )
-        session.ledger.replace_last(record)
+    try:
+        with session.anew() as entries:
+            solved = write(requests, hparams, _values(edits, _activations(session, edits, hparams)))
+            if hparams.repair_rounds:
+                after = [bool(outcome.answered) for outcome in solved.outcomes]
+            else:
+                after = answered(session, requests, hparams.token_budget).tolist()
+            if newest is not None and sum(after) < sum(before):
+                raise _Worse
+            outcomes = zip(requests, solved.outcomes, before, after)
+            record = replace(
+                solved,
+                number=number,
+                outcomes=tuple(
+                    replace(
+                        outcome,
+                        answered_before_consolidation=None if request.fact in own else earlier,
+                        answered=now,
+                    )
+                    for request, outcome, earlier, now in outcomes
+                ),
+                within=tuple(entries if newest is None else entries[:-1]),
+                seconds=dict(Counter(newest.seconds if newest else {}) + Counter(solved.seconds)),
+            )
+            session.ledger.replace_last(record)
+    except _Worse:
+        assert newest is not None
+        log.warning(
+            "round %d: solved jointly, %d of %d edits would be in effect instead of %d, so the "
+            "round stays as written; the edited layers are full, and more edits will cost earlier "
+            "ones",
+            number, sum(after), len(after), sum(before),
+        )  # fmt: skip
+        return newest
     return record
+
+
+class _Worse(Exception):
+    """A joint solve leaves fewer edits in effect than there were before it."""
 
 
 def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownEdit]:

@@ -266,6 +266,26 @@ def test_a_round_after_which_too_few_edits_hold_is_a_consolidation(
     assert same(by_hand, bits(model))
 
 
+def test_a_joint_solve_that_loses_edits_is_put_back(hparams, monkeypatch, caplog):
+    """Three of four edits are in effect before it, and two after it."""
+    said = iter([3, 2])
+    monkeypatch.setattr(together, "answered", lambda *_: torch.arange(4) < next(said))
+    every = replace(hparams, consolidate_every=2)
+    rounds = [some_requests(4)[:2], some_requests(4)[2:]]
+    model, session = edited(every, [])
+    records = [BASES["NSE"].edit_round(session, requests, every) for requests in rounds]
+    assert "solved jointly, 2 of 4 edits would be in effect instead of 3" in caplog.text
+    assert session.ledger.numbers() == [1, 2] and session.ledger[1] is records[1]
+
+    plain, other = edited(hparams, [])
+    for requests in rounds:
+        BASES["NSE"].edit_round(other, requests, hparams)
+    assert same(model, bits(plain)) and not records[1].within
+    session.undo_last()
+    other.undo_last()
+    assert same(model, bits(plain))
+
+
 def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
     tested = []
 
