@@ -70,11 +70,11 @@ def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
     return find_method(config["alg_name"]).hparams.from_dict(config, name_or_path)
 
 
-Held = dict[str, torch.Tensor] | Callable[[], None]
+Reversal = dict[str, torch.Tensor] | Callable[[], None]
 """What undoes a call: the weights before it by name, or a function without arguments."""
 
 
-def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
+def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Reversal]]:
     """A method as a function with the arguments of EasyEdit's ``apply_*_to_model``."""
     method = find_method(name)
 
@@ -87,7 +87,7 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Held]]:
         return_orig_weights: bool = False,
         keep_original_weight: bool = False,
         **_ignored: Any,
-    ) -> tuple[PreTrainedModel, Held]:
+    ) -> tuple[PreTrainedModel, Reversal]:
         """Write requests into a model as one round, as EasyEdit's editors call a method.
 
         Args:

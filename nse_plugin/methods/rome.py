@@ -75,8 +75,13 @@ def edit_round(
             lookups = Lookups.of(session.layout, rows, hparams.token_budget).evenly()
             found = lookups.read([layer])
         writer = _Writer(session, rows, hparams, found, factor, clock)
-        for number in range(len(requests)):
-            writer.write(number, objective, trace)
+        last_block = replace(hparams, v_loss_layer=None)
+        for number, one in enumerate(rows):
+            with clock("values"):
+                values = compute_values(
+                    session.layout, [one], last_block, objective, trace=trace, first=number
+                )
+            writer.write(number, values.lengthened(hparams))
         record = RoundRecord(
             number=session.ledger.next_number(),
             method=hparams.method,
@@ -108,11 +113,9 @@ class _Writer:
     def layer(self) -> int:
         return self.hparams.layers[0]
 
-    def write(self, number: int, objective: TokenObjective, trace: TokenTrace | None) -> None:
-        """Optimise one request's value and write it."""
+    def write(self, number: int, values: Values) -> None:
+        """Write the value [1, d_model] of the request with this index."""
         layout, layer = self.session.layout, self.layer
-        with self.clock("values"):
-            values = self._value(number, objective, trace)
         with self.clock("solve"):
             found = self.found.select(torch.tensor([number]))
             mean_key, key = found.keys[layer], found.bare[layer]
@@ -148,13 +151,3 @@ class _Writer:
             torch.ones(len(self.rows), dtype=torch.long),
             tuple("converged" if yes else "residual_left" for yes in reached),
         )
-
-    def _value(self, number: int, objective: TokenObjective, trace: TokenTrace | None) -> Values:
-        return compute_values(
-            self.session.layout,
-            [self.rows[number]],
-            replace(self.hparams, v_loss_layer=None),
-            objective,
-            trace=trace,
-            first=number,
-        ).lengthened(self.hparams)

@@ -142,11 +142,11 @@ def _write_round(
         )  # fmt: skip
         writer.run()
         repaired = repair(writer, search.current, hparams)
-    rounds = (*same.rounds, *lost.rounds)
+    earlier = (*same.rounds, *lost.rounds)
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
-        outcomes=outcomes(requests, writer.values, writer.progress(), repaired, rounds, rows),
+        outcomes=outcomes(requests, writer.values, writer.progress(), repaired, earlier, rows),
         writes=tuple(writer.writes),
         keys=writer.keys(),
         seconds=clock.seconds,
@@ -172,24 +172,24 @@ class _ValueSearch:
 
     def first(self, count: int, trace: TokenTrace | None) -> Values:
         """Values of the first ``count`` requests, in the untouched or in the current model."""
-        numbers = torch.arange(count)
+        chosen = torch.arange(count)
         if not self.method.rewind:
-            return self.current(numbers, trace)
+            return self.current(chosen, trace)
         session, h = self.session, self.hparams
         digests = tuple(request.digest() for request in self.requests[:count])
         edited_token = (h.merge_subjects, h.avoid_sinks, h.layers[0])
         contexts = session.untouched.contexts(h)
         key = (digests, contexts, *h.value_settings(), *edited_token, self.objective)
         with session.weights.rewound():
-            values = session.untouched.values(key, lambda: self._optimised(numbers, trace))
-            return self._adjusted(values, numbers)
+            values = session.untouched.values(key, lambda: self._optimised(chosen, trace))
+            return self._adjusted(values, chosen)
 
-    def current(self, numbers: torch.Tensor, trace: TokenTrace | None = None) -> Values:
+    def current(self, chosen: torch.Tensor, trace: TokenTrace | None = None) -> Values:
         """Values in the current model of the requests with these indices in the round [n]."""
-        return self._adjusted(self._optimised(numbers, trace), numbers)
+        return self._adjusted(self._optimised(chosen, trace), chosen)
 
-    def _optimised(self, numbers: torch.Tensor, trace: TokenTrace | None) -> Values:
-        session, hparams, some = self.session, self.hparams, numbers.tolist()
+    def _optimised(self, chosen: torch.Tensor, trace: TokenTrace | None) -> Values:
+        session, hparams, some = self.session, self.hparams, chosen.tolist()
         requests, rows = [self.requests[i] for i in some], [self.rows[i] for i in some]
         rows = with_texts_about(session, requests, rows, hparams)
         if not hparams.merge_subjects:
@@ -203,9 +203,11 @@ class _ValueSearch:
         values = compute_values(session.layout, rows, hparams, self.objective, trace=trace)
         return values[torch.tensor(shared)]
 
-    def _adjusted(self, values: Values, numbers: torch.Tensor) -> Values:
-        values, adjust = values.lengthened(self.hparams), self.method.adjust
-        return values if adjust is None else adjust(values, self.lookups.select(numbers))
+    def _adjusted(self, values: Values, chosen: torch.Tensor) -> Values:
+        values = values.lengthened(self.hparams)
+        if self.method.adjust is None:
+            return values
+        return self.method.adjust(values, self.lookups.select(chosen))
 
 
 def _preserved_keys(

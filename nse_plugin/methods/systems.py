@@ -49,19 +49,19 @@ class Systems:
 
     def right(self, layer: int, K: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
         """The right factor of the write, float32 [n, |I|], for K [d_ff, n] and I [|I|]."""
-        E = found = None
-        if layer not in self._C or len(neurons) == len(K):  # the other way needs P
+        C, found = self._C.get(layer), None
+        if C is None or len(neurons) == len(K):  # few earlier keys are enough, without P
             E = self._previous.few(layer, K) if self._use_previous else no_keys(K)
-        if E is not None and layer not in self._C:
-            return smallest_right(K[neurons], E[neurons], layer=layer)
-        if E is not None and len(neurons) == len(K):
-            found = self._of_all(layer, K, E)
+            if E is not None and C is None:
+                found = smallest_right(K[neurons], E[neurons], layer=layer)
+            elif E is not None:
+                found = self._of_all(layer, K, E)
         if found is not None:
             return found
         weight = self._hparams.covariance_weight(len(K))
         return solve_right(
             K[neurons],
-            covariance=submatrix(self._C.get(layer), neurons),
+            covariance=submatrix(C, neurons),
             weight=weight,
             previous=self._previous.matrix(layer, neurons) if self._use_previous else None,
             layer=layer,

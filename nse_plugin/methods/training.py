@@ -18,8 +18,6 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
 
-Forward = Callable[..., Any]
-
 
 class Training:
     """A round's requests in mini-batches, and their loss under a forward pass.
@@ -43,7 +41,7 @@ class Training:
         objective: TokenObjective,
         trace: TokenTrace | None = None,
         *,
-        forward: Forward | None = None,
+        forward: Callable[..., Any] | None = None,
         from_prompt: bool = False,
         with_end: bool = False,
     ) -> None:

@@ -68,10 +68,10 @@ class Writer:
     solve: Solve
     allowed: Passes
     clock: Clock
-    preserved: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    preserved: Mapping[int, torch.Tensor]
     """By layer: keys [d_ff, m] that are in every solve, without a residual."""
-    weights: torch.Tensor | None = None
-    """[n], weights of the requests' squared errors in :meth:`rewrite`; None is 1 for all."""
+    weights: torch.Tensor
+    """[n], weights of the requests' squared errors in :meth:`rewrite`."""
     writes: list[Write] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,7 +84,8 @@ class Writer:
         self.passes = torch.zeros(len(self.requests), dtype=torch.long)
         self.left_out = torch.zeros(len(self.requests), dtype=torch.bool)  # by the last pass
         self.read: dict[int, torch.Tensor] = {}  # keys of the last pass, by layer
-        self.unread = self.order = torch.arange(len(self.requests))
+        self.order = torch.arange(len(self.requests))  # requests in the order of the columns read
+        self.unread = self.order  # those not read by the last pass, at the end of that order
 
     def run(self) -> None:
         """Make passes over all layers until no request is active or the passes are used up."""
@@ -96,20 +97,20 @@ class Writer:
                 break
             self._write(active)
 
-    def rewrite(self, rows: torch.Tensor, values: Values) -> torch.Tensor:
+    def rewrite(self, chosen: torch.Tensor, values: Values) -> torch.Tensor:
         """Make another pass for some requests with new values; the others' outputs are preserved.
 
         Args:
-            rows: [n], the requests.
+            chosen: [n], indices of the requests.
             values: their new values; one that is out of bounds is not used.
 
         Returns:
-            The requests that were written [m].
+            The indices of those that were written [m].
         """
-        first = (values.z - self.h[rows.to(self.h.device)]).norm(dim=1).cpu()
+        first = (values.z - self.h[chosen.to(self.h.device)]).norm(dim=1).cpu()
         _, high = self.allowed.bounds(first, values.base.norm(dim=1).to(first))
         inside = (first < high).nonzero()[:, 0]
-        active = rows[inside]
+        active = chosen[inside]
         if len(active):
             self.values = self.values.replaced(active, values[inside])
             self.first = self.first.index_copy(0, active, first[inside])
@@ -160,7 +161,7 @@ class Writer:
         others[active] = False
         rest = others.nonzero()[:, 0]
         preserving = again and len(rest) > 0
-        roots = self.weights[active].sqrt() if again and self.weights is not None else None
+        roots = self.weights[active].sqrt() if again else None
         number = max((write.pass_number for write in self.writes), default=0) + 1
         z_layer = self.layers[-1]
         # keys of the first layer do not change: no layer below it is written

@@ -41,11 +41,10 @@ class Adapters:
                 "the model has PEFT adapters already that this session did not make; merge or "
                 "unload them first, or load the model again"
             )
-        self._config = dict(config)
         own = {id(parameter) for parameter in self._model.parameters()}
         flags = [(parameter, parameter.requires_grad) for parameter in self._model.parameters()]
         try:
-            self._inject(layout)
+            self._inject(layout, config)
         except BaseException as error:  # PEFT may fail after it has wrapped some modules
             self.remove()
             if not isinstance(error, ValueError):
@@ -157,10 +156,9 @@ class Adapters:
         config.base_model_name_or_path = getattr(self._model.config, "_name_or_path", "") or None
         config.save_pretrained(str(folder))
 
-    def _inject(self, layout: DecoderLayout) -> None:
+    def _inject(self, layout: DecoderLayout, config: Mapping[str, Any]) -> None:
         import peft
 
-        config = self._config
         common = dict(
             task_type="CAUSAL_LM",
             inference_mode=False,

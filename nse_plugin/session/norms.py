@@ -55,7 +55,7 @@ class ChangeSum:
         return max(self._square, 0.0) ** 0.5
 
     def column_norms(self) -> torch.Tensor:
-        """[d_ff] float64, norms of the columns of the sum so far."""
+        """[d_ff] float64, norms of the columns of the sum so far; 0 where no write was."""
         right = self._right.double()
         if self._left is None:
             return right.norm(dim=0)
@@ -68,13 +68,6 @@ class ChangeSum:
         if self._left is None:  # S R^T [d_model, n]
             return float((left.double() * (self._right.double() @ right.double().T)).sum())
         return _product(self._left, self._right, left, right)
-
-
-def column_norms(writes: Sequence[Factors], d_ff: int) -> torch.Tensor:
-    """[d_ff] float64, norms of the columns of the sum of some writes; 0 where none wrote."""
-    total = ChangeSum(d_ff)
-    total.add(writes)
-    return total.column_norms()
 
 
 def stacked(writes: Sequence[Factors], d_ff: int) -> tuple[torch.Tensor, torch.Tensor]:

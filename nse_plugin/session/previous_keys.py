@@ -103,6 +103,8 @@ def no_keys(like: torch.Tensor) -> torch.Tensor:
 
 
 class _Layer:
+    """The keys of one layer while they are few, then their P."""
+
     def __init__(self, d_ff: int) -> None:
         self.d_ff = d_ff
         self.count = 0  # keys

@@ -15,7 +15,7 @@ import torch
 from nse_plugin.files import now
 from nse_plugin.requests import EditRequest, marks_of
 from nse_plugin.session.moments import Moments
-from nse_plugin.session.norms import Factors, column_norms
+from nse_plugin.session.norms import ChangeSum, Factors
 
 if TYPE_CHECKING:
     from nse_plugin.session.ledger_files import RoundFile
@@ -219,7 +219,9 @@ class RoundRecord:
             norms = torch.zeros(self.d_ff or 0, dtype=torch.float64)
             norms[written[0].neurons] = written[0].right.double().norm(dim=0)
             return norms
-        return column_norms([write.factors() for write in written], self.d_ff or 0)
+        total = ChangeSum(self.d_ff or 0)
+        total.add([write.factors() for write in written])
+        return total.column_norms()
 
     def summary(self) -> dict[str, Any]:
         """The round as plain values, without tensors."""

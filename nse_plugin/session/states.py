@@ -20,6 +20,7 @@ class State(NamedTuple):
 
 
 Earlier = tuple[Sequence[ActiveRound], Sequence[State]]
+"""Rounds that may have been the active ones, and the state after each."""
 
 
 def earlier(rounds: Sequence[ActiveRound], states: Sequence[State]) -> Iterator[Earlier]:

@@ -84,10 +84,10 @@ class Round:
         self.values = Values(z, h, torch.zeros(4), torch.zeros(4, dtype=torch.long))
         self.lookups = lookups
 
-    def writer(self, solve, allowed=ONE_PASS, **settings):
+    def writer(self, solve, allowed=ONE_PASS, weights=(1.0, 1.0, 1.0, 1.0)):
         return Writer(
             self.session, some_requests(4), self.layers, self.lookups, self.values, solve,
-            allowed, Clock(), **settings,
+            allowed, Clock(), {}, torch.tensor(weights),
         )  # fmt: skip
 
     def write(self, layer, keys, residual):
@@ -156,7 +156,7 @@ def check_all_passes(one):
 def test_weights_count_where_requests_are_written_again(tokenizer):
     """In a solve, a weight of 4 is as good as four copies of the request."""
     one = Round(six_blocks("llama"), tokenizer, [2, 3, 4])
-    writer = one.writer(one.compare, weights=torch.tensor([1.0, 4.0, 9.0, 1.0]))
+    writer = one.writer(one.compare, weights=(1.0, 4.0, 9.0, 1.0))
     writer.run()
     one.check_pass([0, 1, 2, 3], [0, 1, 2, 3])
     writer.rewrite(torch.tensor([1, 3]), one.values[torch.tensor([1, 3])])
