@@ -5,7 +5,7 @@ never edited, and only those serve as locality neighbours. So no draw, however l
 subject of its own locality probes, and a smaller draw with the same seed gives the beginning of
 the same list.
 
-`python -m nse_plugin.data.earth` counts what is in it. Importing this module reads no file.
+Importing this module reads no file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Count the facts of each relation: ``python -m nse_plugin.data.earth``."""
+"""The real facts by relation: the counts of docs/earth.md.
+
+    python benchmarks/earth_counts.py
+
+Prints a Markdown table with one row per relation, and the totals.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +11,8 @@ from nse_plugin.data import earth
 from nse_plugin.data.earth.tables import facts_by_relation
 
 
-def counts() -> str:
-    """A Markdown table with one row per relation, and the totals."""
+def main() -> None:
+    """Print the table."""
     editable: dict[str, list[bool]] = {name: [] for name in earth.relations()}
     for record in earth.facts():
         name = record["requested_rewrite"]["relation_id"]
@@ -25,8 +30,8 @@ def counts() -> str:
         )
     total, steps = sum(map(len, editable.values())), sum(map(sum, editable.values()))
     lines.append(f"| **all** | | {len(earth.all_facts())} | {total} | {steps} | | |")
-    return "\n".join(lines)
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    print(counts())
+    main()
