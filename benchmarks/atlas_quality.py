@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from types import SimpleNamespace
 
 from nse_plugin.data import atlas
+from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import parse_records
 from nse_plugin.model.answers import score_answers
 from nse_plugin.runs.demo import Demo
@@ -21,7 +23,7 @@ from nse_plugin.runs.settings import DemoSettings
 
 def recall(name: str) -> list[tuple[str, str]]:
     """Rows about the knowledge of the untouched model."""
-    model, tokenizer = atlas.load(name)
+    model, tokenizer, _ = load_model(SimpleNamespace(model_name=f"atlas:{name}", device="cpu"))
     requests = parse_records(atlas.facts())
     truth = [str(request.ground_truth) for request in requests]
 

@@ -13,12 +13,14 @@ import argparse
 import json
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from nse_plugin import NSEHparams
 from nse_plugin.data import atlas
+from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import parse_records
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.model.hooks import quiet
@@ -127,8 +129,8 @@ def plain_round(session, requests, contexts, covariances, hparams):
 
 def measure(name: str, edits: int) -> dict:
     """Time both on one model."""
-    model, tokenizer = atlas.load(name)
     hparams = NSEHparams.from_hparams(f"NSE/atlas-{name}")
+    model, tokenizer, _ = load_model(replace(hparams, device="cpu"))
     assert hparams.neuron_threshold == 1.0  # plain_round writes all neurons
     session = EditSession.of(model, tokenizer)
     requests = parse_records(atlas.edit_set(edits, seed=0))

@@ -10,11 +10,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from peft import PeftModel
 
-from nse_plugin.data import atlas
+from nse_plugin.data.models import load_model
 from nse_plugin.export import to_peft
 from nse_plugin.files import write_text
 from nse_plugin.model.answers import score_answers
@@ -69,7 +70,7 @@ def table(demo: Demo, edited: torch.nn.Module, ranks: list[int | None], folder: 
     for rank in ranks:
         out = folder / f"rank-{rank}"
         fits = to_peft(demo.session, out, rank=rank)
-        clean, _ = atlas.load(name)
+        clean, *_ = load_model(SimpleNamespace(model_name=name, device="cpu"))
         adapted = PeftModel.from_pretrained(clean, str(out)).eval()
         size = (out / "adapter_model.safetensors").stat().st_size / 1e6
         cells = [
@@ -82,7 +83,7 @@ def table(demo: Demo, edited: torch.nn.Module, ranks: list[int | None], folder: 
         ]
         lines.append("| " + " | ".join(cells) + " |")
         print(lines[-1])
-    clean, _ = atlas.load(name)
+    clean, *_ = load_model(SimpleNamespace(model_name=name, device="cpu"))
     lines.append("| (untouched model) | | " + " | ".join("" for _ in layers) + " | | | "
                  + " | ".join(scores(demo, clean)) + " |")  # fmt: skip
     return "\n".join(lines)

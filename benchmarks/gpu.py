@@ -101,9 +101,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def random_model(given: argparse.Namespace) -> tuple[Any, Any]:
     """A model that is made on the device, so that nothing passes through the CPU; a tokenizer."""
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-    _, tokenizer = atlas.load("llama")
+    tokenizer = AutoTokenizer.from_pretrained(atlas.model_dir("llama"))
     config = LlamaConfig(
         hidden_size=given.d_model, intermediate_size=given.d_ff, num_hidden_layers=given.layers,
         num_attention_heads=given.heads, num_key_value_heads=given.kv_heads,

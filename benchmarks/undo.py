@@ -17,6 +17,7 @@ from dataclasses import replace
 
 from nse_plugin import NSEHparams
 from nse_plugin.data import atlas
+from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import parse_records
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.model.answers import score_answers
@@ -52,8 +53,8 @@ def one_seed(name: str, rounds: int, size: int, undone: int, seed: int, stats: s
     parts = [requests[i : i + size] for i in range(0, len(requests), size)]
     others = parse_records(atlas.other_facts(records, N_OTHER, seed))
     shipped = NSEHparams.from_hparams(f"NSE/{atlas.model_dir(name).name}")
-    hparams = replace(shipped, stats_dir=stats)
-    loaded, tokenizer = atlas.load(name)  # a session does not keep its model alive
+    hparams = replace(shipped, stats_dir=stats, device="cpu")
+    loaded, tokenizer, _ = load_model(hparams)  # a session does not keep its model alive
     session = EditSession.of(loaded, tokenizer)
     known = [r for r, ok in zip(others, share(session, others, truth=True)) if ok]
     for part in parts:

@@ -12,6 +12,7 @@ from benchmarks.atlas import build, vocabulary, world
 from benchmarks.atlas.text import PAD_ID, Encoded, encode, pack, train_tokenizer
 from benchmarks.atlas.training import TrainingPlan, make_batch, masked_attention, train
 from nse_plugin.data import atlas
+from tests.tiny import atlas_model
 
 SENTENCE = Encoded(ids=[5, 6, 7, 8, 9, 10, 11], first=1, last=3, answer=5)
 
@@ -155,4 +156,4 @@ def test_shipped_models_know_the_facts(name: str) -> None:
     here, draw = world.make_world(), random.Random(0)
     for held_out in (False, True):
         sentences = draw.sample(world.fact_sentences(here, held_out), 250)
-        assert build.recall(*atlas.load(name), sentences) >= 0.99
+        assert build.recall(*atlas_model(name), sentences) >= 0.99

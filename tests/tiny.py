@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from nse_plugin.data.models import load_model
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.requests import EditRequest
 
@@ -223,6 +225,11 @@ def tiny_hparams(**changes: Any) -> NSEHparams:
         token_budget=4096,
     )
     return NSEHparams(**{**settings, **changes})
+
+
+def atlas_model(name: str) -> tuple[Any, Any]:
+    """An embedded model, "gpt2" or "llama", and its tokenizer."""
+    return load_model(SimpleNamespace(model_name=f"atlas:{name}", device="cpu"))[:2]
 
 
 def bits(model: Any) -> dict[str, torch.Tensor]:

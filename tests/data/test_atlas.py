@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nse_plugin.data import atlas
 from nse_plugin.errors import DataError
+from tests.tiny import atlas_model
 
 
 @pytest.fixture(scope="module", params=atlas.MODELS)
 def pair(request: pytest.FixtureRequest) -> tuple:
-    return atlas.load(f"atlas:{request.param}")
+    return atlas_model(request.param)
 
 
 def test_prompt_and_target_can_be_tokenised_apart(pair: tuple) -> None:
@@ -41,15 +42,14 @@ def test_tokenizer_contract(pair: tuple) -> None:
     assert later[-len(start) :] == start  # a name has the same pieces everywhere
 
 
-def test_plain_from_pretrained_and_dtype() -> None:
+def test_plain_from_pretrained_and_float32() -> None:
     for name in atlas.MODELS:
         folder = atlas.model_dir(name)
         assert name in folder.name
         AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.config.model_type == name
-        assert atlas.load(name)[0].dtype == torch.float32
-        assert atlas.load(name, dtype=torch.bfloat16)[0].dtype == torch.bfloat16
+        assert atlas_model(name)[0].dtype == torch.float32
 
 
 def test_unknown_name_lists_the_known() -> None:

@@ -12,6 +12,7 @@ from nse_plugin.data import atlas
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.model_state import run_harness
 from nse_plugin.model.answers import score_answers
+from tests.tiny import atlas_model
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install lm-eval")
@@ -37,7 +38,7 @@ def test_a_task_of_our_own(tmp_path):
     (tmp_path / "facts.jsonl").write_text("\n".join(rows) + "\n")
     task = tmp_path / "task.yaml"
     task.write_text(TASK.format(file=tmp_path / "facts.jsonl", cache=tmp_path / "cache"))
-    model, tokenizer = atlas.load("gpt2")
+    model, tokenizer = atlas_model("gpt2")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     states = torch.get_rng_state(), random.getstate()
 

@@ -12,13 +12,14 @@ from nse_plugin.errors import DataError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest, Probe
+from tests.tiny import atlas_model
 
 WRONG = "a place that nobody names"
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return atlas.load("gpt2")
+    return atlas_model("gpt2")
 
 
 @pytest.fixture(scope="module")

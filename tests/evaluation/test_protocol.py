@@ -34,7 +34,7 @@ from nse_plugin.requests import EditRequest, Probe
 from nse_plugin.session.session import EditSession
 from nse_plugin.session.tables import key_share
 from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import atlas_model, tiny_model, tiny_tokenizer
 
 TOKENIZER = [tiny_tokenizer()]
 STRONG = dict(v_num_grad_steps=20, v_lr=0.5, mom2_adjustment=False, clamp_norm_factor=10.0)
@@ -138,7 +138,7 @@ def of_tiny(folder):
 
 def of_atlas(folder):
     """Edits that hold, of facts that the model knows."""
-    model, tok = atlas.load("atlas:gpt2")
+    model, tok = atlas_model("gpt2")
     subject = EditSession.of(model, tok)
     subject.kept = model
     settings = NSEHparams.from_hparams("NSE/atlas-gpt2")

@@ -16,7 +16,7 @@ from nse_plugin.data import atlas
 from nse_plugin.export import from_delta
 from nse_plugin.runs.reading import RunFiles
 from tests.runs.runs import scheduler
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import atlas_model, tiny_model, tiny_tokenizer
 
 
 def same(one, other):
@@ -62,7 +62,7 @@ def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "relative error" in shown.out and "4 edits of 2 rounds on atlas-gpt2" in shown.out
     full = AutoModelForCausalLM.from_pretrained(out / "full")
-    clean, tokenizer = atlas.load("gpt2")
+    clean, tokenizer = atlas_model("gpt2")
     from_delta(clean, tokenizer, out / "delta")
     assert same(full, clean)
     check_cards(out, run)

@@ -19,7 +19,7 @@ from nse_plugin.export.folder import MANIFEST
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.ledger_files import save_round
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+from tests.tiny import atlas_model, some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
 FAMILIES = ["gpt2", "llama", "gptj", "qwen2", "gemma2"]
 IDS = torch.randint(1, 299, (4, 12), generator=torch.Generator().manual_seed(0))
@@ -74,7 +74,7 @@ def test_an_adapter_is_the_edited_model(family, tmp_path):
 
 @pytest.mark.parametrize("name", atlas.MODELS)
 def test_ten_rounds_on_an_embedded_model(name, tmp_path):
-    model, tokenizer = atlas.load(name)
+    model, tokenizer = atlas_model(name)
     session = EditSession.of(model, tokenizer)
     hparams = tiny_hparams(
         layers=[1, 2],
@@ -90,7 +90,7 @@ def test_ten_rounds_on_an_embedded_model(name, tmp_path):
     to_delta(session, tmp_path / "delta")
     texts = [request.text for request in parse_records(records)]
     ids = tokenizer(texts, return_tensors="pt", padding=True)["input_ids"]
-    clean, _ = atlas.load(name)
+    clean, _ = atlas_model(name)
     untouched = logits(clean, ids)
     adapted = peft.PeftModel.from_pretrained(clean, str(tmp_path / "adapter"))
     assert (logits(model, ids) - untouched).abs().max() > 1
@@ -98,7 +98,7 @@ def test_ten_rounds_on_an_embedded_model(name, tmp_path):
     with adapted.disable_adapter():
         assert torch.equal(logits(adapted, ids), untouched)
     assert (logits(adapted.merge_and_unload(), ids) - logits(model, ids)).abs().max() < 1e-4
-    fresh, _ = atlas.load(name)
+    fresh, _ = atlas_model(name)
     from_delta(fresh, tokenizer, tmp_path / "delta")
     assert same(bits(model), bits(fresh))
 

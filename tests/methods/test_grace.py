@@ -20,7 +20,7 @@ from nse_plugin.model.generation import greedy_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.session.codebook import SAME, Codebook
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_model
+from tests.tiny import atlas_model, some_requests, tiny_model
 
 LAYER = {
     "gpt2": "transformer.h[2].mlp.c_fc.weight",
@@ -137,7 +137,7 @@ def test_all_decisions_were_made():
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_edits_are_said_and_nothing_else_changes(name):
     h = GRACEHparams.from_hparams(f"GRACE/atlas-{name}")
-    model, tokenizer = atlas.load(f"atlas:{name}")
+    model, tokenizer = atlas_model(name)
     requests = parse_records(atlas.edit_set(4, seed=11))
     session = EditSession.of(model, tokenizer)
     other = {"input_ids": torch.tensor([tokenizer.encode(atlas.corpus()[0])])}

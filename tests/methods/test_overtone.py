@@ -19,7 +19,7 @@ from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.token_table import TokenTable
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_hparams
+from tests.tiny import atlas_model, some_requests, tiny_hparams
 
 BASES = sorted(path.parent.name for path in (yaml_dir() / "OVERTONE").rglob("atlas-gpt2.yaml"))
 QUICK = {"mom2_n_samples": 100, "n_contexts": 1, "v_num_grad_steps": 10, "num_steps": 5}
@@ -106,7 +106,7 @@ def quick(base: str, **settings) -> OvertoneHparams:
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_base_edits_and_is_watched(base):
-    model, tokenizer = atlas.load("gpt2")
+    model, tokenizer = atlas_model("gpt2")
     requests = parse_records(atlas.edit_set(2, seed=5))
     session, table = EditSession.of(model, tokenizer), TokenTable()
     edit_round(session, requests[:1], quick(base), trace=table)

@@ -29,7 +29,7 @@ from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import Undone
 from nse_plugin.session.session import EditSession
 from tests.runs import runs
-from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+from tests.tiny import atlas_model, some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
 N = 10
 
@@ -396,7 +396,7 @@ def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
 
 
 def test_blame_finds_the_round_that_wrote_a_planted_fact(tmp_path):
-    model, tokenizer = atlas.load("atlas:gpt2")
+    model, tokenizer = atlas_model("gpt2")
     session = EditSession.of(model, tokenizer)
     settings = NSEHparams.from_hparams("NSE/atlas-gpt2").to_dict()
     hparams = NSEHparams(**{**settings, "mom2_n_samples": 300, "stats_dir": str(tmp_path)})

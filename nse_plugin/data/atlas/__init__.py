@@ -11,17 +11,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from nse_plugin.data.draws import of_other_subjects, subjects_take_turns
 from nse_plugin.errors import DataError, did_you_mean
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 MODELS = ("gpt2", "llama")
-"""Names of the shipped models; `load` and `model_dir` also take them as "atlas:gpt2"."""
+"""Names of the shipped models, which are loaded as "atlas:gpt2"."""
 
 FACTS_FILE = Path(__file__).parent / "data" / "facts.json"
 CORPUS_FILE = FACTS_FILE.with_name("corpus.txt")
@@ -46,23 +42,6 @@ def speaks(tokenizer: Any) -> bool:
     known = tokenizer.get_vocab().keys()
     files = [model_dir(name) / "tokenizer.json" for name in MODELS]
     return any(json.loads(file.read_text())["model"]["vocab"].keys() <= known for file in files)
-
-
-def load(
-    name: str, dtype: torch.dtype | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a shipped model in evaluation mode and its tokenizer; `dtype` None means float32."""
-    import torch
-
-    from nse_plugin.model import make_torchvision_importable
-
-    make_torchvision_importable()  # before transformers is imported
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    folder = model_dir(name)
-    # cast after loading: the keyword for it has another name in transformers 4 and 5
-    model = AutoModelForCausalLM.from_pretrained(folder).to(dtype or torch.float32)
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
 
 
 def facts() -> list[dict[str, Any]]:
