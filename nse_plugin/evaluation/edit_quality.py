@@ -76,7 +76,6 @@ def compute_many(
     *,
     eval_metric: str = "token_em",
     test_generation: bool = False,
-    token_budget: int = 16384,
 ) -> list[dict[str, Any]]:
     """Measure many records in a few batches; see :func:`compute_edit_quality`.
 
@@ -102,17 +101,15 @@ def compute_many(
     names = [record.get("case_id", number) for number, record in enumerate(records)]
     results: list[dict[str, Any]] = [{"locality": {}, "portability": {}} for _ in records]
     if writes:
-        _fill_in_texts(model, tok, hparams, questions, results, token_budget)
+        _fill_in_texts(model, tok, hparams, questions, results)
     else:
-        replies = put_questions(
-            model, tok, questions, names, encode=_encode_as_host, token_budget=token_budget
-        )
+        replies = put_questions(model, tok, questions, names, encode=_encode_as_host)
         asked = zip(questions, replies)
         for (number, group, kind), of_metric in groupby(asked, key=lambda pair: _metric(pair[0])):
             scored = [reply for _, reply in of_metric]
             _fill_in(results[number], group, kind, scored, eval_metric)
     if test_generation:
-        _add_fluency(model, tok, records, results, token_budget)
+        _add_fluency(model, tok, records, results)
     return results
 
 
@@ -221,11 +218,10 @@ def _fill_in_texts(
     hparams: Any,
     questions: Sequence[Question],
     results: list[dict[str, Any]],
-    token_budget: int,
 ) -> None:
     kind_of = hparams.evaluation_type
     judge = generated.Judge.of(hparams) if kind_of == generated.JUDGED else None
-    texts = generated.chat_texts(model, tok, [q.prompt for q in questions], token_budget)
+    texts = generated.chat_texts(model, tok, [q.prompt for q in questions])
     answered = zip(questions, texts)
     for (number, group, kind), pairs in groupby(answered, key=lambda pair: _metric(pair[0])):
         asked, said = map(list, zip(*pairs))
@@ -271,7 +267,6 @@ def _add_fluency(
     tok: Any,
     records: Sequence[Mapping[str, Any]],
     results: list[dict[str, Any]],
-    token_budget: int,
 ) -> None:
     prompts = [
         [filled(prompt, record.get("subject")) for prompt in listed(record["prompt"])]
@@ -279,7 +274,7 @@ def _add_fluency(
     ]
     flat = [prompt for group in prompts for prompt in group]
     length = layout_of(model).at_most(generated.FLUENCY_TOKENS)
-    texts = iter(sampled_text(model, tok, flat, length, token_budget=token_budget))
+    texts = iter(sampled_text(model, tok, flat, length))
     for group, result in zip(prompts, results):
         counted = [generated.as_easyedit_counts(next(texts)) for _ in group]
         entropies = [generated.ngram_entropy(text) for text in counted]

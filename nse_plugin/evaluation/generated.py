@@ -115,7 +115,7 @@ class Judge:
         )
 
 
-def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str], token_budget: int) -> list[str]:
+def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str]) -> list[str]:
     """The model's reply to each prompt in a chat, up to its first full stop or line break.
 
     Raises:
@@ -138,10 +138,7 @@ def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str], token_budget:
     def ended(ids: list[int]) -> bool:
         return ids[-1] in ends or any(mark in tok.decode(ids) for mark in _STOPS)
 
-    new = continue_rows(
-        model, rows, room, lambda logits, _: logits.argmax(dim=-1), ended=ended,
-        token_budget=token_budget,
-    )  # fmt: skip
+    new = continue_rows(model, rows, room, ended=ended)
     return [_without_end(tok.decode(ids), tok) for ids in new]
 
 

@@ -6,6 +6,7 @@ A fact is known if greedy decoding gives the whole true answer to the record's o
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +26,9 @@ class Known:
 
     requests: list[EditRequest] = field(default_factory=list)
     """In the order given, with the locality probes that the model answers correctly."""
-    asked: dict[str, int] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
     """Requests asked, by prompt with ``{}``, which stands for the relation."""
-    kept: dict[str, int] = field(default_factory=dict)
+    kept: Counter[str] = field(default_factory=Counter)
     """Requests kept, by the same prompts."""
     probes_asked: int = 0
     """Locality probes of the requests kept."""
@@ -43,7 +44,7 @@ class Known:
 
     def shares(self) -> list[tuple[str, int, int]]:
         """(prompt, kept, asked), the largest share first."""
-        rows = [(prompt, self.kept.get(prompt, 0), asked) for prompt, asked in self.asked.items()]
+        rows = [(prompt, self.kept[prompt], asked) for prompt, asked in self.asked.items()]
         return sorted(rows, key=lambda row: (-row[1] / row[2], row[0]))
 
 
@@ -65,12 +66,39 @@ def keep_known(
                 f"request {request.case_id} has no true answer (ground_truth), so whether the "
                 "model knows it cannot be tested; give data with true answers, or keep all requests"
             )
-    asker = _Asker(model, tokenizer)
     known = Known()
+    right: dict[Probe, bool] = {}  # each question is asked once
+
+    def ask(probes: Iterable[Probe]) -> None:
+        new = [probe for probe in dict.fromkeys(probes) if probe not in right]
+        if new:
+            prompts, answers = [p.prompt for p in new], [p.answer for p in new]
+            right.update(zip(new, score_answers(model, tokenizer, prompts, answers).exact))
+
     for start in range(0, len(requests), _AT_ONCE):
-        if limit is not None and len(known.requests) >= limit:
+        room = len(requests) if limit is None else limit - len(known.requests)
+        if room <= 0:
             break
-        _keep_some(asker, requests[start : start + _AT_ONCE], known, limit)
+        some = requests[start : start + _AT_ONCE]
+        own = [Probe(request.text, str(request.ground_truth)) for request in some]
+        ask(own)
+        kept: list[EditRequest] = []
+        for request, probe in zip(some, own):
+            if len(kept) == room:
+                break
+            known.asked[request.prompt] += 1
+            if right[probe]:
+                known.kept[request.prompt] += 1
+                kept.append(request)
+        ask(probe for request in kept for probe in _locality(request))
+        for request in kept:
+            answered = {
+                kind: tuple(filter(right.get, probes)) for kind, probes in request.locality.items()
+            }
+            locality = {kind: probes for kind, probes in answered.items() if probes}
+            known.requests.append(dataclasses.replace(request, locality=locality))
+            known.probes_asked += len(_locality(request))
+            known.probes_kept += len(_locality(known.requests[-1]))
     if requests and not known.requests:
         raise DataError(
             f"the model gives none of the {len(requests)} true answers; "
@@ -79,50 +107,5 @@ def keep_known(
     return known
 
 
-def _keep_some(
-    asker: _Asker, requests: Sequence[EditRequest], known: Known, limit: int | None
-) -> None:
-    """Add those of some requests that are known, up to the limit."""
-    own = [Probe(request.text, str(request.ground_truth)) for request in requests]
-    right = asker.right(own)
-    room = len(requests) if limit is None else limit - len(known.requests)
-    kept: list[EditRequest] = []
-    for request, is_right in zip(requests, right):
-        if len(kept) == room:
-            break
-        known.asked[request.prompt] = known.asked.get(request.prompt, 0) + 1
-        if is_right:
-            known.kept[request.prompt] = known.kept.get(request.prompt, 0) + 1
-            kept.append(request)
-    asker.right(probe for request in kept for probe in _locality(request))
-    for request in kept:
-        locality = {
-            kind: tuple(probe for probe, ok in zip(probes, asker.right(probes)) if ok)
-            for kind, probes in request.locality.items()
-        }
-        known.probes_asked += len(_locality(request))
-        known.probes_kept += sum(map(len, locality.values()))
-        still_there = {kind: probes for kind, probes in locality.items() if probes}
-        known.requests.append(dataclasses.replace(request, locality=still_there))
-
-
 def _locality(request: EditRequest) -> list[Probe]:
     return [probe for probes in request.locality.values() for probe in probes]
-
-
-class _Asker:
-    """Asks each question once, new ones in batches."""
-
-    def __init__(self, model: nn.Module, tokenizer: Any) -> None:
-        self._model, self._tokenizer = model, tokenizer
-        self._right: dict[Probe, bool] = {}
-
-    def right(self, probes: Iterable[Probe]) -> list[bool]:
-        """Whether the model gives each answer."""
-        probes = list(probes)
-        new = [probe for probe in dict.fromkeys(probes) if probe not in self._right]
-        if new:
-            prompts, answers = [p.prompt for p in new], [p.answer for p in new]
-            answered = score_answers(self._model, self._tokenizer, prompts, answers)
-            self._right.update(zip(new, answered.exact))
-        return [self._right[probe] for probe in probes]

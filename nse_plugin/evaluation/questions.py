@@ -65,7 +65,6 @@ def put_questions(
     names: Sequence[Any],
     *,
     encode: Encode = _as_in_editing,
-    token_budget: int = 16384,
 ) -> list[ScoredAnswer]:
     """Ask all questions in a few batches; a prompt runs once for all answers read from it.
 
@@ -83,7 +82,6 @@ def put_questions(
         model,
         pairs,
         names=[f"{q.group} of case {names[q.record]}" for q in (*questions, *compared)],
-        token_budget=token_budget,
     )
     others = iter(scores.nll[len(questions) :])
     return [

@@ -26,6 +26,7 @@ from nse_plugin.model.hooks import head_at, quiet
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import (
     MAX_PADDING,
+    TOKEN_BUDGET,
     EncodedPrompt,
     TokenBatch,
     encode_prompt,
@@ -60,12 +61,9 @@ def score_answers(
     prompts: Sequence[str],
     answers: Sequence[str],
     *,
-    token_budget: int = 16384,
+    token_budget: int = TOKEN_BUDGET,
 ) -> Answers:
     """Score the answer to each prompt, one space after it.
-
-    Args:
-        token_budget: tokens per batch, padding included.
 
     Raises:
         RequestError: prompts and answers differ in number, or a pair is longer than the model's
@@ -85,7 +83,7 @@ def score_encoded(
     pairs: Sequence[EncodedPrompt],
     *,
     names: Sequence[str] = (),
-    token_budget: int = 16384,
+    token_budget: int = TOKEN_BUDGET,
 ) -> Answers:
     """Score tokenised answers: the last ``n_target`` tokens of each row.
 
@@ -95,6 +93,7 @@ def score_encoded(
 
     Args:
         names: of the pairs, for messages.
+        token_budget: tokens per batch, padding included.
 
     Raises:
         RequestError: a row is longer than the model's context, or has no token before its answer.

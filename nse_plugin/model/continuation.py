@@ -10,7 +10,6 @@ blocks cannot be called like this, :class:`~nse_plugin.model.full_pass.FullPass`
 from __future__ import annotations
 
 import logging
-import weakref
 
 import torch
 
@@ -25,16 +24,10 @@ log = logging.getLogger(__name__)
 Continuation = Replay | FullPass
 """The tails of some rows of tokens, ready to be run through the blocks above a layer."""
 
-_Key = tuple[int, int, object]  # layer, last, kind of attention
-
 _WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size")
 """Config names of the number of tokens that attention reaches back."""
 _OWN_WINDOW = "window_size"
 """The same for blocks that make their own masks, as in GPT-Neo."""
-_CAN_REPLAY: weakref.WeakKeyDictionary[DecoderLayout, dict[_Key, bool]] = (
-    weakref.WeakKeyDictionary()
-)
-"""Whether the blocks above a layer can be replayed, once tried."""
 
 
 def capture(
@@ -47,7 +40,7 @@ def capture(
         layer: block whose output is replaced in each run.
         last: block whose output a run returns.
     """
-    tried = _CAN_REPLAY.setdefault(layout, {})
+    tried = layout.measured.setdefault("can replay", {})
     key = (layer, last, getattr(layout.text_config, "_attn_implementation", None))
     known, beyond = tried.get(key), _beyond_a_window(layout, batch, starts)
     if known and not beyond:

@@ -17,8 +17,13 @@ from nse_plugin.errors import RequestError
 from nse_plugin.model.answers import check_length
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.probe import layout_of
-from nse_plugin.model.prompts import encode_prompt, micro_batches
+from nse_plugin.model.prompts import TOKEN_BUDGET, encode_prompt, micro_batches
 from nse_plugin.printable import counted
+
+TOP_K = 5
+"""The number of likeliest tokens that :func:`sampled_text` draws from."""
+Choose = Callable[[torch.Tensor, list[int]], torch.Tensor]
+"""From logits [rows, vocab] and the rows' indices to the next token ids [rows]."""
 
 
 def greedy_text(
@@ -28,7 +33,6 @@ def greedy_text(
     max_new_tokens: int,
     *,
     stop: Sequence[str] = (),
-    token_budget: int = 16384,
 ) -> list[str]:
     """Continue each prompt by greedy decoding.
 
@@ -56,26 +60,17 @@ def greedy_text(
         model,
         rows,
         [max_new_tokens] * len(rows),
-        lambda logits, _rows: logits.argmax(dim=-1),
         end_ids=end_ids(model, tokenizer),
         ended=lambda ids: bool(stop) and cut(ids)[1],
         names=[f"the text {prompt[:40]!r}" for prompt in prompts],
-        token_budget=token_budget,
     )
     return [cut(ids)[0] for ids in new]
 
 
 def sampled_text(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    max_tokens: int,
-    *,
-    top_k: int = 5,
-    seed: int = 0,
-    token_budget: int = 16384,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_tokens: int
 ) -> list[str]:
-    """Continue each prompt by top-k sampling up to a total length.
+    """Continue each prompt by sampling from the likeliest tokens, up to a total length.
 
     Each row has its own random generator, so its text does not depend on the rest of the batch.
 
@@ -86,18 +81,18 @@ def sampled_text(
         Prompt and continuation of each row, without special tokens.
     """
     rows = _encode_all(tokenizer, prompts)
-    draws = [torch.Generator().manual_seed(seed) for _ in rows]
+    draws = [torch.Generator().manual_seed(0) for _ in rows]
 
     def choose(logits: torch.Tensor, which: list[int]) -> torch.Tensor:
-        top = logits.topk(min(top_k, logits.shape[-1]), dim=-1)
-        levels = top.values.softmax(dim=-1).cumsum(dim=-1)  # [rows, top_k]
+        top = logits.topk(min(TOP_K, logits.shape[-1]), dim=-1)
+        levels = top.values.softmax(dim=-1).cumsum(dim=-1)  # [rows, TOP_K]
         drawn = torch.stack([torch.rand((), generator=draws[row]) for row in which])
         place = (levels < drawn.to(levels.device)[:, None]).sum(dim=-1, keepdim=True)
         place = place.clamp(max=levels.shape[-1] - 1)
         return top.indices.gather(-1, place)[:, 0]
 
     room = [max(max_tokens - len(row), 0) for row in rows]
-    new = continue_rows(model, rows, room, choose, token_budget=token_budget)
+    new = continue_rows(model, rows, room, choose)
     return [tokenizer.decode(row + ids, skip_special_tokens=True) for row, ids in zip(rows, new)]
 
 
@@ -105,18 +100,18 @@ def continue_rows(
     model: nn.Module,
     rows: Sequence[list[int]],
     room: Sequence[int],
-    choose: Callable[[torch.Tensor, list[int]], torch.Tensor],
+    choose: Choose = lambda logits, _rows: logits.argmax(dim=-1),
     *,
     end_ids: frozenset[int] = frozenset(),
     ended: Callable[[list[int]], bool] = lambda ids: False,
     names: Sequence[str] = (),
-    token_budget: int,
+    token_budget: int = TOKEN_BUDGET,
 ) -> list[list[int]]:
     """Generate the new tokens of each row.
 
     Args:
         room: maximum number of new tokens of each row.
-        choose: from logits [rows, vocab] and the rows' indices to token ids [rows].
+        choose: the next tokens; by default the likeliest.
         end_ids: tokens that end a row; they are not part of it.
         ended: whether a row with these new tokens is done.
         names: of the rows, for messages.
@@ -174,7 +169,7 @@ def _continue_group(
     rows: Sequence[list[int]],
     group: list[int],
     unfinished: set[int],
-    choose: Callable[[torch.Tensor, list[int]], torch.Tensor],
+    choose: Choose,
     is_done: Callable[[int, int], bool],
 ) -> None:
     """Continue one group of rows, padded on the left, until all are done.

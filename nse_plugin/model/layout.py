@@ -46,6 +46,8 @@ class DecoderLayout:
                 f"{self.family.down}; {self._why_not_dense(0)}"
             )
         self.d_ff, self.d_model = self._sizes(dense[0])
+        self.measured: dict[Any, Any] = {}
+        """What was found out about the model by trying it, so that each is tried once."""
 
     @property
     def model(self) -> PreTrainedModel:

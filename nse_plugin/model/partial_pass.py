@@ -11,9 +11,8 @@ once, with a few tokens, against a whole pass.
 from __future__ import annotations
 
 import logging
-import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -25,55 +24,39 @@ from nse_plugin.model.prompts import TokenBatch
 
 log = logging.getLogger(__name__)
 
-_PassOn = Callable[[torch.Tensor], Any]
-"""What a skipped block returns for its hidden states."""
-
-_TRIED: weakref.WeakKeyDictionary[DecoderLayout, dict[int, _PassOn | None]] = (
-    weakref.WeakKeyDictionary()
-)
-"""By first block: what skipped blocks return; None if no pass can begin there."""
-
 
 def can_begin_at(layout: DecoderLayout, block: int) -> bool:
     """Whether a pass can begin at a block above the first one; tested when first needed."""
-    tried = _TRIED.setdefault(layout, {})
-    if block not in tried:
-        tried[block] = _tested(layout, block)
-    return tried[block] is not None
+    key = ("can begin at", block)
+    if key not in layout.measured:
+        layout.measured[key] = _tested(layout, block)
+    return layout.measured[key]
 
 
-def beginning_at(
-    layout: DecoderLayout, block: int, hidden: torch.Tensor
-) -> AbstractContextManager[None]:
+@contextmanager
+def beginning_at(layout: DecoderLayout, block: int, hidden: torch.Tensor) -> Iterator[None]:
     """Inside, passes begin at a block for which :func:`can_begin_at` is true.
 
     Args:
         hidden: [rows, width, d_model], what goes into the block.
     """
-    pass_on = _TRIED[layout][block]
-    assert pass_on is not None
-    return _beginning_at(layout, block, hidden, pass_on)
+    in_tuple = layout.measured["in tuple", block - 1]
 
-
-@contextmanager
-def _beginning_at(
-    layout: DecoderLayout, block: int, hidden: torch.Tensor, pass_on: _PassOn
-) -> Iterator[None]:
     def put_in(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (hidden.to(args[0].device), *args[1:])
 
     with ExitStack() as undo:
         for below in list(layout.blocks)[:block]:
-            undo.enter_context(_skipped(below, pass_on))
+            undo.enter_context(_skipped(below, in_tuple))
         undo.callback(layout.blocks[block].register_forward_pre_hook(put_in).remove)
         yield
 
 
 @contextmanager
-def _skipped(block: nn.Module, pass_on: _PassOn) -> Iterator[None]:
-    """Inside, a block returns its hidden states unchanged."""
+def _skipped(block: nn.Module, in_tuple: bool) -> Iterator[None]:
+    """Inside, a block returns its hidden states unchanged, as they are or in a tuple."""
     own = vars(block).get("forward")  # of the instance: accelerate puts one there
-    block.forward = lambda hidden, *_args, **_kwargs: pass_on(hidden)
+    block.forward = lambda hidden, *_args, **_kwargs: (hidden,) if in_tuple else hidden
     try:
         yield
     finally:
@@ -82,23 +65,20 @@ def _skipped(block: nn.Module, pass_on: _PassOn) -> Iterator[None]:
             block.forward = own
 
 
-def _tested(layout: DecoderLayout, block: int) -> _PassOn | None:
-    """What skipped blocks return if a pass begins at a block; None if it cannot begin there."""
+def _tested(layout: DecoderLayout, block: int) -> bool:
+    """Whether a pass that begins at a block gives what a whole one does."""
     batch = TokenBatch.of([range(1, 7), range(1, 4)], layout.input_device)
     at, last = batch.lengths - 1, {"last": layout.blocks[-1]}
-    in_tuple: list[bool] = []
-    hook = layout.blocks[block - 1].register_forward_hook(
-        lambda _module, _args, output: in_tuple.append(isinstance(output, tuple))
-    )
 
-    def pass_on(hidden: torch.Tensor) -> Any:
-        return (hidden,) if in_tuple[0] else hidden
+    def note(_module: Any, _args: Any, output: Any) -> None:
+        layout.measured["in tuple", block - 1] = isinstance(output, tuple)
 
+    hook = layout.blocks[block - 1].register_forward_hook(note)
     try:
         with quiet(layout.model):
             whole = {"hidden": layout.blocks[block]}
             expected = read_rows(layout, batch, at, outputs_of=last, whole_inputs_of=whole)
-            with _beginning_at(layout, block, expected["hidden"], pass_on):
+            with beginning_at(layout, block, expected["hidden"]):
                 got = read_rows(layout, batch, at, outputs_of=last)
         why = _difference(got["last"].float(), expected["last"].float())
         if expected["hidden"].shape != (*batch.input_ids.shape, layout.d_model):
@@ -117,7 +97,7 @@ def _tested(layout: DecoderLayout, block: int) -> _PassOn | None:
             block,
             why,
         )
-    return None if why else pass_on
+    return not why
 
 
 def _difference(got: torch.Tensor, expected: torch.Tensor) -> str:

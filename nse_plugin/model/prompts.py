@@ -19,6 +19,8 @@ from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.printable import counted, shortened
 from nse_plugin.requests import EditRequest
 
+TOKEN_BUDGET = 16384
+"""Tokens of a batch, padding included, unless the hparams say otherwise."""
 MAX_PADDING = 1.2
 """Largest ratio of padded to needed tokens in a batch of answers."""
 PASS = 64

@@ -8,7 +8,6 @@ before it is edited (:func:`measure_path`).
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -103,17 +102,12 @@ def _affine(norm: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     return gain, bias, centres
 
 
-_PATHS: weakref.WeakKeyDictionary[DecoderLayout, dict[int, ResidualPath]] = (
-    weakref.WeakKeyDictionary()
-)
-
-
 def path_of(layout: DecoderLayout, layer: int) -> ResidualPath:
     """The path of a layer, measured when first needed."""
-    paths = _PATHS.setdefault(layout, {})
-    if layer not in paths:
-        paths[layer] = measure_path(layout, layer)
-    return paths[layer]
+    key = ("residual path", layer)
+    if key not in layout.measured:
+        layout.measured[key] = measure_path(layout, layer)
+    return layout.measured[key]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model.generation import continue_rows
-from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
+from nse_plugin.model.prompts import TOKEN_BUDGET, EncodedPrompt, encode_prompt, encode_text
 
 _BLOCK = 256
 """Tokens of a vocabulary per block, for drawing a token in two steps."""
@@ -107,7 +107,7 @@ def texts_about(
     subjects: Sequence[str],
     count: int,
     *,
-    token_budget: int = 16384,
+    token_budget: int = TOKEN_BUDGET,
 ) -> list[tuple[EncodedPrompt, ...]]:
     """Texts about each subject, written by greedy decoding.
 
@@ -130,7 +130,6 @@ def texts_about(
         model,
         [list(prompt.ids) for prompt in prompts],
         [TOKENS_ABOUT] * len(prompts),
-        lambda logits, _rows: logits.argmax(dim=-1),
         token_budget=token_budget,
     )
     texts = [

@@ -104,7 +104,7 @@ def test_accuracy_is_the_share_of_first_choices(model):
 def test_many_records_equal_one_at_a_time(model):
     tokenizer = tiny_tokenizer()
     records = [record(), record("Oslo", "is"), {"prompt": LONG, "target_new": "Garn"}]
-    together = compute_many(model, HPARAMS, tokenizer, records, token_budget=150)
+    together = compute_many(model, HPARAMS, tokenizer, records)
     alone = [compute_edit_quality(model, "", HPARAMS, tokenizer, r, "cpu") for r in records]
     assert together == alone
     assert "rephrase_acc" not in together[2] and together[2]["locality"] == {}

@@ -53,7 +53,7 @@ def hparams(kind, **more):
 
 
 def measured(monkeypatch, kind, **more):
-    said = lambda _model, _tok, prompts, _budget: [SAID[prompt] for prompt in prompts]  # noqa: E731
+    said = lambda _model, _tok, prompts: [SAID[prompt] for prompt in prompts]  # noqa: E731
     monkeypatch.setattr(generated, "chat_texts", said)
     return compute_many(None, hparams(kind, **more), None, [RECORD])[0]
 
@@ -61,10 +61,10 @@ def measured(monkeypatch, kind, **more):
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_texts_are_those_of_one_step_at_a_time(tokenizer, family, monkeypatch):
     model, prompts = tiny_model(family), ["Mara lives in", "The river", "Anna is a painter"]
-    (long,) = chat_texts(model, tokenizer, prompts[:1], 256)
+    (long,) = chat_texts(model, tokenizer, prompts[:1])
     mark = long[len(long) // 2]
     monkeypatch.setattr(generated, "_STOPS", (mark, "\n"))
-    found = chat_texts(model, tokenizer, prompts, 256)
+    found = chat_texts(model, tokenizer, prompts)
     for prompt, text in zip(prompts, found):
         chat = f"system: You are a helpful assistant.\nuser: {prompt}\nmodel:"
         start = ids = tokenizer(chat)["input_ids"]
@@ -78,7 +78,7 @@ def test_texts_are_those_of_one_step_at_a_time(tokenizer, family, monkeypatch):
         assert text == said.removesuffix(mark).removesuffix("\n").removesuffix("<|endoftext|>")
     assert len(found[0]) <= len(long) // 2
     with pytest.raises(RequestError, match="context is 128"):
-        chat_texts(model, tokenizer, ["Mara lives in " * 99], 256)
+        chat_texts(model, tokenizer, ["Mara lives in " * 99])
 
 
 def test_texts_are_kept_or_scored_offline(monkeypatch):
