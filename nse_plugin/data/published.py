@@ -36,7 +36,6 @@ PROVENANCE = "nse_plugin.json"
 """File that records an unpacked model's origin; it is written last."""
 
 _WAY_OUT = "give a folder with the model's safetensors instead of its short name"
-_NEEDED_BYTES = 4  # per parameter of the unpacked float32 model
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,12 @@ class PublishedModel:
 
     @property
     def unpacked(self) -> int:
-        """Approximate bytes of the unpacked folder."""
-        return _NEEDED_BYTES * self.parameters
+        """Approximate bytes of the unpacked folder: four per parameter, in float32."""
+        return 4 * self.parameters
 
 
-MODELS: dict[str, PublishedModel] = {
-    "smollm2-135m": PublishedModel(
+_ALL = (
+    PublishedModel(
         name="smollm2-135m",
         title="SmolLM2-135M-Instruct (GGUF Q4_1)",
         licence="Apache 2.0",
@@ -79,7 +78,7 @@ MODELS: dict[str, PublishedModel] = {
         download=92_871_040,
         parameters=134_515_008,
     ),
-    "gemma3-270m": PublishedModel(
+    PublishedModel(
         name="gemma3-270m",
         title="Gemma 3 270M base (GGUF Q4_K_M)",
         licence="Gemma Terms of Use (ai.google.dev/gemma/terms)",
@@ -106,7 +105,8 @@ MODELS: dict[str, PublishedModel] = {
         download=238_174_732,
         parameters=268_098_176,
     ),
-}
+)
+MODELS = {model.name: model for model in _ALL}
 """Models by short name."""
 
 

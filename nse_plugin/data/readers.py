@@ -201,14 +201,14 @@ def load_records(path: Path) -> Any:
     if suffixes[-1:] in ([".jsonl"], [".ndjson"]) or _are_json_lines(lines):
         return [_decode(line, path, number) for number, line in lines]
     found = _decode(text, path)
-    if isinstance(found, dict) and found and all(_is_uniedit(entry) for entry in found.values()):
+    is_uniedit = SCHEMAS["uniedit"].fits  # whose files are objects of records by name
+    if (
+        isinstance(found, dict)
+        and found
+        and all(isinstance(entry, dict) and is_uniedit(entry) for entry in found.values())
+    ):
         return [{"case_id": name, **entry} for name, entry in found.items()]
     return found
-
-
-def _is_uniedit(entry: Any) -> bool:
-    """Whether this is a record of UniEdit, whose files are objects of records by name."""
-    return isinstance(entry, dict) and SCHEMAS["uniedit"].fits(entry)
 
 
 def _are_json_lines(lines: Sequence[tuple[int, str]]) -> bool:

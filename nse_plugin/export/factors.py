@@ -52,8 +52,8 @@ def factorise(
         rank: an upper bound; None for the whole change.
     """
     change = total_change(session, layer).double()  # [d_model, d_ff]
-    left, right = _stacked(factors, change)
-    if left.shape[1] < min(change.shape):
+    if sum(left.shape[1] for _, left, _ in factors) < min(change.shape):
+        left, right = (part.to(change) for part in stacked(factors, change.shape[1]))
         q_left, r_left = torch.linalg.qr(left)
         q_right, r_right = torch.linalg.qr(right.T)
         u, s, vh = torch.linalg.svd(r_left @ r_right.T)
@@ -67,13 +67,3 @@ def factorise(
     norm = float(change.norm())
     error = float((b.double() @ a.double() - change).norm()) / norm if norm else 0.0
     return a, b, Fit(layer, r, full, error)
-
-
-def _stacked(factors: Sequence[Factors], change: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """All factors of a layer concatenated: [d_model, N] and [N, d_ff], like ``change``; empty ones
-    with this N if it is not below d_model and d_ff."""
-    n_factors = sum(left.shape[1] for _, left, _ in factors)
-    if n_factors >= min(change.shape):
-        return change.new_empty(0, n_factors), change.new_empty(n_factors, 0)
-    left, right = stacked(factors, change.shape[1])
-    return left.to(change), right.to(change)

@@ -8,7 +8,6 @@ before it is edited (:func:`measure_path`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -119,18 +118,19 @@ def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
     """
     generator = torch.Generator().manual_seed(layer)
     with quiet(layout.model):
-        before = _Observed.of(layout, layer, lambda output: output)
+        before = _Observed.of(layout, layer)
         size = before.stream.float().square().mean().sqrt()
         drawn = torch.randn(2, *before.output.shape, generator=generator, dtype=torch.float32)
         after = [
-            _Observed.of(layout, layer, lambda output, change=change: output + change)  # type: ignore[misc]
+            _Observed.of(layout, layer, change)
             for change in (size * drawn.to(size.device)).to(before.output.dtype)
         ]
-    effects = [_Effect.of(before, changed) for changed in after]
+    effect, rounding = map(torch.cat, zip(*(_effect(before, changed) for changed in after)))
     outputs = [before.output.float(), *(changed.output.float() for changed in after)]
     for norm in (None, *before.norms):
         through = outputs if norm is None else [_apply(norm, output) for output in outputs]
-        scale = _common_factor([output - through[0] for output in through[1:]], effects)
+        change = torch.cat([output - through[0] for output in through[1:]]).flatten()
+        scale = _common_factor(change, effect, rounding)
         if scale is not None:
             return ResidualPath(scale, norm)
     raise ModelError(
@@ -140,32 +140,24 @@ def measure_path(layout: DecoderLayout, layer: int) -> ResidualPath:
     )
 
 
-@dataclass(frozen=True)
-class _Effect:
-    """The effect of a change of a down-projection's output on the residual stream."""
-
-    size: torch.Tensor
-    """Shaped as the down-projection's output, float32."""
-    rounding: torch.Tensor
-    """Possible rounding error of each number, since the stream has the model's dtype."""
-
-    @classmethod
-    def of(cls, before: _Observed, after: _Observed) -> _Effect:
-        size = after.stream.float() - before.stream.float()
-        largest = torch.maximum(before.stream.abs(), after.stream.abs()).float()
-        rounding = torch.finfo(after.stream.dtype).eps * largest
-        return cls(size.view(after.output.shape), rounding.view(after.output.shape))
+def _effect(before: _Observed, after: _Observed) -> tuple[torch.Tensor, torch.Tensor]:
+    """The change of the residual stream [tokens * d_model], float32, and the possible rounding
+    error of each of its numbers, since the stream has the model's dtype."""
+    size = after.stream.float() - before.stream.float()
+    largest = torch.maximum(before.stream.abs(), after.stream.abs()).float()
+    rounding = torch.finfo(after.stream.dtype).eps * largest
+    return size.flatten(), rounding.flatten()
 
 
-def _common_factor(changes: list[torch.Tensor], effects: list[_Effect]) -> float | None:
-    """c if effect = c * change for all changes, else None; exactly 1 if it is nearly 1.
+def _common_factor(
+    change: torch.Tensor, effect: torch.Tensor, rounding: torch.Tensor
+) -> float | None:
+    """c if effect = c * change, else None; exactly 1 if it is nearly 1.
 
     In half precision, the few numbers of a stream that are a thousand times larger than the others
     are left out, since their rounding error is larger than the effect.
     """
-    change = torch.cat(changes).flatten()
-    effect = torch.cat([effect.size for effect in effects]).flatten().to(change.device)
-    rounding = torch.cat([effect.rounding for effect in effects]).flatten().to(change.device)
+    effect, rounding = effect.to(change.device), rounding.to(change.device)
     clear = rounding <= torch.maximum(0.5 * effect.abs().median(), rounding.median())
     change, effect, rounding = change[clear], effect[clear], rounding[clear]
     scale = float((change @ effect) / (change @ change).clamp(min=1e-30))
@@ -187,18 +179,14 @@ class _Observed:
     """Norms of the block whose input was the down-projection's output."""
 
     @classmethod
-    def of(
-        cls,
-        layout: DecoderLayout,
-        layer: int,
-        alter: Callable[[torch.Tensor], torch.Tensor],
-    ) -> _Observed:
+    def of(cls, layout: DecoderLayout, layer: int, change: torch.Tensor | None = None) -> _Observed:
+        """Run a few tokens up to the block's end, with a change of the projection's output."""
         block, down = layout.blocks[layer], layout.down(layer)
         seen: dict[str, torch.Tensor] = {}
         norms: list[nn.Module] = []
 
         def at_down(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
-            seen["output"] = alter(output)
+            seen["output"] = output if change is None else output + change
             return seen["output"]
 
         def at_norm(module: nn.Module, args: tuple[Any, ...]) -> None:

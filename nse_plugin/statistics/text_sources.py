@@ -154,7 +154,8 @@ def _lines(path: Path, n_samples: int) -> Iterator[str]:
 
 def _streamed(source: str, n_samples: int) -> Iterator[str]:
     """Documents of a dataset of the ``datasets`` library, streamed."""
-    name, config = DATASETS.get(source) or _split_name(source)
+    given, _, kind = source.partition(":")
+    name, config = DATASETS.get(source, (given, kind or None))
     ways_out = (
         "put existing statistics files into stats_dir, or use local text: "
         "mom2_dataset: file:PATH (one document per line) or mom2_dataset: self"
@@ -174,11 +175,6 @@ def _streamed(source: str, n_samples: int) -> Iterator[str]:
             f"source {source!r} (dataset {name!r}) gave {n_read} texts, then "
             f"{type(error).__name__}: {error}; try again later, {ways_out}"
         ) from error
-
-
-def _split_name(source: str) -> tuple[str, str | None]:
-    name, _, config = source.partition(":")
-    return name, config or None
 
 
 def _texts(dataset: Iterable[dict[str, Any]], source: str) -> Iterator[str]:

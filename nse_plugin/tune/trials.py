@@ -117,7 +117,7 @@ class Trials:
         """
         changes = dict(changes or {})
         settings = {**settings, **changes}
-        of = _mark_of(self._model, facts)
+        of = mark(self._model, *(fact.digest() for fact in facts)).hex()
         key = _key(settings, of)
         again = next((t for t in self.done if _key(t.settings, t.of) == key), None)
         if again is not None:
@@ -186,11 +186,6 @@ class Trials:
         new = [fact for fact in facts if fact.digest() not in self._frozen]
         answered = ask(self.session.model, self.session.tokenizer, new, PROTOCOL) if new else []
         self._frozen.update(zip((fact.digest() for fact in new), answered))
-
-
-def _mark_of(model: str, facts: Sequence[EditRequest]) -> str:
-    """A short hash of a model's fingerprint and of facts with all their questions."""
-    return mark(model, *(fact.digest() for fact in facts)).hex()
 
 
 def _key(settings: Mapping[str, Any], of: str) -> str:
