@@ -149,6 +149,7 @@ def test_build_makes_the_shipped_data_again(tmp_path: Path) -> None:
     build.build_data(tmp_path)
     for shipped in (atlas.FACTS_FILE, atlas.CORPUS_FILE):
         assert (tmp_path / shipped.name).read_bytes() == shipped.read_bytes()
+    assert atlas.corpus() == [s.text for s in world.training_sentences(world.make_world())]
 
 
 @pytest.mark.parametrize("name", atlas.MODELS)

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nse_plugin.data import atlas
-from nse_plugin.errors import DataError
-from tests.tiny import atlas_model
+from nse_plugin.errors import DataError, StatisticsError
+from nse_plugin.statistics.named_texts import check_text
+from tests.tiny import atlas_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module", params=atlas.MODELS)
@@ -40,6 +41,12 @@ def test_tokenizer_contract(pair: tuple) -> None:
     assert tokenizer.model_max_length >= 128
     start, later = (tokenizer(t)["input_ids"] for t in ("Tavo", "We. Tavo"))
     assert later[-len(start) :] == start  # a name has the same pieces everywhere
+
+
+def test_the_corpus_is_no_text_for_models_of_another_vocabulary(pair: tuple) -> None:
+    check_text("atlas", pair[1])
+    with pytest.raises(StatisticsError, match="tokenizer was not made for"):
+        check_text("atlas", tiny_tokenizer())
 
 
 def test_plain_from_pretrained_and_float32() -> None:

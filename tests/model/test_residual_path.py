@@ -46,6 +46,7 @@ def test_the_path_predicts_what_a_block_adds(family):
     for layer in (1, 3):
         path = path_of(layout_of(model), layer)
         assert (path.norm is not None) is (family in NORMED)
+        assert path.norm in (None, *layout_of(model).blocks[layer].modules())
         output, before = block_output(model, layer)
         change = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
         _, after = block_output(model, layer, lambda rows, change=change: rows + change)

@@ -63,6 +63,8 @@ def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, t
     others = [replace(fact, target_new="Garn") for fact in facts(80)]
     tune(model, tokenizer, others, edits=60, model_name="x", trials=path)
     assert len(scored) == 2 * tried, "trials on other facts with the same numbers do not count"
+    tune(tiny_model("llama", seed=1), tokenizer, facts(80), edits=60, model_name="x", trials=path)
+    assert len(scored) == 3 * tried, "nor do those of another model"
 
     write_yaml(tmp_path / "my.yaml", tuned, ["NSE on x"])
     assert load_hparams(tmp_path / "my.yaml") == NSEHparams(**tuned.settings)

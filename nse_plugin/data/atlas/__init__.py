@@ -38,10 +38,10 @@ def model_dir(name: str) -> Path:
 
 
 def speaks(tokenizer: Any) -> bool:
-    """Whether a tokenizer's vocabulary contains that of an embedded model."""
-    known = tokenizer.get_vocab().keys()
-    files = [model_dir(name) / "tokenizer.json" for name in MODELS]
-    return any(json.loads(file.read_text())["model"]["vocab"].keys() <= known for file in files)
+    """Whether a tokenizer's vocabulary contains that of the embedded models, which share one."""
+    file = model_dir("gpt2") / "tokenizer.json"
+    vocabulary = json.loads(file.read_text(encoding="utf-8"))["model"]["vocab"]
+    return vocabulary.keys() <= tokenizer.get_vocab().keys()
 
 
 def facts() -> list[dict[str, Any]]:
