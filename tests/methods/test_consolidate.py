@@ -365,16 +365,20 @@ def test_a_host_puts_back_what_was_before_two_consolidations(hparams):
 
 def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch):
     every = replace(hparams, consolidate_every=2, repair_rounds=1, repair_every=1)
-    nothing = torch.zeros(2, dtype=torch.bool)
-    monkeypatch.setattr(
-        "nse_plugin.methods.repair.answered", lambda _, asked, __: nothing[: len(asked)]
-    )
+    asked = []
+
+    def none(_session, requests, _token_budget):
+        asked.append(len(requests))
+        return torch.zeros(len(requests), dtype=torch.bool)
+
+    monkeypatch.setattr("nse_plugin.methods.repair.answered", none)
     model, session = edited(every, [])
     before = bits(model)
     BASES["NSE"].edit_round(session, some_requests(1), every)
     record = BASES["NSE"].edit_round(session, some_requests(2)[1:], every)
     passes = {write.pass_number for write in record.writes}
     assert [o.repairs for o in record.outcomes] == [1, 1] and max(passes) == 3
+    assert asked == [1, 1, 2, 2]  # before and after each repair
     assert sorted(o.is_new for o in record.outcomes) == [False, True]
     session.undo_all()
     assert same(model, before)

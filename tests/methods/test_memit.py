@@ -10,6 +10,7 @@ import torch
 from nse_plugin.hparams import MEMITHparams
 from nse_plugin.methods.memit import edit_round
 from nse_plugin.objectives import nll
+from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import Brute, check_equal, hparams_of, three_rounds
@@ -50,6 +51,18 @@ def test_one_pass_whose_keys_are_remembered(model, tokenizer, hparams, device):
     assert all(w.neurons.tolist() == list(range(session.layout.d_ff)) for w in record.writes)
     assert [o.passes for o in record.outcomes] == [1, 1, 1]
     assert {k.shape for k in record.keys.values()} == {(session.layout.d_ff, 3)}
+
+
+@pytest.mark.parametrize("adjusted", [True, False])
+def test_few_earlier_keys_are_solved_without_their_sum(
+    model, tokenizer, hparams, adjusted, monkeypatch
+):
+    """P has d_ff^2 numbers, and is formed only once there are many keys."""
+    monkeypatch.delattr(PreviousKeys, "matrix")
+    hparams.use_previous_keys, hparams.mom2_adjustment = True, adjusted
+    session = EditSession.of(model, tokenizer)
+    for requests in three_rounds():
+        assert edit_round(session, requests, hparams).writes
 
 
 def test_without_the_covariance_values_are_reached(model, tokenizer, hparams):
