@@ -11,6 +11,9 @@ import nse_plugin
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method
+from nse_plugin.session.session import EditSession
+from tests.methods.brute import hparams_of
+from tests.tiny import some_requests, tiny_model
 
 SHARED = """
 model_name: ./hugging_cache/gpt2-xl
@@ -89,3 +92,16 @@ def test_shipped_settings_fit_their_models(method, name):
     assert (hparams.kl_factor, hparams.mom2_n_samples) == (0.0625, 100_000)
     keys = list(yaml.safe_load((yaml_dir() / method / f"{name}.yaml").read_text()))
     assert keys == list(yaml.safe_load((yaml_dir() / method / "gpt2-xl.yaml").read_text()))
+
+
+@pytest.mark.parametrize("method", ["MEMIT", "ROME"])
+def test_values_go_further_by_the_margin(method, tokenizer, tmp_path):
+    found, settings = METHODS[method], {"clamp_norm_factor": 100.0, "stats_dir": str(tmp_path)}
+    shifts = []
+    for margin in (0.0, 0.25):
+        hparams = hparams_of(found.hparams, layers=[2], value_margin=margin, **settings)
+        session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
+        record = found.edit_round(session, some_requests(1), hparams)
+        shifts.append(record.outcomes[0].z_shift)
+        assert model is session.model  # a session lives as long as its model
+    assert shifts[1] == pytest.approx(1.25 * shifts[0])
