@@ -25,10 +25,10 @@ from typing import Any
 
 from nse_plugin import BaseEditor, EditRequest, NSEHparams, __version__
 from nse_plugin.data import atlas
-from nse_plugin.data.readers import parse_records, read_records
+from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, NSEPluginError
 from nse_plugin.files import write_json
-from nse_plugin.host import host
+from nse_plugin.host import host, read_records
 from nse_plugin.model.answers import Answers, score_answers
 
 Score = tuple[float, float]

@@ -4,9 +4,9 @@
 named by EASYEDIT_ROOT), else the embedded one.  NSE_PLUGIN_HOST, ``embedded`` or ``easyedit``,
 overrides this.
 
-``BaseEditor`` and ``compute_edit_quality`` are those of that host.  They are looked up when first
-used: importing this module loads neither torch nor EasyEdit.  If EasyEdit is the host, using
-``BaseEditor`` imports EasyEdit and registers our methods with it.
+``BaseEditor``, ``compute_edit_quality`` and ``read_records`` are those of that host.  They are
+looked up when first used: importing this module loads neither torch nor EasyEdit.  If EasyEdit is
+the host, using ``BaseEditor`` imports EasyEdit and registers our methods with it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING, Any, Literal
 from nse_plugin.errors import HostError, did_you_mean
 
 if TYPE_CHECKING:
+    from nse_plugin.data.readers import read_records
     from nse_plugin.editor import BaseEditor
     from nse_plugin.evaluation.edit_quality import compute_edit_quality
 
-__all__ = ["BaseEditor", "compute_edit_quality", "host"]
+__all__ = ["BaseEditor", "compute_edit_quality", "host", "read_records"]
 
 HOST_VARIABLE = "NSE_PLUGIN_HOST"
 _HOSTS = ("embedded", "easyedit")
 _PARTS = {
-    "BaseEditor": ("editor", "base_editor"),
-    "compute_edit_quality": ("evaluation.edit_quality", "evaluator"),
+    "BaseEditor": ("editor", "easyedit.editor", "base_editor"),
+    "compute_edit_quality": ("evaluation.edit_quality", "easyedit.editor", "evaluator"),
+    "read_records": ("data.readers", "easyedit.datasets", None),
 }
-"""By name: its module in the embedded host, and the function of ``easyedit.editor`` for it."""
+"""By name: its module in the embedded host, its module for EasyEdit, and its function there."""
 
 
 def host() -> Literal["embedded", "easyedit"]:
@@ -59,7 +61,8 @@ def host() -> Literal["embedded", "easyedit"]:
 def __getattr__(name: str) -> Any:
     if name not in _PARTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    embedded, maker = _PARTS[name]
+    embedded, easyedit, maker = _PARTS[name]
     if host() == "embedded":
         return getattr(importlib.import_module(f"nse_plugin.{embedded}"), name)
-    return getattr(importlib.import_module("nse_plugin.easyedit.editor"), maker)()
+    found = getattr(importlib.import_module(f"nse_plugin.{easyedit}"), maker or name)
+    return found() if maker else found

@@ -186,6 +186,14 @@ _HOOK_POINTS: tuple[tuple[str, str, Callable[[Any], str], str], ...] = (
      _takes("model", "model_name", "hparams", "tok", "record", "device", "eval_metric",
             "test_generation"),
      "scores come from our own evaluator, which computes the same numbers"),
+    ("ZsRE", "easyeditor.dataset.zsre:ZsreDataset", _takes("data_dir", "size"),
+     "ZsRE is read by nse_plugin.data.readers"),
+    ("CounterFact", "easyeditor.dataset.counterfact:CounterFactDataset",
+     _takes("data_dir", "size"), "CounterFact is read by nse_plugin.data.readers"),
+    ("KnowEdit", "easyeditor.dataset.knowedit:KnowEditDataset", _takes("data_dir", "size"),
+     "KnowEdit is read by nse_plugin.data.readers"),
+    ("WikiRecent", "easyeditor.dataset.wiki_recent:WikiRecentDataset",
+     _takes("data_dir", "size"), "WikiRecent is read by nse_plugin.data.readers"),
 )  # fmt: skip
 
 

@@ -45,6 +45,14 @@ class BaseEditor:
 """,
     "evaluate/__init__.py": "",
     "evaluate/evaluate.py": "def compute_edit_quality(**kwargs): pass",
+    "dataset/__init__.py": "",
+    **{
+        f"dataset/{module}.py": f"class {name}:\n    def __init__(self, data_dir, size=None): pass"
+        for module, name in [
+            ("zsre", "ZsreDataset"), ("counterfact", "CounterFactDataset"),
+            ("knowedit", "KnowEditDataset"), ("wiki_recent", "WikiRecentDataset"),
+        ]
+    },
 }  # fmt: skip
 
 
@@ -274,6 +282,7 @@ def test_a_host_without_the_two_hooks_is_left_alone(stand_in, file, text, point)
 @pytest.mark.parametrize(
     ("file", "text", "point"),
     [
+        ("dataset/zsre.py", "", "ZsRE"),
         ("editors/editor.py", "BaseEditor = 3", "editor"),
         ("evaluate/evaluate.py", "def compute_edit_quality(model): pass", "evaluator"),
     ],

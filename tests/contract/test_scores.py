@@ -10,6 +10,7 @@ import torch
 
 from nse_plugin.data import readers
 from nse_plugin.easyedit import checkout
+from nse_plugin.easyedit.datasets import read_records
 from nse_plugin.errors import RequestError
 from nse_plugin.evaluation.edit_quality import compute_edit_quality
 from tests.contract.records import FLAT, HPARAMS, for_scorer, plain, shared, taken, without
@@ -153,7 +154,7 @@ def test_real_records_break_the_hosts_scorer_unless_they_are_read(easyedit):
                     their_scores(model, tokenizer, asked)
                 reasons["nested" if probes else "empty"] += 1
     assert reasons["empty"] == 5 and reasons["nested"] > 100
-    for request in readers.read_records(path)[:20]:
+    for request in read_records(path)[:20]:
         their_scores(model, tokenizer, request.to_dict())
 
 
