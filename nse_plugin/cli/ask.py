@@ -9,8 +9,7 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import AS_JSON, DEVICE, FOLDER, examples
-from nse_plugin.cli.output import note, show_result, show_tables, working
-from nse_plugin.table import Table
+from nse_plugin.cli.output import note, show_result, working
 
 if TYPE_CHECKING:
     from nse_plugin.requests import EditRequest
@@ -52,8 +51,7 @@ def ask(
     if as_json:
         show_result(asdict(reply))
     else:
-        rows = (("edited", reply.edited), ("untouched", reply.untouched or ""))
-        show_tables(Table(question, ("model", "answer"), rows), plain=str(reply))
+        show_result(str(reply))
     asked_in_chat = edits.tokenizer.chat_template and not plain
     for request in missed:
         note(not_shown(request))

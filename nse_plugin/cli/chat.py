@@ -10,9 +10,8 @@ import typer
 
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.ask import not_shown
-from nse_plugin.cli.edit import show_edit
 from nse_plugin.cli.options import DEVICE, FOLDER, examples
-from nse_plugin.cli.output import complain, note, show, working
+from nse_plugin.cli.output import complain, note, show, show_result, working
 from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
 from nse_plugin.printable import counted
 
@@ -132,7 +131,7 @@ class Chat:
         with working() as listener:
             self._edits.listener = listener
             report = self._edits.edit(prompt.strip(), target.strip())
-        show_edit(report)
+        show_result(report.text())
 
     def _facts(self, _rest: str) -> None:
         for number, requests in self._edits.facts().items():

@@ -8,7 +8,7 @@ import typer
 
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, examples
-from nse_plugin.cli.output import show_result, show_tables
+from nse_plugin.cli.output import show_result
 from nse_plugin.table import Table
 
 
@@ -23,9 +23,6 @@ def doctor(
     from nse_plugin.runs.machine import report
 
     rows = report(stats_dir)
-    if as_json:
-        show_result(dict(rows))
-        return 0
     table = Table("What nse finds on this machine", ("what", "found"), tuple(rows))
-    show_tables(table, plain="\n".join(table.text().splitlines()[2:]))
+    show_result(dict(rows) if as_json else table)
     return 0

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import AS_JSON, examples
-from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables, working
+from nse_plugin.cli.output import interrupt_says, note, show_result, working
 from nse_plugin.errors import RequestError
 from nse_plugin.printable import shortened
-
-if TYPE_CHECKING:
-    from nse_plugin.runs.edit_report import EditReport
 
 NOT_IN_EFFECT = 3
 _fact = functools.partial(typer.Option, rich_help_panel="The fact")
@@ -105,20 +102,12 @@ def edit(
     if as_json:
         show_result(report.to_dict())
     else:
-        show_edit(report)
+        show_result(report.text())
     if report.in_effect:
         question = report.facts[0].prompt
         ask = f'nse ask {out} "{question}", or ' if shortened(question) == question else ""
         note(f"next: {ask}nse chat {out}")
     return 0 if report.in_effect else NOT_IN_EFFECT
-
-
-def show_edit(report: EditReport) -> None:
-    """Show the report of an edit."""
-    from nse_plugin.report.edits import edit_tables
-
-    show_tables(*edit_tables(report), plain=report.asked())
-    show_result(report.outcome())
 
 
 def _records(

@@ -39,15 +39,8 @@ def show_result(result: Any) -> None:
     _put(result if shown else json.dumps(result, indent=2, default=str), sys.stdout)
 
 
-def show_tables(*tables: Table, plain: str | None = None) -> None:
-    """Print result tables, also with ``--quiet``; on a terminal they are drawn.
-
-    Args:
-        plain: lines to print instead if standard output is not a terminal.
-    """
-    if plain is not None and not sys.stdout.isatty():
-        show_result(plain)
-        return
+def show_tables(*tables: Table) -> None:
+    """Print result tables, also with ``--quiet``; on a terminal they are drawn."""
     for number, table in enumerate(tables):
         if number:
             show_result("")

@@ -7,13 +7,12 @@ from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
 from nse_plugin.cli.options import AS_JSON, Group, config_option, examples, with_fields
-from nse_plugin.cli.output import interrupt_says, note, show_result, show_tables, teller
+from nse_plugin.cli.output import interrupt_says, note, show_result, teller
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.printable import counted
 from nse_plugin.runs.schema import MANIFEST, ROUNDS
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
-from nse_plugin.table import Table
 
 _STOP = ("on_collapse", "max_perplexity", "min_retention", "until_collapse", "max_change")
 _EDITED, _MEASURED = "What is edited", "What is measured"
@@ -61,17 +60,12 @@ def run(
         result = run_rounds(settings, show)
     final = result.final
     scores = (final["measurement"] or {}).get("all") or {}
-    shown = percentages(scores)
-    made = f"{counted(final['edits'], 'edit')} in {counted(final['rounds'], 'round')}"
-    text = f"{result.status}: {made}"
     if as_json:
         show_result({"out": settings.out, "status": result.status, **final})
-    elif shown:
-        plain = f"{text}; {', '.join(f'{name} {share}' for name, share in shown.items())}"
-        table = Table(text, tuple(shown), (tuple(shown.values()),), (True,) * len(shown))
-        show_tables(table, plain=plain)
     else:
-        show_result(text)
+        made = f"{counted(final['edits'], 'edit')} in {counted(final['rounds'], 'round')}"
+        shown = ", ".join(f"{name} {share}" for name, share in percentages(scores).items())
+        show_result(f"{result.status}: {made}{shown and f'; {shown}'}")
     show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")
     if would_help(RunFiles(settings.out), final):
         note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -41,15 +42,6 @@ class Asked:
     """Prompt and paraphrase: the answer is the whole target.  Neighbour: it is the untouched
     model's.  In chat: the reply contains the target.  Subject: it is the same as before."""
 
-    @property
-    def remarked(self) -> str:
-        """The answer after the edit, shortened, with a remark if it is not as wanted."""
-        after = shortened(self.after)
-        if self.as_wanted:
-            return after
-        what = "changed" if self.kind in ("neighbour", "subject") else "not the new answer"
-        return f"{after}   <- {what}"
-
 
 @dataclass(frozen=True)
 class EditedFact:
@@ -65,24 +57,6 @@ class EditedFact:
     known_before: bool
     """It did so before the edit."""
     asked: tuple[Asked, ...]
-
-    @property
-    def answer(self) -> str:
-        """The model's answer to the prompt after the edit."""
-        return next(asked.after for asked in self.asked if asked.kind == "prompt")
-
-    @property
-    def outcome(self) -> str:
-        """In words: whether it is in effect, and whether it was before."""
-        if not self.in_effect:
-            return "NOT in effect"
-        return "already in effect" if self.known_before else "in effect"
-
-    @property
-    def caption(self) -> str:
-        """Prompt and target, shortened, and whether the edit was in effect before."""
-        known = " (was already in effect before this round)" if self.known_before else ""
-        return f"{shortened(self.prompt)} -> {shortened(self.target)}{known}"
 
 
 @dataclass(frozen=True)
@@ -146,42 +120,10 @@ class EditReport:
         return {**asdict(self), "in_effect": self.in_effect}
 
     def text(self) -> str:
-        """For people: the answers, the cost, and at the end whether the edit is in effect."""
-        return f"{self.asked()}\n{self.outcome()}"
-
-    def verdict(self) -> str:
-        """Whether the edit is in effect, and how to undo it if it is not."""
-        failed = [fact for fact in self.facts if not fact.in_effect]
-        number = f"round {self.round} of {self.folder}"
-        if not failed:
-            whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"
-            return f"{whole} in effect: {number}"
-        return (
-            f"NOT in effect: {len(failed)} of {len(self.facts)}. {number} is kept; undo it "
-            f"with: nse undo {self.folder} --round {self.round}"
-        )
-
-    def asked(self) -> str:
-        """The answers before and after the edit, in lines."""
-        lines = []
-        for fact in self.facts:
-            if len(self.facts) > FULL:
-                gives = "" if fact.in_effect else f" (gives: {shortened(fact.answer)})"
-                state = "in effect    " if fact.in_effect else "NOT in effect"
-                lines.append(f"{state}  {fact.caption}{gives}")
-                continue
-            lines.append(fact.caption)
-            for asked in fact.asked:
-                lines.append(f"  {asked.kind:10s} {shortened(asked.prompt)} ...")
-                lines.append(f"    before: {shortened(asked.before)}")
-                lines.append(f"    after:  {asked.remarked}")
-        return "\n".join(lines)
-
-    def outcome(self) -> str:
-        """Counts of paraphrases and neighbours, the cost, the state of earlier edits, and at the
-        end whether the edit is in effect."""
-        lost = self.earlier.lost
-        lines = [*self._counts(), f"cost: {self.cost.text()}"]
+        """For people: the answers before and after the edit, the cost, the state of earlier edits,
+        and at the end whether the edit is in effect."""
+        lines = [line for fact in self.facts for line in self._lines_of(fact)]
+        lines += [*self._counts(), f"cost: {self.cost.text()}"]
         if self.past_sinks:
             some = "" if len(self.facts) == 1 else f"{self.past_sinks} of {len(self.facts)} "
             lines.append(
@@ -189,12 +131,41 @@ class EditReport:
                 "where the subject ends, as it can have at the beginning of a text; other wordings "
                 "may keep the old answer, and other subjects in this wording may have the new one"
             )
+        lost = self.earlier.lost
         if self.earlier.asked:
             kept = self.earlier.asked - len(lost)
             lines.append(f"earlier edits: {kept} of {self.earlier.asked} are in effect")
             lines += [f"  not in effect: {shortened(prompt)}" for prompt in lost[:5]]
             lines += [f"  and {len(lost) - 5} more"] if len(lost) > 5 else []
-        return "\n".join([*lines, self.verdict()])
+        failed = sum(not fact.in_effect for fact in self.facts)
+        number = f"round {self.round} of {self.folder}"
+        if failed:
+            lines.append(
+                f"NOT in effect: {failed} of {len(self.facts)}. {number} is kept; undo it "
+                f"with: nse undo {self.folder} --round {self.round}"
+            )
+        else:
+            whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"
+            lines.append(f"{whole} in effect: {number}")
+        return "\n".join(lines)
+
+    def _lines_of(self, fact: EditedFact) -> Iterator[str]:
+        """Every answer; of many facts, the outcome and an answer that is not the new one."""
+        known = " (was already in effect before this round)" if fact.known_before else ""
+        caption = f"{shortened(fact.prompt)} -> {shortened(fact.target)}{known}"
+        if len(self.facts) > FULL:
+            answer = next(asked.after for asked in fact.asked if asked.kind == "prompt")
+            gives = "" if fact.in_effect else f" (gives: {shortened(answer)})"
+            state = "in effect    " if fact.in_effect else "NOT in effect"
+            yield f"{state}  {caption}{gives}"
+            return
+        yield caption
+        for asked in fact.asked:
+            what = "changed" if asked.kind in ("neighbour", "subject") else "not the new answer"
+            remark = "" if asked.as_wanted else f"   <- {what}"
+            yield f"  {asked.kind:10s} {shortened(asked.prompt)} ..."
+            yield f"    before: {shortened(asked.before)}"
+            yield f"    after:  {shortened(asked.after)}{remark}"
 
     def _counts(self) -> list[str]:
         """How many paraphrases and neighbours are as wanted, unless every answer is shown, and how

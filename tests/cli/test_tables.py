@@ -10,8 +10,6 @@ import pytest
 
 from nse_plugin import cli
 from nse_plugin.cli.tables import draw
-from nse_plugin.report.edits import edit_tables
-from nse_plugin.runs.edit_report import Asked, Cost, Earlier, EditedFact, EditReport
 from nse_plugin.table import Table
 from tests.cli.terminal import CODES, Terminal
 
@@ -102,65 +100,3 @@ def test_a_command_prints_lines_elsewhere_and_imports_nothing_to_draw():
     lines = done.stdout.splitlines()
     assert "─" not in done.stdout and lines[-1] == "False"
     assert lines[2].startswith("smollm2-135m  SmolLM2-135M-Instruct")
-
-
-ASKED = (Asked("prompt", "A is", "b", "c", True), Asked("neighbour", "D is", "e", "f", False))
-
-
-def report(n_facts: int, *, before: bool = False, asked: tuple[Asked, ...] = ASKED) -> EditReport:
-    facts = [EditedFact(i, "A", f"{i} is", "c", i > 0, before, asked) for i in range(n_facts)]
-    cost = Cost(1.0, 2.0, None, 0, 3)
-    return EditReport("my-edits", 1, tuple(facts), Earlier(0, ()), cost)
-
-
-def test_an_edit_is_a_table_of_what_was_asked_and_many_are_a_row_each():
-    (one,) = edit_tables(report(1))
-    assert one.caption == "0 is -> c" and one.rows[1] == (
-        "neighbour",
-        "D is",
-        "e",
-        "f   <- changed",
-    )
-    assert one.marks == {(0, 3): "good", (1, 3): "bad"}
-    (many,) = edit_tables(report(5))
-    assert many.rows[0] == ("0 is", "c", "c", "NOT in effect")
-    assert [many.marks[i, 3] for i in range(5)] == ["bad", *["good"] * 4]
-    assert report(1).text().splitlines()[-1].startswith("NOT in effect: 1 of 1. round 1")
-
-
-def test_the_report_of_many_facts_says_what_else_they_changed():
-    missed = Asked("paraphrase", "So A is", "b", "b", False)
-    lines = report(5, asked=(*ASKED, missed)).outcome().splitlines()
-    assert lines[:2] == ["paraphrases: 0 of 5 give the new answer", "neighbours: 5 of 5 changed"]
-    assert report(3).outcome().startswith("cost: ")  # all is shown of each fact
-    alone = ASKED[:1]
-    assert report(11, asked=alone).outcome().splitlines()[0] == (
-        "neighbours were not asked (more than 10 facts)"
-    )
-    assert "no neighbours are known for 5 of 5 facts; give" in report(5, asked=alone).outcome()
-    assert report(1, asked=alone).outcome().splitlines()[0] == (
-        "no neighbours are known for this subject; give some with --neighbour"
-    )
-
-
-def test_the_report_names_a_repeat_and_whose_change_it_is():
-    assert report(1, before=True).asked().startswith("0 is -> c (was already in effect before this")
-    (many,) = edit_tables(report(5, before=True))
-    assert [row[3] for row in many.rows[:2]] == ["NOT in effect", "already in effect"]
-    some = "; all rounds together change 5 matrices by at most 4.8% of their norm"
-    assert Cost(1.0, 2.0, 0.048, 5, 3).text().endswith(some)
-    large = "change 1 matrix by 120.0% of its norm - a very large change; other answers may suffer"
-    assert Cost(1.0, 2.0, 1.2, 1, 3).text().endswith(large)
-
-
-def test_long_texts_are_shortened_in_the_report_and_not_in_its_json():
-    long = f"begin {'word ' * 160}end"
-    asked = (*ASKED[:1], Asked("paraphrase", long, long, long, False))
-    fact = EditedFact(0, "A", long, "c", True, False, asked)
-    one = EditReport("my-edits", 1, (fact,), Earlier(1, (long,)), Cost(1.0, 2.0, None, 0, 3))
-    (table,) = edit_tables(one)
-    shown = [*one.text().splitlines(), table.caption, *table.rows[1]]
-    assert max(map(len, shown)) < 160
-    cut = [line for line in shown if "begin" in line]
-    assert len(cut) == 9 and all(" ... " in line and "end" in line for line in cut)
-    assert one.to_dict()["facts"][0]["prompt"] == long
