@@ -82,7 +82,7 @@ class Curve:
             for n, line in zip(so_far, files.lines)
             if (m := measured.get(line["round"])) and "all" in m
         ]
-        final = files.final()
+        final = files.final
         if not found and final and final["measurement"]:
             start = {"all": files.lines[0]["scores"]}
             found = [(so_far[0], start), (so_far[-1], final["measurement"])]

@@ -175,7 +175,7 @@ class Run:
 def thirds(folder: Path) -> dict[str, Any]:
     """Efficacy of each third of the rounds, right after their write and at the end."""
     files = RunFiles(folder)
-    final = files.final()
+    final = files.final
     if final is None or final["measurement"] is None:
         raise DataError(f"{folder} is not finished; resume it first")
     at_end = {row["edited"]: row for row in final["measurement"]["retention"]}
@@ -204,7 +204,7 @@ def thirds(folder: Path) -> dict[str, Any]:
 def by_place(folder: Path) -> dict[str, tuple[int, float]]:
     """Edits, and efficacy at the end, by the number of tokens up to the subject's last."""
     files = RunFiles(folder)
-    measured = (files.final() or {})["measurement"]
+    measured = (files.final or {})["measurement"]
     given = {row["case_id"]: row["efficacy"] for row in measured["each"]}
     tokenizer = AutoTokenizer.from_pretrained(
         model_place(str(files.model_name)), trust_remote_code=False

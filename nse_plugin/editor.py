@@ -27,7 +27,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from nse_plugin.data.editor_arguments import RecordAndRequest, check_all, read_options, requests_of
+from nse_plugin.data.editor_arguments import RecordAndRequest, check_all, read_arguments
 from nse_plugin.data.models import find_device, load_model
 from nse_plugin.errors import HparamsError, RequestError
 from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
@@ -100,14 +100,19 @@ class BaseEditor:
             before the last write, by parameter name.
 
         Raises:
+            HparamsError: ``batch_size`` in the hparams is not 1, which EasyEdit requires.
             RequestError: the input is inconsistent or names no subject.  Nothing is changed.
         """
-        options = read_options(kwargs)
-        self._check_single()
-        requests = requests_of(
-            options, prompts, target_new, ground_truth, target_neg, rephrase_prompts,
+        options, requests = read_arguments(
+            kwargs, prompts, target_new, ground_truth, target_neg, rephrase_prompts,
             locality_inputs, portability_inputs,
         )  # fmt: skip
+        size = getattr(self.hparams, "batch_size", 1)
+        if size != 1:
+            raise HparamsError(
+                f"edit() writes one request at a time and batch_size is {size}; "
+                "set it to 1, or call batch_edit()"
+            )
         return self._run(requests, 1, sequential_edit, verbose, options)
 
     def edit_requests(
@@ -118,14 +123,9 @@ class BaseEditor:
         test_generation: bool = False,
         **kwargs: Any,
     ) -> tuple[Metrics, nn.Module, Any]:
-        """Like :meth:`edit`, for request dicts or :class:`EditRequest` objects.
-
-        Raises:
-            HparamsError: ``batch_size`` in the hparams is not 1, which EasyEdit requires.
-        """
-        options = read_options({"test_generation": test_generation, **kwargs})
-        self._check_single()
-        return self._run(requests, 1, sequential_edit, verbose, options)
+        """Like :meth:`edit`, for request dicts or :class:`EditRequest` objects."""
+        kwargs |= {"requests": requests, "test_generation": test_generation}
+        return self.edit(sequential_edit=sequential_edit, verbose=verbose, **kwargs)
 
     def batch_edit(
         self,
@@ -154,9 +154,8 @@ class BaseEditor:
             raise HparamsError(
                 f"batch_edit() needs batch_size in the hparams, a number from 1; it is {size!r}"
             )
-        options = read_options(kwargs)
-        requests = requests_of(
-            options, prompts, target_new, ground_truth, target_neg, rephrase_prompts,
+        options, requests = read_arguments(
+            kwargs, prompts, target_new, ground_truth, target_neg, rephrase_prompts,
             locality_inputs, portability_inputs,
         )  # fmt: skip
         return self._run(requests, size, sequential_edit, verbose, options, timed=True)
@@ -169,8 +168,7 @@ class BaseEditor:
         **kwargs: Any,
     ) -> tuple[None, nn.Module, Any]:
         """Write all requests in one round and measure nothing; ``subject`` is required here too."""
-        options = read_options(kwargs)
-        requests = requests_of(options, prompts, target_new)
+        options, requests = read_arguments(kwargs, prompts, target_new)
         asked = check_all(requests, len(requests))
         edited, originals = self._apply(self.model, asked, options["copy"])
         if sequential_edit and not options["copy"]:
@@ -178,14 +176,6 @@ class BaseEditor:
         elif not options["copy"]:
             self._put_back()
         return None, edited, originals
-
-    def _check_single(self) -> None:
-        size = getattr(self.hparams, "batch_size", 1)
-        if size != 1:
-            raise HparamsError(
-                f"edit() writes one request at a time and batch_size is {size}; "
-                "set it to 1, or call batch_edit()"
-            )
 
     # --- the work -----------------------------------------------------------------------------
 

@@ -31,23 +31,8 @@ OPTIONS: dict[str, Any] = {
 """Keyword arguments beyond those in the signatures, with their defaults."""
 
 
-def read_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments, with defaults for those left out.
-
-    Raises:
-        RequestError: one is unknown; the message suggests the nearest.
-    """
-    for name in kwargs:
-        if name not in OPTIONS:
-            raise RequestError(
-                f"unknown argument {name!r}{did_you_mean(name, OPTIONS)}; "
-                f"there are: {', '.join(OPTIONS)}"
-            )
-    return {**OPTIONS, **kwargs}
-
-
-def requests_of(
-    options: Mapping[str, Any],
+def read_arguments(
+    kwargs: Mapping[str, Any],
     prompts: Any,
     target_new: Any,
     ground_truth: Any = None,
@@ -55,10 +40,22 @@ def requests_of(
     rephrase_prompts: Any = None,
     locality_inputs: Any = None,
     portability_inputs: Any = None,
-) -> Sequence[EditRequest | Mapping[str, Any]]:
-    """The requests given, or one per prompt from EasyEdit's parallel lists (left unchanged)."""
+) -> tuple[dict[str, Any], Sequence[EditRequest | Mapping[str, Any]]]:
+    """The keyword arguments with all defaults, and the requests: those among them, or one per
+    prompt from EasyEdit's parallel lists (left unchanged).
+
+    Raises:
+        RequestError: a keyword argument is unknown, or the lists differ in length.
+    """
+    for name in kwargs:
+        if name not in OPTIONS:
+            raise RequestError(
+                f"unknown argument {name!r}{did_you_mean(name, OPTIONS)}; "
+                f"there are: {', '.join(OPTIONS)}"
+            )
+    options = {**OPTIONS, **kwargs}
     if options["requests"] is not None:
-        return options["requests"]
+        return options, options["requests"]
     columns = {
         "ground_truth": ground_truth,
         "target_neg": target_neg,
@@ -84,7 +81,7 @@ def requests_of(
         for section, groups in probes.items():
             record[section] = _probes_of(f"{section}_inputs", groups or {}, index, count)
         records.append(record)
-    return records
+    return options, records
 
 
 def _probes_of(

@@ -214,7 +214,7 @@ def _facts(rows: list[Fact], replaced: int) -> str:
 
 
 def _scores(files: RunFiles) -> str:
-    final = files.final()
+    final = files.final
     measured: Mapping[str, Any] = (final["measurement"] if final else None) or {}
     shown = [f"{name} {share}" for name, share in percentages(measured.get("all")).items()]
     if measured.get("perplexity") is not None:

@@ -9,7 +9,7 @@ from nse_plugin.errors import DataError
 from nse_plugin.files import check_place, write_bytes
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.figures import to_png
-from nse_plugin.report.run import Run, read_run
+from nse_plugin.report.run import Run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
@@ -42,7 +42,7 @@ def inspect(
         raise DataError(f"{plot} is a file; give a folder for the figures")
     if html is not None:
         check_place(html, "the page")
-    run = read_run(folder)
+    run = Run(folder)
     found = _asked(run, layer, neuron, request)
     if plot is not None:
         for picture in run_pictures(run):

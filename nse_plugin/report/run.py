@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,6 @@ from nse_plugin.errors import DataError
 from nse_plugin.evaluation.settings import MAIN_SCORES
 from nse_plugin.runs.facts import ORDER, Fact, facts_of
 from nse_plugin.runs.reading import RunFiles, retention_matrix
-from nse_plugin.runs.schema import Final, RoundLine
-from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.queries import Survey, survey
 from nse_plugin.session.tables import edited_layers
 
@@ -25,22 +22,22 @@ _POINTS = 24
 PERPLEXITY, DRIFT = "perplexity", "dominant directions turned"
 
 
-@dataclass(frozen=True)
-class Run:
-    """The content of a run directory.  Tables are made on demand."""
+class Run(RunFiles):
+    """A run directory with a finished round, also while the run is at work.
 
-    files: RunFiles
-    lines: tuple[RoundLine, ...]
-    """The finished rounds."""
-    final: Final | None
-    """How the run ended, or None if it has not."""
-    ledger: Ledger
-    """The active rounds; empty for a host's own method, which keeps whole matrices."""
+    Tables are made on demand.
 
-    @property
-    def folder(self) -> Path:
-        """The run directory."""
-        return self.files.folder
+    Raises:
+        DataError: it is not a run directory, has no finished round, or a file is damaged.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        if not self.lines:
+            raise DataError(
+                f"{folder} has no finished round yet; look again after the first, or resume the "
+                "run with the command that began it"
+            )
 
     @property
     def status(self) -> str:
@@ -50,14 +47,13 @@ class Run:
     @property
     def planned(self) -> int | None:
         """The number of edits planned; None if it was not known at the start."""
-        stream = self.files.manifest["run"]["stream"]
+        stream = self.manifest["run"]["stream"]
         return None if stream is None else stream["count"]
 
     @cached_property
     def facts(self) -> list[Fact]:
         """Every fact, the worst outcomes first."""
-        found = facts_of(self.files)
-        return sorted(found, key=lambda fact: ORDER.index(fact.outcome))
+        return sorted(facts_of(self), key=lambda fact: ORDER.index(fact.outcome))
 
     @cached_property
     def layers(self) -> list[int]:
@@ -116,21 +112,6 @@ class Run:
         matrix = retention_matrix(self.lines, self.final)
         table = pd.DataFrame(matrix, dtype=float).sort_index()
         return table.rename_axis("edited", axis=0).rename_axis("tested", axis=1)
-
-
-def read_run(folder: Path) -> Run:
-    """Read a run directory, also while the run is at work.
-
-    Raises:
-        DataError: it is not a run directory, has no finished round, or a file is damaged.
-    """
-    files = RunFiles(folder)
-    if not files.lines:
-        raise DataError(
-            f"{folder} has no finished round yet; look again after the first, or resume the run "
-            "with the command that began it"
-        )
-    return Run(files, files.lines, files.final(), files.ledger())
 
 
 def mean_overlap(overlap: DataFrame) -> float | None:

@@ -34,7 +34,7 @@ def run_page(run: Run) -> Page:
     edits = sum(line["edits"] for line in run.lines)
     page = Page(
         f"Run {run.folder.resolve().name}",
-        f"{run.files.method} on {run.files.model_name or 'an unnamed model'}: "
+        f"{run.method} on {run.model_name or 'an unnamed model'}: "
         f"{counted(edits, 'edit')} in {counted(len(run.lines), 'round')}, {run.status}",
     )
     pictures = {picture.name: picture for picture in run_pictures(run)}
@@ -78,6 +78,6 @@ def _score_tables(run: Run) -> list[Table]:
 
 
 def _settings(run: Run) -> Table:
-    given = {name: value for name, value in run.files.hparams.items() if value is not None}
+    given = {name: value for name, value in run.hparams.items() if value is not None}
     rows = tuple((name, str(value)) for name, value in given.items())
     return Table("Hyperparameters", ("name", "value"), rows)

@@ -41,13 +41,13 @@ def overview(run: Run) -> Table:
     of = f" of {run.planned}" if run.planned not in (None, edits) else ""
     rows = [
         ("status", run.status),
-        ("model", run.files.model_name or "unknown"),
-        ("method", run.files.method or "unknown"),
+        ("model", run.model_name or "unknown"),
+        ("method", run.method or "unknown"),
         ("edits", f"{edits}{of} in {counted(len(run.lines), 'round')}"),
     ]
-    joint = run.files.consolidated()
+    joint = run.consolidated()
     if joint is not None:
-        measured = run.files.measured()
+        measured = run.measured()
         order = "; all edits were last measured before it" if joint["after"] >= measured else ""
         rows.append((
             "consolidated",
@@ -60,7 +60,7 @@ def overview(run: Run) -> Table:
         rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))
     if run.ledger.undone:
         numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
-        since = run.files.undone_since(run.files.measured())
+        since = run.undone_since(run.measured())
         order = f"before {were_undone(since)}" if since else "without them"
         rows.append(("undone", f"rounds {numbers}; all edits were last measured {order}"))
     if not run.ledger:
@@ -101,8 +101,8 @@ def facts_table(run: Run, most: int = _MOST, width: int = 28) -> Table:
             f" Not tested: the facts were not asked since {were_undone(since)}, and may have other "
             "answers now."
         )
-    joint = run.files.consolidated()
-    if joint is not None and joint["after"] >= run.files.measured():
+    joint = run.consolidated()
+    if joint is not None and joint["after"] >= run.measured():
         note += " After the consolidation, only the prompts of the edits were tested."
     return Table(
         f"Facts ({shown}{said})",

@@ -294,7 +294,7 @@ class EditFolder:
     def _refuse_changed(self) -> None:
         """Raise :class:`DataError` if another process added or undid rounds meanwhile."""
         begun = (self.folder / MANIFEST).is_file()
-        there = RunFiles(self.folder).ledger().numbers() if begun else []
+        there = RunFiles(self.folder).ledger.numbers() if begun else []
         here = self.session.ledger.numbers()
         if there != here:
             raise DataError(

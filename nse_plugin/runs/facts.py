@@ -109,7 +109,7 @@ def _after_consolidation(files: RunFiles, tested: int) -> dict[tuple[str, str], 
     joint = files.consolidated()
     if joint is None or joint["after"] < tested:
         return {}
-    record = next(record for record in files.ledger() if record.number == joint["file"])
+    record = next(record for record in files.ledger if record.number == joint["file"])
     outcomes = zip(record.requests, record.outcomes)
     return {request.fact: bool(outcome.answered) for request, outcome in outcomes}
 
@@ -117,7 +117,7 @@ def _after_consolidation(files: RunFiles, tested: int) -> dict[tuple[str, str], 
 def _last_answers(files: RunFiles) -> tuple[int, dict[tuple[int, Any], Mapping[str, Any]]]:
     """The last measurement of single edits: the number of rounds before it, and the answers by
     round and case."""
-    for point in reversed(measurements(files.lines, files.final())):
+    for point in reversed(measurements(files.lines, files.final)):
         if point.get("answers"):
             rows = {(row["round"], row["case_id"]): row for row in point["answers"]}
             return point["tested"], rows

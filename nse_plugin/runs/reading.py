@@ -85,13 +85,14 @@ class RunFiles:
         without_line(present, {round_path(self.folder, number) for number in numbers})
         return lines
 
+    @cached_property
     def final(self) -> Final | None:
         """How the run ended, or None if it has not."""
         return read_final(self.folder)
 
     def measured(self) -> int:
         """The number of rounds before the last measurement of all edits; 0 if there was none."""
-        points = measurements(self.lines, self.final())
+        points = measurements(self.lines, self.final)
         return points[-1]["tested"] if points else 0
 
     def undone_since(self, tested: int) -> list[int]:
@@ -141,6 +142,7 @@ class RunFiles:
             if line["file"] is not None and line["file"] in files
         }
 
+    @cached_property
     def ledger(self) -> Ledger:
         """The active rounds, and which were undone; empty for a method of the host.
 

@@ -50,7 +50,7 @@ def session_of(files: RunFiles, model: Any, tokenizer: Any) -> EditSession:
     Raises:
         DataError: it is not the model of the run, or a file of the run is damaged.
     """
-    ledger = files.ledger()
+    ledger = files.ledger
     in_chat = "chat" in files.manifest["run"]
     tokenizer = chat_tokenizer(tokenizer, files.folder) if in_chat else tokenizer
     session = EditSession.of(model, tokenizer)

@@ -32,7 +32,7 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
                 f"{path} holds whole matrices of the host's {method}, not what the round added, so "
                 "it cannot be undone alone; only rounds of this package's methods can"
             )
-        ledger = RunFiles(run).ledger()
+        ledger = RunFiles(run).ledger
         try:
             record = ledger[ledger.index(number)]
         except SessionError as error:
@@ -41,14 +41,14 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
         if record.state is not None and number < last:
             raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
         _add_undone(run, number, reason)
-    return RunFiles(run).ledger().numbers()
+    return RunFiles(run).ledger.numbers()
 
 
 def undone_text(run: Path, active: list[int]) -> str:
     """The message shown after an undo."""
     number, files = load_undone(run)[-1].number, RunFiles(run)
     text = f"round {number} of {run} is undone; {active_rounds(active)}"
-    requests = files.requests_of({number, *files.ledger().numbers_in_effect()})
+    requests = files.requests_of({number, *files.ledger.numbers_in_effect()})
     facts = {request.fact for request in requests.get(number, [])}
     later = [
         str(each)

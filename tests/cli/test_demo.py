@@ -76,7 +76,7 @@ def test_demo_twice_gives_one_summary(capsys):
         assert 0.8 <= first[score] <= 1
     shown = capsys.readouterr().out
     assert shown.count("before:") == shown.count("after: ") == 2 * 3
-    assert len(rows(shown)) == 2 * 3 and len(RunFiles(Path("a")).ledger()) == 3
+    assert len(rows(shown)) == 2 * 3 and len(RunFiles(Path("a")).ledger) == 3
 
 
 def test_it_is_a_run_like_any_other(finished, capsys):

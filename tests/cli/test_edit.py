@@ -115,7 +115,7 @@ def test_a_chat_in_a_terminal(scratch, capsys):
         assert terminal.terminate() == 128 + signal.SIGTERM
     finally:
         terminal.process.kill()
-    assert RunFiles(scratch / "talk").ledger().numbers() == [2]
+    assert RunFiles(scratch / "talk").ledger.numbers() == [2]
     assert cli.main(["inspect", "talk"]) == 0
 
 

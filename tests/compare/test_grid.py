@@ -21,7 +21,7 @@ from nse_plugin.compare.tables import age_tables, score_table
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.methods import nse
-from nse_plugin.report.run import read_run
+from nse_plugin.report.run import Run
 from nse_plugin.report.run_page import run_tables
 from nse_plugin.report.theme import LIGHT
 from nse_plugin.runs import scheduler as scheduling
@@ -61,7 +61,7 @@ def test_cells(whole):
 
 @pytest.mark.parametrize("name", ["untouched", "NSE"])
 def test_every_cell_is_a_run_that_can_be_inspected(whole, name):
-    run = read_run(whole[0] / "cells" / "tiny" / name / "0")
+    run = Run(whole[0] / "cells" / "tiny" / name / "0")
     assert run.status == ("nothing_written" if name == "untouched" else "complete")
     assert len(run.scores) == 3
     assert len(run.ledger) == (0 if name == "untouched" else 3)

@@ -12,7 +12,7 @@ from nse_plugin import cli
 from nse_plugin.errors import DataError
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.kinds import kinds_table
-from nse_plugin.report.run import read_run
+from nse_plugin.report.run import Run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.report.run_page import run_page, run_tables
 from nse_plugin.report.theme import LIGHT
@@ -47,7 +47,7 @@ def rows(table):
 
 
 def test_scores_are_those_of_the_lines(made):
-    run = read_run(made)
+    run = Run(made)
     assert run.status == "complete" and run.planned == 6
     for line in lines(made):
         for name in ("efficacy", "locality"):
@@ -64,7 +64,7 @@ def test_scores_are_those_of_the_lines(made):
 
 
 def test_frequency_and_layers(made):
-    run, ledger = read_run(made), RunFiles(made).ledger()
+    run, ledger = Run(made), RunFiles(made).ledger
     for row in rows(tables.layers_table(run)):
         layer = int(row["layer"])
         sets = [set(record.neurons(layer).tolist()) for record in ledger]
@@ -82,7 +82,7 @@ def test_frequency_and_layers(made):
 
 
 def test_rounds_and_requests(made):
-    run, ledger = read_run(made), RunFiles(made).ledger()
+    run, ledger = Run(made), RunFiles(made).ledger
     for row, record in zip(rows(tables.rounds_table(run)), ledger):
         assert int(row["neurons"]) == sum(len(record.neurons(n)) for n in (0, 1))
         assert float(row["norm, layer 1"]) == pytest.approx(record.norms()[1], rel=1e-3)
@@ -100,7 +100,7 @@ def test_rounds_and_requests(made):
 
 def test_kinds_of_score_by_age(made):
     """Means over edits, from the lines of the run."""
-    run = read_run(made)
+    run = Run(made)
     rows = {row[0]: row[1:] for row in kinds_table(run).rows}
     after = [line["scores"]["efficacy_tokens"] for line in run.lines for _ in range(line["edits"])]
     last = run.final["measurement"]
@@ -119,7 +119,7 @@ def test_spans_of_rounds():
 
 
 def test_every_picture_has_words_and_can_be_drawn(made):
-    pictures = run_pictures(read_run(made))
+    pictures = run_pictures(Run(made))
     names = [picture.name for picture in pictures]
     assert names == ["scores", "overall", "locality", "retention", "ledger", "writes", "overlap",
                      "norm", "capacity"]  # fmt: skip
@@ -134,7 +134,7 @@ def test_a_run_that_is_at_work(folder):
     path = folder / "rounds.jsonl"
     path.write_bytes(path.read_bytes()[:-20])
     before = {p: p.read_bytes() for p in folder.iterdir() if p.is_file()}
-    run = read_run(folder)
+    run = Run(folder)
     assert run.status == "unfinished" and run.ledger.numbers() == [1, 2] and len(run.lines) == 2
     assert ("edits", "4 of 6 in 2 rounds") in tables.overview(run).rows
     assert list(run.retention.columns) == [2]
@@ -150,14 +150,14 @@ def test_one_round_and_no_round(folder, tmp_path):
     path.write_text(path.read_text().splitlines(keepends=True)[0])
     for later in ("final.json", "round-0002.safetensors", "round-0003.safetensors"):
         (folder / later).unlink()
-    run = read_run(folder)
+    run = Run(folder)
     assert [table.caption for table in run_tables(run)][2] == "Rounds"
     assert rows(tables.layers_table(run))[0]["mean overlap"] == "–"
     assert not {"norm", "capacity"} & {picture.name for picture in run_pictures(run)}  # a point
     run_page(run).html()
     path.unlink()
     with pytest.raises(DataError, match="has no finished round yet"):
-        read_run(folder)
+        Run(folder)
 
 
 def test_facts_have_their_answers_and_the_worst_come_first(folder):
@@ -167,18 +167,18 @@ def test_facts_have_their_answers_and_the_worst_come_first(folder):
     final = json.loads((folder / "final.json").read_text())
     final["measurement"]["answers"] = answers[:5]
     (folder / "final.json").write_text(json.dumps(final))
-    facts = read_run(folder).facts
+    facts = Run(folder).facts
     assert [(f.case_id, f.outcome) for f in facts] == [
         *((number, "not in effect") for number in range(4)), (5, "not asked"), (4, "in effect"),
     ]  # fmt: skip
-    asked, table = requests()[0], rows(tables.facts_table(read_run(folder), most=1, width=200))
+    asked, table = requests()[0], rows(tables.facts_table(Run(folder), most=1, width=200))
     assert table == [
         {"prompt": asked.text, "old answer": asked.ground_truth, "new answer": asked.target_new,
          "answer at the end": answers[0]["answer"], "outcome": "not in effect", "round": "1",
          "request": "0"}
     ]  # fmt: skip
     undo_round(folder, 1)  # any answer may be another one now
-    run = read_run(folder)
+    run = Run(folder)
     assert [(f.case_id, f.outcome) for f in run.facts] == [
         (5, "not asked"), (2, "not tested"), (3, "not tested"), (4, "not tested"),
         (0, "undone"), (1, "undone"),
@@ -191,21 +191,21 @@ def test_facts_have_their_answers_and_the_worst_come_first(folder):
 
 def test_an_undone_round_is_named_and_left_out(folder):
     undo_round(folder, 2)
-    run = read_run(folder)
+    run = Run(folder)
     assert run.ledger.numbers() == [1, 3] and list(run.survey.overlaps[None].index) == [1, 3]
     said = "rounds 2; all edits were last measured before round 2 was undone"
     assert said in tables.overview(run).text()
     for number in (1, 3):
         undo_round(folder, number)
-    run = read_run(folder)
+    run = Run(folder)
     assert not run.ledger and "no round is active" in tables.overview(run).text()
     assert "Neurons" not in [section.title for section in run_page(run).sections]
 
 
 def test_a_method_of_the_host_has_scores_only(tmp_path):
     scheduler(tmp_path, subject=editor(), hparams=None).run()
-    run = read_run(tmp_path)
-    assert not run.ledger and len(run.scores) == 3 and run.files.method == "STUB"
+    run = Run(tmp_path)
+    assert not run.ledger and len(run.scores) == 3 and run.method == "STUB"
     names = {picture.name for picture in run_pictures(run)}
     assert names == {"scores", "overall", "locality", "retention"}
     assert "Retention" in run_page(run).html()
@@ -215,7 +215,7 @@ def test_a_run_that_collapsed(folder):
     stop = {"rule": "min_retention", "value": 0.1, "bound": 0.5, "action": "undo"}
     final = json.loads((folder / "final.json").read_text())
     (folder / "final.json").write_text(json.dumps({**final, "status": "collapsed", "stop": stop}))
-    text = tables.overview(read_run(folder)).text()
+    text = tables.overview(Run(folder)).text()
     assert "collapsed" in text and "min_retention was 0.1, bound 0.5" in text
 
 
@@ -242,7 +242,7 @@ def test_methods_that_write_no_neurons(tmp_path, name):
 def test_damage_is_named(folder, file, message, capsys):
     (folder / file).write_text("{{\n{{\n")
     with pytest.raises(DataError, match=message):
-        run_page(read_run(folder))
+        run_page(Run(folder))
     assert cli.main(["inspect", str(folder)]) == 1
     assert "nse: " in capsys.readouterr().err
 
@@ -271,7 +271,7 @@ def test_other_manifests_are_refused(folder, change, message):
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(DataError, match=message):
-        read_run(folder)
+        Run(folder)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_a_line_of_other_types_is_damage(folder, change, message):
     found[1] |= change
     path.write_text("".join(json.dumps(line) + "\n" for line in found))
     with pytest.raises(DataError, match=message.replace("|", r"\|")):
-        read_run(folder)
+        Run(folder)
 
 
 def test_each_round_file_is_read_once(folder, monkeypatch, tmp_path):
@@ -296,10 +296,10 @@ def test_each_round_file_is_read_once(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(
         ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)
     )
-    run_page(read_run(folder)).html()
+    run_page(Run(folder)).html()
     assert sorted(path.name[6:10] for path in reads) == ["0001", "0002", "0003"]
     reads.clear()
-    run = read_run(folder)
+    run = Run(folder)
     for table in run_tables(run):
         table.text()
     assert len(reads) == 3
@@ -319,7 +319,7 @@ def test_a_neuron_that_one_round_changed(folder):
     found = lines(folder)
     found[1]["sha256"] = sha256
     (folder / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in found))
-    run = read_run(folder)
+    run = Run(folder)
     neuron = int(write.neurons[0])
     found = [r for r in rows(tables.neuron_table(run, 1, neuron)) if r["round"] == "2"]
     assert found[0]["norm"] == found[0]["norm of the round"] == "15"

@@ -8,7 +8,7 @@ import torch
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import FTHparams
-from nse_plugin.report.run import read_run
+from nse_plugin.report.run import Run
 from nse_plugin.report.run_tables import facts_table, overview, rounds_table
 from nse_plugin.runs.consolidate import consolidate_run, would_help
 from nse_plugin.runs.facts import facts_of
@@ -33,7 +33,7 @@ def same(one, other):
 
 def reopened(folder):
     subject = runs.session()
-    subject.adopt(RunFiles(folder).ledger())
+    subject.adopt(RunFiles(folder).ledger)
     return subject, dict(subject.model.named_parameters())
 
 
@@ -43,8 +43,8 @@ def test_stored_resumed_and_undone(finished):
     consolidated = runs.weights(finished)
     assert (line["file"], line["after"], line["edits"]) == (4, 3, 6)
     assert not same(rounds, consolidated)
-    assert "round 4: all edits in effect then" in rounds_table(read_run(folder)).note
-    head = dict(overview(read_run(folder)).rows)["consolidated"]
+    assert "round 4: all edits in effect then" in rounds_table(Run(folder)).note
+    head = dict(overview(Run(folder)).rows)["consolidated"]
     assert head.startswith("6 edits solved jointly as round 4, after 3 rounds: ")
     assert head.endswith("afterwards; all edits were last measured before it")
     subject, weights = reopened(folder)
@@ -60,7 +60,7 @@ def test_stored_resumed_and_undone(finished):
     with pytest.raises(DataError, match="round 2 is inside the consolidation that is round 4"):
         undo_round(folder, 2)
     assert undo_round(folder, 4) == [1, 2, 3]
-    assert "consolidated" not in dict(overview(read_run(folder)).rows)
+    assert "consolidated" not in dict(overview(Run(folder)).rows)
     # the model is the measured one again
     assert RunFiles(folder).undone_since(3) == []
     assert same(rounds, reopened(folder)[1])
@@ -78,7 +78,7 @@ def test_the_facts_are_as_the_consolidation_left_them(finished, monkeypatch):
     found = facts_of(RunFiles(folder))
     assert sorted(fact.outcome for fact in found) == ["in effect"] * 3 + ["not in effect"] * 3
     assert {fact.answer for fact in found} == {None}
-    assert "After the consolidation" in facts_table(read_run(folder)).note
+    assert "After the consolidation" in facts_table(Run(folder)).note
     undo_round(folder, line["file"])
     assert [fact.outcome for fact in facts_of(RunFiles(folder))] == measured
 

@@ -21,7 +21,7 @@ from nse_plugin.export.of_run import export_run
 from nse_plugin.files import JsonLines
 from nse_plugin.locate.small_keys import edited_at_the_end
 from nse_plugin.model.chat import ChatTokenizer
-from nse_plugin.report.run import read_run
+from nse_plugin.report.run import Run
 from nse_plugin.report.run_tables import overview
 from nse_plugin.runs import edit_round
 from nse_plugin.runs.directory import RunDirectory
@@ -97,7 +97,7 @@ def test_the_report_says_what_the_model_says_about_the_subject(made):
 def test_the_folder_is_a_run_that_gives_the_same_model_again(made, one):
     folder, _ = made
     files = RunFiles(one.folder)
-    final, (line,) = files.final(), files.lines
+    final, (line,) = files.final, files.lines
     assert (final["status"], final["edits"], line["scores"]["efficacy"]) == ("complete", 1, 1.0)
     (request,) = files.requests()[1]
     assert (request.text, request.target_new, request.ground_truth) == (TEXT, NEW, OLD)
@@ -132,7 +132,7 @@ def test_answers_from_before_an_undo_are_not_said_to_be_those_of_now(one, tmp_pa
     """A second edit of a fact writes only what is missing, so without the first it may be lost."""
 
     def shown(name):
-        run = read_run(one.folder)
+        run = Run(one.folder)
         export_run(one.folder, "peft", tmp_path / name)
         card = (tmp_path / name / "README.md").read_text(encoding="utf-8")
         return {fact.round: fact.state for fact in run.facts}, overview(run).text(), card

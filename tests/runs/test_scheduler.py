@@ -233,7 +233,7 @@ def test_what_is_said_of_the_weights(tmp_path):
     keys = made.backend.session.ledger.some_keys([1], limit=99)[1]
     assert torch.equal(made.backend.keys(6)[1], keys)
     assert torch.equal(made.backend.keys(3)[1], keys[:, [0, 2, 5]])
-    assert len(RunFiles(tmp_path).ledger()) == 3
+    assert len(RunFiles(tmp_path).ledger) == 3
 
 
 # --- stop rules ----------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_undo_keeps_the_state_before(tmp_path, as_list):
     one = scheduler(tmp_path / "b", requests(2))
     one.run()
     assert equal(weights(made), weights(one))
-    assert len(RunFiles(tmp_path / "a").ledger()) == 1
+    assert len(RunFiles(tmp_path / "a").ledger) == 1
     assert [row["edited"] for row in result.final["measurement"]["retention"]] == [1]
     stream = requests() if as_list else iter(requests())
     again = scheduler(tmp_path / "a", stream, **third_round_collapses("undo"))
@@ -271,7 +271,7 @@ def test_stop_keeps_the_round_and_continue_writes_the_others(tmp_path, action, s
     made = scheduler(tmp_path, **third_round_collapses(action))
     result = made.run()
     assert (result.status, result.final["rounds"]) == (status, rounds)
-    assert len(RunFiles(tmp_path).ledger()) == rounds
+    assert len(RunFiles(tmp_path).ledger) == rounds
     again = scheduler(tmp_path, **third_round_collapses(action))
     assert again.run().final == result.final and equal(weights(again), weights(made))
 
@@ -290,7 +290,7 @@ def test_weights_that_move_too_far_end_a_run_without_a_measurement(tmp_path):
     result = scheduler(tmp_path / "b", stop_rules=rules, protocol=protocol(every=0)).run()
     assert result.status == "collapsed" and result.final["stop"]["rule"] == "max_change"
     assert result.final["rounds"] == next(i for i, x in enumerate(moved, 1) if x > rules.max_change)
-    assert len(RunFiles(tmp_path / "b").ledger()) == result.final["rounds"] - 1
+    assert len(RunFiles(tmp_path / "b").ledger) == result.final["rounds"] - 1
 
 
 def test_retention_and_relative_perplexity(tmp_path):
@@ -330,7 +330,7 @@ def test_until_collapse_compares_with_the_run_s_first_measurement(
         "bound": 0.4,
         "action": action,
     }
-    assert len(RunFiles(tmp_path).ledger()) == rounds - (action == "undo")
+    assert len(RunFiles(tmp_path).ledger) == rounds - (action == "undo")
 
 
 @pytest.mark.parametrize(("action", "status"), [("undo", "collapsed"), ("stop", "stopped"),
@@ -352,7 +352,7 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
     assert result.status == status
     line = list(result.lines())[1]
     assert line["stop"]["rule"] == "non_finite" and line["file"] is None
-    assert len(RunFiles(tmp_path).ledger()) == (2 if action == "continue" else 1)
+    assert len(RunFiles(tmp_path).ledger) == (2 if action == "continue" else 1)
     again = scheduler(tmp_path, stop_rules=rules)
     assert again.run().final == result.final and equal(weights(again), weights(made))
 

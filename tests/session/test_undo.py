@@ -287,11 +287,11 @@ def loaded(ledger):
 def test_the_command_on_a_directory(folder, four, capsys):
     assert main(["undo", str(folder), "--round", "2", "--reason", "wrong source"]) == 0
     assert "round 2 of" in (said := capsys.readouterr().out) and "active rounds: 1, 3, 4" in said
-    ledger = RunFiles(folder).ledger()
+    ledger = RunFiles(folder).ledger
     assert ledger.numbers() == [1, 3, 4] and ledger.next_number() == 5
     assert [(u.number, u.reason) for u in ledger.undone] == [(2, "wrong source")]
     assert (folder / "round-0002.safetensors").exists()
-    session, all_four = loaded(ledger), loaded(RunFiles(four).ledger())
+    session, all_four = loaded(ledger), loaded(RunFiles(four).ledger)
     assert session.ledger.undone == ledger.undone
     all_four.undo(2)
     assert all(
@@ -303,7 +303,7 @@ def test_the_command_on_a_directory(folder, four, capsys):
         assert text in said and "active rounds: 1, 3, 4" in said
     for number in (4, 1, 3):
         main(["undo", str(folder), "--round", str(number)])
-    assert "no round is active" in capsys.readouterr().out and len(RunFiles(folder).ledger()) == 0
+    assert "no round is active" in capsys.readouterr().out and len(RunFiles(folder).ledger) == 0
 
 
 def test_the_command_names_later_rounds_of_the_same_facts(tmp_path, capsys):
@@ -330,26 +330,26 @@ def test_damage_and_other_files(folder, tmp_path_factory):
     kept = (folder / "undone.json").read_text()
     (folder / "undone.json").write_text(kept[:-9])
     with pytest.raises(DataError, match="is damaged"):
-        RunFiles(folder).ledger()
+        _ = RunFiles(folder).ledger
     (folder / "undone.json").write_text(kept.replace('"number": 2', '"number": "2"'))
     with pytest.raises(DataError, match="entry 1 is damaged: number is '2', not int"):
-        RunFiles(folder).ledger()
+        _ = RunFiles(folder).ledger
     (folder / "undone.json").write_text(kept.replace('"schema": 5', '"schema": 9'))
     with pytest.raises(DataError, match="schema 9, and this version reads 5"):
-        RunFiles(folder).ledger()
+        _ = RunFiles(folder).ledger
     (folder / "undone.json").write_text(kept)
     (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
-    assert RunFiles(folder).ledger().numbers() == [1, 3, 4]
+    assert RunFiles(folder).ledger.numbers() == [1, 3, 4]
     (folder / "round-0003.safetensors").unlink()
     with pytest.raises(DataError, match="lacks round-0003"):
-        RunFiles(folder).ledger()
+        _ = RunFiles(folder).ledger
 
 
 def test_entries_of_another_round_of_that_number_do_not_count(folder):
     undo_round(folder, 2)
     other = ledger_files.load_round(folder / "round-0003.safetensors")
     ledger_files.save_round(folder, dataclasses.replace(other, number=2))
-    assert RunFiles(folder).ledger().numbers() == [1, 2, 3, 4] and load_undone(folder) == []
+    assert RunFiles(folder).ledger.numbers() == [1, 2, 3, 4] and load_undone(folder) == []
     undo_round(folder, 3)
     assert [u.number for u in load_undone(folder)] == [3]
     assert len(json.loads((folder / "undone.json").read_text())["undone"]) == 1
@@ -357,7 +357,7 @@ def test_entries_of_another_round_of_that_number_do_not_count(folder):
 
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
-    session = loaded(RunFiles(four).ledger())
+    session = loaded(RunFiles(four).ledger)
     reads, real = [], ledger_files.load_round
     monkeypatch.setattr(
         ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)
@@ -365,7 +365,7 @@ def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
     session.undo(number) if number < 4 else session.undo_last()
     assert len(reads) == len(set(reads)) == 3
     reads.clear()
-    loaded(RunFiles(four).ledger())
+    loaded(RunFiles(four).ledger)
     assert len(reads) == len(set(reads)) == 4
 
 
@@ -383,7 +383,7 @@ def test_a_run_does_not_go_on_after_an_undo(tmp_path, capsys):
         assert main(["undo", str(run), "--round", "1"]) == 1
     assert "is in use by another process" in capsys.readouterr().err
     assert main(["undo", str(run), "--round", "1"]) == 0
-    assert RunFiles(run).ledger().numbers() == [2]
+    assert RunFiles(run).ledger.numbers() == [2]
     with pytest.raises(
         DataError, match=r"undone rounds \(1\); a run is resumed only from all of its"
     ):
