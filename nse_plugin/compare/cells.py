@@ -48,15 +48,11 @@ RETRIES = 1
 """How often a cell is resumed whose worker died."""
 
 _RETAINED = ("efficacy", "efficacy_tokens", "paraphrase", "portability", "locality")
-_METHOD_ERRORS = (
-    NSEPluginError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError,
-    MemoryError, NameError, OSError, RuntimeError, TypeError, ValueError,
-)  # fmt: skip
-"""Errors of a method, ours or EasyEdit's, after which the other cells still run."""
 
 
 def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResult:
-    """Run a cell, or resume it; an error of the method becomes the cell's result.
+    """Run a cell, or resume it; an error of the method becomes the cell's result, and other cells
+    still run.
 
     Args:
         pool: provides the untouched model.
@@ -65,7 +61,7 @@ def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResu
     try:
         with _quiet_surroundings(cell):
             return _run(cell, pool, own_process)
-    except _METHOD_ERRORS as error:
+    except Exception as error:  # of any method, ours or EasyEdit's
         known = isinstance(error, NSEPluginError)  # its message is enough
         log.warning("%s failed", cell, exc_info=None if known else error)
         return failed(cell, f"{type(error).__name__}: {error}")

@@ -38,7 +38,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nse_plugin.easyedit.checkout import method_table, part
 from nse_plugin.easyedit.snapshot import Snapshot
-from nse_plugin.errors import HostError, HparamsError, did_you_mean
+from nse_plugin.errors import HostError, HparamsError
 from nse_plugin.objectives import TokenObjective
 
 if TYPE_CHECKING:
@@ -304,16 +304,8 @@ def replaced(term: Term, model: nn.Module, objective: TokenObjective) -> Iterato
 
 
 def with_objective(method: str, objective: TokenObjective) -> Callable[..., tuple[Any, Any]]:
-    """EasyEdit's function of an editor with another loss and the same arguments.
-
-    Raises:
-        HostError: it is not known where that editor computes its loss.
-    """
-    if method not in TERMS:
-        raise HostError(
-            f"it is not known how to replace the loss of EasyEdit's {method}"
-            f"{did_you_mean(method, TERMS)}; it is for {', '.join(TERMS)}"
-        )
+    """EasyEdit's function of an editor of :data:`TERMS` with another loss, with the same
+    arguments."""
     term = TERMS[method]
 
     @functools.wraps(part(term.apply))

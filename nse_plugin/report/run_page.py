@@ -6,7 +6,7 @@ from nse_plugin.printable import counted
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.page import Page, Picture
-from nse_plugin.report.run import Run
+from nse_plugin.report.run import PERPLEXITY, Run
 from nse_plugin.report.run_figures import run_pictures
 from nse_plugin.table import Table
 
@@ -69,12 +69,18 @@ def run_page(run: Run) -> Page:
 
 
 def _score_tables(run: Run) -> list[Table]:
-    found = [] if run.scores.empty else [tables.scores_table(run)]
-    if not run.overall_scores.empty:
-        found.append(tables.overall_table(run))
-    if (kinds := kinds_table(run)) is not None:
-        found.append(kinds)
-    return found
+    """Scores of each round's own edits right after it, of all edits so far, and by kind."""
+    frames = {
+        "Scores of each round's own edits": run.scores,
+        "Scores of all edits so far": run.overall_scores,
+    }
+    found = [
+        Table.of(frame, caption, formats={**dict.fromkeys(frame.columns, ".1%"), PERPLEXITY: ".3f"})
+        for caption, frame in frames.items()
+        if not frame.empty
+    ]
+    kinds = kinds_table(run)
+    return found if kinds is None else [*found, kinds]
 
 
 def _settings(run: Run) -> Table:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.printable import counted
-from nse_plugin.report.run import PERPLEXITY, Run, mean_overlap
+from nse_plugin.report.run import Run, mean_overlap
 from nse_plugin.runs.facts import ORDER
 from nse_plugin.session import queries
 from nse_plugin.session.records import were_undone
@@ -131,21 +131,6 @@ def rounds_table(run: Run) -> Table:
             )
     formats = {"seconds": ".2f", **dict.fromkeys(norms, ".4g")}
     return Table.of(shown, "Rounds", heads=_STATUSES | norms, formats=formats, note=note)
-
-
-def scores_table(run: Run) -> Table:
-    """Scores of each round's own edits, right after it."""
-    frame = run.scores
-    return Table.of(
-        frame, "Scores of each round's own edits", formats=dict.fromkeys(frame.columns, ".1%")
-    )
-
-
-def overall_table(run: Run) -> Table:
-    """Scores of all edits so far, where they were measured."""
-    frame = run.overall_scores
-    formats = {**dict.fromkeys(frame.columns, ".1%"), PERPLEXITY: ".3f"}
-    return Table.of(frame, "Scores of all edits so far", formats=formats)
 
 
 def layers_table(run: Run) -> Table:

@@ -120,7 +120,7 @@ class SessionBackend(Backend):
         method = find_method(hparams.alg_name)
         self.method, self._edit_round = method.name, method.edit_round
         self._base = base_of(hparams)
-        self._norms: dict[int, float] = {}  # of the original matrix of each edited layer
+        self._norms: dict[str, float] = {}  # of the original of each edited matrix
         self.session, self.hparams = session, hparams
         self.model, self.tokenizer = session.model, session.tokenizer
         if isinstance(self._base, LayersHparams):  # before the model is asked or a file is written
@@ -138,14 +138,19 @@ class SessionBackend(Backend):
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Write a round into model and ledger."""
         record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
-        summary = record.summary()
-        changes = self._relative_changes(record)
-        for layer, change in changes.items():
-            summary["layers"][str(layer)]["relative_change"] = change
+        summary, weights = record.summary(), self.session.weights
+        changed, changes = record.state is not None, list[float]()
+        for layer in record.key_counts:
+            name, of_layer = self.session.layout.down_name(layer), summary["layers"][str(layer)]
+            if name not in self._norms:
+                self._norms[name] = float(weights.original(name).float().norm())
+            norm, total = self._norms[name], weights.change(name)
+            of_layer["relative_change"] = 0.0 if total is None else float(total.norm()) / norm
+            changes.append(of_layer["relative_change"])
+            changed |= of_layer["norm"] > _ROUNDING * norm
         left_out = [each for each in record.outcomes if each.status == "out_of_bounds"]
         bound = self._base.bound_in_words() if isinstance(self._base, NSEHparams) else ""
-        changed = self._is_changed(record, summary)
-        return Written(summary, changed, left_out, max(changes.values(), default=None), bound)
+        return Written(summary, changed, left_out, max(changes, default=None), bound)
 
     def problem(self) -> str | None:
         """A description of a loss or weight that is not finite after the last round, or None."""
@@ -183,28 +188,3 @@ class SessionBackend(Backend):
         """By edited layer, at most ``limit`` of the previous keys."""
         layers = self._base.layers if isinstance(self._base, LayersHparams) else []
         return self.session.ledger.some_keys(layers, limit)
-
-    def _is_changed(self, record: RoundRecord, summary: dict[str, Any]) -> bool:
-        """Whether a round changed the model by more than rounding error."""
-        if record.state is not None:
-            return True
-        norms = summary["layers"]
-        return any(
-            norms[str(layer)]["norm"] > _ROUNDING * self._original_norm(layer)
-            for layer in record.layers()
-        )
-
-    def _relative_changes(self, record: RoundRecord) -> dict[int, float]:
-        """By edited layer: ||sum of all changes|| / ||original||, after the round."""
-        layout, weights = self.session.layout, self.session.weights
-        changes = {layer: weights.change(layout.down_name(layer)) for layer in record.key_counts}
-        return {
-            layer: 0.0 if change is None else float(change.norm()) / self._original_norm(layer)
-            for layer, change in changes.items()
-        }
-
-    def _original_norm(self, layer: int) -> float:
-        if layer not in self._norms:
-            original = self.session.weights.original(self.session.layout.down_name(layer))
-            self._norms[layer] = float(original.float().norm())
-        return self._norms[layer]

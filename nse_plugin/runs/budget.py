@@ -53,8 +53,6 @@ class Budget:
     disk_per_round: int
     disk: int
     """Disk space of all rounds, log and frozen answers included."""
-    memory_ledger: int
-    """Factors and previous keys of all rounds; they stay on disk, so not counted in ``memory``."""
     memory_originals: int
     """Originals and changes of the edited matrices."""
     memory_solve: int
@@ -70,8 +68,7 @@ class Budget:
         return (
             f"at most {_size(self.disk)} on disk ({_size(self.disk_per_round)} a round), "
             f"{_size(self.memory)} of memory beside the model (originals and changes "
-            f"{_size(self.memory_originals)}, solve {_size(self.memory_solve)}; "
-            f"ledger {_size(self.memory_ledger)}, read from disk)"
+            f"{_size(self.memory_originals)}, solve {_size(self.memory_solve)})"
         )
 
     def check(self, folder: Path) -> None:
@@ -90,7 +87,6 @@ class _Sizes(NamedTuple):
     """The space that a method takes, in bytes."""
 
     per_round: int
-    ledger: int
     originals: int
     solve: int
     consolidation: int = 0  # one, of all edits
@@ -107,23 +103,22 @@ def estimate(model: Any, hparams: Any, round_size: int, n_requests: int | None) 
     n, rounds = min(round_size, n_all), max(1, -(-n_all // round_size))
     base = base_of(hparams)
     if isinstance(base, (GRACEHparams, LoRAHparams)):
-        sizes = _attached(model, base, n, n_all, rounds)
+        sizes = _attached(model, base, n, n_all)
     elif isinstance(base, (FTHparams, UltraEditHparams)):
         replayed = isinstance(base, FTHparams) and base.replay
-        sizes = _trained(*_shape(model), base, n_all if replayed else n, rounds)
+        sizes = _trained(*_shape(model), base, n_all if replayed else n)
     elif isinstance(base, LocateHparams):
         sizes = _located(*_shape(model), base, n, n_all, rounds, is_stream=n_requests is None)
     else:
         d_model, d_ff = _shape(model)
         matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
-        sizes = _Sizes(4 * matrices + 4096, 0, matrices * _HELD, 0)
+        sizes = _Sizes(4 * matrices + 4096, matrices * _HELD, 0)
     # the k-th of m evenly spaced ones has k / m of all edits
     consolidated = sizes.consolidation * (sizes.consolidations + 1) // 2
     return Budget(
         rounds=rounds,
         disk_per_round=sizes.per_round + sizes.consolidation + n * _LINE,
         disk=rounds * sizes.per_round + consolidated + n_all * _LINE,
-        memory_ledger=sizes.ledger,
         memory_originals=sizes.originals,
         memory_solve=sizes.solve,
     )
@@ -147,30 +142,24 @@ def _located(
         per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
         consolidation=(per_edit + _RECORD) * n_all if every else 0,
         consolidations=rounds // every if every else 0,
-        ledger=per_edit * n_all + rounds * layers * passes * d_ff * 8,
         originals=layers * d_model * d_ff * _HELD,
         solve=d_ff * d_ff * (4 * 8 + covariances) + previous,
     )
 
 
-def _trained(
-    d_model: int, d_ff: int, hparams: FTHparams | UltraEditHparams, n: int, rounds: int
-) -> _Sizes:
+def _trained(d_model: int, d_ff: int, hparams: FTHparams | UltraEditHparams, n: int) -> _Sizes:
     layers = len(hparams.layers)
     factors = layers * (4 * d_model * d_ff + 8 * d_ff)
     if isinstance(hparams, UltraEditHparams):  # moments of the features
         factors += layers * 16 * (d_model + d_ff)
     return _Sizes(
         per_round=factors + n * _RECORD + 4096,
-        ledger=rounds * factors,
         originals=layers * d_model * d_ff * _HELD,
         solve=layers * d_model * d_ff * 4 * 5,  # start, copy, gradient and Adam's two
     )
 
 
-def _attached(
-    model: Any, hparams: GRACEHparams | LoRAHparams, n: int, n_all: int, rounds: int
-) -> _Sizes:
+def _attached(model: Any, hparams: GRACEHparams | LoRAHparams, n: int, n_all: int) -> _Sizes:
     if isinstance(hparams, GRACEHparams):  # key, value, radius and target of every edit so far
         layer = find_layer(model, hparams.inner_params[0])
         state = n_all * (4 * sum(layer.weight.shape) + 4 + 8 * _TARGET)
@@ -180,7 +169,7 @@ def _attached(
         weights = [m.weight for m in chosen if getattr(m, "weight", None) is not None]
         state = sum(4 * hparams.rank * (sum(weight.shape) + 2) for weight in weights)
     per_round = state + n * _RECORD + 16384  # which has the names of all tensors
-    return _Sizes(per_round, rounds * state, originals=2 * state, solve=4 * state)
+    return _Sizes(per_round, originals=2 * state, solve=4 * state)
 
 
 def _shape(model: Any) -> tuple[int, int]:

@@ -24,8 +24,8 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs.reading import (
     checked_lines,
     consolidations,
-    load_undone,
     read_manifest,
+    undone_rounds,
     without_line,
 )
 from nse_plugin.runs.schema import (
@@ -131,7 +131,7 @@ def run_directory(path: Path, resumes: bool = True) -> Iterator[RunDirectory]:
                 f"{path} is a folder of edits made with nse edit, which no stream of edits "
                 "continues; add to it with nse edit, or give another folder"
             )
-        undone = [str(entry.number) for entry in load_undone(path)] if resumes else []
+        undone = [str(entry["number"]) for entry in undone_rounds(path)] if resumes else []
         if undone:
             raise DataError(
                 f"{path}: undone rounds ({', '.join(undone)}); a run is resumed only from all "

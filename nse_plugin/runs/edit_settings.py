@@ -17,8 +17,6 @@ from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.schema import MANIFEST
 from nse_plugin.runs.start import warn_of_other_model
 
-DEFAULT_METHOD = "NSE"
-
 
 def edit_hparams(
     folder: Path,
@@ -42,25 +40,14 @@ def edit_hparams(
     """
     given = {name: value for name, value in changes.items() if value is not None}
     if files is not None:
-        values: dict[str, Any] = dict(files.hparams)
         if files.method not in METHODS:
             raise DataError(
                 f"{folder} is of the host's method {files.method!r}, whose rounds are whole "
                 "matrices; only runs of this package's methods can be added to"
             )
         _refuse_others(folder, files, model, method, hparams, chat)
-        values["model_name"] = files.model_name
-        return hparams_from(folder / MANIFEST, {**values, **given})
-    return _of_new_folder(folder, model, method, hparams, given)
-
-
-def _of_new_folder(
-    folder: Path,
-    model: str | None,
-    method: str | None,
-    hparams: str | Path | None,
-    given: dict[str, Any],
-) -> Hparams:
+        kept = {**files.hparams, "model_name": files.model_name}
+        return hparams_from(folder / MANIFEST, {**kept, **given})
     if hparams is not None:
         if method is not None:
             raise HparamsError(f"give method ({method}) or hparams ({hparams}), not both")
@@ -72,7 +59,7 @@ def _of_new_folder(
             "smollm2-135m (nse models lists some)"
         )
     else:
-        values = values_for(method or DEFAULT_METHOD, model)
+        values = values_for(method or "NSE", model)
     if model is not None:
         values["model_name"] = model
     if isinstance(values.get("model_name"), str):

@@ -17,10 +17,6 @@ class FrozenAnswers:
     def __init__(self, lines: JsonLines[FrozenLine]) -> None:
         self._lines = lines
 
-    def lines(self) -> JsonLines[FrozenLine]:
-        """The lines on disk."""
-        return self._lines
-
     def __len__(self) -> int:
         return len(self._lines)
 

@@ -22,24 +22,19 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its
 line), ``end``."""
 
-_DOING = {
-    "freeze": "asking the untouched model",
-    "edit": "editing",
-    "measure": "measuring",
-    "write": "writing to disk",
-    "untouched model": "measuring the untouched model",
+_PHASES = {
+    "freeze": ("asking the untouched model", "ask the untouched model"),
+    "edit": ("editing", "edit"),
+    "measure": ("measuring", "measure"),
+    "write": ("writing to disk", "other"),
+    "untouched": ("measuring the untouched model", "measure"),
+    "final": ("final measurement", "measure"),
+    "loading": ("", "load the model"),
+    "asking": ("", "ask the untouched model"),
+    "computing": ("", "statistics"),
 }
-_PARTS = {
-    "loading": "load the model",
-    "asking": "ask the untouched model",
-    "computing": "statistics",
-    "freeze": "ask the untouched model",
-    "edit": "edit",
-    "measure": "measure",
-    "final": "measure",
-    "untouched": "measure",
-}
-"""The part of a run's time to which a phase counts, by the first word of its name."""
+"""By the first word of a phase's name: what is shown instead of the name, and the part of a run's
+time to which it counts."""
 QUIET = 30.0
 """Seconds between progress lines if standard error is not a terminal."""
 
@@ -101,7 +96,7 @@ class Shares:
         now = time.monotonic()
         self._seconds[self._part] = self._seconds.get(self._part, 0.0) + now - self._since
         first_word = facts["name"].partition(" ")[0] if event == "phase" else ""
-        self._part, self._since = _PARTS.get(first_word, "other"), now
+        self._part, self._since = _PHASES.get(first_word, ("", "other"))[1], now
 
     def text(self) -> str:
         """``edit 71%, measure 25%, statistics 3%, other 1%``; empty before any time has passed."""
@@ -289,7 +284,6 @@ def _numbers(path: str, values: Mapping[str, Any]) -> Iterator[tuple[str, float]
 
 def _doing(phase: str) -> str:
     """A phase of the scheduler, for people."""
-    if phase in _DOING:
-        return _DOING[phase]
     name, _, number = phase.partition(" ")
-    return f"{_DOING[name]}, round {number}" if name in _DOING else phase
+    text = _PHASES.get(name, ("", ""))[0] or phase
+    return f"{text}, round {number}" if number.isdigit() else text

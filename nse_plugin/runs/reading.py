@@ -113,7 +113,7 @@ class RunFiles:
 
     def consolidated(self) -> Consolidation | None:
         """The last consolidation that is in effect; it includes the earlier ones."""
-        undone = {entry.number for entry in load_undone(self.folder)}
+        undone = {entry["number"] for entry in undone_rounds(self.folder)}
         active = [line for line in consolidations(self.folder) if line["file"] not in undone]
         return active[-1] if active else None
 
@@ -151,7 +151,7 @@ class RunFiles:
         Raises:
             DataError: the file of an active round is missing, or its header is damaged.
         """
-        undone = load_undone(self.folder)
+        undone = [Undone(e["number"], e["time"], e["reason"]) for e in undone_rounds(self.folder)]
         gone = {entry.number for entry in undone}
         sums: dict[Path, str] = {}
         files = [(line["file"], line["sha256"]) for line in self.lines if line["file"] is not None]
@@ -246,13 +246,8 @@ def read_lines(folder: Path) -> JsonLines[RoundLine]:
     return checked_lines(folder / ROUNDS, RoundLine, IF_DAMAGED)
 
 
-def load_undone(folder: Path) -> list[Undone]:
-    """The rounds of a run directory that were undone, in the order in which that was done."""
-    return [Undone(e["number"], e["time"], e["reason"]) for e in undone_rounds(folder)]
-
-
 def undone_rounds(folder: Path) -> list[UndoneRound]:
-    """The entries of ``undone.json`` that count.
+    """The entries of ``undone.json`` that count, in the order in which the rounds were undone.
 
     An entry belongs to one file.  It is skipped if a later run in the same folder wrote another
     round of that number.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded, group
 from nse_plugin.runs.order import Order
@@ -81,7 +82,7 @@ class RunSettings(CommonSettings):
             yield f"method is {self.method!r} and model is missing; give --model too"
 
 
-@dataclass(frozen=True)
+@dataclass
 class DemoSettings(Settings):
     """The options of the demo; all other settings of its run are fixed."""
 
@@ -103,17 +104,10 @@ class DemoSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        edits, rounds = self._usual
-        object.__setattr__(self, "edits", self.edits or edits)
-        object.__setattr__(self, "rounds", self.rounds or min(rounds, self.edits))
-
-    @property
-    def _usual(self) -> tuple[int, int]:
-        """Edits and rounds if none are given."""
-        return (100, 10) if self.embedded else (30, 3)
-
-    def conflicts(self) -> Iterator[str]:
-        """An error if a round would be empty."""
-        edits = self.edits or self._usual[0]
-        if self.rounds > edits:
-            yield f"rounds is {self.rounds}; give 1 to {edits}, the number of edits"
+        edits, rounds = (100, 10) if self.embedded else (30, 3)
+        self.edits = self.edits or edits
+        self.rounds = self.rounds or min(rounds, self.edits)
+        if self.rounds > self.edits:
+            raise HparamsError(
+                f"rounds is {self.rounds}; give 1 to {self.edits}, the number of edits"
+            )

@@ -7,7 +7,7 @@ from pathlib import Path
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import run_directory
-from nse_plugin.runs.reading import RunFiles, load_undone, read_lines, undone_rounds
+from nse_plugin.runs.reading import RunFiles, read_lines, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
 from nse_plugin.session.ledger_files import host_method, round_path
 from nse_plugin.session.records import active_rounds, later_trained
@@ -40,13 +40,17 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
         last = ledger.numbers()[-1]
         if record.state is not None and number < last:
             raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
-        _add_undone(run, number, reason)
+        entry = UndoneRound(
+            number=number, time=now(), reason=reason, sha256=checksum(path),
+            after=len(read_lines(run)),
+        )  # fmt: skip
+        write_json(run / UNDONE, UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(run), entry]))
     return RunFiles(run).ledger.numbers()
 
 
 def undone_text(run: Path, active: list[int]) -> str:
     """The message shown after an undo."""
-    number, files = load_undone(run)[-1].number, RunFiles(run)
+    number, files = undone_rounds(run)[-1]["number"], RunFiles(run)
     text = f"round {number} of {run} is undone; {active_rounds(active)}"
     requests = files.requests_of({number, *files.ledger.numbers_in_effect()})
     facts = {request.fact for request in requests.get(number, [])}
@@ -62,13 +66,3 @@ def undone_text(run: Path, active: list[int]) -> str:
             "again if needed"
         )
     return text
-
-
-def _add_undone(folder: Path, number: int, reason: str) -> None:
-    """Add a round to ``undone.json``."""
-    sha256 = checksum(round_path(folder, number))
-    entry = UndoneRound(
-        number=number, time=now(), reason=reason, sha256=sha256, after=len(read_lines(folder))
-    )
-    content = UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(folder), entry])
-    write_json(folder / UNDONE, content)

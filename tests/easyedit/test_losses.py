@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nse_plugin.easyedit.losses import TERMS, TermLoss, with_objective
+from nse_plugin.easyedit.losses import TermLoss
 from nse_plugin.easyedit.snapshot import Snapshot
 from nse_plugin.errors import HostError
 from nse_plugin.objectives import TokenLoss, nll
@@ -99,12 +99,6 @@ def test_a_request_without_target_tokens_is_named():
     logits, labels = some(2, 5, ignored=[(1, slice(0, 5))])
     with pytest.raises(HostError, match="cut a request off"):
         TermLoss(nll, "LoRA").loss_function(logits, labels)
-
-
-def test_an_editor_that_is_not_known_is_named():
-    assert set(TERMS) == {"FT", "LoRA", "MELO", "WISE"}
-    with pytest.raises(HostError, match="loss of EasyEdit's LORA; did you mean 'LoRA'"):
-        with_objective("LORA", nll)
 
 
 def test_a_model_is_put_back_as_it_was():

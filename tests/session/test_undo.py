@@ -19,7 +19,7 @@ from nse_plugin.errors import DataError, SessionError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.runs.directory import run_directory
-from nse_plugin.runs.reading import RunFiles, load_undone
+from nse_plugin.runs.reading import RunFiles, undone_rounds
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.undo import undo_round
 from nse_plugin.session import ledger_files, records
@@ -349,9 +349,9 @@ def test_entries_of_another_round_of_that_number_do_not_count(folder):
     undo_round(folder, 2)
     other = ledger_files.load_round(folder / "round-0003.safetensors")
     ledger_files.save_round(folder, dataclasses.replace(other, number=2))
-    assert RunFiles(folder).ledger.numbers() == [1, 2, 3, 4] and load_undone(folder) == []
+    assert RunFiles(folder).ledger.numbers() == [1, 2, 3, 4] and undone_rounds(folder) == []
     undo_round(folder, 3)
-    assert [u.number for u in load_undone(folder)] == [3]
+    assert [entry["number"] for entry in undone_rounds(folder)] == [3]
     assert len(json.loads((folder / "undone.json").read_text())["undone"]) == 1
 
 
