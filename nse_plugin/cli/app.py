@@ -19,7 +19,6 @@ from nse_plugin.cli.output import (
     exit_code,
     set_up_logging,
     show_result,
-    use_no_colours,
 )
 from nse_plugin.cli.signals import signals_interrupt
 from nse_plugin.version import __version__
@@ -103,7 +102,7 @@ def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:
         if quiet:
             be_quiet()
         if no_color:
-            use_no_colours()
+            os.environ["NO_COLOR"] = "1"  # which the libraries that draw read
         return guarded(**options)
 
     common = {

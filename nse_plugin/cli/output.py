@@ -78,11 +78,6 @@ def working() -> Iterator[Listener]:
         yield listener
 
 
-def use_no_colours() -> None:
-    """Print without colours from now on; the libraries that draw read this variable."""
-    os.environ["NO_COLOR"] = "1"
-
-
 def be_quiet() -> None:
     """Print only results and errors from now on."""
     logging.getLogger().setLevel(logging.ERROR)

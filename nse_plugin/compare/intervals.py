@@ -35,8 +35,13 @@ def mean_and_deviation(cells: Cells) -> list[ScoreSummary]:
     for (model, method), group in _by(cells, "model", "method", ended=ENDED).items():
         names = dict.fromkeys(name for cell in group for name in cell["scores"])
         for name in names:
-            values = [cell["scores"].get(name) for cell in group]
-            found.append(_summary(model, method, name, [v for v in values if v is not None]))
+            values = [v for cell in group if (v := cell["scores"].get(name)) is not None]
+            found.append({
+                "model": model, "method": method, "score": name, "n": len(values),
+                "mean": float(np.mean(values)) if values else None,
+                "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+                "min": min(values, default=None), "max": max(values, default=None),
+            })  # fmt: skip
     return found
 
 
@@ -185,15 +190,6 @@ def _t_interval(values: Sequence[float], confidence: float) -> tuple[float | Non
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = t_quantile((1 + confidence) / 2, len(values) - 1) * error
     return centre - half, centre + half
-
-
-def _summary(model: str, method: str, score: str, values: Sequence[float]) -> ScoreSummary:
-    return {
-        "model": model, "method": method, "score": score, "n": len(values),
-        "mean": float(np.mean(values)) if values else None,
-        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
-        "min": min(values, default=None), "max": max(values, default=None),
-    }  # fmt: skip
 
 
 def _by(

@@ -60,11 +60,6 @@ def check_plot(plot: Path) -> None:
     check_place(plot, "the plot")
 
 
-def write_plot(plot: Path, made: Overfitting) -> None:
-    """Write a PNG of the first request's tokens over the steps, and of the means."""
-    write_bytes(plot, _png(made.sides, made.tokenizer))
-
-
 def _tokens(side: Side, edit: Watched, tokenizer: Any) -> Table:
     """The tokens of one target over the steps."""
     steps = spread_out(range(edit.steps), _STEPS_SHOWN)
@@ -117,10 +112,12 @@ def _course(side: Side) -> Table:
     )
 
 
-def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
-    """The losses of the first request with several tokens, a line per token, and the means."""
+def write_plot(plot: Path, made: Overfitting) -> None:
+    """Write a PNG of the losses of the first request with several tokens, a line per token, and of
+    the means."""
     import pandas
 
+    sides, tokenizer = made.sides, made.tokenizer
     number = next((i for i, edit in enumerate(sides[0].edits) if edit.spread is not None), 0)
     tokens = {
         f"{side.name}: {course.place + 1} {tokenizer.decode([course.token])!r}": pandas.Series(
@@ -132,7 +129,7 @@ def _png(sides: Sequence[Side], tokenizer: Any) -> bytes:
     target = sides[0].edits[number].request.target_new
     panels = {f"-log p, tokens of {target!r}": pandas.DataFrame(tokens)}
     panels |= course_panels({side.name: side.course() for side in sides})
-    return to_png(line_panels(panels, x="step", shares=SHARES), dpi=100)
+    write_bytes(plot, to_png(line_panels(panels, x="step", shares=SHARES), dpi=100))
 
 
 def course_panels(courses: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, DataFrame]:

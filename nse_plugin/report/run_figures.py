@@ -25,8 +25,17 @@ def run_pictures(run: Run) -> list[Picture]:
     pictures = list(_of_scores(run))
     if run.layers:  # methods that attach modules write no layer
         chosen = [] if run.writes_all_neurons else [writes(run), overlap(run)]
-        courses = [norms(run), capacity(run)] if len(run.survey.growth) > 1 else []
-        pictures += [ledger(run), *chosen, *courses]
+        pictures += [ledger(run), *chosen]
+        if len(run.survey.growth) > 1:
+            norms, capacity = map(_by_layer, (run.survey.growth, run.survey.capacity))
+            about = "Norm of the sum of all changes, layer by layer."
+            pictures.append(_over_rounds("norm", about, norms, "norm of the change", ".4g"))
+            about = (
+                "Key space that previous keys use: effective dimensions as a share of the neurons."
+            )
+            pictures.append(
+                _over_rounds("capacity", about, capacity, "key space in use", percent=True)
+            )
     return pictures
 
 
@@ -81,20 +90,6 @@ def overlap(run: Run) -> Picture:
             theme=theme,
         ),
     )  # fmt: skip
-
-
-def norms(run: Run) -> Picture:
-    """Norm of the accumulated change per layer over rounds."""
-    caption = "Norm of the sum of all changes, layer by layer."
-    table = _by_layer(run.survey.growth)
-    return _over_rounds("norm", caption, table, "norm of the change", ".4g")
-
-
-def capacity(run: Run) -> Picture:
-    """Share of the key space in use per layer over rounds."""
-    caption = "Key space that previous keys use: effective dimensions as a share of the neurons."
-    table = _by_layer(run.survey.capacity)
-    return _over_rounds("capacity", caption, table, "key space in use", percent=True)
 
 
 def _of_scores(run: Run) -> Iterator[Picture]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from nse_plugin.data.models import from_anywhere
 from nse_plugin.errors import DataError
+from nse_plugin.printable import shortened
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import FrozenLine, Identity
 
@@ -95,7 +96,8 @@ def differences(kept: Any, given: Any, where: str = "") -> list[str]:
                 kept.get(key), given.get(key), f"{where}.{key}" if where else str(key)
             )
         ]
-    return [f"{where} was {_short(kept)}, is {_short(given)}"]
+    was, now = shortened(repr(kept), 80), shortened(repr(given), 80)
+    return [f"{where} was {was}, is {now}"]
 
 
 def completed(kept: dict[str, Any], given: dict[str, Any], settings: Any) -> dict[str, Any]:
@@ -118,8 +120,3 @@ def completed(kept: dict[str, Any], given: dict[str, Any], settings: Any) -> dic
         if isinstance(value, dict) and isinstance(given.get(key), dict) and hasattr(settings, key)
     }
     return {**usual, **kept, **groups}
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
