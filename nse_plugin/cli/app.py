@@ -6,7 +6,11 @@ import functools
 import importlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +24,6 @@ from nse_plugin.cli.output import (
     set_up_logging,
     show_result,
 )
-from nse_plugin.cli.signals import signals_interrupt
 from nse_plugin.version import __version__
 
 EDIT, LOOK, KEEP, MACHINE = "Edit", "Look", "Keep or undo", "Prepare"
@@ -93,6 +96,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except _ClickException as error:
             code = _usage(error)
     return 128 + came[0] if came and code == INTERRUPTED else code
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that files are closed and child
+    processes end; yields the list of signals received.
+
+    Ignored signals (``nohup``) and signals that already have a handler are left alone.
+    """
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield came  # only the main thread may handle signals
+        return
+    known = [getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP")]  # Windows has one
+    taken = [n for n in known if n is not None and signal.getsignal(n) is signal.SIG_DFL]
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in taken:  # a second signal must not interrupt the cleanup
+            signal.signal(other, signal.SIG_IGN)
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield came
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -14,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nse_plugin.compare.hosts import Recipe, editor_of, recipe
 from nse_plugin.compare.machine import MemoryMeter, meta_info
-from nse_plugin.compare.plan import Cell
+from nse_plugin.compare.plan import Cell, round_size
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import SCHEMA, CellResult, RoundPoint, Seconds
-from nse_plugin.compare.streams import round_size, stream
 from nse_plugin.compare.untouched import NoEdits
-from nse_plugin.data.streams import held_out_texts
+from nse_plugin.data.streams import held_out_texts, settled
 from nse_plugin.easyedit.checkout import ROOT_VARIABLE
 from nse_plugin.errors import NSEPluginError
+from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.metrics import SCORES, Answered
 from nse_plugin.evaluation.protocol import Protocol
-from nse_plugin.files import JsonLines
+from nse_plugin.files import JsonLines, write_text
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.seeding import seeded
@@ -37,6 +39,7 @@ from nse_plugin.runs.identity import as_json, hashed
 from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.runs.start import read_requests
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
 
@@ -89,7 +92,7 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
         if settings.chat:  # a new cell takes the texts of the cells whose frozen answers it uses
             begun = sorted(cell.untouched_runs.glob("*"))
             tokenizer = chat_tokenizer(tokenizer, cell.run_dir, *begun)
-        requests = stream(cell, model, tokenizer)
+        requests = _stream(cell, model, tokenizer)
         texts = held_out_texts(settings.held_out, cell.model.source, requests)
         if cell.untouched:
             edited: Any = NoEdits(model, tokenizer)
@@ -106,6 +109,29 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
     found["seconds"] = _seconds(result, prepare, time.perf_counter() - start)
     found["run_info"]["stream"] = hashed([request.digest() for request in requests])
     return found
+
+
+def _stream(cell: Cell, model: nn.Module, tokenizer: Any) -> list[EditRequest]:
+    """The requests of a cell, in the order of the data.
+
+    With ``known``, the first cell of a model and seed asks the untouched model which facts it
+    knows, and stores them in the folder of the comparison.
+
+    Raises:
+        DataError: the data or the stored stream cannot be read, or the model knows no fact.
+    """
+    settings = cell.settings
+    if not settings.known:
+        return read_requests(settings, cell.seed)
+    if not cell.stream.exists():
+        asked = read_requests(settings, cell.seed)
+        known = keep_known(model, tokenizer, asked, limit=settings.limit)
+        log.warning("%s seed %d: %s", cell.model.key, cell.seed, known)
+        chosen = settled(settings.data, known.requests)
+        lines = [json.dumps(request.to_json(), ensure_ascii=False) for request in chosen]
+        write_text(cell.stream, "\n".join(lines) + "\n")
+    kept: JsonLines[dict[str, Any]] = JsonLines(cell.stream)
+    return [EditRequest.from_json(record) for record in kept]
 
 
 def _schedule(

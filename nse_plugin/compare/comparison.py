@@ -12,12 +12,11 @@ from typing import Any
 from nse_plugin.compare.engines import check_engine, engine_of
 from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
 from nse_plugin.compare.intervals import mean_and_deviation, paired_differences
-from nse_plugin.compare.plan import Cell, ModelSpec, claimed_for, grid, lasting
+from nse_plugin.compare.plan import Cell, ModelSpec, claimed_for, grid, lasting, round_size
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult, read_cell
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
-from nse_plugin.compare.streams import round_size
 from nse_plugin.compare.tables import all_tables
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.evaluation.settings import Protocol

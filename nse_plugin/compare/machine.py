@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import platform
 import sys
@@ -18,6 +17,7 @@ from nse_plugin.compare.results import Memory, MetaInfo
 from nse_plugin.easyedit.checkout import find
 from nse_plugin.files import git_commit, now
 from nse_plugin.runs.identity import versions
+from nse_plugin.runs.machine import version_of
 
 try:
     import resource
@@ -29,10 +29,11 @@ def meta_info(threads: int) -> MetaInfo:
     """Versions, commits and hardware, for reproduction."""
     host = hosting.host()
     found = find() if host == "easyedit" else None
+    others = {name: version_of(name) for name in ("numpy", "peft", "tokenizers")}
     return {
         "versions": {
             **cast("dict[str, str]", versions()),
-            **_installed("numpy", "peft", "tokenizers"),
+            **{name: version for name, version in others.items() if version is not None},
         },
         "commits": {
             "nse_plugin": git_commit(Path(__file__).parents[2]),
@@ -96,14 +97,6 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor()
-
-
-def _installed(*packages: str) -> dict[str, str]:
-    found = {}
-    for name in packages:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def _write(path: str, text: str) -> bool:

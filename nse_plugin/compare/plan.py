@@ -177,3 +177,8 @@ def claimed_for(settings: CompareSettings) -> Iterator[None]:
                 "folder, or the same settings to resume it; methods, models and seeds may be added"
             )
         yield
+
+
+def round_size(edits: int, rounds: int) -> int:
+    """Edits per round, rounded up; the last round may be smaller, and there may be fewer rounds."""
+    return -(-edits // rounds)

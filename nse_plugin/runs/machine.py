@@ -27,7 +27,7 @@ def report(stats_dir: str | None = None) -> list[tuple[str, str]]:
         stats_dir: folder of the statistics; by default the usual place.
     """
     rows = [("nse_plugin", __version__), ("python", platform.python_version())]
-    rows += [(name, _version(name)) for name in _PACKAGES]
+    rows += [(name, version_of(name) or "not installed") for name in _PACKAGES]
     rows += [("devices", ", ".join(_devices())), ("threads", str(torch.get_num_threads()))]
     rows.append(("host", _host()))
     rows += [(f"atlas:{name}", _atlas(name)) for name in atlas.MODELS]
@@ -44,11 +44,12 @@ def report(stats_dir: str | None = None) -> list[tuple[str, str]]:
     return rows
 
 
-def _version(package: str) -> str:
+def version_of(package: str) -> str | None:
+    """The installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 def _devices() -> list[str]:

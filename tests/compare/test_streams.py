@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nse_plugin.compare import streams
+from nse_plugin.compare import cells
 from nse_plugin.compare.results import read_cell
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.known import Known
@@ -18,7 +18,7 @@ def test_the_model_is_asked_once_and_all_methods_edit_what_it_knows(world, tmp_p
         asked.append([request.case_id for request in requests])
         return Known(list(requests)[1::2][:limit])
 
-    monkeypatch.setattr(streams, "keep_known", knows_the_odd_ones)
+    monkeypatch.setattr(cells, "keep_known", knows_the_odd_ones)
     grid = comparison(
         world, tmp_path, known=True, limit=2, rounds=1, seeds="0", methods="NSE:one-pass,NSE"
     )
