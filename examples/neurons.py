@@ -23,7 +23,7 @@ def _():
     from nse_plugin.data import atlas
     from nse_plugin.data.readers import parse_records
     from nse_plugin.report.figures import to_png
-    from nse_plugin.report.run import read_run
+    from nse_plugin.report.run import Run
     from nse_plugin.report.run_figures import run_pictures
     from nse_plugin.report.theme import LIGHT
     from nse_plugin.session import queries
@@ -32,11 +32,11 @@ def _():
         EditFolder,
         LIGHT,
         Path,
+        Run,
         atlas,
         mo,
         parse_records,
         queries,
-        read_run,
         run_pictures,
         tempfile,
         to_png,
@@ -89,8 +89,8 @@ def _(mo, reports):
 
 
 @app.cell
-def _(LIGHT, folder, mo, read_run, reports, run_pictures, to_png):
-    pictures = {picture.name: picture for picture in run_pictures(read_run(folder))}
+def _(LIGHT, Run, folder, mo, reports, run_pictures, to_png):
+    pictures = {picture.name: picture for picture in run_pictures(Run(folder))}
 
     def drawn(name):
         picture = pictures[name]
