@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copying
+import functools
 import json
 import logging
 import random
@@ -19,12 +20,9 @@ from nse_plugin.evaluation.edit_quality import compute_edit_quality
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
-from tests.editor_model import tiny_model, tiny_tokenizer
+from tests.tiny import fresh_tokenizer, tiny_model
 
-WEIGHT = {
-    "gpt2": "transformer.h.1.mlp.c_proj.weight",
-    "llama": "model.layers.1.mlp.down_proj.weight",
-}
+wide_model = functools.partial(tiny_model, max_position_embeddings=128)
 PROMPTS = ["Alice lives in", "Bob works in", "The capital of France is"]
 SUBJECTS = ["Alice", "Bob", "France"]
 TARGETS = ["Rome", "Oslo", "the sea"]
@@ -34,14 +32,10 @@ LOCALITY = {
 }  # fmt: skip
 PORTABILITY = {"hop": {"prompt": ["a", "b", "c"], "ground_truth": ["d", "e", "f"]}}
 ALL = {
-    "prompts": PROMPTS,
-    "target_new": TARGETS,
-    "ground_truth": ["Paris", "Rome", "Paris"],
+    "prompts": PROMPTS, "target_new": TARGETS, "ground_truth": ["Paris", "Rome", "Paris"],
     "rephrase_prompts": ["Where does Alice live?", "Bob has a job in", "France has the capital"],
-    "locality_inputs": LOCALITY,
-    "portability_inputs": PORTABILITY,
-    "subject": SUBJECTS,
-}
+    "locality_inputs": LOCALITY, "portability_inputs": PORTABILITY, "subject": SUBJECTS,
+}  # fmt: skip
 
 
 class FakeMethod:
@@ -54,13 +48,13 @@ class FakeMethod:
                  keep_original_weight=False, train_ds=None, **kw):  # fmt: skip
         if copy:
             model = copying.deepcopy(model)
-        session = EditSession.of(model, tok or tiny_tokenizer())
+        session = EditSession.of(model, tok or fresh_tokenizer())
         original = model.get_parameter(self.weight_name).detach().clone()
         generator = torch.Generator().manual_seed(len(self.calls))
         noise = self.scale * torch.randn(original.shape, generator=generator)
         d_ff = session.layout.d_ff
-        change = noise if noise.shape[1] == d_ff else noise.T  # [d_model, d_ff]
-        write = Write(1, 1, torch.arange(d_ff), None, change.contiguous(), (), None)
+        change = noise.T.contiguous()  # [d_model, d_ff]
+        write = Write(1, 1, torch.arange(d_ff), None, change, (), None)
         with session.round([1]):
             session.write(write)
             number, keys = session.ledger.next_number(), {1: torch.zeros(d_ff, 1)}
@@ -69,13 +63,13 @@ class FakeMethod:
         return model, {self.weight_name: original}
 
 
-@pytest.fixture(params=["gpt2", "llama"])
-def editor(request, monkeypatch):
-    method = FakeMethod(WEIGHT[request.param])
+@pytest.fixture
+def editor(monkeypatch):
+    method = FakeMethod("transformer.h.1.mlp.c_proj.weight")
     monkeypatch.setattr(embedded, "apply_function", lambda name: method)
-    model = tiny_model(request.param)
+    model = wide_model("gpt2")
     hparams = SimpleNamespace(
-        alg_name="NSE", model_name=(model, tiny_tokenizer("left")), device="cpu",
+        alg_name="NSE", model_name=(model, fresh_tokenizer("left")), device="cpu",
         model_parallel=False, max_length=40, batch_size=1,
     )  # fmt: skip
     return BaseEditor.from_hparams(hparams)
@@ -91,38 +85,6 @@ def measured(editor, model, record):
 
 
 # --- metrics and restoring ----------------------------------------------------------------------
-
-
-def test_edit_has_the_hosts_schema(editor):
-    metrics, model, originals = editor.edit(**ALL)
-    assert [metric["case_id"] for metric in metrics] == [0, 1, 2]
-    first = metrics[0]
-    assert set(first) == {"case_id", "requested_rewrite", "pre", "post"}
-    rewrite = first["requested_rewrite"]
-    assert (rewrite["prompt"], rewrite["target_new"], rewrite["subject"]) == (
-        "Alice lives in", "Rome", "Alice",
-    )  # fmt: skip
-    assert rewrite["ground_truth"] == "Paris" and rewrite["rephrase_prompt"] == (
-        "Where does Alice live?"
-    )
-    for phase in ("pre", "post"):
-        assert len(first[phase]["rewrite_acc"]) == len(first[phase]["rephrase_acc"]) == 1
-        assert set(first[phase]["portability"]) == {"hop_acc"}
-    assert set(first["pre"]["locality"]) == {"near_output"}
-    assert set(first["post"]["locality"]) == {"near_output", "near_acc"}
-    assert metrics[1]["requested_rewrite"]["locality"] == {} == metrics[1]["post"]["locality"]
-    assert len(metrics[2]["post"]["locality"]["near_acc"]) == 2
-    assert model is editor.model and list(originals) == [editor.apply_algo.weight_name]
-    json.dumps(metrics)
-
-
-def test_edit_that_is_not_sequential_is_undone_bit_by_bit(editor):
-    before = weight_of(editor)
-    metrics, model, originals = editor.edit(**ALL)
-    assert torch.equal(weight_of(editor, model), before)
-    assert torch.equal(originals[editor.apply_algo.weight_name], before)
-    assert [len(call) for call in editor.apply_algo.calls] == [1, 1, 1]
-    assert any(metric["pre"] != metric["post"] for metric in metrics)
 
 
 def test_each_post_is_measured_on_its_own_edit(editor):
@@ -342,8 +304,8 @@ def test_the_host_has_no_other_parts():
 @pytest.fixture
 def saved(tmp_path):
     folder = tmp_path / "tiny-llama"
-    tiny_model("llama").save_pretrained(folder)
-    tokenizer = tiny_tokenizer("left")
+    wide_model("llama").save_pretrained(folder)
+    tokenizer = fresh_tokenizer("left")
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -380,7 +342,7 @@ def test_a_model_that_cannot_be_loaded_is_named(saved, monkeypatch):
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unreachable)
     with pytest.raises(ModelError, match=r"(?s)model 'some/hub-name'.*hub id that can be"):
         BaseEditor(hparams_for("some/hub-name"))
-    for odd in (3, ("a", "b"), (tiny_model("gpt2"),)):
+    for odd in (3, ("a", "b"), (wide_model("gpt2"),)):
         with pytest.raises(ModelError, match="model_name is a"):
             BaseEditor(hparams_for(odd))
 
@@ -397,7 +359,7 @@ def test_devices(saved):
 
 
 def test_a_ready_model_is_used_as_it_is(saved):
-    model, tokenizer = tiny_model("gpt2"), tiny_tokenizer("left")
+    model, tokenizer = wide_model("gpt2"), fresh_tokenizer("left")
     tokenizer.pad_token = None
     hparams = hparams_for((model, tokenizer))
     editor = BaseEditor(hparams)
@@ -407,7 +369,7 @@ def test_a_ready_model_is_used_as_it_is(saved):
 
 def test_an_unknown_method_is_named():
     with pytest.raises(HparamsError, match="'NSA' is not a method"):
-        BaseEditor(hparams_for((tiny_model("gpt2"), tiny_tokenizer()), alg_name="NSA"))
+        BaseEditor(hparams_for((wide_model("gpt2"), fresh_tokenizer()), alg_name="NSA"))
     for wrong in (None, "NSE/atlas-gpt2"):
         with pytest.raises(HparamsError, match=f"hparams is {wrong!r}; give .*from_hparams"):
             BaseEditor(wrong)

@@ -2,7 +2,7 @@
 
 The tiny models are random ones of the real config classes.  A YAML is used as it stands, except
 for sizes: as many layers as it names, but at the bottom of a shallow model, few steps, an alpha in
-the tiny model's scale, and a covariance from a few texts of the model's own.
+the tiny model's scale, and a covariance from a few texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from nse_plugin.methods.nse import edit_round
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.families import FAMILIES
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_model
+from tests.tiny import TEXTS, some_requests, tiny_model
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ def scaled_down(name: str, stats_dir: Path) -> dict[str, Any]:
         "alpha": config["alpha"] / 100,  # residuals of the tiny models are 1 to 10
         "v_loss_layer": layers[-1] + 1,
         "v_num_grad_steps": 3,
-        "mom2_dataset": "self",
-        "mom2_n_samples": 30,
+        "mom2_dataset": str(TEXTS),
+        "mom2_n_samples": 40,
         "stats_dir": str(stats_dir),
     }
 
@@ -86,8 +86,7 @@ def scaled_down(name: str, stats_dir: Path) -> dict[str, Any]:
 def tiny_of(name: str):
     real = REAL[name]
     blocks = len(read(name)["layers"]) + 2
-    size = {"n_layer" if real.family in ("gpt2", "gptj") else "num_hidden_layers": blocks}
-    return tiny_model(real.family, **size, **real.config)
+    return tiny_model(real.family, num_hidden_layers=blocks, **real.config)
 
 
 def test_every_yaml_of_a_real_model_is_in_the_table():

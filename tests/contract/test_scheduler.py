@@ -14,7 +14,7 @@ from nse_plugin.easyedit.editor import ReadyModel
 from nse_plugin.runs.scheduler import SequentialScheduler
 from tests.contract.test_state import rome_hparams
 from tests.runs.runs import HELD_OUT, interrupt, protocol, requests
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import bits, same_bits, tiny_model, tiny_tokenizer
 
 
 def ft_hparams(layer, model_name):
@@ -40,7 +40,7 @@ def scheduled(make_hparams, folder, **more):
 @pytest.mark.parametrize("make_hparams", [ft_hparams, rome_hparams], ids=["FT", "ROME"])
 def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, tmp_path):
     whole, model = scheduled(make_hparams, tmp_path / "whole")
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    before = bits(model)
     result = whole.run()
     assert result.status == "complete" and result.final["rounds"] == 3
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
@@ -51,7 +51,7 @@ def test_a_method_of_easyedit_is_scheduled_and_resumed(easyedit, make_hparams, t
     second, resumed = scheduled(make_hparams, tmp_path / "cut")
     again = second.run()
     assert again.status == "complete"
-    assert all(torch.equal(p, resumed.get_parameter(n)) for n, p in model.named_parameters())
+    assert same_bits(model, resumed)
     assert again.final["measurement"]["all"] == result.final["measurement"]["all"]
 
 

@@ -29,8 +29,7 @@ def our_scores(model, tokenizer, record):
 def taught(family, requests):
     """A tiny model trained on the records briefly, so that some answers are partly right."""
     tokenizer = tiny_tokenizer()
-    sizes = {"n_positions" if family == "gpt2" else "max_position_embeddings": 512}
-    model = tiny_model(family, **sizes)
+    model = tiny_model(family, max_position_embeddings=512)
     texts = [f"{request.text} {request.target_new}" for request in requests]
     for groups in (r.portability for r in requests):
         texts += [f"{probe.prompt} {probe.answer}" for kind in groups.values() for probe in kind]
@@ -166,8 +165,7 @@ def test_generated_texts_and_their_scores_are_the_same(easyedit, kind, family):
     record = readers.parse_records(FLAT)[0].to_dict()
     near = {"prompt": "Anna is a", "ground_truth": "painter"}
     record |= {"locality": {"k": near}, "portability": {"k": near}, "rephrase_prompt": "Where?"}
-    sizes = {"n_positions" if family == "gpt2" else "max_position_embeddings": 600}
-    model, tokenizer = tiny_model(family, **sizes), tiny_tokenizer()
+    model, tokenizer = tiny_model(family, max_position_embeddings=600), tiny_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}:"
     hparams = SimpleNamespace(**{**vars(HPARAMS), "evaluation_type": kind})

@@ -29,16 +29,11 @@ def zsre_file(tmp_path_factory):
         text = rewrite["prompt"].format(rewrite["subject"])
         true, new = rewrite["target_true"]["str"], rewrite["target_new"]["str"]
         record = {
-            "subject": rewrite["subject"],
-            "src": text,
-            "pred": true,
-            "rephrase": fact["paraphrase_prompts"][0],
-            "alt": new,
-            "answers": [true],
+            "subject": rewrite["subject"], "src": text, "pred": true,
+            "rephrase": fact["paraphrase_prompts"][0], "alt": new, "answers": [true],
             "loc": "nq question: " + other["prompt"].format(other["subject"]),
-            "loc_ans": other["target_true"]["str"],
-            "cond": f"{true} >> {new} || {text}",
-        }
+            "loc_ans": other["target_true"]["str"], "cond": f"{true} >> {new} || {text}",
+        }  # fmt: skip
         for probe in fact["portability"][:1]:
             record["portability"] = {
                 "New Question": probe["prompt"],

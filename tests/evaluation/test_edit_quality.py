@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import random
@@ -9,7 +10,6 @@ import re
 from types import SimpleNamespace
 
 import pytest
-import torch
 from tokenizers.processors import TemplateProcessing
 
 from nse_plugin.errors import HparamsError, RequestError
@@ -17,8 +17,10 @@ from nse_plugin.evaluation import questions
 from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
 from nse_plugin.evaluation.edit_quality import compute_edit_quality, compute_many
 from nse_plugin.evaluation.generated import ngram_entropy
-from tests.editor_model import tiny_model, tiny_tokenizer
+from tests.plain import plain_answer
+from tests.tiny import fresh_tokenizer, tiny_model
 
+wide_model = functools.partial(tiny_model, max_position_embeddings=128)
 LETTERS = "".join(map(chr, range(33, 127))) + "\u00e0\u0119\u4e2d\u0438"
 HPARAMS = SimpleNamespace(alg_name="NSE", max_length=40)
 LONG = "The capital of France, which is where Alice lived, is"
@@ -40,45 +42,31 @@ def record(prompt="Alice lives in", target="Paris and Rome"):
 
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
-    return tiny_model(request.param)
-
-
-def brute_force(model, tokenizer, prompt, answer):
-    """(first choices, answer tokens, summed nll), from one unpadded pass in the joint tokens."""
-    n_prompt = len(tokenizer(prompt)["input_ids"])
-    ids = tokenizer(f"{prompt} {answer}")["input_ids"]
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0, n_prompt - 1 : -1]
-    answer_ids = ids[n_prompt:]
-    log_p = logits.double().log_softmax(-1)[range(len(answer_ids)), answer_ids]
-    return logits.argmax(-1).tolist(), answer_ids, -log_p.sum().item()
-
-
-def accuracy(model, tokenizer, prompt, answer):
-    choices, answer_ids, _ = brute_force(model, tokenizer, prompt, answer)
-    return sum(a == b for a, b in zip(choices, answer_ids)) / len(answer_ids)
+    return wide_model(request.param)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_metrics_are_those_of_unbatched_passes(model, side):
-    tokenizer = tiny_tokenizer(side)
+    tokenizer = fresh_tokenizer(side)
     asked = record()
     got = compute_edit_quality(model, "any", HPARAMS, tokenizer, asked, "cpu")
     assert list(got) == ["locality", "portability", "rewrite_acc", "metric_meta", "rephrase_acc"]
     target = asked["target_new"]
-    assert got["rewrite_acc"] == [accuracy(model, tokenizer, asked["prompt"], target)]
-    assert got["rephrase_acc"] == [accuracy(model, tokenizer, asked["rephrase_prompt"], target)]
+    assert got["rewrite_acc"] == [plain_answer(model, tokenizer, asked["prompt"], target).accuracy]
+    assert got["rephrase_acc"] == [
+        plain_answer(model, tokenizer, asked["rephrase_prompt"], target).accuracy
+    ]
     assert got["locality"] == {
-        "one_output": [brute_force(model, tokenizer, "Bob lives in", "Rome is")[0]],
+        "one_output": [plain_answer(model, tokenizer, "Bob lives in", "Rome is").choices],
         "several_output": [
-            brute_force(model, tokenizer, "Oslo", "is")[0],
-            brute_force(model, tokenizer, LONG, "a continent of it")[0],
+            plain_answer(model, tokenizer, "Oslo", "is").choices,
+            plain_answer(model, tokenizer, LONG, "a continent of it").choices,
         ],
     }
     assert got["portability"] == {
         "hop_acc": [
-            accuracy(model, tokenizer, "Oslo", "is"),
-            accuracy(model, tokenizer, LONG, "the sea"),
+            plain_answer(model, tokenizer, "Oslo", "is").accuracy,
+            plain_answer(model, tokenizer, LONG, "the sea").accuracy,
         ]
     }
     assert got["metric_meta"]["rewrite"] == {
@@ -91,10 +79,10 @@ def test_metrics_are_those_of_unbatched_passes(model, side):
 
 
 def test_accuracy_is_the_share_of_first_choices(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     draw = random.Random(0)  # long random answers: the model gets a token right now and then
     asked = [(prompt, "".join(draw.choices(LETTERS, k=50))) for prompt in ["Oslo", "Bob"] * 30]
-    wanted = [accuracy(model, tokenizer, *pair) for pair in asked]
+    wanted = [plain_answer(model, tokenizer, *pair).accuracy for pair in asked]
     records = [{"prompt": prompt, "target_new": answer} for prompt, answer in asked]
     got = [entry["rewrite_acc"][0] for entry in compute_many(model, HPARAMS, tokenizer, records)]
     assert got == wanted
@@ -102,7 +90,7 @@ def test_accuracy_is_the_share_of_first_choices(model):
 
 
 def test_many_records_equal_one_at_a_time(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     records = [record(), record("Oslo", "is"), {"prompt": LONG, "target_new": "Garn"}]
     together = compute_many(model, HPARAMS, tokenizer, records)
     alone = [compute_edit_quality(model, "", HPARAMS, tokenizer, r, "cpu") for r in records]
@@ -111,23 +99,23 @@ def test_many_records_equal_one_at_a_time(model):
 
 
 def test_template_is_filled_and_lists_are_scored_each(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     plain = compute_many(model, HPARAMS, tokenizer, [record()])[0]
     template = {**record("{} lives in"), "subject": "Alice"}
     template["rephrase_prompt"] = ["Where is it that Alice lives?", "Alice, she lives in"]
     got = compute_many(model, HPARAMS, tokenizer, [template])[0]
     assert got["rewrite_acc"] == plain["rewrite_acc"]
     assert got["rephrase_acc"] == [
-        accuracy(model, tokenizer, prompt, "Paris and Rome")
+        plain_answer(model, tokenizer, prompt, "Paris and Rome").accuracy
         for prompt in template["rephrase_prompt"]
     ]
 
 
 def test_perplexity_is_that_of_the_target(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     got = compute_many(model, HPARAMS, tokenizer, [record()], eval_metric="ppl")[0]
-    _, ids, nll = brute_force(model, tokenizer, "Alice lives in", "Paris and Rome")
-    assert got["rewrite_ppl"] == pytest.approx(math.exp(nll / len(ids)), rel=1e-4)
+    plain = plain_answer(model, tokenizer, "Alice lives in", "Paris and Rome")
+    assert got["rewrite_ppl"] == pytest.approx(math.exp(plain.nll), rel=1e-4)
     assert "rewrite_acc" not in got and got["metric_meta"]["rewrite"]["scorer"] == "perplexity"
 
 
@@ -140,15 +128,15 @@ def spaces_in_one_token(text):
 def test_a_token_across_prompt_and_answer_is_counted_as_the_host_does(model):
     """Of "in" + two blanks + "sea" the prompt's own 3 tokens are its; the rest is the answer."""
     assert len(spaces_in_one_token("in  sea")["input_ids"]) == 3 + 3
-    choices, ids, _ = brute_force(model, spaces_in_one_token, "in ", "sea")
+    choices, ids, _ = plain_answer(model, spaces_in_one_token, "in ", "sea")
     probe = {"k": {"prompt": "in ", "ground_truth": "sea"}}
     got = compute_many(model, HPARAMS, spaces_in_one_token, [{**record("in "), "locality": probe}])
     assert got[0]["locality"]["k_output"] == [choices] and len(choices) == len(ids) == 3
 
 
 def test_special_tokens_are_not_counted_as_the_answers(model):
-    tokenizer = tiny_tokenizer(bos=True)
-    choices, ids, _ = brute_force(model, tokenizer, "Bob lives in", "Rome is")
+    tokenizer = fresh_tokenizer(bos=True)
+    choices, ids, _ = plain_answer(model, tokenizer, "Bob lives in", "Rome is")
     got = compute_many(model, HPARAMS, tokenizer, [record()])[0]
     assert got["locality"]["one_output"] == [choices] and tokenizer.bos_token_id not in ids
 
@@ -179,7 +167,7 @@ def test_fluency_is_low_for_repetition_and_stays_the_same(model):
     assert ngram_entropy("a a a a a a") == 0 == ngram_entropy("") == ngram_entropy("one")
     # 4 pairs, 3 triples, all different: (2/3 * log2 4 + 4/3 * log2 3) / 2
     assert ngram_entropy("a b c d e") == pytest.approx((4 / 3 + 4 / 3 * math.log2(3)) / 2)
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     once, again = (
         compute_many(model, HPARAMS, tokenizer, [record()], test_generation=True)[0]["fluency"]
         for _ in range(2)
@@ -188,7 +176,7 @@ def test_fluency_is_low_for_repetition_and_stays_the_same(model):
 
 
 def test_options_that_are_not_offered_are_named(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     with pytest.raises(HparamsError, match="unknown eval_metric 'pppl'; did you mean 'ppl'"):
         compute_many(model, HPARAMS, tokenizer, [record()], eval_metric="pppl")
     judged = SimpleNamespace(alg_name="NSE", evaluation_type="LLM-judge")
@@ -202,7 +190,7 @@ def test_options_that_are_not_offered_are_named(model):
 
 
 def test_chat_template_wraps_all_but_locality(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}Q {{ m['content'] }} A{% endfor %}"
     chatting = SimpleNamespace(alg_name="NSE", use_chat_template=True)
     got = compute_many(model, chatting, tokenizer, [record()])[0]
@@ -215,7 +203,7 @@ def test_chat_template_wraps_all_but_locality(model):
 
 
 def test_a_rendered_chat_has_one_start_token_and_no_end_before_the_answer(model, monkeypatch):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     start, end = tokenizer.convert_ids_to_tokens([0, 1])
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single=f"{start} $A {end}", special_tokens=[(start, 0), (end, 1)]
@@ -238,4 +226,4 @@ def test_a_rendered_chat_has_one_start_token_and_no_end_before_the_answer(model,
 def test_a_prompt_beyond_the_context_is_named_by_its_case(model):
     long = {**record("Alice lives in " * 200), "case_id": "c-7"}
     with pytest.raises(RequestError, match="c-7"):
-        compute_many(model, HPARAMS, tiny_tokenizer(), [record(), long])
+        compute_many(model, HPARAMS, fresh_tokenizer(), [record(), long])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -15,8 +16,9 @@ from nse_plugin.evaluation import generated
 from nse_plugin.evaluation.before_after import finalize_locality
 from nse_plugin.evaluation.edit_quality import compute_many
 from nse_plugin.evaluation.generated import Judge, chat_texts, normalised
-from tests.editor_model import tiny_model, tiny_tokenizer
+from tests.tiny import fresh_tokenizer, tiny_model
 
+wide_model = functools.partial(tiny_model, max_position_embeddings=128)
 TEMPLATE = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}model:"
 RECORD = {
     "case_id": "c-1",
@@ -37,7 +39,7 @@ SAID = {
 
 @pytest.fixture
 def tokenizer():
-    found = tiny_tokenizer()
+    found = fresh_tokenizer()
     found.chat_template = TEMPLATE
     return found
 
@@ -60,7 +62,7 @@ def measured(monkeypatch, kind, **more):
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_texts_are_those_of_one_step_at_a_time(tokenizer, family, monkeypatch):
-    model, prompts = tiny_model(family), ["Mara lives in", "The river", "Anna is a painter"]
+    model, prompts = wide_model(family), ["Mara lives in", "The river", "Anna is a painter"]
     (long,) = chat_texts(model, tokenizer, prompts[:1])
     mark = long[len(long) // 2]
     monkeypatch.setattr(generated, "_STOPS", (mark, "\n"))

@@ -12,7 +12,7 @@ from nse_plugin.data import atlas
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.model_state import run_harness
 from nse_plugin.model.answers import score_answers
-from tests.tiny import atlas_model
+from tests.tiny import atlas_model, bits, same_bits
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install lm-eval")
@@ -39,7 +39,7 @@ def test_a_task_of_our_own(tmp_path):
     task = tmp_path / "task.yaml"
     task.write_text(TASK.format(file=tmp_path / "facts.jsonl", cache=tmp_path / "cache"))
     model, tokenizer = atlas_model("gpt2")
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = bits(model)
     states = torch.get_rng_state(), random.getstate()
 
     found = run_harness(model, tokenizer, [str(task)], 50)["known_facts"]
@@ -48,7 +48,7 @@ def test_a_task_of_our_own(tmp_path):
     assert 0 < sum(exact) < len(facts)
     assert found["acc,none"] == pytest.approx(sum(exact) / len(facts))
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert same_bits(model, before)
     assert not model.training and tokenizer.padding_side == "right"
     with pytest.raises(HparamsError, match="'no_such_task'.*does not know"):
         run_harness(model, tokenizer, ["no_such_task"], 5)

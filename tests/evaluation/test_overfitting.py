@@ -6,7 +6,6 @@ import json
 import math
 
 import pytest
-import torch
 
 from nse_plugin.cli import main
 from nse_plugin.data import atlas
@@ -18,7 +17,7 @@ from nse_plugin.methods.nse import edit_round
 from nse_plugin.objectives.token_table import TokenCourse, TokenStep
 from nse_plugin.runs.overfit import overfit
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_hparams, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_hparams, tiny_model
 
 QUICK = """
 alg_name: NSE
@@ -48,12 +47,12 @@ def hparams(tmp_path):
 def test_each_edit_stands_alone_and_is_taken_back(tokenizer, hparams):
     model, requests = tiny_model("gpt2"), some_requests(3)
     session = EditSession.of(model, tokenizer)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    before = bits(model)
     watched = []
     for edit in single_edits(session, requests, hparams):
         assert len(session.ledger) == 1  # it stands while it is looked at
         watched.append(edit)
-    assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
+    assert same_bits(model, before)
     alone = list(single_edits(session, requests[2:], hparams))
     assert [edit.request for edit in watched] == requests and watched[2] == alone[0]
 

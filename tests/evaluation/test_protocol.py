@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import sys
 import types
@@ -33,39 +34,14 @@ from nse_plugin.methods.ft import edit_round as fine_tune
 from nse_plugin.requests import EditRequest, Probe
 from nse_plugin.session.session import EditSession
 from nse_plugin.session.tables import key_share
+from tests.plain import plain_answer
 from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
 from tests.tiny import atlas_model, tiny_model, tiny_tokenizer
 
-TOKENIZER = [tiny_tokenizer()]
 STRONG = dict(v_num_grad_steps=20, v_lr=0.5, mom2_adjustment=False, clamp_norm_factor=10.0)
 
 
-# --- brute force: one prompt at a time, no batch, no code of the package -------------------------
-
-
-def first_choices(model, prompt, answer):
-    """Answer token ids, first choices at them and their log-probabilities."""
-    tok = TOKENIZER[0]
-    head, whole = tok(prompt)["input_ids"], tok(f"{prompt} {answer}")["input_ids"]
-    assert whole[: len(head)] == head
-    with torch.no_grad():
-        logits = model(torch.tensor([whole])).logits[0].double()
-    at = logits[len(head) - 1 : -1]
-    answer_ids = torch.tensor(whole[len(head) :])
-    logp = at.log_softmax(-1)[torch.arange(len(answer_ids)), answer_ids]
-    return answer_ids, at.argmax(-1), logp
-
-
-def greedy_is(model, prompt, answer, tok=None):
-    tok = tok or TOKENIZER[0]  # of the model that the scores are of
-    ids = tok(prompt)["input_ids"]
-    wanted = tok(f"{prompt} {answer}")["input_ids"][len(ids) :]
-    for token in wanted:
-        with torch.no_grad():
-            if int(model(torch.tensor([ids])).logits[0, -1].argmax()) != token:
-                return False
-        ids = [*ids, token]
-    return True
+# --- one prompt at a time, no code of the package -----------------------------------------------
 
 
 def mean(values):
@@ -73,13 +49,19 @@ def mean(values):
     return sum(values) / len(values) if values else None
 
 
-def brute(model, base, request, edited):
+def plain_scores(model, base, tokenizer, request, edited):
+    @functools.cache
+    def asked(prompt, answer):
+        return plain_answer(model, tokenizer, prompt, answer)
+
     def accuracy(prompt, answer):
-        ids, choices, _ = first_choices(model, prompt, answer)
-        return (ids == choices).double().mean().item()
+        return asked(prompt, answer).accuracy
 
     def nll(prompt, answer):
-        return -first_choices(model, prompt, answer)[2].mean().item()
+        return asked(prompt, answer).nll
+
+    def exact(prompt, answer):
+        return float(asked(prompt, answer).exact)
 
     new, true = request.target_new, request.ground_truth
     para = list(request.rephrase_prompts)
@@ -87,20 +69,20 @@ def brute(model, base, request, edited):
     loc = [p for g in request.locality.values() for p in g if p.prompt not in edited]
     shares = []
     for p in loc:
-        now, old = (first_choices(m, p.prompt, p.answer)[1] for m in (model, base))
-        shares.append((now == old).double().mean().item())
-    effective = greedy_is(model, request.text, new)
+        now = asked(p.prompt, p.answer).choices
+        old = plain_answer(base, tokenizer, p.prompt, p.answer).choices
+        shares.append(mean(float(a == b) for a, b in zip(now, old)))
     first = request.text if request.prompt.startswith("{}") else decapitalised(request.text)
     return {
-        "efficacy": float(effective),
+        "efficacy": exact(request.text, new),
         "efficacy_tokens": accuracy(request.text, new),
         "efficacy_probability": float(nll(request.text, new) < nll(request.text, true)),
         "efficacy_nll": nll(request.text, new),
-        "paraphrase": mean(float(greedy_is(model, t, new)) for t in para),
+        "paraphrase": mean(exact(t, new) for t in para),
         "paraphrase_tokens": mean(accuracy(t, new) for t in para),
         "paraphrase_probability": mean(float(nll(t, new) < nll(t, true)) for t in para),
         "paraphrase_nll": mean(nll(t, new) for t in para),
-        "portability": mean(float(greedy_is(model, p.prompt, p.answer)) for p in port),
+        "portability": mean(exact(p.prompt, p.answer) for p in port),
         "portability_tokens": mean(accuracy(p.prompt, p.answer) for p in port),
         "portability_nll": mean(nll(p.prompt, p.answer) for p in port),
         "locality": mean(shares),
@@ -108,15 +90,11 @@ def brute(model, base, request, edited):
         "locality_probability": mean(
             float(nll(p.prompt, p.answer) < nll(p.prompt, new)) for p in loc if p.answer != new
         ),
-        "locality_of_effective": mean(shares) if effective else None,
-        "negation": float(greedy_is(model, f"It is not true that {first}", new)),
-        "distractor": float(
-            greedy_is(model, f"{true or 'This'} is often talked about. {request.text}", new)
-        ),
+        "locality_of_effective": mean(shares) if exact(request.text, new) else None,
+        "negation": exact(f"It is not true that {first}", new),
+        "distractor": float(exact(f"{true or 'This'} is often talked about. {request.text}", new)),
         **{
-            group: mean(
-                float(greedy_is(model, p.prompt, p.answer)) for p in request.forms.get(group, ())
-            )
+            group: mean(exact(p.prompt, p.answer) for p in request.forms.get(group, ()))
             for group in ("reversal", "translation")
         },
     }
@@ -126,8 +104,8 @@ def decapitalised(text):
     return text[0].lower() + text[1:]
 
 
-def brute_row(model, base, chosen, edited):
-    rows = [brute(model, base, r, edited) for r in chosen]
+def plain_row(model, base, tokenizer, chosen, edited):
+    rows = [plain_scores(model, base, tokenizer, r, edited) for r in chosen]
     return {s: mean(row[s] for row in rows if row[s] is not None) for s in SCORES}
 
 
@@ -148,15 +126,14 @@ def of_atlas(folder):
 
 
 @pytest.mark.parametrize("build", [of_tiny, of_atlas])
-def test_retention_table_is_that_of_brute_force(tmp_path, build):
+def test_retention_table_is_that_of_single_plain_passes(tmp_path, build):
     subject, base, stream, settings = build(tmp_path)
-    TOKENIZER[0] = subject.tokenizer
     old = stream[0]
     other = str(old.ground_truth) if build is of_atlas else "a painter"
     stream.append(  # supersedes the first edit
         EditRequest(9, old.prompt, old.subject, other, ground_truth=old.target_new)
     )
-    expected = {}
+    expected, plain = {}, functools.partial(plain_row, subject.model, base, subject.tokenizer)
 
     def watch(event, line):
         if event != "round":
@@ -171,8 +148,8 @@ def test_retention_table_is_that_of_brute_force(tmp_path, build):
                 if newest[r.subject, r.prompt] is r
             ]  # fmt: skip
             if chosen:
-                expected[edited_in, t] = brute_row(subject.model, base, chosen, edited)
-        expected["own", t] = brute_row(subject.model, base, stream[2 * t - 2 : 2 * t], edited)
+                expected[edited_in, t] = plain(chosen, edited)
+        expected["own", t] = plain(stream[2 * t - 2 : 2 * t], edited)
 
     run = scheduler(
         tmp_path, stream, subject=subject, listeners=[watch],
@@ -243,7 +220,7 @@ def test_ability_is_the_share_of_unedited_facts_that_are_given():
     settings = FTHparams(alg_name="FT", model_name="tiny", layers=[1, 2], lr=2e-2, num_steps=60)
     edit = EditRequest(0, "{} became famous in the sport of", subject, answer)
     fine_tune(EditSession.of(model, tok), [edit], settings)
-    right = [greedy_is(model, *fact, tok) for fact in facts]
+    right = [plain_answer(model, tok, *fact).exact for fact in facts]
     assert right == [True, False]
     assert measure_model(asked, MeasuredModel(model, tok)) == {"ability": 0.5}
 

@@ -16,11 +16,7 @@ from nse_plugin.data import atlas
 from nse_plugin.export import from_delta
 from nse_plugin.runs.reading import RunFiles
 from tests.runs.runs import scheduler
-from tests.tiny import atlas_model, tiny_model, tiny_tokenizer
-
-
-def same(one, other):
-    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters()))
+from tests.tiny import atlas_model, same_bits, tiny_model, tiny_tokenizer
 
 
 def check_cards(out, run):
@@ -51,9 +47,7 @@ def by_card(folder):
     return names["model"].eval()
 
 
-def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
-    corpus = atlas.corpus()[:600]
-    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
+def test_the_command_on_a_demo(tmp_path, capsys):
     run, out = str(tmp_path / "run"), tmp_path / "out"
     assert cli.main(["demo", "--edits", "4", "--rounds", "2", "--out", run]) == 0
     capsys.readouterr()
@@ -64,10 +58,10 @@ def test_the_command_on_a_demo(tmp_path, monkeypatch, capsys):
     full = AutoModelForCausalLM.from_pretrained(out / "full")
     clean, tokenizer = atlas_model("gpt2")
     from_delta(clean, tokenizer, out / "delta")
-    assert same(full, clean)
+    assert same_bits(full, clean)
     check_cards(out, run)
     loaded = {kind: by_card(out / kind) for kind in ("peft", "delta", "full")}
-    assert same(loaded["delta"], clean) and same(loaded["full"], clean)
+    assert same_bits(loaded["delta"], clean) and same_bits(loaded["full"], clean)
     ids = tokenizer("Tiathiax Goneisom plays the", return_tensors="pt").input_ids
     assert torch.allclose(loaded["peft"](ids).logits, clean(ids).logits, atol=1e-4)
     rank = ["export", run, "--to", "peft", "--max-rank", "1", "--out", str(out / "r"), "--json"]
@@ -96,7 +90,7 @@ def test_the_command_on_a_run(tmp_path, capsys):
     arguments = ["export", str(tmp_path / "run"), "--to", "delta", "--device", "cpu", "--out"]
     assert cli.main([*arguments, str(tmp_path / "delta")]) == 0
     from_delta(plain, tiny_tokenizer(), tmp_path / "delta")
-    assert same(made.backend.model, plain)
+    assert same_bits(made.backend.model, plain)
     tiny_model("gpt2", seed=3).save_pretrained(tmp_path / "tiny-gpt2")
     assert cli.main([*arguments, str(tmp_path / "other")]) == 1
     assert "is another model now than when" in capsys.readouterr().err

@@ -25,7 +25,7 @@ from nse_plugin.methods.registry import apply_nse_to_model
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
-from tests.tiny import some_requests, tiny_model, tiny_tokenizer
+from tests.tiny import bits, same_bits, some_requests, tiny_model, tiny_tokenizer
 
 N = 6
 
@@ -85,14 +85,6 @@ def test_edits_are_numbered_on_after_a_superseded_one_is_gone(hparams):
     assert (session.ledger.edits(), session.ledger.edits_made()) == (2, 3)
 
 
-def bits(model):
-    return {name: p.detach().clone() for name, p in model.named_parameters()}
-
-
-def same(model, kept) -> bool:
-    return all(torch.equal(p, kept[name]) for name, p in model.named_parameters())
-
-
 def in_order(requests):
     return sorted(requests, key=lambda request: request.without_probes().digest())
 
@@ -104,7 +96,7 @@ def test_the_set_of_edits_decides_not_their_order(hparams, order, size):
     model, session = edited(hparams, [requests[i : i + size] for i in range(0, N, size)])
     consolidate(session, hparams)
     at_once, _ = edited(hparams, [in_order(requests)])
-    assert same(model, bits(at_once))
+    assert same_bits(model, at_once)
 
 
 def test_other_case_ids_differ_by_rounding_alone(hparams):
@@ -131,19 +123,19 @@ def test_undone_to_the_bit_and_solved_again_without_an_edit(kind, hparams):
     assert consolidate(session, hparams).number == 5
     assert session.ledger.numbers() == [5] and session.ledger.edits() == 4
     consolidated = bits(model)
-    assert not same(model, before)
+    assert not same_bits(model, before)
     with pytest.raises(SessionError, match="round 2 is inside the consolidation that is round 5"):
         session.undo(2)
     session.undo(5)
-    assert same(model, before) and session.ledger.numbers() == [1, 2, 3, 4]
+    assert same_bits(model, before) and session.ledger.numbers() == [1, 2, 3, 4]
     session.undo(2)
     record = consolidate(session, hparams)
     assert record.number == 6 and {o.case_id for o in record.outcomes} == {0, 2, 3}
-    assert not same(model, consolidated)
+    assert not same_bits(model, consolidated)
     rest = in_order([request for request in some_requests(4) if request.case_id != 1])
-    assert same(model, bits(edited(hparams, [rest])[0]))
+    assert same_bits(model, edited(hparams, [rest])[0])
     session.undo_all()
-    assert same(model, untouched) and session.ledger.next_number() == 1
+    assert same_bits(model, untouched) and session.ledger.next_number() == 1
 
 
 def test_later_rounds_files_and_a_second_consolidation(hparams, tmp_path):
@@ -163,16 +155,16 @@ def test_later_rounds_files_and_a_second_consolidation(hparams, tmp_path):
     other = tiny_model("llama")
     resumed = EditSession.of(other, tiny_tokenizer())
     resumed.adopt(load_rounds(files))
-    assert same(other, bits(model)) and resumed.ledger.numbers() == [3, 4]
+    assert same_bits(other, model) and resumed.ledger.numbers() == [3, 4]
     for each in (session, resumed):  # 1 and 2 are active again, beside 4
         each.undo(3)
         assert each.ledger.numbers() == [1, 2, 4]
-    assert same(other, bits(model))
+    assert same_bits(other, model)
     consolidate(session, hparams)
     at_once, _ = edited(hparams, [in_order([requests[1], changed, *requests[2:]])])
-    assert same(model, bits(at_once))
+    assert same_bits(model, at_once)
     session.undo_last()
-    assert same(other, bits(model))
+    assert same_bits(other, model)
 
 
 def test_outcomes_say_what_was_given_before_and_after(hparams, monkeypatch):
@@ -226,13 +218,13 @@ def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
     for requests in rounds[:2]:
         edit_round(other, requests, plain)
     consolidate(other, plain)
-    assert same(by_hand, states[1])
+    assert same_bits(by_hand, states[1])
 
     resumed = EditSession.of(other := tiny_model("llama"), tiny_tokenizer())
     resumed.adopt(load_rounds(files))
-    assert same(other, states[2]) and resumed.ledger.edits_made() == 6
+    assert same_bits(other, states[2]) and resumed.ledger.edits_made() == 6
     resumed.undo_last(2)
-    assert same(other, states[0]) and resumed.ledger.numbers() == [1]
+    assert same_bits(other, states[0]) and resumed.ledger.numbers() == [1]
 
 
 @pytest.mark.parametrize("lost, numbers", [(0, [1, 2, 3]), (1, [1, 2, 3]), (2, [2, 3])])
@@ -263,7 +255,7 @@ def test_a_round_after_which_too_few_edits_hold_is_a_consolidation(
         if number == 2 and lost == 2:
             record = consolidate(other, hparams)
             other.ledger.replace_last(replace(record, number=2))
-    assert same(by_hand, bits(model))
+    assert same_bits(by_hand, model)
 
 
 def test_a_joint_solve_that_loses_edits_is_put_back(hparams, monkeypatch, caplog):
@@ -280,10 +272,10 @@ def test_a_joint_solve_that_loses_edits_is_put_back(hparams, monkeypatch, caplog
     plain, other = edited(hparams, [])
     for requests in rounds:
         BASES["NSE"].edit_round(other, requests, hparams)
-    assert same(model, bits(plain)) and not records[1].within
+    assert same_bits(model, plain) and not records[1].within
     session.undo_last()
     other.undo_last()
-    assert same(model, bits(plain))
+    assert same_bits(model, plain)
 
 
 def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
@@ -359,7 +351,7 @@ def test_a_host_puts_back_what_was_before_two_consolidations(hparams):
         for name, weight in states[0].items():
             model.get_parameter(name).copy_(weight)
     session.check()
-    assert session.ledger.numbers() == [1, 2, 3] and same(model, states[0])
+    assert session.ledger.numbers() == [1, 2, 3] and same_bits(model, states[0])
     assert [undone.number for undone in session.ledger.undone] == [8, 7, 6, 5, 4]
 
 
@@ -381,7 +373,7 @@ def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch)
     assert asked == [1, 1, 2, 2]  # before and after each repair
     assert sorted(o.is_new for o in record.outcomes) == [False, True]
     session.undo_all()
-    assert same(model, before)
+    assert same_bits(model, before)
 
 
 @pytest.mark.parametrize("change", [{}, {"mom2_update_weight_relative": 0.5}])
@@ -397,7 +389,7 @@ def test_lambda_of_a_consolidation_that_repairs_is_a_multiple(hparams, change, m
     weight = 3 * hparams.covariance_weight(48)
     more = replace(hparams, mom2_update_weight=weight, mom2_update_weight_relative=None)
     at_once, _ = edited(more, [in_order(some_requests(3))])
-    assert same(model, bits(at_once))
+    assert same_bits(model, at_once)
 
 
 def give(monkeypatch, answers):
@@ -424,7 +416,7 @@ def test_what_is_missing_after_a_repair_is_repaired_again(hparams, monkeypatch):
     assert list(map(len, written.values())) == [3, 3, 2, 1]  # two passes, then repairs
     session.check()
     session.undo_last()
-    assert same(model, bits(edited(hparams, [requests])[0]))
+    assert same_bits(model, edited(hparams, [requests])[0])
 
 
 def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):
@@ -441,7 +433,7 @@ def test_an_error_half_way_leaves_all_as_it_was(hparams, monkeypatch):
     monkeypatch.setattr(session, "write", failing)
     with pytest.raises(KeyboardInterrupt):
         consolidate(session, hparams)
-    assert same(model, before) and session.ledger.numbers() == [1, 2]
+    assert same_bits(model, before) and session.ledger.numbers() == [1, 2]
     assert torch.equal(session.previous_keys.matrix(2, torch.arange(48)), P)
     session.check()
 
@@ -457,7 +449,7 @@ def test_what_cannot_be_consolidated_is_refused(hparams):
         consolidate(session, hparams)
     with pytest.raises(HparamsError, match="alg_name is 'FT'"):
         consolidate(session, ft)
-    assert same(model, before)
+    assert same_bits(model, before)
     model, session = edited(hparams, [some_requests(1)])
     with pytest.raises(SessionError, match=r"round 1 edited layers \[1, 2\], and layers is \[2\]"):
         consolidate(session, replace(hparams, layers=[2]))

@@ -22,13 +22,9 @@ MODULES = {"gpt2": ["c_attn"], "llama": ["q_proj", "v_proj"]}
 
 def hparams(model, **changes: Any) -> LoRAHparams:
     settings: dict[str, Any] = dict(
-        alg_name="LoRA",
-        model_name="tiny",
-        target_modules=MODULES[model.config.model_type],
-        lr=5e-3,
-        num_steps=5,
-        rank=4,
-    )
+        alg_name="LoRA", model_name="tiny", target_modules=MODULES[model.config.model_type],
+        lr=5e-3, num_steps=5, rank=4,
+    )  # fmt: skip
     return LoRAHparams(**{**settings, **changes})
 
 

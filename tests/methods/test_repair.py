@@ -20,7 +20,7 @@ from nse_plugin.session.ledger_files import RoundFile, load_round, save_round
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import Brute, hparams_of, three_rounds
-from tests.tiny import some_requests, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_model
 
 
 def quick(kind, folder, **changes):
@@ -94,7 +94,7 @@ def test_one_round_of_the_ledger_resumed_and_undone_to_the_bit(kind, tokenizer, 
     assert session.ledger.numbers() == [1, 2, 3]
     other = tiny_model("llama")
     EditSession.of(other, tokenizer).adopt(ledger)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters()))
+    assert same_bits(model, other)
     assert [r.outcomes for r in ledger] == [r.outcomes for r in session.ledger]
     session.undo_all()
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
@@ -110,7 +110,7 @@ def test_what_is_given_is_not_written_again(tokenizer, tmp_path, monkeypatch):
         )
         asked = True if rounds else None
         assert {(o.repairs, o.answered) for o in record.outcomes} == {(0, asked)}
-    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+    assert same_bits(models[0], models[1])
 
 
 def test_an_edit_out_of_bounds_is_reported_and_not_repaired(tokenizer, tmp_path):
@@ -202,11 +202,11 @@ def test_a_model_that_computes_nan_is_noticed(tokenizer, tmp_path):
     hparams = quick(NSEHparams, tmp_path)
     session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
     broken = Values(*torch.full((2, 1, model.config.n_embd), float("nan")), *torch.zeros(2, 1))
-    before = {name: p.clone() for name, p in model.named_parameters()}
+    before = bits(model)
     with pytest.raises(NotFiniteError, match=r"requests \[0\]"):
         BASES["NSE"].edit_round(session, some_requests(1), hparams, values=broken)
     assert not len(session.ledger)
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+    assert same_bits(model, before)
 
 
 def test_lost_edits_join_a_later_round_and_their_old_keys_are_left_out(
@@ -246,7 +246,7 @@ def test_lost_edits_join_a_later_round_and_their_old_keys_are_left_out(
     with pytest.raises(SessionError, match="round 2 wrote edits of it again"):
         session.undo(1)
     session.undo_last(2)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), untouched.parameters()))
+    assert same_bits(model, untouched)
 
 
 def test_a_fact_that_the_round_itself_edits_is_not_asked(tokenizer, tmp_path, monkeypatch):
@@ -285,4 +285,4 @@ def test_memit_with_previous_keys_is_nse_without_its_parts(tokenizer, tmp_path):
         session = EditSession.of(model, tokenizer)
         for requests in three_rounds():
             BASES[hparams.method].edit_round(session, requests, hparams)
-    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+    assert same_bits(models[0], models[1])

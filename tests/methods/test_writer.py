@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -30,10 +31,7 @@ MODELS = [
     ("llama", [3]),
 ]
 
-
-def six_blocks(family):
-    name = "n_layer" if family in ("gpt2", "gptj") else "num_hidden_layers"
-    return tiny_model(family, **{name: 6})
+six_blocks = functools.partial(tiny_model, num_hidden_layers=6)
 
 
 def bridged(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -17,9 +18,11 @@ from nse_plugin.model.answers import MAX_PADDING, _rows, score_answers, score_en
 from nse_plugin.model.generation import continue_rows, greedy_text, sampled_text
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
 from tests.devices import CPU, place_of
-from tests.editor_model import CONTEXT, tiny_model, tiny_tokenizer
-from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES
+from tests.plain import plain_answer
+from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES, fresh_tokenizer, tiny_model
 
+CONTEXT = 128
+wide_model = functools.partial(tiny_model, max_position_embeddings=CONTEXT)
 PROMPTS = [
     "Alice lives in",
     "The capital of France, which is where Alice and Bob used to live, is",
@@ -33,26 +36,12 @@ ANSWERS = ["Paris", "Rome and not Oslo", "Antarctica", "is", "a continent of Afr
 
 @pytest.fixture(params=["gpt2", "llama"])
 def model(request):
-    return place_of(request).put(tiny_model(request.param))
+    return place_of(request).put(wide_model(request.param))
 
 
 @pytest.fixture(params=[*FAMILY_NAMES, *UNKNOWN_FAMILIES])
 def any_model(request):
-    return tiny_model(request.param)
-
-
-def one_by_one(model, tokenizer, prompt, answer):
-    """(first choices, nll, answer ids) from an unpadded pass over one text."""
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    ids = tokenizer(f"{prompt} {answer}")["input_ids"]
-    assert ids[: len(prompt_ids)] == prompt_ids
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids]).to(model.device)).logits[
-            0, len(prompt_ids) - 1 : -1
-        ]
-    target = ids[len(prompt_ids) :]
-    losses = logits.double().log_softmax(-1)[range(len(target)), target]
-    return logits.argmax(-1).tolist(), -losses.mean().item(), target
+    return wide_model(request.param)
 
 
 def generated(model, ids, n):
@@ -64,11 +53,11 @@ def generated(model, ids, n):
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("token_budget", [1, 200])
 def test_scores_equal_unbatched_passes_under_any_budget(model, bos, token_budget, device):
-    check_scores(model, tiny_tokenizer(bos=bos), token_budget, device.dtype)
+    check_scores(model, fresh_tokenizer(bos=bos), token_budget, device.dtype)
 
 
 def test_scores_equal_unbatched_passes_in_all_families(any_model):
-    check_scores(any_model, tiny_tokenizer(), 16384)
+    check_scores(any_model, fresh_tokenizer(), 16384)
 
 
 def check_scores(model, tokenizer, token_budget, dtype=CPU.dtype):
@@ -76,13 +65,11 @@ def check_scores(model, tokenizer, token_budget, dtype=CPU.dtype):
     scores = score_answers(model, tokenizer, PROMPTS, ANSWERS, token_budget=token_budget)
     assert len(scores) == len(PROMPTS)
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
-        choices, nll, target = one_by_one(model, tokenizer, prompt, answer)
-        assert scores.predicted[number] == choices
-        assert scores.nll[number] == pytest.approx(nll, abs=tolerance)
-        hits = [a == b for a, b in zip(choices, target)]
-        assert scores.token_accuracy[number] == pytest.approx(sum(hits) / len(hits))
-        assert scores.exact[number] == all(hits)
-        assert scores.n_tokens[number] == len(target)
+        plain = plain_answer(model, tokenizer, prompt, answer)
+        assert scores.predicted[number] == plain.choices
+        assert scores.nll[number] == pytest.approx(plain.nll, abs=tolerance)
+        assert scores.token_accuracy[number] == pytest.approx(plain.accuracy)
+        assert (scores.exact[number], scores.n_tokens[number]) == (plain.exact, len(plain.ids))
 
 
 def greedy_answers(model, tokenizer, n=4):
@@ -101,7 +88,7 @@ def greedy_answers(model, tokenizer, n=4):
 
 
 def test_exact_is_what_generate_writes(model):
-    pairs = greedy_answers(model, tiny_tokenizer())
+    pairs = greedy_answers(model, fresh_tokenizer())
     encoded = [EncodedPrompt((*ids, *tokens), -1, len(tokens)) for ids, tokens, _ in pairs]
     scores = score_encoded(model, encoded)
     assert scores.exact == [greedy for _, _, greedy in pairs]
@@ -124,7 +111,7 @@ def test_rows_hold_every_answer_once_and_no_row_begins_another(answers):
 
 
 def test_two_answers_of_one_prompt_run_it_once_with_little_padding(model, monkeypatch):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     prompts = ["Rome is", "Alice lives in the town of " * 3, "Bob works for", "a"] * 4
     lengths, sizes = [], []
     forward = model.forward
@@ -142,7 +129,7 @@ def test_two_answers_of_one_prompt_run_it_once_with_little_padding(model, monkey
 
 
 def test_padding_side_and_pad_token_do_not_matter(model):
-    left, right = tiny_tokenizer("left"), tiny_tokenizer("right")
+    left, right = fresh_tokenizer("left"), fresh_tokenizer("right")
     right.pad_token = None
     assert score_answers(model, left, PROMPTS, ANSWERS) == score_answers(
         model, right, PROMPTS, ANSWERS
@@ -154,31 +141,31 @@ def test_padding_side_and_pad_token_do_not_matter(model):
 
 def test_model_mode_and_gradients_are_left_alone(model, device):
     model.train()
-    score_answers(model, tiny_tokenizer(), PROMPTS, ANSWERS)
-    greedy_text(model, tiny_tokenizer(), PROMPTS, 2)
+    score_answers(model, fresh_tokenizer(), PROMPTS, ANSWERS)
+    greedy_text(model, fresh_tokenizer(), PROMPTS, 2)
     assert model.training and all(p.requires_grad for p in model.parameters())
     assert not model.get_output_embeddings()._forward_pre_hooks
 
 
 def test_rows_are_continued_alike_in_one_batch_and_in_several(any_model):
-    rows = [tiny_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
-    room = [10] * len(rows)
+    rows = [fresh_tokenizer()(prompt)["input_ids"] for prompt in PROMPTS]
+    room = [6] * len(rows)
     together = continue_rows(any_model, rows, room)
     assert continue_rows(any_model, rows, room, token_budget=60) == together
 
 
 def test_greedy_text_is_what_generate_writes_one_by_one(any_model):
-    model, tokenizer = any_model, tiny_tokenizer()
-    texts = greedy_text(model, tokenizer, PROMPTS, 10)
+    model, tokenizer = any_model, fresh_tokenizer()
+    texts = greedy_text(model, tokenizer, PROMPTS, 6)
     for prompt, text in zip(PROMPTS, texts):
-        written = generated(model, tokenizer(prompt)["input_ids"], 10)
+        written = generated(model, tokenizer(prompt)["input_ids"], 6)
         if tokenizer.eos_token_id in written:
             written = written[: written.index(tokenizer.eos_token_id)]
         assert text == tokenizer.decode(written, skip_special_tokens=True)
 
 
 def test_greedy_text_stops_at_end_of_sequence_and_marks(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     prompt = "Alice lives in"
     written = generated(model, tokenizer(prompt)["input_ids"], 8)
     whole = greedy_text(model, tokenizer, [prompt], 8)[0]
@@ -191,14 +178,14 @@ def test_greedy_text_stops_at_end_of_sequence_and_marks(model):
 
 
 def test_generation_settings_of_the_model_play_no_part(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     before = greedy_text(model, tokenizer, PROMPTS, 6)
     model.generation_config.repetition_penalty = 5.0
     assert greedy_text(model, tokenizer, PROMPTS, 6) == before
 
 
 def test_sampled_text_depends_neither_on_neighbours_nor_on_global_state(model, monkeypatch):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     together = sampled_text(model, tokenizer, PROMPTS, 40)
     state = torch.random.get_rng_state()
     alone = [sampled_text(model, tokenizer, [prompt], 40)[0] for prompt in PROMPTS]
@@ -212,7 +199,7 @@ def test_sampled_text_depends_neither_on_neighbours_nor_on_global_state(model, m
 
 
 def test_bad_input_is_named(model):
-    tokenizer = tiny_tokenizer()
+    tokenizer = fresh_tokenizer()
     with pytest.raises(RequestError, match="2 prompts and 1 answers"):
         score_answers(model, tokenizer, ["a", "b"], ["c"])
     with pytest.raises(RequestError, match=f"context is {CONTEXT}"):
@@ -227,14 +214,14 @@ def test_bad_input_is_named(model):
 
 
 def test_no_prompts_and_no_answer_tokens(model):
-    assert len(score_answers(model, tiny_tokenizer(), [], [])) == 0
-    assert greedy_text(model, tiny_tokenizer(), [], 3) == []
+    assert len(score_answers(model, fresh_tokenizer(), [], [])) == 0
+    assert greedy_text(model, fresh_tokenizer(), [], 3) == []
     scores = score_encoded(model, [EncodedPrompt((5, 6), -1, 0)])
     assert scores.exact == [False] and math.isnan(scores.token_accuracy[0])
 
 
 def test_rows_of_different_lengths_sampled_to_the_end_of_the_context(model):
-    tokenizer = tiny_tokenizer()
-    together = sampled_text(model, tokenizer, PROMPTS, CONTEXT)
-    alone = [sampled_text(model, tokenizer, [prompt], CONTEXT)[0] for prompt in PROMPTS]
+    tokenizer = fresh_tokenizer()
+    together = sampled_text(model, tokenizer, PROMPTS[:3], CONTEXT)
+    alone = [sampled_text(model, tokenizer, [prompt], CONTEXT)[0] for prompt in PROMPTS[:3]]
     assert together == alone

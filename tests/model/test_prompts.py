@@ -22,8 +22,7 @@ from nse_plugin.model.prompts import (
     micro_batches,
 )
 from nse_plugin.requests import EditRequest
-from tests.editor_model import tiny_tokenizer as variant
-from tests.tiny import some_requests, tiny_model, tiny_tokenizer
+from tests.tiny import fresh_tokenizer, some_requests, tiny_model, tiny_tokenizer
 
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="{}"), min_size=1, max_size=10)
 
@@ -44,7 +43,7 @@ def test_the_last_subject_token_holds_its_last_character(head, subject, tail, ta
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_prompt_and_target_are_tokenised_as_the_evaluator_does(bos):
-    tokenizer = variant(bos=bos)
+    tokenizer = fresh_tokenizer(bos=bos)
     for request in some_requests(6):
         encoded = encode_request(tokenizer, request, "The river. ", with_target=True)
         text = f"The river. {request.text}"
@@ -87,7 +86,7 @@ def test_token_batch_pads_on_the_right():
 
 
 def test_an_end_token_of_the_tokenizer_stays_out_of_the_row():
-    tokenizer = variant()
+    tokenizer = fresh_tokenizer()
     plain = encode_prompt(tokenizer, "Anna is", target="a doctor")
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="$A <|endoftext|>", special_tokens=[("<|endoftext|>", 0)]

@@ -26,19 +26,10 @@ ROUNDS = CASES["published_nse"]["rounds"]
 LAYERS = CASES["published_nse"]["layers"]
 N_SAMPLES = 50
 SETTINGS: dict[str, Any] = dict(
-    fact_token="subject_last",
-    v_num_grad_steps=12,
-    v_lr=0.1,
-    v_loss_layer=3,
-    v_weight_decay=0.05,
-    clamp_norm_factor=4.0,
-    kl_factor=0.0625,
-    mom2_adjustment=True,
-    mom2_dataset="wikipedia",
-    mom2_n_samples=N_SAMPLES,
-    mom2_dtype="float32",
-    device="cpu",
-)
+    fact_token="subject_last", v_num_grad_steps=12, v_lr=0.1, v_loss_layer=3, v_weight_decay=0.05,
+    clamp_norm_factor=4.0, kl_factor=0.0625, mom2_adjustment=True, mom2_dataset="wikipedia",
+    mom2_n_samples=N_SAMPLES, mom2_dtype="float32", device="cpu",
+)  # fmt: skip
 SPREAD = dict(SETTINGS, layers=LAYERS, layer_selection="all", mom2_update_weight=1.0)
 CASES_BY_METHOD: dict[str, tuple[type, dict[str, Any]]] = {
     "MEMIT": (MEMITHparams, SPREAD),

@@ -48,15 +48,10 @@ def three_rounds(monkeypatch):
             lambda _l, rows, *_rest, **_named: stored_values(inputs["z"], rows),
         )
         hparams = NSEHparams(
-            alg_name="NSE",
-            model_name="parity",
-            layers=LAYERS,
-            mom2_update_weight=CASE["mom2_update_weight"],
-            max_iterations=2,
-            neuron_threshold=threshold,
-            selection_rule=rule,
-            **CASE["bounds"][family],
-        )
+            alg_name="NSE", model_name="parity", layers=LAYERS,
+            mom2_update_weight=CASE["mom2_update_weight"], max_iterations=2,
+            neuron_threshold=threshold, selection_rule=rule, **CASE["bounds"][family],
+        )  # fmt: skip
 
         def weights() -> dict[int, torch.Tensor]:
             return {layer: session.layout.down(layer).weight.detach().clone() for layer in LAYERS}

@@ -24,7 +24,7 @@ from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.runs.runs import protocol, same_run, scheduler
 from tests.runs.runs import session as small_session
-from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+from tests.tiny import same_bits, some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
 INPUTS = {"input_ids": torch.tensor([[5, 6, 7, 8]])}
 
@@ -59,10 +59,6 @@ def state(session: EditSession) -> dict[str, torch.Tensor]:
     return {} if kept is None else kept.tensors
 
 
-def same(one, other) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
 def rounds_of(session, h, n=3):
     states = [state(session)]
     for request in some_requests(n):
@@ -76,16 +72,16 @@ def test_last_rounds_can_be_undone_and_no_other(model, tokenizer, name):
     states = rounds_of(session, h)
     with pytest.raises(SessionError, match="round 2 cannot be undone alone: .* up to 3; undo"):
         session.undo(2)
-    assert same(state(session), states[3])
+    assert same_bits(state(session), states[3])
     session.undo(3)
-    assert same(state(session), states[2]) and session.ledger.numbers() == [1, 2]
+    assert same_bits(state(session), states[2]) and session.ledger.numbers() == [1, 2]
     session.undo_last()
-    assert same(state(session), states[1])
+    assert same_bits(state(session), states[1])
     edit(session, [some_requests(3)[2]], h)
     assert session.ledger.numbers() == [1, 4]
     session.undo_all()
     assert session.attached.kind is None
-    assert same(dict(model.named_parameters()), dict(tiny_model("gpt2").named_parameters()))
+    assert same_bits(model, tiny_model("gpt2"))
 
 
 def test_another_session_adopts_the_files(model, tokenizer, name, tmp_path):
@@ -96,13 +92,13 @@ def test_another_session_adopts_the_files(model, tokenizer, name, tmp_path):
     adopted = EditSession.of(other, tokenizer)
     adopted.adopt(load_rounds(paths))
     assert torch.equal(drawn, torch.get_rng_state())  # adapters begin at random
-    assert same(state(adopted), states[3])
+    assert same_bits(state(adopted), states[3])
     with torch.no_grad():
         assert torch.equal(other(**INPUTS).logits, model(**INPUTS).logits)
     extra = some_requests(4)[3:]
-    assert same(edit(session, extra, h).state.tensors, edit(adopted, extra, h).state.tensors)
+    assert same_bits(edit(session, extra, h).state.tensors, edit(adopted, extra, h).state.tensors)
     adopted.undo_last(2)
-    assert same(state(adopted), states[2])
+    assert same_bits(state(adopted), states[2])
 
 
 def test_a_failed_round_leaves_the_one_before(model, tokenizer, name):
@@ -122,7 +118,7 @@ def test_a_failed_round_leaves_the_one_before(model, tokenizer, name):
         names = [n for n, _ in model.named_modules()]
         with pytest.raises(RuntimeError):
             METHODS[name].edit_round(session, some_requests(2), h, failing)
-        assert len(session.ledger) == rounds and same(state(session), before)
+        assert len(session.ledger) == rounds and same_bits(state(session), before)
         assert [n for n, _ in model.named_modules()] == names
         assert not any(m.training for m in model.modules() if type(m).__name__ == "Dropout")
         session.check()
@@ -227,7 +223,7 @@ def test_the_embedded_editor_takes_single_edits_back(editor):
     assert model is editor.model and callable(held)
     session = EditSession.of(model)
     assert session.attached.kind is None and session.ledger.numbers() == []
-    assert same(dict(model.named_parameters()), dict(before.named_parameters()))
+    assert same_bits(model, before)
     metrics, *_ = editor.edit(**facts(), sequential_edit=True, verbose=False)
     assert len(metrics) == 3 and session.ledger.numbers() == [1, 2, 3]
     with pytest.raises(SessionError, match="copy=True, and the model has"):
@@ -301,7 +297,7 @@ def test_a_killed_run_goes_on(name, tmp_path):
         expected = whole.backend.model(**INPUTS).logits
         assert torch.equal(again.backend.model(**INPUTS).logits, expected)
     assert same_run(tmp_path / "whole", tmp_path / "killed")
-    assert same(state(whole.backend.session), state(again.backend.session))
+    assert same_bits(state(whole.backend.session), state(again.backend.session))
 
 
 @pytest.mark.parametrize("name", ["FT", "LoRA", "GRACE"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import contextmanager
 
 import pytest
@@ -50,6 +51,7 @@ MODES = {
 }
 
 
+@functools.cache
 def edited(mode):
     """Weights after two rounds and after undoing the first, both within the mode."""
     model = tiny_model("llama")

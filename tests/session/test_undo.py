@@ -29,7 +29,15 @@ from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import Undone
 from nse_plugin.session.session import EditSession
 from tests.runs import runs
-from tests.tiny import atlas_model, some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+from tests.tiny import (
+    atlas_model,
+    bits,
+    same_bits,
+    some_requests,
+    tiny_hparams,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 N = 10
 
@@ -44,7 +52,7 @@ def hparams():
 def ten_rounds(family: str):
     """A model with ten rounds of one request, its session, and the weights before them."""
     model = tiny_model(family)
-    originals = {n: p.detach().clone() for n, p in model.named_parameters()}
+    originals = bits(model)
     session = EditSession.of(model, tiny_tokenizer())
     for number in range(N):
         edit_round(session, [some_requests(6)[number % 6]], hparams())
@@ -83,7 +91,7 @@ def changes_of(records, session, layer):
 def test_ten_rounds_in_any_order(family, order):
     records = ten_records(family)
     model, session = adopted(family, records)
-    originals = {n: p.detach().clone() for n, p in tiny_model(family).named_parameters()}
+    originals = bits(tiny_model(family))
     every = torch.arange(48)
     for layer in (1, 2):  # P is summed up, so that it has to be taken apart again
         session.previous_keys.matrix(layer, every)
@@ -105,7 +113,7 @@ def test_ten_rounds_in_any_order(family, order):
                 continue
             keys = torch.cat([record.keys[layer] for record in active], dim=1).double()
             torch.testing.assert_close(kept, keys @ keys.T)
-    assert all(torch.equal(p, originals[n]) for n, p in model.named_parameters())
+    assert same_bits(model, originals)
     assert [undone.number for undone in session.ledger.undone] == list(order)
 
 
@@ -127,15 +135,15 @@ def test_same_bits_as_a_session_that_never_had_the_round(dtype):
     for layer in (1, 2):
         ours, theirs = (s.previous_keys.matrix(layer, every) for s in sessions)
         assert torch.equal(ours, theirs)
-    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+    assert same_bits(models[0], models[1])
     assert sessions[0]._states == sessions[1]._states
     new = [edit_round(s, some_requests(1), hparams()) for s in sessions]
     assert [record.number for record in new] == [11, 11]
-    assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters()))
+    assert same_bits(models[0], models[1])
 
 
 def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, tokenizer, device):
-    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    before = bits(model)
     session = EditSession.of(model, tokenizer)
     for request in some_requests(3):
         edit_round(session, [request], hparams())
@@ -148,7 +156,7 @@ def test_a_new_round_gets_a_new_number_and_the_last_can_still_be_undone(model, t
     found = [(undone.number, undone.reason) for undone in session.ledger.undone]
     assert found == [(3, ""), (1, "wrong source"), (4, "")]
     session.undo_all()
-    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert same_bits(model, before)
     assert edit_round(session, some_requests(1), hparams()).number == 1
 
 
@@ -186,12 +194,12 @@ def test_unknown_and_undone_rounds_are_named(model, tokenizer):
     for request in some_requests(3):
         edit_round(session, [request], hparams())
     session.undo(2)
-    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    held = bits(model)
     with pytest.raises(SessionError, match=r"round 2 was undone already.*active rounds: 1, 3$"):
         session.undo(2)
     with pytest.raises(SessionError, match=r"there is no round 7; active rounds: 1, 3$"):
         session.undo(7)
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert same_bits(model, held)
 
 
 @pytest.mark.parametrize("fails_at", [1, 2])
@@ -199,7 +207,7 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
     session = EditSession.of(model, tokenizer)
     for request in some_requests(4):
         edit_round(session, [request], hparams())
-    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    held = bits(model)
     real, calls = session._replay, []
 
     def fail(active, record):
@@ -211,7 +219,7 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
     monkeypatch.setattr(session, "_replay", fail)
     with pytest.raises(KeyboardInterrupt):
         session.undo(2)
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert same_bits(model, held)
     assert session.ledger.numbers() == [1, 2, 3, 4] and not session.ledger.undone
     session.check()
     monkeypatch.undo()
@@ -252,12 +260,12 @@ def test_an_interrupt_while_an_undo_is_noted_takes_it_back(model, tokenizer, mon
     session = EditSession.of(model, tokenizer)
     for request in some_requests(2):
         edit_round(session, [request], hparams())
-    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    held = bits(model)
     monkeypatch.setattr(Undone, "now", cut_off)
     with pytest.raises(KeyboardInterrupt):
         session.undo(1)
     assert session.ledger.numbers() == [1, 2] and session.ledger.undone == []
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert same_bits(model, held)
 
 
 # --- run directories ------------------------------------------------------------------------------
@@ -294,9 +302,7 @@ def test_the_command_on_a_directory(folder, four, capsys):
     session, all_four = loaded(ledger), loaded(RunFiles(four).ledger)
     assert session.ledger.undone == ledger.undone
     all_four.undo(2)
-    assert all(
-        torch.equal(p, q) for p, q in zip(session.model.parameters(), all_four.model.parameters())
-    )
+    assert same_bits(session.model, all_four.model)
     for number, text in ((2, "round 2 was undone already"), (7, "there is no round 7")):
         assert main(["undo", str(folder), "--round", str(number)]) == 1
         said = capsys.readouterr().err
@@ -400,18 +406,16 @@ def test_blame_finds_the_round_that_wrote_a_planted_fact(tmp_path):
     session = EditSession.of(model, tokenizer)
     settings = NSEHparams.from_hparams("NSE/atlas-gpt2").to_dict()
     hparams = NSEHparams(**{**settings, "mom2_n_samples": 300, "stats_dir": str(tmp_path)})
-    planted = parse_records(atlas.edit_set(20, seed=1))
-    for start in range(0, 20, 2):
-        edit_round(session, planted[start : start + 2], hparams)
-    held = {n: p.detach().clone() for n, p in model.named_parameters()}
-    found = 0
-    for number in range(1, 11):
-        table = blame(session, planted[2 * (number - 1)].text)
-        assert sorted(table["round"]) == list(range(1, 11))
+    planted = parse_records(atlas.edit_set(6, seed=1))
+    for fact in planted:
+        edit_round(session, [fact], hparams)
+    held = bits(model)
+    for number, fact in enumerate(planted, 1):
+        table = blame(session, fact.text)
+        assert sorted(table["round"]) == [1, 2, 3, 4, 5, 6]
         assert table["kl"].is_monotonic_decreasing and table["kl"].min() >= -1e-9
-        found += int(table.loc[0, "round"] == number)
-    assert found >= 9
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+        assert table.loc[0, "round"] == number
+    assert same_bits(model, held)
     session.check()
 
 
@@ -438,7 +442,7 @@ def test_blame_against_models_without_the_round(tokenizer):
 
 def test_blame_puts_the_weights_back_on_errors(tokenizer, monkeypatch):
     model, session = adopted("gpt2", ten_records("gpt2")[:3])
-    held = {n: p.detach().clone() for n, p in model.named_parameters()}
+    held = bits(model)
     real, calls = model.forward, []
 
     def fail(*args, **kwargs):
@@ -450,7 +454,7 @@ def test_blame_puts_the_weights_back_on_errors(tokenizer, monkeypatch):
     monkeypatch.setattr(model, "forward", fail)
     with pytest.raises(KeyboardInterrupt):
         blame(session, "Mara Voss lives in")
-    assert all(torch.equal(p, held[n]) for n, p in model.named_parameters())
+    assert same_bits(model, held)
     session.check()
     with pytest.raises(Exception, match="has no tokens"):
         blame(session, "")
