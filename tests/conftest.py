@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -15,6 +16,7 @@ from nse_plugin.easyedit import checkout
 from nse_plugin.errors import HostError
 from nse_plugin.files import CACHE_VARIABLE, cache_dir
 from nse_plugin.model import make_torchvision_importable
+from nse_plugin.statistics.named_texts import NAMED_TEXTS
 
 make_torchvision_importable()  # before anything here imports transformers
 
@@ -46,9 +48,15 @@ def no_waiting_for_disks():
 
 @pytest.fixture(scope="session", autouse=True)
 def statistics_of_this_run(tmp_path_factory):
-    """Statistics without a place of their own are kept for this run, not in the user's cache."""
+    """Statistics without a place of their own are kept for this run, not in the user's cache.
+
+    Those of the embedded models are of 600 sentences, enough for a covariance of full rank.
+    """
     folder, usual = tmp_path_factory.mktemp("cache"), os.environ.get(CACHE_VARIABLE)
+    text = NAMED_TEXTS["atlas"]
     with pytest.MonkeyPatch.context() as patch:
+        few = replace(text, documents=lambda: text.documents()[:600])
+        patch.setitem(NAMED_TEXTS, "atlas", few)
         patch.setattr(
             "nse_plugin.statistics.files.cache_dir",
             lambda: folder if os.environ.get(CACHE_VARIABLE) == usual else cache_dir(),

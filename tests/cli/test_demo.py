@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from nse_plugin import cli
-from nse_plugin.data import atlas
 from nse_plugin.runs import demo as demo_module
-from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles
 from tests.runs.runs import same_run
 
@@ -23,16 +21,14 @@ ROUNDS = ["round-0001.safetensors", "round-0002.safetensors", "round-0003.safete
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_world():
-    corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
+def few_other_facts():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo_module, "N_OTHER", 20)
-        patch.setattr(atlas, "corpus", lambda: corpus)
         yield
 
 
 @pytest.fixture(scope="module")
-def finished(small_world, tmp_path_factory):
+def finished(few_other_facts, tmp_path_factory):
     """The folder of a finished demo."""
     folder = tmp_path_factory.mktemp("finished") / "a"
     assert demo("--out", str(folder)) == 0
@@ -63,20 +59,16 @@ def test_quiet_leaves_the_result(finished, capsys):
     assert shown.startswith("after 3 rounds: ") and shown.count("\n") == 1
 
 
-def test_demo_twice_gives_one_summary(capsys):
-    model = "atlas:llama"
-    assert demo("--model", model, "--out", "a") == 0
-    assert demo("--model", model, "--out", "b") == 0
-    first, second = read("a/summary.json"), read("b/summary.json")
-    assert list(first) == SUMMARY_KEYS
-    assert first.pop("seconds_per_edit") > 0 and second.pop("seconds_per_edit") > 0
-    assert first == second
-    assert (first["edits"], first["rounds"], first["model"]) == (6, 3, model)
+def test_the_edits_of_a_demo_hold(capsys):
+    assert demo("--model", "atlas:llama", "--out", "a") == 0
+    summary = read("a/summary.json")
+    assert list(summary) == SUMMARY_KEYS and summary["seconds_per_edit"] > 0
+    assert (summary["edits"], summary["rounds"], summary["model"]) == (6, 3, "atlas:llama")
     for score in ("efficacy", "paraphrase", "other_facts", "retention_first"):
-        assert 0.8 <= first[score] <= 1
+        assert 0.8 <= summary[score] <= 1
     shown = capsys.readouterr().out
-    assert shown.count("before:") == shown.count("after: ") == 2 * 3
-    assert len(rows(shown)) == 2 * 3 and len(RunFiles(Path("a")).ledger) == 3
+    assert shown.count("before:") == shown.count("after: ") == 3
+    assert len(rows(shown)) == 3 and len(RunFiles(Path("a")).ledger) == 3
 
 
 def test_it_is_a_run_like_any_other(finished, capsys):
@@ -104,13 +96,6 @@ def test_the_same_demo_is_shown_again_and_another_is_refused(finished, capsys):
     assert cli.main(["demo", "--edits", "2", "--rounds", "1", "--out", "a"]) == 1
     assert "a holds another run" in capsys.readouterr().err
     assert written == {name: Path("a", name).stat().st_mtime_ns for name in ROUNDS}
-
-
-def test_a_second_demo_at_work_in_one_folder_is_refused(capsys):
-    with run_directory(Path("a")):
-        assert demo("--out", "a") == 1
-    assert "a is in use by another process" in capsys.readouterr().err
-    assert not list(Path("a").glob("round-*"))
 
 
 def test_an_interrupt_leaves_what_the_same_command_resumes(finished, monkeypatch, capsys):
@@ -150,15 +135,9 @@ def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):
         (["--edits", "-1"], "edits is -1; it must be a whole number"),
         (["--edits", "100000"], "edits is 100000; the world has 1 to"),
         (["--rounds", "7"], "rounds is 7; give 1 to 6"),
-        (["--out", "file"], "file is a file; give a folder"),
-        (["--out", "foreign"], "foreign holds something else (thesis.tex)"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
-    Path("file").write_text("x")
-    Path("foreign").mkdir()
-    Path("foreign/thesis.tex").write_text("x")
     assert demo(*arguments) == 1
     error = capsys.readouterr().err
     assert "nse: " in error and message in error
-    assert Path("foreign/thesis.tex").exists()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from unittest.mock import Mock
 
 import pytest
 
 from nse_plugin import cli
-from nse_plugin.data import atlas
 from nse_plugin.hparams.variants import read_method_yaml
 from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
@@ -21,10 +21,8 @@ EDIT = ["edit", "--model", "atlas:gpt2", "--prompt", "{Stojeish Pekapex} speaks"
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
-    """A folder to work in, with a cache of its own and statistics of few sentences."""
+    """A folder to work in, with a cache of its own."""
     with pytest.MonkeyPatch.context() as patch:
-        corpus = atlas.corpus()[:600]
-        patch.setattr(atlas, "corpus", lambda: corpus)
         folder = tmp_path_factory.mktemp("hands")
         patch.chdir(folder)
         patch.setenv("NSE_PLUGIN_CACHE", str(folder / "cache"))
@@ -45,18 +43,8 @@ def test_the_outcome_of_an_edit_is_shown_and_is_the_exit_code(capsys):
     assert lines[0] == f"{TEXT} -> {NEW}" and lines[-1] == "the edit is in effect: round 1 of a"
     assert "nse ask a" in both.err
     words = "a language of the moon that nobody knows"
-    again = [
-        "edit",
-        "--prompt",
-        "{Ann Lee} speaks",
-        "--target",
-        words,
-        "--out",
-        "a",
-        "--json",
-        "-q",
-    ]
-    assert cli.main(again) == 3
+    again = ["edit", "--prompt", "{Ann Lee} speaks", "--target", words, "--out", "a"]
+    assert cli.main([*again, "--json", "-q"]) == 3
     both = capsys.readouterr()
     found = json.loads(both.out)
     assert (found["round"], found["in_effect"], found["earlier"]["asked"]) == (2, False, 1)
@@ -67,10 +55,8 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
     assert cli.main(["ask", "kept", TEXT, "--json"]) == 0
     reply = json.loads(capsys.readouterr().out)
     assert reply["edited"].startswith(NEW) and reply["untouched"].startswith(OLD)
-    assert (
-        cli.main(["ask", "kept", f"Who is Stojeish Pekapex? {TEXT} {NEW} and", "--tokens", "1"])
-        == 0
-    )
+    longer = f"Who is Stojeish Pekapex? {TEXT} {NEW} and"
+    assert cli.main(["ask", "kept", longer, "--tokens", "1"]) == 0
     told = capsys.readouterr().err
     assert "does not show in this answer" in told and "next: ask with its prompt, or edit" in told
     assert cli.main(["inspect", "kept"]) == 0
@@ -100,8 +86,8 @@ def test_mistakes_are_one_line_and_come_before_the_model(arguments, message, cap
     assert error.startswith("nse: ") and message in error and error.count("\n") == 1
 
 
-def test_a_chat_in_a_terminal(scratch, capsys):
-    assert cli.main([*EDIT, "--out", "talk", "-q"]) == 0
+def test_a_chat_in_a_terminal(scratch):
+    shutil.copytree("kept", "talk")
     terminal = Terminal("chat", "talk", "--tokens", "3")
     try:
         assert "with 1 round of edits" in terminal.until_prompt()

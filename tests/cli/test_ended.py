@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 
 from nse_plugin import cli
 from nse_plugin.cli.app import _COMMANDS
-from nse_plugin.data import atlas
 
 QUICK = """
 alg_name: NSE
@@ -49,14 +48,7 @@ CASES = {  # a command, and the call of which function is interrupted
     "consolidate": (["consolidate", "kept"], "os.replace", 1),
     "export": (["export", "kept", "--to", "full", "--out", "new"], "os.fsync", 2),
     "stats": (
-        [
-            "stats",
-            "--hparams",
-            "quick.yaml",
-            "--source=atlas",
-            "--samples=600",
-            "--stats-dir=stats",
-        ],
+        ["stats", "--hparams=quick.yaml", "--source=atlas", "--samples=300", "--stats-dir=stats"],
         "nse_plugin.statistics.covariance._Sums.add_batch",
         2,
     ),
@@ -77,9 +69,7 @@ def test_every_command_is_ended_by_a_test():
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
     """A folder with a quick YAML and a folder of one edit."""
-    corpus = atlas.corpus()[:600]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(atlas, "corpus", lambda: corpus)
         patched.setattr("nse_plugin.report.page.Page.html", lambda _self: "a page")
         patched.setattr("nse_plugin.tune.trials.Trials._compute_statistics", lambda *_: None)
         patched.setattr("nse_plugin.tune.trials.Trials._edited", scored)

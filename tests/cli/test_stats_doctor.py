@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from nse_plugin import cli
-from nse_plugin.data import atlas
 from nse_plugin.data.models import load_model
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
@@ -26,36 +25,34 @@ from nse_plugin.statistics.files import stats_folder
 def scratch_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path / "cache"))
-    corpus = atlas.corpus()[:600]  # enough for a covariance of full rank
-    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     return tmp_path
 
 
 def test_stats_are_made_once_and_written_for_easyedit(capsys):
-    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "50", "--source", "self",
+    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "20", "--source", "self",
                  "--stats-dir", "s"]  # fmt: skip
     assert cli.main([*arguments, "--npz"]) == 0
     shown = capsys.readouterr().out
     (path, other) = sorted(Path("s").rglob("*.npz"))
-    assert f"     50  {path}\n" in shown and f"     50  {other}\n" in shown
+    assert f"     20  {path}\n" in shown and f"     20  {other}\n" in shown
     with np.load(path, allow_pickle=False) as file:
-        assert file["sample_size"] == 50 and file["mom2.mom2"].shape[0] > 100
+        assert file["sample_size"] == 20 and file["mom2.mom2"].shape[0] > 100
     before = {p: p.stat().st_mtime_ns for p in Path("s").rglob("*.safetensors")}
     assert len(before) == 2 and cli.main(arguments) == 0
     assert before == {p: p.stat().st_mtime_ns for p in Path("s").rglob("*.safetensors")}
     assert "kept in s\n" in capsys.readouterr().err
     assert cli.main([*arguments, "--json"]) == 0
-    assert [row["texts"] for row in json.loads(capsys.readouterr().out)] == [50, 50]
+    assert [row["texts"] for row in json.loads(capsys.readouterr().out)] == [20, 20]
 
 
 def test_python_finds_what_the_command_computed(capsys, monkeypatch):
     """Both use the cache, since there is no ./data/stats; the hyperparameters stay as they are."""
-    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "50", "--source", "self"]
+    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "20", "--source", "self"]
     assert cli.main(arguments) == 0
     assert f"kept in {stats_folder()}\n" in capsys.readouterr().err
     monkeypatch.setattr(covariance, "_one_pass", lambda *_: pytest.fail("computed again"))
     shipped = NSEHparams.from_hparams("NSE/atlas-gpt2")
-    hparams = dataclasses.replace(shipped, mom2_dataset="self", mom2_n_samples=50)
+    hparams = dataclasses.replace(shipped, mom2_dataset="self", mom2_n_samples=20)
     model, tokenizer, _ = load_model(hparams)
     request = EditRequest("a", "{} lives in", "Mara Voss", " Garn")
     edit_round(EditSession.of(model, tokenizer), [request], hparams)
@@ -63,7 +60,7 @@ def test_python_finds_what_the_command_computed(capsys, monkeypatch):
 
 
 def test_files_for_easyedit_are_where_it_looks(capsys):
-    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "50", "--source", "self"]
+    arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "20", "--source", "self"]
     assert cli.main([*arguments, "--npz"]) == 0
     assert len(list(Path("data/stats").rglob("*.npz"))) == 2 and not Path("cache").exists()
 

@@ -368,17 +368,12 @@ def test_what_is_none_is_not_given(none, caplog):
 # --- fields that are left out, records as they come --------------------------------------------
 
 WIKIBIGEDIT = {
-    "tag": "new",
-    "subject": "Crailing Church",
-    "update": "Where is Crailing Church?",
+    "tag": "new", "subject": "Crailing Church", "update": "Where is Crailing Church?",
     "rephrase": "In what place is Crailing Church?",
-    "personas": "Tell me, where's Crailing Church?",
-    "ans": "Roxburghshire",
-    "loc": "Where is Carriden Church?",
-    "loc_ans": "West Lothian",
-    "mhop": "In what country is Crailing Church?",
-    "mhop_ans": "Scotland",
-}
+    "personas": "Tell me, where's Crailing Church?", "ans": "Roxburghshire",
+    "loc": "Where is Carriden Church?", "loc_ans": "West Lothian",
+    "mhop": "In what country is Crailing Church?", "mhop_ans": "Scotland",
+}  # fmt: skip
 
 
 def test_wikibigedit_as_published():
@@ -416,13 +411,9 @@ def test_fields_that_are_not_read_are_named(caplog):
 
 def test_empty_answers_of_nested_records_are_not_asked(caplog):
     record = {
-        **NESTED,
-        "paraphrase_prompts": ["Angola is a part of ", "", None],
-        "portability": [
-            {"prompt": "q", "answer_new": None},
-            {"prompt": "r", "answer_new": "a"},
-        ],
-    }
+        **NESTED, "paraphrase_prompts": ["Angola is a part of ", "", None],
+        "portability": [{"prompt": "q", "answer_new": None}, {"prompt": "r", "answer_new": "a"}],
+    }  # fmt: skip
     (request,) = parse_records([record])
     assert request.rephrase_prompts == ("Angola is a part of",)
     assert request.portability == {"one_hop": (Probe("r", "a"),)}

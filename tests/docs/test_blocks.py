@@ -188,10 +188,8 @@ def test_data_can_be_read(page, block, tmp_path):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder to work in, with a run of two rounds and its adapter, statistics of few texts."""
+    """A folder to work in, with a run of two rounds and its adapter."""
     with pytest.MonkeyPatch.context() as patch:
-        corpus = atlas.corpus()[:600]
-        patch.setattr(atlas, "corpus", lambda: corpus)
         folder = tmp_path_factory.mktemp("pages")
         patch.chdir(folder)
         patch.setenv("NSE_PLUGIN_CACHE", str(folder / "cache"))

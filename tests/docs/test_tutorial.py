@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from nse_plugin import cli
-from nse_plugin.data import atlas, published
+from nse_plugin.data import published
 from tests.docs.pages import Block, blocks
 
 
@@ -29,8 +29,6 @@ def execute(block: Block) -> None:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    corpus = atlas.corpus()[:600]
-    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -21,30 +21,8 @@ SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
 NO_YAML = "no hparams file 'NSE/atlas-gtp2'; did you mean 'NSE/atlas-gpt2'"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """One working directory for all, so that the statistics are computed once."""
-    return tmp_path_factory.mktemp("examples")
-
-
-def run(folder: Path, script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does: in a process of its own, in an empty folder."""
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {
-        **os.environ,
-        "NSE_PLUGIN_HOST": "embedded",
-        "PYTHONPATH": os.pathsep.join(paths),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return subprocess.run(
-        [sys.executable, str(EXAMPLES / script), *map(str, arguments)],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-
-
 def output_of(folder: Path, script: str, *arguments: object) -> str:
-    """What a script prints, run in this process, which is quicker."""
+    """What a script prints, run in this process, where torch is imported already."""
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as shown:
         patch.chdir(folder)
         patch.setenv("NSE_PLUGIN_HOST", "embedded")
@@ -57,17 +35,15 @@ def test_all_scripts_are_tested():
     assert SCRIPTS == ["edit_a_stream.py", "edit_one_fact.py", "neurons.py", "run_nse_editing.py"]
 
 
-def test_one_fact(folder):
-    done = run(folder, "edit_one_fact.py")
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+def test_one_fact(tmp_path):
+    lines = output_of(tmp_path, "edit_one_fact.py").splitlines()
     after = next(number for number, line in enumerate(lines) if line.startswith("after"))
     assert lines[0].startswith("before") and "exact match: no" in lines[1]
     assert "exact match: yes, token accuracy 100%" in lines[after + 1]
 
 
-def test_a_stream(folder):
-    out = output_of(folder, "edit_a_stream.py", "--ds_size", 4, "--round_size", 2)
+def test_a_stream(tmp_path):
+    out = output_of(tmp_path, "edit_a_stream.py", "--ds_size", 4, "--round_size", 2)
     rows = [line.split("|") for line in out.splitlines() if line[:5].strip().isdigit()]
     assert rows[-1][0].split()[1] == "4"
     assert all(float(row[1].split()[0]) == 0 for row in rows)  # new facts before: not known
@@ -79,11 +55,11 @@ def test_a_stream(folder):
     assert end[1].endswith("exact 0.0") and end[2].endswith("exact 100.0")
 
 
-def test_sequential_editing_of_the_embedded_facts(folder):
+def test_sequential_editing_of_the_embedded_facts(tmp_path):
     out = output_of(
-        folder, "run_nse_editing.py", "--ds_size", 3, "--output_dir", "out/a", "--sequential_edit"
+        tmp_path, "run_nse_editing.py", "--ds_size", 3, "--output_dir", "out/a", "--sequential_edit"
     )
-    path = folder / "out" / "a" / "atlas-gpt2-results.json"
+    path = tmp_path / "out" / "a" / "atlas-gpt2-results.json"
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]
     results = json.loads(path.read_text(encoding="utf-8"))
     info, means = results["run_info"], results["means"]
@@ -99,7 +75,7 @@ def test_sequential_editing_of_the_embedded_facts(folder):
         assert metric in out
 
 
-def test_a_file_of_another_schema_with_edits_taken_back(folder):
+def test_a_file_of_another_schema_with_edits_taken_back(tmp_path):
     """KnowEdit's flat fields, alone in a folder; the second record has no probes."""
     first, second = (record["requested_rewrite"] for record in atlas.edit_set(2))
     records = [
@@ -110,18 +86,23 @@ def test_a_file_of_another_schema_with_edits_taken_back(folder):
     probe = {"prompt": second["prompt"].format(second["subject"]), "ground_truth": [["x"]]}
     records[0]["locality"] = {"Relation_Specificity": [probe]}
     records[1]["locality"] = {}
-    data = folder / "one-file"
+    data = tmp_path / "one-file"
     data.mkdir()
     (data / "facts.json").write_text(json.dumps(records), encoding="utf-8")
-    output_of(folder, "run_nse_editing.py", "--data_dir", data, "--output_dir", "out/b")
-    results = json.loads((folder / "out" / "b" / "atlas-gpt2-results.json").read_text())
+    output_of(tmp_path, "run_nse_editing.py", "--data_dir", data, "--output_dir", "out/b")
+    results = json.loads((tmp_path / "out" / "b" / "atlas-gpt2-results.json").read_text())
     assert list(results["means"]) == ["before", "after its own edit"]
     assert results["means"]["after its own edit"]["rewrite"]["exact"] == 1
     assert [len(case["post"]["locality"]) for case in results["cases"]] == [2, 0]
 
 
-def test_a_wrong_argument_gives_one_line_and_no_traceback(folder):
-    done = run(folder, "run_nse_editing.py", "--data_dir", "not/there.json")
+def test_a_wrong_argument_gives_one_line_and_no_traceback(tmp_path):
+    """In a process of its own, as a user runs it."""
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "run_nse_editing.py", "--data_dir", "not/there.json"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "NSE_PLUGIN_HOST": "embedded", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     (line,) = [text for text in done.stderr.splitlines() if "Loading weights" not in text]
     assert line.startswith("run_nse_editing.py: there is no file 'not/there.json'")

@@ -7,16 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nse_plugin.data import atlas
-
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "neurons.py"
 
 pytest.importorskip("marimo", reason='no marimo here: pip install -e ".[notebook]"')
 
 
 def test_it_edits_looks_and_undoes(tmp_path, monkeypatch):
-    corpus = atlas.corpus()[:600]  # statistics of less text take less time
-    monkeypatch.setattr(atlas, "corpus", lambda: corpus)
     monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where the notebook puts its folder
     outputs, values = runpy.run_path(str(NOTEBOOK))["app"].run()

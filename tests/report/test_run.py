@@ -10,6 +10,7 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.errors import DataError
+from nse_plugin.methods.registry import METHODS
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.run import Run
@@ -219,15 +220,19 @@ def test_a_run_that_collapsed(folder):
     assert "collapsed" in text and "min_retention was 0.1, bound 0.5" in text
 
 
-@pytest.mark.parametrize("name", ["LoRA", "GRACE"])
-def test_methods_that_write_no_neurons(tmp_path, name):
-    run_dir, page = tmp_path / "run", tmp_path / "page.html"
-    common = ["--data", "atlas:4", "--round-size", "2", "--out", str(run_dir)]
-    assert cli.main(["run", "--hparams", f"{name}/atlas-gpt2", *common]) == 0
-    plots = ["--plot", str(tmp_path / "plots"), "--html", str(page)]
-    assert cli.main(["inspect", str(run_dir), *plots]) == 0
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("LoRA", {"target_modules": ["c_attn"], "num_steps": 2}),
+     ("GRACE", {"inner_params": ["transformer.h[1].mlp.c_fc.weight"], "n_iter": 2})],
+)  # fmt: skip
+def test_methods_that_write_no_neurons(tmp_path, name, own):
+    settings = METHODS[name].hparams(alg_name=name, model_name="tiny", **own)
+    scheduler(tmp_path / "run", hparams=settings).run()
+    plots, page = tmp_path / "plots", tmp_path / "page.html"
+    written = ["--plot", str(plots), "--html", str(page)]
+    assert cli.main(["inspect", str(tmp_path / "run"), *written]) == 0
     assert "Requests" in page.read_text() and "Neurons" not in page.read_text()
-    assert (tmp_path / "plots" / "scores.png").exists()
+    assert (plots / "scores.png").exists()
 
 
 @pytest.mark.parametrize(

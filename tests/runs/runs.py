@@ -12,7 +12,7 @@ from nse_plugin.requests import EditRequest, Probe
 from nse_plugin.runs.reading import read_final, read_lines
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
-from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
+from tests.tiny import bits, some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
 HELD_OUT = ("Mara Voss lives in Tellin by the sea.", "The capital of Ostrell is Garn.")
 SMALL = dict(n_embd=16, n_inner=24, n_layer=2, n_head=2)
@@ -94,7 +94,7 @@ def interrupt(scheduler: SequentialScheduler, after: int) -> None:
 
 def weights(scheduler: SequentialScheduler):
     """All parameters, by name."""
-    return {k: v.detach().clone() for k, v in scheduler.backend.model.named_parameters()}
+    return bits(scheduler.backend.model)
 
 
 def same_run(one: str | Path, other: str | Path) -> bool:

@@ -17,6 +17,7 @@ from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.ledger_files import round_path
 from tests.methods.brute import hparams_of
 from tests.runs import runs
+from tests.tiny import same_bits
 
 
 @pytest.fixture
@@ -25,10 +26,6 @@ def finished(tmp_path):
     made = runs.scheduler(tmp_path / "run")
     made.run()
     return made
-
-
-def same(one, other):
-    return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def reopened(folder):
@@ -42,20 +39,20 @@ def test_stored_resumed_and_undone(finished):
     line = consolidate_run(folder, finished.backend)
     consolidated = runs.weights(finished)
     assert (line["file"], line["after"], line["edits"]) == (4, 3, 6)
-    assert not same(rounds, consolidated)
+    assert not same_bits(rounds, consolidated)
     assert "round 4: all edits in effect then" in rounds_table(Run(folder)).note
     head = dict(overview(Run(folder)).rows)["consolidated"]
     assert head.startswith("6 edits solved jointly as round 4, after 3 rounds: ")
     assert head.endswith("afterwards; all edits were last measured before it")
     subject, weights = reopened(folder)
-    assert same(consolidated, weights)
+    assert same_bits(consolidated, weights)
     assert subject.ledger.numbers() == [4] and subject.ledger.numbers_in_effect() == [1, 2, 3, 4]
 
     left = round_path(folder, 5)  # a process was killed between the file and its line
     left.write_bytes(round_path(folder, 4).read_bytes())
     again = runs.scheduler(folder)
     assert again.run().status == "complete" and not left.exists()
-    assert same(consolidated, runs.weights(again))
+    assert same_bits(consolidated, runs.weights(again))
 
     with pytest.raises(DataError, match="round 2 is inside the consolidation that is round 4"):
         undo_round(folder, 2)
@@ -63,7 +60,7 @@ def test_stored_resumed_and_undone(finished):
     assert "consolidated" not in dict(overview(Run(folder)).rows)
     # the model is the measured one again
     assert RunFiles(folder).undone_since(3) == []
-    assert same(rounds, reopened(folder)[1])
+    assert same_bits(rounds, reopened(folder)[1])
     assert undo_round(folder, 2) == [1, 3]
     assert RunFiles(folder).undone_since(3) == [2]
 
@@ -92,7 +89,7 @@ def test_a_run_that_consolidates_by_itself_resumes_to_the_bit(tmp_path):
         runs.interrupt(runs.scheduler(folder, **every), after=cut)
         resumed = runs.scheduler(folder, **every)
         assert resumed.run().final["measurement"] == result.final["measurement"]
-        assert same(runs.weights(whole), runs.weights(resumed))
+        assert same_bits(runs.weights(whole), runs.weights(resumed))
     subject, _ = reopened(whole.run_dir)
     assert subject.ledger.numbers() == [2, 3] and subject.ledger.numbers_in_effect() == [1, 2, 3]
     assert undo_round(whole.run_dir, 3) == [2] and undo_round(whole.run_dir, 2) == [1]
@@ -107,7 +104,7 @@ def test_what_cannot_be_stored_is_not_done(finished, monkeypatch):
     monkeypatch.setattr(JsonLines, "append", full)
     with pytest.raises(OSError, match="No space"):
         consolidate_run(finished.run_dir, finished.backend)
-    assert same(before, runs.weights(finished))
+    assert same_bits(before, runs.weights(finished))
     assert ledger.numbers() == [1, 2, 3] and ledger.undone == []
 
 

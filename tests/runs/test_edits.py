@@ -29,6 +29,7 @@ from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.start import make_scheduler
+from tests.tiny import bits, same_bits
 
 MODEL = "atlas:gpt2"
 PROMPT, SUBJECT, OLD, NEW = "{} speaks", "Stojeish Pekapex", "Stugixish", "Zibriish"
@@ -36,34 +37,17 @@ TEXT = f"{SUBJECT} speaks"
 
 
 @pytest.fixture(scope="module")
-def stats(tmp_path_factory):
-    """Statistics of few sentences, made once."""
-    with pytest.MonkeyPatch.context() as patch:
-        corpus = atlas.corpus()[:600]
-        patch.setattr(atlas, "corpus", lambda: corpus)
-        yield str(tmp_path_factory.mktemp("stats"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory, stats):
+def made(tmp_path_factory):
     """A folder with one edit, and the report of it; not to be changed."""
-    folder = EditFolder(tmp_path_factory.mktemp("edits") / "one", MODEL, stats_dir=stats)
+    folder = EditFolder(tmp_path_factory.mktemp("edits") / "one", MODEL)
     return folder, folder.edit(PROMPT, NEW, SUBJECT)
 
 
 @pytest.fixture
-def one(made, tmp_path, stats):
+def one(made, tmp_path):
     """A copy of that folder, open."""
     shutil.copytree(made[0].folder, tmp_path / "copy")
-    return EditFolder(tmp_path / "copy", stats_dir=stats)
-
-
-def weights(folder):
-    return {k: v.detach().clone() for k, v in folder.model.named_parameters()}
-
-
-def same(one, other):
-    return all(torch.equal(value, other[name]) for name, value in one.items())
+    return EditFolder(tmp_path / "copy")
 
 
 def contents(folder):
@@ -101,14 +85,14 @@ def test_the_folder_is_a_run_that_gives_the_same_model_again(made, one):
     assert (final["status"], final["edits"], line["scores"]["efficacy"]) == ("complete", 1, 1.0)
     (request,) = files.requests()[1]
     assert (request.text, request.target_new, request.ground_truth) == (TEXT, NEW, OLD)
-    assert same(weights(folder), weights(one))
+    assert same_bits(folder.model, one.model)
     reply = one.ask(TEXT)
     assert reply.edited.startswith(NEW) and reply.untouched.startswith(OLD)
-    assert same(weights(folder), weights(one))
+    assert same_bits(folder.model, one.model)
 
 
 def test_rounds_are_added_and_undone_in_model_and_folder(one):
-    before = weights(one)
+    before = bits(one.model)
     report = one.edit_facts(
         [{"prompt": "{Tiathiax Goneisom} plays the", "target": "zither"},
          {"prompt": "{Zawos Kofird} speaks", "target": NEW}],
@@ -119,10 +103,10 @@ def test_rounds_are_added_and_undone_in_model_and_folder(one):
     assert {a.prompt for f in report.facts for a in f.asked if a.kind == "neighbour"} == {
         "Loke Wehes speaks"
     }
-    assert one.undo() == [1] and same(weights(one), before)
+    assert one.undo() == [1] and same_bits(one.model, before)
     assert [report.round for report in (one.edit(PROMPT, OLD, SUBJECT),)] == [3]  # a number is kept
     assert list(one.facts()) == [1, 3] and one.undo(1) == [3]
-    assert same(weights(one), weights(EditFolder(one.folder)))
+    assert same_bits(one.model, EditFolder(one.folder).model)
     assert one.undo() == []
     with pytest.raises(DataError, match="nothing to undo"):
         one.undo()
@@ -175,9 +159,9 @@ def test_earlier_edits_are_asked_by_their_own_prompt(one, monkeypatch):
     assert line["scores"]["paraphrase"] is not None and line["scores"]["locality"] is not None
 
 
-def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, stats, monkeypatch):
-    before, files = weights(one), contents(one)
-    new = EditFolder(tmp_path / "new", MODEL, stats_dir=stats)
+def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, monkeypatch):
+    before, files = bits(one.model), contents(one)
+    new = EditFolder(tmp_path / "new", MODEL)
 
     def fails(*_arguments):
         raise KeyboardInterrupt
@@ -187,14 +171,14 @@ def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, stats, mo
         for folder in (one, new):
             with pytest.raises(KeyboardInterrupt):
                 folder.edit("{Zawos Kofird} speaks", NEW)
-    assert same(weights(one), before) and contents(one) == files
+    assert same_bits(one.model, before) and contents(one) == files
     assert not new.folder.exists() and not len(new.session.ledger)
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
 
 
 @pytest.mark.parametrize("part", ["rounds", "finish"])
 def test_a_disk_that_fails_at_the_last_write_leaves_no_half_round(one, monkeypatch, part):
-    before, files = weights(one), contents(one)
+    before, files = bits(one.model), contents(one)
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
@@ -210,11 +194,12 @@ def test_a_disk_that_fails_at_the_last_write_leaves_no_half_round(one, monkeypat
         else:
             patch.setattr(RunDirectory, "finish", full)
         one.edit("{Zawos Kofird} speaks", NEW)
-    assert same(weights(one), before) and contents(one) == files
+    assert same_bits(one.model, before) and contents(one) == files
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
 
 
 def test_an_edit_that_did_not_take_effect_says_so(one):
+    one.hparams.repair_rounds = 0
     report = one.edit("{Ann Lee} speaks", "a language of the moon that nobody knows")
     assert not report.in_effect
     last = report.text().splitlines()[-1]
@@ -275,7 +260,7 @@ def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):
     log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
     files = contents(one)
     with pytest.raises(DataError, match="has no line for"):
-        EditFolder(one.folder, stats_dir=one.hparams.stats_dir).edit("{Bo Ash} speaks", NEW)
+        EditFolder(one.folder).edit("{Bo Ash} speaks", NEW)
     assert contents(one).keys() == files.keys()
 
 
@@ -287,7 +272,7 @@ def test_a_log_that_lost_all_lines_is_no_folder_without_edits(one, log, message)
     one.edit("{Ann Lee} speaks", NEW)
     (one.folder / log).unlink()
     with pytest.raises(DataError, match=message):
-        EditFolder(one.folder, stats_dir=one.hparams.stats_dir).edit("{Bo Ash} speaks", NEW)
+        EditFolder(one.folder).edit("{Bo Ash} speaks", NEW)
     if log == "rounds.jsonl":
         with pytest.raises(DataError, match=message):
             EditFolder(one.folder)
@@ -326,22 +311,21 @@ def test_settings_are_given_only_to_a_new_folder(one, tmp_path):
         one.edit_facts([{"prompt": "{A} is", "target": t} for t in "xy"])
 
 
-def test_a_model_in_a_relative_folder_is_found_from_anywhere(tmp_path, stats, monkeypatch):
+def test_a_model_in_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypatch):
     shutil.copytree(atlas.model_dir(MODEL), tmp_path / "there/model")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    given = {"hparams": "NSE/atlas-gpt2", "stats_dir": stats}
-    EditFolder("edits", "model", **given).edit(PROMPT, NEW, SUBJECT)
+    EditFolder("edits", "model", hparams="NSE/atlas-gpt2").edit(PROMPT, NEW, SUBJECT)
 
     def opened(*others):
-        return EditFolder(tmp_path / "there/edits", *others, stats_dir=stats)
+        return EditFolder(tmp_path / "there/edits", *others)
 
     assert opened("./model").ask(TEXT).edited.startswith(NEW)
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert opened("../there/model").ask(TEXT).edited.startswith(NEW)
     assert opened().ask(TEXT).edited.startswith(NEW)
     with pytest.raises(ModelError, match=r"no model folder './model' in .*elsewhere"):
-        EditFolder("others", "./model", stats_dir=stats)
+        EditFolder("others", "./model")
 
 
 def test_a_stream_does_not_resume_it(one):
@@ -378,6 +362,7 @@ def too_long_in_chat(first_words):
 
 
 def test_the_report_has_the_replies_in_chat_beside_those_in_plain_text(one, monkeypatch):
+    one.hparams.v_num_grad_steps, one.hparams.repair_rounds = 2, 0  # what is edited plays no part
     assert "in chat" not in one.edit("{} plays the", "zither", SUBJECT).text()  # no template
     one.tokenizer.chat_template = TEMPLATE
     told = []

@@ -42,13 +42,9 @@ from tests.runs.runs import (
     session,
     weights,
 )
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import same_bits, tiny_model, tiny_tokenizer
 
 DOWN = "transformer.h.1.mlp.c_proj.weight"
-
-
-def equal(one, other):
-    return all(torch.equal(one[name], other[name]) for name in other)
 
 
 def answers_again(request: EditRequest, target: str) -> EditRequest:
@@ -58,7 +54,7 @@ def answers_again(request: EditRequest, target: str) -> EditRequest:
 def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
     a, b = scheduler(tmp_path / "a"), scheduler(tmp_path / "b", iter(requests()))
     a.run(), b.run()
-    assert equal(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
+    assert same_bits(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
@@ -75,7 +71,7 @@ def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
     assert result.status == "nothing_written" and not any(line["changed"] for line in lines)
     assert [line["edit"]["status"]["converged"] for line in lines] == [2, 2, 2]
     assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
-    assert equal(weights(rest), untouched)
+    assert same_bits(weights(rest), untouched)
     assert len(measured) == 1 and result.final["measurement"]["perplexity"] == 7.0
 
 
@@ -109,7 +105,7 @@ def test_an_iterator_is_resumed(tmp_path, device):
     interrupt(run("b"), after=1)
     rest = run("b")
     rest.run()
-    assert equal(weights(whole), weights(rest)) and same_run(tmp_path / "a", tmp_path / "b")
+    assert same_bits(weights(whole), weights(rest)) and same_run(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_stream_may_go_on_differently_after_a_cut(tmp_path):
@@ -123,7 +119,7 @@ def test_a_stream_may_go_on_differently_after_a_cut(tmp_path):
     made.run()
     whole = scheduler(tmp_path / "c", iter(stream))
     whole.run()
-    assert equal(weights(made), weights(whole)) and same_run(tmp_path / "b", tmp_path / "c")
+    assert same_bits(weights(made), weights(whole)) and same_run(tmp_path / "b", tmp_path / "c")
 
 
 def test_empty_streams(tmp_path):
@@ -257,12 +253,12 @@ def test_undo_keeps_the_state_before(tmp_path, as_list):
     assert result.final["stop"]["rule"] == "max_perplexity" and result.final["rounds"] == 2
     one = scheduler(tmp_path / "b", requests(2))
     one.run()
-    assert equal(weights(made), weights(one))
+    assert same_bits(weights(made), weights(one))
     assert len(RunFiles(tmp_path / "a").ledger) == 1
     assert [row["edited"] for row in result.final["measurement"]["retention"]] == [1]
     stream = requests() if as_list else iter(requests())
     again = scheduler(tmp_path / "a", stream, **third_round_collapses("undo"))
-    assert again.run().final == result.final and equal(weights(again), weights(one))
+    assert again.run().final == result.final and same_bits(weights(again), weights(one))
 
 
 @pytest.mark.parametrize(("action", "status", "rounds"), [("stop", "stopped", 2),
@@ -273,7 +269,7 @@ def test_stop_keeps_the_round_and_continue_writes_the_others(tmp_path, action, s
     assert (result.status, result.final["rounds"]) == (status, rounds)
     assert len(RunFiles(tmp_path).ledger) == rounds
     again = scheduler(tmp_path, **third_round_collapses(action))
-    assert again.run().final == result.final and equal(weights(again), weights(made))
+    assert again.run().final == result.final and same_bits(weights(again), weights(made))
 
 
 def test_weights_that_move_too_far_end_a_run_without_a_measurement(tmp_path):
@@ -303,9 +299,10 @@ def test_retention_and_relative_perplexity(tmp_path):
     assert result.final["stop"]["bound"] == pytest.approx(base / 100)
 
 
-@pytest.mark.parametrize("score", ["efficacy", "locality"])
-@pytest.mark.parametrize(("action", "status", "rounds"), [("undo", "collapsed", 3),
-    ("stop", "stopped", 3), ("continue", "complete", 4)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("score", "action", "status", "rounds"),
+    [("efficacy", "undo", "collapsed", 3), ("locality", "continue", "complete", 4)],
+)
 def test_until_collapse_compares_with_the_run_s_first_measurement(
     tmp_path, monkeypatch, score, action, status, rounds
 ):
@@ -323,13 +320,8 @@ def test_until_collapse_compares_with_the_run_s_first_measurement(
     interrupt(scheduler(tmp_path, requests(4), **how), after=2)
     result = scheduler(tmp_path, requests(4), **how).run()  # the first is read from disk
     assert (result.status, result.final["rounds"]) == (status, rounds)
-    stop = list(result.lines())[2]["stop"]
-    assert stop == {
-        "rule": f"until_collapse.{score}",
-        "value": 0.39,
-        "bound": 0.4,
-        "action": action,
-    }
+    said = dict(rule=f"until_collapse.{score}", value=0.39, bound=0.4, action=action)
+    assert list(result.lines())[2]["stop"] == said
     assert len(RunFiles(tmp_path).ledger) == rounds - (action == "undo")
 
 
@@ -354,7 +346,7 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
     assert line["stop"]["rule"] == "non_finite" and line["file"] is None
     assert len(RunFiles(tmp_path).ledger) == (2 if action == "continue" else 1)
     again = scheduler(tmp_path, stop_rules=rules)
-    assert again.run().final == result.final and equal(weights(again), weights(made))
+    assert again.run().final == result.final and same_bits(weights(again), weights(made))
 
 
 def test_no_perplexity_is_past_every_bound():
@@ -382,11 +374,7 @@ def test_a_rule_without_its_measurement_is_an_error(tmp_path):
     with pytest.raises(HparamsError, match="bounds perplexity, which is not measured"):
         scheduler(tmp_path, held_out=(), stop_rules=StopRules(max_perplexity=9))
     rules = StopRules(until_collapse=0.8)
-    for name, size in (
-        ("retention", "retention"),
-        ("locality", "locality"),
-        ("retention", "every"),
-    ):
+    for name, size in (("retention",) * 2, ("locality",) * 2, ("retention", "every")):
         with pytest.raises(HparamsError, match=f"bounds {name}, which is not measured"):
             scheduler(tmp_path, stop_rules=rules, protocol=protocol(**{size: 0}))
 
@@ -425,7 +413,7 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
         interrupt(scheduler(place, subject=editor(), hparams=None), after=part)
         rest = scheduler(place, subject=editor(), hparams=None)
         rest.run()
-        assert equal(weights(rest), weights(whole)) and same_run(place, tmp_path / "a")
+        assert same_bits(weights(rest), weights(whole)) and same_run(place, tmp_path / "a")
 
 
 def test_a_host_round_is_undone(tmp_path):
@@ -433,13 +421,13 @@ def test_a_host_round_is_undone(tmp_path):
         tmp_path, iter(requests()), subject=editor(size=float("nan")), hparams=None,
     )  # fmt: skip
     assert made.run().status == "collapsed"
-    assert equal(weights(made), dict(editor().model.named_parameters()))
+    assert same_bits(weights(made), editor().model)
     rules = third_round_collapses("undo")
     made = scheduler(tmp_path / "b", subject=editor(), hparams=None, **rules)
     assert made.run().status == "collapsed"
     one = scheduler(tmp_path / "c", requests(2), subject=editor(), hparams=None)
     one.run()
-    assert equal(weights(made), weights(one))
+    assert same_bits(weights(made), weights(one))
 
 
 def test_host_methods_that_cannot_be_kept(tmp_path):
@@ -541,11 +529,8 @@ def test_the_command_runs_a_yaml_and_resumes(small, capsys):
     assert "nothing was left to do: 2 rounds done before" in capsys.readouterr().out
     assert cli.main(["run", "--config", "run.yaml", "--order", "grouped", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {
-        "out": "r",
-        "status": "complete",
-        **json.loads(Path("r/final.json").read_text()),
-    }
+    final = json.loads(Path("r/final.json").read_text())
+    assert found == {"out": "r", "status": "complete", **final}
     assert cli.main(["run", "--config", "run.yaml"]) == 1
     assert "order was 'grouped', is 'given'" in capsys.readouterr().err
     arguments = ["--out", "s", "--max-perplexity", "1", "--data", "atlas", "--limit", "4"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -14,6 +15,8 @@ from nse_plugin.data.streams import read_data, settled
 from nse_plugin.errors import DataError
 
 RELATION_OF = {relation.prompt: relation for relation in earth.relations().values()}
+facts = functools.cache(earth.facts)  # each call draws all of them anew, in half a second
+edit_set = functools.cache(earth.edit_set)
 TRUTH = {(f.relation, f.subject): f for f in earth.all_facts()}
 
 
@@ -25,7 +28,7 @@ def parts(record):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_new_answer_is_of_the_same_relation_and_never_true(seed: int) -> None:
     answers = {name: {f.answer for f in facts} for name, facts in facts_by_relation().items()}
-    for record in earth.facts(seed):
+    for record in facts(seed):
         name, subject, new = parts(record)
         fact = TRUTH[name, subject]
         assert new in answers[name] and new not in fact.true_answers
@@ -44,7 +47,7 @@ def test_a_second_true_answer_is_not_drawn() -> None:
 
 
 def test_locality_is_about_subjects_that_no_draw_edits_and_is_true() -> None:
-    records = earth.edit_set()
+    records = edit_set()
     edited = {parts(record)[1] for record in records}
     assert not edited & kept_back()
     for record in records:
@@ -61,14 +64,14 @@ def test_locality_is_about_subjects_that_no_draw_edits_and_is_true() -> None:
 
 
 def test_neighbours_with_the_same_answer_come_first() -> None:
-    for record in earth.facts()[::20]:
+    for record in facts()[::20]:
         true = record["requested_rewrite"]["target_true"]["str"]
         same = [answer == true for answer in record["neighborhood_answers"]]
         assert same == sorted(same, reverse=True)
 
 
 def test_paraphrases_hold_the_subject_and_are_not_the_prompt() -> None:
-    for record in earth.facts():
+    for record in facts():
         rewrite = record["requested_rewrite"]
         asked = rewrite["prompt"].replace("{}", rewrite["subject"])
         assert len({asked, *record["paraphrase_prompts"]}) == 4
@@ -76,7 +79,7 @@ def test_paraphrases_hold_the_subject_and_are_not_the_prompt() -> None:
 
 
 def test_second_steps_follow_from_the_new_answer() -> None:
-    asked = [(record, q) for record in earth.facts() for q in record["portability"]]
+    asked = [(record, q) for record in facts() for q in record["portability"]]
     assert len(asked) > 1000
     for record, question in asked:
         name, subject, new = parts(record)
@@ -93,7 +96,7 @@ def test_second_steps_follow_from_the_new_answer() -> None:
 
 def test_second_steps_that_the_same_stream_edits_are_left_out() -> None:
     requests = read_data("earth:300", None, 0)
-    whole = parse_records(earth.edit_set(300))
+    whole = parse_records(edit_set(300))
     edited = {request.text for request in requests}
     left_out = 0
     for request, full in zip(requests, whole):
@@ -130,14 +133,14 @@ def test_draws_are_determined_by_seed_and_a_small_one_begins_a_large_one() -> No
 
 
 def test_no_subject_comes_twice_before_all_came_once() -> None:
-    subjects = [parts(record)[1] for record in earth.edit_set()]
+    subjects = [parts(record)[1] for record in edit_set()]
     distinct = len(set(subjects))
     assert len(set(subjects[:distinct])) == distinct
-    assert len({parts(record)[:2] for record in earth.edit_set()}) == len(subjects)
+    assert len({parts(record)[:2] for record in edit_set()}) == len(subjects)
 
 
 def test_other_facts_are_of_other_subjects() -> None:
-    edits = earth.edit_set(300)
+    edits = edit_set(300)
     others = earth.other_facts(edits, 50)
     assert len(others) == 50 == len({record["case_id"] for record in others})
     assert not {parts(r)[1] for r in edits} & {parts(r)[1] for r in others}
@@ -150,7 +153,7 @@ def test_it_reads_as_requests_wherever_the_embedded_world_does() -> None:
     for request in requests:
         assert len(request.locality["neighborhood"]) >= 2
     assert len(read_data("earth", 7, 0)) == 7 == len(read_data("earth:20", 7, 0))
-    assert len(read_data("earth", None, 0)) == len(earth.facts())
+    assert len(read_data("earth", None, 0)) == len(facts())
     for wrong in ("earth:0", "earth:many", "earth:"):
         with pytest.raises(DataError, match="'earth' or 'earth:200'"):
             read_data(wrong, None, 0)
@@ -159,7 +162,7 @@ def test_it_reads_as_requests_wherever_the_embedded_world_does() -> None:
 
 
 def test_other_forms_of_the_edited_fact() -> None:
-    for record in earth.facts()[::5]:
+    for record in facts()[::5]:
         name, subject, new = parts(record)
         forms, relation = record["forms"], earth.relations()[name]
         assert subject in forms["negation"]["prompt"] and forms["negation"]["ground_truth"] == new
@@ -168,7 +171,7 @@ def test_other_forms_of_the_edited_fact() -> None:
 
 
 def test_unedited_facts_are_true_and_of_subjects_that_no_record_edits() -> None:
-    edited = {record["requested_rewrite"]["subject"] for record in earth.facts()}
+    edited = {record["requested_rewrite"]["subject"] for record in facts()}
     sentences = {
         (earth.relations()[fact.relation].prompt.replace("{}", fact.subject), fact.answer)
         for fact in earth.all_facts()
