@@ -128,26 +128,6 @@ def test_a_second_comparison_in_one_folder_is_refused(world, tmp_path):
     assert not (tmp_path / "out" / "cells").exists()
 
 
-def test_a_link_to_nothing_is_named(world, tmp_path):
-    (tmp_path / "out").symlink_to(tmp_path / "gone")
-    with pytest.raises(DataError, match="out is a link to .*gone, which does not exist"):
-        comparison(world, tmp_path / "out").run(quiet)
-    assert not (tmp_path / "gone").exists()
-
-
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_place_of_something_else_is_left_unchanged(world, tmp_path, what):
-    out = tmp_path / "out"
-    if what == "file":
-        out.write_text("thesis")
-    else:
-        out.mkdir()
-        (out / "thesis.tex").write_text("x")
-    with pytest.raises(DataError, match="is a file|holds something else \\(thesis.tex\\)"):
-        comparison(world, out).run(quiet)
-    assert what == "file" or [path.name for path in out.iterdir()] == ["thesis.tex"]
-
-
 def test_ray(world, whole, tmp_path):
     """A local cluster of two processes, of which one is killed while a cell is at work."""
     ray = pytest.importorskip("ray", reason="ray is not installed")

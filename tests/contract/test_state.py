@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
@@ -125,16 +123,6 @@ def test_two_models_do_not_touch_each_other(make_editor, family):
     assert same(edited_weights(one), edited_weights(alone))
     assert same(edited_weights(two), edited_weights(other))
     assert session_of(one) is not session_of(two)
-
-
-def test_a_copy_of_an_edited_model_has_a_session_of_its_own(make_editor):
-    editor = make_editor()
-    edit(editor, 0, sequential=True)
-    twin = copy.deepcopy(editor.model)
-    before = state(twin)
-    edit(editor, 1, sequential=True)
-    assert same(before, state(twin))
-    assert len(EditSession.of(twin, editor.tok).ledger) == 0
 
 
 # --- changed by other code ------------------------------------------------------------------------

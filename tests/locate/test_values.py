@@ -12,7 +12,7 @@ from nse_plugin.model.sampling import ABOUT
 from nse_plugin.objectives import nll
 from nse_plugin.requests import EditRequest
 from tests.locate.values import values_of
-from tests.tiny import bits, same_bits, some_requests, tiny_hparams, tiny_model
+from tests.tiny import FAMILY_NAMES, bits, same_bits, some_requests, tiny_hparams, tiny_model
 
 CONTEXTS = ("The river is closed. ", "I think that you. ")
 
@@ -109,21 +109,25 @@ def plain_value(model, tokenizer, request, hparams):
     return base + delta.detach(), loss.item(), step + 1
 
 
+TEXTS = {"kl_texts": 3, "kl_factor": 0.5}
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("family", "settings"),
     [
-        {"v_optimizer": "adam"},
-        {"v_optimizer": "polyak"},
-        {"v_optimizer": "adam", "kl_texts": 3, "kl_factor": 0.5},
+        *((family, {}) for family in FAMILY_NAMES),
+        *((family, {"v_optimizer": "polyak"}) for family in ("gpt2", "gemma2")),
+        *((family, TEXTS) for family in ("gpt2", "gemma2")),
     ],
-    ids=["adam", "polyak", "texts"],
+    ids=str,
 )
-def test_batched_equals_one_at_a_time(any_model, tokenizer, settings):
-    hparams = tiny_hparams(v_num_grad_steps=10, v_lr=0.3, **settings)
+def test_batched_equals_one_at_a_time(family, settings, tokenizer):
+    model = tiny_model(family).requires_grad_(False)
+    hparams = tiny_hparams(v_num_grad_steps=6, v_lr=0.3, **settings)
     requests = some_requests(4)
-    values = values_of(layout_of(any_model), tokenizer, requests, CONTEXTS, hparams, nll)
+    values = values_of(layout_of(model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
-        z, loss, steps = plain_value(any_model, tokenizer, request, hparams)
+        z, loss, steps = plain_value(model, tokenizer, request, hparams)
         assert int(values.steps[i]) == steps
         assert float(values.loss[i]) == pytest.approx(loss, rel=1e-3)
         torch.testing.assert_close(values.z[i], z, rtol=2e-3, atol=2e-3)
@@ -137,7 +141,7 @@ def test_batched_equals_one_at_a_time(any_model, tokenizer, settings):
     ],
 )
 def test_requests_stop_at_their_own_step(tokenizer, targets, stop):
-    model = tiny_model("gpt2")
+    model = tiny_model("gpt2").requires_grad_(False)
     hparams = tiny_hparams(v_num_grad_steps=20, v_lr=0.3, v_weight_decay=0.0, **stop)
     # where the subject ends the prompt, its activation decides the answer
     prompts = [("We met {}", "Ann"), ("I saw {}", "Oren"), ("It is {}", "Lio")]

@@ -76,7 +76,7 @@ def loss_of(model, tokenizer, request, h: FTHparams) -> torch.Tensor:
     ids=["FT-M", "FT-L", "decay and bound", "stop"],
 )
 def test_a_round_is_adam_on_the_weights(model, tokenizer, changes):
-    h, requests = hparams(**changes), some_requests(3)
+    h, requests = hparams(**{"num_steps": 3, **changes}), some_requests(3)
     expected = tiny_model(model.config.model_type)
     literal(expected, tokenizer, requests, h)
     session = EditSession.of(model, tokenizer)
@@ -203,7 +203,7 @@ def test_easyedits_values():
 
 
 def test_replay_trains_on_all_edits_so_far(model, tokenizer):
-    h = hparams(replay=True, batch_size=6)  # one mini-batch, so that their order plays no part
+    h = hparams(replay=True, batch_size=6, num_steps=3)  # one mini-batch: no order
     requests = some_requests(4)
     changed = replace(requests[0], case_id=9, target_new="Garn")
     later = [requests[3], changed]  # the last one takes the place of the first
