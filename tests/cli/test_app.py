@@ -154,12 +154,12 @@ def test_output_errors_and_logs_are_made_safe(capsys):
 
 
 def test_a_closed_pipe_ends_quietly():
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-m", "nse_plugin.cli", "models"]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True)
-    os.close(writing)
-    assert (done.returncode, done.stderr) == (141, "")
+    done = subprocess.run(
+        f"{sys.executable} -m nse_plugin.cli doctor | head -1; echo code ${{PIPESTATUS[0]}}",
+        shell=True, executable="/bin/bash", capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == "" and done.stdout.startswith("What nse finds")
+    assert re.search(r"code (0|141)$", done.stdout.strip())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -144,6 +144,18 @@ def test_values_are_kept_where_nothing_that_they_depend_on_differs(
         assert len(asked) == 3 + number
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_side_changes_nothing(model, tokenizer, hparams, side, device):
+    tok = copy.deepcopy(tokenizer)
+    tok.padding_side = side
+    other = copy.deepcopy(model)
+    edit_round(EditSession.of(model, tok), some_requests(4), hparams)
+    edit_round(EditSession.of(other, tokenizer), some_requests(4), hparams)
+    assert tok.padding_side == side
+    for a, b in zip(model.parameters(), other.parameters()):
+        assert torch.equal(a, b)
+
+
 def test_bounds_without_a_unit(model, tokenizer, hparams):
     hparams = replace(hparams, mom2_update_weight=None, alpha=0.0, max_iterations=1)
     session = EditSession.of(model, tokenizer)
