@@ -40,7 +40,7 @@ from nse_plugin.methods.repair import (
     repair,
     same_subject_edits,
 )
-from nse_plugin.methods.together import are_lost, is_due, solve_together
+from nse_plugin.methods.together import is_due, solve_together, too_few_in_effect
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
@@ -98,9 +98,13 @@ def spread_round(
         if due:  # the joint solve repairs
             first = replace(hparams, repair_rounds=0, repair_every=0)
         newest = write(requests, first, trace=trace)
-        if due or are_lost(session, hparams):
-            return solve_together(session, hparams, write, newest)
-        return newest
+        if not (due or too_few_in_effect(session, hparams)):
+            return newest
+        record = solve_together(session, hparams, write, newest)
+        if record is newest and first != hparams:  # put back, so it has to repair by itself
+            session.drop_last()
+            return write(requests, hparams)
+        return record
 
 
 def _write_round(

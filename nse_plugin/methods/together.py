@@ -53,7 +53,7 @@ def is_due(session: EditSession, hparams: SpreadHparams) -> bool:
     return bool(every and len(session.ledger) and session.ledger.next_number() % every == 0)
 
 
-def are_lost(session: EditSession, hparams: SpreadHparams) -> bool:
+def too_few_in_effect(session: EditSession, hparams: SpreadHparams) -> bool:
     """Whether less than ``consolidate_below`` of the edits are in effect, in a random sample."""
     if not hparams.consolidate_below or len(session.ledger) < 2:
         return False

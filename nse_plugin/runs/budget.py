@@ -113,8 +113,8 @@ def estimate(model: Any, hparams: Any, round_size: int, n_requests: int | None) 
         d_model, d_ff = _shape(model)
         matrices = len(getattr(hparams, "layers", None) or [0]) * d_ff * d_model
         sizes = _Sizes(4 * matrices + 4096, matrices * _HELD, 0)
-    # the k-th of m evenly spaced ones has k / m of all edits
-    consolidated = sizes.consolidation * (sizes.consolidations + 1) // 2
+    many = sizes.consolidations  # evenly spaced, so that the k-th has k / many of all edits
+    consolidated = sizes.consolidation * (many + 1) // 2 if many else 0
     return Budget(
         rounds=rounds,
         disk_per_round=sizes.per_round + sizes.consolidation + n * _LINE,

@@ -258,21 +258,26 @@ def test_a_round_after_which_too_few_edits_hold_is_a_consolidation(
     assert same_bits(by_hand, model)
 
 
-def test_a_joint_solve_that_loses_edits_is_put_back(hparams, monkeypatch, caplog):
-    """Three of four edits are in effect before it, and two after it."""
+@pytest.mark.parametrize("repairs", [0, 1])
+def test_a_joint_solve_that_loses_edits_is_put_back(hparams, repairs, monkeypatch, caplog):
+    """Three of four edits are in effect before it, and two after it; of two, one is."""
     said = iter([3, 2])
     monkeypatch.setattr(together, "answered", lambda *_: torch.arange(4) < next(said))
+    in_effect = "nse_plugin.methods.repair.answered"
+    monkeypatch.setattr(in_effect, lambda _, some, *__: torch.arange(len(some)) < len(some) // 2)
+    hparams = replace(hparams, repair_rounds=repairs)
     every = replace(hparams, consolidate_every=2)
     rounds = [some_requests(4)[:2], some_requests(4)[2:]]
     model, session = edited(every, [])
     records = [BASES["NSE"].edit_round(session, requests, every) for requests in rounds]
     assert "solved jointly, 2 of 4 edits would be in effect instead of 3" in caplog.text
     assert session.ledger.numbers() == [1, 2] and session.ledger[1] is records[1]
+    assert [outcome.repairs for outcome in records[1].outcomes] == [0, repairs]
 
     plain, other = edited(hparams, [])
     for requests in rounds:
         BASES["NSE"].edit_round(other, requests, hparams)
-    assert same_bits(model, plain) and not records[1].within
+    assert same_bits(model, plain) and not records[1].within and not session.ledger.undone
     session.undo_last()
     other.undo_last()
     assert same_bits(model, plain)

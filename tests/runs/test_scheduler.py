@@ -28,6 +28,7 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
 from nse_plugin.runs import scheduler as scheduling
 from nse_plugin.runs.backends import backend_of
+from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
@@ -55,6 +56,23 @@ def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
     a, b = scheduler(tmp_path / "a"), scheduler(tmp_path / "b", iter(requests()))
     a.run(), b.run()
     assert same_bits(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_disk_for_consolidations(tmp_path):
+    """In three rounds: none, one of all edits, or three with a third, two thirds and all."""
+    plain = hparams(tmp_path)
+    disk = {
+        (every, below): estimate(
+            tiny_model("gpt2"),
+            dataclasses.replace(plain, consolidate_every=every, consolidate_below=below),
+            round_size=2,
+            n_requests=6,
+        ).disk
+        for every, below in [(0, 0.0), (5, 0.0), (3, 0.0), (5, 0.9)]
+    }
+    none = disk[0, 0.0]
+    assert disk[5, 0.0] == none < disk[3, 0.0]
+    assert disk[5, 0.9] - none == 2 * (disk[3, 0.0] - none)
 
 
 def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
