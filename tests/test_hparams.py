@@ -105,7 +105,7 @@ def test_missing_keys_and_files(tmp_path):
 
 def test_stable_is_the_same_for_nse_and_memit():
     changes = dict(
-        merge_subjects=True, consolidate_every=5, consolidate_below=0.95, repair_rounds=3,
+        merge_subjects=True, consolidate_every_edits=100, consolidate_below=0.95, repair_rounds=3,
         other_token_weight=1.0, avoid_sinks=True, repair_weight=4.0,
     )  # fmt: skip
     for method, more in (("NSE", {"max_iterations": 1}), ("MEMIT", {})):

@@ -136,8 +136,8 @@ class SpreadHparams(LocateHparams):
     repair_every: int = bounded(0, low=0)
     """Every N rounds, edits of earlier rounds that are no longer in effect are written again with
     the round's own; 0 is never (the papers)."""
-    consolidate_every: int = bounded(0, low=0)
-    """Every N rounds, all edits in effect are solved jointly with the round's own, in place of
+    consolidate_every_edits: int = bounded(0, low=0)
+    """The round with every N-th edit solves all edits in effect jointly with its own, in place of
     the rounds before (``nse consolidate``); 0 is never (the papers)."""
     consolidate_below: float = bounded(0.0, low=0, high=1)
     """The same after a round that leaves less than this share of the edits in effect, among up to

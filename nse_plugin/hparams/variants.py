@@ -28,8 +28,8 @@ class Variant:
 
 _SHARED = {
     "consolidated": Variant(
-        {"repair_rounds": 1, "consolidate_every": 5},
-        "every 5 rounds, all edits are solved jointly, and repaired (ours)",
+        {"repair_rounds": 1, "consolidate_every_edits": 100},
+        "every 100 edits, all of them are solved jointly, and repaired (ours)",
     ),
     "margin": Variant(
         {"value_margin": 0.25}, "values go a quarter further than the edited prompt needs (ours)"

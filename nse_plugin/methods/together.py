@@ -9,10 +9,11 @@ and not on their order: to the bit with the same case_ids, otherwise up to round
 With ``repair_rounds``, edits that are not in effect afterwards are repaired as in any other round,
 with values optimised in the consolidated model (:mod:`nse_plugin.methods.repair`).
 
-A consolidation is a round of its own.  It is also every N-th round with ``consolidate_every``, and,
-with ``consolidate_below``, a round after which too few edits are in effect.  It takes the place of
-the rounds before it; undoing it makes those active again, to the bit.  This is ours, in none of the
-papers.
+A consolidation is a round of its own.  In a stream it is the round with the N-th edit since the
+last one (``consolidate_every_edits``), or one after which too few edits are in effect
+(``consolidate_below``).  It takes the place of the rounds before it; undoing it makes those active
+again, to the bit.  If it leaves fewer edits in effect, it is put back, and not tried again for N
+edits.  This is ours, in none of the papers.
 """
 
 from __future__ import annotations
@@ -47,15 +48,21 @@ WriteRound = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
 """Writes requests with known values as one round into model and ledger."""
 
 
-def is_due(session: EditSession, hparams: SpreadHparams) -> bool:
-    """Whether ``consolidate_every`` says that the next round is a consolidation."""
-    every = hparams.consolidate_every
-    return bool(every and len(session.ledger) and session.ledger.next_number() % every == 0)
+class FewerInEffect(Exception):
+    """A joint solve would leave fewer edits in effect than there were before it."""
+
+
+def is_due(session: EditSession, hparams: SpreadHparams, n_requests: int) -> bool:
+    """Whether ``consolidate_every_edits`` says that a round of new requests is a consolidation."""
+    every, ledger = hparams.consolidate_every_edits, session.ledger
+    return bool(every and len(ledger) and ledger.edits_since_joint_solve() + n_requests >= every)
 
 
 def too_few_in_effect(session: EditSession, hparams: SpreadHparams) -> bool:
     """Whether less than ``consolidate_below`` of the edits are in effect, in a random sample."""
     if not hparams.consolidate_below or len(session.ledger) < 2:
+        return False
+    if session.ledger.put_back_within(hparams.consolidate_every_edits):
         return False
     edits = sorted((request for request, _ in last_edits(session.ledger)), key=EditRequest.digest)
     number = session.ledger.numbers()[-1]
@@ -81,10 +88,10 @@ def solve_together(
 
     Args:
         newest: the last round, if it is to become the consolidation of itself and the rounds
-            before it, under its own number.  If fewer edits are in effect afterwards, all is put
-            back, and it is returned as it was.
+            before it, under its own number.
 
     Raises:
+        FewerInEffect: ``newest`` is given, and fewer edits than before would be in effect.
         SessionError: no round is active; one has no values, or edited other layers; or the
             weights were changed outside the session.  Model and ledger are as before.
     """
@@ -97,45 +104,34 @@ def solve_together(
     before = answered(session, requests, hparams.token_budget).tolist()
     if hparams.repair_rounds:
         hparams = hparams.with_lambda_times(hparams.consolidation_weight)
-    try:
-        with session.anew() as entries:
-            solved = write(requests, hparams, _values(edits, _activations(session, edits, hparams)))
-            if hparams.repair_rounds:
-                after = [bool(outcome.answered) for outcome in solved.outcomes]
-            else:
-                after = answered(session, requests, hparams.token_budget).tolist()
-            if newest is not None and sum(after) < sum(before):
-                raise _Worse
-            outcomes = zip(requests, solved.outcomes, before, after)
-            record = replace(
-                solved,
-                number=number,
-                outcomes=tuple(
-                    replace(
-                        outcome,
-                        answered_before_consolidation=None if request.fact in own else earlier,
-                        answered=now,
-                    )
-                    for request, outcome, earlier, now in outcomes
-                ),
-                within=tuple(entries if newest is None else entries[:-1]),
-                seconds=dict(Counter(newest.seconds if newest else {}) + Counter(solved.seconds)),
+    with session.anew() as entries:
+        solved = write(requests, hparams, _values(edits, _activations(session, edits, hparams)))
+        if hparams.repair_rounds:
+            after = [bool(outcome.answered) for outcome in solved.outcomes]
+        else:
+            after = answered(session, requests, hparams.token_budget).tolist()
+        if newest is not None and sum(after) < sum(before):
+            raise FewerInEffect(
+                f"solved jointly, {sum(after)} of {len(after)} edits would be in effect instead of "
+                f"{sum(before)}"
             )
-            session.ledger.replace_last(record)
-    except _Worse:
-        assert newest is not None
-        log.warning(
-            "round %d: solved jointly, %d of %d edits would be in effect instead of %d, so the "
-            "round stays as written; the edited layers are full, and more edits will cost earlier "
-            "ones",
-            number, sum(after), len(after), sum(before),
-        )  # fmt: skip
-        return newest
+        outcomes = zip(requests, solved.outcomes, before, after)
+        record = replace(
+            solved,
+            number=number,
+            outcomes=tuple(
+                replace(
+                    outcome,
+                    answered_before_consolidation=None if request.fact in own else earlier,
+                    answered=now,
+                )
+                for request, outcome, earlier, now in outcomes
+            ),
+            within=tuple(entries if newest is None else entries[:-1]),
+            seconds=dict(Counter(newest.seconds if newest else {}) + Counter(solved.seconds)),
+        )
+        session.ledger.replace_last(record)
     return record
-
-
-class _Worse(Exception):
-    """A joint solve leaves fewer edits in effect than there were before it."""
 
 
 def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownEdit]:

@@ -133,7 +133,7 @@ def _located(
         passes = hparams.max_iterations
     if isinstance(hparams, SpreadHparams):
         passes += hparams.repair_rounds
-        every = 1 if hparams.consolidate_below else hparams.consolidate_every
+        every = n if hparams.consolidate_below else hparams.consolidate_every_edits
     per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
     covariances = 4 * layers if hparams.mom2_adjustment else 0
     few = d_ff > 4096 and not is_stream  # which may become long
@@ -141,7 +141,7 @@ def _located(
     return _Sizes(
         per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
         consolidation=(per_edit + _RECORD) * n_all if every else 0,
-        consolidations=rounds // every if every else 0,
+        consolidations=min(rounds, n_all // every) if every else 0,
         originals=layers * d_model * d_ff * _HELD,
         solve=d_ff * d_ff * (4 * 8 + covariances) + previous,
     )

@@ -222,6 +222,8 @@ def round_text(line: Mapping[str, Any]) -> str:
             f"all {joint['edits']} edits solved jointly, {joint['in_effect']} in effect "
             f"({joint['earlier_before']} of {joint['earlier']} before)"
         )
+    if edit.get("put_back"):
+        parts.append("a joint solve of all edits was put back")
     if line["stop"]:
         parts.append(f"{line['stop']['rule']}: {line['stop']['action']}")
     seconds = line["seconds"]

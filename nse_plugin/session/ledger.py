@@ -6,6 +6,7 @@ The rest of a session's memory (the accumulated change, the previous keys) follo
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import takewhile
 
 import torch
 
@@ -83,6 +84,16 @@ class Ledger:
     def edits_made(self) -> int:
         """The same, plus the edits inside a consolidation that later edits superseded."""
         return sum(map(_made, self._rounds))
+
+    def edits_since_joint_solve(self) -> int:
+        """How many requests came after the last consolidation, or the last that was put back."""
+        later = takewhile(lambda entry: not (entry.within or entry.put_back), self._rounds[::-1])
+        return sum(entry.edits for entry in later)
+
+    def put_back_within(self, edits: int) -> bool:
+        """Whether the last joint solve was put back, with fewer requests than this after it."""
+        tried = [entry for entry in self._rounds if entry.within or entry.put_back]
+        return bool(tried) and tried[-1].put_back and self.edits_since_joint_solve() < edits
 
     def numbers(self) -> list[int]:
         """Numbers of the active rounds, in order."""

@@ -145,6 +145,9 @@ class RoundRecord:
     """[n, d_model] float32, the last value written for each request."""
     within: tuple[ActiveRound, ...] = ()
     """If it is a consolidation: the rounds that it takes the place of."""
+    put_back: bool = False
+    """Whether all edits were solved jointly after it, and that was put back, since it left fewer
+    of them in effect."""
     moments: Mapping[int, Moments] = field(default_factory=dict)
     """By layer: moments of the round's editing features; empty with a method that has none."""
 
@@ -238,6 +241,7 @@ class RoundRecord:
             "written_again": len(self.outcomes) - self.edits,
             "past_sinks": sum(o.past_sink and o.is_new for o in self.outcomes),
             "consolidated": self.consolidated(),
+            "put_back": self.put_back,
             "seconds": self.seconds,
         }
 

@@ -22,6 +22,7 @@ from nse_plugin.methods import spread, together
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import apply_nse_to_model
+from nse_plugin.methods.together import FewerInEffect
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
@@ -193,13 +194,14 @@ def test_the_number_of_repairs_can_be_given(hparams, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
-def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
+def test_the_round_with_every_nth_edit_is_a_consolidation(kind, hparams, tmp_path):
     own = {"nullspace_threshold": 0.5} if kind is AlphaEditHparams else {}
     plain = hparams_of(
         kind, stats_dir=hparams.stats_dir, n_contexts=1, context_length=3, v_num_grad_steps=2, **own
     )
-    every = replace(plain, consolidate_every=2)
-    rounds = [some_requests(6)[i : i + 2] for i in (0, 2, 4)]
+    every = replace(plain, consolidate_every_edits=4)
+    requests = some_requests(6)
+    rounds = [requests[:1], requests[1:4], requests[4:]]
     edit_round = BASES[kind.method].edit_round
 
     model, session = edited(every, [])
@@ -208,9 +210,10 @@ def test_every_nth_round_is_a_consolidation(kind, hparams, tmp_path):
         record = edit_round(session, requests, every)
         files.append(save_round(tmp_path, record).path)
         states.append(bits(model))
-        assert (record.edits, record.new_edits) == (4 if record.number == 2 else 2, 2)
+        new = len(requests)
+        assert (record.edits, record.new_edits) == (4 if record.number == 2 else new, new)
         joint = record.consolidated()
-        assert joint is None if record.number != 2 else (joint["edits"], joint["earlier"]) == (4, 2)
+        assert joint is None if record.number != 2 else (joint["edits"], joint["earlier"]) == (4, 1)
     assert session.ledger.numbers() == [2, 3] and session.ledger.edits_made() == 6
     assert [entry.number for entry in session.ledger[0].within] == [1]
 
@@ -266,12 +269,13 @@ def test_a_joint_solve_that_loses_edits_is_put_back(hparams, repairs, monkeypatc
     in_effect = "nse_plugin.methods.repair.answered"
     monkeypatch.setattr(in_effect, lambda _, some, *__: torch.arange(len(some)) < len(some) // 2)
     hparams = replace(hparams, repair_rounds=repairs)
-    every = replace(hparams, consolidate_every=2)
+    every = replace(hparams, consolidate_every_edits=4)
     rounds = [some_requests(4)[:2], some_requests(4)[2:]]
     model, session = edited(every, [])
     records = [BASES["NSE"].edit_round(session, requests, every) for requests in rounds]
     assert "solved jointly, 2 of 4 edits would be in effect instead of 3" in caplog.text
     assert session.ledger.numbers() == [1, 2] and session.ledger[1] is records[1]
+    assert [record.put_back for record in records] == [False, True]
     assert [outcome.repairs for outcome in records[1].outcomes] == [0, repairs]
 
     plain, other = edited(hparams, [])
@@ -281,6 +285,38 @@ def test_a_joint_solve_that_loses_edits_is_put_back(hparams, repairs, monkeypatc
     session.undo_last()
     other.undo_last()
     assert same_bits(model, plain)
+
+
+def test_a_joint_solve_that_was_put_back_is_tried_again_after_n_edits(
+    hparams, monkeypatch, tmp_path, caplog
+):
+    """No edit is in effect whenever a round is tested, and each joint solve loses one."""
+    monkeypatch.setattr(together, "answered", lambda _, some, *__: torch.zeros(len(some)) > 0)
+    monkeypatch.setattr(spread, "solve_together", lose)
+
+    def rounds_that_tried(settings, resumed_after=9):
+        caplog.clear()
+        model, session = edited(settings, [])  # a session does not keep its model
+        files = []
+        for number, request in enumerate(some_requests(6), 1):
+            record = BASES["NSE"].edit_round(session, [request], settings)
+            files.append(save_round(tmp_path, record).path)
+            if number == resumed_after:
+                session = EditSession.of(model := tiny_model("llama"), tiny_tokenizer())
+                session.adopt(load_rounds(files))
+        del model
+        assert len(caplog.messages) == sum(entry.put_back for entry in session.ledger.active())
+        return [entry.number for entry in session.ledger.active() if entry.put_back]
+
+    every = replace(hparams, consolidate_every_edits=3)
+    assert rounds_that_tried(every) == [3, 6]
+    both = replace(every, consolidate_below=0.5)
+    assert rounds_that_tried(both) == rounds_that_tried(both, resumed_after=3) == [2, 5]
+    assert rounds_that_tried(replace(hparams, consolidate_below=0.5)) == [2, 3, 4, 5, 6]
+
+
+def lose(*_):
+    raise FewerInEffect("one is lost")
 
 
 def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
@@ -303,7 +339,7 @@ def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
 
 def test_a_host_undoes_the_round_that_was_a_consolidation(hparams):
     """EasyEdit does so after an edit that is not sequential: the rounds before it are active."""
-    every = replace(hparams, consolidate_every=2)
+    every = replace(hparams, consolidate_every_edits=2)
     model, requests = tiny_model("llama"), some_requests(6)
     held, numbers = [], []
 
@@ -330,12 +366,12 @@ def test_a_host_undoes_the_round_that_was_a_consolidation(hparams):
     assert all(torch.equal(model.get_parameter(n), w) for n, w in held[1].items())
     for number in range(2, 5):
         edit(number)
-    assert numbers[2:] == [[1, 3], [4], [4, 5]] and put_back() == [4]
+    assert numbers[2:] == [[3], [3, 4], [5]] and put_back() == [3, 4]
     edit(5)
-    assert numbers[5:] == [[6]] and put_back() == [4]
-    held.append(held[3])  # the weights before the consolidation that is round 4
-    assert put_back() == [1, 3]
-    assert [undone.number for undone in session.ledger.undone] == [2, 5, 6, 4]
+    assert numbers[5:] == [[6]] and put_back() == [3, 4]
+    held.append(held[2])  # the weights before the consolidation that is round 3
+    assert put_back() == [1]
+    assert [undone.number for undone in session.ledger.undone] == [2, 5, 6, 4, 3]
     P = session.previous_keys.matrix(1, torch.arange(48))
     keys = torch.cat([record.keys[1] for record in session.ledger], dim=1).double()
     torch.testing.assert_close(P, keys @ keys.T)
@@ -361,7 +397,7 @@ def test_a_host_puts_back_what_was_before_two_consolidations(hparams):
 
 
 def test_a_round_that_consolidates_repairs_once_at_its_end(hparams, monkeypatch):
-    every = replace(hparams, consolidate_every=2, repair_rounds=1, repair_every=1)
+    every = replace(hparams, consolidate_every_edits=2, repair_rounds=1, repair_every=1)
     asked = []
 
     def none(_session, requests, _token_budget):

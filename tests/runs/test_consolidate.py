@@ -81,7 +81,7 @@ def test_the_facts_are_as_the_consolidation_left_them(finished, monkeypatch):
 
 
 def test_a_run_that_consolidates_by_itself_resumes_to_the_bit(tmp_path):
-    every = dict(hparams=runs.hparams(tmp_path, consolidate_every=2, repair_rounds=1))
+    every = dict(hparams=runs.hparams(tmp_path, consolidate_every_edits=4, repair_rounds=1))
     whole = runs.scheduler(tmp_path / "whole", **every)
     result = whole.run()
     for cut in (1, 2):

@@ -38,7 +38,7 @@ def stream():
 
 
 def run_in(folder: Path) -> None:
-    settings = hparams(folder, consolidate_every=2, repair_rounds=1)  # in rounds 2 and 4
+    settings = hparams(folder, consolidate_every_edits=4, repair_rounds=1)  # in rounds 2 and 4
     made = scheduler(folder, stream(), protocol=protocol(every=2), hparams=settings)
     made.run()
     save_file(weights(made), folder / "weights.safetensors")

@@ -92,7 +92,9 @@ def test_the_line_of_a_consolidation():
     assert round_text({**line, "edit": {"consolidated": joint}}) == (
         f"{said}all 4 edits solved jointly, 3 in effect (1 of 2 before) (1.0 s: edit 1.0)"
     )
-    assert "jointly" not in round_text({**line, "edit": {"consolidated": None}})
+    assert round_text({**line, "edit": {"consolidated": None, "put_back": True}}) == (
+        f"{said}a joint solve of all edits was put back (1.0 s: edit 1.0)"
+    )
 
 
 def test_the_thread_ends_with_its_context():

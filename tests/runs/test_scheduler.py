@@ -64,15 +64,15 @@ def test_disk_for_consolidations(tmp_path):
     disk = {
         (every, below): estimate(
             tiny_model("gpt2"),
-            dataclasses.replace(plain, consolidate_every=every, consolidate_below=below),
+            dataclasses.replace(plain, consolidate_every_edits=every, consolidate_below=below),
             round_size=2,
             n_requests=6,
         ).disk
-        for every, below in [(0, 0.0), (5, 0.0), (3, 0.0), (5, 0.9)]
+        for every, below in [(0, 0.0), (10, 0.0), (6, 0.0), (10, 0.9)]
     }
     none = disk[0, 0.0]
-    assert disk[5, 0.0] == none < disk[3, 0.0]
-    assert disk[5, 0.9] - none == 2 * (disk[3, 0.0] - none)
+    assert disk[10, 0.0] == none < disk[6, 0.0]
+    assert disk[10, 0.9] - none == 2 * (disk[6, 0.0] - none)
 
 
 def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
