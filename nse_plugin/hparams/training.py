@@ -38,6 +38,10 @@ class _EpochHparams(TrainingHparams):
     """Adam's learning rate."""
     weight_decay: float = bounded(0.0, low=0)
     """Adam's weight decay."""
+    beta1: float = bounded(0.9, low=0, high=0.9999)
+    """Adam's decay of the mean gradient: with 0, a step follows the last gradient alone."""
+    beta2: float = bounded(0.999, low=0, high=0.9999)
+    """Adam's decay of the mean squared gradient, which every step is divided by the root of."""
     kl_factor: float = 0.0
     """Without effect in EasyEdit; 0 only."""
     norm_constraint: float | Literal[False] | None = bounded(None, above=0)

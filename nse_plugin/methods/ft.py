@@ -135,6 +135,7 @@ def _train(
         lr=hparams.lr,
         n_passes=hparams.num_steps,
         stop_loss=hparams.stop_loss,
+        betas=(hparams.beta1, hparams.beta2),
         weight_decay=hparams.weight_decay,
         after_step=keep_within_bounds,
     )

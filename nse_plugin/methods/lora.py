@@ -57,6 +57,7 @@ def edit_round(
                     lr=hparams.lr,
                     n_passes=hparams.num_steps,
                     stop_loss=hparams.stop_loss,
+                    betas=(hparams.beta1, hparams.beta2),
                     weight_decay=hparams.weight_decay,
                     penalty=adapters.penalty if hparams.lora_type == "adalora" else None,
                     mode=adapters.dropout,

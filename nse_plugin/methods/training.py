@@ -83,6 +83,7 @@ class Training:
         lr: float,
         n_passes: int,
         stop_loss: float,
+        betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
         penalty: Callable[[], torch.Tensor] | None = None,
         after_step: Callable[[], None] = lambda: None,
@@ -96,6 +97,7 @@ class Training:
 
         Args:
             n_passes: maximum number of passes.
+            betas: Adam's, of the mean gradient and the mean squared gradient.
             weight_decay: Adam's, L2 added to the gradient.
             penalty: added to the training loss.
             after_step: called after each batch, e.g. to keep the parameters within bounds.
@@ -103,7 +105,7 @@ class Training:
             mode: a context for the training passes, e.g. with dropout.
         """
         chosen = list(range(len(self.batches))) if only is None else [only]
-        optimiser = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
+        optimiser = torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
         step = 0
         for step in range(1, n_passes + 1):
             total = 0.0

@@ -34,7 +34,7 @@ def literal(model, tokenizer, requests, h: FTHparams) -> None:
     before = [weight.detach().clone() for weight in weights]
     for parameter in model.parameters():
         parameter.requires_grad_(any(parameter is weight for weight in weights))
-    adam = torch.optim.Adam(weights, lr=h.lr, weight_decay=h.weight_decay)
+    adam = torch.optim.Adam(weights, lr=h.lr, betas=(h.beta1, h.beta2), weight_decay=h.weight_decay)
     for _ in range(h.num_steps):
         losses = []
         for start in range(0, len(requests), h.batch_size):
@@ -70,7 +70,7 @@ def loss_of(model, tokenizer, request, h: FTHparams) -> torch.Tensor:
     [
         {},
         {"objective_optimization": "prompt_last", "norm_constraint": 8e-3},
-        {"weight_decay": 0.1, "norm_constraint": 1e-2, "batch_size": 3},
+        {"weight_decay": 0.1, "norm_constraint": 1e-2, "batch_size": 3, "beta1": 0.5, "beta2": 0.7},
         {"stop_loss": 4.0, "num_steps": 9, "batch_size": 1},  # some batches stop before others
     ],
     ids=["FT-M", "FT-L", "decay and bound", "stop"],

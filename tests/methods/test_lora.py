@@ -43,7 +43,9 @@ def by_hand(model, tokenizer, rounds, h: LoRAHparams):
     with seeded(h.seed, 1):
         wrapped = peft.get_peft_model(model, config)
     for requests in rounds:
-        adam = torch.optim.Adam(wrapped.parameters(), lr=h.lr, weight_decay=h.weight_decay)
+        adam = torch.optim.Adam(
+            wrapped.parameters(), lr=h.lr, betas=(h.beta1, h.beta2), weight_decay=h.weight_decay
+        )
         for _ in range(h.num_steps):
             for request in requests:
                 prompt = tokenizer.encode(request.text)
@@ -57,7 +59,11 @@ def by_hand(model, tokenizer, rounds, h: LoRAHparams):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"layers": [1, 3], "weight_decay": 0.1}, {"lora_type": "adalora"}],
+    [
+        {},
+        {"layers": [1, 3], "weight_decay": 0.1, "beta1": 0.0, "beta2": 0.5},
+        {"lora_type": "adalora"},
+    ],
     ids=["lora", "two layers", "adalora"],
 )
 def test_rounds_are_peft_by_hand(model, tokenizer, changes):
