@@ -13,10 +13,9 @@ Where methods differ, above all in the closed form, each has a :class:`SpreadMet
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -41,12 +40,7 @@ from nse_plugin.methods.repair import (
     repair,
     same_subject_edits,
 )
-from nse_plugin.methods.together import (
-    FewerInEffect,
-    is_due,
-    solve_together,
-    too_few_in_effect,
-)
+from nse_plugin.methods.together import write_or_consolidate
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
@@ -54,7 +48,6 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 
-log = logging.getLogger(__name__)
 H = TypeVar("H", bound=SpreadHparams)
 
 
@@ -101,26 +94,7 @@ def spread_round(
             path_of(session.layout, layer)  # refuses a layer before anything is computed
         if values is not None:
             return write(requests, hparams, values)
-        first, due = hparams, is_due(session, hparams, len(requests))
-        if due:  # the joint solve repairs
-            first = replace(hparams, repair_rounds=0, repair_every=0)
-        newest = write(requests, first, trace=trace)
-        if not (due or too_few_in_effect(session, hparams)):
-            return newest
-        try:
-            return solve_together(session, hparams, write, newest)
-        except FewerInEffect as error:
-            log.warning(
-                "round %d: %s, so the round stays as written; the edited layers are full, and more "
-                "edits will cost earlier ones",
-                newest.number, error,
-            )  # fmt: skip
-        if first != hparams:  # the round has to repair by itself
-            session.drop_last()
-            newest = write(requests, hparams)
-        newest = replace(newest, put_back=True)
-        session.ledger.replace_last(newest)
-        return newest
+        return write_or_consolidate(session, requests, hparams, partial(write, trace=trace))
 
 
 def _write_round(

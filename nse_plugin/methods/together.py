@@ -48,17 +48,51 @@ WriteRound = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
 """Writes requests with known values as one round into model and ledger."""
 
 
-class FewerInEffect(Exception):
+def write_or_consolidate(
+    session: EditSession,
+    requests: Sequence[EditRequest],
+    hparams: H,
+    write: Callable[..., RoundRecord],
+) -> RoundRecord:
+    """Write a round of a stream; if it is to be one, as a consolidation.
+
+    Args:
+        write: writes requests as one round, and with values as a :data:`WriteRound`; its keyword
+            ``trace`` is what to trace the tokens in.
+    """
+    first, due = hparams, _is_due(session, hparams, len(requests))
+    if due:  # the joint solve repairs
+        first = replace(hparams, repair_rounds=0, repair_every=0)
+    newest = write(requests, first)
+    if not (due or _too_few_in_effect(session, hparams)):
+        return newest
+    try:
+        return solve_together(session, hparams, write, newest)
+    except _FewerInEffect as error:
+        log.warning(
+            "round %d: %s, so the round stays as written; the edited layers are full, and more "
+            "edits will cost earlier ones",
+            newest.number, error,
+        )  # fmt: skip
+    if first != hparams:  # the round has to repair by itself
+        session.drop_last()
+        newest = write(requests, hparams, trace=None)  # which has these requests already
+    newest = replace(newest, put_back=True)
+    session.ledger.replace_last(newest)
+    return newest
+
+
+class _FewerInEffect(Exception):
     """A joint solve would leave fewer edits in effect than there were before it."""
 
 
-def is_due(session: EditSession, hparams: SpreadHparams, n_requests: int) -> bool:
+def _is_due(session: EditSession, hparams: SpreadHparams, n_requests: int) -> bool:
     """Whether ``consolidate_every_edits`` says that a round of new requests is a consolidation."""
     every, ledger = hparams.consolidate_every_edits, session.ledger
     return bool(every and len(ledger) and ledger.edits_since_joint_solve() + n_requests >= every)
 
 
-def too_few_in_effect(session: EditSession, hparams: SpreadHparams) -> bool:
+def _too_few_in_effect(session: EditSession, hparams: SpreadHparams) -> bool:
     """Whether less than ``consolidate_below`` of the edits are in effect, in a random sample."""
     if not hparams.consolidate_below or len(session.ledger) < 2:
         return False
@@ -91,7 +125,7 @@ def solve_together(
             before it, under its own number.
 
     Raises:
-        FewerInEffect: ``newest`` is given, and fewer edits than before would be in effect.
+        _FewerInEffect: ``newest`` is given, and fewer edits than before would be in effect.
         SessionError: no round is active; one has no values, or edited other layers; or the
             weights were changed outside the session.  Model and ledger are as before.
     """
@@ -111,7 +145,7 @@ def solve_together(
         else:
             after = answered(session, requests, hparams.token_budget).tolist()
         if newest is not None and sum(after) < sum(before):
-            raise FewerInEffect(
+            raise _FewerInEffect(
                 f"solved jointly, {sum(after)} of {len(after)} edits would be in effect instead of "
                 f"{sum(before)}"
             )

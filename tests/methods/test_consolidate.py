@@ -22,7 +22,6 @@ from nse_plugin.methods import spread, together
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import apply_nse_to_model
-from nse_plugin.methods.together import FewerInEffect
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
@@ -292,7 +291,7 @@ def test_a_joint_solve_that_was_put_back_is_tried_again_after_n_edits(
 ):
     """No edit is in effect whenever a round is tested, and each joint solve loses one."""
     monkeypatch.setattr(together, "answered", lambda _, some, *__: torch.zeros(len(some)) > 0)
-    monkeypatch.setattr(spread, "solve_together", lose)
+    monkeypatch.setattr(together, "solve_together", lose)
 
     def rounds_that_tried(settings, resumed_after=9):
         caplog.clear()
@@ -316,7 +315,7 @@ def test_a_joint_solve_that_was_put_back_is_tried_again_after_n_edits(
 
 
 def lose(*_):
-    raise FewerInEffect("one is lost")
+    raise together._FewerInEffect("one is lost")
 
 
 def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
