@@ -54,11 +54,11 @@ def write_or_consolidate(
     hparams: H,
     write: Callable[..., RoundRecord],
 ) -> RoundRecord:
-    """Write a round of a stream; if it is to be one, as a consolidation.
+    """Write a round of a stream, as a consolidation where the settings ask for one.
 
     Args:
-        write: writes requests as one round, and with values as a :data:`WriteRound`; its keyword
-            ``trace`` is what to trace the tokens in.
+        write: a :data:`WriteRound` that also works without values, and traces the tokens unless
+            ``trace`` is None.
     """
     first, due = hparams, _is_due(session, hparams, len(requests))
     if due:  # the joint solve repairs
@@ -76,7 +76,7 @@ def write_or_consolidate(
         )  # fmt: skip
     if first != hparams:  # the round has to repair by itself
         session.drop_last()
-        newest = write(requests, hparams, trace=None)  # which has these requests already
+        newest = write(requests, hparams, trace=None)  # they were traced
     newest = replace(newest, put_back=True)
     session.ledger.replace_last(newest)
     return newest

@@ -314,6 +314,21 @@ def test_a_joint_solve_that_was_put_back_is_tried_again_after_n_edits(
     assert rounds_that_tried(replace(hparams, consolidate_below=0.5)) == [2, 3, 4, 5, 6]
 
 
+def test_tokens_are_traced_once_though_the_round_is_written_twice(hparams, monkeypatch):
+    monkeypatch.setattr(together, "solve_together", lose)
+    compute, traces, table = spread.compute_values, [], object()
+
+    def watched(*args, trace):
+        traces.append(trace)
+        return compute(*args)
+
+    monkeypatch.setattr(spread, "compute_values", watched)
+    every = replace(hparams, consolidate_every_edits=2, repair_rounds=1)
+    _model, session = edited(every, [some_requests(1)])
+    BASES["NSE"].edit_round(session, some_requests(2)[1:], every, trace=table)
+    assert session.ledger[1].put_back and traces.count(table) == 1
+
+
 def lose(*_):
     raise together._FewerInEffect("one is lost")
 
