@@ -1,19 +1,22 @@
 """Short sentences that state facts, as a text for statistics: those of ``earth``, one a line.
 
-    python benchmarks/fact_sentences.py counterfact.json > sentences.txt
+    python benchmarks/fact_sentences.py counterfact.json [--prose 100] > sentences.txt
     nse run --method "NSE:stable;mom2_dataset=sentences.txt;mom2_n_samples=4000" ...
 
 Facts about a subject that the records name anywhere, in an edit or in a question about another
-fact, are left out, so that no sentence is about what is tested.
+fact, are left out, so that no sentence is about what is tested.  ``--prose`` adds paragraphs of
+Factbook, none of them held out for the perplexity.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import re
 from collections.abc import Iterator, Sequence
 
-from nse_plugin.data.streams import read_data
+from nse_plugin.data.streams import held_out_texts, read_data
+from nse_plugin.data.texts import factbook
 from nse_plugin.requests import EditRequest
 
 
@@ -38,13 +41,23 @@ def prompts(request: EditRequest) -> Iterator[str]:
         yield from (probe.prompt for probe in probes)
 
 
+def paragraphs(n: int) -> list[str]:
+    """Some paragraphs of Factbook that no perplexity is measured on."""
+    held_out = set(held_out_texts("factbook", "", []))
+    found = [text for text in factbook() if text not in held_out]
+    random.Random(0).shuffle(found)
+    return found[:n]
+
+
 def main() -> None:
-    """Print the sentences."""
+    """Print the texts."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", nargs="+", help="JSON files of the records that will be tested")
+    parser.add_argument("--prose", type=int, default=0, help="paragraphs of Factbook to add")
     options = parser.parse_args()
     tested = [request for name in options.data for request in read_data(name, None, 0)]
-    print("\n".join(sentences(list(read_data("earth", None, 0)), tested)))
+    prose = paragraphs(options.prose) if options.prose else []
+    print("\n".join([*prose, *sentences(list(read_data("earth", None, 0)), tested)]))
 
 
 if __name__ == "__main__":

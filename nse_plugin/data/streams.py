@@ -66,7 +66,7 @@ def held_out_texts(
     Args:
         source: a file with one text per line, ``none``, ``atlas`` for sentences of the embedded
             world that name none of the edited subjects, or ``factbook`` for the last paragraphs
-            of the World Factbook (statistics use the first ones).
+            of the World Factbook (statistics use a sample of all, which may have some of them).
 
     Raises:
         DataError: the file cannot be read.
