@@ -1,6 +1,6 @@
 """Short sentences that state facts, as a text for statistics: those of ``earth``, one a line.
 
-    python benchmarks/fact_sentences.py counterfact.json [--prose 100] > sentences.txt
+    python benchmarks/fact_sentences.py counterfact.json [--prose 100] --out sentences.txt
     nse run --method "NSE:stable;mom2_dataset=sentences.txt;mom2_n_samples=4000" ...
 
 Facts about a subject that the records name anywhere, in an edit or in a question about another
@@ -14,9 +14,11 @@ import argparse
 import random
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from nse_plugin.data.streams import held_out_texts, read_data
 from nse_plugin.data.texts import factbook
+from nse_plugin.files import write_text
 from nse_plugin.requests import EditRequest
 
 
@@ -50,14 +52,16 @@ def paragraphs(n: int) -> list[str]:
 
 
 def main() -> None:
-    """Print the texts."""
+    """Write the texts, one a line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("data", nargs="+", help="JSON files of the records that will be tested")
     parser.add_argument("--prose", type=int, default=0, help="paragraphs of Factbook to add")
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     tested = [request for name in options.data for request in read_data(name, None, 0)]
     prose = paragraphs(options.prose) if options.prose else []
-    print("\n".join([*prose, *sentences(list(read_data("earth", None, 0)), tested)]))
+    texts = [*prose, *sentences(list(read_data("earth", None, 0)), tested)]
+    write_text(options.out, "\n".join(texts))
 
 
 if __name__ == "__main__":
