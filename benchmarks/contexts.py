@@ -68,7 +68,7 @@ def main() -> None:
         texts = {text for r in requests for text in (r.text, *r.rephrase_prompts)}
         scores = summarise(ask(model, tokenizer, requests, PROTOCOL), before, texts)
         session.undo_all()
-        cells = [row.strip(), *(f"{scores[name]:.3f}" for name in SHOWN), f"{seconds:.1f}"]
+        cells = [row.strip(), *(f"{100 * scores[name]:.1f}" for name in SHOWN), f"{seconds:.1f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

@@ -244,7 +244,8 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(cells(rows["thirds"])) + " |", flush=True)
         if options.by_place:
             rows["by_place"] = by_place(folder)
-            shares = [f"{k}: {n} edits, {share:.3f}" for k, (n, share) in rows["by_place"].items()]
+            places = rows["by_place"].items()
+            shares = [f"{place}: {n} edits, {100 * share:.1f}%" for place, (n, share) in places]
             print(name, "tokens up to the subject's last", *shares, sep=" | ", flush=True)
         run = None
         wanted = settings_of_rows(options.weights, options.other_tokens, options.repairs)
@@ -259,9 +260,9 @@ def main() -> None:
 
 def cells(row: dict[str, Any]) -> list[str]:
     """Cells of the table."""
-    halves = [f"{row[n]['right_after']:.3f} -> {row[n]['at_the_end']:.3f}" for n in
+    halves = [f"{100 * row[n]['right_after']:.1f} -> {100 * row[n]['at_the_end']:.1f}" for n in
               ("first", "middle", "last")]  # fmt: skip
-    scores = [f"{row['all'][name]:.3f}" for name in ("paraphrase", "locality")]
+    scores = [f"{100 * row['all'][name]:.1f}" for name in ("paraphrase", "locality")]
     perplexity = "-" if row["perplexity"] is None else f"{row['perplexity']:.2f}"
     return [*halves, *scores, perplexity, str(row["repaired"] + row["written_again"])]
 

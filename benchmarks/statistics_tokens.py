@@ -75,7 +75,8 @@ def one_row(
     scores = summarise(ask(session.model, session.tokenizer, requests, PROTOCOL), before)
     session.undo_all()
     one = moments[hparams.layers[0]]
-    cells = [one.n_samples, one.count, f"{seconds:.0f}", *(f"{scores[name]:.3f}" for name in SHOWN)]
+    shares = [f"{100 * scores[name]:.1f}" for name in SHOWN]
+    cells = [one.n_samples, one.count, f"{seconds:.0f}", *shares]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _STATUSES = {
     "out_of_bounds": "left out",
     "residual_left": "falls short",
-    "converged": "takes effect",
+    "converged": "converged",
 }
 """The statuses of an edit, from the worst, with their heads."""
 _MOST = 10

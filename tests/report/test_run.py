@@ -87,7 +87,7 @@ def test_rounds_and_requests(made):
     for row, record in zip(rows(tables.rounds_table(run)), ledger):
         assert int(row["neurons"]) == sum(len(record.neurons(n)) for n in (0, 1))
         assert float(row["norm, layer 1"]) == pytest.approx(record.norms()[1], rel=1e-3)
-        outcomes = [row[name] for name in ("takes effect", "falls short", "left out")]
+        outcomes = [row[name] for name in ("converged", "falls short", "left out")]
         assert sum(map(int, outcomes)) == int(row["edits"]) == 2
     worst = rows(tables.worst_requests(run, most=4))
     outcomes = [o for record in ledger for o in record.outcomes if o.status == "residual_left"]
