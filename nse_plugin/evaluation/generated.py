@@ -133,13 +133,12 @@ def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str]) -> list[str]:
     rows = [list(encode_text(tok, text)) for text in texts]
     limit = layout_of(model).max_positions
     room = [max(1, min(_LONGEST, (limit or 2**31) - len(row))) for row in rows]
-    ends = end_ids(model, tok)
 
     def ended(ids: list[int]) -> bool:
-        return ids[-1] in ends or any(mark in tok.decode(ids) for mark in _STOPS)
+        return any(mark in tok.decode(ids) for mark in _STOPS)
 
-    new = continue_rows(model, rows, room, ended=ended)
-    return [_without_end(tok.decode(ids), tok) for ids in new]
+    new = continue_rows(model, rows, room, end_ids=end_ids(model, tok), ended=ended)
+    return [_without_stop(tok.decode(ids)) for ids in new]
 
 
 def scores(questions: Sequence[Question], texts: Sequence[str], judge: Judge | None) -> list[float]:
@@ -194,7 +193,7 @@ def as_easyedit_counts(text: str) -> str:
     return unicodedata.normalize("NFKD", text).replace("\n\n", " ").replace("<|endoftext|>", "")
 
 
-def _without_end(text: str, tok: Any) -> str:
-    for end in (*_STOPS, tok.eos_token):
-        text = text.removesuffix(end or "")
+def _without_stop(text: str) -> str:
+    for mark in _STOPS:
+        text = text.removesuffix(mark)
     return text

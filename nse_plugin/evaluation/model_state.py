@@ -18,9 +18,9 @@ from nse_plugin.files import require
 from nse_plugin.locate.stabilise import top_directions
 from nse_plugin.model.answers import score_answers, score_encoded
 from nse_plugin.model.chat import words_around
-from nse_plugin.model.generation import greedy_text, sampled_text
+from nse_plugin.model.generation import greedy_endings, greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
-from nse_plugin.model.prompts import EncodedPrompt, encode_prompt, encode_text
+from nse_plugin.model.prompts import EncodedPrompt, encode_text
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 
@@ -93,10 +93,9 @@ def free_generation(
         ``judge``, the judge's name or None.  Shares and means, None of no request.
     """
     prompts = [request.text for request in requests]
-    texts = greedy_text(model, tokenizer, prompts, max_new_tokens) if prompts else []
-    ends = _ends(model, tokenizer, prompts, texts)
+    written = greedy_endings(model, tokenizer, prompts, max_new_tokens)
     answers, exact, contains, natural, after = [], [], [], [], []
-    for request, text, ended in zip(requests, texts, ends):
+    for request, (text, ended) in zip(requests, written):
         target = request.target_new.strip()
         said = text if target[-1:] in ".\n" else _STOPS.split(text.lstrip(), maxsplit=1)[0]
         said = said.strip()
@@ -107,7 +106,7 @@ def free_generation(
         contains.append(float(holds(text, target)))
         natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
     shares: dict[str, Any] = {
-        "n": len(texts),
+        "n": len(written),
         "exact": mean(exact),
         "contains": mean(contains),
         "natural_stop": mean(natural),
@@ -124,24 +123,6 @@ def free_generation(
 def holds(text: str, answer: str) -> bool:
     """Whether a text contains an answer as whole words."""
     return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text))
-
-
-def _ends(
-    model: nn.Module, tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]
-) -> list[bool]:
-    """Whether the model's first choice after prompt and text is the end-of-sequence token."""
-    end = getattr(tokenizer, "eos_token_id", None)
-    if end is None or not texts:
-        return [False] * len(texts)
-    rows = [
-        (*encode_prompt(tokenizer, p).ids, *tokenizer.encode(t, add_special_tokens=False))
-        for p, t in zip(prompts, texts)
-    ]
-    limit = layout_of(model).max_positions
-    fits = [limit is None or len(ids) < limit for ids in rows]
-    pairs = [EncodedPrompt((*ids, end), -1, 1) for ids, ok in zip(rows, fits) if ok]
-    found = iter(score_encoded(model, pairs).exact) if pairs else iter([])
-    return [next(found) if ok else False for ok in fits]
 
 
 def fluency(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> float | None:

@@ -48,6 +48,17 @@ def greedy_text(
     Raises:
         RequestError: a prompt and its continuation are longer than the model's context.
     """
+    return [text for text, _ in greedy_endings(model, tokenizer, prompts, max_new_tokens, stop)]
+
+
+def greedy_endings(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    stop: Sequence[str] = (),
+) -> list[tuple[str, bool]]:
+    """As :func:`greedy_text`, and of each row whether it ended before ``max_new_tokens``."""
     rows = _encode_all(tokenizer, prompts)
 
     def cut(ids: list[int]) -> tuple[str, bool]:
@@ -64,7 +75,7 @@ def greedy_text(
         ended=lambda ids: bool(stop) and cut(ids)[1],
         names=[f"the text {prompt[:40]!r}" for prompt in prompts],
     )
-    return [cut(ids)[0] for ids in new]
+    return [(cut(ids)[0], len(ids) < max_new_tokens) for ids in new]
 
 
 def sampled_text(

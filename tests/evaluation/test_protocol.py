@@ -36,7 +36,7 @@ from nse_plugin.session.session import EditSession
 from nse_plugin.session.tables import key_share
 from tests.plain import plain_answer
 from tests.runs.runs import HELD_OUT, hparams, protocol, requests, scheduler, session
-from tests.tiny import atlas_model, tiny_model, tiny_tokenizer
+from tests.tiny import atlas_model, fresh_tokenizer, tiny_model, tiny_tokenizer
 
 STRONG = dict(v_num_grad_steps=20, v_lr=0.5, mom2_adjustment=False, clamp_norm_factor=10.0)
 
@@ -275,10 +275,10 @@ def test_direction_drift_is_what_the_dominant_directions_no_longer_span():
 
 def test_free_generation_counts_whole_answers(monkeypatch):
     texts = [" Quill. He", " a Quillon", " in Quill", " Quill", " Quill in old Garn. It"]
+    written = [(text, text == " Quill") for text in texts]  # the fourth has an end token
     from nse_plugin.evaluation import model_state
 
-    monkeypatch.setattr(model_state, "greedy_text", lambda *a, **k: texts)
-    monkeypatch.setattr(model_state, "_ends", lambda *a: [False, False, False, True, False])
+    monkeypatch.setattr(model_state, "greedy_endings", lambda *a: written[: len(a[2])])
     asked = [EditRequest(i, "{} lives in", "Mara", "Quill") for i in range(5)]
     found = free_generation(None, None, asked, 4)
     assert found == {
@@ -289,17 +289,21 @@ def test_free_generation_counts_whole_answers(monkeypatch):
     assert judged == {**found, "judged": 0.4, "judge": None}
 
 
-def test_free_generation_notices_the_end_token():
-    from nse_plugin.evaluation.model_state import _ends
-
-    model, tok = tiny_model("gpt2"), tiny_tokenizer()
-    assert _ends(model, tok, ["Mara lives"], [" in"]) == [False]
+@pytest.mark.parametrize("named_by", ["tokenizer", "generation_config"])
+def test_free_generation_notices_every_end_token(named_by):
+    model, tok = tiny_model("gpt2"), fresh_tokenizer()
+    asked = [EditRequest(0, "{} lives in", "Mara", "Quill")]
     head = torch.nn.Linear(32, len(tok))
     torch.nn.init.zeros_(head.weight)
     with torch.no_grad():
-        head.bias.zero_()[tok.eos_token_id] = 1
+        head.bias.zero_()[5] = 1
     model.set_output_embeddings(head)
-    assert _ends(model, tok, ["Mara lives"], [" in"]) == [True]
+    assert free_generation(model, tok, asked, 4)["natural_stop"] == 0
+    if named_by == "tokenizer":
+        tok.eos_token = tok.convert_ids_to_tokens(5)
+    else:
+        model.generation_config.eos_token_id = [tok.eos_token_id, 5]
+    assert free_generation(model, tok, asked, 4)["natural_stop"] == 1
 
 
 def test_history_takes_a_round_back():
