@@ -97,7 +97,7 @@ def last_edits(
     """The last edit of every fact and the round that wrote it.
 
     Args:
-        records: the rounds of a ledger; some methods keep no requests.
+        records: rounds of a ledger, of which no tensors are read; some methods keep no requests.
         but: requests whose facts are left out.
     """
     latest: dict[tuple[str, str], tuple[EditRequest, int]] = {}

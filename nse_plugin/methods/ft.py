@@ -86,7 +86,7 @@ def edit_round(
 
 def _replayable(session: EditSession) -> Iterator[RoundRecord]:
     """The rounds of the ledger, which must have kept their requests."""
-    for record in session.ledger:
+    for record in session.ledger.heads():
         if not record.requests:
             raise SessionError(
                 f"replay is true, and round {record.number} was written by {record.method}, which "

@@ -17,7 +17,6 @@ This is ours, in none of the papers, and off by default.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -76,7 +75,7 @@ def lost_edits(
     """
     if session.ledger.next_number() % hparams.repair_every:
         return EarlierEdits()
-    edits = last_edits(session.ledger, but=requests)
+    edits = last_edits(session.ledger.heads(), but=requests)
     if not edits:
         return EarlierEdits()
     given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
@@ -92,7 +91,7 @@ def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) ->
     ledger, keys = session.ledger, {request.key_text for request in requests}
     same = [
         (request, number)
-        for request, number in last_edits(ledger.rounds_with(map(mark, keys)), but=requests)
+        for request, number in last_edits(ledger.heads_with(map(mark, keys)), but=requests)
         if request.key_text in keys and number == ledger.wrote_last(request)
     ]
     return _as_earlier(same)
@@ -104,16 +103,13 @@ def _as_earlier(edits: Sequence[tuple[EditRequest, int]]) -> EarlierEdits:
     )
 
 
-def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, torch.Tensor]:
-    """By layer: all previous keys [d_ff, n] of the facts of these requests."""
+def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, list[int]]:
+    """By number of a round: the columns of its keys that are of the facts of these requests."""
     facts = {request.fact for request in requests}
-    found: dict[int, list[torch.Tensor]] = defaultdict(list)
-    for record in session.ledger.rounds_with(mark(*fact) for fact in facts):
-        some = [i for i, request in enumerate(record.requests) if request.fact in facts]
-        if record.z is not None:  # FT keeps requests and has no keys
-            for layer, keys in record.keys.items():
-                found[layer].append(keys[:, some])
-    return {layer: torch.cat(parts, dim=1) for layer, parts in found.items()}
+    return {
+        record.number: [i for i, request in enumerate(record.requests) if request.fact in facts]
+        for record in session.ledger.heads_with(mark(*fact) for fact in facts)
+    }
 
 
 def repair(

@@ -98,7 +98,8 @@ def _too_few_in_effect(session: EditSession, hparams: SpreadHparams) -> bool:
         return False
     if session.ledger.put_back_within(hparams.consolidate_every_edits):
         return False
-    edits = sorted((request for request, _ in last_edits(session.ledger)), key=EditRequest.digest)
+    latest = last_edits(session.ledger.heads())
+    edits = sorted((request for request, _ in latest), key=EditRequest.digest)
     number = session.ledger.numbers()[-1]
     sample = random.Random(number).sample(edits, min(TESTED, len(edits)))
     share = float(answered(session, sample, hparams.token_budget).double().mean())

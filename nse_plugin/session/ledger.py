@@ -18,9 +18,9 @@ from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_
 class Ledger:
     """The active rounds, in order, and the numbers of those that were undone.
 
-    A number belongs to one round forever: undoing leaves a gap, and a new round gets the number
-    after the largest ever used.  A round kept in its file is read again each time, so memory does
-    not grow with the number of rounds.
+    Undoing a round leaves a gap: a new round gets the number after the largest that an active or
+    undone round has.  A round kept in its file is read again each time, so memory does not grow
+    with the number of rounds.
     """
 
     def __init__(self) -> None:
@@ -64,14 +64,18 @@ class Ledger:
                 self._places.pop(each, None)
         del self._rounds[length:]
 
-    def rounds_with(self, marks: Iterable[bytes]) -> Iterator[RoundRecord]:
-        """The rounds that wrote a request with one of these marks; no other round is read.
+    def heads(self) -> Iterator[RoundRecord]:
+        """The active rounds; of those in files, without their tensors."""
+        return (entry.head() for entry in self._rounds)
+
+    def heads_with(self, marks: Iterable[bytes]) -> Iterator[RoundRecord]:
+        """The same of the rounds that wrote a request with one of these marks.
 
         Args:
             marks: of facts or of key texts (:func:`nse_plugin.requests.mark`).
         """
         places = {place for each in marks for place in self._places.get(each, ())}
-        return (self[place] for place in sorted(places))
+        return (self._rounds[place].head() for place in sorted(places))
 
     def wrote_last(self, request: EditRequest) -> int:
         """The number of the last round that wrote the fact of a request in the ledger."""

@@ -228,6 +228,12 @@ class RoundFile:
         """Number of keys by edited layer."""
         return dict(self.counts)
 
+    def head(self) -> RoundRecord:
+        """The round without its tensors; the checksum of the file is not compared."""
+        path = Path(self.path)
+        with _readable(path):
+            return replace(_without_tensors(_record(path, _metadata_of(path))), within=self.within)
+
     def read(self) -> RoundRecord:
         """The round with its tensors."""
         return replace(load_round(Path(self.path), self.sha256), within=self.within)

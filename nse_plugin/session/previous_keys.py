@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,9 +18,8 @@ class PreviousKeys:
     """Keys, P (the sum of their k k^T) and moments by layer, kept up to date with a ledger.
 
     While the keys are few (at most half as many as neurons) the keys themselves are kept, since
-    solves with all neurons need nothing else; later, P replaces them.  Each round is added once, so
-    the cost of a round does not grow with the number of rounds before it.  Rounds are added one by
-    one and in order, so a resumed session has the same bits.
+    solves with all neurons need nothing else; later, P replaces them.  Each round is added once.
+    Rounds are added one by one and in order, so a resumed session has the same bits.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -28,16 +27,17 @@ class PreviousKeys:
         self._rounds = 0  # number of the ledger's rounds that have been added
         self._layers: dict[int, _Layer] = {}
         self._moments: dict[int, Moments] = {}
-        self._left_out: Mapping[int, torch.Tensor] = {}
+        self._left_out: Mapping[int, Sequence[int]] = {}  # columns of keys, by number of a round
+        self._read: list[dict[int, torch.Tensor]] | None = None  # those keys, once they are needed
 
     @contextmanager
-    def without(self, keys: Mapping[int, torch.Tensor]) -> Iterator[None]:
-        """Inside, these keys are left out of P, by layer [d_ff, n]."""
-        self._left_out = keys
+    def without(self, columns: Mapping[int, Sequence[int]]) -> Iterator[None]:
+        """Inside, these columns of the keys of rounds are left out, by the round's number."""
+        self._left_out = columns
         try:
             yield
         finally:
-            self._left_out = {}
+            self._left_out, self._read = {}, None
 
     def drop_from(self, length: int) -> None:
         """Forget all rounds if any beyond the first ``length`` has been added."""
@@ -50,24 +50,23 @@ class PreviousKeys:
         kept = self._layers.get(layer)
         if kept is None:
             return None
-        P, out = kept.matrix(neurons), self._left_out.get(layer)
-        if out is None:
-            return P
-        chosen = out[neurons.cpu()].to(neurons.device).double()
-        return P - chosen @ chosen.T
+        P = kept.matrix(neurons)
+        for keys in self._keys_left_out():
+            if layer in keys:
+                chosen = keys[layer][neurons.cpu()].to(neurons.device).double()
+                P = P - chosen @ chosen.T
+        return P
 
     def few(self, layer: int, like: torch.Tensor) -> torch.Tensor | None:
         """All keys E [d_ff, m] in float64 on the device of the keys ``like`` [d_ff, n].
 
-        None if they are not few, or some are left out; m is 0 if there are none.
+        None if they are not few; m is 0 if there are none.
         """
         self.catch_up()
         kept = self._layers.get(layer)
-        if layer in self._left_out:
-            return None
         if kept is None:
             return no_keys(like)
-        return kept.few(like.device)
+        return kept.few(like.device, self._left_out)
 
     def solved(
         self, layer: int, factor: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
@@ -77,12 +76,22 @@ class PreviousKeys:
         Args:
             factor: what ``solve`` depends on; another one discards the kept results.
         """
-        return self._layers[layer].solve(factor, solve)
+        return self._layers[layer].solve(factor, solve, self._left_out)
 
     def moments(self, layer: int) -> Moments | None:
         """Moments of the editing features of all rounds; None if no round has any."""
         self.catch_up()
         return self._moments.get(layer)
+
+    def _keys_left_out(self) -> list[dict[int, torch.Tensor]]:
+        """Of each round with keys that are left out: these keys by layer [d_ff, n]."""
+        if self._read is None:
+            numbers = self._ledger.numbers()
+            self._read = [
+                {k: keys[:, columns] for k, keys in self._ledger[numbers.index(n)].keys.items()}
+                for n, columns in self._left_out.items()
+            ]
+        return self._read
 
     def catch_up(self) -> None:
         """Add the rounds that are new in the ledger."""
@@ -90,7 +99,8 @@ class PreviousKeys:
             record = self._ledger[index]
             for layer, keys in record.keys.items():
                 if keys.shape[1]:
-                    self._layers.setdefault(layer, _Layer(keys.shape[0])).add(keys)
+                    kept = self._layers.setdefault(layer, _Layer(keys.shape[0]))
+                    kept.add(record.number, keys)
             for layer, found in record.moments.items():
                 before = self._moments.get(layer)
                 self._moments[layer] = found if before is None else before.merged(found)
@@ -108,7 +118,8 @@ class _Layer:
     def __init__(self, d_ff: int) -> None:
         self.d_ff = d_ff
         self.count = 0  # keys
-        self.keys: list[torch.Tensor] = []  # by round [d_ff, n], while they are few
+        self.numbers: list[int] = []  # of the rounds, while the keys are few
+        self.keys: list[torch.Tensor] = []  # theirs [d_ff, n]
         self.total: torch.Tensor | None = None  # P float64 [d_ff, d_ff], of the first rounds
         self.summed = 0  # number of rounds in P
         self.solved: list[torch.Tensor] = []  # by round [d_ff, n], with `factor`
@@ -118,25 +129,41 @@ class _Layer:
     def are_few(self) -> bool:
         return 2 * self.count <= self.d_ff
 
-    def add(self, keys: torch.Tensor) -> None:
+    def add(self, number: int, keys: torch.Tensor) -> None:
+        self.numbers.append(number)
         self.keys.append(keys)
         self.count += keys.shape[1]
         if not self.are_few:
             self._sum()
-            self.keys, self.summed = [], 0
+            self.numbers, self.keys, self.summed = [], [], 0
             self.solved, self.factor = [], None
 
-    def few(self, device: torch.device) -> torch.Tensor | None:
-        return torch.cat(self.keys, dim=1).to(device).double() if self.are_few else None
+    def few(
+        self, device: torch.device, left_out: Mapping[int, Sequence[int]]
+    ) -> torch.Tensor | None:
+        return self._joined(self.keys, left_out).to(device).double() if self.are_few else None
 
     def solve(
-        self, factor: torch.Tensor, solve: Callable[[torch.Tensor], torch.Tensor]
+        self,
+        factor: torch.Tensor,
+        solve: Callable[[torch.Tensor], torch.Tensor],
+        left_out: Mapping[int, Sequence[int]],
     ) -> torch.Tensor:
         if self.factor is not factor:
             self.factor, self.solved = factor, []
         for keys in self.keys[len(self.solved) :]:
             self.solved.append(solve(keys.to(factor.device).double()))
-        return torch.cat(self.solved, dim=1)
+        return self._joined(self.solved, left_out)
+
+    def _joined(
+        self, parts: Sequence[torch.Tensor], left_out: Mapping[int, Sequence[int]]
+    ) -> torch.Tensor:
+        """Columns [d_ff, n] of each round, without those that are left out."""
+        some = []
+        for number, part in zip(self.numbers, parts):
+            kept = [i for i in range(part.shape[1]) if i not in left_out.get(number, ())]
+            some.append(part if len(kept) == part.shape[1] else part[:, kept])
+        return torch.cat(some, dim=1)
 
     def matrix(self, neurons: torch.Tensor) -> torch.Tensor:
         rows = neurons.cpu()

@@ -177,6 +177,10 @@ class RoundRecord:
         """Number of keys by edited layer."""
         return {layer: keys.shape[1] for layer, keys in self.keys.items()}
 
+    def head(self) -> RoundRecord:
+        """The round; from a file, this reads no tensors."""
+        return self
+
     def read(self) -> RoundRecord:
         """The round itself, as :meth:`RoundFile.read` returns it."""
         return self

@@ -21,11 +21,12 @@ def record(number, n, layers=(1, 2)):
     return RoundRecord(number, "NSE", (), (), keys)
 
 
-def brute_force(ledger, layer, neurons):
+def brute_force(ledger, layer, neurons, left_out):
     total = torch.zeros(D_FF, D_FF, dtype=torch.float64)
     for entry in ledger:
-        for key in entry.keys.get(layer, torch.empty(D_FF, 0)).T.double():
-            total += torch.outer(key, key)
+        for column, key in enumerate(entry.keys.get(layer, torch.empty(D_FF, 0)).T.double()):
+            if column not in left_out.get(entry.number, ()):
+                total += torch.outer(key, key)
     return total[neurons][:, neurons]
 
 
@@ -37,8 +38,8 @@ def test_against_a_sum_over_all_keys(small, monkeypatch):
     monkeypatch.setattr(previous_module, "_SMALL", small)
 
     @settings(max_examples=40, deadline=None)
-    @given(STEPS, st.sets(st.integers(0, D_FF - 1), min_size=1))
-    def check(steps, chosen):
+    @given(STEPS, st.sets(st.integers(0, D_FF - 1), min_size=1), st.data())
+    def check(steps, chosen, data):
         ledger = Ledger()
         previous, neurons = PreviousKeys(ledger), torch.tensor(sorted(chosen))
         assert previous.matrix(1, neurons) is None
@@ -47,15 +48,20 @@ def test_against_a_sum_over_all_keys(small, monkeypatch):
                 ledger.truncate(len(ledger) - 1)
                 previous.drop_from(len(ledger))
             ledger.append(record(number, n, layers=(1,) if n == 3 else (1, 2)))
-            expected = brute_force(ledger, 1, neurons)
-            few = previous.few(1, torch.empty(D_FF, 1))
-            assert (few is None) == (2 * sum(r.key_counts.get(1, 0) for r in ledger) > D_FF)
-            if few is not None:
-                torch.testing.assert_close((few @ few.T)[neurons][:, neurons], expected)
-                for factor in (torch.eye(D_FF).double(), 2 * torch.eye(D_FF).double()):
-                    solved = previous.solved(1, factor, lambda k, by=factor: by @ k)
-                    torch.testing.assert_close(solved, factor @ few)
-            torch.testing.assert_close(previous.matrix(1, neurons), expected)
+            counts = {r.number: r.key_counts.get(1, 0) for r in ledger}
+            columns = {n: st.sets(st.integers(0, m - 1)) for n, m in counts.items() if m}
+            some = {n: sorted(data.draw(which)) for n, which in columns.items()}
+            for left_out in ({}, some, {n: [0] for n in columns}, {}):
+                with previous.without(left_out):
+                    expected = brute_force(ledger, 1, neurons, left_out)
+                    few = previous.few(1, torch.empty(D_FF, 1))
+                    assert (few is None) == (2 * sum(counts.values()) > D_FF)
+                    if few is not None:
+                        torch.testing.assert_close((few @ few.T)[neurons][:, neurons], expected)
+                        for factor in (torch.eye(D_FF).double(), 2 * torch.eye(D_FF).double()):
+                            solved = previous.solved(1, factor, lambda k, by=factor: by @ k)
+                            torch.testing.assert_close(solved, factor @ few)
+                    torch.testing.assert_close(previous.matrix(1, neurons), expected)
         torch.testing.assert_close(
             PreviousKeys(ledger).matrix(1, neurons), previous.matrix(1, neurons)
         )

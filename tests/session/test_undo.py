@@ -252,8 +252,8 @@ def test_an_interrupt_while_a_round_is_dropped_leaves_the_ledger_whole(
     monkeypatch.undo()
     assert ledger.numbers() == [1, 2, 3] and ledger.undone == []
     session.undo(3)
-    assert [r.number for r in ledger.rounds_with(m for r in ledger for m in r.marks)] == [1, 2]
-    assert not list(ledger.rounds_with(records.marks_of(some_requests(3)[2:])))
+    assert [r.number for r in ledger.heads_with(m for r in ledger for m in r.marks)] == [1, 2]
+    assert not list(ledger.heads_with(records.marks_of(some_requests(3)[2:])))
 
 
 def test_an_interrupt_while_an_undo_is_noted_takes_it_back(model, tokenizer, monkeypatch):
