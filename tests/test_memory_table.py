@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nse_plugin.methods.nse import edit_round
+from nse_plugin.runs.budget import estimate
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model
 
@@ -44,6 +45,11 @@ def test_it_is_what_a_session_keeps(benchmark, tokenizer, tmp_path, d_ff):
         "change": size([session.weights.change(name)]),
     }
     assert keys.are_few == (d_ff == 48)
+    bounds, layers = estimate(model, hparams, 5, 5), len(hparams.layers)
+    weights = ("original weight", "change")
+    assert layers * sum(found[name] for name in weights) <= bounds.memory_originals
+    solve = sum(n for name, n in found.items() if name not in weights)
+    assert layers * solve + 3 * 8 * d_ff**2 <= bounds.memory_solve
     assert benchmark["kept"](32, d_ff, 5, weight_bytes=4) == found
     if keys.are_few:  # of the first round, which the second one solved with
         assert size(keys.solved) == 8 * d_ff * 3

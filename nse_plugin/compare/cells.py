@@ -30,8 +30,6 @@ from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.metrics import SCORES, Answered
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import JsonLines, write_text
-from nse_plugin.hparams import LocateHparams
-from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.frozen import FrozenAnswers
@@ -209,10 +207,9 @@ def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
 
 def _prepare(edited: Any, made: Recipe) -> float:
     """Compute the statistics before the first round; returns the seconds that it took."""
-    start, hparams = time.perf_counter(), base_of(made.hparams)
-    needed = isinstance(hparams, LocateHparams) and hparams.mom2_adjustment
-    if needed and isinstance(edited, EditSession):
-        edited.untouched.covariances(hparams)
+    start = time.perf_counter()
+    if isinstance(edited, EditSession):
+        edited.untouched.compute_statistics(made.hparams)
     return time.perf_counter() - start
 
 

@@ -108,6 +108,11 @@ class LocateHparams(LayersHparams):
         names += ["token_budget", "target_eos"]
         return (self.layers[-1], *(getattr(self, name) for name in names))
 
+    @property
+    def needs_covariance(self) -> bool:
+        """Whether a write depends on the covariance."""
+        return self.mom2_adjustment
+
     def covariance_weight(self, d_ff: int) -> float:
         """lambda, for a layer of d_ff neurons."""
         if self.mom2_update_weight_relative is not None:
@@ -276,6 +281,11 @@ class AlphaEditHparams(SpreadHparams):
     """EasyEdit's file of the projection; accepted and not read.  The projection is always computed
     from the covariance: the file is a pickle, which can run code, and does not name its model and
     statistics."""
+
+    @property
+    def needs_covariance(self) -> bool:
+        """Always."""
+        return True
 
     def conflicts(self) -> Iterator[str]:
         """Errors if a multiple of lambda is given."""

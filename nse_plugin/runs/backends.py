@@ -45,6 +45,10 @@ class Backend(typing.Protocol):
         """Make the context texts of the run, or use those kept; returns them for the manifest."""
         return []
 
+    def compute_statistics(self) -> None:
+        """Compute what the rounds need of the untouched model and can be kept on disk."""
+        return
+
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Write a round."""
 
@@ -134,6 +138,10 @@ class SessionBackend(Backend):
         if kept is not None:
             self.session.untouched.use_contexts(self.hparams, kept)
         return list(self.session.untouched.contexts(self.hparams))
+
+    def compute_statistics(self) -> None:
+        """Compute the covariances that the method needs."""
+        self.session.untouched.compute_statistics(self.hparams)
 
     def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
         """Write a round into model and ledger."""

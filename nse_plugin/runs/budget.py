@@ -2,11 +2,14 @@
 
 On disk, a round of n edits with a method of ours takes, in float32, values [d_model, n], and per
 layer keys [d_ff, n] and for each write pass left [d_model, n], right [n, d_ff] and d_ff neuron
-numbers of 8 bytes; the ledger reads them when they are needed.  In memory, each edited matrix takes
-its original and its float32 change (three times while it is written), each layer its covariance
-[d_ff, d_ff] in float32 and, if it is kept, P [d_ff, d_ff] in float64 (d_ff up to 4096, or more
-edits than d_ff; else the keys of all edits, twice while some are added), and a solve four such
-matrices in float64.
+numbers of 8 bytes; the ledger reads them when they are needed.  A round that tests all earlier
+edits (``repair_every``) may write all of them again, as a consolidation does.  Rounds that write
+earlier edits of their subjects again (``merge_subjects``) are larger by these, which is not
+counted.  In memory, each edited matrix takes its original and its float32 change (three times while
+it is written), each layer its covariance [d_ff, d_ff] in float32 and the factor of it in float64,
+the keys of all edits while they are at most d_ff / 2 (in float32, twice while some are added, and
+solved in float64) and, if it is kept, P [d_ff, d_ff] in float64 (d_ff up to 4096, or more edits
+than d_ff / 2), and a solve four such matrices in float64.
 
 FT stores the matrices that a round changed, UltraEdit these or smaller factors.  LoRA's adapters
 and GRACE's codebook are stored whole after each round, so a codebook is counted at its last size.
@@ -133,17 +136,20 @@ def _located(
         passes = hparams.max_iterations
     if isinstance(hparams, SpreadHparams):
         passes += hparams.repair_rounds
-        every = n if hparams.consolidate_below else hparams.consolidate_every_edits
+        known = [hparams.repair_every * n, hparams.consolidate_every_edits]
+        every = n if hparams.consolidate_below else min(filter(None, known), default=0)
     per_edit = 4 * (layers * (d_ff + passes * (d_model + d_ff)) + d_model)
-    covariances = 4 * layers if hparams.mom2_adjustment else 0
-    few = d_ff > 4096 and not is_stream  # which may become long
-    previous = 8 * layers * d_ff * (min(n_all, d_ff) if few else d_ff)
+    covariances = (4 + 8) * layers if hparams.needs_covariance else 0
+    most = d_ff if is_stream else n_all  # a stream may become long
+    previous = (4 * 2 + 8) * min(most, d_ff // 2)  # the keys while they are few
+    if d_ff <= 4096 or 2 * most > d_ff:
+        previous += 8 * d_ff  # P
     return _Sizes(
         per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
         consolidation=(per_edit + _RECORD) * n_all if every else 0,
         consolidations=min(rounds, n_all // every) if every else 0,
         originals=layers * d_model * d_ff * _HELD,
-        solve=d_ff * d_ff * (4 * 8 + covariances) + previous,
+        solve=d_ff * d_ff * (4 * 8 + covariances) + layers * d_ff * previous,
     )
 
 

@@ -119,9 +119,6 @@ class Demo:
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Handle the run's events: ask the other facts, show the table, write the summary."""
         if event == "start":
-            # computed once per model, so they do not count to the time of a round
-            self._told("phase", {"name": "computing statistics"})
-            self.session.untouched.covariances(self.hparams)
             with self.session.rewound():
                 known = self._still_true()
             self.others = [fact for fact, exact in zip(self.others, known) if exact]

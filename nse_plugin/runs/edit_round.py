@@ -22,8 +22,6 @@ from nse_plugin.evaluation.protocol import (
     measure_round,
 )
 from nse_plugin.evaluation.settings import Protocol
-from nse_plugin.hparams import LocateHparams
-from nse_plugin.hparams.overtone import base_of
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
@@ -103,7 +101,8 @@ class EditRound:
         known = answered  # by the untouched model
         if len(self._session.ledger):
             known = ask(self._model, self._tokenizer, requests, self._prompts_alone)
-        self._make_statistics()
+        self._tell("computing statistics")
+        self._backend.compute_statistics()
         active = len(self._session.ledger)
         try:
             self._frozen.append(self._number, requests, answered)
@@ -188,12 +187,6 @@ class EditRound:
         )  # fmt: skip
         manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=asdict(budget))
         return asked, answered, manifest
-
-    def _make_statistics(self) -> None:
-        base = base_of(self._backend.hparams)
-        if isinstance(base, LocateHparams) and base.mom2_adjustment:
-            self._tell("computing statistics")
-            self._session.untouched.covariances(base)
 
     def _edit(
         self, requests: Sequence[EditRequest]

@@ -117,11 +117,15 @@ class SequentialScheduler:
         self._tell("start", rounds=None if plan is None else len(plan), done=len(self._log))
         for known in plan or []:
             self._freeze(known, f"freeze {known.number}")
-        last = self._log[-1] if len(self._log) else None
+        last, ready = self._log[-1] if len(self._log) else None, False
         while last is None or not ends(last["stop"]):
             planned = next(stream, None)
             if planned is None:
                 break
+            if not ready:  # so that they do not count to the time of a round
+                self._tell("phase", name="computing statistics")
+                self.backend.compute_statistics()
+                ready = True
             last = self._one_round(planned)
         return self._finish(last)
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.hparams.overtone import base_of
 from nse_plugin.locate.values import Values
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.layout import DecoderLayout
@@ -90,6 +91,12 @@ class Untouched:
             self._values[key] = compute()
         return self._values[key]
 
+    def compute_statistics(self, hparams: Any) -> None:
+        """Compute the covariances that the method of these hyperparameters needs, if any."""
+        base = base_of(hparams)
+        if isinstance(base, LocateHparams) and base.needs_covariance:
+            self.covariances(base)
+
     def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
         """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
         source = _source(hparams)
@@ -109,6 +116,12 @@ class Untouched:
             for layer, moment in moments.items():
                 self._covariances[(layer, *source)] = moment.mean
         return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
+
+    def keep_only(self, layers: Sequence[int]) -> None:
+        """Forget the covariances of other layers, and what was derived from them."""
+        for kept in self._covariances, self._derived:
+            for key in [key for key in kept if key[0] not in layers]:
+                del kept[key]
 
     def of_covariance(
         self, hparams: LocateHparams, layer: int, function: Callable[..., T], *settings: Any

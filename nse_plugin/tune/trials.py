@@ -143,8 +143,10 @@ class Trials:
         if len(wanted) * self.session.layout.d_ff**2 > _FLOATS:
             wanted = hparams.layers
         hparams.layers = wanted
+        untouched = self.session.untouched
+        untouched.keep_only(wanted)
         with suppress(ModelError):  # a layer that cannot be edited fails in its own trial
-            self.session.untouched.covariances(hparams)
+            untouched.compute_statistics(hparams)
 
     def _made(self, trial: Trial, facts: Sequence[EditRequest]) -> Trial:
         session, begun = self.session, time.monotonic()

@@ -371,8 +371,20 @@ def test_bounds_hold(whole):
     sizes = [path.stat().st_size for path in whole[0].glob("round-*")]
     assert max(sizes) <= bounds["disk_per_round"] <= 10 * max(sizes)
     everything = sum(p.stat().st_size for p in whole[0].iterdir() if p.name != "manifest.json")
-    assert everything <= bounds["disk"] * 2
+    assert everything <= bounds["disk"]
     assert bounds["rounds"] == len(sizes)
+
+
+def test_bounds_hold_if_rounds_write_all_earlier_edits_again(tmp_path, monkeypatch):
+    lost = lambda _session, some, _budget: torch.zeros(len(some), dtype=torch.bool)  # noqa: E731
+    monkeypatch.setattr("nse_plugin.methods.repair.answered", lost)
+    settings = hparams(tmp_path, repair_every=1)
+    made = scheduler(tmp_path / "run", requests(6), hparams=settings, round_size=1)
+    made.run()
+    bounds = json.loads((tmp_path / "run" / "manifest.json").read_text())["budget"]
+    sizes = [path.stat().st_size for path in (tmp_path / "run").glob("round-*")]
+    assert max(sizes) <= bounds["disk_per_round"] and sum(sizes) <= bounds["disk"]
+    assert max(sizes) > 3 * min(sizes)
 
 
 def test_the_bound_of_a_round_holds_with_repairs(tmp_path):
