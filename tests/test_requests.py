@@ -112,10 +112,12 @@ def test_what_is_none_never_becomes_a_text(none, caplog):
 
 def test_the_probes_of_a_repeat_are_asked_too():
     def request(case_id, *prompts):
-        probes = {"hop": tuple(Probe(prompt, "a") for prompt in prompts)}
-        return EditRequest(case_id, "{} is", "Ann", "x", portability=probes)
+        probes = tuple(Probe(prompt, "a") for prompt in prompts)
+        more = {"portability": {"hop": probes}, "forms": {"reversal": probes}}
+        return EditRequest(case_id, "{} is", "Ann", "x", **more)
 
     both = with_probes_of(request(1, "p", "q"), request(2, "q", "r"))
+    assert both.forms == {"reversal": tuple(Probe(prompt, "a") for prompt in "pqr")}
     assert both.portability == {
         "hop": (Probe("p", "a"), Probe("q", "a")),
         "hop of case 2": (Probe("r", "a"),),

@@ -164,7 +164,7 @@ def _optimise(
         if trace is not None:
             reading = problem.rewriting.reading
             names = first + torch.tensor(batch, device=active.device)[active]
-            trace.record(step, names[reading.owner], reading.place, logits, reading.target)
+            trace.record(names[reading.owner], reading.place, logits, reading.target)
         loss_at_stop[active], steps[active] = stop, step + 1
         if step == hparams.v_num_grad_steps - 1:
             break

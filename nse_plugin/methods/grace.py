@@ -83,14 +83,15 @@ def _read(
     Each prompt is read alone: in a batch its key would be rounded differently, which in half
     precision is enough for a prompt that is edited again to count as another one.
     """
-    layer, found = {"layer": codebook.module}, []
+    found, own = [], codebook.module
     for request in requests:
         ids = encode_request(session.tokenizer, request).ids
         batch = TokenBatch.of([ids], session.layout.input_device)
         last = batch.lengths - 1
         with codebook.off():
-            inputs = read_rows(session.layout, batch, last, inputs_of=layer)
-            outputs = read_rows(session.layout, batch, last, outputs_of=layer)
-        found.append((inputs["layer"], outputs["layer"]))
+            rows = read_rows(
+                session.layout, batch, last, inputs_of={"in": own}, outputs_of={"out": own}
+            )
+        found.append((rows["in"], rows["out"]))
     queries, values = zip(*found)
     return torch.cat(queries), torch.cat(values)

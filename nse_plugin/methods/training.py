@@ -106,12 +106,12 @@ class Training:
         """
         chosen = list(range(len(self.batches))) if only is None else [only]
         optimiser = torch.optim.Adam(parameters, lr=lr, betas=betas, weight_decay=weight_decay)
-        step = 0
-        for step in range(1, n_passes + 1):
-            total = 0.0
+        steps = 0
+        while steps < n_passes:
+            steps, total = steps + 1, 0.0
             for index in chosen:
                 with mode():
-                    train, stop, _ = self._evaluate(index, step - 1)
+                    train, stop, _ = self._evaluate(index)
                 loss = float(stop.mean())
                 if loss >= stop_loss:
                     optimiser.zero_grad()
@@ -123,7 +123,7 @@ class Training:
             n = sum(self.batches[index].n for index in chosen)
             if total / n < stop_loss:
                 break
-        self.finish(chosen, step)
+        self.finish(chosen, steps)
 
     @torch.no_grad()
     def finish(self, chosen: Iterable[int], steps: int) -> None:
@@ -133,7 +133,8 @@ class Training:
             NotFiniteError: a loss is not finite.
         """
         for index in chosen:
-            _, stop, right = self._evaluate(index, steps)
+            _, stop, logits = self._evaluate(index)
+            right = self.batches[index].all_first(logits)
             start = self.starts[index]
             rows = slice(start, start + self.batches[index].n)
             self.loss[rows], self.right[rows] = stop.cpu(), right.cpu()
@@ -146,22 +147,20 @@ class Training:
                     "was kept; look for NaN in the model's weights, or lower the learning rate"
                 )
 
-    def _evaluate(self, index: int, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Losses [n] to train on, detached losses [n] for stopping, and [n] bool: whether every
-        target token is the first choice."""
+    def _evaluate(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Losses [n] to train on, detached losses [n] for stopping, and logits [k, vocab]."""
         batch = self.batches[index]
-        losses, logits = self.token_losses(index, step)
-        right = batch.all_first(logits.detach())
-        return batch.means(losses.train), batch.means(losses.stop).detach(), right
+        losses, logits = self.token_losses(index)
+        return batch.means(losses.train), batch.means(losses.stop).detach(), logits.detach()
 
-    def token_losses(self, index: int, step: int) -> tuple[TokenLoss, torch.Tensor]:
+    def token_losses(self, index: int) -> tuple[TokenLoss, torch.Tensor]:
         """A batch's losses per token [k], and the logits [k, vocab] behind them."""
         batch = self.batches[index]
         logits = batch.logits(self.layout, self._forward)
         target = batch.target.to(logits.device)
         if self._trace is not None:
             owner = batch.owner + self.starts[index]
-            self._trace.record(step, owner, batch.place, logits.detach(), target)
+            self._trace.record(owner, batch.place, logits.detach(), target)
         return self._objective(logits, target, self._references[index]), logits
 
     def outcomes(self) -> tuple[Outcome, ...]:

@@ -131,7 +131,7 @@ def _features(
     parts: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
     for index, batch in enumerate(training.batches):
         with _watched(downs) as (inputs, shifts):
-            losses, _ = training.token_losses(index, 0)
+            losses, _ = training.token_losses(index)
         gradients = torch.autograd.grad(losses.train.sum(), [shifts[layer] for layer in layers])
         for layer, gradient in zip(layers, gradients):
             both = _at(inputs[layer], batch), _at(gradient, batch)

@@ -61,18 +61,15 @@ nll = NLL()
 class TokenTrace(Protocol):
     """Records every evaluation of a method's loss."""
 
-    def record(
-        self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
-    ) -> None:
+    def record(self, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor) -> None:
         """One evaluation.
 
         Args:
-            step: from 0, counted per round.
             owner: [tokens], index in the round of each target token's request.
             place: [tokens], index of the token in its target.
             logits: [tokens, vocab], which predict it.
             targets: [tokens], its id.
 
-        A token may occur several times in one step (after several contexts): take the mean.
+        A token may occur several times in one evaluation (after several contexts): take the mean.
         """
         ...

@@ -81,9 +81,7 @@ class TokenTable:
         self._ids: dict[tuple[int, int], int] = {}
 
     @torch.no_grad()
-    def record(
-        self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
-    ) -> None:
+    def record(self, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor) -> None:
         """One evaluation; see :class:`nse_plugin.objectives.TokenTrace`."""
         targets = targets.to(logits.device)
         log_p = F.log_softmax(logits.float(), dim=1)

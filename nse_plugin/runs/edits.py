@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _PROTOCOL = Protocol(
     every=1, paraphrases=8, portability=0, locality=8, generation=0, fluency=0, perplexity=0,
-    each=True,
+    key_space=0, each=True,
 )  # fmt: skip
 
 

@@ -126,7 +126,7 @@ class Rounds:
             fact, target = mark(*request.fact), mark(request.target_new)
             if in_effect.get(fact) == target:
                 self.repeats += 1
-                unasked += bool(request.locality or request.portability)
+                unasked += bool(request.locality or request.portability or request.forms)
                 continue
             in_effect[fact] = target
             yield request
@@ -172,7 +172,8 @@ class Rounds:
 def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
     """The request with the probes of another request for the same edit.
 
-    They get kinds of their own, so that a bound on the probes of each kind does not leave them out.
+    Those of locality and portability get kinds of their own, so that a bound on the probes of each
+    kind does not leave them out.
     """
 
     def both(own: Probes, others: Probes) -> Probes:
@@ -188,6 +189,10 @@ def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
         rephrase_prompts=tuple(dict.fromkeys(request.rephrase_prompts + other.rephrase_prompts)),
         locality=both(request.locality, other.locality),
         portability=both(request.portability, other.portability),
+        forms={
+            kind: tuple(dict.fromkeys((*request.forms.get(kind, ()), *other.forms.get(kind, ()))))
+            for kind in dict.fromkeys((*request.forms, *other.forms))
+        },
     )
 
 

@@ -240,7 +240,9 @@ class SequentialScheduler:
                     scores = measure_round(self.protocol, measured, self.history, number)
                     if self.protocol.is_due(number):
                         measurement = measure_all(self.protocol, measured, self.history, number)
-            first = next((line["measurement"] for line in self._log if line["measurement"]), None)
+            first = None
+            if measurement is not None:  # which the first one of the run may be compared with
+                first = next((x["measurement"] for x in self._log if x["measurement"]), None)
             stop = stop or self.rules.check(measurement, self._base, problem, first=first)
         kept = written is not None
         if stop is not None:

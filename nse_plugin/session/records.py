@@ -200,7 +200,7 @@ class RoundRecord:
 
     def norms(self) -> dict[int, float]:
         """By layer: Frobenius norm of the round's change."""
-        return {layer: float(self.column_norms(layer).norm()) for layer in sorted(self.key_counts)}
+        return {layer: self._norm(layer) for layer in sorted(self.key_counts)}
 
     def add_changes(
         self,
@@ -221,14 +221,25 @@ class RoundRecord:
 
     def column_norms(self, layer: int) -> torch.Tensor:
         """[d_ff] float64, norm of the change of each neuron of a layer."""
-        written = self.writes_to(layer)
-        if len(written) == 1 and written[0].left is None:
-            norms = torch.zeros(self.d_ff or 0, dtype=torch.float64)
-            norms[written[0].neurons] = written[0].right.double().norm(dim=0)
+        norms = torch.zeros(self.d_ff or 0, dtype=torch.float64)
+        if (whole := self._whole(layer)) is not None:
+            norms[whole.neurons] = whole.right.double().norm(dim=0)
             return norms
+        return self._sum(layer).column_norms()
+
+    def _norm(self, layer: int) -> float:
+        whole = self._whole(layer)
+        return self._sum(layer).norm() if whole is None else float(whole.right.double().norm())
+
+    def _whole(self, layer: int) -> Write | None:
+        """The only write to a layer if it is the change itself, and not factors of it."""
+        written = self.writes_to(layer)
+        return written[0] if len(written) == 1 and written[0].left is None else None
+
+    def _sum(self, layer: int) -> ChangeSum:
         total = ChangeSum(self.d_ff or 0)
-        total.add([write.factors() for write in written])
-        return total.column_norms()
+        total.add([write.factors() for write in self.writes_to(layer)])
+        return total
 
     def summary(self) -> dict[str, Any]:
         """The round as plain values, without tensors."""

@@ -206,9 +206,7 @@ class _Injected:
         """Begin a round, in which requests are counted from 0 again."""
         self._round += 1
 
-    def record(
-        self, step: int, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor
-    ) -> None:
+    def record(self, owner: Tensor, place: Tensor, logits: Tensor, targets: Tensor) -> None:
         """Record one evaluation; a later one of a request replaces an earlier one."""
         right = logits.argmax(dim=1).cpu() == targets.cpu()
         owner = owner.cpu()

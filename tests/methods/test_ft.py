@@ -162,8 +162,8 @@ def test_the_objective_is_used_told_of_the_reference_and_traced(tokenizer):
             return TokenLoss(loss / 2, loss)  # gradients of half the loss
 
     class Trace:
-        def record(self, step, owner, place, logits, targets):
-            seen.append((step, owner.tolist(), place.tolist(), len(logits), targets.tolist()))
+        def record(self, owner, place, logits, targets):
+            seen.append((owner.tolist(), place.tolist(), len(logits), targets.tolist()))
 
     session = EditSession.of(model, tokenizer)
     first = [tokenizer.encode(f" {r.target_new}") for r in requests]
@@ -172,9 +172,9 @@ def test_the_objective_is_used_told_of_the_reference_and_traced(tokenizer):
     edit_round(session, requests, h, Halved(), Trace())
     assert torch.allclose(references[0][0], start, atol=1e-4)
     assert all(torch.equal(references[0], r) for r in references[::2])
-    assert [entry[0] for entry in seen] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]  # and after the last
-    assert seen[1][1] == [2] * len(first[2]) and seen[1][4] == first[2]
-    assert seen[0][2] == [*range(len(first[0])), *range(len(first[1]))]
+    assert len(seen) == 2 * (4 + 1)  # two batches, before each of 4 steps and after the last
+    assert seen[1][0] == [2] * len(first[2]) and seen[1][3] == first[2]
+    assert seen[0][1] == [*range(len(first[0])), *range(len(first[1]))]
 
 
 def test_what_does_not_fit_is_refused(model, tokenizer):

@@ -36,7 +36,7 @@ class Seen:
     def __init__(self) -> None:
         self.tokens: set[tuple[int, int, int]] = set()
 
-    def record(self, _step, owner, place, _logits, targets) -> None:
+    def record(self, owner, place, _logits, targets) -> None:
         self.tokens |= set(zip(owner.tolist(), place.tolist(), targets.tolist()))
 
 

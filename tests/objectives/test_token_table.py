@@ -22,8 +22,8 @@ def test_means_over_contexts_by_hand():
     table = TokenTable(Overtone(lambda_=0.1, epsilon=0.05, n_sigma=0.5))
     odds = torch.tensor([[3.0, 1.0], [1.0, 1.0], [1.0, 4.0], [9.0, 1.0]])
     owner, place = torch.tensor([5, 2, 5, 5]), torch.tensor([0, 0, 0, 1])
-    for step in range(2):
-        table.record(step, owner, place, odds.log(), torch.tensor([0, 1, 0, 1]))
+    for _ in range(2):
+        table.record(owner, place, odds.log(), torch.tensor([0, 1, 0, 1]))
     first, second = table.courses(5)
     assert (first.place, first.token, second.place, second.token) == (0, 0, 1, 1)
     assert [step.probability for step in first.steps] == pytest.approx([(0.75 + 0.2) / 2] * 2)
@@ -40,7 +40,7 @@ def test_what_overtone_decides_is_noted():
     table = TokenTable(Overtone(lambda_=0.1, epsilon=0.05, n_sigma=0.5))
     for place in range(3):
         at = torch.tensor([place])
-        table.record(0, torch.tensor([0]), at, odds[at].log(), torch.tensor([0]))
+        table.record(torch.tensor([0]), at, odds[at].log(), torch.tensor([0]))
     steps = [course.steps[0] for course in table.courses(0)]
     decided = [(step.smoothed, step.disagrees, step.settled) for step in steps]
     # The deviations of the log odds are 2.6, 3.6 and 3.2: the filter keeps one, two and two.
