@@ -58,7 +58,8 @@ def trials_table(tuned: Tuned) -> Table:
         tuple(rows),
         (False, False, *[True] * (len(heads) - 2)),
         "injected: targets that the values alone give; left: share of a residual that the write "
-        "left; score: harmonic mean of efficacy, paraphrase and locality; *: the result",
+        "left; score: harmonic mean of efficacy, paraphrase and locality, where 0 counts as 1%; "
+        "*: the result",
         marks={
             (row, len(heads) - 2): "good"
             for row, trial in enumerate(tuned.trials)

@@ -17,7 +17,7 @@ from nse_plugin.tune.trials import ROUND, Trial, Trials, check_enough
 EDITS = 0.5
 """Settings are found only if their efficacy on the stream is at least this."""
 _HOPELESS = 0.1
-"""If the score on few facts is below this, no stream is tried."""
+"""If the efficacy on few facts is below this, no stream is tried."""
 _STREAM = 0.25
 """Share of the time for the first trial on the stream."""
 
@@ -38,7 +38,7 @@ class Tuned:
     @property
     def found(self) -> bool:
         """Whether the settings edit this model; if not, none of the tried ones do."""
-        return self.on_stream and (self.best.scores.get("efficacy") or 0) >= EDITS
+        return self.on_stream and self.best.efficacy >= EDITS
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def tune(
     errors = [trial.error for trial in search.trials.done]
     if all(errors):
         raise ModelError(f"{method} could not be tried: {errors[0]}")
-    on_stream = best.score >= _HOPELESS and len(others) >= ROUND
+    on_stream = best.efficacy >= _HOPELESS and len(others) >= ROUND
     if on_stream:
         stream = others[: search.affordable(min(edits, len(others)))]
         best = search.trials.run("stream", best.settings, stream)

@@ -31,6 +31,9 @@ PROTOCOL = Protocol(paraphrases=1, portability=0, locality=2)
 _FLOATS = 2**28
 """Largest size of covariances that are computed ahead: 1 GB."""
 SHOWN = ("efficacy", "paraphrase", "locality")
+_LEAST = 0.01
+"""What a score of 0 counts as, so that settings can still be compared if none has a paraphrase in
+effect, as with GRACE."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,14 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """The harmonic mean of the measured scores; 0 if one of them is 0."""
+        """The harmonic mean of the measured scores, each at least :data:`_LEAST`; 0 without any."""
         found = [value for name in SHOWN if (value := self.scores.get(name)) is not None]
-        return len(found) / sum(1 / v for v in found) if found and all(found) else 0.0
+        return len(found) / sum(1 / max(value, _LEAST) for value in found) if found else 0.0
+
+    @property
+    def efficacy(self) -> float:
+        """The efficacy; 0 without scores."""
+        return self.scores.get("efficacy") or 0.0
 
     @property
     def edits(self) -> int:

@@ -154,6 +154,18 @@ def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(tokenizer, monkeyp
     assert told == [trial] and trial.score == 0 and trial.error == "all is lost"
 
 
+def test_settings_without_a_paraphrase_are_compared():
+    """As GRACE's are."""
+    scores = [(1.0, 0.0, 1.0), (0.9, 0.0, 1.0), (0.9, 0.0, 0.7), (0.0, 0.0, 1.0)]
+    found = [
+        Trial("radius", {}, {}, [], "", dict(zip(("efficacy", "paraphrase", "locality"), each)))
+        for each in scores
+    ]
+    assert found == sorted(found, key=lambda trial: -trial.score)
+    assert found[0].score == pytest.approx(3 / (1 + 100 + 1))
+    assert len({trial.score for trial in found}) == 4
+
+
 def test_one_file_does_not_hold_two_methods():
     with pytest.raises(HparamsError, match="one YAML, and method names 2 methods"):
         TuneSettings(model="x", method="NSE,MEMIT", out="my.yaml")
