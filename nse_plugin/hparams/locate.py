@@ -290,11 +290,12 @@ class AlphaEditHparams(SpreadHparams):
     def conflicts(self) -> Iterator[str]:
         """Errors if a multiple of lambda is given."""
         yield from super().conflicts()
-        if self.other_token_weight:
-            yield (
-                f"other_token_weight is {self.other_token_weight}, a multiple of lambda, which "
-                "AlphaEdit does not have; leave it out"
-            )
+        for name, none in (("other_token_weight", 0.0), ("consolidation_weight", 3.0)):
+            if (value := getattr(self, name)) != none:
+                yield (
+                    f"{name} is {value}, a multiple of lambda, which AlphaEdit does not have; "
+                    "leave it out"
+                )
 
 
 @dataclass(kw_only=True)

@@ -25,6 +25,8 @@ def submatrix(matrix: torch.Tensor | None, neurons: torch.Tensor) -> torch.Tenso
     """M[I, I] on the device of ``neurons`` [|I|]; None of None."""
     if matrix is None:
         return None
+    if len(neurons) == len(matrix):
+        return matrix.to(neurons.device)
     rows = neurons.to(matrix.device)
     return matrix[rows][:, rows].to(neurons.device)
 

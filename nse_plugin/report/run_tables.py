@@ -239,8 +239,8 @@ def _outcomes(frame: DataFrame, caption: str) -> Table:
         index=False,
         heads=_COLUMNS,
         formats={"status": lambda name: _STATUSES.get(name, str(name))},
-        note="residual: distance from the value aimed at; z shift: of the value from the "
-        "untouched model's",
+        note="residual: distance from the value aimed at; z shift: of the value from where the "
+        "search for it began",
     )
 
 

@@ -44,7 +44,8 @@ class Outcome:
     """||z - h|| after the last one."""
     z_norm: float | None = None
     z_shift: float | None = None
-    """||z - h_original||, the distance of the value from the original activation."""
+    """||z - h||, for the h from which the value was searched: that of the untouched model with NSE,
+    of the current one with other methods and in repairs."""
     z_loss: float | None = None
     """The last loss of the optimisation: of the value z, or of what a method trains."""
     z_steps: int | None = None
