@@ -169,7 +169,7 @@ class JsonLines(Generic[T]):
         writable: for appending; an incomplete last line is cut off.
         way_out: what to do if the file cannot be read or written, for messages.
         if_damaged: what to do if a line is damaged, for messages.
-        check: called with each object read and a name for it, to raise errors.
+        check: called with each object read, its number from 1 and a name for it, to raise errors.
 
     Raises:
         DataError: a line is damaged, or the file cannot be read.
@@ -182,7 +182,7 @@ class JsonLines(Generic[T]):
         writable: bool = False,
         way_out: str = "free space or fix the permissions",
         if_damaged: str = "restore the file from a copy",
-        check: Callable[[dict[str, Any], str], None] | None = None,
+        check: Callable[[dict[str, Any], int, str], None] | None = None,
     ) -> None:
         self.path = path
         self._writable, self._check = writable, check
@@ -239,7 +239,7 @@ class JsonLines(Generic[T]):
         what = f"line {number} of {self.path}"
         found = _json_object(line, what, self._if_damaged)
         if self._check is not None:
-            self._check(found, what)
+            self._check(found, number, what)
         return cast(T, found)
 
 

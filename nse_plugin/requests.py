@@ -102,6 +102,8 @@ class EditRequest:
             checked_text(self.subject, "subject")
             put("target_new", checked_text(self.target_new, "target_new").strip())
             put("ground_truth", first_text(self.ground_truth, "ground_truth"))
+            if isinstance(self.rephrase_prompts, str):
+                raise FieldError("rephrase_prompts is a text; give a list of texts")
             texts = tuple(_prompt(text, "rephrase_prompts") for text in self.rephrase_prompts)
             put("rephrase_prompts", texts)
         except FieldError as error:
@@ -294,8 +296,11 @@ def check_round(requests: Sequence[EditRequest]) -> None:
     """Check that the requests can be written together in one round.
 
     Raises:
-        RequestError: there is none, or two have the same subject and prompt but other targets.
+        RequestError: there is none, one is no request, or two have the same subject and prompt but
+            other targets.
     """
+    if not isinstance(requests, Sequence) or any(not isinstance(r, EditRequest) for r in requests):
+        raise RequestError(f"requests is {requests!r:.80}; give a list of EditRequest")
     if not requests:
         raise RequestError("the list of requests is empty; give at least one edit request")
     seen: dict[tuple[str, str], EditRequest] = {}

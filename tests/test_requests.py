@@ -225,6 +225,11 @@ def test_rounds_are_checked():
         check_round([a, b])
     with pytest.raises(RequestError, match="empty"):
         check_round([])
+    for wrong in ("abc", a, [a.to_dict()], [a, "b"]):
+        with pytest.raises(RequestError, match="give a list of EditRequest"):
+            check_round(wrong)
+    with pytest.raises(RequestError, match="rephrase_prompts is a text"):
+        EditRequest(2, "{} is", "Ann", "x", rephrase_prompts="Ann was")
 
 
 def test_as_requests_numbers_what_has_no_number():

@@ -47,11 +47,8 @@ def ask(
         edits = EditFolder(folder, device=device, listener=listener)
         listener("phase", {"name": "answering"})
         reply = edits.ask(question, max_new_tokens=tokens, plain=plain)
-        missed = edits.missed(question, reply.edited)
-    if as_json:
-        show_result(asdict(reply))
-    else:
-        show_result(str(reply))
+    show_result(asdict(reply) if as_json else str(reply))
+    missed = edits.missed(question, reply.edited)
     asked_in_chat = edits.tokenizer.chat_template and not plain
     for request in missed:
         note(not_shown(request))

@@ -138,8 +138,11 @@ def grid(
     """All cells; first those of the untouched model, whose answers the others share.
 
     Raises:
-        HparamsError: a seed or a model comes twice.
+        HparamsError: a seed or a model comes twice, or a seed is out of range.
     """
+    for seed in seeds:
+        if not 0 <= seed < 2**63:
+            raise HparamsError(f"seeds has {seed}; give whole numbers from 0 to {2**63 - 1}")
     for name, given in (("seeds", seeds), ("models", [model.key for model in models])):
         if len(set(given)) < len(given) or not given:
             raise HparamsError(f"{name} is {','.join(map(str, given))}; give each once")

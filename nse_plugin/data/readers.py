@@ -278,9 +278,11 @@ def _schema_among(record: Mapping[str, Any], records: Sequence[Any]) -> str:
         if isinstance(other, Mapping):
             _refuse_incomplete(record, other)
     known = "; ".join(f"{name} ({', '.join(s.fields)})" for name, s in SCHEMAS.items())
+    own = sorted(str(name) for name in record if name != "case_id")
     raise RequestError(
-        f"it is of no known schema. Its fields: {', '.join(sorted(map(str, record))) or 'none'}. "
-        f"Known schemas: {known}. Rename the fields, or name the schema with --schema"
+        f"it is of no known schema. Its fields: {', '.join(own) or 'none'}. A fact of yours needs "
+        f"prompt, subject and target. Benchmarks: {known}. Rename the fields, or name the "
+        "benchmark (--schema of nse run)"
     )
 
 

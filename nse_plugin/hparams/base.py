@@ -113,9 +113,12 @@ class LayersHparams(Hparams):
 
 
 def check_hparams(hparams: object) -> None:
-    """Raise :class:`HparamsError` if a YAML's name or keys are given instead of hyperparameters."""
+    """Raise :class:`HparamsError` if a YAML's name or keys are given instead of hyperparameters, or
+    an attribute has been set to a wrong value."""
     if isinstance(hparams, (str, Path, Mapping)):
         raise HparamsError(
             f"hparams is {hparams!r:.80}; give hyperparameters, as load_hparams(name_or_path) of "
             "nse_plugin.methods.registry makes them"
         )
+    if isinstance(hparams, Hparams):
+        hparams.check_values()

@@ -87,6 +87,10 @@ class Settings:
     """Advice added to the error about an unknown key."""
 
     def __post_init__(self) -> None:
+        self.check_values()
+
+    def check_values(self) -> None:
+        """Check and convert the values, as the constructor does; for attributes set since then."""
         given = {f.name: getattr(self, f.name) for f in _fields(type(self))}
         found, mistakes = _examined(type(self), given)
         if not mistakes:

@@ -163,8 +163,16 @@ def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
     return config
 
 
+OVERTONE_ELSEWHERE = (
+    "only nse compare takes METHOD+OVERTONE; elsewhere OVERTONE needs a YAML, such as --hparams "
+    "OVERTONE/NSE/atlas-gpt2"
+)
+
+
 def split_changes(text: str) -> tuple[str, list[str] | None]:
     """The method, and the changes after the colon; None without a colon."""
+    if text.upper().endswith("+OVERTONE"):
+        raise HparamsError(f"method is {text!r}; {OVERTONE_ELSEWHERE}")
     method, colon, rest = text.partition(":")
     items = [item.strip() for item in rest.split(";") if item.strip()]
     return method.strip(), items if colon else None

@@ -13,7 +13,7 @@ import torch
 from nse_plugin.errors import HparamsError, SessionError, did_you_mean
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.hparams.overtone import base_of
-from nse_plugin.hparams.variants import read_method_yaml
+from nse_plugin.hparams.variants import OVERTONE_ELSEWHERE, read_method_yaml
 from nse_plugin.methods import overtone
 from nse_plugin.methods.bases import BASES, Method
 from nse_plugin.requests import EditRequest, as_requests
@@ -42,7 +42,7 @@ def find_method(name: str) -> Method:
     if name not in METHODS:
         near = did_you_mean(name, METHODS)
         if name.upper().endswith("+OVERTONE"):  # how nse compare writes it
-            near = "; OVERTONE needs a YAML: give --hparams OVERTONE/NSE/atlas-gpt2 or the like"
+            near = f"; {OVERTONE_ELSEWHERE}"
         raise HparamsError(
             f"{name!r} is not a method of nse_plugin ({', '.join(sorted(METHODS))}){near}"
         )
@@ -67,7 +67,11 @@ def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
     Raises:
         HparamsError: no such method, or a key or value is wrong.
     """
-    return find_method(config["alg_name"]).hparams.from_dict(config, name_or_path)
+    try:
+        method = find_method(config["alg_name"])
+    except HparamsError as error:
+        raise HparamsError(f"alg_name: {error}", file=name_or_path) from None
+    return method.hparams.from_dict(config, name_or_path)
 
 
 Reversal = dict[str, torch.Tensor] | Callable[[], None]

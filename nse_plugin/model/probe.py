@@ -31,8 +31,12 @@ def layout_of(model: PreTrainedModel) -> DecoderLayout:
     """The layout of a model, made when first needed.
 
     Raises:
-        ModelError: the family is unknown and could not be probed.
+        ModelError: it is no model, or the family is unknown and could not be probed.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(
+            f"the model is {model!r:.60}; give a causal language model of transformers"
+        )
     found = _LAYOUTS.get(model)
     if found is None:
         if not hasattr(model, "config"):

@@ -42,6 +42,8 @@ def inspect(
         raise DataError(f"{plot} is a file; give a folder for the figures")
     if html is not None:
         check_place(html, "the page")
+        if html.exists() and html.suffix.lower() not in (".html", ".htm"):
+            raise DataError(f"{html} exists and is no page; give a name that ends in .html")
     run = Run(folder)
     found = _asked(run, layer, neuron, request)
     if plot is not None:

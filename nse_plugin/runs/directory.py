@@ -185,12 +185,15 @@ class RunDirectory:
                 lines are missing.
         """
         present = set(self.path.glob("round-*.safetensors"))
+        undone = {entry["number"] for entry in undone_rounds(self.path)}
         files: list[Path] = []
         for index, line in enumerate(lines):
             if line["file"] is None:
                 continue
             path = round_path(self.path, line["file"])
             if path not in present:
+                if line["file"] in undone:  # whose file is not needed
+                    continue
                 later = [name for entry in islice(lines, index, None) if entry["file"] is not None
                          if (name := round_path(self.path, entry["file"])) in present]  # fmt: skip
                 if later:
@@ -211,11 +214,15 @@ class RunDirectory:
             files.append(path)
         for one in consolidations(self.path):
             path = round_path(self.path, one["file"])
+            if path not in present and one["file"] in undone:
+                continue
             with explained(path, WAY_OUT):
                 if checksum(path) != one["sha256"]:
                     raise damaged(path, CONSOLIDATIONS)
             files.append(path)
         for path in without_line(present, files):  # the process ended before its line was written
+            log.warning("%s has no line in %s, so its round was not finished; it is removed",
+                        path, ROUNDS)  # fmt: skip
             with explained(path, WAY_OUT):
                 path.unlink()
         return sorted(files)

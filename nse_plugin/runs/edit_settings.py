@@ -54,9 +54,10 @@ def edit_hparams(
         values = read_method_yaml(str(hparams))
         warn_of_other_model(str(hparams), values.get("model_name"), model)
     elif model is None:
+        what = "holds no edits" if folder.exists() else "is new"
         raise HparamsError(
-            f"{folder} is new, and no model is given; name one with --model, such as "
-            "smollm2-135m (nse models lists some)"
+            f"{folder} {what}, and no model is given; name one with --model, such as "
+            "smollm2-135m (nse models lists some), to begin a new folder of edits"
         )
     else:
         values = values_for(method or "NSE", model)

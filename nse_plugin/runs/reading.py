@@ -33,7 +33,7 @@ from nse_plugin.runs.schema import (
     check,
 )
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.ledger_files import host_method, load_rounds, round_path
+from nse_plugin.session.ledger_files import host_method, load_rounds, lost_round, round_path
 from nse_plugin.session.records import Undone
 
 
@@ -151,18 +151,26 @@ class RunFiles:
         Raises:
             DataError: the file of an active round is missing, or its header is damaged.
         """
+        return self.ledger_without(())
+
+    def checksums(self) -> dict[int, str]:
+        """The checksum of each round's file, by its number; those of undone rounds too."""
+        found = {e["file"]: e["sha256"] or "" for e in self.lines if e["file"] is not None}
+        found |= {entry["file"]: entry["sha256"] for entry in consolidations(self.folder)}
+        return dict(sorted(found.items()))
+
+    def ledger_without(self, lost: Collection[int]) -> Ledger:
+        """The ledger, also without some rounds whose files are lost."""
         undone = [Undone(e["number"], e["time"], e["reason"]) for e in undone_rounds(self.folder)]
-        gone = {entry.number for entry in undone}
+        gone = {*lost, *(entry.number for entry in undone)}
         sums: dict[Path, str] = {}
-        files = [(line["file"], line["sha256"]) for line in self.lines if line["file"] is not None]
-        files += [(line["file"], line["sha256"]) for line in consolidations(self.folder)]
-        for number, sha256 in sorted(files):
+        for number, sha256 in self.checksums().items():
             if number in gone:
                 continue
             path = round_path(self.folder, number)
             if not path.exists():
-                raise DataError(f"{self.folder} lacks {path.name}; restore it from a copy")
-            sums[path] = sha256 or ""
+                raise DataError(f"{path} is gone; {lost_round(path)}")
+            sums[path] = sha256
         hosts = next(iter(sums), None)
         if hosts is not None and host_method(hosts) is not None:
             return Ledger()
@@ -236,8 +244,9 @@ def read_final(folder: Path) -> Final | None:
     path = folder / FINAL
     if not path.exists():
         return None
-    found = read_json(path, IF_DAMAGED)
-    check(found, Final, str(path), IF_DAMAGED)
+    way_out = "restore the file from a copy, or remove it: the command of the run writes it again"
+    found = read_json(path, way_out)
+    check(found, Final, str(path), way_out)
     return cast(Final, found)
 
 
@@ -276,13 +285,15 @@ def undone_rounds(folder: Path) -> list[UndoneRound]:
 
 
 def without_line(present: set[Path], named: Iterable[Path]) -> list[Path]:
-    """The round files of a folder that no line names.  A killed process leaves at most one.
+    """The round files of a folder that no line names.  A killed process leaves at most the last.
 
     Raises:
-        DataError: there are more, so a log has lost lines.
+        DataError: there are others, so a log has lost lines.
     """
-    found = sorted(present.difference(named))
-    if len(found) > 1:
+    named = set(named)
+    found = sorted(present - named)
+    newest = max(present | named, key=lambda path: (len(path.name), path.name), default=None)
+    if len(found) > 1 or (found and found[0] != newest):
         raise DataError(
             f"{found[0].parent / ROUNDS} has no line for {', '.join(path.name for path in found)}; "
             "restore it from a copy, or remove these files to write their rounds again"
@@ -302,9 +313,12 @@ def consolidations(folder: Path, writable: bool = False) -> JsonLines[Consolidat
 
 def checked_lines(path: Path, kind: type, if_damaged: str, **options: Any) -> JsonLines:
     """The lines of a log, each checked against its type in the schema when it is read."""
-    return JsonLines(
-        path,
-        if_damaged=if_damaged,
-        check=lambda found, what: check(found, kind, what, if_damaged),
-        **options,
-    )
+
+    def checked(found: dict[str, Any], number: int, what: str) -> None:
+        check(found, kind, what, if_damaged)
+        if found.get("round", number) != number:
+            raise DataError(
+                f"{what} is of round {found['round']}, so a line before it is missing; {if_damaged}"
+            )
+
+    return JsonLines(path, if_damaged=if_damaged, check=checked, **options)

@@ -168,11 +168,17 @@ class SequentialScheduler:
         for line in self._log:
             planned = next(stream, None)
             given = [r.digest() for r in planned.requests] if planned else []
-            if planned is None or given != line["requests"]:
+            if planned is None:
+                raise DataError(
+                    f"{self.run_dir} has round {line['round']}, which the stream does not have: it "
+                    "is shorter now, or nse edit added the round, and then the run cannot be "
+                    "resumed; give the whole stream, or another folder"
+                )
+            if given != line["requests"]:
                 raise DataError(
                     f"{self.run_dir} holds a run of another stream: round {line['round']} wrote "
                     f"cases {line['case_ids'][:3]}, and now has "
-                    f"{[r.case_id for r in planned.requests[:3]] if planned else 'no requests'}; "
+                    f"{[r.case_id for r in planned.requests[:3]]}; "
                     "give the same stream from its beginning, or another folder"
                 )
             self._freeze(planned)
@@ -297,9 +303,14 @@ class SequentialScheduler:
             }
             self._folder.finish(final)
         if status == "nothing_written" and self.backend.changes_model:
+            known = ((final["measurement"] or {}).get("all") or {}).get("efficacy") == 1
+            why = (
+                "All edits were in effect before"
+                if known
+                else "Settings of another model seldom carry over: nse tune finds some for this one"
+            )
             log.warning("%s: no round changed the model; the requests of each round are in %s with "
-                        "their outcomes. Settings of another model seldom carry over: nse tune "
-                        "finds some for this one", self.run_dir, ROUNDS)  # fmt: skip
+                        "their outcomes. %s", self.run_dir, ROUNDS, why)  # fmt: skip
         self._tell("end", **final)
         return RunResult(status, self.run_dir, final)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from nse_plugin.errors import DataError, SessionError
@@ -9,30 +10,36 @@ from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, read_lines, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
+from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import host_method, round_path
 from nse_plugin.session.records import active_rounds, later_trained
+
+log = logging.getLogger(__name__)
 
 
 def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     """Mark a round of a run as undone; returns the numbers of the active rounds.
 
     Its file is kept, but the ledger leaves it out, and so does all that is made from the ledger:
-    weights, previous keys, tables.
+    weights, previous keys, tables.  A round whose file is lost can be undone, too: a damaged file
+    gets another name.
 
     Raises:
-        DataError: ``run`` is not a run directory or is in use, a file is damaged, or the round is
-            not active or cannot be undone alone.
+        DataError: ``run`` is not a run directory or is in use, the file of another round is
+            damaged, or the round is not active or cannot be undone alone.
     """
     RunFiles(run)  # an error if it is not a run
     with run_directory(run, resumes=False):
         path = round_path(run, number)
+        if _is_lost(RunFiles(run), number):
+            return _undo_lost(run, number, reason)
         method = host_method(path) if path.exists() else None
         if method is not None:
             raise DataError(
                 f"{path} holds whole matrices of the host's {method}, not what the round added, so "
                 "it cannot be undone alone; only rounds of this package's methods can"
             )
-        ledger = RunFiles(run).ledger
+        ledger = _ledger_of_whole_files(run)
         try:
             record = ledger[ledger.index(number)]
         except SessionError as error:
@@ -40,19 +47,58 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
         last = ledger.numbers()[-1]
         if record.state is not None and number < last:
             raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
-        entry = UndoneRound(
-            number=number, time=now(), reason=reason, sha256=checksum(path),
-            after=len(read_lines(run)),
-        )  # fmt: skip
-        write_json(run / UNDONE, UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(run), entry]))
-    return RunFiles(run).ledger.numbers()
+        _note(run, number, reason, checksum(path))
+    return _ledger_of_whole_files(run).numbers()
+
+
+def _is_lost(files: RunFiles, number: int) -> bool:
+    """Whether the file of an active round is gone or damaged."""
+    path, sha256 = round_path(files.folder, number), files.checksums().get(number)
+    if sha256 is None or number in {entry["number"] for entry in undone_rounds(files.folder)}:
+        return False
+    return not path.exists() or checksum(path) != sha256
+
+
+def _undo_lost(run: Path, number: int, reason: str) -> list[int]:
+    """Undo a round whose file is lost."""
+    path, sha256 = round_path(run, number), RunFiles(run).checksums()[number]
+    ledger = _ledger_of_whole_files(run, number)
+    later = [entry.number for entry in ledger.active() if number in entry.rewrites]
+    if later:
+        raise DataError(
+            f"{run}: round {later[-1]} wrote edits of round {number} again; undo round {later[-1]} "
+            "first"
+        )
+    if path.exists():
+        path.replace(path.with_suffix(".damaged"))
+        log.warning("%s was damaged; it is now called %s", path, path.with_suffix(".damaged").name)
+    _note(run, number, reason, sha256)
+    return ledger.numbers()
+
+
+def _ledger_of_whole_files(run: Path, *lost: int) -> Ledger:
+    """The ledger without rounds whose files are gone, which are to be undone, too."""
+    files = RunFiles(run)
+    gone = [n for n in files.checksums() if not round_path(run, n).exists()]
+    return files.ledger_without({*gone, *lost})
+
+
+def _note(run: Path, number: int, reason: str, sha256: str) -> None:
+    """Enter an undone round into ``undone.json``."""
+    entry = UndoneRound(
+        number=number, time=now(), reason=reason, sha256=sha256, after=len(read_lines(run))
+    )
+    write_json(run / UNDONE, UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(run), entry]))
 
 
 def undone_text(run: Path, active: list[int]) -> str:
     """The message shown after an undo."""
     number, files = undone_rounds(run)[-1]["number"], RunFiles(run)
     text = f"round {number} of {run} is undone; {active_rounds(active)}"
-    requests = files.requests_of({number, *files.ledger.numbers_in_effect()})
+    try:
+        requests = files.requests_of({number, *files.ledger.numbers_in_effect()})
+    except DataError as error:
+        return f"{text}\nwhether later rounds edit the same facts is not known: {error}"
     facts = {request.fact for request in requests.get(number, [])}
     later = [
         str(each)

@@ -156,8 +156,15 @@ def read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
 
 def damaged(path: Path, log: str = "rounds.jsonl") -> DataError:
     """The error for a round file whose checksum differs from that in the log of the rounds."""
-    return DataError(
-        f"{path} is damaged: its checksum is not that in {log}; restore the file from a copy"
+    return DataError(f"{path} is damaged: its checksum is not that in {log}; {lost_round(path)}")
+
+
+def lost_round(path: Path) -> str:
+    """The way out if the file of a round is lost, for messages."""
+    number = path.stem.rpartition("-")[2].lstrip("0")
+    return (
+        "restore the file from a copy, or leave the round out: "
+        f"nse undo {path.parent} --round {number}"
     )
 
 
@@ -307,7 +314,9 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError,
             RecursionError) as error:  # fmt: skip
-        raise DataError(f"{path} is not a whole round file ({error}); restore it") from error
+        raise DataError(
+            f"{path} is not a whole round file ({error}); {lost_round(path)}"
+        ) from error
 
 
 def _state(header: dict[str, Any] | None, tensors: dict[str, torch.Tensor]) -> AttachedState | None:

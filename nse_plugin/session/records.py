@@ -332,7 +332,7 @@ def were_undone(numbers: Sequence[int]) -> str:
     """``rounds 1, 2 were undone``, for messages."""
     if len(numbers) == 1:
         return f"round {numbers[0]} was undone"
-    return f"rounds {', '.join(map(str, numbers))} were undone"
+    return f"rounds {', '.join(map(str, sorted(numbers)))} were undone"
 
 
 def later_trained(last: int) -> str:

@@ -20,6 +20,7 @@ from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import check_vocabulary
 from nse_plugin.model.watch import Watch
 from nse_plugin.model.weights import EditedWeights
+from nse_plugin.printable import counted
 from nse_plugin.session.attached import Attached
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
@@ -226,7 +227,8 @@ class EditSession:
             SessionError: fewer rounds are active.
         """
         if not 0 <= rounds <= len(self.ledger):
-            raise SessionError(f"cannot undo {rounds} rounds: the ledger has {len(self.ledger)}")
+            there = counted(len(self.ledger), "active round")
+            raise SessionError(f"rounds is {rounds}, and the ledger has {there}; undo no more")
         for number in self.ledger.numbers()[::-1][:rounds]:
             self.undo(number)
 

@@ -278,6 +278,7 @@ def test_cells_of_different_length(world, tmp_path, monkeypatch):
         ({"models": "atlas:gpt3"}, "unknown atlas model .*did you mean 'gpt2'"),
         ({"seeds": "0,0"}, "give each once"),
         ({"seeds": "x"}, "seeds is 'x'"),
+        ({"seeds": "0,-1"}, "seeds has -1"),
         ({"engine": "proceses"}, "did you mean 'processes'"),
         ({"jobs": 0}, "jobs is 0"),
         ({"rounds": 0}, "rounds is 0"),

@@ -79,7 +79,7 @@ def test_edit_set_mixes_relations_and_repeats_no_subject_before_all_came() -> No
 
 
 def test_edit_set_refuses_more_than_there_are() -> None:
-    with pytest.raises(DataError, match="has 2016 facts, and"):
+    with pytest.raises(DataError, match="atlas:1000000 asks for more than the 2016 facts"):
         atlas.edit_set(10**6)
 
 

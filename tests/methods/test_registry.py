@@ -12,6 +12,7 @@ from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.registry import METHODS, attaches, find_method
 from nse_plugin.requests import EditRequest
 from nse_plugin.tune.stages import check_method
+from tests.tiny import some_requests, tiny_hparams
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -39,7 +40,17 @@ def test_the_name_of_a_yaml_is_no_hyperparameters(name, given):
         METHODS[name].edit_round(None, [EditRequest(0, "{} lives in", "Ann", "Oslo")], given)
 
 
+@pytest.mark.parametrize(("name", "wrong"), [("v_num_grad_steps", 0), ("v_lr", -1), ("layers", [])])
+def test_attributes_that_were_set_to_wrong_values_are_refused(name, wrong):
+    hparams = tiny_hparams()
+    setattr(hparams, name, wrong)
+    with pytest.raises(HparamsError, match=f"^{name} is "):
+        METHODS["NSE"].edit_round(None, some_requests(1), hparams)
+
+
 def test_overtone_beside_a_name_is_told_by_its_yaml():
+    with pytest.raises(HparamsError, match="only nse compare takes METHOD.OVERTONE"):
+        values_for("NSE:p=0.6+OVERTONE", "atlas:gpt2")
     with pytest.raises(HparamsError, match="^'NSA' is not a method .*; did you mean 'NSE'"):
         find_method("NSA")
     with pytest.raises(HparamsError, match="--hparams OVERTONE/NSE/atlas-gpt2"):

@@ -225,7 +225,7 @@ def test_an_iterator_of_another_stream_is_refused(tmp_path):
     changed[2] = dataclasses.replace(changed[2], target_new="Garn")
     with pytest.raises(DataError, match=r"holds a run of another stream: round 2"):
         scheduler(tmp_path, iter(changed)).run()
-    with pytest.raises(DataError, match=r"now has no requests"):
+    with pytest.raises(DataError, match=r"has round 2, which the stream does not have"):
         scheduler(tmp_path, iter(requests(2))).run()
 
 

@@ -29,6 +29,7 @@ from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.start import make_scheduler
+from nse_plugin.runs.undo import undo_round, undone_text
 from tests.tiny import bits, same_bits
 
 MODEL = "atlas:gpt2"
@@ -262,6 +263,51 @@ def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):
     with pytest.raises(DataError, match="has no line for"):
         EditFolder(one.folder).edit("{Bo Ash} speaks", NEW)
     assert contents(one).keys() == files.keys()
+
+
+def test_a_line_that_is_missing_in_the_middle_is_named_and_nothing_is_removed(one):
+    for subject in ("Zawos Kofird", "Ann Lee"):
+        one.edit(f"{{{subject}}} speaks", NEW)
+    log = one.folder / "rounds.jsonl"
+    first, _, last = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + last)
+    files, missing = contents(one), "line 2 of .*rounds.jsonl is of round 3, so a line before it"
+    for use in (
+        lambda: EditFolder(one.folder),
+        lambda: one.edit("{Bo Ash} speaks", NEW),
+        lambda: undo_round(one.folder, 1),
+        lambda: export_run(one.folder, "delta", one.folder / "x"),
+    ):
+        with pytest.raises(DataError, match=missing):
+            use()
+    assert contents(one) == files
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut off", "no header"])
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_round_whose_file_is_lost_can_be_left_out(one, damage, number):
+    for subject in ("Zawos Kofird", "Ann Lee"):
+        one.edit(f"{{{subject}}} speaks", NEW)
+    path = one.folder / f"round-000{number}.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:-10] if damage == "cut off" else b"12345")
+    with pytest.raises(DataError, match=f"leave the round out: nse undo .* --round {number}$"):
+        EditFolder(one.folder).ask(TEXT)
+    others = [n for n in (1, 2, 3) if n != number]
+    assert undo_round(one.folder, number) == others
+    assert str(number) in undone_text(one.folder, others)
+    again = EditFolder(one.folder)
+    assert again.session.ledger.numbers() == others and again.ask(TEXT).edited.startswith(NEW)
+    assert again.edit("{Bo Ash} speaks", NEW).round == 4
+    assert EditFolder(one.folder).session.ledger.numbers() == [*others, 4]
+
+
+def test_a_round_is_undone_without_the_requests_of_the_folder(one):
+    (one.folder / "frozen.jsonl").unlink()
+    assert undo_round(one.folder, 1) == []
+    assert "later rounds edit the same facts is not known" in undone_text(one.folder, [])
 
 
 @pytest.mark.parametrize(

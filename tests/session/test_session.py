@@ -118,7 +118,7 @@ def test_a_foreign_change_is_named_and_can_be_accepted(model, tokenizer, hparams
 
 
 def test_undoing_more_than_there_is(model, tokenizer):
-    with pytest.raises(SessionError, match="cannot undo 2 rounds: the ledger has 0"):
+    with pytest.raises(SessionError, match="rounds is 2, and the ledger has 0 active rounds"):
         EditSession.of(model, tokenizer).undo_last(2)
 
 

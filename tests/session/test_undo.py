@@ -347,7 +347,7 @@ def test_damage_and_other_files(folder, tmp_path_factory):
     (folder / "round-0002.safetensors").unlink()  # an undone round is not needed
     assert RunFiles(folder).ledger.numbers() == [1, 3, 4]
     (folder / "round-0003.safetensors").unlink()
-    with pytest.raises(DataError, match="lacks round-0003"):
+    with pytest.raises(DataError, match="round-0003.safetensors is gone"):
         _ = RunFiles(folder).ledger
 
 

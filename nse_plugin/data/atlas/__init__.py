@@ -62,7 +62,10 @@ def edit_set(n: int, seed: int = 0) -> list[dict[str, Any]]:
     """
     records = facts()
     if not 0 <= n <= len(records):
-        raise DataError(f"the embedded world has {len(records)} facts, and {n} are asked for")
+        raise DataError(
+            f"atlas:{n} asks for more than the {len(records)} facts of the embedded world; give a "
+            "smaller number"
+        )
     return subjects_take_turns(records, subject_of, seed)[:n]
 
 

@@ -41,7 +41,9 @@ def edit_set(n: int | None = None, seed: int = 0) -> list[dict[str, Any]]:
     """
     numbered = _editable()
     if n is not None and not 0 <= n <= len(numbered):
-        raise DataError(f"there are {len(numbered)} real facts, and {n} are asked for")
+        raise DataError(
+            f"earth:{n} asks for more than the {len(numbered)} real facts; give a smaller number"
+        )
     return _records(subjects_take_turns(numbered, _subject, seed)[:n], seed)
 
 

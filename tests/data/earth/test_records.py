@@ -157,7 +157,7 @@ def test_it_reads_as_requests_wherever_the_embedded_world_does() -> None:
     for wrong in ("earth:0", "earth:many", "earth:"):
         with pytest.raises(DataError, match="'earth' or 'earth:200'"):
             read_data(wrong, None, 0)
-    with pytest.raises(DataError, match="real facts, and 100000 are asked for"):
+    with pytest.raises(DataError, match="earth:100000 asks for more than the"):
         read_data("earth:100000", None, 0)
 
 
