@@ -128,10 +128,13 @@ class RunFiles:
             raise DataError(
                 f"{frozen.path} has {len(frozen)} of {len(self.lines)} rounds; {IF_DAMAGED}"
             )
-        return {
-            line["round"]: [EditRequest.from_json(record) for record in asked["edits"]]
-            for line, asked in zip(self.lines, frozen)
-        }
+        try:
+            return {
+                line["round"]: [EditRequest.from_json(record) for record in asked["edits"]]
+                for line, asked in zip(self.lines, frozen)
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{frozen.path} is damaged ({error!r}); {IF_DAMAGED}") from error
 
     def requests_of(self, files: Collection[int]) -> dict[int, list[EditRequest]]:
         """The requests of the rounds with these files, by the number of the file."""
