@@ -283,6 +283,17 @@ def test_a_line_that_is_missing_in_the_middle_is_named_and_nothing_is_removed(on
     assert contents(one) == files
 
 
+def test_a_lost_line_of_a_consolidation_does_not_cost_its_round(one):
+    one.edit("{Zawos Kofird} speaks", NEW)
+    one.consolidate()
+    one.edit("{Ann Lee} speaks", NEW)
+    (one.folder / "consolidations.jsonl").unlink()
+    files = contents(one).keys()
+    with pytest.raises(DataError, match="has no line for round-0003"):
+        one.edit("{Bo Ash} speaks", NEW)
+    assert contents(one).keys() == files
+
+
 @pytest.mark.parametrize("damage", ["gone", "cut off", "no header"])
 @pytest.mark.parametrize("number", [2, 3])
 def test_a_round_whose_file_is_lost_can_be_left_out(one, damage, number):
