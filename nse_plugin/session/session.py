@@ -113,14 +113,7 @@ class EditSession:
         """
         with own_modes():
             self.check()
-            self._refuse_mixture(attaches)
-            self.layout.check_layers(layers)
-            for layer in layers:
-                name = self.layout.down_name(layer)
-                self.weights.track(name, self.layout.down(layer).weight)
-                self._layers[name] = layer
-            self._elsewhere = self._elsewhere or Watch(self.model)
-            self._elsewhere.leave_out(self.weights.names())
+            self._track(layers, attaches)
             with self._as_before_on_error():
                 yield
 
@@ -174,15 +167,13 @@ class EditSession:
                 f"this session has {len(self.ledger)} rounds already; undo_all() them first, or "
                 "adopt the ledger with a freshly loaded model"
             )
-        try:
+        self.check()
+        with self._as_before_on_error():
             for entry in ledger.active():
                 record = entry.read()
                 kind = None if record.state is None else record.state.kind
-                with self.round(sorted(record.key_counts), kind):
-                    self._replay(entry, record)
-        except BaseException:
-            self._go_back_to(0)
-            raise
+                self._track(sorted(record.key_counts), kind)
+                self._replay(entry, record)
         self.ledger.undone = list(ledger.undone)
 
     @own_modes()
@@ -269,6 +260,17 @@ class EditSession:
 
     def _fingerprint(self) -> dict[str, int]:
         return {**self.weights.fingerprint(), **self.attached.fingerprint()}
+
+    def _track(self, layers: list[int], attaches: str | None) -> None:
+        """Prepare for writes to these layers, or for an attachment."""
+        self._refuse_mixture(attaches)
+        self.layout.check_layers(layers)
+        for layer in layers:
+            name = self.layout.down_name(layer)
+            self.weights.track(name, self.layout.down(layer).weight)
+            self._layers[name] = layer
+        self._elsewhere = self._elsewhere or Watch(self.model)
+        self._elsewhere.leave_out(self.weights.names())
 
     def _refuse_mixture(self, attaches: str | None) -> None:
         self.attached.refuse_other(attaches)

@@ -568,7 +568,7 @@ def test_the_command_runs_a_yaml_and_resumes(small, capsys):
         (["--config", "run.yaml", "--round-size", "0"], "round_size is 0"),
         (["--config", "run.yaml", "--limit", "0"], "limit is 0"),
         (["--config", "run.yaml", "--held-out", "gone"], "held-out text 'gone'"),
-        (["--config", "run.yaml", "--data", "atlas:999999"], "facts, and 999999 are asked for"),
+        (["--config", "run.yaml", "--data", "atlas:999999"], "999999 asks for more than the"),
     ],
 )
 def test_bad_arguments_of_the_command(small, arguments, message, capsys):
