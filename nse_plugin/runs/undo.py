@@ -30,23 +30,27 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     """
     RunFiles(run)  # an error if it is not a run
     with run_directory(run, resumes=False):
-        path = round_path(run, number)
-        if _is_lost(RunFiles(run), number):
-            return _undo_lost(run, number, reason)
-        method = host_method(path) if path.exists() else None
+        files, path = RunFiles(run), round_path(run, number)
+        is_lost = _is_lost(files, number)
+        whole = [] if is_lost else [path]
+        whole += [round_path(run, n) for n in files.checksums() if n != number]
+        first = next((each for each in whole if each.exists()), None)
+        method = None if first is None else host_method(first)
         if method is not None:
             raise DataError(
                 f"{path} holds whole matrices of the host's {method}, not what the round added, so "
                 "it cannot be undone alone; only rounds of this package's methods can"
             )
-        ledger = _ledger_of_whole_files(run)
+        ledger = _ledger_of_whole_files(run, *([number] if is_lost else ()))
+        last = max(ledger.numbers(), default=0)
+        if number < last and ledger[-1].state is not None:
+            raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
+        if is_lost:
+            return _undo_lost(files, ledger, number, reason)
         try:
-            record = ledger[ledger.index(number)]
+            ledger[ledger.index(number)]  # its file is whole
         except SessionError as error:
             raise DataError(f"{run}: {error}") from error
-        last = ledger.numbers()[-1]
-        if record.state is not None and number < last:
-            raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
         _note(run, number, reason, checksum(path))
     return _ledger_of_whole_files(run).numbers()
 
@@ -59,10 +63,9 @@ def _is_lost(files: RunFiles, number: int) -> bool:
     return not path.exists() or checksum(path) != sha256
 
 
-def _undo_lost(run: Path, number: int, reason: str) -> list[int]:
-    """Undo a round whose file is lost."""
-    path, sha256 = round_path(run, number), RunFiles(run).checksums()[number]
-    ledger = _ledger_of_whole_files(run, number)
+def _undo_lost(files: RunFiles, ledger: Ledger, number: int, reason: str) -> list[int]:
+    """Undo a round whose file is lost; the ledger is that of the others."""
+    run, path = files.folder, round_path(files.folder, number)
     later = [entry.number for entry in ledger.active() if number in entry.rewrites]
     if later:
         raise DataError(
@@ -72,7 +75,7 @@ def _undo_lost(run: Path, number: int, reason: str) -> list[int]:
     if path.exists():
         path.replace(path.with_suffix(".damaged"))
         log.warning("%s was damaged; it is now called %s", path, path.with_suffix(".damaged").name)
-    _note(run, number, reason, sha256)
+    _note(run, number, reason, files.checksums()[number])
     return ledger.numbers()
 
 
