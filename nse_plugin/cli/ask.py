@@ -10,6 +10,7 @@ import typer
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.options import AS_JSON, DEVICE, FOLDER, examples
 from nse_plugin.cli.output import note, show_result, working
+from nse_plugin.errors import RequestError
 
 if TYPE_CHECKING:
     from nse_plugin.requests import EditRequest
@@ -41,6 +42,8 @@ def ask(
     from nse_plugin.runs.reading import RunFiles
 
     RunFiles(folder)  # an error for a folder without edits
+    if not question.strip():
+        raise RequestError(f"QUESTION is {question!r}; give a question, or a text to continue")
     with working() as listener:
         from nse_plugin.runs.edits import EditFolder
 

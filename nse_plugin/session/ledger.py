@@ -129,10 +129,17 @@ class Ledger:
             return active.index(number)
         for entry in self._rounds:
             if number in _numbers_within(entry):
+                first = f"undo round {entry.number}"
+                if any(inner.number == number and inner.within for inner in entry.within):
+                    after = f"{first}, after which round {number}, a consolidation too, is active"
+                else:
+                    after = (
+                        f"{first}, then round {number}, and consolidate again to solve all edits "
+                        "without those of the round"
+                    )
                 raise SessionError(
                     f"round {number} is inside the consolidation that is round {entry.number}; "
-                    f"undo round {entry.number}, then round {number}, and consolidate again to "
-                    "solve all edits without those of the round"
+                    f"{after}"
                 )
         when = next((entry.time for entry in self.undone if entry.number == number), None)
         what = f"there is no round {number}"

@@ -76,6 +76,7 @@ def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
         (["edit", "--facts", "half.yaml"], "the fact '{A B} is' has no target"),
         ([*EDIT[:-2], "--target", " ", "--out", "new"], "target is ' '; give a text"),
         (["ask", "nowhere", "x"], "nowhere is not a folder"),
+        (["ask", "kept", " "], "QUESTION is ' '; give a question"),
         (["chat", "nowhere"], "nowhere is not a folder"),
     ],
 )

@@ -126,11 +126,16 @@ def test_undone_to_the_bit_and_solved_again_without_an_edit(kind, hparams):
     assert not same_bits(model, before)
     with pytest.raises(SessionError, match="round 2 is inside the consolidation that is round 5"):
         session.undo(2)
+    assert consolidate(session, hparams).number == 6
+    with pytest.raises(SessionError, match="round 6, after which round 5, a consolidation too, is"):
+        session.undo(5)
+    session.undo(6)
+    assert same_bits(model, consolidated)
     session.undo(5)
     assert same_bits(model, before) and session.ledger.numbers() == [1, 2, 3, 4]
     session.undo(2)
     record = consolidate(session, hparams)
-    assert record.number == 6 and {o.case_id for o in record.outcomes} == {0, 2, 3}
+    assert record.number == 7 and {o.case_id for o in record.outcomes} == {0, 2, 3}
     assert not same_bits(model, consolidated)
     rest = in_order([request for request in some_requests(4) if request.case_id != 1])
     assert same_bits(model, edited(hparams, [rest])[0])
