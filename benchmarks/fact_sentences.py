@@ -47,8 +47,8 @@ def prompts(request: EditRequest) -> Iterator[str]:
         yield from (probe.prompt for probe in probes)
 
 
-def paragraphs(n: int) -> list[str]:
-    """Some paragraphs of Factbook that no perplexity is measured on."""
+def paragraphs(n: int | None = None) -> list[str]:
+    """Some paragraphs, or all of Factbook that no perplexity is measured on."""
     held_out = set(held_out_texts("factbook", "", []))
     found = [text for text in factbook() if text not in held_out]
     random.Random(0).shuffle(found)
@@ -68,12 +68,14 @@ def main() -> None:
     parser.add_argument("--prose", type=int, default=0, help="paragraphs of Factbook to add")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.prose and not options.data:
+        parser.error("--prose is added to facts of earth, which need the records; give their files")
     tested = [request for name in options.data for request in read_data(name, None, 0)]
     if tested:
         prose = paragraphs(options.prose) if options.prose else []
         texts = [*prose, *sentences(list(read_data("earth", None, 0)), tested)]
     else:
-        texts = cut(paragraphs(10**6))
+        texts = cut(paragraphs())
     write_text(options.out, "\n".join(texts))
 
 

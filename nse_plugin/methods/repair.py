@@ -103,7 +103,7 @@ def _as_earlier(edits: Sequence[tuple[EditRequest, int]]) -> EarlierEdits:
     )
 
 
-def earlier_keys(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, list[int]]:
+def earlier_columns(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, list[int]]:
     """By number of a round: the columns of its keys that are of the facts of these requests."""
     facts = {request.fact for request in requests}
     return {

@@ -35,7 +35,7 @@ from nse_plugin.methods.bookkeeping import (
 )
 from nse_plugin.methods.repair import (
     EarlierEdits,
-    earlier_keys,
+    earlier_columns,
     lost_edits,
     repair,
     same_subject_edits,
@@ -129,7 +129,7 @@ def _write_round(
         values = Values.cat([values, found])
     with clock("keys"):
         preserved = _preserved_keys(session, rows, hparams, together)
-    with session.previous_keys.without({} if together else earlier_keys(session, requests)):
+    with session.previous_keys.without({} if together else earlier_columns(session, requests)):
         writer = Writer(
             session, requests, hparams.layers, lookups, values, method.solve, method.passes,
             clock, preserved, torch.tensor([one.weight for one in rows]),

@@ -43,7 +43,7 @@ def inspect(
     if html is not None:
         check_place(html, "the page")
         if html.exists() and html.suffix.lower() not in (".html", ".htm"):
-            raise DataError(f"{html} exists and is no page; give a name that ends in .html")
+            raise DataError(f"{html} exists and is no HTML page; give a name that ends in .html")
     run = Run(folder)
     found = _asked(run, layer, neuron, request)
     if plot is not None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
 
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import run_directory
-from nse_plugin.runs.reading import RunFiles, read_lines, undone_rounds
+from nse_plugin.runs.reading import RunFiles, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import host_method, round_path
@@ -32,27 +33,28 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     with run_directory(run, resumes=False):
         files, path = RunFiles(run), round_path(run, number)
         is_lost = _is_lost(files, number)
-        whole = [] if is_lost else [path]
-        whole += [round_path(run, n) for n in files.checksums() if n != number]
-        first = next((each for each in whole if each.exists()), None)
-        method = None if first is None else host_method(first)
-        if method is not None:
-            raise DataError(
-                f"{path} holds whole matrices of the host's {method}, not what the round added, so "
-                "it cannot be undone alone; only rounds of this package's methods can"
-            )
-        ledger = _ledger_of_whole_files(run, *([number] if is_lost else ()))
+        _refuse_host(files, [number] if is_lost else [])
+        ledger = _ledger_of_whole_files(files, [number] if is_lost else [])
         last = max(ledger.numbers(), default=0)
-        if number < last and ledger[-1].state is not None:
-            raise DataError(f"{run}: round {number} cannot be undone alone: {later_trained(last)}")
-        if is_lost:
-            return _undo_lost(files, ledger, number, reason)
         try:
-            ledger[ledger.index(number)]  # its file is whole
+            if number < last and ledger[-1].state is not None:
+                raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
+            if is_lost:
+                ledger.refuse_rewritten(number)
+            else:
+                ledger.index(number)
         except SessionError as error:
             raise DataError(f"{run}: {error}") from error
-        _note(run, number, reason, checksum(path))
-    return _ledger_of_whole_files(run).numbers()
+        if is_lost and path.exists():
+            damaged = path.with_suffix(".damaged")
+            path.replace(damaged)
+            log.warning("%s was damaged; it is now called %s", path, damaged.name)
+        entry = UndoneRound(
+            number=number, time=now(), reason=reason, sha256=files.checksums()[number],
+            after=len(files.lines),
+        )  # fmt: skip
+        write_json(run / UNDONE, UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(run), entry]))
+    return _ledger_of_whole_files(RunFiles(run)).numbers()
 
 
 def _is_lost(files: RunFiles, number: int) -> bool:
@@ -63,35 +65,22 @@ def _is_lost(files: RunFiles, number: int) -> bool:
     return not path.exists() or checksum(path) != sha256
 
 
-def _undo_lost(files: RunFiles, ledger: Ledger, number: int, reason: str) -> list[int]:
-    """Undo a round whose file is lost; the ledger is that of the others."""
-    run, path = files.folder, round_path(files.folder, number)
-    later = [entry.number for entry in ledger.active() if number in entry.rewrites]
-    if later:
+def _refuse_host(files: RunFiles, lost: Collection[int]) -> None:
+    """Raise :class:`DataError` if the rounds are those of a host's method."""
+    paths = (round_path(files.folder, n) for n in files.checksums() if n not in lost)
+    path = next((each for each in paths if each.exists()), None)
+    method = None if path is None else host_method(path)
+    if method is not None:
         raise DataError(
-            f"{run}: round {later[-1]} wrote edits of round {number} again; undo round {later[-1]} "
-            "first"
+            f"{path} holds whole matrices of the host's {method}, not what the round added, so no "
+            "round can be undone alone; only rounds of this package's methods can"
         )
-    if path.exists():
-        path.replace(path.with_suffix(".damaged"))
-        log.warning("%s was damaged; it is now called %s", path, path.with_suffix(".damaged").name)
-    _note(run, number, reason, files.checksums()[number])
-    return ledger.numbers()
 
 
-def _ledger_of_whole_files(run: Path, *lost: int) -> Ledger:
+def _ledger_of_whole_files(files: RunFiles, lost: Collection[int] = ()) -> Ledger:
     """The ledger without rounds whose files are gone, which are to be undone, too."""
-    files = RunFiles(run)
-    gone = [n for n in files.checksums() if not round_path(run, n).exists()]
+    gone = [n for n in files.checksums() if not round_path(files.folder, n).exists()]
     return files.ledger_without({*gone, *lost})
-
-
-def _note(run: Path, number: int, reason: str, sha256: str) -> None:
-    """Enter an undone round into ``undone.json``."""
-    entry = UndoneRound(
-        number=number, time=now(), reason=reason, sha256=sha256, after=len(read_lines(run))
-    )
-    write_json(run / UNDONE, UndoneRounds(schema=SCHEMA, undone=[*undone_rounds(run), entry]))
 
 
 def undone_text(run: Path, active: list[int]) -> str:

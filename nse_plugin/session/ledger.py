@@ -111,6 +111,15 @@ class Ledger:
         """The number of the next round: the largest active or undone number plus one."""
         return max([*self.numbers(), *(undone.number for undone in self.undone)], default=0) + 1
 
+    def refuse_rewritten(self, number: int) -> None:
+        """Raise :class:`SessionError` if a later round wrote edits of this one again."""
+        later = [entry.number for entry in self._rounds if number in entry.rewrites]
+        if later:
+            raise SessionError(
+                f"round {number} cannot be undone alone: round {later[-1]} wrote edits of it again "
+                f"(repair_every, merge_subjects, or FT's replay); undo round {later[-1]} first"
+            )
+
     def index(self, number: int) -> int:
         """The index of the round with this number, which is to be undone.
 
@@ -118,12 +127,7 @@ class Ledger:
             SessionError: it was undone, is inside a consolidation, or does not exist; or a later
                 round wrote its edits again.
         """
-        later = [entry.number for entry in self._rounds if number in entry.rewrites]
-        if later:
-            raise SessionError(
-                f"round {number} cannot be undone alone: round {later[-1]} wrote edits of it again "
-                f"(repair_every, merge_subjects, or FT's replay); undo round {later[-1]} first"
-            )
+        self.refuse_rewritten(number)
         active = self.numbers()
         if number in active:
             return active.index(number)

@@ -12,7 +12,7 @@ from nse_plugin.errors import RequestError, SessionError
 from nse_plugin.evaluation.overfitting import table_for
 from nse_plugin.hparams import MEMITHparams, NSEHparams
 from nse_plugin.methods.bases import BASES
-from nse_plugin.methods.repair import earlier_keys, lost_edits, same_subject_edits
+from nse_plugin.methods.repair import earlier_columns, lost_edits, same_subject_edits
 from nse_plugin.requests import EditRequest, mark
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.session.ledger_files import load_rounds, round_path
@@ -88,7 +88,7 @@ def test_only_rounds_of_the_subject_are_read(tokenizer, tmp_path):
         ledger, found = session.ledger, same_subject_edits(session, [born])
         assert [request.case_id for request in found.requests] == [10, 11]
         assert found.rounds == (4, 4)  # the fourth round wrote the first fact again
-        assert earlier_keys(session, found.requests) == {1: [0], 4: [0, 1]}
+        assert earlier_columns(session, found.requests) == {1: [0], 4: [0, 1]}
         ledger.truncate(1)
         assert ledger.wrote_last(LIVES) == 1
         assert [record.number for record in ledger.heads_with([mark(WORKS.key_text)])] == [1]

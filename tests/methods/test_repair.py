@@ -175,7 +175,7 @@ def test_all_earlier_keys_of_a_lost_fact_are_left_out(tokenizer, tmp_path, monke
         BASES["MEMIT"].edit_round(session, [request], hparams)
     lost = repair.lost_edits(session, [], hparams)
     assert [request.case_id for request in lost.requests] == [0] and lost.rounds == (3,)
-    assert repair.earlier_keys(session, lost.requests) == {1: [0], 2: [1], 3: [1]}
+    assert repair.earlier_columns(session, lost.requests) == {1: [0], 2: [1], 3: [1]}
     assert model is session.model
 
 

@@ -265,6 +265,13 @@ def test_a_flipped_bit_is_named_by_every_reader(folder, capsys):
     assert cli.main(["inspect", str(folder)]) == 0
 
 
+def test_a_page_does_not_replace_a_file_of_the_run(folder, capsys):
+    final = (folder / "final.json").read_bytes()
+    assert cli.main(["inspect", str(folder), "--html", str(folder / "final.json")]) == 1
+    assert "final.json exists and is no HTML page" in capsys.readouterr().err
+    assert (folder / "final.json").read_bytes() == final
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -315,6 +315,16 @@ def test_a_round_whose_file_is_lost_can_be_left_out(one, damage, number):
     assert EditFolder(one.folder).session.ledger.numbers() == [*others, 4]
 
 
+def test_a_lost_round_that_was_written_again_is_left_out_after_the_later_one(one):
+    one.edit("{Stojeish Pekapex} plays the", "zither")  # with a value that both facts share
+    (one.folder / "round-0001.safetensors").unlink()
+    with pytest.raises(DataError, match="round 2 wrote edits of it again .*; undo round 2 first"):
+        undo_round(one.folder, 1)
+    assert not (one.folder / "undone.json").exists()
+    assert undo_round(one.folder, 2) == [] and undo_round(one.folder, 1) == []
+    assert EditFolder(one.folder).session.ledger.numbers() == []
+
+
 def test_a_round_is_undone_without_the_requests_of_the_folder(one):
     (one.folder / "frozen.jsonl").unlink()
     assert undo_round(one.folder, 1) == []
