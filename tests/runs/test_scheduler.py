@@ -32,6 +32,7 @@ from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
+from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.session import EditSession
 from tests.runs.runs import (
     hparams,
@@ -426,6 +427,8 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     assert result.status == "complete" and list(result.retention_matrix()) == [2, 3]
     assert result.final["measurement"]["relative_change"][DOWN] > 0
+    with pytest.raises(DataError, match="whole matrices of the host's .* no round can be undone"):
+        undo_round(tmp_path / "a", 2)
     for part in (1, 2):
         place = tmp_path / f"b{part}"
         interrupt(scheduler(place, subject=editor(), hparams=None), after=part)
