@@ -65,6 +65,8 @@ class MemoryMeter:
         if peak is None and resource is not None and self._own:
             unit = 1 if sys.platform == "darwin" else 1024
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        if peak is not None and self._before is not None:
+            peak = max(peak, self._before)  # the kernel counts both to within some pages
         gpus = _gpus_in_use()
         return {
             "before": self._before,
