@@ -1,22 +1,7 @@
-"""OVERTONE around other editors, with intervals over edits, on any model and any records.
-
-Single edits (each from the untouched model) or sequential ones, by the number of target tokens:
-
-    python benchmarks/overtone.py --model smollm2-135m --data zsre.json --work run-overtone \\
-        --bases "LoRA, paper" FT-M NSE --strata one many --edits 25
-
-The bases are those of :data:`BASES`: ``LoRA, paper`` has the settings of the paper's LoRA, and all
-others are what ships for the model in ``hparams/``; ``"LoRA, paper, stop_loss=0.05"`` changes a
-setting.  ``..., EasyEdit`` is EasyEdit's own editor, tested by its own evaluator, if EASYEDIT_ROOT
-names a checkout; its LoRA is plain LoRA, since PEFT 0.18 refuses its AdaLoRA, and what to compare
-it with is ``'LoRA, paper, lora_type="lora"'``.  A cell (model, stratum, base, variant, kind,
-seed) is a JSON file in the work folder; the same command resumes after an interruption, and
-prints the tables of its cells.
-"""
+"""One cell of the measurements of OVERTONE: which editor, which edits, and what they did."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import random
@@ -24,7 +9,6 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -34,25 +18,22 @@ import torch
 
 from nse_plugin import BaseEditor
 from nse_plugin.compare.hosts import THEIRS, Recipe, editor_of
-from nse_plugin.compare.intervals import paired_differences
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.easyedit.editor import ReadyModel
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import ask, summarise
-from nse_plugin.evaluation.overfitting import mean_course, relative_norm, single_edits, table_for
+from nse_plugin.evaluation.overfitting import relative_norm, single_edits, table_for
 from nse_plugin.evaluation.settings import Protocol
-from nse_plugin.files import write_bytes, write_json
-from nse_plugin.hparams import Hparams, OvertoneHparams, WISEHparams
+from nse_plugin.files import write_json
+from nse_plugin.hparams import Hparams, MELOHparams, OvertoneHparams, WISEHparams
 from nse_plugin.methods.registry import find_method
 from nse_plugin.model.prompts import encode_request
-from nse_plugin.report.charts import line_panels
-from nse_plugin.report.figures import to_png
-from nse_plugin.report.overfit import SHARES, course_panels
 from nse_plugin.requests import EditRequest, Probes
 from nse_plugin.session.session import EditSession
 from nse_plugin.version import __version__
 
+_MELO_XL: Any = OvertoneHparams.from_hparams("OVERTONE/MELO/gpt2-xl").base
 PAPER_LORA = {
     "lora_type": "adalora", "target_modules": ["q_proj", "v_proj"], "layers": [], "rank": 8,
     "lora_alpha": 32, "lora_dropout": 0.1, "lr": 5e-3, "num_steps": 70, "stop_loss": 0.0,
@@ -63,6 +44,17 @@ WISE = {
     "inner_params": ["model.layers[25].mlp.down_proj.weight"], "act_margin": [5.0, 20.0, 10.0],
 }  # fmt: skip
 """EasyEdit's settings of WISE (hparams/WISE/llama-7b.yaml), at the same share of the depth."""
+MELO = {
+    "max_length": 512,
+    "grace": dict(_MELO_XL.grace),
+    "model": dict(
+        _MELO_XL.model, name="smollm2-135m", fan_in_fan_out=False,
+        target_modules=[f"model.layers.{layer}.mlp.up_proj" for layer in (23, 24)],
+        grace_layer="model.layers.22.mlp.up_proj",
+    ),
+    "lora": dict(_MELO_XL.lora),
+}  # fmt: skip
+"""EasyEdit's settings of MELO (hparams/MELO/gpt2-xl.yaml), at the same share of the depth."""
 EASYEDIT_FT = {"batch_size": 1, "rewrite_module_tmp": "model.layers.{}.mlp.down_proj.weight"}
 """What EasyEdit's FT has to be told beside the settings that ship for SmolLM2."""
 BASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -74,6 +66,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "MEMIT": ("MEMIT", {}),
     "FT-M, EasyEdit": ("FT", EASYEDIT_FT),
     "WISE, EasyEdit": ("WISE", WISE),
+    "MELO, EasyEdit": ("MELO", MELO),
 }
 """Method, and what differs from the YAML that ships for it."""
 VARIANTS: dict[str, dict[str, Any] | None] = {
@@ -86,6 +79,8 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "no mixing": {"mixing": False},
 }
 """Settings by name; None is the base editor's own loss."""
+EASYEDITS_OWN: dict[str, type[Hparams]] = {"WISE": WISEHparams, "MELO": MELOHparams}
+"""Editors that only EasyEdit has."""
 SCORES = {
     "Rel": ("efficacy_tokens", "efficacy"),
     "Gen": ("paraphrase_tokens", "paraphrase"),
@@ -126,9 +121,6 @@ class Cell:
         return f"{self.base} + OVERTONE{more}"
 
 
-# --- one cell -----------------------------------------------------------------------------------
-
-
 def run_cell(cell: Cell, n: int, data: Sequence[str], work: Path) -> dict[str, Any]:
     """Edit and measure up to ``n`` edits; resumes from what was measured before."""
     path, hparams = work / cell.file, hparams_of(cell)
@@ -161,10 +153,10 @@ def hparams_of(cell: Cell) -> Hparams:
     name, *more = re.split(r", (?=\w+=)", cell.base)
     method, changes = BASES[name]
     changes = changes | settings(more)
-    if method == "WISE":
-        margins = {"margin_factor": 1.0} if cell.variant == "base" else {}
+    if method in EASYEDITS_OWN:
+        margins = {"margin_factor": 1.0} if (method, cell.variant) == ("WISE", "base") else {}
         values = {"alg_name": method, "model_name": cell.model, "device": "cpu"}
-        hparams: Hparams = WISEHparams.from_dict(values | changes | margins)
+        hparams: Hparams = EASYEDITS_OWN[method].from_dict(values | changes | margins)
     else:
         yaml = f"{method}/{cell.model.replace(':', '-')}"
         hparams = dataclasses.replace(find_method(method).hparams.from_hparams(yaml), **changes)
@@ -173,7 +165,7 @@ def hparams_of(cell: Cell) -> Hparams:
                    for key, value in settings(cell.variant.split(", ")).items()}  # fmt: skip
     else:
         changed = VARIANTS[cell.variant]
-    if method == "WISE" and changed is None:  # has no editor of ours; the same as cross entropy
+    if method in EASYEDITS_OWN and changed is None:  # the same as cross entropy
         changed = {"lambda_": 1.0, "epsilon": 0.0}
     return hparams if changed is None else OvertoneHparams.wrap(hparams, **changed)
 
@@ -231,17 +223,17 @@ def theirs(
 ) -> Iterator[dict[str, Any]]:
     """Each edit by itself with EasyEdit's own editor and evaluator, from the untouched model.
 
-    WISE looks at one prompt at a time, and EasyEdit's evaluator gives it no more.
+    WISE looks at one prompt at a time, and EasyEdit's evaluator gives it no more.  MELO's edits
+    stay on the model, so each one gets a model of its own.
     """
-    if isinstance(hparams, OvertoneHparams):
-        ready = dataclasses.replace(hparams.base, model_name=ReadyModel(model, tokenizer))
-        editor = BaseEditor.from_hparams(dataclasses.replace(hparams, base=ready))
-    else:
-        editor, _ = editor_of(Recipe(hparams, THEIRS), model, tokenizer)
+    stays = isinstance(hparams, OvertoneHparams) and hparams.base.method == "MELO"
+    editor = hosts_editor(model, tokenizer, hparams)
     others = [probe.prompt for r in requests for probes in r.locality.values() for probe in probes]
     for number, request in enumerate(requests[done:], start=done):
         torch.manual_seed(number)
         np.random.seed(number)  # WISE draws what it may change
+        if stays and number > done:
+            editor = hosts_editor(*load_model(hparams)[:2], hparams)
         metrics, *_ = editor.edit(
             prompts=[request.text], subject=[request.subject], target_new=[request.target_new],
             rephrase_prompts=list(request.rephrase_prompts[:1]),
@@ -255,6 +247,16 @@ def theirs(
             **scores_of(metrics[0]["post"]),
             "before": scores_of(metrics[0]["pre"]) | {"locality": 1.0},
         }
+
+
+def hosts_editor(model: Any, tokenizer: Any, hparams: Hparams) -> Any:
+    """EasyEdit's editor of a loaded model, if need be with OVERTONE."""
+    if not isinstance(hparams, OvertoneHparams):
+        return editor_of(Recipe(hparams, THEIRS), model, tokenizer)[0]
+    base: Any = dataclasses.replace(hparams.base, model_name=ReadyModel(model, tokenizer))
+    if base.method == "MELO":  # loads a second tokenizer and does not use it
+        base.lora = {**base.lora, "cls_name": model.config._name_or_path}
+    return BaseEditor.from_hparams(dataclasses.replace(hparams, base=base))
 
 
 def by_kind(probes: Probes) -> dict[str, Any]:
@@ -300,137 +302,3 @@ def sequential(
             "loss": fmean(at_stop), "change": norm,
             "before": summarise([before[number]], [before[number]]),
         }  # fmt: skip
-
-
-# --- tables -------------------------------------------------------------------------------------
-
-
-def tables(found: dict[Cell, dict[str, Any]]) -> Iterator[str]:
-    """For each model, kind and stratum: scores, and what OVERTONE changed."""
-    groups: dict[tuple[str, str, str], dict[Cell, dict[str, Any]]] = {}
-    for cell, result in found.items():
-        key = (cell.model, cell.kind, cell.stratum)
-        groups.setdefault(key, {})[cell] = result
-    for (model, kind, stratum), group in groups.items():
-        edits = sorted({len(result["each"]) for result in group.values()})
-        seeds = sorted({cell.seed for cell in group})
-        yield (
-            f"{model}, {kind} edits, targets: {stratum}; edits {edits}, seeds {seeds}\n\n"
-            + scores_table(group)
-            + "\n\n"
-            + differences_table(group)
-        )
-
-
-def scores_table(group: dict[Cell, dict[str, Any]]) -> str:
-    """A row per way of editing: answer tokens / whole answers in percent, mean over all edits."""
-    heads = [*SCORES, "average", "spread", "loss", "steps", "change"]
-    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    longest = {c.seed: r["each"] for c, r in sorted(group.items(), key=lambda i: len(i[1]["each"]))}
-    lines.append(row("untouched model", [[e["before"] for e in each] for each in longest.values()]))
-    for method in dict.fromkeys(cell.method for cell in group):
-        runs = [result["each"] for cell, result in group.items() if cell.method == method]
-        lines.append(row(method, runs))
-    return "\n".join(lines)
-
-
-def row(name: str, runs: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """One row of the table of scores: means over the edits of a seed, and then over seeds."""
-
-    def mean(score: str) -> float | None:
-        found = [value for each in runs if (value := mean_of(each, score)) is not None]
-        return fmean(found) if found else None
-
-    pairs = [tuple(map(mean, both)) for both in SCORES.values()]
-    known = [[pair[i] for pair in pairs if pair[i] is not None] for i in (0, 1)]
-    pairs.append(tuple(fmean(values) if values else None for values in known))
-    cells = [" / ".join("-" if v is None else f"{100 * v:.1f}" for v in pair) for pair in pairs]
-    for extra, digits in (("spread", 3), ("loss", 3), ("steps", 0), ("change", 4)):
-        value = mean(extra)
-        cells.append("-" if value is None else f"{value:.{digits}f}")
-    return f"| {name} | " + " | ".join(cells) + " |"
-
-
-def differences_table(group: dict[Cell, dict[str, Any]]) -> str:
-    """What each variant gained against its base, in points, with intervals over edits."""
-    names = [both[0] for both in SCORES.values()]
-    heads = [*SCORES, "spread"]
-    lines = ["| gained | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
-    for base in dict.fromkeys(cell.base for cell in group):
-        results = [as_result(c, r, [*names, "spread"]) for c, r in group.items() if c.base == base]
-        gained = paired_differences(results, base)
-        for method in dict.fromkeys(found["method"] for found in gained):
-            by_score = {d["score"]: d for d in gained if d["method"] == method}
-            parts = [shown(by_score.get(name), 100, 1) for name in names]
-            parts.append(shown(by_score.get("spread"), 1, 3))
-            lines.append(f"| {method} | " + " | ".join(parts) + " |")
-    return "\n".join(lines)
-
-
-def as_result(cell: Cell, result: dict[str, Any], names: Sequence[str]) -> Any:
-    """What :func:`nse_plugin.compare.intervals.paired_differences` reads of a comparison's cell."""
-    return {
-        "run_info": {
-            "model": cell.model, "method": cell.method, "seed": cell.seed, "status": "complete",
-        },
-        "scores": {name: mean_of(result["each"], name) for name in names},
-        "each": [{"round": 0, **each} for each in result["each"]],
-    }  # fmt: skip
-
-
-def shown(difference: Any, factor: float, digits: int) -> str:
-    """A difference and its interval."""
-    if difference is None or difference["mean"] is None:
-        return "-"
-    mean, low, high = (factor * difference[name] for name in ("mean", "low", "high"))
-    return f"{mean:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})"
-
-
-def mean_of(each: Sequence[dict[str, Any]], name: str) -> float | None:
-    """Mean over the edits that have the score."""
-    there = [entry[name] for entry in each if entry.get(name) is not None]
-    return fmean(there) if there else None
-
-
-def plot(found: dict[Cell, dict[str, Any]], path: Path) -> None:
-    """A PNG of what OVERTONE decides at each step of single edits, means over all of a method."""
-    courses: dict[str, list[dict[str, list[float]]]] = {}
-    for cell, result in found.items():
-        courses.setdefault(cell.method, []).extend(each["course"] for each in result["each"])
-    panels = course_panels({method: mean_course(each) for method, each in courses.items()})
-    write_bytes(path, to_png(line_panels(panels, x="step", shares=SHARES), dpi=100))
-
-
-def main() -> None:
-    """Parse, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--data", nargs="+", required=True, help="JSON files, or atlas:N, earth:N")
-    parser.add_argument("--bases", nargs="+", default=["LoRA, paper"])
-    parser.add_argument(
-        "--variants", nargs="+", default=["base", "full"],
-        help=f"{', '.join(VARIANTS)}, or settings such as 'lambda=0.3, epsilon=0.05'",
-    )  # fmt: skip
-    parser.add_argument("--strata", nargs="+", choices=STRATA, default=["many", "one"])
-    parser.add_argument("--kind", choices=("single", "sequential"), default="single")
-    parser.add_argument("--edits", type=int, default=25, help="edits per cell")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--work", type=Path, default=Path("run-overtone"), help="folder of cells")
-    parser.add_argument("--plot", type=Path, help="write a PNG of the steps of single edits")
-    options = parser.parse_args()
-    options.work.mkdir(parents=True, exist_ok=True)
-    torch.set_num_threads(1)
-    found = {}
-    for key in product(options.strata, options.bases, options.variants, options.seeds):
-        edits = options.edits if options.kind == "sequential" else None
-        cell = Cell(options.kind, options.model, *key, edits)
-        found[cell] = run_cell(cell, options.edits, options.data, options.work)
-        print(f"{cell.file} {found[cell]['seconds']:.0f} s", flush=True)
-    for text in tables(found):
-        print(f"\n{text}", flush=True)
-    if options.plot:
-        plot(found, options.plot)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""OVERTONE around other editors, measured: ``python -m benchmarks.overtone``."""
