@@ -1,8 +1,8 @@
 """The documentation site: ``python -m sphinx -W docs build/site``, then open build/site/index.html.
 
 The pages are the Markdown files of this folder as they are.  Only index.md is changed on the way:
-its lists of links become the site's contents.  What can be told from the code is written anew by
-each build, into ``docs/generated``, which is not kept in git.
+its lists of links become the site's contents.  Pages made from the code are written anew by each
+build: settings.md, and those in ``docs/generated``, which are not kept in git.
 """
 
 from __future__ import annotations

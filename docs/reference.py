@@ -1,4 +1,7 @@
-"""The pages of the site that are made from the code, and what it changes in those that are not."""
+"""The pages of the site that are made from the code, and what it changes in those that are not.
+
+``python docs/reference.py`` writes the pages; that is how settings.md is brought up to date.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,11 @@ import inspect
 import json
 import os
 import re
+import types
+import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 import typer
 from typer.cli import get_docs_for_click
@@ -25,6 +31,7 @@ from nse_plugin.runs.stopping import StopRules
 
 HERE = Path(__file__).parent
 GENERATED = HERE / "generated"
+SETTINGS = HERE / "settings.md"
 MOVED = {
     HERE.parent / "README.md": GENERATED / "readme.md",
     HERE.parent / "CHANGELOG.md": GENERATED / "changelog.md",
@@ -33,7 +40,6 @@ MOVED = {
 
 MADE = """- [Commands](generated/commands.md) with all their options
 - [The Python package](generated/python.md): its public names
-- [Keys of the YAML files](generated/settings.md)
 """
 """Entries of index.md that only the site has."""
 
@@ -46,8 +52,11 @@ ENTRY = re.compile(r"\[([^\]]+)\]\(([^)#]+)\.md\)")
 def write_pages() -> None:
     """Write each page that changed; Sphinx then reads only those again."""
     GENERATED.mkdir(exist_ok=True)
-    pages = {"python": python_page(), "commands": commands_page(), "settings": settings_page()}
-    found = {GENERATED / f"{name}.md": text for name, text in pages.items()}
+    found = {
+        SETTINGS: settings_page(),
+        GENERATED / "python.md": python_page(),
+        GENERATED / "commands.md": commands_page(),
+    }
     for page, at in MOVED.items():
         found[at] = relinked(page.read_text(encoding="utf-8"), page, at)
     for path, text in found.items():
@@ -109,7 +118,7 @@ def python_page() -> str:
             lines += [f".. auto{'class' if is_class else 'function'}:: nse_plugin.{name}"]
             lines += ["   :members:", ""] if is_class else [""]
     lines += ["```", "", "## Hyperparameters", ""]
-    lines += ["Their fields are the [keys of the YAML files](settings.md).", "", "```{eval-rst}"]
+    lines += ["Their fields are the [keys of the YAML files](../settings.md).", "", "```{eval-rst}"]
     for name in keyed:
         lines += [f".. autoclass:: nse_plugin.{name}(**keys)"]
         lines += ["   :members: from_hparams, from_dict, to_dict", ""]
@@ -123,11 +132,17 @@ def settings_page() -> str:
     methods = [method.hparams for method in METHODS.values()]
     others: list[type] = [RunSettings, Protocol, StopRules, CompareSettings]
     order: dict[type, None] = {}
-    for settings in (*methods, *others):
+    for settings in (*others, *methods):
         for base in reversed(settings.__mro__):
             if issubclass(base, Settings) and base is not Settings:
                 order[base] = None
-    text = "# Keys of the YAML files\n\nA key without a default is required.\n"
+    text = (
+        "# Keys of the YAML files\n\n"
+        "For [a run](#runsettings) (`nse run --config`), [a comparison](#comparesettings) "
+        "(`nse compare --config`) and each method\n(`hparams/`). In the first two, "
+        "[`protocol`](#protocol) and [`stop`](#stoprules) are groups of keys. A key without a "
+        "default is\nrequired. `python docs/reference.py` makes this page from the code.\n"
+    )
     return text + "".join(map(settings_section, order))
 
 
@@ -136,15 +151,16 @@ def settings_section(settings: type) -> str:
     (base, *_) = settings.__bases__
     inherited = {f.name for f in dataclasses.fields(base)} if dataclasses.is_dataclass(base) else ()
     own = [f for f in dataclasses.fields(settings) if f.name not in inherited]
-    docs = field_docs(settings)
-    lines = ["", f"## {settings.__name__}", "", paragraph(settings), ""]
+    docs, hints = field_docs(settings), typing.get_type_hints(settings)
+    lines = ["", f"## {title(settings)}", "", paragraph(settings), ""]
     if inherited:
-        lines += [f"Also takes the keys of [{base.__name__}](#{base.__name__.lower()}).", ""]
+        lines += [f"Also takes the keys of [{title(base)}](#{title(base).lower()}).", ""]
     if own:
         lines += ["| key | value | default | meaning |", "|---|---|---|---|"]
     for field in own:
-        cells = (f"`{settings.key_of.get(field.name, field.name)}`", value(field), default(field),
-                 docs.get(field.name, ""))  # fmt: skip
+        key = f"`{settings.key_of.get(field.name, field.name)}`"  # type: ignore[attr-defined]
+        allowed = f"{value(hints[field.name])}{field.metadata.get('range', '')}"
+        cells = (key, allowed, default(field), docs.get(field.name, ""))
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -154,12 +170,23 @@ def paragraph(found: type) -> str:
     return " ".join(inspect.getdoc(found).split("\n\n")[0].split())
 
 
-def value(field: dataclasses.Field) -> str:
-    """What a key may hold."""
-    words = re.sub(r"Literal\[(.*?)\]", lambda m: m[1].replace(", ", " or "), str(field.type))
-    words = words.replace(" | ", " or ").replace("None", "null")
-    words = re.sub("[\"']", "", words)
-    return f"{words}{field.metadata.get('range', '')}"
+def title(settings: type) -> str:
+    """The heading of a class."""
+    return settings.__name__.lstrip("_")
+
+
+def value(hint: Any) -> str:
+    """What a key of this type may hold, in the words of YAML."""
+    kind, parts = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if kind in (Union, types.UnionType):
+        return " or ".join(map(value, parts))
+    if kind in (list, tuple):
+        return f"list of {value(parts[0])}"
+    if kind in (dict, Mapping):
+        return "keys with values"
+    return "null" if hint is types.NoneType else "any" if hint is Any else hint.__name__
 
 
 def default(field: dataclasses.Field) -> str:
@@ -168,3 +195,7 @@ def default(field: dataclasses.Field) -> str:
     if field.default_factory is not dataclasses.MISSING:
         made = field.default_factory()
     return "" if made is dataclasses.MISSING else f"`{json.dumps(made)}`"
+
+
+if __name__ == "__main__":
+    write_pages()

@@ -14,6 +14,7 @@ from nse_plugin.data import texts as _texts  # noqa: F401  (registers texts for 
 from nse_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from nse_plugin.data.defaults import hparams_for
     from nse_plugin.easyedit.register import register, unregister
     from nse_plugin.host import BaseEditor
     from nse_plugin.hparams import (
@@ -52,6 +53,7 @@ __all__ = [
     "UltraEditHparams",
     "__version__",
     "apply_nse_to_model",
+    "hparams_for",
     "register",
     "unregister",
 ]
@@ -62,6 +64,7 @@ _HOME = {
     "EditRequest": "requests",
     "EditSession": "session.session",
     "apply_nse_to_model": "methods.registry",
+    "hparams_for": "data.defaults",
     "register": "easyedit.register",
     "unregister": "easyedit.register",
 }

@@ -7,7 +7,13 @@ import dataclasses
 import pytest
 import yaml
 
-from nse_plugin import NSEHparams, NSEHyperParams, OvertoneHparams, OvertoneHyperParams
+from nse_plugin import (
+    MEMITHparams,
+    NSEHparams,
+    NSEHyperParams,
+    OvertoneHparams,
+    OvertoneHyperParams,
+)
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method
@@ -134,6 +140,21 @@ def test_changes_follow_the_method_in_a_name(tmp_path, monkeypatch):
     (tmp_path / "NSE:repair").mkdir()
     (tmp_path / "NSE:repair/own.yaml").write_text(yaml.safe_dump(plain.to_dict()), encoding="utf-8")
     assert NSEHparams.from_hparams("NSE:repair/own.yaml") == plain
+
+
+def test_changes_to_a_yaml_by_path(tmp_path, monkeypatch):
+    plain = NSEHparams.from_hparams("NSE/atlas-gpt2")
+    path = tmp_path / "tuned" / "my.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump(plain.to_dict()), encoding="utf-8")
+    changed = dataclasses.replace(plain, repair_rounds=1)
+    assert NSEHparams.from_hparams(f"NSE:repair/{path}") == changed
+    monkeypatch.chdir(path.parent)
+    assert NSEHparams.from_hparams("NSE:repair/my.yaml") == changed
+    with pytest.raises(HparamsError, match="changes MEMIT, and my.yaml has alg_name: NSE"):
+        MEMITHparams.from_hparams("MEMIT:repair/my.yaml")
+    with pytest.raises(HparamsError, match="no hparams file 'NSE/mine.yaml'"):
+        NSEHparams.from_hparams("NSE:repair/mine.yaml")
 
 
 def test_yaml_cannot_run_code(tmp_path):

@@ -9,15 +9,26 @@ import typer
 from nse_plugin.cli.app import MACHINE, command
 from nse_plugin.cli.options import AS_JSON, MODEL, examples
 from nse_plugin.cli.output import note, show_result, show_tables
+from nse_plugin.errors import HparamsError
 from nse_plugin.table import NOTHING, Table
 
 
-@command(MACHINE, examples("nse stats --hparams NSE/gpt2-xl --source self --samples 10000 --npz"))
+@command(
+    MACHINE,
+    examples(
+        "nse stats --model path/to/model",
+        "nse stats --hparams NSE/gpt2-xl --source self --samples 10000 --npz",
+    ),
+)
 def stats(
-    hparams: Annotated[
-        str, typer.Option(help="Name or path of the YAML of a method that uses statistics.")
-    ],
     model: MODEL = None,
+    method: Annotated[
+        str | None,
+        typer.Option(help="Whose layers and text on --model, without a YAML: NSE (the default)."),
+    ] = None,
+    hparams: Annotated[
+        str | None, typer.Option(help="Name or path of the YAML of a method that uses statistics.")
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, or the number of a GPU, instead of the YAML's device.")
     ] = None,
@@ -38,10 +49,16 @@ def stats(
     as_json: AS_JSON = False,
 ) -> int:
     """Compute the covariance statistics of a method's hyperparameters."""
+    from nse_plugin.data.defaults import hparams_for
+    from nse_plugin.methods.registry import load_hparams
     from nse_plugin.runs.statistics import make_statistics
 
+    if hparams is not None and method is not None:
+        raise HparamsError(f"hparams is {hparams!r} and method is {method!r}; leave one out")
+    if hparams is None and model is None:
+        raise HparamsError("model is missing; give --model, or --hparams with a YAML")
     moments = make_statistics(
-        hparams,
+        load_hparams(hparams) if hparams else hparams_for(method or "NSE", str(model)),
         note,
         npz=npz,
         recompute=recompute,

@@ -11,9 +11,10 @@ from typing import Any
 
 from nse_plugin.data.models import model_place, why_not_loaded
 from nse_plugin.errors import HparamsError, ModelError
+from nse_plugin.hparams import Hparams
 from nse_plugin.hparams.variants import changes_of, read_method_yaml, split_changes
 from nse_plugin.hparams.yaml_files import yaml_dir
-from nse_plugin.methods.registry import find_method
+from nse_plugin.methods.registry import find_method, hparams_from
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,24 @@ LOCATE = ("NSE", "MEMIT", "AlphaEdit", "ROME")
 def model_key(model_name: str) -> str:
     """The name of a model's YAML files: ``atlas-gpt2``, or the last part of a path."""
     return model_name.replace("atlas:", "atlas-").rstrip("/").rpartition("/")[2]
+
+
+def hparams_for(method: str, model_name: str, **changes: Any) -> Hparams:
+    """The hyperparameters of a method for a model, as ``nse run --method`` takes them.
+
+    Args:
+        method: such as ``NSE`` or ``NSE:stable``.
+        model_name: a folder, hub id or short name.
+        **changes: hyperparameters to replace.
+
+    Returns:
+        Those of the YAML that ships for both, or else general settings.
+
+    Raises:
+        HparamsError: there are neither, or no such method or change.
+        ModelError: the model's config cannot be read.
+    """
+    return hparams_from(method, {**values_for(method, model_name), **changes})
 
 
 def values_for(method: str, model_name: str) -> dict[str, Any]:

@@ -28,6 +28,8 @@ OTHERWISE = {"lambda_": 0.5, "epsilon": 0.01, "n_sigma": 0.5}
 class OvertoneSettings(Settings):
     """Settings of OVERTONE's loss; the five switches are those of the paper's ablation."""
 
+    key_of: ClassVar[Mapping[str, str]] = {"lambda_": "lambda"}  # a keyword of Python
+
     lambda_: float = bounded(OTHERWISE["lambda_"], low=0, high=1)
     """Share of the one-hot target; the rest is the model's own filtered distribution.  1 is plain
     cross entropy, clipped."""
@@ -61,7 +63,6 @@ class OvertoneHparams(OvertoneSettings, Hparams):
     """
 
     method: ClassVar[str] = "OVERTONE"
-    key_of: ClassVar[Mapping[str, str]] = {"lambda_": "lambda"}  # a keyword of Python
     unknown_key_advice: ClassVar[str] = "; keys of the base editor go under base"
 
     base: Any

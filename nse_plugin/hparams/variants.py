@@ -1,7 +1,8 @@
 """The YAML of a method by name, and changes to it: ``NSE/gpt2-xl``, ``NSE:stable/gpt2-xl``.
 
 Changes follow a colon, separated by semicolons: named variants, such as ``NSE:no-rewinding``, and
-keys with values, such as ``NSE:by-update;p=0.6``.
+keys with values, such as ``NSE:by-update;p=0.6``.  In place of the model there may be the path of a
+YAML: ``NSE:stable/my.yaml``.
 """
 
 from __future__ import annotations
@@ -144,9 +145,17 @@ def read_named(name_or_path: str | Path) -> dict[str, Any]:
     found = None if Path(name).is_file() else _CHANGED.fullmatch(name)
     if found is None:
         return read_yaml(find_yaml(name))
-    method, items = split_changes(found["method"])
-    values = read_yaml(find_yaml(f"{method}/{found['model']}"))
-    return values | changes_of(method, items, found["method"])
+    (method, items), place = split_changes(found["method"]), found["model"]
+    changes = changes_of(method, items, found["method"])
+    if not (place.endswith((".yaml", ".yml")) and Path(place).is_file()):
+        return read_yaml(find_yaml(f"{method}/{place}")) | changes
+    values = read_yaml(Path(place))
+    if str(values.get("alg_name")).removesuffix("-plugin") != method:
+        raise HparamsError(
+            f"{name!r} changes {method}, and {place} has alg_name: {values.get('alg_name')}; give "
+            f"the YAML of {method}, or name its own method before the colon"
+        )
+    return values | changes
 
 
 def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:

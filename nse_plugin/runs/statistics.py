@@ -9,8 +9,7 @@ from typing import Any
 
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import HparamsError
-from nse_plugin.hparams import LocateHparams
-from nse_plugin.methods.registry import load_hparams
+from nse_plugin.hparams import Hparams, LocateHparams
 from nse_plugin.model.probe import layout_of
 from nse_plugin.runs.listeners import progress
 from nse_plugin.statistics.covariance import second_moments
@@ -18,17 +17,16 @@ from nse_plugin.statistics.files import SecondMoment, stats_folder, write_npz
 
 
 def make_statistics(
-    name: str,
+    hparams: Hparams,
     show: Callable[[str], None],
     *,
     npz: bool = False,
     recompute: bool = False,
     **changes: Any,
 ) -> Iterator[tuple[int, SecondMoment, Path | None]]:
-    """Read or compute the second moments of all edited layers.
+    """Read or compute the second moments of all layers that a method edits.
 
     Args:
-        name: name or path of a YAML.
         show: prints a line for people.
         npz: also write EasyEdit's files.
         recompute: compute them even if they are on disk.
@@ -42,13 +40,11 @@ def make_statistics(
         ModelError: the model cannot be loaded, or has no such layer.
         StatisticsError: the text cannot be had, or a file is damaged.
     """
-    given = {name: value for name, value in changes.items() if value is not None}
-    hparams = load_hparams(name)
     if not isinstance(hparams, LocateHparams):
         raise HparamsError(
-            f"{name} is for {hparams.alg_name}, which uses no covariance; give the YAML of NSE, "
-            "MEMIT, ROME or AlphaEdit"
+            f"{hparams.alg_name} uses no covariance; give a YAML of NSE, MEMIT, ROME or AlphaEdit"
         )
+    given = {name: value for name, value in changes.items() if value is not None}
     hparams = dataclasses.replace(hparams, **given)
     # EasyEdit's files belong where EasyEdit looks
     folder = Path(hparams.stats_dir) if npz else stats_folder(hparams.stats_dir)

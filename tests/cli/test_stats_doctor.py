@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nse_plugin import cli
+from nse_plugin import cli, hparams_for
 from nse_plugin.data.models import load_model
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
@@ -19,6 +19,7 @@ from nse_plugin.runs.machine import report
 from nse_plugin.session.session import EditSession
 from nse_plugin.statistics import covariance
 from nse_plugin.statistics.files import stats_folder
+from tests.tiny import tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +60,17 @@ def test_python_finds_what_the_command_computed(capsys, monkeypatch):
     assert hparams.stats_dir == "./data/stats"
 
 
+def test_a_model_without_a_yaml_has_the_layers_of_the_general_settings(tmp_path, capsys, tokenizer):
+    folder = str(tmp_path / "mine")
+    tiny_model("gpt2").save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    Path("prose.txt").write_text("The river is long.\n" * 5, encoding="utf-8")
+    arguments = ["stats", "--model", folder, "--source", "prose.txt", "--json"]
+    assert cli.main(arguments) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["layer"] for row in rows] == hparams_for("NSE", folder).layers
+
+
 def test_files_for_easyedit_are_where_it_looks(capsys):
     arguments = ["stats", "--hparams", "NSE/atlas-gpt2", "--samples", "20", "--source", "self"]
     assert cli.main([*arguments, "--npz"]) == 0
@@ -68,6 +80,9 @@ def test_files_for_easyedit_are_where_it_looks(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "model is missing; give --model, or --hparams"),
+        (["--hparams", "NSE/atlas-gpt2", "--method", "NSE"], "leave one out"),
+        (["--model", "atlas:gpt2", "--method", "FT"], "FT uses no covariance"),
         (["--hparams", "NSE/nothing"], "no hparams file 'NSE/nothing'"),
         (["--hparams", "NSE/atlas-gpt2", "--samples", "0"], "mom2_n_samples is 0"),
         (["--hparams", "NSE/atlas-gpt2", "--model", "/no/such"], "no model folder '/no/such'"),

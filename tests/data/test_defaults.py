@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from nse_plugin import NSEHparams, hparams_for
 from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import HparamsError, ModelError
 from nse_plugin.hparams.variants import read_method_yaml
@@ -19,6 +20,18 @@ def test_a_yaml_that_ships_goes_first():
     assert changed == shipped | {"use_previous_keys": True, "v_lr": 0.02}
     ours = values_for("MEMIT-plugin:previous-keys", "atlas:gpt2")  # also where the host has one
     assert ours == shipped | {"use_previous_keys": True, "alg_name": "MEMIT-plugin"}
+
+
+def test_hyperparameters_of_a_method_for_a_model(tmp_path):
+    shipped = NSEHparams.from_hparams("NSE:stable/atlas-gpt2")
+    assert hparams_for("NSE:stable", "atlas:gpt2") == shipped
+    assert hparams_for("NSE:stable", "atlas:gpt2", v_lr=0.3).v_lr == 0.3
+    folder = tmp_path / "mine"
+    tiny_model("llama").config.save_pretrained(folder)
+    general = hparams_for("NSE", str(folder))
+    assert (general.model_name, general.v_optimizer) == (str(folder), "polyak")
+    with pytest.raises(HparamsError, match="v_lrr"):
+        hparams_for("NSE", "atlas:gpt2", v_lrr=0.3)
 
 
 @pytest.mark.parametrize(("n_layers", "layers"), [(30, [4, 5, 6, 7, 8]), (2, [0, 1]), (1, [0])])

@@ -30,10 +30,11 @@ def test_the_site_builds_without_warnings(tmp_path):
         assert source.relative_to(ROOT / "docs").with_suffix(".html") in pages, source
 
     def text(name):
-        return pages[Path(f"generated/{name}.html")].read_text(encoding="utf-8")
+        return pages[Path(f"{name}.html")].read_text(encoding="utf-8")
 
-    assert 'id="nse-consolidate"' in text("commands") and "--round-size" in text("commands")
+    assert 'id="nse-consolidate"' in text("generated/commands")
+    assert "--round-size" in text("generated/commands")
     assert "mom2_update_weight_relative" in text("settings")
-    assert 'id="nse_plugin.EditFolder.edit"' in text("python")
+    assert 'id="nse_plugin.EditFolder.edit"' in text("generated/python")
     for page in pages.values():  # it can be read without a network
         assert not FETCHED.search(page.read_text(encoding="utf-8")), page
