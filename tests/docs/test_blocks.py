@@ -27,6 +27,7 @@ from nse_plugin.data import atlas
 from nse_plugin.data.facts import read_facts
 from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import parse_records
+from nse_plugin.data.streams import read_data
 from nse_plugin.errors import NSEPluginError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
@@ -171,6 +172,7 @@ def files(arguments: list[str]) -> None:
 
 READERS = {
     "facts.yaml": read_facts,
+    "records.json": lambda path: read_data(str(path), None, 0),
     "compare.yaml": lambda path: CompareSettings.read(path, {}),
     "undone.json": lambda path: check(json.loads(path.read_text()), UndoneRounds, str(path), ""),
 }
