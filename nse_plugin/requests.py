@@ -147,9 +147,9 @@ class EditRequest:
         return self.prompt.index(PLACE) if self.place is None else self.place
 
     @property
-    def fact(self) -> tuple[str, str]:
-        """Subject and prompt: what the request is about, whatever the answer."""
-        return self.subject, self.prompt.strip()
+    def fact(self) -> str:
+        """What the request is about, whatever the answer: its text, however the subject is cut."""
+        return self.text.strip()
 
     @property
     def subject_end(self) -> int:
@@ -272,9 +272,14 @@ def mark(*texts: str) -> bytes:
     return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).digest()
 
 
+def fact_mark(fact: str) -> bytes:
+    """The mark of a fact, which differs from that of a key text with the same words."""
+    return mark("fact", fact)
+
+
 def marks_of(requests: Iterable[EditRequest]) -> tuple[bytes, ...]:
     """Marks of the facts and of the key texts of some requests, each once."""
-    return tuple({m: None for r in requests for m in (mark(*r.fact), mark(r.key_text))})
+    return tuple({m: None for r in requests for m in (fact_mark(r.fact), mark(r.key_text))})
 
 
 def as_requests(
@@ -296,15 +301,22 @@ def check_round(requests: Sequence[EditRequest]) -> None:
     """Check that the requests can be written together in one round.
 
     Raises:
-        RequestError: there is none, one is no request, or two have the same subject and prompt but
-            other targets.
+        RequestError: there is none, one is no request, or two have the same text but other targets,
+            or the same case_id but other texts.
     """
     if not isinstance(requests, Sequence) or any(not isinstance(r, EditRequest) for r in requests):
         raise RequestError(f"requests is {requests!r:.80}; give a list of EditRequest")
     if not requests:
         raise RequestError("the list of requests is empty; give at least one edit request")
-    seen: dict[tuple[str, str], EditRequest] = {}
+    seen: dict[str, EditRequest] = {}
+    numbered: dict[int | str, EditRequest] = {}
     for request in requests:
+        same = numbered.setdefault(request.case_id, request)
+        if same.fact != request.fact:  # outcomes and scores are told apart by it
+            raise RequestError(
+                f"case_id {request.case_id!r} is that of {same.text!r} and of {request.text!r}; "
+                "give each request of a round its own"
+            )
         first = seen.setdefault(request.fact, request)
         if first.target_new != request.target_new:
             raise RequestError(

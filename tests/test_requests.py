@@ -223,6 +223,12 @@ def test_rounds_are_checked():
     check_round([a, EditRequest(1, "{} was", "Ann", "y"), a])
     with pytest.raises(RequestError, match="0 and 1 give 'Ann is' two targets, 'x' and 'y'"):
         check_round([a, b])
+    one, two = EditRequest(2, "{} Voss is", "Mara", "x"), EditRequest(3, "Mara {} is", "Voss", "y")
+    assert one.fact == two.fact
+    with pytest.raises(RequestError, match="2 and 3 give 'Mara Voss is' two targets"):
+        check_round([one, two])  # one text, its subject cut in two ways
+    with pytest.raises(RequestError, match="case_id 0 is that of 'Ann is' and of 'Ann was'"):
+        check_round([a, EditRequest(0, "{} was", "Ann", "y")])
     with pytest.raises(RequestError, match="empty"):
         check_round([])
     for wrong in ("abc", a, [a.to_dict()], [a, "b"]):

@@ -31,7 +31,7 @@ from nse_plugin.evaluation.model_state import (
     run_harness,
 )
 from nse_plugin.evaluation.settings import Measurement, Protocol
-from nse_plugin.requests import EditRequest, mark
+from nse_plugin.requests import EditRequest, fact_mark, mark
 from nse_plugin.session.tables import key_share
 
 
@@ -70,7 +70,7 @@ class History:
         """Add a round; returns how many earlier edits it supersedes."""
         superseded = 0
         for request in requests:
-            fact = mark(*request.fact)
+            fact = fact_mark(request.fact)
             replaced = self._latest.get(fact, -1)
             if replaced >= 0:
                 self._superseded[replaced] = 1
@@ -89,7 +89,7 @@ class History:
         for request in reversed(self._read(number)[0]):
             self._rounds.pop()
             self._superseded.pop()
-            replaced, fact = self._replaces.pop(), mark(*request.fact)
+            replaced, fact = self._replaces.pop(), fact_mark(request.fact)
             if replaced >= 0:
                 self._superseded[replaced] = 0
                 self._latest[fact] = replaced

@@ -91,6 +91,8 @@ class LocateHparams(LayersHparams):
                     f"{name} is {absolute} and {name}_relative is {relative}; both set the same "
                     "quantity, so leave one of them out"
                 )
+        if 0 in (self.mom2_update_weight, self.mom2_update_weight_relative):
+            yield "lambda (mom2_update_weight) is 0; give mom2_adjustment: false to leave C out"
         if self.layers and self.v_loss_layer is not None and self.v_loss_layer < self.layers[-1]:
             yield (
                 f"v_loss_layer is {self.v_loss_layer}, below the z-layer {self.layers[-1]} "

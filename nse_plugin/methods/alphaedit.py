@@ -71,7 +71,9 @@ def _method(session: EditSession, hparams: AlphaEditHparams) -> SpreadMethod:
         projected = into_null_space(U, keys.double())
         earlier = session.previous_keys.few(layer, keys)
         if earlier is not None and 2 * (keys.shape[1] + earlier.shape[1]) <= len(keys):
-            earlier = into_null_space(U, earlier)
+            if earlier.shape[1]:
+                project = partial(into_null_space, U)
+                earlier = session.previous_keys.solved(layer, U, project)
             return few_keys_right(
                 projected, projected / hparams.L2, earlier, earlier / hparams.L2,
                 layer=layer, weight_name="L2",

@@ -100,7 +100,7 @@ def last_edits(
         records: rounds of a ledger, of which no tensors are read; some methods keep no requests.
         but: requests whose facts are left out.
     """
-    latest: dict[tuple[str, str], tuple[EditRequest, int]] = {}
+    latest: dict[str, tuple[EditRequest, int]] = {}
     for record in records:
         latest |= {request.fact: (request, record.number) for request in record.requests}
     for request in but:

@@ -7,10 +7,9 @@ from dataclasses import replace
 
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams import Hparams, OvertoneHparams, SpreadHparams
-from nse_plugin.locate.values import Values
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.overtone import objective_of
-from nse_plugin.methods.together import solve_together
+from nse_plugin.methods.together import StoredValues, solve_together
 from nse_plugin.objectives import nll
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord
@@ -47,8 +46,8 @@ def consolidate(
     edit_round = BASES[base.method].edit_round
 
     def write(
-        requests: Sequence[EditRequest], hparams: SpreadHparams, values: Values
+        requests: Sequence[EditRequest], hparams: SpreadHparams, stored: StoredValues
     ) -> RoundRecord:
-        return edit_round(session, requests, hparams, objective, values=values)
+        return edit_round(session, requests, hparams, objective, stored=stored)
 
     return solve_together(session, base, write)

@@ -61,8 +61,7 @@ def edit_round(
         if earlier:  # so that mini-batches mix new and earlier edits
             random.Random(f"{hparams.seed} {number}").shuffle(order)
         with clock("train"), quiet(session.model):
-            asked = [edits[i] for i in order]
-            changes, training = _train(session, asked, hparams, objective, trace)
+            changes, training = _train(session, edits, order, hparams, objective, trace)
         outcomes = dict(zip(order, training.outcomes()))
         with clock("write"):
             writes = tuple(_write(layer, change) for layer, change in changes.items())
@@ -97,12 +96,14 @@ def _replayable(session: EditSession) -> Iterator[RoundRecord]:
 
 def _train(
     session: EditSession,
-    requests: Sequence[EditRequest],
+    edits: Sequence[EditRequest],
+    order: Sequence[int],
     hparams: FTHparams,
     objective: TokenObjective,
     trace: TokenTrace | None,
 ) -> tuple[dict[int, torch.Tensor], Training]:
-    """By layer: the change [d_model, d_ff] that training gives; the model is not written to."""
+    """By layer: the change [d_model, d_ff] that training on the edits in this order gives; the
+    model is not written to."""
     layout, model = session.layout, session.model
     names = {layer: layout.down_name(layer) for layer in hparams.layers}
     starts = {layer: session.weights.value(name) for layer, name in names.items()}
@@ -122,13 +123,14 @@ def _train(
 
     training = Training(
         session,
-        requests,
+        [edits[i] for i in order],
         hparams.batch_size,
         objective,
         trace,
         forward=forward,
         from_prompt=hparams.objective_optimization == "prompt_last",
         with_end=hparams.target_eos,
+        numbers=order,
     )
     training.run(
         list(trained.values()),

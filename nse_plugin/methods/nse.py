@@ -41,7 +41,7 @@ from nse_plugin.locate.values import Values
 from nse_plugin.methods.spread import SpreadMethod, spread_round
 from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Passes, Solve
-from nse_plugin.session.norms import Factors
+from nse_plugin.session.norms import Factors, column_norms
 from nse_plugin.session.session import EditSession
 
 
@@ -62,9 +62,8 @@ def _solver(session: EditSession, hparams: NSEHparams) -> Solve:
             return all_neurons(K)
         if hparams.selection_by == "key_mass":
             return select_by(K[:, :n].double().abs().sum(dim=1), p, rule)
-        right = systems.right(layer, K, all_neurons(K))[:n].double()
-        Delta = R.to(right.device).double() @ right  # layers may lie on other devices
-        return select_by(Delta.norm(dim=0), p, rule)
+        right = systems.right(layer, K, all_neurons(K))[:n]
+        return select_by(column_norms(R, right), p, rule)
 
     def solve(layer: int, K: torch.Tensor, R: torch.Tensor) -> Factors:
         neurons = select(layer, K, R)

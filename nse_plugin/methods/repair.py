@@ -29,7 +29,7 @@ from nse_plugin.methods.bookkeeping import last_edits
 from nse_plugin.methods.writer import Writer
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.prompts import encode_request
-from nse_plugin.requests import EditRequest, mark
+from nse_plugin.requests import EditRequest, fact_mark, mark
 from nse_plugin.session.session import EditSession
 
 
@@ -108,7 +108,7 @@ def earlier_columns(session: EditSession, requests: Sequence[EditRequest]) -> di
     facts = {request.fact for request in requests}
     return {
         record.number: [i for i, request in enumerate(record.requests) if request.fact in facts]
-        for record in session.ledger.heads_with(mark(*fact) for fact in facts)
+        for record in session.ledger.heads_with(map(fact_mark, facts))
     }
 
 
@@ -139,7 +139,7 @@ def repair(
         if not len(failed):
             break
         if hparams.merge_subjects:  # requests with the same key share a value
-            keys = writer.lookups.bare
+            keys = writer.start.lookups.bare
             shared = {keys[i] for i in failed.tolist()}
             failed = torch.tensor([i for i, key in enumerate(keys) if key in shared])
         with writer.clock("repair"):

@@ -40,7 +40,7 @@ from nse_plugin.methods.repair import (
     repair,
     same_subject_edits,
 )
-from nse_plugin.methods.together import write_or_consolidate
+from nse_plugin.methods.together import StoredValues, write_or_consolidate
 from nse_plugin.methods.writer import ONE_PASS, Passes, Solve, Writer
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
@@ -71,7 +71,7 @@ def spread_round(
     hparams: H,
     objective: TokenObjective = nll,
     trace: TokenTrace | None = None,
-    values: Values | None = None,
+    stored: StoredValues | None = None,
 ) -> RoundRecord:
     """Write one round of requests and enter it into the session's ledger.
 
@@ -79,7 +79,8 @@ def spread_round(
 
     Args:
         method_of: reads the statistics that the method needs, and returns the method.
-        values: of all edits in effect, which are then solved jointly; only repairs optimise more.
+        stored: values of all edits in effect, which are then solved jointly; only repairs optimise
+            more.
 
     Raises:
         RequestError: the requests cannot be written together, or a prompt is too long.
@@ -92,9 +93,10 @@ def spread_round(
     with session.round(hparams.layers):
         for layer in hparams.layers:
             path_of(session.layout, layer)  # refuses a layer before anything is computed
-        if values is not None:
-            return write(requests, hparams, values)
-        return write_or_consolidate(session, requests, hparams, partial(write, trace=trace))
+        if stored is not None:
+            return write(requests, hparams, stored)
+        with session.untouched.keeping_values():  # a consolidation may have it written twice
+            return write_or_consolidate(session, requests, hparams, partial(write, trace=trace))
 
 
 def _write_round(
@@ -103,11 +105,11 @@ def _write_round(
     objective: TokenObjective,
     requests: Sequence[EditRequest],
     hparams: H,
-    values: Values | None = None,
+    stored: StoredValues | None = None,
     trace: TokenTrace | None = None,
 ) -> RoundRecord:
-    """Write one round, or with ``values`` a joint solve; see :func:`spread_round`."""
-    clock, together = Clock(), values is not None
+    """Write one round, or with ``stored`` values a joint solve; see :func:`spread_round`."""
+    clock, together = Clock(), stored is not None
     same = lost = EarlierEdits()
     if hparams.merge_subjects and not together:
         same = same_subject_edits(session, requests)
@@ -120,7 +122,7 @@ def _write_round(
     rows = rows_of(session, requests, hparams)
     lookups = Lookups.of(session.layout, rows, hparams.token_budget)
     search = _ValueSearch(session, method, objective, hparams, requests, rows, lookups)
-    if values is None:
+    if stored is None:
         with clock("values"):
             values = search.first(len(own), trace)
     if lost.requests:
@@ -128,10 +130,14 @@ def _write_round(
             found = search.current(torch.arange(len(own), len(requests)))
         values = Values.cat([values, found])
     with clock("keys"):
+        first = hparams.layers[0]
+        start = lookups.read([first], h_of=hparams.layers[-1], keep=first)
+        if stored is not None:
+            values = stored.values(start, rows, hparams)
         preserved = _preserved_keys(session, rows, hparams, together)
     with session.previous_keys.without({} if together else earlier_columns(session, requests)):
         writer = Writer(
-            session, requests, hparams.layers, lookups, values, method.solve, method.passes,
+            session, requests, hparams.layers, start, values, method.solve, method.passes,
             clock, preserved, torch.tensor([one.weight for one in rows]),
         )  # fmt: skip
         writer.run()
@@ -207,7 +213,8 @@ class _ValueSearch:
 def _preserved_keys(
     session: EditSession, rows: Sequence[Rows], hparams: SpreadHparams, together: bool
 ) -> dict[int, torch.Tensor]:
-    """Keys of the prompts that every solve of the round preserves, by layer [d_ff, m].
+    """Keys of the prompts that every solve of the round preserves, by layer [d_ff, m], as they are
+    before its first write.
 
     With ``other_token_weight`` these are O such that O O^T is that multiple of lambda times the
     mean of k k^T over the prompts' other tokens.  For an edit at a token after its subject, they

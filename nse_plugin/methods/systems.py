@@ -59,6 +59,8 @@ class Systems:
         if found is not None:
             return found
         weight = self._hparams.covariance_weight(len(K))
+        if C is not None:  # on the layer's device, which is that of the keys
+            C = self._untouched.of_covariance(self._hparams, layer, _itself)
         return solve_right(
             K[neurons],
             covariance=submatrix(C, neurons),
@@ -71,7 +73,7 @@ class Systems:
     def _of_all(self, layer: int, K: torch.Tensor, E: torch.Tensor) -> torch.Tensor | None:
         """The same for all neurons; None if C' has no factor or the keys are not few."""
         weight = self._hparams.covariance_weight(len(K))
-        if not weight or 2 * (K.shape[1] + E.shape[1]) > len(K):
+        if 2 * (K.shape[1] + E.shape[1]) > len(K):
             return None
         factor = self._untouched.of_covariance(
             self._hparams, layer, factor_if_regular, self._ridges[layer]
@@ -84,3 +86,7 @@ class Systems:
 
         E_solved = self._previous.solved(layer, factor, solved) if E.shape[1] else E
         return few_keys_right(K, solved(K) / weight, E, E_solved / weight, layer=layer)
+
+
+def _itself(covariance: torch.Tensor) -> torch.Tensor:
+    return covariance

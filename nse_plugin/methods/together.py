@@ -22,17 +22,19 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
 
 from nse_plugin.errors import SessionError
 from nse_plugin.hparams import SpreadHparams
-from nse_plugin.locate.keys import Lookups
+from nse_plugin.locate.keys import Found
+from nse_plugin.locate.rows import Rows
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.bookkeeping import last_edits, rows_of
+from nse_plugin.methods.bookkeeping import last_edits
 from nse_plugin.methods.repair import answered
+from nse_plugin.model.hooks import own_modes
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
 from nse_plugin.session.session import EditSession
@@ -44,7 +46,48 @@ TESTED = 64
 KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its last outcome."""
 H = TypeVar("H", bound=SpreadHparams)
-WriteRound = Callable[[Sequence[EditRequest], H, Values], RoundRecord]
+
+
+@dataclass(frozen=True)
+class StoredValues:
+    """The values of some edits, as the ledger has them."""
+
+    z: torch.Tensor
+    """[n, d_model]."""
+    outcomes: Sequence[Outcome]
+    """The edits' last outcomes."""
+
+    def values(self, found: Found, rows: Sequence[Rows], hparams: SpreadHparams) -> Values:
+        """The same with h, and a warning if the edits are now made at other tokens.
+
+        Args:
+            found: h of the z-layer, in the untouched model.
+            rows: the edits' token rows.
+        """
+        moved = [
+            outcome.case_id
+            for outcome, one in zip(self.outcomes, rows)
+            if outcome.past_sink != one.past_sink
+        ]
+        if moved:
+            log.warning(
+                "%d edits were made at another token than avoid_sinks: %s chooses (cases %s); "
+                "their values may not fit, so give the hyperparameters of their rounds",
+                len(moved), str(hparams.avoid_sinks).lower(), ", ".join(map(str, moved[:5])),
+            )  # fmt: skip
+        h = found.h
+        assert h is not None
+        losses = [outcome.z_loss or 0.0 for outcome in self.outcomes]
+        steps = [outcome.z_steps or 0 for outcome in self.outcomes]
+        return Values(
+            self.z.to(h.device),
+            h,
+            torch.tensor(losses, dtype=h.dtype, device=h.device),
+            torch.tensor(steps, device=h.device),
+        )
+
+
+WriteRound = Callable[[Sequence[EditRequest], H, StoredValues], RoundRecord]
 """Writes requests with known values as one round into model and ledger."""
 
 
@@ -113,6 +156,7 @@ def _too_few_in_effect(session: EditSession, hparams: SpreadHparams) -> bool:
     return lost
 
 
+@own_modes()
 def solve_together(
     session: EditSession,
     hparams: H,
@@ -140,7 +184,8 @@ def solve_together(
     if hparams.repair_rounds:
         hparams = hparams.with_lambda_times(hparams.consolidation_weight)
     with session.anew() as entries:
-        solved = write(requests, hparams, _values(edits, _activations(session, edits, hparams)))
+        stored = StoredValues(torch.stack([z for _, z, _ in edits]), [o for _, _, o in edits])
+        solved = write(requests, hparams, stored)
         if hparams.repair_rounds:
             after = [bool(outcome.answered) for outcome in solved.outcomes]
         else:
@@ -175,7 +220,7 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownE
     Raises:
         SessionError: there is none, or a round has no values or edited other layers.
     """
-    latest: dict[tuple[str, str], KnownEdit] = {}
+    latest: dict[str, KnownEdit] = {}
     for record in (entry.read() for entry in entries):
         if record.z is None:
             raise SessionError(
@@ -192,34 +237,3 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownE
     if not latest:
         raise SessionError("no round is active, so there is nothing to consolidate; edit first")
     return sorted(latest.values(), key=lambda edit: edit[0].digest())
-
-
-def _activations(
-    session: EditSession, edits: Sequence[KnownEdit], hparams: SpreadHparams
-) -> torch.Tensor:
-    """h of the z-layer at each edited token, in the current model: [n, d_model]."""
-    rows = rows_of(session, [request for request, _, _ in edits], hparams)
-    moved = [
-        request.case_id
-        for (request, _, outcome), one in zip(edits, rows)
-        if outcome.past_sink != one.past_sink
-    ]
-    if moved:
-        log.warning(
-            "%d edits were made at another token than avoid_sinks: %s chooses (cases %s); their "
-            "values may not fit, so give the hyperparameters of their rounds",
-            len(moved), str(hparams.avoid_sinks).lower(), ", ".join(map(str, moved[:5])),
-        )  # fmt: skip
-    return Lookups.of(session.layout, rows, hparams.token_budget).activations(hparams.layers[-1])
-
-
-def _values(edits: Sequence[KnownEdit], h: torch.Tensor) -> Values:
-    """The edits' values as the ledger has them; h: [n, d_model], of the untouched model."""
-    losses = [outcome.z_loss or 0.0 for _, _, outcome in edits]
-    steps = [outcome.z_steps or 0 for _, _, outcome in edits]
-    return Values(
-        torch.stack([z for _, z, _ in edits]).to(h.device),
-        h,
-        torch.tensor(losses, dtype=h.dtype, device=h.device),
-        torch.tensor(steps, device=h.device),
-    )

@@ -28,6 +28,7 @@ class Training:
         forward: called in place of the model, with the weights being trained.
         from_prompt: see :meth:`Targets.of`.
         with_end: put the end-of-text token after each target.
+        numbers: what the trace calls each request; their places by default.
 
     Raises:
         RequestError: a prompt is longer than the model's context.
@@ -44,6 +45,7 @@ class Training:
         forward: Callable[..., Any] | None = None,
         from_prompt: bool = False,
         with_end: bool = False,
+        numbers: Sequence[int] | None = None,
     ) -> None:
         self.layout, self.requests = session.layout, requests
         self._objective, self._trace, self._forward = objective, trace, forward
@@ -69,6 +71,7 @@ class Training:
             with torch.no_grad():
                 self._references = [batch.logits(self.layout, forward) for batch in self.batches]
         n = len(requests)
+        self._numbers = torch.tensor(range(n) if numbers is None else numbers)
         self.steps = torch.zeros(n, dtype=torch.long)
         """[n], how often each request's loss was evaluated for a step."""
         self.loss = torch.full((n,), float("nan"))
@@ -159,7 +162,7 @@ class Training:
         logits = batch.logits(self.layout, self._forward)
         target = batch.target.to(logits.device)
         if self._trace is not None:
-            owner = batch.owner + self.starts[index]
+            owner = self._numbers.to(batch.owner.device)[batch.owner + self.starts[index]]
             self._trace.record(owner, batch.place, logits.detach(), target)
         return self._objective(logits, target, self._references[index]), logits
 

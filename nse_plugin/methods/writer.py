@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from nse_plugin.errors import NotFiniteError
-from nse_plugin.locate.keys import Found, Lookups
+from nse_plugin.locate.keys import Found
 from nse_plugin.locate.values import Values
 from nse_plugin.methods.bookkeeping import Clock, Progress
 from nse_plugin.model.residual_path import path_of
@@ -54,6 +54,9 @@ ONE_PASS = Passes()
 MOST_LEFT_OF_FIRST = 0.5
 """A request has converged if at most this share of its first residual is left.  Then nearly all
 edits are in effect; the more is left, the fewer are."""
+MOST_LEFT_OF_H = 0.01
+"""It also has if the residual is at most this share of ||h||, as that of a fact that the model
+knew: half of nothing is not reached."""
 
 
 @dataclass
@@ -63,7 +66,8 @@ class Writer:
     session: EditSession
     requests: Sequence[EditRequest]
     layers: Sequence[int]
-    lookups: Lookups
+    start: Found
+    """Read before the first write: keys of the first layer, and h of the z-layer."""
     values: Values
     solve: Solve
     allowed: Passes
@@ -75,9 +79,6 @@ class Writer:
     writes: list[Write] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        first, z_layer = self.layers[0], self.layers[-1]
-        with self.clock("keys"):
-            self.start = self.lookups.read([first], h_of=z_layer, keep=first)
         assert self.start.h is not None
         self.before = self.after = self._residual_norms(self.start.h)
         self.first = self.before  # the first residuals of the current values; see rewrite()
@@ -126,11 +127,12 @@ class Writer:
         its residual has become.
         """
         low, high = self._bounds()
-        reached = self.after <= torch.maximum(low, MOST_LEFT_OF_FIRST * self.first)
+        near = torch.maximum(MOST_LEFT_OF_FIRST * self.first, MOST_LEFT_OF_H * self._h_norms())
+        reached = self.after <= torch.maximum(low, near)
         too_far = self.left_out & ((self.after >= high) | (self.passes == 0))
         status: list[EditStatus] = [
-            "out_of_bounds" if out else "converged" if near else "residual_left"
-            for out, near in zip(too_far.tolist(), reached.tolist())
+            "out_of_bounds" if out else "converged" if yes else "residual_left"
+            for out, yes in zip(too_far.tolist(), reached.tolist())
         ]
         return Progress(self.before, self.after, self.passes, tuple(status))
 
@@ -222,7 +224,7 @@ class Writer:
             pass_number=pass_number,
             neurons=neurons.cpu(),
             left=left.contiguous().cpu(),
-            right=right.contiguous().cpu(),
+            right=right.contiguous().to("cpu", copy=True),  # not with the rows of preserved keys
             case_ids=tuple(self.requests[i].case_id for i in active.tolist()),
             key_mass=float(mine[neurons].abs().sum() / mine.abs().sum()),
         )
@@ -231,8 +233,10 @@ class Writer:
         self.writes.append(write)
 
     def _bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
-        h = self.values.base.norm(dim=1).to(self.first)
-        return self.allowed.bounds(self.first, h)
+        return self.allowed.bounds(self.first, self._h_norms())
+
+    def _h_norms(self) -> torch.Tensor:
+        return self.values.base.norm(dim=1).to(self.first)
 
     def _residual_norms(self, h: torch.Tensor) -> torch.Tensor:
         """||z - h|| [n], for the current h [n, d_model], which is kept as :attr:`h`.

@@ -103,7 +103,7 @@ def facts_of(files: RunFiles) -> list[Fact]:
     return found
 
 
-def _after_consolidation(files: RunFiles, tested: int) -> dict[tuple[str, str], bool]:
+def _after_consolidation(files: RunFiles, tested: int) -> dict[str, bool]:
     """By fact: whether it was in effect after the last consolidation; empty if a measurement, made
     after ``tested`` rounds, followed it."""
     joint = files.consolidated()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest, Probes, each_as_request, mark
+from nse_plugin.requests import EditRequest, Probes, each_as_request, fact_mark, mark
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ class Rounds:
             counted = self.repeats
 
     def _cut(self) -> Iterator[list[EditRequest]]:
-        taken: dict[tuple[str, str], EditRequest] = {}
+        taken: dict[str, EditRequest] = {}
         for request in self._fresh():
             if request.fact in taken:  # it supersedes one of this round, so the round ends here
                 yield list(taken.values())
@@ -123,7 +123,7 @@ class Rounds:
         in_effect: dict[bytes, bytes] = {}  # marks of fact and answer: a stream can be long
         unasked = 0
         for request in self._ordered():
-            fact, target = mark(*request.fact), mark(request.target_new)
+            fact, target = fact_mark(request.fact), mark(request.target_new)
             if in_effect.get(fact) == target:
                 self.repeats += 1
                 unasked += bool(request.locality or request.portability or request.forms)
@@ -136,7 +136,7 @@ class Rounds:
     def _fresh_of_list(self) -> Iterator[EditRequest]:
         kept: list[EditRequest] = []
         repeats_before: list[int] = []
-        in_effect: dict[tuple[str, str], int] = {}  # by fact: place in kept
+        in_effect: dict[str, int] = {}  # by fact: place in kept
         repeats = 0
         for request in self._ordered():
             place = in_effect.get(request.fact)

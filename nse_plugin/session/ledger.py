@@ -11,7 +11,7 @@ from itertools import takewhile
 import torch
 
 from nse_plugin.errors import SessionError
-from nse_plugin.requests import EditRequest, mark
+from nse_plugin.requests import EditRequest, fact_mark
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_rounds
 
 
@@ -79,7 +79,7 @@ class Ledger:
 
     def wrote_last(self, request: EditRequest) -> int:
         """The number of the last round that wrote the fact of a request in the ledger."""
-        return self._rounds[self._places[mark(*request.fact)][-1]].number
+        return self._rounds[self._places[fact_mark(request.fact)][-1]].number
 
     def edits(self) -> int:
         """How many requests the rounds have, without reading them."""

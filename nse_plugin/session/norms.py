@@ -23,6 +23,12 @@ class Factors(NamedTuple):
     """[n, |I|] float32."""
 
 
+def column_norms(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """[d_ff] float64, norms of the columns of left [d_model, n] x right [n, d_ff]."""
+    left, right = left.to(right.device).double(), right.double()
+    return (right * (left.T @ left @ right)).sum(dim=0).clamp(min=0).sqrt()
+
+
 class ChangeSum:
     """The norms of a sum of writes to one layer, after each of them.
 
@@ -59,8 +65,7 @@ class ChangeSum:
         right = self._right.double()
         if self._left is None:
             return right.norm(dim=0)
-        left = self._left.double()
-        return (right * (left.T @ left @ right)).sum(dim=0).clamp(min=0).sqrt()
+        return column_norms(self._left, right)
 
     def _product(self, left: torch.Tensor, right: torch.Tensor) -> float:
         if not len(self._right):

@@ -3,8 +3,8 @@ covariances, functions of covariances and original matrices, and optionally valu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.locate.values import Values
-from nse_plugin.model.hooks import quiet
+from nse_plugin.model.hooks import own_modes, quiet
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt
 from nse_plugin.model.sampling import OPENINGS, context_texts, texts_about
@@ -83,6 +83,16 @@ class Untouched:
         """Keep values from now on, for rounds that differ only in how they are written."""
         self._values = {} if self._values is None else self._values
 
+    @contextmanager
+    def keeping_values(self) -> Iterator[None]:
+        """Inside, values are kept."""
+        before = self._values
+        self.keep_values()
+        try:
+            yield
+        finally:
+            self._values = before
+
     def values(self, key: tuple[Any, ...], compute: Callable[[], Values]) -> Values:
         """Values optimised in the untouched model: those kept under this key, or new ones."""
         if self._values is None:
@@ -97,6 +107,7 @@ class Untouched:
         if isinstance(base, LocateHparams) and base.needs_covariance:
             self.covariances(base)
 
+    @own_modes()
     def covariances(self, hparams: LocateHparams) -> dict[int, torch.Tensor]:
         """C by layer, float32 [d_ff, d_ff]; read or computed with the original weights."""
         source = _source(hparams)

@@ -110,6 +110,20 @@ def test_all_neurons_equal_the_dense_solve():
     torch.testing.assert_close(residual @ right, dense, rtol=1e-4, atol=1e-5)
 
 
+def test_a_covariance_of_too_little_text_is_refused():
+    """Rounding gives its null space tiny eigenvalues of both signs; a solve by LU would be finite
+    and meaningless."""
+    generator = torch.Generator().manual_seed(0)
+    samples, keys = torch.randn(40, 20, generator=generator), torch.randn(40, 4)
+    covariance = samples @ samples.T / 20
+    with pytest.raises(StatisticsError, match="raise mom2_n_samples, so that its text has several"):
+        solve_right(keys, covariance=covariance, weight=3.0, previous=None, layer=4)
+    right = solve_right(
+        keys, covariance=covariance, weight=3.0, previous=None, layer=4, ridge=1e-3
+    )  # fmt: skip
+    assert float(right.norm()) < 100 / float(keys.norm())
+
+
 def test_a_singular_system_is_named():
     keys = torch.ones(6, 1)
     with pytest.raises(StatisticsError, match=r"system of layer 4 is singular \(6 neurons"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -17,12 +18,13 @@ from nse_plugin.hparams import (
     NSEHparams,
     OvertoneHparams,
 )
-from nse_plugin.locate.values import Values
 from nse_plugin.methods import spread, together
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import apply_nse_to_model
+from nse_plugin.methods.together import StoredValues
 from nse_plugin.session.ledger_files import load_rounds, save_round
+from nse_plugin.session.records import Outcome
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
 from tests.tiny import bits, same_bits, some_requests, tiny_model, tiny_tokenizer
@@ -39,20 +41,19 @@ def hparams(tmp_path_factory):
     )  # fmt: skip
 
 
-def some_values(requests) -> Values:
+def some_values(requests) -> StoredValues:
     """A value for every request that depends on the request alone."""
     rows = [torch.Generator().manual_seed(int(r.case_id)) for r in requests]
     z = torch.stack([4 * torch.randn(32, generator=row) for row in rows])
-    zeros = torch.zeros(len(requests))
-    return Values(z, torch.zeros_like(z), zeros, zeros.long())
+    return StoredValues(z, [Outcome(r.case_id, r.digest(), "converged", 1) for r in requests])
 
 
 def edited(hparams, rounds, family="llama"):
     model = tiny_model(family)
     session = EditSession.of(model, tiny_tokenizer())
     for requests in rounds:
-        values = some_values(requests)
-        BASES[hparams.method].edit_round(session, requests, hparams, values=values)
+        stored = some_values(requests)
+        BASES[hparams.method].edit_round(session, requests, hparams, stored=stored)
     return model, session
 
 
@@ -62,8 +63,8 @@ def test_overtone_consolidates_with_its_own_contexts_and_loss(hparams, monkeypat
     base = overtone.for_base()
     model = tiny_model("gpt2")
     session = EditSession.of(model, tiny_tokenizer())
-    values = some_values(some_requests(2))
-    BASES["NSE"].edit_round(session, some_requests(2), base, values=values)
+    stored = some_values(some_requests(2))
+    BASES["NSE"].edit_round(session, some_requests(2), base, stored=stored)
     contexts = session.untouched.contexts(base)
     compute = spread.compute_values
 
@@ -99,13 +100,23 @@ def test_the_set_of_edits_decides_not_their_order(hparams, order, size):
     assert same_bits(model, at_once)
 
 
+def test_precision_that_the_caller_has_switched_on_changes_nothing(hparams):
+    records = []
+    for under in (nullcontext(), torch.autocast("cpu", torch.bfloat16)):
+        _, session = edited(hparams, [some_requests(3)])
+        with under:
+            records.append(consolidate(session, hparams))
+    plain, mixed = ([o.z_shift for o in record.outcomes] for record in records)
+    assert plain == mixed
+
+
 def test_other_case_ids_differ_by_rounding_alone(hparams):
     models = []
     for ids in (range(N), range(N, 0, -1)):
         model, session = edited(hparams, [])
         for request, case_id in zip(some_requests(N), ids):
             BASES["NSE"].edit_round(
-                session, [replace(request, case_id=case_id)], hparams, values=some_values([request])
+                session, [replace(request, case_id=case_id)], hparams, stored=some_values([request])
             )
         consolidate(session, hparams)
         models.append(bits(model))
@@ -153,7 +164,7 @@ def test_later_rounds_files_and_a_second_consolidation(hparams, tmp_path):
     P = session.previous_keys.matrix(1, torch.arange(48))
     keys = session.ledger[0].keys[1].double()
     torch.testing.assert_close(P, keys @ keys.T)
-    BASES["NSE"].edit_round(session, requests[2:], hparams, values=some_values(requests[2:]))
+    BASES["NSE"].edit_round(session, requests[2:], hparams, stored=some_values(requests[2:]))
     files.append(save_round(tmp_path, session.ledger[-1]).path)
     assert session.ledger.numbers() == [3, 4] and session.ledger.edits() == 4
 
@@ -330,8 +341,10 @@ def test_tokens_are_traced_once_though_the_round_is_written_twice(hparams, monke
     monkeypatch.setattr(spread, "compute_values", watched)
     every = replace(hparams, consolidate_every_edits=2, repair_rounds=1)
     _model, session = edited(every, [some_requests(1)])
+    traces.clear()
     BASES["NSE"].edit_round(session, some_requests(2)[1:], every, trace=table)
     assert session.ledger[1].put_back and traces.count(table) == 1
+    assert len(traces) == 1 + session.ledger[1].outcomes[0].repairs, "the values were kept"
 
 
 def lose(*_):
@@ -404,7 +417,7 @@ def test_a_host_puts_back_what_was_before_two_consolidations(hparams):
     for requests in ([some_requests(4)[3]], [some_requests(5)[4]]):
         states.append(bits(model))
         consolidate(session, hparams)
-        BASES["NSE"].edit_round(session, requests, hparams, values=some_values(requests))
+        BASES["NSE"].edit_round(session, requests, hparams, stored=some_values(requests))
     consolidate(session, hparams)
     assert session.ledger.numbers() == [8]
     with torch.no_grad():

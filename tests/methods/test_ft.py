@@ -13,7 +13,9 @@ from nse_plugin.errors import HparamsError, ModelError, NotFiniteError, SessionE
 from nse_plugin.hparams import FTHparams, UltraEditHparams
 from nse_plugin.methods import ultraedit
 from nse_plugin.methods.ft import edit_round
+from nse_plugin.model.prompts import encode_request
 from nse_plugin.objectives import TokenLoss, nll
+from nse_plugin.objectives.token_table import TokenTable
 from nse_plugin.session import queries
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.session import EditSession
@@ -231,12 +233,15 @@ def test_replay_mixes_old_and_new_and_is_the_same_again(tokenizer):
     for _ in range(2):
         model = tiny_model("llama")
         session = EditSession.of(model, tokenizer)
-        for batch in (some_requests(3), some_requests(6)[3:]):
-            record = edit_round(session, batch, hparams(replay=True, num_steps=2))
+        edit_round(session, some_requests(3), hparams(replay=True, num_steps=2))
+        table, h = TokenTable(), hparams(replay=True, num_steps=2)
+        record = edit_round(session, some_requests(6)[3:], h, trace=table)
         assert [o.case_id for o in record.outcomes] == [3, 4, 5, 0, 1, 2]
-        for outcome, request in zip(record.outcomes, some_requests(6)[3:] + some_requests(3)):
+        for i, request in enumerate(some_requests(6)[3:] + some_requests(3)):
             loss = float(loss_of(model, tokenizer, request, hparams()).detach())
-            assert outcome.z_loss == pytest.approx(loss, 1e-3)
+            assert record.outcomes[i].z_loss == pytest.approx(loss, 1e-3)
+            target = encode_request(tokenizer, request, with_target=True).target_ids
+            assert tuple(course.token for course in table.courses(i)) == tuple(target)
         found.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found))
 

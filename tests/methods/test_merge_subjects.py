@@ -13,7 +13,7 @@ from nse_plugin.evaluation.overfitting import table_for
 from nse_plugin.hparams import MEMITHparams, NSEHparams
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.repair import earlier_columns, lost_edits, same_subject_edits
-from nse_plugin.requests import EditRequest, mark
+from nse_plugin.requests import EditRequest, fact_mark, mark
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.session.ledger_files import load_rounds, round_path
 from nse_plugin.session.session import EditSession
@@ -92,7 +92,7 @@ def test_only_rounds_of_the_subject_are_read(tokenizer, tmp_path):
         ledger.truncate(1)
         assert ledger.wrote_last(LIVES) == 1
         assert [record.number for record in ledger.heads_with([mark(WORKS.key_text)])] == [1]
-        assert not list(ledger.heads_with([mark(*WORKS.fact)]))
+        assert not list(ledger.heads_with([fact_mark(WORKS.fact)]))
 
 
 def test_a_repair_takes_all_that_share_the_value(tokenizer, tmp_path, monkeypatch):

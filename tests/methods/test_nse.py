@@ -83,6 +83,8 @@ def test_other_tokens_of_the_prompts_keep_what_they_give(tokenizer, method, tmp_
         others = other_keys(model, tokenizer, requests, hparams.layers)
         record = BASES[method].edit_round(session, requests, hparams)
         first = record.writes[0]
+        kept = first.right.untyped_storage().nbytes()
+        assert kept == first.right.nbytes, "without the rows of the other tokens"
         delta = first.change(session.layout.d_ff, torch.device("cpu")).double()
         moved[weight] = (delta @ torch.stack(others[first.layer]).T).norm() / delta.norm()
     assert moved[1000.0] < 0.25 * moved[0.0]

@@ -11,12 +11,13 @@ import torch
 from nse_plugin.compare.specs import parse_method
 from nse_plugin.errors import NotFiniteError, SessionError
 from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
-from nse_plugin.locate.values import Values
 from nse_plugin.methods import nse, repair, spread
 from nse_plugin.methods.bases import BASES
+from nse_plugin.methods.together import StoredValues
 from nse_plugin.objectives import nll
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import RoundFile, load_round, save_round
+from nse_plugin.session.records import Outcome
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import Brute, hparams_of, three_rounds
@@ -200,10 +201,11 @@ def test_a_fact_that_is_edited_again_is_not_held_by_its_old_key(kind, tokenizer,
 def test_a_model_that_computes_nan_is_noticed(tokenizer, tmp_path):
     hparams = quick(NSEHparams, tmp_path)
     session = EditSession.of(model := tiny_model("gpt2"), tokenizer)
-    broken = Values(*torch.full((2, 1, model.config.n_embd), float("nan")), *torch.zeros(2, 1))
+    outcome = Outcome(0, "", "converged", 1)
+    broken = StoredValues(torch.full((1, model.config.n_embd), float("nan")), [outcome])
     before = bits(model)
     with pytest.raises(NotFiniteError, match=r"requests \[0\]"):
-        BASES["NSE"].edit_round(session, some_requests(1), hparams, values=broken)
+        BASES["NSE"].edit_round(session, some_requests(1), hparams, stored=broken)
     assert not len(session.ledger)
     assert same_bits(model, before)
 

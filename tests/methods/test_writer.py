@@ -83,9 +83,11 @@ class Round:
         self.lookups = lookups
 
     def writer(self, solve, allowed=ONE_PASS, weights=(1.0, 1.0, 1.0, 1.0)):
+        first, z_layer = self.layers[0], self.layers[-1]
+        start = self.lookups.read([first], h_of=z_layer, keep=first)
         return Writer(
-            self.session, some_requests(4), self.layers, self.lookups, self.values, solve,
-            allowed, Clock(), {}, torch.tensor(weights),
+            self.session, some_requests(4), self.layers, start, self.values, solve, allowed,
+            Clock(), {}, torch.tensor(weights),
         )  # fmt: skip
 
     def write(self, layer, keys, residual):
@@ -179,6 +181,16 @@ def test_out_of_bounds_is_what_a_pass_left_out(most, status, tokenizer):
     near = replace(one.values[rows], z=writer.h[rows] + 0.9 * bound / math.sqrt(32))
     assert writer.rewrite(rows, near).tolist() == [2]
     assert writer.progress().status[2] == "residual_left"
+
+
+def test_a_fact_that_the_model_knew_has_converged(tokenizer):
+    """Its first residual is nothing, and half of nothing is not reached."""
+    a_round = Round(tiny_model("llama"), tokenizer, [1, 2])
+    writer = a_round.writer(a_round.write)
+    writer.first = torch.tensor([0.0, 0.0, 1.0, 1.0])
+    h = a_round.values.base.norm(dim=1)
+    writer.after = torch.tensor([0.005 * h[0], 0.02 * h[1], 0.5, 0.9])
+    assert writer.progress().status == ("converged", "residual_left", "converged", "residual_left")
 
 
 def test_what_was_never_written_stays_out_of_bounds_where_other_writes_move_it(tokenizer):
