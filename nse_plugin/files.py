@@ -212,7 +212,7 @@ class JsonLines(Generic[T]):
                 file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
-            except OSError:
+            except BaseException:  # also where the user interrupts
                 with contextlib.suppress(OSError):
                     os.truncate(self.path, self._ends[-1])
                 raise

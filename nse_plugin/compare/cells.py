@@ -25,7 +25,7 @@ from nse_plugin.compare.results import SCHEMA, CellResult, RoundPoint, Seconds
 from nse_plugin.compare.untouched import NoEdits
 from nse_plugin.data.streams import held_out_texts, settled
 from nse_plugin.easyedit.checkout import ROOT_VARIABLE
-from nse_plugin.errors import NSEPluginError
+from nse_plugin.errors import DataError, NSEPluginError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.metrics import SCORES, Answered
 from nse_plugin.evaluation.protocol import Protocol
@@ -33,8 +33,8 @@ from nse_plugin.files import JsonLines, write_text
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.frozen import FrozenAnswers
-from nse_plugin.runs.identity import as_json, hashed
-from nse_plugin.runs.reading import RunResult
+from nse_plugin.runs.identity import as_json, hashed, model_identity
+from nse_plugin.runs.reading import RunResult, read_manifest
 from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.start import read_requests
@@ -152,7 +152,7 @@ def _schedule(
         order=cell.order,
         seed=cell.seed,
         held_out=texts,
-        frozen=_frozen(cell),
+        frozen=_frozen(cell, edited.model),
     ).run()
 
 
@@ -190,14 +190,25 @@ def _own_folder(made: Recipe) -> Iterator[None]:
             os.chdir(before)
 
 
-def _frozen(cell: Cell) -> dict[tuple[str, ...], list[Answered]]:
+def _frozen(cell: Cell, model: nn.Module) -> dict[tuple[str, ...], list[Answered]]:
     """The untouched model's answers to rounds, by the digests of their requests.
 
     They come from its finished cells of any seed.  Only whole rounds are used, because the last
     bits of an answer depend on the questions in the same batch.
+
+    Raises:
+        DataError: a cell was run with another model than this one.
     """
-    found = {}
-    for final in sorted(cell.untouched_runs.glob("*/final.json")):
+    found: dict[tuple[str, ...], list[Answered]] = {}
+    finished = sorted(cell.untouched_runs.glob("*/final.json"))
+    now = model_identity(model) if finished else None
+    for final in finished:
+        manifest = read_manifest(final.parent)
+        if manifest is None or manifest["run"]["model"] != now:
+            raise DataError(
+                f"{final.parent} has the answers of another model than {cell.model.source} is now "
+                "(its weights, dtype or device); give another folder for the comparison"
+            )
         frozen = FrozenAnswers(JsonLines(final.with_name("frozen.jsonl")))
         for number in range(1, len(frozen) + 1):
             requests, answers = frozen.read(number)

@@ -141,6 +141,12 @@ class Comparison:
         kept = read_cell(cell.result)
         if kept is None or kept["run_info"]["status"] == "failed":
             return None
+        of = tuple(kept["run_info"][key] for key in ("model", "method", "seed"))
+        if of != (cell.model.key, cell.method, cell.seed):
+            raise DataError(
+                f"{cell.result} is the result of {of[1]} on {of[0]} with seed {of[2]}, so it is at "
+                "the wrong place; remove it to run the cell"
+            )
         found = changed_since(cell, kept["method_info"])
         if found:
             raise DataError(

@@ -40,8 +40,9 @@ _NOTE = (
     "then."
 )
 _AGE_NOTE = (
-    "In percent. right after: each round before the next, mean over rounds; thirds of the rounds "
-    "are tested at the end. locality of effective edits: of the edits that are in effect."
+    "In percent. right after: each round before the next, mean over rounds, by their edits; "
+    "thirds of the rounds are tested at the end. locality of effective edits: of the edits that "
+    "are in effect."
 )
 
 

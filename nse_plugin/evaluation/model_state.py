@@ -86,7 +86,7 @@ def free_generation(
         judged: also judge the texts, up to their ends, as :mod:`.generated` does.
 
     Returns:
-        ``n``; ``exact``: up to its end (first full stop, line break or end token) the text is the
+        ``n``; ``exact``: up to its end (full stop, line break or end token) the text is the
         target; ``contains``: the whole text has the target as whole words; ``natural_stop``: the
         text ended within ``max_new_tokens``; ``words_after``: the number of words between a
         target that the text begins with and its end; with ``judged`` also ``judged`` and
@@ -97,12 +97,11 @@ def free_generation(
     answers, exact, contains, natural, after = [], [], [], [], []
     for request, (text, ended) in zip(requests, written):
         target = request.target_new.strip()
-        said = text if target[-1:] in ".\n" else _STOPS.split(text.lstrip(), maxsplit=1)[0]
-        said = said.strip()
+        said, more = _up_to_its_end(text, target)
         answers.append(said)
         exact.append(float(said == target))
-        if found := re.match(rf"{re.escape(target)}(?!\w)", said):
-            after.append(float(len(said[found.end() :].split())))
+        if more is not None:
+            after.append(float(len(more.split())))
         contains.append(float(holds(text, target)))
         natural.append(float(ended or bool(_STOPS.search(text.lstrip()))))
     shares: dict[str, Any] = {
@@ -118,6 +117,19 @@ def free_generation(
     asked = [Question(n, "rewrite", r.text, r.target_new) for n, r in enumerate(requests)]
     scores = generated.scores(asked, answers, judge)
     return {**shares, "judged": mean(scores), "judge": judge.model if judge else None}
+
+
+def _up_to_its_end(text: str, target: str) -> tuple[str, str | None]:
+    """A text up to its first full stop or line break, and what of it follows the target.
+
+    A stop within a target that the text begins with (*St. Louis*) does not count; one at the
+    target's end does.  The second part is None of a text that does not begin with the target.
+    """
+    text = text.strip()
+    if not re.match(rf"{re.escape(target)}(?!\w)", text):
+        return _STOPS.split(text, maxsplit=1)[0].strip(), None
+    more = "" if target[-1] == "." else _STOPS.split(text[len(target) :], maxsplit=1)[0].rstrip()
+    return target + more, more
 
 
 def holds(text: str, answer: str) -> bool:

@@ -58,9 +58,10 @@ def kinds_table(run: Run) -> Table | None:
     written = {f"free_{name}": value for name, value in last.get("generation", {}).items()}
     ages = sorted(last["retention"], key=lambda row: row["edited"])
     third = -(-len(ages) // 3)
+    kept = [line for line in run.lines if line["file"] is not None]
     rows = []
     for name, head in {**KINDS, **_OTHERS}.items():
-        after = _mean((line["edits"], (line["scores"] or {}).get(name)) for line in run.lines)
+        after = _mean((line["edits"], (line["scores"] or {}).get(name)) for line in kept)
         old, new = (
             _mean((row["n"], row.get(name)) for row in some)
             for some in (ages[:third], ages[-third:])
@@ -69,7 +70,9 @@ def kinds_table(run: Run) -> Table | None:
         if any(value is not None for value in values):
             rows.append((head, *map(percent, values)))
     about = kinds_note(row[0] for row in rows)
-    note = f"In percent; right after: mean over rounds; thirds of the rounds. {about}"
+    note = (
+        f"In percent; right after: mean over rounds, by their edits; thirds of the rounds. {about}"
+    )
     heads = ("kind of score", *AGES)
     return Table.of_numbers("The same edits by kind of score", heads, rows, note)
 

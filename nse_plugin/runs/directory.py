@@ -44,7 +44,7 @@ from nse_plugin.runs.schema import (
     Manifest,
     RoundLine,
 )
-from nse_plugin.session.ledger_files import damaged, round_path
+from nse_plugin.session.ledger_files import by_number, damaged, round_path
 from nse_plugin.session.records import Written
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,8 @@ def run_directory(path: Path, resumes: bool = True) -> Iterator[RunDirectory]:
             )
         with explained(path, WAY_OUT):
             for left in path.glob("*.tmp"):  # of a process that was killed
-                left.unlink(missing_ok=True)
+                if left.is_file():  # and not the folder of an export
+                    left.unlink(missing_ok=True)
         yield RunDirectory(path)
 
 
@@ -187,6 +188,7 @@ class RunDirectory:
         present = set(self.path.glob("round-*.safetensors"))
         undone = {entry["number"] for entry in undone_rounds(self.path)}
         files: list[Path] = []
+        joint = list(consolidations(self.path))
         for index, line in enumerate(lines):
             if line["file"] is None:
                 continue
@@ -194,8 +196,10 @@ class RunDirectory:
             if path not in present:
                 if line["file"] in undone:  # whose file is not needed
                     continue
-                later = [name for entry in islice(lines, index, None) if entry["file"] is not None
-                         if (name := round_path(self.path, entry["file"])) in present]  # fmt: skip
+                written = [entry["file"] for entry in islice(lines, index, None)]
+                written += [one["file"] for one in joint if one["after"] >= line["round"]]
+                later = [name for number in written if number is not None
+                         if (name := round_path(self.path, number)) in present]  # fmt: skip
                 if later:
                     raise DataError(
                         f"{path} is gone, and {later[0].name} is there; restore it, or remove "
@@ -212,7 +216,7 @@ class RunDirectory:
                     f"remove it and the later ones to resume from round {line['round'] - 1}"
                 )
             files.append(path)
-        for one in consolidations(self.path):
+        for one in joint:
             path = round_path(self.path, one["file"])
             if path not in present and one["file"] in undone:
                 continue
@@ -225,7 +229,7 @@ class RunDirectory:
                         path, ROUNDS)  # fmt: skip
             with explained(path, WAY_OUT):
                 path.unlink()
-        return sorted(files)
+        return sorted(files, key=by_number)
 
     def _lines(self, name: str, kind: type) -> JsonLines:
         path = self.path / name

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from nse_plugin.runs.reading import RunFiles, measurements, undone_rounds
+from nse_plugin.runs.reading import RunFiles, measurements
 from nse_plugin.session.records import were_undone
 
 FactOutcome = Literal[
@@ -57,7 +57,7 @@ def facts_of(files: RunFiles) -> list[Fact]:
     Raises:
         DataError: ``frozen.jsonl`` does not hold the requests, or a file is damaged.
     """
-    undone = {entry["number"] for entry in undone_rounds(files.folder)}
+    undone = {entry["number"] for entry in files.undone}
     tested, answers = _last_answers(files)
     since, jointly = tuple(files.undone_since(tested)), _after_consolidation(files, tested)
     requests = files.requests()

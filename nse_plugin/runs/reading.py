@@ -33,7 +33,13 @@ from nse_plugin.runs.schema import (
     check,
 )
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.ledger_files import host_method, load_rounds, lost_round, round_path
+from nse_plugin.session.ledger_files import (
+    by_number,
+    host_method,
+    load_rounds,
+    lost_round,
+    round_path,
+)
 from nse_plugin.session.records import Undone
 
 
@@ -90,6 +96,11 @@ class RunFiles:
         """How the run ended, or None if it has not."""
         return read_final(self.folder)
 
+    @cached_property
+    def undone(self) -> list[UndoneRound]:
+        """The undone rounds, in the order in which they were undone."""
+        return undone_rounds(self.folder)
+
     def measured(self) -> int:
         """The number of rounds before the last measurement of all edits; 0 if there was none."""
         points = measurements(self.lines, self.final)
@@ -106,14 +117,14 @@ class RunFiles:
         later |= {line["file"] for line in consolidations(self.folder) if line["after"] >= tested}
         return [
             entry["number"]
-            for entry in undone_rounds(self.folder)
+            for entry in self.undone
             # entries of early versions have no order; they may be younger than the measurement
             if entry.get("after", tested) >= tested and entry["number"] not in later
         ]
 
     def consolidated(self) -> Consolidation | None:
         """The last consolidation that is in effect; it includes the earlier ones."""
-        undone = {entry["number"] for entry in undone_rounds(self.folder)}
+        undone = {entry["number"] for entry in self.undone}
         active = [line for line in consolidations(self.folder) if line["file"] not in undone]
         return active[-1] if active else None
 
@@ -164,7 +175,7 @@ class RunFiles:
 
     def ledger_without(self, lost: Collection[int]) -> Ledger:
         """The ledger, also without some rounds whose files are lost."""
-        undone = [Undone(e["number"], e["time"], e["reason"]) for e in undone_rounds(self.folder)]
+        undone = [Undone(e["number"], e["time"], e["reason"]) for e in self.undone]
         gone = {*lost, *(entry.number for entry in undone)}
         sums: dict[Path, str] = {}
         for number, sha256 in self.checksums().items():
@@ -294,8 +305,8 @@ def without_line(present: set[Path], named: Iterable[Path]) -> list[Path]:
         DataError: there are others, so a log has lost lines.
     """
     named = set(named)
-    found = sorted(present - named)
-    newest = max(present | named, key=lambda path: (len(path.name), path.name), default=None)
+    found = sorted(present - named, key=by_number)
+    newest = max(present | named, key=by_number, default=None)
     if len(found) > 1 or (found and found[0] != newest):
         raise DataError(
             f"{found[0].parent / ROUNDS} has no line for {', '.join(path.name for path in found)}; "

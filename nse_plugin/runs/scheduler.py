@@ -239,6 +239,7 @@ class SequentialScheduler:
             if written.left_out:
                 log.warning("round %d: %s", number, written.why_left_out())
             superseded = self.history.add(number, requests)
+            self._state = None  # what was measured before this round
             if problem is None:
                 untouched = not self._changed and not written.changed
                 self._state = measured = self._measured(untouched)

@@ -38,6 +38,11 @@ class Saved(NamedTuple):
     sha256: str
 
 
+def by_number(path: Path) -> tuple[int, str]:
+    """Sorts the files of rounds by their numbers, which have four digits or more."""
+    return len(path.name), path.name
+
+
 def round_path(folder: Path, number: int) -> Path:
     """The file of a round; numbers begin at 1."""
     return folder / f"round-{number:04d}.safetensors"

@@ -35,6 +35,7 @@ from nse_plugin.runs.schema import check
 from nse_plugin.session.session import EditSession
 from tests.compare.grids import NSE, arguments, comparison, quiet, without_machine
 from tests.runs.runs import requests
+from tests.tiny import tiny_model
 
 
 def by_place(result):
@@ -168,6 +169,27 @@ def test_a_done_cell_of_other_settings_is_refused(world, whole, tmp_path):
     result["method_info"]["implementation"] = "EasyEdit"
     (folder / "results/tiny/NSE/0.json").write_text(json.dumps(result))
     with pytest.raises(DataError, match="implementation was 'EasyEdit', is 'nse_plugin'"):
+        comparison(world, folder).run(quiet)
+
+
+def test_answers_of_another_model_are_refused(world, whole, tmp_path):
+    """The model's folder has other weights than when the untouched model was asked."""
+    folder, other = tmp_path / "out", tmp_path / "model"
+    shutil.copytree(whole[0], folder)
+    shutil.copytree(world / "model", other)
+    changed = tiny_model("gpt2")
+    with torch.no_grad():
+        changed.get_parameter("transformer.h.1.mlp.c_proj.weight")[0, 0] += 1e-3
+    changed.save_pretrained(other)
+    more = comparison(world, folder, methods="FT", models=f"tiny={other}", seeds="0").run(quiet)
+    assert "has the answers of another model" in by_place(more)[("FT", 0)]["run_info"]["error"]
+
+
+def test_a_result_at_the_wrong_place_is_not_believed(world, whole, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(whole[0], folder)
+    shutil.copyfile(folder / "results/tiny/NSE/0.json", folder / "results/tiny/NSE/1.json")
+    with pytest.raises(DataError, match="result of NSE on tiny with seed 0, so it is at the wrong"):
         comparison(world, folder).run(quiet)
 
 

@@ -15,6 +15,7 @@ import torch
 from nse_plugin.data import atlas, earth
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, HparamsError, MissingPackageError, RequestError
+from nse_plugin.evaluation import model_state
 from nse_plugin.evaluation.metrics import SCORES, ask, asked_texts, summarise
 from nse_plugin.evaluation.model_state import (
     direction_drift,
@@ -276,8 +277,6 @@ def test_direction_drift_is_what_the_dominant_directions_no_longer_span():
 def test_free_generation_counts_whole_answers(monkeypatch):
     texts = [" Quill. He", " a Quillon", " in Quill", " Quill", " Quill in old Garn. It"]
     written = [(text, text == " Quill") for text in texts]  # the fourth has an end token
-    from nse_plugin.evaluation import model_state
-
     monkeypatch.setattr(model_state, "greedy_endings", lambda *a: written[: len(a[2])])
     asked = [EditRequest(i, "{} lives in", "Mara", "Quill") for i in range(5)]
     found = free_generation(None, None, asked, 4)
@@ -287,6 +286,23 @@ def test_free_generation_counts_whole_answers(monkeypatch):
     assert free_generation(None, None, [], 4)["exact"] is None
     judged = free_generation(None, None, asked, 4, judged=True)  # offline: " a Quillon" is not it
     assert judged == {**found, "judged": 0.4, "judge": None}
+
+
+def test_a_full_stop_within_the_answer_does_not_end_it(monkeypatch):
+    texts = [
+        " St. Louis. He was",
+        " St. Louis in Missouri. It",
+        " St. Gallen. It",
+        " the D.C. area",
+    ]
+    asked = [
+        EditRequest(i, "{} lives in", "Mara", target)
+        for i, target in enumerate(["St. Louis", "St. Louis", "St. Louis", "D.C."])
+    ]
+    written = [(text, False) for text in texts]
+    monkeypatch.setattr(model_state, "greedy_endings", lambda *_: written)
+    found = free_generation(None, None, asked, 4)
+    assert (found["exact"], found["words_after"]) == (0.25, 1.0)
 
 
 @pytest.mark.parametrize("named_by", ["tokenizer", "generation_config"])

@@ -34,6 +34,19 @@ def reopened(folder):
     return subject, dict(subject.model.named_parameters())
 
 
+def test_a_lost_file_before_a_consolidation_costs_no_line(finished):
+    folder = finished.run_dir
+    consolidate_run(folder, finished.backend)
+    lost, lines = round_path(folder, 3), (folder / "rounds.jsonl").read_bytes()
+    content = lost.read_bytes()
+    lost.unlink()
+    with pytest.raises(DataError, match=r"round-0003.* is gone, and round-0004"):
+        runs.scheduler(folder).run()
+    assert (folder / "rounds.jsonl").read_bytes() == lines
+    lost.write_bytes(content)
+    assert runs.scheduler(folder).run().status == "complete"
+
+
 def test_stored_resumed_and_undone(finished):
     folder, rounds = finished.run_dir, runs.weights(finished)
     line = consolidate_run(folder, finished.backend)

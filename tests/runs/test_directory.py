@@ -16,6 +16,7 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.runs import budget
 from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.stopping import StopRules
+from nse_plugin.session.ledger_files import by_number, round_path
 from tests.runs.runs import (
     hparams,
     interrupt,
@@ -108,6 +109,18 @@ def test_a_damaged_round_file_is_named_and_its_removal_helps(part, whole, damage
         scheduler(part).run()
     path.unlink()
     assert_resumes(part, whole)
+
+
+def test_files_are_in_the_order_of_their_numbers():
+    numbers = [9998, 9999, 10_000, 10_001]
+    files = [round_path(Path("run"), number) for number in reversed(numbers)]
+    assert sorted(files, key=by_number) == [round_path(Path("run"), n) for n in numbers]
+
+
+def test_the_unfinished_folder_of_an_export_is_left_alone(part, whole):
+    (part / "adapter.99.tmp").mkdir()
+    assert_resumes(part, whole)
+    assert (part / "adapter.99.tmp").is_dir()
 
 
 def test_a_hole_is_an_error(part):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -175,6 +177,26 @@ def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, monkeypat
     assert same_bits(one.model, before) and contents(one) == files
     assert not new.folder.exists() and not len(new.session.ledger)
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
+
+
+def test_an_interrupt_while_a_line_is_written_leaves_no_line(one, monkeypatch):
+    before, files = bits(one.model), contents(one)
+    monkeypatch.setattr(os, "fsync", fsync_interrupted_at("rounds.jsonl", os.fsync))
+    with pytest.raises(KeyboardInterrupt):
+        one.edit("{Zawos Kofird} speaks", NEW)
+    monkeypatch.undo()
+    assert same_bits(one.model, before) and contents(one) == files
+
+
+def fsync_interrupted_at(name, real):
+    """An fsync that is interrupted once the file of this name is on disk."""
+
+    def fsync(descriptor):
+        real(descriptor)
+        if Path(os.readlink(f"/proc/self/fd/{descriptor}")).name == name:
+            raise KeyboardInterrupt
+
+    return fsync
 
 
 @pytest.mark.parametrize("part", ["rounds", "finish"])

@@ -27,7 +27,7 @@ from nse_plugin.methods.registry import METHODS
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs import listeners
 from nse_plugin.runs import scheduler as scheduling
-from nse_plugin.runs.backends import backend_of
+from nse_plugin.runs.backends import SessionBackend, backend_of
 from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
@@ -366,6 +366,17 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
     assert len(RunFiles(tmp_path).ledger) == (2 if action == "continue" else 1)
     again = scheduler(tmp_path, stop_rules=rules)
     assert again.run().final == result.final and same_bits(weights(again), weights(made))
+
+
+def test_the_final_scores_are_of_the_last_round_though_it_was_not_measured(tmp_path, monkeypatch):
+    sound = scheduler(tmp_path / "sound").run()
+    problems = iter([None, None, "weight"])
+    monkeypatch.setattr(SessionBackend, "problem", lambda _: next(problems))
+    rules = StopRules(on_collapse="continue")
+    result = scheduler(tmp_path / "other", stop_rules=rules).run()
+    assert list(result.lines())[-1]["scores"] is None
+    assert result.final["measurement"]["all"] == sound.final["measurement"]["all"]
+    assert result.final["measurement"]["answers"] == sound.final["measurement"]["answers"]
 
 
 def test_no_perplexity_is_past_every_bound():
