@@ -70,7 +70,7 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
         return read_method_yaml(path) | changes | {"model_name": model_name}
     found = defaults_for(name, model_name)
     log.warning(
-        "nse_plugin has no settings of %s for %s and uses defaults; nse tune finds better ones",
+        "nse_plugin has no settings of %s for %s and uses general ones; nse tune finds better ones",
         name, model_name,
     )  # fmt: skip
     return found | changes
@@ -87,7 +87,7 @@ def defaults_for(method: str, model_name: str) -> dict[str, Any]:
         raise HparamsError(f"method {method!r} wraps another method; {way_out}")
     if method not in (*LOCATE, "FT", "UltraEdit"):
         raise HparamsError(
-            f"method {method!r} has neither settings for {model_name} nor defaults; "
+            f"method {method!r} has neither settings for {model_name} nor general ones; "
             f"find some with nse tune --method {method} --model {model_name}, or give a YAML"
         )
     return first_values(method, model_name, _blocks_of(model_name))
