@@ -76,8 +76,8 @@ def find_yaml(name_or_path: str) -> Path:
     ]
     raise HparamsError(
         f"no hparams file {name_or_path!r}{did_you_mean(name_or_path, shipped, most=3)}; give the "
-        f"path of a YAML, or the name of one of the {len(shipped)} in {yaml_dir()}; a model without "
-        "a YAML gets general settings by --method and --model (in Python: hparams_for)"
+        f"path of a YAML, or the name of one of the {len(shipped)} in {yaml_dir()}; for a model "
+        "without a YAML, --method and --model (in Python hparams_for) give general settings"
     )
 
 
