@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from nse_plugin.data import atlas
+from nse_plugin.data.facts import others_like
 from nse_plugin.errors import (
     DataError,
     HparamsError,
@@ -32,6 +33,7 @@ from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.start import make_scheduler
 from nse_plugin.runs.undo import undo_round, undone_text
+from tests.plain import plain_answer
 from tests.tiny import bits, same_bits
 
 MODEL = "atlas:gpt2"
@@ -424,6 +426,36 @@ def test_a_stream_does_not_resume_it(one):
             one.undo()
         with pytest.raises(DataError, match="a folder of edits made with nse edit.*add to it with"):
             make_scheduler(settings).run()
+
+
+def test_an_earlier_edit_that_a_later_one_erases_is_named(one):
+    """With NSE as published: two facts of a subject share a key, and the later one is written."""
+    one.hparams.merge_subjects, one.hparams.repair_rounds = False, 0
+    report = one.edit("{} plays the", "zither", SUBJECT)
+    assert not one.ask(TEXT, plain=True).edited.startswith(NEW)
+    assert report.earlier.asked == 1 and report.earlier.lost == (TEXT,)
+    assert f"earlier edits: 0 of 1 are in effect\n  not in effect: {TEXT}" in report.text()
+
+
+def test_what_the_model_knew_before_a_round_is_said(one, tmp_path):
+    """Before this round, and not before the first one."""
+    known = EditFolder(tmp_path / "new", MODEL).edit(PROMPT, OLD, SUBJECT)
+    assert known.facts[0].known_before and "already in effect before" in known.text()
+    assert one.edit(PROMPT, NEW, SUBJECT).facts[0].known_before
+    assert not one.edit(PROMPT, OLD, SUBJECT).facts[0].known_before
+
+
+def test_the_neighbours_are_those_of_whose_answer_the_model_is_surest(made):
+    folder, report = made
+    with folder.session.rewound():
+        texts = [f"{other} speaks" for other in others_like(SUBJECT)]
+        answers = neighbours._answers(folder.model, folder.tokenizer, texts)
+        unlikely = {
+            text: plain_answer(folder.model, folder.tokenizer, text, answer).nll
+            for text, answer in zip(texts, answers)
+        }
+    asked = [each.prompt for each in report.facts[0].asked if each.kind == "neighbour"]
+    assert len(texts) > 4 and asked == sorted(texts, key=unlikely.get)[:2]
 
 
 def test_a_second_fact_of_a_subject_leaves_the_first(one):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,31 +64,41 @@ def test_shuffled_depends_on_the_seed_alone():
     assert sorted(ids(0)) == list(range(20))
 
 
-@pytest.mark.parametrize("order", ["given", "grouped"])
+def endless(subject, drawn, bound):
+    """A stream that never ends; reading it beyond the bound fails instead of hanging."""
+    for i in itertools.count():
+        assert i < bound, "more was drawn than needed"
+        drawn.append(i)
+        yield {"prompt": f"{{}} is {i}", "subject": subject.format(i), "target_new": "x"}
+
+
+@pytest.mark.parametrize("order", ["given", "grouped", "shuffled"])
 def test_an_iterator_is_drawn_no_further_than_needed(order):
-    drawn = []
-
-    def stream():
-        i = 0
-        while True:  # never ends
-            drawn.append(i)
-            yield {"prompt": "{} is", "subject": f"S{i}", "target_new": "x"}
-            i += 1
-
-    rounds = iter(Rounds(stream(), 3, order))
-    assert [r.case_id for r in next(rounds).requests] == [0, 1, 2]
-    assert len(drawn) == 3
-    next(rounds)
-    assert len(drawn) == 6
+    drawn, made = [], []
+    rounds = iter(Rounds(endless("S{}", drawn, bound=100), 3, order))
+    for number in range(16):
+        made += [r.case_id for r in next(rounds).requests]
+        windows = number // 8 + 1  # of 8 rounds
+        assert len(drawn) == (24 * windows if order == "shuffled" else len(made))
+    assert sorted(made[:24]) == list(range(24)) and sorted(made) == list(range(48))
+    assert (made == sorted(made)) is (order != "shuffled")
 
 
 def test_grouped_does_not_wait_for_ever():
-    def stream():
-        for i in range(100):
-            yield EditRequest(i, f"{{}} is {i}", "one subject", "x")
+    drawn = []
+    rounds = iter(Rounds(endless("one subject", drawn, bound=100), 4, "grouped"))
+    for number in range(3):
+        assert [r.case_id for r in next(rounds).requests] == [number]
+        assert len(drawn) == 1 + 8 * 4 + number  # no more than the requests of 8 rounds wait
+    stream = itertools.islice(endless("one subject", [], bound=100), 100)
+    assert [len(p.requests) for p in Rounds(stream, 4, "grouped")] == [1] * 100
 
-    cut = list(Rounds(stream(), 4, "grouped"))
-    assert [len(p.requests) for p in cut] == [1] * 100
+
+def test_grouped_takes_other_spellings_for_the_same_subject():
+    names = ["Ann", "ann", "Ann "]
+    requests = [EditRequest(i, f"{{}} is {i}", name, "x") for i, name in enumerate(names)]
+    cut = list(Rounds(requests, 3, "grouped"))
+    assert [[r.case_id for r in p.requests] for p in cut] == [[0], [1], [2]]
 
 
 @pytest.mark.parametrize(

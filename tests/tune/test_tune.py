@@ -22,7 +22,7 @@ from nse_plugin.tune.search import tune
 from nse_plugin.tune.settings import TuneSettings
 from nse_plugin.tune.stages import start
 from nse_plugin.tune.trials import Trial, Trials
-from tests.tiny import tiny_model
+from tests.tiny import TEXTS, bits, same_bits, tiny_model
 
 
 def facts(n: int) -> list[EditRequest]:
@@ -139,19 +139,47 @@ def test_every_method_has_a_start_that_it_takes(tokenizer, method, tmp_path):
     assert session.ledger.edits() == 2
 
 
-def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(tokenizer, monkeypatch):
-    model = tiny_model("gpt2")
-    session = EditSession.of(model, tokenizer)
+def quick(session, folder):
+    """Settings that edit a tiny model in little time."""
+    given = dict(mom2_dataset=str(TEXTS), mom2_n_samples=40, n_contexts=0, stats_dir=str(folder))
+    return start(session, "NSE", "tiny", {**given, "v_num_grad_steps": 4})
 
-    def broken(*_arguments, **_options):
+
+def test_each_trial_begins_with_the_untouched_model(tokenizer, tmp_path):
+    model = tiny_model("llama")
+    original, session = bits(model), EditSession.of(model, tokenizer)
+    settings, other = quick(session, tmp_path), {"clamp_norm_factor": 3.0}
+    trials = Trials(session, None, lambda _trial: None)
+    made = [
+        trials.run("first", settings, facts(2)),
+        trials.run("second", settings, facts(2), other),
+    ]
+    for trial in made:
+        assert trial.error is None and 0 < trial.left < 1  # a share of what was to be written
+    assert same_bits(model, original) and len(session.ledger) == 0
+    fresh = tiny_model("llama")
+    alone = Trials(EditSession.of(fresh, tokenizer), None, lambda _trial: None)
+    again = alone.run("second", settings, facts(2), other)
+    assert replace(again, seconds=0) == replace(made[1], seconds=0)
+    assert (made[0].scores, made[0].left) != (made[1].scores, made[1].left)
+
+
+def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(tokenizer, monkeypatch, tmp_path):
+    model = tiny_model("gpt2")
+    original, session = bits(model), EditSession.of(model, tokenizer)
+    real = bases.BASES["NSE"].edit_round
+
+    def broken(*arguments, **options):
+        real(*arguments, **options)
+        assert not same_bits(model, original)
         raise NotFiniteError("all is lost")
 
     monkeypatch.setitem(bases.BASES, "NSE", replace(bases.BASES["NSE"], edit_round=broken))
     told: list[Trial] = []
-    monkeypatch.setattr(Trials, "_compute_statistics", lambda *_: None)
     trials = Trials(session, None, told.append)
-    trial = trials.run("first", start(session, "NSE", "tiny", {}), facts(20))
+    trial = trials.run("first", quick(session, tmp_path), facts(2))
     assert told == [trial] and trial.score == 0 and trial.error == "all is lost"
+    assert same_bits(model, original) and len(session.ledger) == 0
 
 
 def test_settings_without_a_paraphrase_are_compared():
