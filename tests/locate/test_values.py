@@ -38,7 +38,9 @@ def plain_value(model, tokenizer, request, hparams):
     )
     base = None
 
-    def forward(text, position):  # a text, or its ids
+    def forward(text, position, upto=None):  # a text, or its ids
+        """Logits; with ``upto`` those read from the output of that block."""
+
         def edit(_module, _args, output):
             nonlocal base
             hidden = first_tensor(output).clone()
@@ -51,7 +53,10 @@ def plain_value(model, tokenizer, request, hparams):
         try:
             if isinstance(text, str):
                 text = tokenizer(text, return_tensors="pt")["input_ids"]
-            return model(input_ids=text).logits[0].float()
+            if upto is None:
+                return model(input_ids=text).logits[0].float()
+            states = model(input_ids=text, output_hidden_states=True).hidden_states
+            return model.lm_head(layout.final_norm(states[upto + 1]))[0].float()
         finally:
             handle.remove()
 
@@ -72,7 +77,8 @@ def plain_value(model, tokenizer, request, hparams):
             n_prompt = len(tokenizer(text)["input_ids"])
             full = f"{text} {request.target_new}"
             ids = torch.tensor(tokenizer(full)["input_ids"])
-            log_p = forward(full, last_subject_token(text, end)).log_softmax(-1)
+            subject = last_subject_token(text, end)
+            log_p = forward(full, subject, hparams.v_loss_layer).log_softmax(-1)
             targets = ids[n_prompt:]
             rows = torch.arange(n_prompt - 1, len(ids) - 1)
             losses.append(-log_p[rows, targets].mean())
@@ -110,6 +116,7 @@ def plain_value(model, tokenizer, request, hparams):
 
 
 TEXTS = {"kl_texts": 3, "kl_factor": 0.5}
+LOSS_LAYER = {"layers": [1], "v_loss_layer": 2, "kl_factor": 0.5}  # the KL is of all layers
 
 
 @pytest.mark.parametrize(
@@ -118,6 +125,7 @@ TEXTS = {"kl_texts": 3, "kl_factor": 0.5}
         *((family, {}) for family in FAMILY_NAMES),
         *((family, {"v_optimizer": "polyak"}) for family in ("gpt2", "gemma2")),
         *((family, TEXTS) for family in ("gpt2", "gemma2")),
+        *((family, LOSS_LAYER) for family in ("gpt2", "llama")),
     ],
     ids=str,
 )
@@ -137,6 +145,7 @@ def test_batched_equals_one_at_a_time(family, settings, tokenizer):
     "targets, stop",
     [
         (["Garn", "you", "Quill"], {"v_stop_loss": 5.3}),
+        (["Garn", "you", "Quill"], {"v_stop_loss": 5.3, "v_optimizer": "polyak"}),
         (["the", "a", "is"], {"v_stop": "rank", "layers": [3]}),
     ],
 )

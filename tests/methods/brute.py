@@ -15,6 +15,12 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams
 
+FEW_AND_MANY_KEYS = [
+    ("gpt2", {}), ("llama", {}), ("gpt2", {"n_inner": 8}), ("llama", {"intermediate_size": 8}),
+]  # fmt: skip
+"""Families and sizes of tiny models.  With 48 neurons the keys of :func:`three_rounds` are few in
+every round; with 8 they are too many in the third, and the dense system is solved."""
+
 
 def hparams_of(kind: type, **changes: Any) -> Any:
     """Hyperparameters of any method that edit a tiny model in little time."""

@@ -14,13 +14,14 @@ from nse_plugin.objectives import nll
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
 from tests.methods.brute import (
+    FEW_AND_MANY_KEYS,
     Brute,
     check_equal,
     down_weights,
     hparams_of,
     three_rounds,
 )
-from tests.tiny import some_requests
+from tests.tiny import some_requests, tiny_model
 
 
 @pytest.fixture
@@ -35,7 +36,9 @@ def projection(covariance, threshold):
     return U @ U.T
 
 
-def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
+@pytest.mark.parametrize(("family", "sizes"), FEW_AND_MANY_KEYS, ids=str)
+def test_three_rounds_equal_the_formula(family, sizes, tokenizer, hparams):
+    model = tiny_model(family, **sizes)
     original = copy.deepcopy(model)
     session = EditSession.of(model, tokenizer)
     brute = Brute.of(model, tokenizer, hparams)

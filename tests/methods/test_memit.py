@@ -13,8 +13,8 @@ from nse_plugin.objectives import nll
 from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
-from tests.methods.brute import Brute, check_equal, hparams_of, three_rounds
-from tests.tiny import some_requests
+from tests.methods.brute import FEW_AND_MANY_KEYS, Brute, check_equal, hparams_of, three_rounds
+from tests.tiny import some_requests, tiny_model
 
 
 @pytest.fixture
@@ -22,7 +22,14 @@ def hparams(tmp_path):
     return hparams_of(MEMITHparams, stats_dir=str(tmp_path))
 
 
-def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
+@pytest.mark.parametrize(
+    ("family", "sizes", "use_previous"),
+    [*((*case, True) for case in FEW_AND_MANY_KEYS), ("gpt2", {}, False), ("llama", {}, False)],
+    ids=str,
+)
+def test_three_rounds_equal_the_formula(family, sizes, use_previous, tokenizer, hparams):
+    hparams.use_previous_keys = use_previous
+    model = tiny_model(family, **sizes)
     original = copy.deepcopy(model)
     session = EditSession.of(model, tokenizer)
     brute = Brute.of(model, tokenizer, hparams)
@@ -30,16 +37,19 @@ def test_three_rounds_equal_the_formula(model, tokenizer, hparams):
         session.untouched.contexts(hparams),
         session.untouched.covariances(hparams),
     )
+    previous = {layer: torch.zeros_like(C).double() for layer, C in covariances.items()}
 
     def solve(layer, K, R):
         A = hparams.mom2_update_weight * covariances[layer].double() + K @ K.T
+        A += use_previous * previous[layer]
         return R @ K.T @ torch.linalg.inv(A)
 
     for requests in three_rounds():
         # no rewinding: z of every round is that of the model as it is then
         z = values_of(brute.session.layout, tokenizer, requests, contexts, hparams, nll).z
         edit_round(session, requests, hparams)
-        brute.spread(requests, z, contexts, solve)
+        for layer, K in brute.spread(requests, z, contexts, solve).items():
+            previous[layer] += K @ K.T
     EditSession.of(original, tokenizer)
     check_equal(original, model, brute.model, hparams.layers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
+from dataclasses import replace
 
 import accelerate
 import pytest
@@ -63,6 +64,18 @@ def test_the_session_goes_with_its_model(tokenizer):
     del model
     gc.collect()
     assert gone() is None and session() is None
+
+
+def test_covariances_are_those_of_the_untouched_model(model, tokenizer, hparams, tmp_path):
+    """Also of a layer that is first asked for after an edit below it, which changes its keys."""
+    clean, session = copy.deepcopy(model), EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(2), replace(hparams, layers=[1]))
+    edited = bits(model)
+    found = session.untouched.covariances(replace(hparams, layers=[3]))
+    assert same_bits(model, edited)
+    elsewhere = replace(hparams, layers=[3], stats_dir=str(tmp_path / "clean"))
+    wanted = EditSession.of(clean, tokenizer).untouched.covariances(elsewhere)
+    assert torch.equal(found[3], wanted[3])
 
 
 def test_weights_that_the_host_put_back(model, tokenizer, hparams, device):
