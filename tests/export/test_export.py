@@ -147,6 +147,7 @@ def test_a_foreign_adapter_with_scaling(rslora, tmp_path):
     config = peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=["down_proj"], layers_to_transform=[1, 3],
         rank_pattern={r"layers\.3\.mlp\.down_proj": 2}, use_rslora=rslora, init_lora_weights=False,
+        alpha_pattern={r"layers\.1\.mlp\.down_proj": 9},
     )  # fmt: skip
     adapted = peft.get_peft_model(model, config).eval()
     adapted.save_pretrained(tmp_path / "foreign")
@@ -306,7 +307,7 @@ def test_a_middle_round_undone(tmp_path):
 
 @pytest.mark.parametrize("equal", [True, False])
 def test_all_layers_get_one_rank_by_default(tmp_path, equal):
-    _model, session = edited("llama", tmp_path)
+    model, session = edited("llama", tmp_path)
     fits = to_peft(session, tmp_path / "adapter", equal_ranks=equal)
     ranks = {fit.rank for fit in fits.values()}
     assert len(ranks) > 1
@@ -317,6 +318,12 @@ def test_all_layers_get_one_rank_by_default(tmp_path, equal):
     )
     assert bool(config["rank_pattern"]) is not equal
     assert config["lora_alpha"] == config["r"] == max(ranks)
+    # a layer of another rank is scaled by 1 like the others, in PEFT and here
+    adapted = peft.PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter"))
+    assert (logits(adapted) - logits(model)).abs().max() < 1e-4
+    clean = tiny_model("llama")
+    from_peft(clean, tiny_tokenizer(), tmp_path / "adapter")
+    assert (logits(clean) - logits(model)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize(("rank", "level"), [(600, "WARNING"), (20, "INFO"), (16, None)])
