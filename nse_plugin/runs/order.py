@@ -197,4 +197,4 @@ def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
 
 
 def _subject(request: EditRequest) -> str:
-    return request.subject.strip().casefold()
+    return request.subject.casefold()
