@@ -38,20 +38,23 @@ def test_summary():
 
 
 def test_bootstrap_against_every_resample():
-    """Of three and two edits all 27 x 4 resamples are written out."""
-    base = [[0.0, 1.0, 1.0], [0.5, 0.5]]
-    own = [[1.0, 0.0, 0.25], [1.0, 0.0]]
+    """Of three, three and two edits all 27 x 27 x 4 resamples are written out.
+
+    Two seeds are alike: if they were resampled with the same draws, the interval would be wider.
+    """
+    base = [[0.0, 1.0, 1.0], [0.0, 1.0, 1.0], [0.5, 0.5]]
+    own = [[1.0, 0.0, 0.25], [1.0, 0.0, 0.25], [1.0, 0.0]]
     gaps = [[a - b for a, b in zip(x, y)] for x, y in zip(own, base)]
     means = [[sum(drawn) / len(g) for drawn in itertools.product(g, repeat=len(g))] for g in gaps]
-    every = [(a + b) / 2 for a in means[0] for b in means[1]]
+    every = [sum(drawn) / 3 for drawn in itertools.product(*means)]
     cells = [cell("A", s, v) for s, v in enumerate(base)]
     cells += [cell("B", s, v) for s, v in enumerate(own)]
     found = one(paired_differences(cells, "A", resamples=100_000, confidence=0.8))
-    assert found["mean"] == pytest.approx(sum(sum(g) / len(g) for g in gaps) / 2)
+    assert found["mean"] == pytest.approx(sum(sum(g) / len(g) for g in gaps) / 3)
     low, high = np.quantile(every, [0.1, 0.9])
     assert found["low"] == pytest.approx(low, abs=0.02)
     assert found["high"] == pytest.approx(high, abs=0.02)
-    assert (found["n_seeds"], found["n_edits"]) == (2, 5)
+    assert (found["n_seeds"], found["n_edits"]) == (3, 8)
 
 
 def test_pairs_are_what_makes_it_narrow():

@@ -28,6 +28,7 @@ from nse_plugin.evaluation.protocol import (
     History,
     MeasuredModel,
     Protocol,
+    _sample,
     measure_model,
 )
 from nse_plugin.hparams import FTHparams, NSEHparams
@@ -343,6 +344,18 @@ def test_history_takes_a_round_back():
     assert "B was" not in texts and "A is" in texts
     history.take_back(1)
     assert "A is" not in texts and history.add(4, [b]) == 0
+
+
+def test_samples_are_drawn_by_seed_and_round():
+    requests = [EditRequest(i, "{} is", f"S{i}", "x") for i in range(20)]
+    history = History(lambda number: (requests, [{}] * 20))
+    history.add(1, requests)
+
+    def sample(seed, number):
+        return [edit.request.case_id for edit in _sample(history, 6, seed, number)]
+
+    assert sample(0, 1) == sample(0, 1) == sorted(sample(0, 1)) and len(sample(0, 1)) == 6
+    assert sample(0, 1) != sample(1, 1) and sample(0, 1) != sample(0, 2)
 
 
 def test_harness_stub_and_missing(monkeypatch):

@@ -13,6 +13,7 @@ from nse_plugin.errors import HparamsError, ModelError, NotFiniteError, SessionE
 from nse_plugin.hparams import FTHparams, UltraEditHparams
 from nse_plugin.methods import ultraedit
 from nse_plugin.methods.ft import edit_round
+from nse_plugin.methods.training import Training
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.objectives import TokenLoss, nll
 from nse_plugin.objectives.token_table import TokenTable
@@ -228,8 +229,14 @@ def test_replay_trains_on_all_edits_so_far(model, tokenizer):
         session.undo(1)
 
 
-def test_replay_mixes_old_and_new_and_is_the_same_again(tokenizer):
-    found = []
+def test_replay_mixes_old_and_new_and_is_the_same_again(tokenizer, monkeypatch):
+    found, orders = [], []
+
+    def watched(session, requests, *args, **named):
+        orders.append([request.case_id for request in requests])
+        return Training(session, requests, *args, **named)
+
+    monkeypatch.setattr("nse_plugin.methods.ft.Training", watched)
     for _ in range(2):
         model = tiny_model("llama")
         session = EditSession.of(model, tokenizer)
@@ -242,8 +249,14 @@ def test_replay_mixes_old_and_new_and_is_the_same_again(tokenizer):
             assert record.outcomes[i].z_loss == pytest.approx(loss, 1e-3)
             target = encode_request(tokenizer, request, with_target=True).target_ids
             assert tuple(course.token for course in table.courses(i)) == tuple(target)
+        edit_round(session, some_requests(6)[3:], h)  # the same edits, in an order of its own
         found.append([p.detach().clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*found))
+    first, second, third = orders[:3]
+    assert orders[3:] == [first, second, third] and first == [0, 1, 2]
+    assert sorted(second) == sorted(third) == list(range(6)) and second != third
+    for order in (second, third):
+        assert {*order[:3]} not in ({0, 1, 2}, {3, 4, 5}), "old and new come one after the other"
 
 
 def test_replay_names_a_round_that_it_cannot_train_on_again(tokenizer):

@@ -123,6 +123,23 @@ def test_dropout_is_drawn_from_seed_and_round_and_off_outside_training(tokenizer
     assert torch.equal(model(**inputs).logits, model(**inputs).logits)
 
 
+def test_each_round_draws_a_dropout_of_its_own(tokenizer):
+    """Rounds that learn nothing and train on one request differ by their masks alone."""
+    model, logits = tiny_model("gpt2"), []
+
+    class Trace:
+        def record(self, _owner, _place, given, _target):
+            logits.append(given.clone())
+
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(1), hparams(model, lora_dropout=0.3))
+    still = hparams(model, lora_dropout=0.3, lr=1e-30, num_steps=1)
+    second, third = (edit_round(session, some_requests(1), still, trace=Trace()) for _ in range(2))
+    assert all(torch.equal(t, third.state.tensors[n]) for n, t in second.state.tensors.items())
+    in_training = logits[::2]  # the others are evaluated afterwards, without dropout
+    assert not torch.equal(*in_training) and torch.equal(*logits[1::2])
+
+
 def test_exported_adapters_load_with_peft(model, tokenizer, tmp_path):
     session = EditSession.of(model, tokenizer)
     with pytest.raises(HparamsError, match="trained adapters have theirs"):
