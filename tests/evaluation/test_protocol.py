@@ -239,15 +239,18 @@ def test_nothing_to_ask_gives_none_and_zero_switches_off():
     assert [len(few[g]) for g in ("paraphrase", "portability", "locality")] == [1, 0, 1]
 
 
-def test_perplexity_is_that_of_all_tokens():
-    model, tok = tiny_model("gpt2"), tiny_tokenizer()
-    nll = []
-    for text in HELD_OUT:
-        ids = torch.tensor([tok(text)["input_ids"]])
+@pytest.mark.parametrize(("context", "read"), [(64, 64), (300, 256)])
+def test_perplexity_is_that_of_all_tokens(context, read):
+    """Of a long text, up to the model's context, and up to 256."""
+    model, tok = tiny_model("gpt2", max_position_embeddings=context), tiny_tokenizer()
+    nll, texts = [], [*HELD_OUT, " ".join(HELD_OUT * 10)]
+    assert len(tok(texts[-1])["input_ids"]) > 300
+    for text in texts:
+        ids = torch.tensor([tok(text)["input_ids"][:read]])
         with torch.no_grad():
             logp = model(ids).logits[0, :-1].double().log_softmax(-1)
         nll += (-logp[torch.arange(ids.shape[1] - 1), ids[0, 1:]]).tolist()
-    assert perplexity(model, tok, HELD_OUT) == pytest.approx(math.exp(mean(nll)), rel=1e-4)
+    assert perplexity(model, tok, texts) == pytest.approx(math.exp(mean(nll)), rel=1e-4)
     with pytest.raises(DataError, match="two tokens"):
         perplexity(model, tok, ["a"])
 

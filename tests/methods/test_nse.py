@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nse_plugin.errors import HparamsError, ModelError, RequestError, StatisticsError
+from nse_plugin.hparams.overtone import OTHERWISE
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.update import select_by
@@ -19,6 +20,7 @@ from nse_plugin.methods.systems import Systems
 from nse_plugin.methods.writer import Passes
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.objectives import nll
+from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from tests.locate.values import values_of
@@ -126,8 +128,8 @@ def test_values_are_kept_where_nothing_that_they_depend_on_differs(
     )
     session = EditSession.of(model, tokenizer)
 
-    def edited(**changes):
-        record = edit_round(session, some_requests(3), replace(hparams, **changes))
+    def edited(objective=nll, **changes):
+        record = edit_round(session, some_requests(3), replace(hparams, **changes), objective)
         weights = down_weights(model, hparams.layers)
         session.undo_all()
         return [outcome.z_norm for outcome in record.outcomes], weights
@@ -144,6 +146,9 @@ def test_values_are_kept_where_nothing_that_they_depend_on_differs(
     ):
         edited(**change)
         assert len(asked) == 3 + number
+    other = edited(Overtone(**OTHERWISE))[0]
+    assert len(asked) == 7 and other != first[0]
+    assert edited(Overtone(**OTHERWISE))[0] == other and len(asked) == 7
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -173,6 +178,7 @@ def test_bounds_without_a_unit(model, tokenizer, hparams):
     assert all(map(torch.equal, written(mom2_update_weight_relative=lam)[1], weights))
     residuals = [o.residual_before for o in outcomes]
     # a first residual is ||delta||, as values rewind to the same weights here
+    assert [o.z_shift for o in outcomes] == pytest.approx(residuals, rel=1e-5)
     low, high = Passes(1, 0.0, None, 0.4, 0.3).bounds(
         torch.tensor(residuals), torch.tensor([10 * r for r in residuals])
     )
@@ -297,6 +303,7 @@ def brute_rounds(model, tokenizer, rounds, hparams):
     contexts, covariances = clean.untouched.contexts(hparams), clean.untouched.covariances(hparams)
     P = {layer: torch.zeros(layout.d_ff, layout.d_ff).double() for layer in hparams.layers}
     for requests in rounds:
+        begun = down_weights(edited, hparams.layers)
         source = clean if hparams.rewind else brute  # whose values
         z = values_of(source.layout, tokenizer, requests, contexts, hparams, nll).z
         lookups = Lookups.of(layout, encode_round(layout, tokenizer, requests, contexts), 100_000)
@@ -339,7 +346,7 @@ def brute_rounds(model, tokenizer, rounds, hparams):
                     delta -= U[:, :k] @ U[:, :k].T @ delta
                     delta[:, I] -= delta[:, I] @ V_I @ torch.linalg.pinv(V_I)
                 if alpha := hparams.soft_projection:
-                    weight = layout.to_weight(layout.down(layer).weight.detach()).double()
+                    weight = begun[i].double()  # not that of this pass
                     eigenvalues, V = torch.linalg.eigh(weight.T @ weight)  # rising
                     below = eigenvalues.flip(0).cumsum(0) < 0.5 * eigenvalues.sum()
                     V_I = V.flip(1)[I, : int(below.sum()) + 1]
@@ -373,13 +380,14 @@ def smallest_cover(score, p):
         {"protect_top_directions": 5, "neuron_threshold": 0.7},
         {"ridge": 0.3},
         {"ridge": 0.3, "neuron_threshold": 0.7},
-        {"soft_projection": 0.8},
-        {"soft_projection": 0.8, "neuron_threshold": 0.7},
+        {"soft_projection": 0.8, "max_iterations": 2},
+        {"soft_projection": 0.8, "max_iterations": 2, "neuron_threshold": 0.7},
     ],
     ids=str,
 )
 def test_variants_equal_the_formula_and_differ_from_the_method(model, tokenizer, hparams, change):
-    hparams = replace(hparams, max_iterations=1, alpha=0.0, v_num_grad_steps=3, **change)
+    hparams = replace(hparams, max_iterations=1, alpha=0.0, v_num_grad_steps=3)
+    hparams = replace(hparams, **change)
     plain = replace(hparams, **{name: VARIANTS[name] for name in change if name in VARIANTS})
     rounds = [some_requests(6)[i : i + 2] for i in (0, 2)]
     original, expected = brute_rounds(model, tokenizer, rounds, hparams)

@@ -168,6 +168,23 @@ def test_weights_count_where_requests_are_written_again(tokenizer):
     close(residual @ keys[:, :2].T, left[:, [0, 0, 0, 0, 1]] @ k.T)
 
 
+def test_key_mass_is_a_share_of_sums_of_absolute_keys(tokenizer):
+    """Of the requests that are written, without their weights and without what is preserved."""
+    one, neurons = Round(six_blocks("llama"), tokenizer, [2, 3]), torch.arange(0, 48, 3)
+
+    def of_some(layer, keys, residual):
+        right = one.compare(layer, keys, residual).right
+        return Factors(neurons, residual, right[:, neurons])
+
+    writer = one.writer(of_some, weights=(1.0, 4.0, 9.0, 1.0))
+    writer.run()
+    writer.rewrite(torch.tensor([1, 3]), one.values[torch.tensor([1, 3])])
+    written = [[0, 1, 2, 3]] * 2 + [[1, 3]] * 2
+    for write, some, (layer, *_, plain, _h) in zip(writer.writes, written, one.solved, strict=True):
+        mass = plain[layer][:, some].abs().sum(dim=1)
+        assert write.key_mass == pytest.approx(float(mass[neurons].sum() / mass.sum()), rel=1e-5)
+
+
 @pytest.mark.parametrize(("most", "status"), [(1, "residual_left"), (2, "out_of_bounds")])
 def test_out_of_bounds_is_what_a_pass_left_out(most, status, tokenizer):
     """Not what the last pass wrote, though its residual grew beyond the bound."""

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -377,6 +378,25 @@ def test_bounds_are_checked_before_the_start(tmp_path, monkeypatch):
             made.run()
     assert not (tmp_path / "manifest.json").exists()
     made.run()
+
+
+def test_the_disk_is_checked_before_each_round(whole, tmp_path, monkeypatch):
+    """Something else fills it after round 1; a byte more would do for two rounds."""
+    usage = SimpleNamespace(free=1 << 40)
+
+    def fill(event, _facts):
+        if event == "round":
+            per_round = json.loads((tmp_path / "manifest.json").read_text())["budget"]
+            usage.free = budget._SPARE + 2 * per_round["disk_per_round"] - 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget.shutil, "disk_usage", lambda _: usage)
+        with pytest.raises(DataError, match="free space or give a folder elsewhere"):
+            scheduler(tmp_path, listeners=[fill]).run()
+    assert [path.name for path in tmp_path.glob("round-*")] == ["round-0001.safetensors"]
+    rest = scheduler(tmp_path)
+    rest.run()
+    assert same_run(tmp_path, whole[0]) and same_bits(weights(rest), whole[1])
 
 
 def test_bounds_hold(whole):

@@ -387,6 +387,24 @@ def test_no_perplexity_is_past_every_bound():
 
 
 @pytest.mark.parametrize(
+    ("rule", "bound"),
+    [("min_retention", 0.5), ("until_collapse", 0.25), ("max_perplexity", 8.0),
+     ("max_perplexity_ratio", 4.0), ("max_change", 0.75)],
+)  # fmt: skip
+def test_a_score_on_its_bound_is_within_it(rule, bound):
+    """With a min_retention of 1 all edits may be in effect."""
+    now = {"perplexity": 8.0, "all": {"efficacy": 0.5, "locality": 0.25}}
+    base, first = {"perplexity": 2.0}, {"all": {"efficacy": 1.0, "locality": 1.0}}
+
+    def broken(bound):
+        return StopRules(**{rule: bound}).check(now, base, None, 0.75, first)
+
+    assert broken(bound) is None
+    past = bound + (-1e-6 if rule.startswith("max") else 1e-6)
+    assert broken(past)["rule"].startswith(rule)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         (dict(on_collapse="unde"), "did you mean 'undo'"),

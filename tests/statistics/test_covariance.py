@@ -131,6 +131,20 @@ def test_neither_batches_nor_padding_side_matter(tmp_path_factory, budget, side)
     assert torch.allclose(found[0].mean, found[1].mean, rtol=1e-4, atol=1e-5)
 
 
+def test_products_in_float64_are_exact(layout, text, tmp_path):
+    """Those in float32 are not, of the same keys."""
+    errors, seen = {}, []
+    layout.down(1).register_forward_pre_hook(lambda _module, args: seen.append(args[0][0].double()))
+    for dtype in ("float64", "float32"):
+        seen.clear()  # keys of one text after the other, without padding
+        moment = compute(layout, text, tmp_path, layers=[1], token_budget=1, dtype=dtype)[1]
+        keys = torch.cat(seen)
+        mean = keys.T @ keys / len(keys)
+        assert len(keys) == moment.count
+        errors[dtype] = float((moment.mean - mean.float()).abs().max() / mean.abs().max())
+    assert errors["float64"] < 1e-10 < errors["float32"]
+
+
 def test_bfloat16_features_are_summed_in_float32(text, tmp_path):
     model = tiny_model("llama", dtype=torch.bfloat16)
     layout = layout_of(model)
@@ -463,6 +477,19 @@ def test_self_is_repeatable_and_varied(layout, monkeypatch):
     assert all(0 not in row for row in rows)  # the only special token ends a text
 
 
+def test_self_is_of_the_full_distribution(layout, monkeypatch):
+    """Of the likeliest tokens alone the covariance would lack what the rare ones give."""
+    cut, real = [], text_sources.sample_ids
+
+    def watched(*args, top_k, **named):
+        cut.append(top_k)
+        return real(*args, top_k=top_k, **named)
+
+    monkeypatch.setattr(text_sources, "sample_ids", watched)
+    rows_of("self", layout, n_samples=2, max_length=8)
+    assert cut == [None]
+
+
 @pytest.mark.parametrize("adds_start", [True, False])
 def test_self_starts_rows_as_the_tokenizer_does(layout, adds_start):
     tokenizer = copy.deepcopy(tiny_tokenizer())
@@ -482,7 +509,9 @@ def test_named_texts(layout, monkeypatch, tmp_path):
     monkeypatch.setattr(text_sources, "NAMED_TEXTS", named_texts.NAMED_TEXTS)
     named_texts.register_text("lines", lambda: [*LINES, " "], digest="v1")
     rows = rows_of("lines", layout, n_samples=50)
-    assert len(rows) == 7
+    in_order = [tiny_tokenizer()(line)["input_ids"][:64] for line in LINES if line.strip()]
+    assert sorted(rows) == sorted(in_order) and rows != in_order, "few of them are of all parts"
+    assert rows[:4] == rows_of("lines", layout, n_samples=4)
     assert text_sources.source_digest("lines") == "v1"
     compute(layout, "lines", tmp_path, n_samples=7)
     named_texts.NAMED_TEXTS.clear()
