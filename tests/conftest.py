@@ -22,7 +22,7 @@ make_torchvision_importable()  # before anything here imports transformers
 
 from tests.browser import chromium, open_page  # noqa: F401  fixtures
 from tests.devices import PLACES, Place, place_of
-from tests.tiny import FAMILY_NAMES, tiny_model, tiny_tokenizer
+from tests.tiny import FAMILY_NAMES, tiny_hparams, tiny_model, tiny_tokenizer
 
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a background job
@@ -89,6 +89,12 @@ def device(request) -> Place:
 def model(request):
     """A fresh tiny model: GPT-2 (Conv1D) and Llama (Linear, grouped heads)."""
     return place_of(request).put(tiny_model(request.param))
+
+
+@pytest.fixture
+def hparams(tmp_path):
+    """Hyperparameters that edit a tiny model in little time, with statistics of its own."""
+    return tiny_hparams(stats_dir=str(tmp_path))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy as copying
-import functools
 import json
 import logging
 import random
@@ -20,9 +19,8 @@ from nse_plugin.evaluation.edit_quality import compute_edit_quality
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
-from tests.tiny import fresh_tokenizer, tiny_model
+from tests.tiny import fresh_tokenizer, wide_model
 
-wide_model = functools.partial(tiny_model, max_position_embeddings=128)
 PROMPTS = ["Alice lives in", "Bob works in", "The capital of France is"]
 SUBJECTS = ["Alice", "Bob", "France"]
 TARGETS = ["Rome", "Oslo", "the sea"]

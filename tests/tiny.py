@@ -158,6 +158,11 @@ def tiny_model(family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32
     return model.eval()
 
 
+WIDE = 128
+"""Tokens of context, for prompts of whole sentences."""
+wide_model = functools.partial(tiny_model, max_position_embeddings=WIDE)
+
+
 def tiny_gemma3_with_vision():
     """Gemma 3 as it is published: the decoder lies beside a vision tower."""
     text = tiny_config("gemma3_text").to_dict()

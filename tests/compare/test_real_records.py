@@ -54,7 +54,6 @@ def small_world(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_method_edits_real_records(small_world, tmp_path, name):
     path = shared(name)

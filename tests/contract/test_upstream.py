@@ -98,7 +98,6 @@ assert "NSE-plugin" in names and "NSE" not in names
 """
 
 
-@pytest.mark.slow
 def test_the_page_s_lines_make_nse_a_method_of_easyedit(easyedit, saved, tmp_path):
     hparams = quick(model_name=saved["gpt2"], batch_size=3, device="cpu")
     (tmp_path / "settings.json").write_text(json.dumps([hparams.to_dict(), facts(3)]))

@@ -17,7 +17,6 @@ pytest.importorskip("myst_parser", reason='no MyST here: pip install -e ".[docs]
 pytest.importorskip("furo", reason='no theme here: pip install -e ".[docs]"')
 
 
-@pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path):
     built = subprocess.run(
         [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going",

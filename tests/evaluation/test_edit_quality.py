@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import random
@@ -18,9 +17,8 @@ from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
 from nse_plugin.evaluation.edit_quality import compute_edit_quality, compute_many
 from nse_plugin.evaluation.generated import ngram_entropy
 from tests.plain import plain_answer
-from tests.tiny import fresh_tokenizer, tiny_model
+from tests.tiny import fresh_tokenizer, wide_model
 
-wide_model = functools.partial(tiny_model, max_position_embeddings=128)
 LETTERS = "".join(map(chr, range(33, 127))) + "\u00e0\u0119\u4e2d\u0438"
 HPARAMS = SimpleNamespace(alg_name="NSE", max_length=40)
 LONG = "The capital of France, which is where Alice lived, is"

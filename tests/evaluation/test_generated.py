@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -16,9 +15,8 @@ from nse_plugin.evaluation import generated
 from nse_plugin.evaluation.before_after import finalize_locality
 from nse_plugin.evaluation.edit_quality import compute_many
 from nse_plugin.evaluation.generated import Judge, chat_texts, normalised
-from tests.tiny import fresh_tokenizer, tiny_model
+from tests.tiny import fresh_tokenizer, wide_model
 
-wide_model = functools.partial(tiny_model, max_position_embeddings=128)
 TEMPLATE = "{% for turn in messages %}{{ turn.role }}: {{ turn.content }}\n{% endfor %}model:"
 RECORD = {
     "case_id": "c-1",

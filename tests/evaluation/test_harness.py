@@ -14,7 +14,6 @@ from nse_plugin.evaluation.model_state import run_harness
 from nse_plugin.model.answers import score_answers
 from tests.tiny import atlas_model, bits, same_bits
 
-pytestmark = pytest.mark.slow
 pytest.importorskip("lm_eval", reason="lm_eval is not installed; pip install lm-eval")
 TASK = """
 task: known_facts

@@ -17,7 +17,7 @@ from nse_plugin.methods.nse import edit_round
 from nse_plugin.objectives.token_table import TokenCourse, TokenStep
 from nse_plugin.runs.overfit import overfit
 from nse_plugin.session.session import EditSession
-from tests.tiny import bits, same_bits, some_requests, tiny_hparams, tiny_model
+from tests.tiny import bits, same_bits, some_requests, tiny_model
 
 QUICK = """
 alg_name: NSE
@@ -37,11 +37,6 @@ def yaml_file(tmp_path, monkeypatch):
     path = tmp_path / "quick.yaml"
     path.write_text(QUICK + f"stats_dir: {tmp_path}/stats\n")
     return str(path)
-
-
-@pytest.fixture
-def hparams(tmp_path):
-    return tiny_hparams(stats_dir=str(tmp_path))
 
 
 def test_each_edit_stands_alone_and_is_taken_back(tokenizer, hparams):

@@ -35,11 +35,6 @@ from tests.tiny import (
 )
 
 
-@pytest.fixture
-def hparams(tmp_path):
-    return tiny_hparams(stats_dir=str(tmp_path))
-
-
 def other_keys(model, tokenizer, requests, layers):
     """By layer: keys of all tokens of the bare prompts that are not edited, text by text."""
     layout = EditSession.of(model, tokenizer).layout

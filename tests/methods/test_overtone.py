@@ -18,15 +18,15 @@ from nse_plugin.methods.overtone import edit_round, objective_of
 from nse_plugin.objectives.overtone import Overtone
 from nse_plugin.objectives.token_table import TokenTable
 from nse_plugin.session.session import EditSession
-from tests.tiny import atlas_model, bits, same_bits, some_requests, tiny_hparams
+from tests.tiny import atlas_model, bits, same_bits, some_requests
 
 BASES = sorted(path.parent.name for path in (yaml_dir() / "OVERTONE").rglob("atlas-gpt2.yaml"))
 QUICK = {"mom2_n_samples": 100, "n_contexts": 1, "v_num_grad_steps": 10, "num_steps": 5}
 
 
 @pytest.fixture
-def base(tmp_path):
-    return tiny_hparams(stats_dir=str(tmp_path))
+def base(hparams):
+    return hparams
 
 
 def test_it_is_the_base_with_another_objective(model, tokenizer, base):

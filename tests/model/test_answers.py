@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 
@@ -19,10 +18,8 @@ from nse_plugin.model.generation import continue_rows, greedy_text, sampled_text
 from nse_plugin.model.prompts import EncodedPrompt, encode_prompt
 from tests.devices import CPU, place_of
 from tests.plain import plain_answer
-from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES, fresh_tokenizer, tiny_model
+from tests.tiny import FAMILY_NAMES, UNKNOWN_FAMILIES, WIDE, fresh_tokenizer, wide_model
 
-CONTEXT = 128
-wide_model = functools.partial(tiny_model, max_position_embeddings=CONTEXT)
 PROMPTS = [
     "Alice lives in",
     "The capital of France, which is where Alice and Bob used to live, is",
@@ -202,14 +199,14 @@ def test_bad_input_is_named(model):
     tokenizer = fresh_tokenizer()
     with pytest.raises(RequestError, match="2 prompts and 1 answers"):
         score_answers(model, tokenizer, ["a", "b"], ["c"])
-    with pytest.raises(RequestError, match=f"context is {CONTEXT}"):
+    with pytest.raises(RequestError, match=f"context is {WIDE}"):
         score_answers(model, tokenizer, ["a", "b " * 200], ["c", "d"])
     with pytest.raises(RequestError, match="prompt 1 has no tokens"):
         score_answers(model, tokenizer, ["a", ""], ["c", "d"])
-    long = f"text 'a' has 1 token; with {CONTEXT} new ones it has {CONTEXT + 1} .* is {CONTEXT};"
+    long = f"text 'a' has 1 token; with {WIDE} new ones it has {WIDE + 1} .* is {WIDE};"
     with pytest.raises(RequestError, match=f"{long} .* fewer new tokens .--tokens"):
-        greedy_text(model, tokenizer, ["a"], CONTEXT)
-    with pytest.raises(RequestError, match=f"has .* tokens .* context is {CONTEXT}; shorten it$"):
+        greedy_text(model, tokenizer, ["a"], WIDE)
+    with pytest.raises(RequestError, match=f"has .* tokens .* context is {WIDE}; shorten it$"):
         greedy_text(model, tokenizer, ["b " * 200], 1)
 
 
@@ -222,6 +219,6 @@ def test_no_prompts_and_no_answer_tokens(model):
 
 def test_rows_of_different_lengths_sampled_to_the_end_of_the_context(model):
     tokenizer = fresh_tokenizer()
-    together = sampled_text(model, tokenizer, PROMPTS[:3], CONTEXT)
-    alone = [sampled_text(model, tokenizer, [prompt], CONTEXT)[0] for prompt in PROMPTS[:3]]
+    together = sampled_text(model, tokenizer, PROMPTS[:3], WIDE)
+    alone = [sampled_text(model, tokenizer, [prompt], WIDE)[0] for prompt in PROMPTS[:3]]
     assert together == alone

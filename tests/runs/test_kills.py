@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import directory
+from nse_plugin.runs.schema import FINAL, ROUNDS
 from tests.runs.runs import (
     comparable,
     hparams,
@@ -204,12 +205,19 @@ def test_one_run_killed_again_and_again(whole, tmp_path):
 
 
 def test_real_kills(whole, tmp_path):
-    """kill -9 from outside, at random moments."""
+    """kill -9 from outside, some time after a further round of the run is in its log."""
     draw, folder = random.Random(2), tmp_path / "run"
-    for _ in range(3):
-        child = start(lambda: run_in(folder))
-        time.sleep(draw.uniform(0.02, 0.25))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+    log, unfinished = folder / ROUNDS, 0
+    for rounds in (1, 2, 3):
+        child, ended = start(lambda: run_in(folder)), 0
+        while not ended and (not log.exists() or log.read_bytes().count(b"\n") < rounds):
+            time.sleep(0.002)
+            ended, _ = os.waitpid(child, os.WNOHANG)
+        if not ended:
+            time.sleep(draw.uniform(0, 0.03))
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        unfinished += not (folder / FINAL).exists()
+    assert unfinished
     run_in(folder)
     assert_equal(folder, whole)

@@ -23,11 +23,6 @@ from nse_plugin.session.session import EditSession
 from tests.tiny import bits, same_bits, some_requests, tiny_hparams, tiny_model
 
 
-@pytest.fixture
-def hparams(tmp_path):
-    return tiny_hparams(stats_dir=str(tmp_path))
-
-
 def test_one_session_per_model(model, tokenizer):
     with pytest.raises(SessionError, match="give its tokenizer"):
         EditSession.of(model)
