@@ -1,6 +1,6 @@
 """Cost of evaluation: tokens computed over tokens needed, and CPU seconds per probe.
 
-    python benchmarks/evaluation.py [--model smollm2-135m] [--data atlas:200]
+    python benchmarks/evaluation.py [--model smollm2-135m] [--data earth:20]
 
 Needed are the tokens of each pair's prompt and all but the last of its answer, a prompt with two
 answers once.  The second line scores the same pairs without sharing and without a bound on padding.
@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
+from unittest import mock
 
 import torch
 
@@ -20,6 +22,7 @@ from nse_plugin.evaluation.metrics import ask
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.model import answers
+from nse_plugin.model.prompts import EncodedPrompt
 
 
 def main() -> None:
@@ -40,23 +43,23 @@ def main() -> None:
 
     model.register_forward_pre_hook(count, with_kwargs=True)
     shared_rows, needed = answers._rows, 0
-    for name in ("shared prompts, bounded padding", "neither"):
-        if name == "neither":
-            answers._rows = lambda pairs: [
-                answers._Row(pair.ids[:-1], [index]) for index, pair in enumerate(pairs)
-            ]
-            answers.MAX_PADDING = math.inf
-        else:
 
-            def counting_rows(pairs):
-                nonlocal needed
-                rows = shared_rows(pairs)
-                needed += sum(len(row.ids) for row in rows)
-                return rows
+    def counting_rows(pairs: Sequence[EncodedPrompt]) -> list[answers._Row]:
+        nonlocal needed
+        rows = shared_rows(pairs)
+        needed += sum(len(row.ids) for row in rows)
+        return rows
 
-            answers._rows = counting_rows
+    def own_rows(pairs: Sequence[EncodedPrompt]) -> list[answers._Row]:
+        return [answers._Row(pair.ids[:-1], [index]) for index, pair in enumerate(pairs)]
+
+    for name, changes in {
+        "shared prompts, bounded padding": {"_rows": counting_rows},
+        "neither": {"_rows": own_rows, "MAX_PADDING": math.inf},
+    }.items():
         computed, began = 0, time.process_time()
-        answered = ask(model, tokenizer, requests, Protocol())
+        with mock.patch.multiple(answers, **changes):
+            answered = ask(model, tokenizer, requests, Protocol())
         seconds = time.process_time() - began
         probes = sum(len(items) for entry in answered for items in entry.values())
         print(
