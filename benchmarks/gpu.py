@@ -1,6 +1,6 @@
 """The cost of an NSE round on a GPU.
 
-    PYTHONPATH=. python benchmarks/gpu.py [--out gpu.md]
+    python -m benchmarks.gpu [--out gpu.md]
 
 First come the tests marked ``cuda``, then rounds of 1, 10 and 100 edits of a model of Llama 3 8B's
 shapes with random weights, which needs no download.  Prints a Markdown table, a row per round:
@@ -10,8 +10,8 @@ floor, which is their floating-point operations at the rate of one large product
 The model and the statistics are random, so what is measured is time and memory, and every value
 takes all of its steps.  It can be tried anywhere:
 
-    python benchmarks/gpu.py --device cpu --dtype float32 --layers 2 --d-model 64 --d-ff 128 \
-        --heads 4 --kv-heads 2 --edited 0 1 --rounds 1 3 --steps 2
+    python -m benchmarks.gpu --device cpu --dtype float32 --layers 2 --d-model 64 --d-ff 128 \
+        --heads 4 --kv-heads 2 --vocab 1024 --edited 0 1 --rounds 1 3 --steps 2
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from unittest import mock
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.shared import SENTENCES, matrix_rate, synchronise
 from nse_plugin import EditSession, NSEHparams
 from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
@@ -39,13 +40,6 @@ from nse_plugin.requests import EditRequest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("values", "keys", "solve", "write")
-CONTEXTS = (
-    "The meeting was moved to the following week. ",
-    "It had rained since the early morning. ",
-    "Two of the letters were never answered. ",
-    "She closed the book and looked out of the window. ",
-    "The road to the village follows the river. ",
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,13 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     session = EditSession.of(model, tokenizer)
     requests = parse_records(atlas.edit_set(max(given.rounds), seed=0))
     hparams = settings(given)
-    session.untouched.use_contexts(hparams, CONTEXTS)
+    session.untouched.use_contexts(hparams, SENTENCES)
     covariances = {layer: random_covariance(given, layer) for layer in given.edited}
     with mock.patch.object(session.untouched, "covariances", lambda _hparams: covariances):
         first = edit_round(session, requests[:1], hparams)  # warms up, too
         session.undo_all()
         lines = heading(given, first.seconds["solve"])
-        rate = matrix_rate(given)
+        shape = (given.d_model, given.d_ff)
+        rate = matrix_rate(*shape, 2048, device=given.device, dtype=given.dtype)
         for size in given.rounds:
             lines.append(row(session, requests[:size], hparams, rate, given.device))
     text = "\n".join(lines) + "\n"
@@ -170,34 +165,12 @@ def heading(given: argparse.Namespace, factored: float) -> list[str]:
         f"{machine}, torch {torch.__version__}, {str(given.dtype).removeprefix('torch.')}; "
         f"random weights: {given.layers} layers, d_model {given.d_model}, d_ff {given.d_ff}; "
         f"edited layers {', '.join(map(str, given.edited))}; {given.steps} evaluations of each "
-        f"value's loss, {len(CONTEXTS)} contexts. Seconds of the parts are per edit. The first "
+        f"value's loss, {len(SENTENCES)} contexts. Seconds of the parts are per edit. The first "
         f"round, in which the covariances are factored, spent {factored:.2f} s in its solves.",
         "",
         f"| {' | '.join(heads)} |",
         "|" + "---:|" * len(heads),
     ]
-
-
-def matrix_rate(given: argparse.Namespace, rows: int = 2048) -> float:
-    """Operations per second of a product [rows, d_model] x [d_model, d_ff] in the model's dtype."""
-    x = torch.randn(rows, given.d_model, device=given.device, dtype=given.dtype)
-    w = torch.randn(given.d_model, given.d_ff, device=given.device, dtype=given.dtype)
-    x @ w
-    count = 0
-    synchronise(given.device)
-    start = time.perf_counter()
-    while time.perf_counter() - start < 0.5:
-        for _ in range(8):
-            x @ w
-        synchronise(given.device)
-        count += 8
-    return 2 * rows * given.d_model * given.d_ff * count / (time.perf_counter() - start)
-
-
-def synchronise(device: str) -> None:
-    """Wait for the device."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def reset_peak(device: str) -> None:

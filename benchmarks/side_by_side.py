@@ -5,7 +5,7 @@ settings, in turns and in one process; between turns the edited matrices are put
 implementation computes its own values.  Of ours, the floor is printed too: the floating-point
 operations of the matrix products of one round, divided by the rate of such products as measured.
 
-    EASYEDIT_ROOT=... NSE_ROOT=... python benchmarks/side_by_side.py --data counterfact.json
+    EASYEDIT_ROOT=... NSE_ROOT=... python -m benchmarks.side_by_side --data counterfact.json
         [--model smollm2-135m] [--edits 5] [--repeats 1] [--methods NSE MEMIT ROME AlphaEdit FT]
 
 Without one of the two environment variables its rows are left out.  Neither program is changed: the
@@ -33,6 +33,7 @@ import transformers
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.shared import matrix_rate
 from nse_plugin.data.models import load_model
 from nse_plugin.data.streams import read_data
 from nse_plugin.easyedit import checkout
@@ -50,6 +51,8 @@ HOST = {
 }
 SPREAD = ("NSE", "MEMIT", "AlphaEdit")
 """Ours, which run with the papers' Adam and with ``v_optimizer: polyak``."""
+POLYAK_STEPS = 10
+"""Evaluations of the loss of a value with it."""
 N_SAMPLES = 20
 SETTINGS: dict[str, Any] = dict(
     v_num_grad_steps=25, v_lr=0.5, v_weight_decay=0.5, clamp_norm_factor=0.75, kl_factor=0.0625,
@@ -233,16 +236,6 @@ class Setup:
         return templates
 
 
-def matrix_rate(d_model: int, d_ff: int, rows: int = 128) -> float:
-    """Floating-point operations per CPU second of a product [rows, d_model] x [d_model, d_ff]."""
-    x, w = torch.randn(rows, d_model), torch.randn(d_ff, d_model)
-    count, start = 0, time.process_time()
-    while time.process_time() - start < 0.5:
-        x @ w.T
-        count += 1
-    return 2 * rows * d_model * d_ff * count / (time.process_time() - start)
-
-
 def main() -> None:
     """Print a line per implementation and method."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -252,9 +245,6 @@ def main() -> None:
     parser.add_argument("--statistics", help="source of the second moments; default factbook")
     parser.add_argument("--edits", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument(
-        "--polyak-steps", type=int, default=10, help="evaluations of v_optimizer: polyak"
-    )
     parser.add_argument("--methods", nargs="+", default=["NSE", "MEMIT", "ROME", "AlphaEdit"])
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -270,7 +260,7 @@ def main() -> None:
             turns[method, "ours"] = setup.ours(method)
             if method in SPREAD:
                 turns[method, "polyak"] = setup.ours(
-                    method, v_optimizer="polyak", v_num_grad_steps=given.polyak_steps
+                    method, v_optimizer="polyak", v_num_grad_steps=POLYAK_STEPS
                 )
             if host is not None and method in HOST:
                 turns[method, "EasyEdit"] = setup.easyedit(method)
@@ -281,7 +271,8 @@ def main() -> None:
             with FlopCounterMode(display=False) as counter:
                 turns[method, "ours"]()
             layout = setup.session.layout
-            floors[method] = counter.get_total_flops() / matrix_rate(layout.d_model, layout.d_ff)
+            rate = matrix_rate(layout.d_model, layout.d_ff, 128, clock=time.process_time)
+            floors[method] = counter.get_total_flops() / rate
             setup.put_back()
         cpu = dict.fromkeys(turns, 0.0)
         wall = dict.fromkeys(turns, 0.0)

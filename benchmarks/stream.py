@@ -1,6 +1,6 @@
 """A stream of one-fact rounds on a tiny random model: do memory and time per round stay flat?
 
-    python benchmarks/stream.py [--rounds 2000] [--d-ff 256] [--merge-subjects] [--out FILE.json]
+    python -m benchmarks.stream [--rounds 2000] [--d-ff 256] [--merge-subjects] [--out FILE.json]
 
 With ``--merge-subjects`` every second fact is one more about the subject before it.  Times are CPU
 times, so that other work on the machine does not count.
@@ -10,21 +10,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import linear_regression, median
 from typing import Any
-
-import torch
 
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.tiny import tiny_hparams, tiny_model, tiny_tokenizer
 
 WORDS = ["Quill", "Garn", "Tellin", "Ostrell", "a baker", "the river", "a doctor"]
@@ -49,14 +45,6 @@ def resident() -> dict[str, float]:
     found = {line.split(":")[0]: line.split()[1] for line in status if line.startswith("VmR")}
     anon = next(line.split()[1] for line in status if line.startswith("RssAnon"))
     return {"all": int(found["VmRSS"]) / 1024, "own": int(anon) / 1024}
-
-
-def slope(values: list[float]) -> float:
-    """Least squares, per round."""
-    y = torch.tensor(values, dtype=torch.float64)
-    x = torch.arange(len(y), dtype=torch.float64)
-    x = x - x.mean()
-    return float((x * (y - y.mean())).sum() / (x * x).sum())
 
 
 def main() -> None:
@@ -135,9 +123,9 @@ def main() -> None:
         options.out.write_text(text + "\n")
 
 
-def median(values: list[float]) -> float:
-    """The middle value."""
-    return float(torch.tensor(values).median())
+def slope(values: list[float]) -> float:
+    """Least squares, per round."""
+    return linear_regression(range(len(values)), values).slope
 
 
 def clipped(values: list[float]) -> list[float]:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-FOUND = sorted((Path(__file__).parents[1] / "benchmarks").glob("[a-z]*.py"))
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOUND = sorted(set(FOLDER.glob("[a-z]*.py")) - {FOLDER / "shared.py"})
 
 
 @pytest.mark.parametrize("path", FOUND, ids=lambda path: path.stem)

@@ -139,14 +139,18 @@ def nse(arguments: list[str]) -> None:
 
 def python(arguments: list[str]) -> None:
     """The script is there and knows the options, or the module can be imported."""
+    module = arguments[1] if arguments[0] == "-m" else ""
     if arguments[0] == "-c":
         compile(arguments[1], "-c", "exec")
-    elif arguments[0] == "-m":
-        if arguments[1].startswith("nse_plugin"):
-            importlib.import_module(arguments[1])
+    elif module and not module.startswith("benchmarks."):
+        if module.startswith("nse_plugin"):
+            importlib.import_module(module)
         files([word for word in arguments[2:] if "/" in word and not word.startswith("build/")])
     else:
-        script = (ROOT / arguments[0]).read_text(encoding="utf-8")
+        path = ROOT / (module.replace(".", "/") or arguments[0])
+        if module:
+            path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        script = path.read_text(encoding="utf-8")
         assert {word for word in arguments if word.startswith("--")} <= set(
             re.findall(r'"(--[\w-]+)"', script)
         )
