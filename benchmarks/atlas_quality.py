@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from nse_plugin.data import atlas
 from nse_plugin.data.models import load_model
 from nse_plugin.data.readers import parse_records
-from nse_plugin.model.answers import score_answers
+from nse_plugin.evaluation.model_state import share_given
 from nse_plugin.runs.demo import Demo
 from nse_plugin.runs.settings import DemoSettings
 
@@ -26,10 +26,6 @@ def recall(name: str) -> list[tuple[str, str]]:
     model, tokenizer, _ = load_model(SimpleNamespace(model_name=f"atlas:{name}", device="cpu"))
     requests = parse_records(atlas.facts())
     truth = [str(request.ground_truth) for request in requests]
-
-    def share(prompts: list[str], answers: list[str]) -> str:
-        return f"{statistics.mean(score_answers(model, tokenizer, prompts, answers).exact):.1%}"
-
     hops = [
         (probe.prompt, record["answer_true"])
         for request, full in zip(requests, atlas.facts())
@@ -37,17 +33,18 @@ def recall(name: str) -> list[tuple[str, str]]:
             [p for probes in request.portability.values() for p in probes], full["portability"]
         )
     ]
-    rows = [
-        (f"recall of the {len(requests)} facts", share([r.text for r in requests], truth)),
-        (
-            "recall by a phrasing held out for that subject",
-            share([r.rephrase_prompts[0] for r in requests], truth),
+    asked = {
+        f"recall of the {len(requests)} facts": zip([r.text for r in requests], truth),
+        "recall by a phrasing held out for that subject": zip(
+            [r.rephrase_prompts[0] for r in requests], truth
         ),
-    ]
+    }
     if hops:
-        prompts, answers = zip(*hops)
-        rows.append((f"{len(hops)} questions that need two facts", share(prompts, answers)))
-    return rows
+        asked[f"{len(hops)} questions that need two facts"] = hops
+    return [
+        (name, f"{share_given(model, tokenizer, *zip(*pairs)):.1%}")
+        for name, pairs in asked.items()
+    ]
 
 
 def edited(name: str, edits: int, rounds: int, seeds: int) -> list[tuple[str, str]]:

@@ -26,7 +26,7 @@ from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import parse_method
 from nse_plugin.data.streams import read_data
-from nse_plugin.model.answers import score_answers
+from nse_plugin.evaluation.model_state import share_given
 from nse_plugin.runs.backends import Backend, backend_of
 from nse_plugin.session.session import EditSession
 
@@ -58,14 +58,12 @@ def edit(backend: Backend, requests: list[Any], rounds: int) -> dict[str, torch.
 
 def scores(backend: Backend, requests: list[Any]) -> str:
     """Efficacy and paraphrase, as words."""
-
-    def share(pairs: list[tuple[str, str]]) -> str:
-        exact = score_answers(backend.model, backend.tokenizer, *zip(*pairs)).exact
-        return f"{sum(exact) / len(exact):.1%}"
-
     asked = [(r.text, r.target_new) for r in requests]
     said = [(text, r.target_new) for r in requests for text in r.rephrase_prompts[:2]]
-    return f"efficacy {share(asked)}, paraphrase {share(said)}"
+    efficacy, paraphrase = (
+        share_given(backend.model, backend.tokenizer, *zip(*pairs)) for pairs in (asked, said)
+    )
+    return f"efficacy {efficacy:.1%}, paraphrase {paraphrase:.1%}"
 
 
 def same_contexts(options: argparse.Namespace, requests: list[Any]) -> None:
@@ -103,7 +101,7 @@ def asked_at_its_own_token(options: argparse.Namespace, requests: list[Any]) -> 
         found = []
         for request in requests:
             adapter.key_id = len(tokenizer(request.text)["input_ids"]) - 1
-            found += score_answers(model, tokenizer, [request.text], [request.target_new]).exact
+            found.append(share_given(model, tokenizer, [request.text], [request.target_new]))
         print(f"GRACE, at each prompt's last token: efficacy {sum(found) / len(found):.1%}")
 
 

@@ -16,9 +16,9 @@ import torch
 from peft import PeftModel
 
 from nse_plugin.data.models import load_model
+from nse_plugin.evaluation.model_state import share_given
 from nse_plugin.export import to_peft
 from nse_plugin.files import write_text
-from nse_plugin.model.answers import score_answers
 from nse_plugin.runs.demo import Demo
 from nse_plugin.runs.reopen import open_run
 from nse_plugin.runs.settings import DemoSettings
@@ -27,22 +27,15 @@ from nse_plugin.version import __version__
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
-def share(model: torch.nn.Module, tokenizer: object, prompts: list[str], answers: list[str]) -> str:
-    """Share of the answers that greedy decoding gives, in percent."""
-    exact = score_answers(model, tokenizer, prompts, answers).exact
-    return f"{100 * sum(exact) / len(exact):.1f}"
-
-
 def scores(demo: Demo, model: torch.nn.Module) -> list[str]:
     """Efficacy, paraphrase and other facts of a model, in percent."""
     tokenizer = demo.session.tokenizer
-    pairs = [(text, r.target_new) for r in demo.requests for text in r.rephrase_prompts]
     sets = [
-        ([r.text for r in demo.requests], [r.target_new for r in demo.requests]),
-        ([prompt for prompt, _ in pairs], [answer for _, answer in pairs]),
-        ([r.text for r in demo.others], [str(r.ground_truth) for r in demo.others]),
+        [(r.text, r.target_new) for r in demo.requests],
+        [(text, r.target_new) for r in demo.requests for text in r.rephrase_prompts],
+        [(r.text, str(r.ground_truth)) for r in demo.others],
     ]
-    return [share(model, tokenizer, prompts, answers) for prompts, answers in sets]
+    return [f"{100 * share_given(model, tokenizer, *zip(*pairs)):.1f}" for pairs in sets]
 
 
 @torch.no_grad()
