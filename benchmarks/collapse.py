@@ -217,8 +217,9 @@ def _both(first: float | None, now: float | None, times: float, spec: str) -> st
     return " -> ".join("-" if x is None else f"{times * x:{spec}}" for x in (first, now))
 
 
-def warnings(curves: Sequence[Curve], chosen: str) -> str:
-    """Of each signal: the bound chosen on one model, and what it does on all."""
+def warnings(curves: Sequence[Curve]) -> str:
+    """Of each signal: the bound chosen on the first model, and what it does on all."""
+    chosen = curves[0].model
     lines = [
         f"| signal | bound, chosen on {chosen} | model | collapses warned of | edits before | "
         "false alarms |",
@@ -273,11 +274,9 @@ def main() -> None:
     """Print both tables, and draw."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("comparisons", type=Path, nargs="+", help="folders of nse compare")
-    parser.add_argument("--choose-on", help="model that the bounds are chosen on; the first one")
     parser.add_argument("--replay", type=int, metavar="N", help="measure after every N rounds anew")
     parser.add_argument("--held-out", default="factbook", help="prose of the replayed perplexity")
     parser.add_argument("--png", type=Path, help="where to draw the curves")
-    parser.add_argument("--only", nargs="+", help="folders of methods to draw; all by default")
     options = parser.parse_args()
     found = [
         p.parent for c in options.comparisons for p in sorted(c.glob("cells/*/*/*/final.json"))
@@ -285,10 +284,9 @@ def main() -> None:
     edited = [folder for folder in found if folder.parent.name != UNTOUCHED]
     curves = [Curve.of(folder, options.replay, options.held_out) for folder in edited]
     print(table(curves))
-    print("\n" + warnings(curves, options.choose_on or curves[0].model))
+    print("\n" + warnings(curves))
     if options.png:
-        chosen = options.only or [c.method for c in curves]
-        draw([c for c in curves if c.method in chosen and len(c.points) > 2], options.png)
+        draw([c for c in curves if len(c.points) > 2], options.png)
 
 
 if __name__ == "__main__":

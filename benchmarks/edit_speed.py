@@ -14,7 +14,6 @@ import json
 import platform
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -173,7 +172,6 @@ def main() -> None:
     parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--models", nargs="+", default=list(atlas.MODELS))
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, help="also write the results as JSON")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results = {
@@ -183,8 +181,6 @@ def main() -> None:
         "results": [measure(name, options.edits) for name in options.models],
     }
     print(json.dumps(results, indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

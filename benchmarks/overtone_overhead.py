@@ -23,6 +23,7 @@ from nse_plugin.hparams.overtone import SETTINGS
 from nse_plugin.objectives.overtone import Overtone
 
 VOCABULARIES = (32_000, 128_256)
+WIDTH = 512
 FULL = Overtone(**SETTINGS["LoRA"])
 UNFILTERED, ONE_HOT = replace(FULL, filter=False), replace(FULL, lambda_=1.0)
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -66,10 +67,10 @@ def loss_step(
     return step
 
 
-def head_step(tokens: int, vocab: int, width: int, device: torch.device) -> Callable[[], None]:
+def head_step(tokens: int, vocab: int, device: torch.device) -> Callable[[], None]:
     """The output head's product and the way back to its input."""
-    head = torch.randn(vocab, width, device=device)
-    hidden = torch.randn(tokens, width, device=device)
+    head = torch.randn(vocab, WIDTH, device=device)
+    hidden = torch.randn(tokens, WIDTH, device=device)
     out = torch.randn(tokens, vocab, device=device)
 
     def step() -> None:
@@ -79,10 +80,10 @@ def head_step(tokens: int, vocab: int, width: int, device: torch.device) -> Call
     return step
 
 
-def model_step(tokens: int, vocab: int, width: int, device: torch.device) -> Callable[[], None]:
+def model_step(tokens: int, vocab: int, device: torch.device) -> Callable[[], None]:
     """Forward and backward of the model without any loss, gradients for the layers' weights."""
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=6,
+        vocab_size=vocab, hidden_size=WIDTH, intermediate_size=4 * WIDTH, num_hidden_layers=6,
         num_attention_heads=8,
     )  # fmt: skip
     model = LlamaForCausalLM(config).to(device)
@@ -102,7 +103,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     device = torch.device(options.device)
@@ -117,10 +117,9 @@ def main() -> None:
             for loss in LOSSES.values()
         ]
         around = [
-            milliseconds(build(options.tokens, vocab, options.width, device),
-                         options.repeats, device)
+            milliseconds(build(options.tokens, vocab, device), options.repeats, device)
             for build in (head_step, model_step)
-        ]  # fmt: skip
+        ]
         extra = (times[1] - times[0]) / (times[0] + around[1])
         shown = " | ".join(f"{value:.1f}" for value in (*times, *around))
         print(f"| {vocab} | {shown} | {extra:+.1%} |")
