@@ -6,6 +6,7 @@ python examples/edit_one_fact.py NSE/atlas-llama  # another YAML, by name or pat
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from nse_plugin import BaseEditor, NSEHparams
@@ -16,9 +17,13 @@ from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
 
 
-def main(hparams_name: str = "NSE/atlas-gpt2") -> None:
+def main() -> None:
     """Edit, and show the model's own words, exact match and token accuracy."""
-    editor = BaseEditor.from_hparams(NSEHparams.from_hparams(hparams_name))
+    parser = argparse.ArgumentParser(description="Write one fact and ask before and after.")
+    parser.add_argument(
+        "hparams", nargs="?", default="NSE/atlas-gpt2", help="a shipped YAML by name, or a path"
+    )
+    editor = BaseEditor.from_hparams(NSEHparams.from_hparams(parser.parse_args().hparams))
     (fact,) = parse_records(atlas.edit_set(1))
     questions = [fact.text, *fact.rephrase_prompts]
 
@@ -47,6 +52,6 @@ def main(hparams_name: str = "NSE/atlas-gpt2") -> None:
 
 if __name__ == "__main__":
     try:
-        main(*sys.argv[1:2])
+        main()
     except NSEPluginError as error:
         sys.exit(f"edit_one_fact.py: {error}")

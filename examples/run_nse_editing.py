@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from pandas import DataFrame
 
 from nse_plugin import BaseEditor, EditRequest, NSEHparams, __version__
 from nse_plugin.data import atlas
@@ -177,13 +179,9 @@ def scores(answers: dict[str, Answers], compared_with: dict[str, Answers] | None
             found[metric] = list(zip(now.token_accuracy, map(float, now.exact)))
         elif compared_with is not None:
             pairs = zip(compared_with[metric].predicted, now.predicted)
-            found[metric] = [share_of([a == b for a, b in zip(*pair)]) for pair in pairs]
+            same = [[a == b for a, b in zip(*pair)] for pair in pairs]
+            found[metric] = [(fmean(hits), float(all(hits))) for hits in same if hits]
     return found
-
-
-def share_of(hits: Sequence[bool]) -> Score:
-    """Share of hits, and whether all are."""
-    return mean(hits), float(all(hits))
 
 
 def host_scores(metrics: Iterable[dict[str, Any]]) -> Scores:
@@ -208,13 +206,7 @@ def host_scores(metrics: Iterable[dict[str, Any]]) -> Scores:
 
 def mean_score(values: Sequence[Score]) -> dict[str, float]:
     """Means over the questions; those whose answer has no token are left out."""
-    kept = [value for value in values if not math.isnan(value[0])]
-    return {"tokens": mean([v[0] for v in kept]), "exact": mean([v[1] for v in kept])}
-
-
-def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean; NaN of nothing."""
-    return sum(values) / len(values) if values else math.nan
+    return DataFrame(values, columns=["tokens", "exact"]).dropna().mean().to_dict()
 
 
 def table(means: dict[str, dict[str, dict[str, float]]]) -> str:

@@ -96,6 +96,14 @@ def test_a_file_of_another_schema_with_edits_taken_back(tmp_path):
     assert [len(case["post"]["locality"]) for case in results["cases"]] == [2, 0]
 
 
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "neurons.py"])
+def test_each_script_shows_its_usage(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    assert capsys.readouterr().out.startswith(f"usage: {script}")
+
+
 def test_a_wrong_argument_gives_one_line_and_no_traceback(tmp_path):
     """In a process of its own, as a user runs it."""
     done = subprocess.run(
