@@ -174,7 +174,7 @@ def _finite(keys: torch.Tensor, layer: int) -> torch.Tensor:
 
 def _singular(layer: int, n_neurons: int, weight_name: str) -> StatisticsError:
     way_out = (
-        "the covariance has not full rank: raise mom2_n_samples, so that its text has several "
+        "the covariance is not of full rank: raise mom2_n_samples, so that its text has several "
         "tokens per neuron, or give ridge: 0.001 (NSE)"
         if weight_name == "mom2_update_weight"
         else f"raise {weight_name}"
