@@ -114,13 +114,11 @@ def test_a_covariance_of_too_little_text_is_refused():
     """Rounding gives its null space tiny eigenvalues of both signs; a solve by LU would be finite
     and meaningless."""
     generator = torch.Generator().manual_seed(0)
-    samples, keys = torch.randn(40, 20, generator=generator), torch.randn(40, 4)
+    samples, keys = (torch.randn(40, n, generator=generator) for n in (20, 4))
     covariance = samples @ samples.T / 20
     with pytest.raises(StatisticsError, match="raise mom2_n_samples, so that its text has several"):
         solve_right(keys, covariance=covariance, weight=3.0, previous=None, layer=4)
-    right = solve_right(
-        keys, covariance=covariance, weight=3.0, previous=None, layer=4, ridge=1e-3
-    )  # fmt: skip
+    right = solve_right(keys, covariance=covariance, weight=3.0, previous=None, layer=4, ridge=1e-3)
     assert float(right.norm()) < 100 / float(keys.norm())
 
 
