@@ -17,6 +17,7 @@ FLOORS = (
     ("errors", "version"),
     ("printable", "request_fields"),
     ("files", "requests", "table"),
+    ("marks",),
     ("hparams",),
     ("model",),
     ("statistics", "objectives"),

@@ -31,7 +31,8 @@ from nse_plugin.evaluation.model_state import (
     run_harness,
 )
 from nse_plugin.evaluation.settings import Measurement, Protocol
-from nse_plugin.requests import EditRequest, fact_mark, mark
+from nse_plugin.marks import fact_mark, mark
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.tables import key_share
 
 

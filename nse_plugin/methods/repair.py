@@ -25,11 +25,12 @@ import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.values import Values
+from nse_plugin.marks import fact_mark, mark
 from nse_plugin.methods.bookkeeping import last_edits
 from nse_plugin.methods.writer import Writer
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.prompts import encode_request
-from nse_plugin.requests import EditRequest, fact_mark, mark
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 
 

@@ -17,7 +17,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.requests import EditRequest, Probes, each_as_request, fact_mark, mark
+from nse_plugin.marks import fact_mark, mark
+from nse_plugin.requests import EditRequest, Probes, each_as_request
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from itertools import takewhile
 import torch
 
 from nse_plugin.errors import SessionError
-from nse_plugin.requests import EditRequest, fact_mark
+from nse_plugin.marks import fact_mark
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, active_rounds
 
 
@@ -72,7 +73,7 @@ class Ledger:
         """The same of the rounds that wrote a request with one of these marks.
 
         Args:
-            marks: of facts or of key texts (:func:`nse_plugin.requests.mark`).
+            marks: of facts or of key texts (:mod:`nse_plugin.marks`).
         """
         places = {place for each in marks for place in self._places.get(each, ())}
         return (self._rounds[place].head() for place in sorted(places))

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import torch
 
 from nse_plugin.files import now
-from nse_plugin.requests import EditRequest, marks_of
+from nse_plugin.marks import marks_of
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.norms import ChangeSum, Factors
 
@@ -170,7 +171,7 @@ class RoundRecord:
 
     @property
     def marks(self) -> tuple[bytes, ...]:
-        """Marks by which its requests are found: :func:`nse_plugin.requests.marks_of`."""
+        """Marks by which its requests are found: :func:`nse_plugin.marks.marks_of`."""
         return marks_of(self.requests)
 
     @property

@@ -305,8 +305,7 @@ class EditSession:
         try:
             yield entries
         except BaseException:
-            same = sum(a is b for a, b in zip(entries, self.ledger.active()))
-            self._truncate(same)
+            self._truncate(same := sum(a is b for a, b in zip(entries, self.ledger.active())))
             for entry in entries[same:]:
                 self.ledger.append(entry)
             self._states, self.ledger.undone = states, undone

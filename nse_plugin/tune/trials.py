@@ -18,9 +18,10 @@ from nse_plugin.evaluation.questions import mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import JsonLines
 from nse_plugin.hparams import LocateHparams
+from nse_plugin.marks import mark
 from nse_plugin.methods.bases import BASES
 from nse_plugin.objectives import nll
-from nse_plugin.requests import EditRequest, mark
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from nse_plugin.statistics.files import model_fingerprint
 

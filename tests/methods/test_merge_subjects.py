@@ -11,9 +11,10 @@ import torch
 from nse_plugin.errors import RequestError, SessionError
 from nse_plugin.evaluation.overfitting import table_for
 from nse_plugin.hparams import MEMITHparams, NSEHparams
+from nse_plugin.marks import fact_mark, mark
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.repair import earlier_columns, lost_edits, same_subject_edits
-from nse_plugin.requests import EditRequest, fact_mark, mark
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.session.ledger_files import load_rounds, round_path
 from nse_plugin.session.session import EditSession
