@@ -305,7 +305,8 @@ class EditSession:
         try:
             yield entries
         except BaseException:
-            self._truncate(same := sum(a is b for a, b in zip(entries, self.ledger.active())))
+            same = sum(a is b for a, b in zip(entries, self.ledger.active()))
+            self._truncate(same)
             for entry in entries[same:]:
                 self.ledger.append(entry)
             self._states, self.ledger.undone = states, undone
