@@ -149,8 +149,11 @@ def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
     return next(("weights" for t in tensors if not bool(torch.isfinite(t).all())), None)
 
 
-_AT_ONCE = 2**24
-"""Numbers of a matrix that a fingerprint converts to int64 at once: 128 MiB."""
+_AT_ONCE = {"cpu": 2**17}
+"""Numbers of a matrix that a fingerprint converts to int64 at once: 1 MiB, which fits a cache.
+
+On a GPU, where each step costs a kernel, it is 128 MiB.
+"""
 _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
 
 
@@ -165,7 +168,7 @@ def fingerprint(weight: torch.Tensor) -> int:
     bits = matrix.contiguous().view(_BITS[weight.element_size()])
     by_row = bits.new_empty(bits.shape[0], dtype=torch.int64)
     by_column = bits.new_zeros(bits.shape[1], dtype=torch.int64)
-    step = max(1, _AT_ONCE // max(1, bits.shape[1]))
+    step = max(1, _AT_ONCE.get(bits.device.type, 2**24) // max(1, bits.shape[1]))
     for start in range(0, bits.shape[0], step):  # short integers would overflow
         chunk = bits[start : start + step].long()
         by_row[start : start + step] = chunk.sum(dim=-1)
