@@ -103,7 +103,7 @@ class EditRound:
             known = ask(self._model, self._tokenizer, requests, self._prompts_alone)
         self._tell("computing statistics")
         self._backend.compute_statistics()
-        active = len(self._session.ledger)
+        active = self._session.ledger.numbers()
         try:
             self._frozen.append(self._number, requests, answered)
             line, now, answers = self._edit(requests)
@@ -136,18 +136,17 @@ class EditRound:
         if len(self._frozen) > len(self._lines):
             self._frozen.keep(len(self._lines))
 
-    def _take_back(self, active: int, begun: bool) -> None:
+    def _take_back(self, active: Sequence[int], begun: bool) -> None:
         """Restore model and folder to their state before the round.
 
         Args:
-            active: the number of rounds then.
+            active: the numbers of the active rounds then.
             begun: the folder begins with this round.
         """
         folder = self._directory.path
-        if len(self._session.ledger) > active:
-            number = self._session.ledger.numbers()[-1]
+        if (numbers := self._session.ledger.numbers()) != active:
             self._session.drop_last()
-            round_path(folder, number).unlink(missing_ok=True)
+            round_path(folder, numbers[-1]).unlink(missing_ok=True)
         for log_of_rounds in (self._lines, self._frozen):
             if len(log_of_rounds) >= self._number:
                 log_of_rounds.keep(self._number - 1)

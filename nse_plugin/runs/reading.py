@@ -188,7 +188,7 @@ class RunFiles:
         hosts = next(iter(sums), None)
         if hosts is not None and host_method(hosts) is not None:
             return Ledger()
-        ledger = load_rounds(sums, sums)
+        ledger = load_rounds(sums, sums, lost)
         ledger.undone = undone
         return ledger
 

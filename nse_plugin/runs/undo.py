@@ -11,8 +11,8 @@ from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
-from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.ledger_files import host_method, round_path
+from nse_plugin.session.ledger import ActiveRound, Ledger
+from nse_plugin.session.ledger_files import RoundFile, host_method, round_path
 from nse_plugin.session.records import active_rounds, later_trained
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,7 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
                 raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
             if is_lost:
                 ledger.refuse_rewritten(number)
+                _refuse_inside(ledger, number)
             else:
                 ledger.index(number)
         except SessionError as error:
@@ -63,6 +64,22 @@ def _is_lost(files: RunFiles, number: int) -> bool:
     if sha256 is None or number in {entry["number"] for entry in undone_rounds(files.folder)}:
         return False
     return not path.exists() or checksum(path) != sha256
+
+
+def _refuse_inside(ledger: Ledger, number: int) -> None:
+    """Raise :class:`SessionError` if a lost round is inside a consolidation."""
+    for entry in ledger.active():
+        if _is_inside(entry, number):
+            raise SessionError(
+                f"round {number} is inside the consolidation that is round {entry.number}; "
+                f"undo round {entry.number} first, then round {number}"
+            )
+
+
+def _is_inside(entry: ActiveRound, number: int) -> bool:
+    """Whether a round takes the place of another, at any depth."""
+    here = isinstance(entry, RoundFile) and number in entry.consolidates
+    return here or any(_is_inside(inner, number) for inner in entry.within)
 
 
 def _refuse_host(files: RunFiles, lost: Collection[int]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -251,18 +251,27 @@ class RoundFile:
         return replace(load_round(Path(self.path), self.sha256), within=self.within)
 
 
-def load_rounds(paths: Iterable[Path], sums: Mapping[Path, str] | None = None) -> Ledger:
+def load_rounds(
+    paths: Iterable[Path],
+    sums: Mapping[Path, str] | None = None,
+    lost: Collection[int] = (),
+) -> Ledger:
     """A ledger of the rounds in some files; only the headers are read now.
 
     Args:
         sums: checksums of the files, compared when their rounds are read.
+        lost: rounds without a file, which may be missing inside a consolidation.
+
+    Raises:
+        DataError: another round inside a consolidation is missing, or a file is damaged.
     """
     ledger = Ledger()
     for path in paths:
         entry = RoundFile.at(path, (sums or {}).get(path))
         if entry.consolidates:
             before = ledger.active()
-            if entry.consolidates != tuple(inner.number for inner in before):
+            expected = [number for number in entry.consolidates if number not in lost]
+            if expected != [inner.number for inner in before]:
                 raise DataError(
                     f"{path} takes the place of rounds {list(entry.consolidates)}, and there are "
                     f"{ledger.numbers()}; restore the files of those rounds"

@@ -181,6 +181,24 @@ def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, monkeypat
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
 
 
+def test_a_failure_after_a_joint_solve_leaves_the_rounds_before_it(tmp_path, monkeypatch):
+    method = "NSE:consolidate_every_edits=2;repair_rounds=0"
+    folder = EditFolder(tmp_path / "new", MODEL, method=method)
+    folder.edit(PROMPT, NEW, SUBJECT)
+    before, files = bits(folder.model), contents(folder)
+
+    def fails(*_arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(edit_round, "measure_all", fails)
+        folder.edit("{Zawos Kofird} speaks", NEW)
+    assert folder.session.ledger.numbers() == [1]
+    assert same_bits(folder.model, before) and contents(folder) == files
+    folder.edit("{Zawos Kofird} speaks", NEW)
+    assert folder.session.ledger.numbers() == [2]  # in place of round 1
+
+
 def test_an_interrupt_while_a_line_is_written_leaves_no_line(one, monkeypatch):
     before, files = bits(one.model), contents(one)
     monkeypatch.setattr(os, "fsync", fsync_interrupted_at("rounds.jsonl", os.fsync))
@@ -347,6 +365,18 @@ def test_a_lost_round_that_was_written_again_is_left_out_after_the_later_one(one
     assert not (one.folder / "undone.json").exists()
     assert undo_round(one.folder, 2) == [] and undo_round(one.folder, 1) == []
     assert EditFolder(one.folder).session.ledger.numbers() == []
+
+
+def test_a_lost_round_inside_a_consolidation_is_left_out_after_it(one):
+    one.edit("{Zawos Kofird} speaks", NEW)
+    one.consolidate()
+    (one.folder / "round-0001.safetensors").unlink()
+    with pytest.raises(DataError, match="nse undo .* --round 1$"):
+        EditFolder(one.folder).ask(TEXT)
+    with pytest.raises(DataError, match="inside .* round 3; undo round 3 first, then round 1"):
+        undo_round(one.folder, 1)
+    assert undo_round(one.folder, 3) == [2] and undo_round(one.folder, 1) == [2]
+    assert EditFolder(one.folder).session.ledger.numbers() == [2]
 
 
 def test_a_round_is_undone_without_the_requests_of_the_folder(one):
