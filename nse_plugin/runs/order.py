@@ -1,6 +1,6 @@
 """The order of a stream of requests, and its division into rounds.
 
-A later edit of one (subject, prompt) supersedes the earlier one, so the two never share a round.
+A later edit of a fact supersedes the earlier one, so the two never share a round.
 A request whose target is in effect already is a repeat: it is counted and not written again.  In a
 list, its questions are added to those of the edit in effect; in a stream that edit is written
 already, so they are not asked, and a warning says so.  Requests are drawn from a stream only when a
@@ -91,30 +91,25 @@ class Rounds:
             yield list(taken.values())
 
     def _grouped(self) -> Iterator[list[EditRequest]]:
-        """Rounds of different subjects; a waiting request goes before later ones of its subject."""
+        """Rounds of different subjects; a waiting request goes before later ones of its subject,
+        or of its fact if two requests cut their subject out of one text differently."""
         stream, waiting = self._fresh(), deque[EditRequest]()
         while True:
-            taken: dict[str, EditRequest] = {}
+            taken: list[EditRequest] = []
             rest = deque[EditRequest]()
-            while waiting:
-                request = waiting.popleft()
-                room = len(taken) < self._size and _subject(request) not in taken
-                if room:
-                    taken[_subject(request)] = request
-                else:
-                    rest.append(request)
-            while len(taken) < self._size and len(rest) < self._lookahead:
-                drawn = next(stream, None)
-                if drawn is None:
+            met: set[tuple[str, str]] = set()  # subjects and facts of both
+            while waiting or (len(taken) < self._size and len(rest) < self._lookahead):
+                request = waiting.popleft() if waiting else next(stream, None)
+                if request is None:
                     break
-                if _subject(drawn) in taken:
-                    rest.append(drawn)
-                else:
-                    taken[_subject(drawn)] = drawn
+                its = {("subject", request.subject.casefold()), ("fact", request.fact)}
+                fits = len(taken) < self._size and not its & met
+                (taken if fits else rest).append(request)
+                met |= its
             if not taken:
                 return
             waiting = rest
-            yield list(taken.values())
+            yield taken
 
     def _fresh(self) -> Iterator[EditRequest]:
         """Requests in order, without repeats."""
@@ -183,7 +178,7 @@ def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
             f"{kind} of case {other.case_id}": tuple(p for p in group if p not in known)
             for kind, group in others.items()
         }
-        return {**own, **{kind: group for kind, group in new.items() if group}}
+        return {**own, **{k: (*own.get(k, ()), *group) for k, group in new.items() if group}}
 
     return replace(
         request,
@@ -195,7 +190,3 @@ def with_probes_of(request: EditRequest, other: EditRequest) -> EditRequest:
             for kind in dict.fromkeys((*request.forms, *other.forms))
         },
     )
-
-
-def _subject(request: EditRequest) -> str:
-    return request.subject.casefold()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nse_plugin.errors import RequestError
-from nse_plugin.requests import EditRequest, check_round
+from nse_plugin.requests import EditRequest, Probe, check_round
 from nse_plugin.runs.order import Rounds
 
 facts = st.lists(
@@ -92,6 +92,30 @@ def test_grouped_does_not_wait_for_ever():
         assert len(drawn) == 1 + 8 * 4 + number  # no more than the requests of 8 rounds wait
     stream = itertools.islice(endless("one subject", [], bound=100), 100)
     assert [len(p.requests) for p in Rounds(stream, 4, "grouped")] == [1] * 100
+
+
+def test_grouped_keeps_two_subjects_of_one_text_apart_and_in_order():
+    text = "The mother of Tom is"
+    requests = [
+        EditRequest(0, "The mother of {} is", "Tom", "Ann"),
+        EditRequest(1, "{} is", "The mother of Tom", "Eve"),
+        EditRequest(2, "{} lives in", "The mother of Tom", "Oslo"),
+    ]
+    assert requests[0].text == requests[1].text == text
+    cut = [[r.case_id for r in p.requests] for p in Rounds(requests, 3, "grouped")]
+    assert cut == [[0], [1], [2]]
+
+
+def test_repeats_with_one_case_id_keep_all_their_probes():
+    probes = [{"places": (Probe(f"question {i}", f"answer {i}"),)} for i in range(3)]
+    requests = [
+        EditRequest(number and 7, "{} is in", "Oslo", "Peru", locality=its)
+        for number, its in enumerate(probes)
+    ]
+    (kept,) = next(iter(Rounds(requests, 4))).requests
+    assert [p.prompt for group in kept.locality.values() for p in group] == [
+        "question 0", "question 1", "question 2",
+    ]  # fmt: skip
 
 
 def test_grouped_takes_other_spellings_for_the_same_subject():
