@@ -75,7 +75,9 @@ def stats(
     if as_json:
         show_result(found)
         return 0
-    rows = tuple(tuple(str(value or NOTHING) for value in row.values()) for row in found)
+    rows = tuple(
+        tuple(NOTHING if value is None else str(value) for value in row.values()) for row in found
+    )
     heads = ("layer", "tokens", "texts", "file for EasyEdit")
     show_tables(Table("Statistics by layer", heads, rows, (True, True, True, False)))
     return 0

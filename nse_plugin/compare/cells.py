@@ -298,7 +298,9 @@ def _scores(measurement: Mapping[str, Any]) -> dict[str, float | None]:
 def _points(result: RunResult) -> Iterator[RoundPoint]:
     edits = 0
     for line in result.lines():
-        edits += line["edits"] if line["file"] is not None else 0
+        if line["file"] is None:  # undone at once, so no model has these scores
+            continue
+        edits += line["edits"]
         measured = line["scores"]
         yield {
             "round": line["round"],

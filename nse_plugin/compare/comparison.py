@@ -18,6 +18,7 @@ from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult, rea
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
 from nse_plugin.compare.specs import MethodSpec, parse_methods
 from nse_plugin.compare.tables import all_tables
+from nse_plugin.data.streams import held_out_source
 from nse_plugin.errors import DataError, HostError, HparamsError, did_you_mean
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.files import write_json, write_text
@@ -195,11 +196,13 @@ def read_comparison(given: CompareSettings) -> Comparison:
         hparams_dir=_absolute(given.hparams_dir),
         stats_dir=_absolute(given.stats_dir),
     )
+    models = [ModelSpec.parse(text) for text in str(settings.models).split(",")]
+    sources = {held_out_source(settings.held_out, model.source) for model in models}
     measured = Protocol.from_dict(settings.protocol)
-    StopRules.from_dict(settings.stop).refuse_unmeasured(measured, settings.held_out != "none")
+    StopRules.from_dict(settings.stop).refuse_unmeasured(measured, "none" not in sources)
     return Comparison(
         methods=parse_methods(str(settings.methods)),
-        models=[ModelSpec.parse(text) for text in str(settings.models).split(",")],
+        models=models,
         seeds=_seeds(str(settings.seeds)),
         settings=settings,
     )

@@ -97,7 +97,7 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
     made = recipe(cell)
     if made.implementation != kept["implementation"]:
         return differences(kept["implementation"], made.implementation, "implementation")
-    before, now = kept["hparams"], as_json(made.hparams)
+    before, now = _any_gpu(kept["hparams"]), _any_gpu(as_json(made.hparams))
     if made.hosts_own:  # EasyEdit's class lacks some keys, and others were filled in
         now = {
             key: value
@@ -106,6 +106,15 @@ def changed_since(cell: Cell, kept: MethodInfo) -> list[str]:
         }
         before = {key: before[key] for key in now}
     return differences(completed(before, now, made.hparams), now)
+
+
+def _any_gpu(hparams: Any) -> Any:
+    """JSON values with ``cuda`` for any GPU: with Ray a cell runs on the one that is free."""
+    if not isinstance(hparams, dict):
+        return hparams
+    found = {key: _any_gpu(value) for key, value in hparams.items()}
+    device = str(found.get("device", ""))
+    return found | {"device": "cuda"} if device.isdigit() or device.startswith("cuda") else found
 
 
 def _with_statistics(hparams: Hparams, folder: str | None, hosts_own: bool = False) -> Hparams:

@@ -54,11 +54,15 @@ class MethodSpec:
         return re.sub(r"[^\w.+=-]+", "_", self.name)
 
     def about(self) -> str:
-        """The changes, in words if they are variants."""
+        """The changes, variants in words."""
         variants = VARIANTS.get(self.method, {})
         items = _split(self.name)[1] or []
-        named = [variants[item].about for item in items if item in variants]
-        return "; ".join(named) or ", ".join(f"{k} = {v}" for k, v in self.changes.items())
+        return "; ".join(
+            variants[item].about
+            if item in variants
+            else " = ".join(part.strip() for part in item.split("=", 1))
+            for item in items
+        )
 
     def values(self, model_key: str, model_name: Any, folder: Path | None = None) -> dict[str, Any]:
         """The keys of the method's YAML for a model, with the changes.

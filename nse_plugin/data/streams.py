@@ -58,6 +58,11 @@ def _read(
     return parse_records(earth.edit_set(int(count) if count else limit, seed=seed), limit=limit)
 
 
+def held_out_source(source: str | None, model_name: str) -> str:
+    """The source given, or the default for a model: ``atlas`` or ``none``."""
+    return source or ("atlas" if model_name.startswith("atlas:") else "none")
+
+
 def held_out_texts(
     source: str | None, model_name: str, requests: Sequence[EditRequest]
 ) -> list[str]:
@@ -72,8 +77,7 @@ def held_out_texts(
         DataError: the file cannot be read.
         StatisticsError: the World Factbook cannot be fetched.
     """
-    if source is None:
-        source = "atlas" if model_name.startswith("atlas:") else "none"
+    source = held_out_source(source, model_name)
     if source == "none":
         return []
     if source == "atlas":

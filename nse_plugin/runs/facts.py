@@ -118,12 +118,11 @@ def _last_answers(files: RunFiles) -> tuple[int, dict[tuple[int, Any], Mapping[s
     """The last measurement of single edits: the number of rounds before it, and the answers by
     round and case."""
     for point in reversed(measurements(files.lines, files.final)):
-        if point.get("answers"):
-            rows = {(row["round"], row["case_id"]): row for row in point["answers"]}
+        rows: dict[tuple[int, Any], Mapping[str, Any]] = {
+            (row["round"], row["case_id"]): {"exact": row["efficacy"] == 1}
+            for row in point.get("each") or []
+        }
+        rows |= {(row["round"], row["case_id"]): row for row in point.get("answers") or []}
+        if rows:
             return point["tested"], rows
-        if point.get("each"):
-            return point["tested"], {
-                (row["round"], row["case_id"]): {"exact": row["efficacy"] == 1}
-                for row in point["each"]
-            }
     return 0, {}

@@ -12,7 +12,7 @@ from torch import nn
 from nse_plugin import host as hosting
 from nse_plugin.data.defaults import values_for
 from nse_plugin.data.models import from_anywhere, load_model
-from nse_plugin.data.streams import held_out_texts, read_data, settled
+from nse_plugin.data.streams import held_out_source, held_out_texts, read_data, settled
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.protocol import Protocol
@@ -58,6 +58,8 @@ def make_scheduler(
         pass
     protocol = Protocol.from_dict({"seed": settings.seed, **settings.protocol})
     rules = StopRules.from_dict(settings.stop)
+    source = held_out_source(settings.held_out, str(hparams.model_name))
+    rules.refuse_unmeasured(protocol, source != "none")
     told = list(listeners)
     if settings.tensorboard:
         told.append(TensorBoard(out / "tensorboard"))

@@ -68,7 +68,10 @@ def test_a_model_without_a_yaml_has_the_layers_of_the_general_settings(tmp_path,
     arguments = ["stats", "--model", folder, "--source", "prose.txt", "--json"]
     assert cli.main(arguments) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["layer"] for row in rows] == hparams_for("NSE", folder).layers
+    assert [row["layer"] for row in rows] == hparams_for("NSE", folder).layers == [0, 1]
+    assert cli.main(arguments[:-1]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in shown[-2:]] == ["0", "1"]
 
 
 def test_files_for_easyedit_are_where_it_looks(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import torch
 from nse_plugin import cli
 from nse_plugin.compare import cells as cells_module
 from nse_plugin.compare import hosts, pool, results
-from nse_plugin.compare.comparison import exit_code, write_report
+from nse_plugin.compare.comparison import exit_code, read_comparison, write_report
 from nse_plugin.compare.engines import Serial
 from nse_plugin.compare.pictures import left_at_the_end, over_edits_table, retention
 from nse_plugin.compare.results import read_cell
@@ -254,6 +255,23 @@ def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monke
     kept = json.loads((tmp_path / "out" / "results.json").read_text())
     assert without_machine(kept["cells"]) == without_machine(whole[1]["cells"])
     assert shown["summaries"] == kept["summaries"] and "cells" not in shown
+
+
+def test_a_round_that_was_undone_at_once_is_no_point_of_a_curve():
+    scores = {"n": 2, "efficacy": 0.9, "locality": 0.9, "rephrase": 0.5, "portability": None}
+    lines = [
+        {"round": 1, "edits": 2, "file": 1, "scores": None, "measurement": {"all": scores}},
+        {"round": 2, "edits": 2, "file": None, "scores": None, "measurement": {"all": scores}},
+    ]
+    found = list(cells_module._points(SimpleNamespace(lines=lambda: lines)))
+    assert [(point["round"], point["edits"]) for point in found] == [(1, 2)]
+
+
+def test_a_bound_on_a_perplexity_that_is_not_measured_is_refused_before_anything(world, tmp_path):
+    made = comparison(world, tmp_path / "out", methods="NSE")
+    for held_out in (None, "none"):  # the default of this model
+        with pytest.raises(HparamsError, match="bounds perplexity, which is not measured"):
+            read_comparison(replace(made.settings, held_out=held_out, stop={"max_perplexity": 9.0}))
 
 
 def test_a_collapse_is_a_row(world, tmp_path, monkeypatch):

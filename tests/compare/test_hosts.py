@@ -67,6 +67,22 @@ def test_statistics_of_a_cell_have_an_absolute_place(world, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize("loss", ["", "+OVERTONE"])
+def test_any_gpu_is_the_same_setting_and_the_cpu_is_another(world, tmp_path, loss):
+    def cell(device):
+        made = comparison(world, tmp_path / "out", methods=f"NSE{loss}", device=device)
+        return made.cells()[-1]
+
+    def kept(device):
+        hparams = as_json(recipe(cell(device)).hparams)
+        return {"implementation": "nse_plugin", "hparams": hparams}
+
+    for one in ("0", "1", "cuda", "cuda:0"):
+        assert changed_since(cell("cuda"), kept(one)) == []
+    told = changed_since(cell("cuda"), kept("cpu"))
+    assert {each.removeprefix("base.") for each in told} == {"device was 'cpu', is 'cuda'"}
+
+
+@pytest.mark.parametrize("loss", ["", "+OVERTONE"])
 def test_a_field_that_is_newer_than_a_result_had_its_default(world, tmp_path, loss):
     made = comparison(world, tmp_path / "out", methods=f"NSE:max_iterations=3{loss}")
     cell = made.cells()[-1]

@@ -32,6 +32,12 @@ def test_changes(text, changes):
     )  # fmt: skip
 
 
+def test_about_names_variants_in_words_and_other_changes_as_given():
+    words = VARIANTS["NSE"]["one-pass"].about
+    assert parse_method("NSE:one-pass; v_lr = 0.2").about() == f"{words}; v_lr = 0.2"
+    assert parse_method("NSE:p=0.6").about() == "p = 0.6" and parse_method("NSE").about() == ""
+
+
 def test_changes_get_the_type_of_their_field():
     spec = parse_method("NSE:v_lr=1e-1;max_iterations=3")
     values = spec.values("atlas-gpt2", "atlas:gpt2")

@@ -190,6 +190,22 @@ def test_facts_have_their_answers_and_the_worst_come_first(folder):
     assert "not asked since round 1 was undone" in table.note
 
 
+def test_facts_outside_the_sample_of_answers_have_their_outcomes(folder):
+    final = json.loads((folder / "final.json").read_text())
+    measured = final["measurement"]
+    measured["each"] = [
+        {"round": row["round"], "case_id": row["case_id"], "efficacy": row["case_id"] % 2}
+        for row in measured["answers"]
+    ]
+    measured["answers"] = measured["answers"][:1]
+    (folder / "final.json").write_text(json.dumps(final))
+    found = {fact.case_id: fact for fact in Run(folder).facts}
+    assert [found[number].outcome == "in effect" for number in range(1, 6)] == [
+        True, False, True, False, True,
+    ]  # fmt: skip
+    assert found[0].answer is not None and found[1].answer is None
+
+
 def test_an_undone_round_is_named_and_left_out(folder):
     undo_round(folder, 2)
     run = Run(folder)
