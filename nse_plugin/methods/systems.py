@@ -10,6 +10,8 @@ not d_ff^3.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from nse_plugin.hparams import LocateHparams
@@ -17,6 +19,7 @@ from nse_plugin.locate.update import (
     factor_if_regular,
     few_keys_right,
     smallest_right,
+    solve_factored,
     solve_right,
     submatrix,
 )
@@ -80,10 +83,7 @@ class Systems:
         )
         if factor is None:
             return None
-
-        def solved(keys: torch.Tensor) -> torch.Tensor:
-            return torch.cholesky_solve(keys.double(), factor)
-
+        solved = partial(solve_factored, factor)
         E_solved = self._previous.solved(layer, factor, solved) if E.shape[1] else E
         return few_keys_right(K, solved(K) / weight, E, E_solved / weight, layer=layer)
 

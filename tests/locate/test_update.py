@@ -17,6 +17,7 @@ from nse_plugin.locate.update import (
     few_keys_right,
     select_by,
     smallest_right,
+    solve_factored,
     solve_right,
 )
 
@@ -92,6 +93,17 @@ def test_few_keys_against_float64_brute_force(n_earlier):
     system = (A + earlier @ earlier.T + keys.double() @ keys.double().T).numpy()
     expected = np.linalg.solve(system, keys.double().numpy()).T
     np.testing.assert_allclose(right.double().numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("columns", [1, 7])
+def test_a_factored_system_is_solved(columns):
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(30, 50, generator=generator)
+    right = torch.randn(30, columns, generator=generator)
+    A = samples @ samples.T
+    found = solve_factored(factor_if_regular(A), right)
+    expected = np.linalg.solve(A.double().numpy(), right.double().numpy())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_singular_covariance_has_no_factor():
