@@ -58,7 +58,7 @@ class EditedWeights:
                 f"{name} is stored as {parameter.dtype} and cannot take a change; "
                 "load the model in float32, bfloat16 or float16"
             )
-        if not bool(torch.isfinite(parameter).all()):
+        if not all_finite(parameter):
             raise ModelError(f"{name} holds NaN or infinity; load the model again")
         original = parameter.detach().clone()
         self._edited[name] = _Edited(parameter, original, fingerprint(original))
@@ -135,7 +135,7 @@ class EditedWeights:
             value = edited.original
         else:
             value = edited.plus(change).to(edited.original.dtype)
-            if not bool(torch.isfinite(value).all()):
+            if not all_finite(value):
                 raise NotFiniteError(
                     f"the change of {name} is not finite; nothing was written. "
                     "Lower v_lr or raise mom2_update_weight"
@@ -146,7 +146,17 @@ class EditedWeights:
 
 def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
     """``"weights"`` if one of them holds NaN or infinity, else None."""
-    return next(("weights" for t in tensors if not bool(torch.isfinite(t).all())), None)
+    return next(("weights" for tensor in tensors if not all_finite(tensor)), None)
+
+
+@torch.no_grad()
+def all_finite(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    Its extremes are NaN if one of its numbers is.  ``torch.isfinite`` makes a tensor of the same
+    size and takes ten times as long.
+    """
+    return not tensor.numel() or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 
 _AT_ONCE = {"cpu": 2**17}

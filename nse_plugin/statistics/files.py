@@ -29,7 +29,7 @@ from nse_plugin.errors import StatisticsError
 from nse_plugin.files import cache_dir, write_whole
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.model.layout import DecoderLayout
-from nse_plugin.model.weights import fingerprint
+from nse_plugin.model.weights import all_finite, fingerprint
 from nse_plugin.statistics.text_sources import source_slug
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ class StatisticsFiles:
             raise _damaged(path, f"its number of tokens is {count}")
         if mean.dtype != torch.float32:
             raise _damaged(path, f"it holds {mean.dtype}")
-        if not bool(torch.isfinite(mean).all()):
+        if not all_finite(mean):
             raise _damaged(path, "it holds NaN or infinity")
         if not _is_symmetric(mean):
             raise _damaged(path, "it is not symmetric, as a second moment is")

@@ -10,7 +10,7 @@ from torch import nn
 
 from nse_plugin.errors import ModelError
 from nse_plugin.model import weights as weights_module
-from nse_plugin.model.weights import EditedWeights, fingerprint
+from nse_plugin.model.weights import EditedWeights, all_finite, fingerprint
 
 
 def tracked(dtype=torch.float32, shape=(6, 5)):
@@ -106,6 +106,16 @@ def test_weights_that_cannot_be_edited_are_refused():
     with pytest.raises(ModelError, match="NaN or infinity"):
         weights.track("c", torch.tensor([[1.0, float("nan")]]))
     assert weights.names() == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from([0.0, -1.5, 3e38, float("nan"), float("inf"), -float("inf")])),
+    st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+)
+def test_all_finite_is_what_it_says(values, dtype):
+    tensor = torch.tensor(values, dtype=dtype)
+    assert all_finite(tensor) is bool(torch.isfinite(tensor).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
