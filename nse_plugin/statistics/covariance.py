@@ -113,7 +113,10 @@ def second_moments(
 
 
 class _Sums:
-    """Float64 sums of k k^T by layer, and the progress of the pass over the text."""
+    """Float64 sums of k k^T by layer, and the progress of the pass over the text.
+
+    Only the blocks on and above the diagonal are summed, as k k^T is symmetric.
+    """
 
     def __init__(self, layout: DecoderLayout, layers: Sequence[int], dtype: torch.dtype) -> None:
         self.layout = layout
@@ -140,19 +143,24 @@ class _Sums:
         self.whole = True
 
     def _add(self, layer: int, keys: torch.Tensor) -> None:
-        keys = keys.to(self.dtype)  # [tokens, d_ff]
-        product = keys.T @ keys
-        if not bool(torch.isfinite(product.diagonal()).all()):
-            raise StatisticsError(
-                f"the keys of layer {layer} hold NaN or infinity on ordinary text; load the "
-                "model in bfloat16 or float32"
-            )
-        self.totals[layer] += product.to(self.totals[layer].device)
+        keys, total = keys.to(self.dtype), self.totals[layer]  # keys [tokens, d_ff]
+        for block in _blocks(len(total)):
+            product = keys[:, block].T @ keys[:, block.start :]
+            if not bool(torch.isfinite(product.diagonal()).all()):
+                raise StatisticsError(
+                    f"the keys of layer {layer} hold NaN or infinity on ordinary text; load the "
+                    "model in bfloat16 or float32"
+                )
+            total[block, block.start :] += product.to(total.device)
 
     def moment(self, layer: int, source: str) -> SecondMoment:
         """The mean, exactly symmetric; frees the layer's sum."""
         total = self.totals.pop(layer).cpu()
-        mean = (total + total.T).div_(2 * self.count).float()
+        for block in _blocks(len(total)):
+            own = total[block, block]
+            total[block, block] = (own + own.T) / 2
+            total[block.stop :, block] = total[block, block.stop :].T
+        mean = total.div_(self.count).float()
         return SecondMoment(mean, self.count, self.n_samples, source)
 
     def resume(self, path: Path, key: dict[str, Any]) -> None:
@@ -170,15 +178,29 @@ class _Sums:
         self.position = tuple(header["position"])
         log.info("resuming after %d texts: %s", self.n_samples, path)
 
-    def save(self, path: Path, key: dict[str, Any]) -> None:
-        """Write the unfinished pass."""
+    def save(self, path: Path, key: dict[str, Any]) -> bool:
+        """Write the unfinished pass, and return whether that worked.
+
+        The file may need more room than the statistics, so a full disk does not end the pass.
+        """
         header = {
             "key": key,
             "count": self.count,
             "n_samples": self.n_samples,
             "position": self.position,
         }
-        write_partial(path, header, self.totals)
+        try:
+            write_partial(path, header, self.totals)
+        except OSError as error:
+            log.warning("the statistics so far are not saved (%s); the pass continues", error)
+            return False
+        return True
+
+
+def _blocks(size: int) -> Iterator[slice]:
+    """Cut 0..size into at most eight slices."""
+    step = -(-size // 8)
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
 
 
 def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget: int) -> None:
@@ -223,8 +245,7 @@ def _one_pass(files: StatisticsFiles, tokenizer: Any, sums: _Sums, token_budget:
                         next_save = ended + max(SAVE_EVERY_S, 10 * (ended - started))
                 sums.position = (sums.position[0] + 1, 0)
         except BaseException:
-            if sums.whole and sums.count:
-                sums.save(path, key)
+            if sums.whole and sums.count and sums.save(path, key):
                 log.warning("interrupted after %d texts; run again to resume", sums.n_samples)
             raise
     if not sums.count:

@@ -229,6 +229,18 @@ def test_resumed_equals_uninterrupted(layout, text, tmp_path, monkeypatch, how, 
     assert not list((tmp_path / "b").rglob("*.partial.npz"))
 
 
+def test_a_full_disk_does_not_end_a_pass(layout, text, tmp_path, monkeypatch, caplog):
+    def full(*_arguments):
+        raise OSError(28, "No space left on device")
+
+    expected = compute(layout, text, tmp_path / "a", token_budget=12)
+    monkeypatch.setattr(covariance, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(covariance, "write_partial", full)
+    found = compute(layout, text, tmp_path / "b", token_budget=12)
+    assert all(torch.equal(found[layer].mean, expected[layer].mean) for layer in expected)
+    assert "are not saved ([Errno 28] No space left on device); the pass continues" in caplog.text
+
+
 def test_interrupted_at_every_batch(text, tmp_path):
     model = tiny_model("gpt2")
     layout = layout_of(model)
