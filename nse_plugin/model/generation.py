@@ -15,7 +15,7 @@ from torch import nn
 
 from nse_plugin.errors import RequestError
 from nse_plugin.model.answers import check_length
-from nse_plugin.model.hooks import quiet
+from nse_plugin.model.hooks import head_at, quiet
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import TOKEN_BUDGET, encode_prompt, micro_batches
 from nse_plugin.printable import counted
@@ -196,13 +196,15 @@ def _continue_group(
     positions = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     limit = layout_of(model).max_positions
     takes_positions, cache = _takes_positions(model), None
+    every = torch.arange(len(group), device=device)
     while unfinished:
         extra = {"position_ids": positions} if takes_positions else {}
-        output = model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
-        )
+        with head_at(model, every, torch.full_like(every, ids.shape[1] - 1)):
+            output = model(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
+            )
         cache = output.past_key_values
-        choice = choose(output.logits[:, -1].float(), group)  # [rows]
+        choice = choose(output.logits[0].float(), group)  # [rows]
         for index, token in zip(group, choice.tolist()):
             if index in unfinished and is_done(index, token):
                 unfinished.remove(index)

@@ -29,6 +29,13 @@ def test_repeats_and_leaves_the_global_state(model):
     assert model.training and all(p.requires_grad for p in model.parameters())
 
 
+def test_the_head_runs_at_the_last_position_only(model):
+    shapes = []
+    model.lm_head.register_forward_hook(lambda _head, _args, out: shapes.append(out.shape[:2]))
+    sample_ids(model, PROMPT, 3, top_k=5, generator=seeded())
+    assert shapes == [(1, 2)] * 3
+
+
 def test_top_1_is_greedy_without_a_cache(model):
     sampled = sample_ids(model, PROMPT, 6, top_k=1, generator=seeded())
     ids = PROMPT
