@@ -55,6 +55,9 @@ from nse_plugin.session.ledger_files import round_path
 
 log = logging.getLogger(__name__)
 
+_EDITS = 100
+"""Edits for which there must be memory when a folder begins; few folders by hand have more."""
+
 
 class EditRound:
     """Writes the next round of a folder: all of it or nothing, in the model and on disk.
@@ -171,17 +174,18 @@ class EditRound:
         folder is new."""
         self._tell("untouched model")
         kept = read_manifest(self._directory.path)
+        hparams, n = self._backend.hparams, len(requests)
+        budget = estimate(self._model, hparams, n, max(n, _EDITS))
+        if kept is None:
+            budget.check(self._directory.path)
         with self._session.rewound():
             asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
             answered = ask(self._model, self._tokenizer, asked, self._protocol)
         contexts = self._backend.prepare(kept["contexts"] if kept else None)
         if kept is not None:
             return asked, answered, None
-        hparams, round_size = self._backend.hparams, len(requests)
-        budget = estimate(self._model, hparams, round_size, None)
-        budget.check(self._directory.path)
         identity = run_identity(  # the folder is new, so the model is the untouched one
-            self._backend, round_size=round_size, order=BY_HAND, seed=hparams.seed,
+            self._backend, round_size=n, order=BY_HAND, seed=hparams.seed,
             protocol=self._protocol, rules=StopRules(),
         )  # fmt: skip
         manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=asdict(budget))

@@ -26,7 +26,8 @@ from nse_plugin.locate.small_keys import edited_at_the_end
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.report.run import Run
 from nse_plugin.report.run_tables import overview
-from nse_plugin.runs import edit_round
+from nse_plugin.runs import budget, edit_round
+from nse_plugin.runs.budget import estimate
 from nse_plugin.runs.directory import RunDirectory
 from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
@@ -179,6 +180,17 @@ def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, monkeypat
     assert same_bits(one.model, before) and contents(one) == files
     assert not new.folder.exists() and not len(new.session.ledger)
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
+
+
+def test_memory_is_checked_for_a_hundred_edits_before_anything_is_asked(tmp_path, monkeypatch):
+    folder = EditFolder(tmp_path / "new", MODEL)
+    needed = estimate(folder.model, folder.hparams, 1, 100).memory
+    monkeypatch.setattr(budget, "free_memory", lambda: needed - 1)
+    with monkeypatch.context() as patch, pytest.raises(DataError, match="of memory beside"):
+        patch.setattr(edit_round, "with_questions", None)  # an error if it is called
+        folder.edit(PROMPT, NEW, SUBJECT)
+    monkeypatch.setattr(budget, "free_memory", lambda: needed)
+    assert folder.edit(PROMPT, NEW, SUBJECT).round == 1
 
 
 def test_a_failure_after_a_joint_solve_leaves_the_rounds_before_it(tmp_path, monkeypatch):
