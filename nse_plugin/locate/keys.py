@@ -133,7 +133,12 @@ class Lookups:
         return self.prompts.read({}, {"h": self.prompts.layout.blocks[layer]})[0]["h"]
 
     def read(
-        self, layers: Sequence[int], *, h_of: int | None = None, keep: int | None = None
+        self,
+        layers: Sequence[int],
+        *,
+        h_of: int | None = None,
+        keep: int | None = None,
+        last: int | None = None,
     ) -> Found:
         """Keys, and the output of a block on the bare prompts, in as few passes as possible.
 
@@ -142,15 +147,17 @@ class Lookups:
             keep: keep the hidden states that go into this block, so that the lookups returned
                 begin there.  They are valid as long as nothing below the block is written, and lie
                 in main memory: tokens times d_model, of all rows.
+            last: the last block that those lookups will read, if it is above what is read now.
         """
         layout = self.prompts.layout
         downs = {layer: layout.down(layer) for layer in layers}
         blocks = {} if h_of is None else {"h": layout.blocks[h_of]}
-        found, prompts = self.prompts.read(downs, blocks, keep)
+        last = max([*layers, h_of or 0, last or 0])
+        found, prompts = self.prompts.read(downs, blocks, keep, last)
         bare = {layer: found[layer] for layer in layers}  # [n, d_ff]
         keys, in_context = dict(bare), self.in_context
         if in_context.rows:
-            others, in_context = in_context.read(downs, {}, keep)
+            others, in_context = in_context.read(downs, {}, keep, last)
             for layer in layers:
                 contexts = others[layer].view(len(self), -1, others[layer].shape[1]).mean(dim=1)
                 weight = self.bare_weight
@@ -188,10 +195,12 @@ class Prefixes:
         inputs_of: Mapping[Any, nn.Module],
         outputs_of: Mapping[Any, nn.Module],
         keep: int | None = None,
+        last: int = 0,
     ) -> tuple[dict[Any, torch.Tensor], Prefixes]:
-        """By name: float32 [rows, features]; and the rows that begin at the block ``keep``."""
+        """By name: float32 [rows, features]; and the rows that begin at the block ``keep``, to be
+        read up to the block ``last``."""
         layout, whole = self.layout, {}
-        if keep is not None and keep > self.block and can_begin_at(layout, keep):
+        if keep is not None and keep > self.block and can_begin_at(layout, keep, last):
             whole = {_KEPT: layout.blocks[keep]}
         lengths = [len(row) for row in self.rows]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)

@@ -174,7 +174,7 @@ class Writer:
                 with self.clock("keys"):
                     own = own.lookups.read([layer], h_of=z_layer, keep=layer)
                     if preserving:
-                        other = other.lookups.read([layer], keep=layer)
+                        other = other.lookups.read([layer], keep=layer, last=z_layer)
             keys = own.keys[layer]
             if preserving:
                 keys = torch.cat([keys, other.keys[layer]], dim=1)

@@ -3,8 +3,9 @@
 Optimising an activation h at (layer, position) changes nothing below the layer and, in a causal
 decoder, nothing left of the position.  :class:`~nse_plugin.model.replay.Replay` uses this, and
 depends on what transformers passes from block to block, which differs between versions and
-families.  So the first replay of a model is compared with a whole pass.  If they differ, or the
-blocks cannot be called like this, :class:`~nse_plugin.model.full_pass.FullPass` is used instead.
+families.  So the first replay of a model is compared with whole passes, on a few of its rows.  If
+they differ, or the blocks cannot be called like this,
+:class:`~nse_plugin.model.full_pass.FullPass` is used instead.
 """
 
 from __future__ import annotations
@@ -42,40 +43,46 @@ def capture(
     """
     tried = layout.measured.setdefault("can replay", {})
     key = (layer, last, getattr(layout.text_config, "_attn_implementation", None))
-    known, beyond = tried.get(key), _beyond_a_window(layout, batch, starts)
-    if known and not beyond:
-        return Replay.capture(layout, batch, starts, layer=layer, last=last)
-    full = FullPass.capture(layout, batch, starts, layer=layer, last=last)
-    if beyond or known is False:
-        return full
-    try:
-        replay = Replay.capture(layout, batch, starts, layer=layer, last=last)
-        why = _difference(replay, full)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # a block that cannot be called like this may raise anything
-        why = f"{type(error).__name__}: {error}"
-    if why:
-        log.log(
-            logging.DEBUG if False in tried.values() else logging.WARNING,
-            "the blocks of model type %r cannot be replayed (%s); values are optimised with whole "
-            "forward passes, which are slower and give the same",
-            layout.model_type,
-            why,
-        )
-    if why or bool((starts > 0).any()):  # without tokens on the left, nothing was tested
-        tried[key] = not why
-    return full if why else replay
+    can_replay = tried.get(key)
+    if _beyond_a_window(layout, batch, starts):
+        can_replay = False
+    elif can_replay is None:
+        order = starts.argsort(descending=True)
+        some = torch.cat([order[:3], order[-1:]]).unique()  # the longest starts, which may be one
+        why = _difference(layout, batch.select(some), starts[some], layer, last)
+        can_replay = not why
+        if why:
+            log.log(
+                logging.DEBUG if False in tried.values() else logging.WARNING,
+                "the blocks of model type %r cannot be replayed (%s); values are optimised with "
+                "whole forward passes, which are slower and give the same",
+                layout.model_type,
+                why,
+            )
+        if why or bool((starts > 0).any()):  # without tokens on the left, nothing was tested
+            tried[key] = can_replay
+    kind = Replay if can_replay else FullPass
+    return kind.capture(layout, batch, starts, layer=layer, last=last)
 
 
 @torch.no_grad()
-def _difference(replay: Replay, full: FullPass) -> str:
-    """How a replay differs from a whole pass; empty if it does not."""
-    got, expected = replay.run(replay.hidden).float(), full.run(full.hidden).float()
+def _difference(
+    layout: DecoderLayout, batch: TokenBatch, starts: torch.Tensor, layer: int, last: int
+) -> str:
+    """How a replay of some rows differs from whole passes; empty if it does not."""
+    full = FullPass.capture(layout, batch, starts, layer=layer, last=last)
+    try:
+        replay = Replay.capture(layout, batch, starts, layer=layer, last=last)
+        got = replay.run(replay.hidden).float()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a block that cannot be called like this may raise anything
+        return f"{type(error).__name__}: {error}"
+    expected = full.run(full.hidden).float()
     real = torch.arange(got.shape[1], device=got.device) < full.lengths[:, None].to(got.device)
-    error = (got - expected)[real].norm() / expected[real].norm()
+    relative = float((got - expected)[real].norm() / expected[real].norm())
     coarse = replay.hidden.dtype in (torch.bfloat16, torch.float16)
-    return "" if error < (3e-2 if coarse else 1e-3) else f"relative difference {float(error):.2g}"
+    return "" if relative < (3e-2 if coarse else 1e-3) else f"relative difference {relative:.2g}"
 
 
 def _beyond_a_window(layout: DecoderLayout, batch: TokenBatch, starts: torch.Tensor) -> bool:

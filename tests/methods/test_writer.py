@@ -129,14 +129,14 @@ def close(got, expected):
 @pytest.mark.parametrize(("family", "layers"), MODELS)
 def test_what_is_read_between_writes_equals_plain_passes(family, layers, tokenizer):
     one = Round(six_blocks(family), tokenizer, layers)
-    assert all(can_begin_at(one.layout, layer) for layer in layers if layer)
+    assert all(can_begin_at(one.layout, layer, 5) for layer in layers if layer)
     check_all_passes(one)
     assert not any("forward" in vars(block) for block in one.layout.blocks)
 
 
 def test_a_model_in_which_no_pass_can_begin_half_way_is_read_by_whole_passes(tokenizer):
     one = Round(bridged(six_blocks("llama")), tokenizer, [2, 3, 4])
-    assert [can_begin_at(one.layout, block) for block in (1, 2, 3)] == [True, False, False]
+    assert [can_begin_at(one.layout, block, 5) for block in (1, 2, 3)] == [True, False, False]
     check_all_passes(one)
 
 
@@ -226,7 +226,7 @@ def test_what_was_never_written_stays_out_of_bounds_where_other_writes_move_it(t
 def test_a_block_runs_anew_only_if_what_goes_into_it_may_have_changed(family, tokenizer):
     one = Round(six_blocks(family), tokenizer, [2, 3, 4])
     for layer in one.layers:
-        assert can_begin_at(one.layout, layer) and path_of(one.layout, layer)
+        assert can_begin_at(one.layout, layer, 5) and path_of(one.layout, layer)
     rows = Counter()
     for number, block in enumerate(one.layout.blocks):
 

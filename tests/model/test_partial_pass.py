@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from nse_plugin.model import partial_pass
 from nse_plugin.model.hooks import read_rows
 from nse_plugin.model.partial_pass import beginning_at, can_begin_at
 from nse_plugin.model.probe import layout_of
@@ -25,7 +26,7 @@ def test_the_bits_of_a_whole_pass_in_families_that_are_probed(family):
 
 def check_bits(model):
     layout = layout_of(model)
-    assert can_begin_at(layout, 2)
+    assert can_begin_at(layout, 2, 3)
     batch = TokenBatch.of(ROWS, "cpu")
     last = {"last": layout.blocks[3]}
     whole = read_rows(
@@ -39,10 +40,24 @@ def check_bits(model):
     assert not any("forward" in vars(block) for block in layout.blocks)
 
 
+def test_a_pass_that_goes_further_is_tested_again(monkeypatch):
+    model = tiny_model("llama")
+    layout = layout_of(model)
+    real, tested = partial_pass._tested, []
+
+    def noted(layout, block, last):
+        tested.append((block, last))
+        return real(layout, block, last)
+
+    monkeypatch.setattr(partial_pass, "_tested", noted)
+    assert [can_begin_at(layout, 1, last) for last in (2, 1, 3, 2)] == [True] * 4
+    assert tested == [(1, 2), (1, 3)]
+
+
 def test_blocks_that_attend_to_what_skipped_ones_have_left(caplog):
     caplog.set_level("INFO")
     kinds = ["sliding_attention", "full_attention"] * 2
     model = tiny_model("gemma4_text", num_kv_shared_layers=2, layer_types=kinds)
     layout = layout_of(model)
-    assert not can_begin_at(layout, 2) and not can_begin_at(layout, 2)
+    assert not can_begin_at(layout, 2, 3) and not can_begin_at(layout, 2, 3)
     assert len([r for r in caplog.records if "can begin at block 2" in r.message]) == 1

@@ -161,6 +161,21 @@ def test_arguments_that_cannot_be_cut_give_whole_passes_and_one_warning(model, m
     assert len(warnings) == 1 and "gate" in warnings[0].message
 
 
+def test_a_replay_is_compared_on_a_few_rows(model, monkeypatch):
+    real, seen = FullPass.capture.__func__, []
+
+    def noted(cls, layout, batch, starts, **blocks):
+        seen.append(batch.lengths.tolist())
+        return real(cls, layout, batch, starts, **blocks)
+
+    monkeypatch.setattr(FullPass, "capture", classmethod(noted))
+    layout = layout_of(model)
+    batch, starts = TokenBatch.of(ROWS * 5, "cpu"), torch.tensor(STARTS * 5)
+    tails = capture(layout, batch, starts, layer=1, last=3)
+    assert isinstance(tails, Replay) and len(tails.hidden) == len(ROWS) * 5
+    assert [sorted(lengths) for lengths in seen] == [[3, 7, 7, 7]]
+
+
 def test_a_replay_that_differs_is_not_used(model, monkeypatch, caplog):
     real = Replay.run
     monkeypatch.setattr(Replay, "run", lambda self, hidden: real(self, hidden) * 1.01)
