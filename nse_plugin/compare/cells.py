@@ -60,7 +60,7 @@ def run_cell(cell: Cell, pool: ModelPool, own_process: bool = False) -> CellResu
         own_process: this process runs only this cell.
     """
     try:
-        with _quiet_surroundings(cell):
+        with _own_threads_and_seed(cell):
             return _run(cell, pool, own_process)
     except Exception as error:  # of any method, ours or EasyEdit's
         known = isinstance(error, NSEPluginError)  # its message is enough
@@ -157,7 +157,7 @@ def _schedule(
 
 
 @contextmanager
-def _quiet_surroundings(cell: Cell) -> Iterator[None]:
+def _own_threads_and_seed(cell: Cell) -> Iterator[None]:
     """Set the number of threads and the random seed of a cell, and restore both afterwards, so that
     its results depend neither on earlier cells nor on the engine."""
     threads = torch.get_num_threads()

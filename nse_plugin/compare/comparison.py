@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.compare.engines import check_engine, engine_of
-from nse_plugin.compare.hosts import changed_since, is_hosts_own, recipe
+from nse_plugin.compare.engines import engine_of
+from nse_plugin.compare.hosts import changed_since, recipe
 from nse_plugin.compare.intervals import mean_and_deviation, paired_differences
 from nse_plugin.compare.plan import Cell, ModelSpec, claimed_for, grid, lasting, round_size
+from nse_plugin.compare.ray_engine import import_ray
 from nse_plugin.compare.report import page
 from nse_plugin.compare.results import SCHEMA, CellResult, ComparisonResult, read_cell
 from nse_plugin.compare.settings import PROTOCOL, CompareSettings
@@ -39,7 +40,8 @@ class Comparison:
     """With absolute paths, because a cell may run in another folder."""
 
     def __post_init__(self) -> None:
-        check_engine(self.settings.engine, self.settings.jobs)
+        if self.settings.engine == "ray":
+            import_ray()
         names, reference = [spec.name for spec in self.methods], self.settings.reference
         if reference is not None and reference not in names:
             raise HparamsError(
@@ -122,12 +124,13 @@ class Comparison:
                     f"{cell}: its YAML loads the model with {how}, and {first.spec.name}'s with "
                     f"{wanted}; all methods have to start from the same model (see --device)"
                 )
-            if recipe(cell).hosts_own and self.settings.chat:
+            hosts_own = recipe(cell).hosts_own
+            if hosts_own and self.settings.chat:
                 raise HostError(
                     f"chat is true, and EasyEdit's {cell.spec.method} edits plain prompts; take "
                     f"ours: {cell.spec.method}-plugin, or leave chat out"
                 )
-            if self.settings.engine != "processes" and is_hosts_own(cell.spec):
+            if hosts_own and self.settings.engine != "processes":
                 raise HostError(
                     f"EasyEdit's {cell.spec.method} keeps state in its modules from run to run; "
                     "take --engine processes, which gives each cell a process of its own"

@@ -25,32 +25,14 @@ from nse_plugin.compare.cells import RETRIES, Results, lost, run_cell
 from nse_plugin.compare.plan import Cell
 from nse_plugin.compare.pool import ModelPool
 from nse_plugin.compare.results import CellResult
-from nse_plugin.errors import HparamsError, did_you_mean
 
 if TYPE_CHECKING:
     from nse_plugin.compare.ray_engine import RayTasks
 
 log = logging.getLogger(__name__)
 
-ENGINES = ("serial", "processes", "ray")
 _PATIENCE = 5.0
 """Seconds after which a process is killed that was asked to end."""
-
-
-def check_engine(name: str, jobs: int) -> None:
-    """Raise :class:`HparamsError` if the engine is unknown or cannot run this number of jobs."""
-    if name not in ENGINES:
-        raise HparamsError(
-            f"engine is {name!r}{did_you_mean(name, ENGINES)}; there are: {', '.join(ENGINES)}"
-        )
-    if jobs < 1 or (jobs > 1 and name == "serial"):
-        raise HparamsError(
-            f"jobs is {jobs}; give a number above 0, and --engine processes or ray for more than 1"
-        )
-    if name == "ray":
-        from nse_plugin.compare.ray_engine import import_ray
-
-        import_ray()
 
 
 @contextmanager

@@ -14,8 +14,10 @@ from nse_plugin.compare.results import SCHEMA
 from nse_plugin.compare.settings import CompareSettings
 from nse_plugin.compare.specs import UNTOUCHED, MethodSpec
 from nse_plugin.data.defaults import model_key
+from nse_plugin.data.models import from_anywhere
 from nse_plugin.errors import DataError, HparamsError
 from nse_plugin.files import explained, read_json, write_json
+from nse_plugin.hparams.validation import LARGEST_SEED
 from nse_plugin.runs.differences import differences
 from nse_plugin.runs.directory import claimed
 
@@ -44,8 +46,7 @@ class ModelSpec:
             raise HparamsError(
                 f"models has {text!r}; give e.g. atlas:gpt2, a folder, or gpt2-xl=/path/to/it"
             )
-        folder = Path(source).expanduser()
-        return cls(key, str(folder.resolve()) if folder.is_dir() else source)
+        return cls(key, from_anywhere(source))
 
 
 _LASTING = (
@@ -141,10 +142,10 @@ def grid(
         HparamsError: a seed or a model comes twice, or a seed is out of range.
     """
     for seed in seeds:
-        if not 0 <= seed < 2**63:
-            raise HparamsError(f"seeds has {seed}; give whole numbers from 0 to {2**63 - 1}")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise HparamsError(f"seeds has {seed}; give whole numbers from 0 to {LARGEST_SEED}")
     for name, given in (("seeds", seeds), ("models", [model.key for model in models])):
-        if len(set(given)) < len(given) or not given:
+        if len(set(given)) < len(given):
             raise HparamsError(f"{name} is {','.join(map(str, given))}; give each once")
     untouched = [
         Cell(specs[0], model, seed, settings, untouched=True) for model in models for seed in seeds

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from nse_plugin.hparams.validation import bounded
 from nse_plugin.runs.order import Order
 from nse_plugin.runs.settings import CommonSettings
+
+Engine = Literal["serial", "processes", "ray"]
 
 PROTOCOL: dict[str, Any] = {"every": 5, "generation": 100, "fluency": 0, "key_space": 0,
                             "weights": False, "each": True}  # fmt: skip
@@ -36,7 +38,7 @@ class CompareSettings(CommonSettings):
     """Method that the others are compared with; the first one by default."""
     hparams_dir: str | None = None
     """Folder with METHOD/MODEL.yaml, which override the shipped ones."""
-    engine: str = "serial"
+    engine: Engine = "serial"
     """serial, processes or ray."""
     jobs: int = bounded(1, low=1)
     """Number of cells (one model, method and seed each) at a time."""
@@ -46,8 +48,10 @@ class CompareSettings(CommonSettings):
     """Folder of the comparison."""
 
     def conflicts(self) -> Iterator[str]:
-        """Errors: there are no methods to compare, or retention is switched off."""
+        """Errors: no methods to compare, more than one job in one process, or no retention."""
         if not self.methods:
             yield "methods is missing; give --methods NSE,MEMIT, or methods: in the YAML"
+        if self.jobs > 1 and self.engine == "serial":
+            yield f"jobs is {self.jobs}; give --engine processes or ray for more than 1"
         if self.protocol.get("retention") == 0:
             yield "protocol.retention is 0, and a comparison is made of it; leave it out"

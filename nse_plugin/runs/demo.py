@@ -82,7 +82,7 @@ class Demo:
         n_facts = len(world.facts())
         if settings.edits > n_facts:
             raise RequestError(
-                f"edits is {settings.edits}; the world has 1 to {n_facts} facts to edit"
+                f"edits is {settings.edits}; give 1 to {n_facts}, the number of facts of the world"
             )
         self.settings, self._show = settings, show
         if settings.embedded:

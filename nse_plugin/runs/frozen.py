@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.metrics import GROUPS, OPTIONAL_GROUPS, Answered
@@ -27,21 +28,25 @@ class FrozenAnswers:
         kept = self._lines[number - 1]["requests"]
         return kept == [request.digest() for request in requests]
 
+    def requests(self, number: int) -> list[EditRequest]:
+        """A round's requests.
+
+        Raises:
+            DataError: the line is damaged.
+        """
+        with self._explained(number):
+            return [EditRequest.from_json(record) for record in self._lines[number - 1]["edits"]]
+
     def read(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
-        """A round's requests and answers."""
-        line, what = self._lines[number - 1], f"line {number} of {self._lines.path}"
-        try:
-            requests = [EditRequest.from_json(record) for record in line["edits"]]
+        """A round's requests and answers; raises as :meth:`requests` does."""
+        line, requests = self._lines[number - 1], self.requests(number)
+        with self._explained(number) as what:
             for answered, request in zip(line["answers"], requests, strict=True):
                 asked = (group for group in OPTIONAL_GROUPS if group in answered)
                 for group in (*GROUPS, *asked):
                     kind = AskedLocality if group == "locality" else AskedProbe
                     for probe in answered[group]:
                         check(probe, kind, f"{what}: case {request.case_id}", IF_DAMAGED)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            raise DataError(f"{what} is damaged ({error!r}); {IF_DAMAGED}") from error
         return requests, line["answers"]
 
     def append(
@@ -56,6 +61,17 @@ class FrozenAnswers:
                 "answers": list(answers),
             }
         )
+
+    @contextmanager
+    def _explained(self, number: int) -> Iterator[str]:
+        """Turn errors inside into a :class:`DataError` that names the line; yields its name."""
+        what = f"line {number} of {self._lines.path}"
+        try:
+            yield what
+        except DataError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise DataError(f"{what} is damaged ({error!r}); {IF_DAMAGED}") from error
 
     def keep(self, count: int) -> None:
         """Drop the rounds after the first ``count``."""

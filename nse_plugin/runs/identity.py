@@ -64,7 +64,7 @@ def _texts(texts: Sequence[str]) -> Texts:
 
 
 def versions() -> Versions:
-    """Versions and hardware that may change the last bits of a result."""
+    """Versions that may change the last bits of a result."""
     return {
         "version": __version__,
         "python": platform.python_version(),

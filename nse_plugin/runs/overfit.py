@@ -12,6 +12,7 @@ from nse_plugin.data.readers import OnBad
 from nse_plugin.data.streams import read_data
 from nse_plugin.errors import HparamsError
 from nse_plugin.evaluation.overfitting import Watched, mean_course, single_edits
+from nse_plugin.evaluation.questions import mean
 from nse_plugin.hparams import Hparams, OvertoneHparams
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.start import read_hparams
@@ -37,12 +38,12 @@ class Side:
         """Means over the requests: steps, losses at the stop and their spread, change."""
         spreads = [edit.spread for edit in self.edits if edit.spread is not None]
         return {
-            "steps": _mean([edit.steps for edit in self.edits]),
-            "mean loss": _mean([fmean(edit.losses) for edit in self.edits]),
-            "largest loss": _mean([max(edit.losses) for edit in self.edits]),
-            "spread": _mean([spread.range for spread in spreads]),
-            "std": _mean([spread.std for spread in spreads]),
-            "change": _mean([edit.change for edit in self.edits if edit.change is not None]),
+            "steps": mean([edit.steps for edit in self.edits]),
+            "mean loss": mean([fmean(edit.losses) for edit in self.edits]),
+            "largest loss": mean([max(edit.losses) for edit in self.edits]),
+            "spread": mean([spread.range for spread in spreads]),
+            "std": mean([spread.std for spread in spreads]),
+            "change": mean([edit.change for edit in self.edits if edit.change is not None]),
         }
 
     def to_dict(self) -> dict[str, Any]:
@@ -142,7 +143,3 @@ def _ours(hparams: Any) -> Hparams:
             "hparams of a method of nse_plugin"
         )
     return hparams
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None

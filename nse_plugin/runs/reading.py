@@ -11,6 +11,7 @@ from typing import Any, cast
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, checksum, read_json
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.schema import (
     CONSOLIDATIONS,
     FINAL,
@@ -134,18 +135,11 @@ class RunFiles:
         Raises:
             DataError: a line of ``frozen.jsonl`` is missing or damaged.
         """
-        frozen: JsonLines[FrozenLine] = checked_lines(self.folder / FROZEN, FrozenLine, IF_DAMAGED)
+        path = self.folder / FROZEN
+        frozen = FrozenAnswers(checked_lines(path, FrozenLine, IF_DAMAGED))
         if len(frozen) < len(self.lines):
-            raise DataError(
-                f"{frozen.path} has {len(frozen)} of {len(self.lines)} rounds; {IF_DAMAGED}"
-            )
-        try:
-            return {
-                line["round"]: [EditRequest.from_json(record) for record in asked["edits"]]
-                for line, asked in zip(self.lines, frozen)
-            }
-        except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{frozen.path} is damaged ({error!r}); {IF_DAMAGED}") from error
+            raise DataError(f"{path} has {len(frozen)} of {len(self.lines)} rounds; {IF_DAMAGED}")
+        return {line["round"]: frozen.requests(line["round"]) for line in self.lines}
 
     def requests_of(self, files: Collection[int]) -> dict[int, list[EditRequest]]:
         """The requests of the rounds with these files, by the number of the file."""

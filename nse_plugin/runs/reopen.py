@@ -36,7 +36,7 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
     if files.method not in METHODS:
         raise DataError(
             f"{run} is of the host's method {files.method!r}, whose rounds are whole matrices "
-            "without a ledger; only runs of this package's methods can be exported"
+            "without a ledger; only runs of this package's methods can be opened"
         )
     if name is None:
         raise DataError(f"{run} does not say which model it is of; it cannot be loaded again")

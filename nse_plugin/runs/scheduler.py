@@ -234,7 +234,7 @@ class SequentialScheduler:
         clock["freeze"] = self._frozen_in.pop(number, 0.0)
         written, problem = self._edit(planned, clock)
         superseded, scores, measurement = 0, None, None
-        stop = self.rules.check(None, self._base, problem, written.change if written else None)
+        stop = self.rules.check_write(problem, written.change if written else None)
         if written is not None:
             if written.left_out:
                 log.warning("round %d: %s", number, written.why_left_out())
@@ -247,10 +247,9 @@ class SequentialScheduler:
                     scores = measure_round(self.protocol, measured, self.history, number)
                     if self.protocol.is_due(number):
                         measurement = measure_all(self.protocol, measured, self.history, number)
-            first = None
-            if measurement is not None:  # which the first one of the run may be compared with
+            if measurement and not stop:
                 first = next((x["measurement"] for x in self._log if x["measurement"]), None)
-            stop = stop or self.rules.check(measurement, self._base, problem, first=first)
+                stop = self.rules.check_scores(measurement, self._base, first)
         kept = written is not None
         if stop is not None:
             log.warning("round %d: %s is %s, bound %s: %s", number, stop["rule"], stop["value"],

@@ -124,7 +124,7 @@ class RoundLine(TypedDict):
     superseded: int
     """Earlier edits that the round's edits replace."""
     scores: dict[str, Any] | None
-    """Scores of the round's own edits, right after it; None if the round was undone at once."""
+    """Scores of the round's own edits, right after it; None if it failed or left NaN."""
     measurement: Measurement | None
     """None if no measurement was due."""
     edit: dict[str, Any] | None

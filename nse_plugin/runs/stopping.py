@@ -40,29 +40,28 @@ class StopRules(Settings):
     on_collapse: OnCollapse = "undo"
     """undo: undo the round and end; stop: keep it and end; continue: log it and continue."""
 
-    def check(
-        self,
-        measurement: Measurement | None,
-        base: Measurement,
-        problem: str | None,
-        change: float | None = None,
-        first: Measurement | None = None,
-    ) -> Stop | None:
-        """The rule that a round broke, or None.
+    def check_write(self, problem: str | None, change: float | None) -> Stop | None:
+        """The rule that a round's write broke, or None.
 
         Args:
-            measurement: the measurement after this round, if one was due.
-            base: the measurement of the untouched model.
             problem: a description of what is not finite, if anything.
             change: the largest relative change of a layer, if the method writes weights.
-            first: the first measurement of the run, if there was one before this round.
         """
         if self.non_finite and problem:
             return self._broken("non_finite", problem, None)
         if self.max_change is not None and change is not None and not change <= self.max_change:
             return self._broken("max_change", change, self.max_change)
-        if not measurement:
-            return None
+        return None
+
+    def check_scores(
+        self, measurement: Measurement, base: Measurement, first: Measurement | None
+    ) -> Stop | None:
+        """The rule that the scores after a round broke, or None.
+
+        Args:
+            base: the measurement of the untouched model.
+            first: the first measurement of the run, if there was one before this round.
+        """
         perplexity, before = measurement.get("perplexity"), base.get("perplexity")
         bounds = {"max_perplexity": self.max_perplexity}
         if self.max_perplexity_ratio is not None and before is not None:

@@ -380,10 +380,11 @@ def test_the_final_scores_are_of_the_last_round_though_it_was_not_measured(tmp_p
 
 
 def test_no_perplexity_is_past_every_bound():
-    broken = StopRules(max_perplexity=5).check({"perplexity": None}, {"perplexity": 2.0}, None)
+    rules = StopRules(max_perplexity=5)
+    broken = rules.check_scores({"perplexity": None}, {"perplexity": 2.0}, None)
     assert broken == {"rule": "max_perplexity", "value": None, "bound": 5, "action": "undo"}
-    assert StopRules(max_perplexity=5).check({"perplexity": 4.0}, {}, None) is None
-    assert StopRules(non_finite=False).check(None, {}, "weights") is None
+    assert rules.check_scores({"perplexity": 4.0}, {}, None) is None
+    assert StopRules(non_finite=False).check_write("weights", None) is None
 
 
 @pytest.mark.parametrize(
@@ -397,7 +398,8 @@ def test_a_score_on_its_bound_is_within_it(rule, bound):
     base, first = {"perplexity": 2.0}, {"all": {"efficacy": 1.0, "locality": 1.0}}
 
     def broken(bound):
-        return StopRules(**{rule: bound}).check(now, base, None, 0.75, first)
+        rules = StopRules(**{rule: bound})
+        return rules.check_write(None, 0.75) or rules.check_scores(now, base, first)
 
     assert broken(bound) is None
     past = bound + (-1e-6 if rule.startswith("max") else 1e-6)
