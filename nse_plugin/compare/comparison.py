@@ -72,7 +72,7 @@ class Comparison:
         missing = [c for c in cells if c.place not in found]
         with (
             progress(show, rounds=False) as told,
-            closing(self._missing(missing)) as results,  # an error here ends the engine now
+            closing(self._run_missing(missing)) as results,  # an error here ends the engine now
         ):
             told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
             for cell, result in results:
@@ -80,7 +80,7 @@ class Comparison:
                 found[cell.place] = result
                 told("note", {"text": f"[{len(found)}/{len(cells)}] {_line(cell, result)}"})
                 told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
-        whole = self._whole([found[cell.place] for cell in cells])
+        whole = self._result([found[cell.place] for cell in cells])
         write_json(Path(self.settings.out) / "results.json", whole)
         return whole
 
@@ -101,7 +101,7 @@ class Comparison:
             f"{asked} in each{fewer}"
         )
 
-    def _missing(self, cells: list[Cell]) -> Generator[tuple[Cell, CellResult], None, None]:
+    def _run_missing(self, cells: list[Cell]) -> Generator[tuple[Cell, CellResult], None, None]:
         """Run the cells of the untouched model, and then the others, which share its answers."""
         if not cells:
             return
@@ -159,7 +159,7 @@ class Comparison:
             )
         return kept
 
-    def _whole(self, results: list[CellResult]) -> ComparisonResult:
+    def _result(self, results: list[CellResult]) -> ComparisonResult:
         reference = self.settings.reference or self.methods[0].name
         settings: dict[str, Any] = {
             **lasting(self.settings),

@@ -13,6 +13,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from filelock import FileLock, Timeout
 from nse_plugin.errors import DataError
 from nse_plugin.files import JsonLines, checksum, explained, make_folder, write_json
 from nse_plugin.requests import EditRequest
+from nse_plugin.runs.budget import Budget
 from nse_plugin.runs.reading import (
     checked_lines,
     consolidations,
@@ -41,7 +43,9 @@ from nse_plugin.runs.schema import (
     UNDONE,
     Final,
     FrozenLine,
+    Identity,
     Manifest,
+    Measurement,
     RoundLine,
 )
 from nse_plugin.session.ledger_files import by_number, damaged, round_path
@@ -236,9 +240,12 @@ class RunDirectory:
         return checked_lines(path, kind, _DAMAGED, writable=True, way_out=WAY_OUT)
 
 
-def new_manifest(**content: object) -> Manifest:
+def new_manifest(run: Identity, contexts: list[str], base: Measurement, budget: Budget) -> Manifest:
     """The manifest of a run of this version."""
-    return {"made_by": MADE_BY, "schema": SCHEMA, **content}  # type: ignore[typeddict-item]
+    return {
+        "made_by": MADE_BY, "schema": SCHEMA, "run": run, "contexts": contexts, "base": base,
+        "budget": asdict(budget),
+    }  # fmt: skip
 
 
 def new_line(

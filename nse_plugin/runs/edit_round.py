@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -188,7 +188,7 @@ class EditRound:
             self._backend, round_size=n, order=BY_HAND, seed=hparams.seed,
             protocol=self._protocol, rules=StopRules(),
         )  # fmt: skip
-        manifest = new_manifest(run=identity, contexts=contexts, base={}, budget=asdict(budget))
+        manifest = new_manifest(identity, contexts, {}, budget)
         return asked, answered, manifest
 
     def _edit(

@@ -65,10 +65,10 @@ def edit_hparams(
         values["model_name"] = model
     if isinstance(values.get("model_name"), str):
         values["model_name"] = from_anywhere(values["model_name"])
-    return hparams_from(hparams or values["alg_name"], _as_folders_have({**values, **given}))
+    return hparams_from(hparams or values["alg_name"], _with_folder_defaults({**values, **given}))
 
 
-def _as_folders_have(values: dict[str, Any]) -> dict[str, Any]:
+def _with_folder_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters with the defaults of folders of edits for keys that a YAML leaves out: a
     second fact of a subject does not erase the first, an edit that does not take effect is
     repaired, and a subject at the beginning of a prompt can be edited."""
@@ -106,7 +106,7 @@ def _refuse_others(
     if values:
         values["model_name"] = files.hparams["model_name"]  # compared above
         values["device"] = files.hparams["device"]  # which may change between calls
-        made = hparams_from(hparams or values["alg_name"], _as_folders_have(values))
+        made = hparams_from(hparams or values["alg_name"], _with_folder_defaults(values))
         now = as_json(made)
         found += differences(completed(files.hparams, now, made), now, "hparams")
     if found:

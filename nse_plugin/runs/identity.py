@@ -105,15 +105,15 @@ def as_json(hparams: Any) -> dict[str, Any]:
     """Hyperparameters as JSON types, without secrets and without folders of this machine."""
     # not the host's own to_dict, which copies a ready model along
     values = hparams.to_dict() if isinstance(hparams, Hparams) else dict(vars(hparams))
-    return shareable(json.loads(json.dumps(values, default=lambda v: type(v).__name__)))
+    return _shareable(json.loads(json.dumps(values, default=lambda v: type(v).__name__)))
 
 
-def shareable(values: Any) -> Any:
+def _shareable(values: Any) -> Any:
     """Values without secrets and folders, also in nested groups (OVERTONE's base)."""
     if not isinstance(values, dict):
         return values
     kept = {key: value for key, value in values.items() if key not in ("api_key", "stats_dir")}
-    return {key: shareable(value) for key, value in kept.items()}
+    return {key: _shareable(value) for key, value in kept.items()}
 
 
 def hashed(value: Any) -> str:

@@ -260,7 +260,7 @@ class WandB:
 
     def __init__(self, project: str, name: str) -> None:
         wandb = require("wandb", f"wandb: {project}", otherwise="or leave wandb out")
-        self._run = wandb.init(project=project, name=name, resume="allow")
+        self._run = wandb.init(project=project, name=name)
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
         """Show an event."""

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +155,7 @@ class SequentialScheduler:
         self._tell("phase", name="untouched model")
         contexts = self.backend.prepare(None)
         base = measure_model(self.protocol, self._measured(untouched=True))
-        self._folder.begin(
-            new_manifest(run=identity, contexts=contexts, base=base, budget=asdict(budget))
-        )
+        self._folder.begin(new_manifest(identity, contexts, base, budget))
         return base
 
     def _resume(self, stream: Iterator[PlannedRound]) -> None:
