@@ -279,7 +279,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path, help="where to draw the curves")
     options = parser.parse_args()
     found = [
-        p.parent for c in options.comparisons for p in sorted(c.glob("cells/*/*/*/final.json"))
+        p.parent for c in options.comparisons for p in sorted(c.glob("cells/*/*/*/rounds.jsonl"))
     ]
     edited = [folder for folder in found if folder.parent.name != UNTOUCHED]
     curves = [Curve.of(folder, options.replay, options.held_out) for folder in edited]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import islice
@@ -41,6 +41,7 @@ from nse_plugin.runs.schema import (
     ROUNDS,
     SCHEMA,
     UNDONE,
+    Consolidation,
     Final,
     FrozenLine,
     Identity,
@@ -191,8 +192,25 @@ class RunDirectory:
         """
         present = set(self.path.glob("round-*.safetensors"))
         undone = {entry["number"] for entry in undone_rounds(self.path)}
-        files: list[Path] = []
         joint = list(consolidations(self.path))
+        files = self._checked_rounds(lines, present, undone, joint)
+        files += self._checked_consolidations(joint, present, undone)
+        for path in without_line(present, files):  # the process ended before its line was written
+            log.warning("%s has no line in %s, so its round was not finished; it is removed",
+                        path, ROUNDS)  # fmt: skip
+            with explained(path, WAY_OUT):
+                path.unlink()
+        return sorted(files, key=by_number)
+
+    def _checked_rounds(
+        self,
+        lines: JsonLines[RoundLine],
+        present: Collection[Path],
+        undone: Collection[int],
+        joint: Sequence[Consolidation],
+    ) -> list[Path]:
+        """The files of the lines; lines at the end whose files are gone are dropped."""
+        files: list[Path] = []
         for index, line in enumerate(lines):
             if line["file"] is None:
                 continue
@@ -220,6 +238,12 @@ class RunDirectory:
                     f"remove it and the later ones to resume from round {line['round'] - 1}"
                 )
             files.append(path)
+        return files
+
+    def _checked_consolidations(
+        self, joint: Sequence[Consolidation], present: Collection[Path], undone: Collection[int]
+    ) -> list[Path]:
+        files: list[Path] = []
         for one in joint:
             path = round_path(self.path, one["file"])
             if path not in present and one["file"] in undone:
@@ -228,12 +252,7 @@ class RunDirectory:
                 if checksum(path) != one["sha256"]:
                     raise damaged(path, CONSOLIDATIONS)
             files.append(path)
-        for path in without_line(present, files):  # the process ended before its line was written
-            log.warning("%s has no line in %s, so its round was not finished; it is removed",
-                        path, ROUNDS)  # fmt: skip
-            with explained(path, WAY_OUT):
-                path.unlink()
-        return sorted(files, key=by_number)
+        return files
 
     def _lines(self, name: str, kind: type) -> JsonLines:
         path = self.path / name

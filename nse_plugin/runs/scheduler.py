@@ -31,7 +31,7 @@ from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.reading import RunResult, read_final, read_manifest
-from nse_plugin.runs.schema import ROUNDS, Measurement, RoundLine
+from nse_plugin.runs.schema import ROUNDS, Identity, Manifest, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, ends, status_of
 from nse_plugin.session.records import Written
 
@@ -100,7 +100,7 @@ class SequentialScheduler:
                 raise RequestError("the list of requests is empty; give at least one edit request")
             stream = iter(self.rounds if plan is None else plan)
             new = read_manifest(self.run_dir) is None
-            self._base = self._begin(plan)
+            self._begin(plan)
             try:
                 return self._rounds(plan, stream)
             except Exception:  # an interrupt keeps the folder, as the same command resumes
@@ -128,9 +128,8 @@ class SequentialScheduler:
             last = self._one_round(planned)
         return self._finish(last)
 
-    def _begin(self, plan: list[PlannedRound] | None) -> Measurement:
-        """Begin the run, or check that the directory holds it; returns the untouched model's
-        measurement."""
+    def _begin(self, plan: list[PlannedRound] | None) -> None:
+        """Begin the run, or check that the directory holds it."""
         self._log, frozen = self._folder.rounds(), self._folder.frozen()
         self._frozen = FrozenAnswers(frozen)
         requests = None if plan is None else [r for planned in plan for r in planned.requests]
@@ -138,25 +137,28 @@ class SequentialScheduler:
             self.backend, round_size=self._round_size, order=self._order, seed=self._seed,
             protocol=self.protocol, rules=self.rules, held_out=self._held_out, requests=requests,
         )  # fmt: skip
-        kept = read_manifest(self.run_dir)
-        if kept is not None:
+        manifest = read_manifest(self.run_dir)
+        if manifest is None:
+            manifest = self._new_manifest(identity, None if requests is None else len(requests))
+            self._folder.begin(manifest)
+        else:
             settings = {
                 "hparams": self.backend.hparams, "protocol": self.protocol, "stop_rules": self.rules
             }  # fmt: skip
-            refuse_another(self.run_dir, kept["run"], identity, frozen, requests, settings)
-            self.backend.prepare(kept["contexts"])
-            self._per_round = kept["budget"]["disk_per_round"]
-            return kept["base"]
-        n_requests = None if requests is None else len(requests)
+            refuse_another(self.run_dir, manifest["run"], identity, frozen, requests, settings)
+            self.backend.prepare(manifest["contexts"])
+        self._base = manifest["base"]
+        self._per_round = manifest["budget"]["disk_per_round"]
+
+    def _new_manifest(self, identity: Identity, n_requests: int | None) -> Manifest:
+        """The manifest of a new run, for which disk and memory are there."""
         budget = estimate(self.backend.model, self.backend.hparams, self._round_size, n_requests)
         budget.check(self.run_dir)
         log.info("the run takes %s", budget.text())
-        self._per_round = budget.disk_per_round
         self._tell("phase", name="untouched model")
         contexts = self.backend.prepare(None)
         base = measure_model(self.protocol, self._measured(untouched=True))
-        self._folder.begin(new_manifest(identity, contexts, base, budget))
-        return base
+        return new_manifest(identity, contexts, base, budget)
 
     def _resume(self, stream: Iterator[PlannedRound]) -> None:
         """Load the rounds on disk into model and history."""
