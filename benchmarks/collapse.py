@@ -264,7 +264,7 @@ def draw(curves: Sequence[Curve], path: Path) -> None:
                 style = "-" if "_" not in c.method else "--"
                 edits, values = zip(*((n, now[score]) for n, now in c.points))
                 color = f"C{methods.index(c.method) % 10}"
-                axis.plot(edits, values, style, color=color, label=c.method)
+                axis.plot(edits, values, style, color=color, label=c.method.replace("_", ":", 1))
             axis.set(title=f"{model}: {score} of all edits so far", xlabel="edits", ylim=(0, 1.02))
         row[0].legend(fontsize=8)
     figure.savefig(path, dpi=80)
