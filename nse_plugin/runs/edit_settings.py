@@ -36,8 +36,13 @@ def edit_hparams(
 
     Raises:
         DataError: the folder was started with other settings.
-        HparamsError: a new folder has neither model nor YAML, or a value is wrong.
+        HparamsError: a new folder has neither model nor YAML, or an argument is wrong.
     """
+    if hparams is not None and not isinstance(hparams, (str, Path)):
+        raise HparamsError(
+            f"hparams is of type {type(hparams).__name__}; give the name or path of a YAML, or "
+            "changes as in method='NSE:v_lr=0.2'"
+        )
     given = {name: value for name, value in changes.items() if value is not None}
     if files is not None:
         if files.method not in METHODS:

@@ -308,6 +308,11 @@ def test_arguments_of_another_kind_are_named(made, call, message):
         call(made[0])
 
 
+def test_hyperparameters_are_given_as_a_yaml(tmp_path, made):
+    with pytest.raises(HparamsError, match="hparams is of type NSEHparams; give the name or path"):
+        EditFolder(tmp_path / "new", MODEL, hparams=made[0].hparams)
+
+
 def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):
     for subject in ("Zawos Kofird", "Ann Lee"):
         one.edit(f"{{{subject}}} speaks", NEW)
