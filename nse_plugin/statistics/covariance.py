@@ -192,7 +192,7 @@ class _Sums:
         try:
             write_partial(path, header, self.totals)
         except OSError as error:
-            log.warning("the statistics so far are not saved (%s); the pass continues", error)
+            log.warning("the statistics so far are not saved (%s)", error)
             return False
         return True
 
