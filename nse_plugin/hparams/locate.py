@@ -157,8 +157,8 @@ class SpreadHparams(LocateHparams):
     joins the solve, so that their outputs are preserved (ours; 0 in the papers)."""
     avoid_sinks: bool = False
     """If a subject ends at an attention sink, as the first token of a text is, edit the prompt's
-    last token instead, and preserve that prompt with other subjects: the sink's key is too small
-    (ours; false in the papers)."""
+    last token instead, and preserve that prompt with other subjects: the sink's key is too small,
+    or its hidden state too long (ours; false in the papers)."""
     repair_weight: float = bounded(1.0, low=1)
     """Largest weight of an edit in the solve that repairs it: an edit with a small key, which falls
     short of its value, weighs more than others, up to this (ours)."""

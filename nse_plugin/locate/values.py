@@ -21,9 +21,11 @@ loss reads them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
+from itertools import accumulate, islice
+from statistics import fmean
 
 import torch
 from torch.nn import functional as F
@@ -32,12 +34,15 @@ from nse_plugin.errors import NotFiniteError
 from nse_plugin.hparams import LocateHparams
 from nse_plugin.locate.optimizers import OPTIMIZERS, bound_of
 from nse_plugin.locate.rows import Reading, Rows
+from nse_plugin.locate.small_keys import MASSIVE
 from nse_plugin.model.continuation import Continuation, capture
 from nse_plugin.model.hooks import quiet, read_rows
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import TokenBatch, alike_batches
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace
+
+log = logging.getLogger(__name__)
 
 STEPS_AFTER_FIRST_CHOICE = 2
 """Steps that ``v_stop: rank`` takes after the target has become the first choice everywhere."""
@@ -184,6 +189,26 @@ def _optimise(
     return Values(base + delta, base, loss_at_stop, steps)
 
 
+def _warn_of_massive(rows: Sequence[Rows], norms: Sequence[float]) -> None:
+    """Warn of requests that edit a massive activation (:mod:`nse_plugin.locate.small_keys`).
+
+    Args:
+        norms: ||h|| of every prompt, request by request: the bare prompt, and those after contexts.
+    """
+    found, left = [], iter(norms)
+    for one in rows:
+        bare, *others = islice(left, len(one.rewriting))
+        if others and bare > MASSIVE * fmean(others):
+            found.append(one.case_id)
+    if found:
+        log.warning(
+            "the subjects of requests %s end at massive activations, which many prompts share; "
+            "such an edit can destroy the model. Leave them out, or set avoid_sinks: true (NSE and "
+            "MEMIT: variant small-keys), which edits another token of these prompts",
+            found,
+        )
+
+
 @dataclass(frozen=True)
 class _Problem:
     """The value loss of some requests as a function of their deltas."""
@@ -212,6 +237,7 @@ class _Problem:
             for tail, part in zip(tails, texts)
         )
         bare = every[list(accumulate((len(item.rewriting) for item in rows[:-1]), initial=0))]
+        _warn_of_massive(rows, rewriting.tails.hidden[:, 0].float().norm(dim=1).tolist())
         base = (
             _mlp_outputs(layout, rows, z_layer)
             if hparams.value_of == "mlp"

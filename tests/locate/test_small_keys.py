@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from nse_plugin.errors import HparamsError
-from nse_plugin.locate import small_keys
+from nse_plugin.locate import small_keys, values
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import encode_round
 from nse_plugin.locate.small_keys import edited_at_the_end, for_small_keys, with_other_subjects
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.bookkeeping import with_texts_about
 from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.model.layout import first_tensor
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
@@ -92,6 +93,47 @@ def test_nothing_is_moved_where_every_token_is_a_sink_or_sinks_may_be_edited(
     monkeypatch.setattr(small_keys, "SINK", 1e9)
     assert placed(session, rows) == rows
     assert placed(session, rows, avoid_sinks=False) == rows
+
+
+@pytest.fixture
+def massive(session, rows):
+    """The hidden states of the first tokens of every text are 1,000 times as long as usual; yields
+    the last position of these tokens, at which a subject ends."""
+    last = min(one.rewriting[0].subject_last for one in rows)
+
+    def grow(_block, _args, output):
+        hidden = first_tensor(output)
+        scale = torch.ones(hidden.shape[1], 1)
+        scale[: last + 1] = 1000.0
+        grown = hidden * scale
+        return (grown, *output[1:]) if isinstance(output, tuple) else grown
+
+    hook = session.layout.blocks[0].register_forward_hook(grow)
+    yield last
+    hook.remove()
+
+
+def test_subjects_with_massive_hidden_states_are_edited_at_another_token(session, rows, massive):
+    for one, new in zip(rows, placed(session, rows)):
+        prompt = one.rewriting[0]
+        is_massive = prompt.subject_last <= massive < prompt.n_prompt - 1
+        assert new.past_sink is is_massive
+        assert not is_massive or len(new.read) == prompt.n_prompt  # at the last token
+    assert placed(session, rows, avoid_sinks=False) == rows
+
+
+def test_edits_of_massive_hidden_states_are_warned_of(session, rows, hparams, caplog, monkeypatch):
+    usual = [1.0, 2.0, 3.0]  # of a bare prompt and of the same after two contexts
+    values._warn_of_massive(rows[:3], usual * 3)
+    assert not caplog.text
+    values._warn_of_massive(rows[:3], [*usual, 26.0, 2.0, 3.0, 24.0, 2.0, 3.0])
+    (record,) = caplog.records
+    assert f"of requests [{rows[1].case_id}] end at massive" in record.message
+    assert "set avoid_sinks: true" in record.message
+    caplog.clear()
+    monkeypatch.setattr(values, "MASSIVE", 0.0)  # each of them is one
+    BASES["NSE"].edit_round(session, some_requests(3), hparams())
+    assert "of requests [" in caplog.text and "end at massive" in caplog.text
 
 
 def test_weights_grow_as_keys_get_smaller_up_to_their_bound(session, rows):
