@@ -27,12 +27,9 @@ from typing import Any
 from torch import nn
 
 from nse_plugin.evaluation.questions import Question, mean, put_questions
-from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.evaluation.settings import GROUPS, OPTIONAL_GROUPS, Protocol
 from nse_plugin.requests import EditRequest, Probe
 
-GROUPS = ("rewrite", "paraphrase", "portability", "locality")
-OPTIONAL_GROUPS = ("negation", "distractor", "reversal", "translation")
-"""Groups that the protocol can switch on."""
 _NAMES = {"rewrite": "efficacy", "paraphrase": "paraphrase", "portability": "portability"}
 
 Answered = dict[str, list[dict[str, Any]]]

@@ -10,6 +10,10 @@ from nse_plugin.hparams.validation import LARGEST_SEED, Settings, bounded
 
 MAIN_SCORES = ("efficacy", "paraphrase", "portability", "locality")
 """The scores that summaries show."""
+GROUPS = ("rewrite", "paraphrase", "portability", "locality")
+"""Groups of probes."""
+OPTIONAL_GROUPS = ("negation", "distractor", "reversal", "translation")
+"""Groups that the protocol can switch on."""
 
 
 @dataclass(frozen=True)

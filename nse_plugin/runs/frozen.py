@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from nse_plugin.errors import DataError
-from nse_plugin.evaluation.metrics import GROUPS, OPTIONAL_GROUPS, Answered
+from nse_plugin.evaluation.settings import GROUPS, OPTIONAL_GROUPS
 from nse_plugin.files import JsonLines
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.schema import IF_DAMAGED, AskedLocality, AskedProbe, FrozenLine, check
+
+if TYPE_CHECKING:  # it imports transformers, and reading a run does not need a model
+    from nse_plugin.evaluation.metrics import Answered
 
 
 class FrozenAnswers:

@@ -133,7 +133,7 @@ def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):
     [
         (["--model", "atlas:bert"], "atlas:bert"),
         (["--edits", "-1"], "edits is -1; it must be a whole number"),
-        (["--edits", "100000"], "edits is 100000; the world has 1 to"),
+        (["--edits", "100000"], "edits is 100000; give 1 to"),
         (["--rounds", "7"], "rounds is 7; give 1 to 6"),
     ],
 )
