@@ -30,10 +30,10 @@ from transformers import AutoTokenizer
 from nse_plugin.data.models import model_place
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.errors import DataError
-from nse_plugin.evaluation.metrics import GROUPS, Answered, ask, summarise
+from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import perplexity, relative_change
 from nse_plugin.evaluation.questions import mean
-from nse_plugin.evaluation.settings import Protocol
+from nse_plugin.evaluation.settings import GROUPS, Protocol
 from nse_plugin.files import JsonLines, write_json
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import Rows
