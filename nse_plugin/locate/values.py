@@ -203,8 +203,9 @@ def _warn_of_massive(rows: Sequence[Rows], norms: Sequence[float]) -> None:
     if found:
         log.warning(
             "the subjects of requests %s end at massive activations, which many prompts share; "
-            "such an edit can destroy the model. Leave them out, or set avoid_sinks: true (NSE and "
-            "MEMIT: variant small-keys), which edits another token of these prompts",
+            "such an edit can destroy the model. Leave them out, put words before the subject, or "
+            "set avoid_sinks: true (variant small-keys of NSE, MEMIT and AlphaEdit), which edits a "
+            "later token where there is one",
             found,
         )
 

@@ -175,14 +175,14 @@ class EditRound:
         self._tell("untouched model")
         kept = read_manifest(self._directory.path)
         hparams, n = self._backend.hparams, len(requests)
-        budget = estimate(self._model, hparams, n, max(n, _EDITS))
-        if kept is None:
+        budget = None if kept else estimate(self._model, hparams, n, max(n, _EDITS))
+        if budget is not None:
             budget.check(self._directory.path)
         with self._session.rewound():
             asked = with_questions(self._model, self._tokenizer, requests, neighbours, edited)
             answered = ask(self._model, self._tokenizer, asked, self._protocol)
         contexts = self._backend.prepare(kept["contexts"] if kept else None)
-        if kept is not None:
+        if budget is None:
             return asked, answered, None
         identity = run_identity(  # the folder is new, so the model is the untouched one
             self._backend, round_size=n, order=BY_HAND, seed=hparams.seed,

@@ -38,12 +38,12 @@ class FrozenAnswers:
         Raises:
             DataError: the line is damaged.
         """
-        with self._explained(number):
-            return [EditRequest.from_json(record) for record in self._lines[number - 1]["edits"]]
+        return self._requests(number, self._lines[number - 1])
 
     def read(self, number: int) -> tuple[list[EditRequest], list[Answered]]:
         """A round's requests and answers; raises as :meth:`requests` does."""
-        line, requests = self._lines[number - 1], self.requests(number)
+        line = self._lines[number - 1]
+        requests = self._requests(number, line)
         with self._explained(number) as what:
             for answered, request in zip(line["answers"], requests, strict=True):
                 asked = (group for group in OPTIONAL_GROUPS if group in answered)
@@ -65,6 +65,10 @@ class FrozenAnswers:
                 "answers": list(answers),
             }
         )
+
+    def _requests(self, number: int, line: FrozenLine) -> list[EditRequest]:
+        with self._explained(number):
+            return [EditRequest.from_json(record) for record in line["edits"]]
 
     @contextmanager
     def _explained(self, number: int) -> Iterator[str]:
