@@ -283,6 +283,9 @@ def main() -> None:
     ]
     edited = [folder for folder in found if folder.parent.name != UNTOUCHED]
     curves = [Curve.of(folder, options.replay, options.held_out) for folder in edited]
+    for folder in (f for f, curve in zip(edited, curves) if not curve.points):
+        print(f"left out, since nothing was measured yet: {folder}")
+    curves = [curve for curve in curves if curve.points]
     print(table(curves))
     print("\n" + warnings(curves))
     if options.png:
