@@ -151,7 +151,7 @@ def fetch(name: str, *, progress: bool = False) -> Path:
     with FileLock(folder.with_suffix(".lock")):
         if is_fetched(model):  # by another process, while this one waited
             return folder
-        _check_room(model, folder.parent)
+        _check_room(model.name, model.unpacked + 3 * model.download, folder.parent)
         log.warning(
             "fetching %s (%.0f MB), licence: %s", model.title, model.download / 1e6, model.licence
         )
@@ -189,10 +189,7 @@ def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
     except Exception as error:  # the reader raises anything for an unknown layout
-        raise ModelError(
-            f"{gguf} cannot be read as a model ({type(error).__name__}: {error}); give a GGUF file "
-            "of an architecture that transformers reads, or a folder with safetensors"
-        ) from error
+        raise _unreadable(gguf, error) from error
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are no longer quantised
     model.hf_quantizer = None
@@ -217,13 +214,14 @@ def unpacked_gguf(file: Path) -> Path:
     """The folder of a local GGUF file, unpacked into the cache if it is not there yet.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: it cannot be read, or there is no room for it.
     """
     sha256 = checksum(file)
     folder = cache_dir() / "models" / f"{file.stem}-{sha256[:12]}"
     make_folder(folder.parent, "the model cache")
     with FileLock(folder.with_name(f"{folder.name}.lock")):
         if not (folder / PROVENANCE).is_file():
+            _check_room(str(file), _unpacked_size(file), folder.parent)
             log.warning("unpacking %s to %s, once", file, folder)
             unpack(file, folder, {"name": file.name, "gguf_sha256": sha256})
     return folder
@@ -246,11 +244,27 @@ def _download_gguf(model: PublishedModel, scratch: Path, progress: bool) -> Path
     return gguf
 
 
-def _check_room(model: PublishedModel, folder: Path) -> None:
-    needed = model.unpacked + 3 * model.download
+def _unpacked_size(gguf: Path) -> int:
+    """Approximate bytes of a GGUF file's unpacked folder: four per parameter, in float32."""
+    from gguf import GGUFReader
+
+    try:
+        return 4 * sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
+    except Exception as error:  # the reader raises anything for a damaged file
+        raise _unreadable(gguf, error) from error
+
+
+def _unreadable(gguf: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{gguf} cannot be read as a model ({type(error).__name__}: {error}); give a GGUF file "
+        "of an architecture that transformers reads, or a folder with safetensors"
+    )
+
+
+def _check_room(name: str, needed: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ModelError(
-            f"{model.name} needs {needed / 1e9:.1f} GB at {folder} and {free / 1e9:.1f} GB are "
+            f"{name} needs {needed / 1e9:.1f} GB at {folder} and {free / 1e9:.1f} GB are "
             f"free; make room, or name another folder with {CACHE_VARIABLE}"
         )

@@ -6,11 +6,15 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
 import zipfile
+from types import SimpleNamespace
 
+import gguf
+import numpy as np
 import pytest
 import torch
 
@@ -122,6 +126,29 @@ def test_without_room_nothing_is_fetched(index, monkeypatch):
     monkeypatch.setitem(MODELS, "toy", dataclasses.replace(index, parameters=10**15))
     with pytest.raises(ModelError, match="toy needs 4000000.0 GB .*NSE_PLUGIN_CACHE"):
         fetch("toy")
+
+
+def test_a_local_file_is_unpacked_where_there_is_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "mine.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    for name in ("a", "b"):
+        writer.add_tensor(name, np.zeros((50, 10), dtype=np.float32))
+    for write in ("header", "kv_data", "tensors"):
+        getattr(writer, f"write_{write}_to_file")()
+    writer.close()
+    seen = unpacked(monkeypatch)
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=3999))
+    with pytest.raises(ModelError, match=r"mine\.gguf needs 0\.0 GB .*NSE_PLUGIN_CACHE"):
+        published.unpacked_gguf(file)
+    assert not seen
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=4000))
+    assert published.unpacked_gguf(file) == published.unpacked_gguf(file)
+    assert len(seen) == 1
+    file.write_bytes(file.read_bytes()[:40])
+    with pytest.raises(ModelError, match=r"mine\.gguf cannot be read as a model"):
+        published.unpacked_gguf(file)
 
 
 def test_the_command_lists_and_names_the_nearest(index, capsys):
