@@ -32,7 +32,7 @@ from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.keys import Found
 from nse_plugin.locate.rows import Rows
 from nse_plugin.locate.values import Values
-from nse_plugin.methods.bookkeeping import last_edits
+from nse_plugin.methods.bookkeeping import Clock, last_edits
 from nse_plugin.methods.repair import answered
 from nse_plugin.model.hooks import own_modes
 from nse_plugin.requests import EditRequest
@@ -107,7 +107,13 @@ def write_or_consolidate(
     if due:  # the joint solve repairs
         first = replace(hparams, repair_rounds=0, repair_every=0)
     newest = write(requests, first)
-    if not (due or _too_few_in_effect(session, hparams)):
+    if not due:
+        clock = Clock(dict(newest.seconds))
+        with clock("ask"):
+            due = _too_few_in_effect(session, hparams)
+        newest = replace(newest, seconds=clock.seconds)
+        session.ledger.replace_last(newest)
+    if not due:
         return newest
     try:
         return solve_together(session, hparams, write, newest)
@@ -180,7 +186,9 @@ def solve_together(
     if newest is not None:
         own = {r.fact for r, o in zip(newest.requests, newest.outcomes) if o.is_new}
     number = session.ledger.next_number() if newest is None else newest.number
-    before = answered(session, requests, hparams.token_budget).tolist()
+    clock = Clock(dict(newest.seconds) if newest else {})
+    with clock("ask"):
+        before = answered(session, requests, hparams.token_budget).tolist()
     if hparams.repair_rounds:
         hparams = hparams.with_lambda_times(hparams.consolidation_weight)
     with session.anew() as entries:
@@ -189,7 +197,8 @@ def solve_together(
         if hparams.repair_rounds:
             after = [bool(outcome.answered) for outcome in solved.outcomes]
         else:
-            after = answered(session, requests, hparams.token_budget).tolist()
+            with clock("ask"):
+                after = answered(session, requests, hparams.token_budget).tolist()
         if newest is not None and sum(after) < sum(before):
             raise _FewerInEffect(
                 f"solved jointly, {sum(after)} of {len(after)} edits would be in effect instead of "
@@ -208,7 +217,7 @@ def solve_together(
                 for request, outcome, earlier, now in outcomes
             ),
             within=tuple(entries if newest is None else entries[:-1]),
-            seconds=dict(Counter(newest.seconds if newest else {}) + Counter(solved.seconds)),
+            seconds=dict(Counter(clock.seconds) + Counter(solved.seconds)),
         )
         session.ledger.replace_last(record)
     return record

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedModel
 
-
 log = logging.getLogger(__name__)
 
 _PUT_BACK = "weights were put back"

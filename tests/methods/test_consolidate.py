@@ -365,6 +365,7 @@ def test_a_sample_is_tested_after_a_round(hparams, monkeypatch):
         _, session = edited(below, [])
         for i in (0, 2, 4, 4):  # the last round adds no fact
             BASES["NSE"].edit_round(session, some_requests(6)[i : i + 2], below)
+        assert session.ledger[-1].seconds["ask"] > 0, "the test is in the round's times"
     assert [len(set(ids)) for ids in tested] == [3, 3, 3] * 2
     assert tested[:3] == tested[3:], "the same edits in every run"
     assert set(tested[1]) != set(tested[2]), "each round tests others, of the same six"
