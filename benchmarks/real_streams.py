@@ -189,7 +189,7 @@ def thirds(folder: Path) -> dict[str, Any]:
         after = sum(line["edits"] * line["scores"]["efficacy"] for line in some) / n
         end = sum(line["edits"] * at_end[line["round"]]["efficacy"] for line in some) / n
         found[name] = {"right_after": after, "at_the_end": end}
-    edits = [line["edit"] for line in lines if line["edit"]]
+    edits = [edit for line in lines if (edit := line["edit"]) and "seconds" in edit]
     for name in ("repaired", "written_again"):
         found[name] = sum(edit.get(name, 0) for edit in edits)
     found["all"] = final["measurement"]["all"]

@@ -7,9 +7,9 @@
 Prints, for each model, quantiles of 1 / q, where q is ||k||^2 in the bare prompt over its mean
 after contexts, and the prompts that ``avoid_sinks`` edits at another token than the subject's last.
 
-With ``--spill N`` each of these is edited alone, with NSE:stable, and its prompt is asked of the
-subjects of the first N records: how many give the new answer, too, where the prompt with other
-subjects is spared, and where it is not.
+With ``--spill N`` each of these is edited alone, with NSE:stable: at its subject, and at another
+token where the prompt with other subjects is spared, and where it is not.  Its paraphrases and its
+prompt with the subjects of the first N records are asked: how many give the new answer, too?
 """
 
 from __future__ import annotations
@@ -69,28 +69,37 @@ def main() -> None:
             print(f"    {request.text}")
         if options.spill and moved:
             asked = [request.subject for request in requests[: options.spill]]
-            for others in ((), small_keys.OTHER_SUBJECTS):
+            subjects = small_keys.OTHER_SUBJECTS
+            for avoid, others in ((False, ()), (True, ()), (True, subjects)):
                 small_keys.OTHER_SUBJECTS = others
-                given, spilled = spill(session, moved, asked, hparams)
+                shown = spill(session, moved, asked, replace(hparams, avoid_sinks=avoid))
                 print(
-                    f"{len(others)} other subjects spared: {given:.1%} of the edits in effect, "
-                    f"and {spilled:.1%} of the other subjects asked give the new answer"
+                    f"edited {'past the sink' if avoid else 'at the subject'}, {len(others)} other "
+                    "subjects spared: "
+                    + ", ".join(f"{what} {share:.1%}" for what, share in shown.items())
                 )
 
 
 def spill(
     session: EditSession, edits: Sequence[EditRequest], asked: Sequence[str], hparams: NSEHparams
-) -> tuple[float, float]:
-    """Write each edit alone: the share that is in effect, and that of other subjects with it."""
-    given, spilled = [], []
+) -> dict[str, float]:
+    """Write each edit alone: the shares of prompts that then have the new answer."""
+    given: dict[str, list[bool]] = {"in effect": [], "paraphrases": [], "other subjects": []}
     for edit in edits:
         nse.edit_round(session, [edit.without_probes()], hparams)
-        others = [replace(edit, subject=name) for name in asked if name != edit.subject]
-        own, *rest = answered(session, [edit, *others], hparams.token_budget).tolist()
-        given.append(own)
-        spilled += rest
+        asks = {
+            "in effect": [edit],
+            "paraphrases": [
+                replace(edit, prompt=text, place=None) for text in edit.rephrase_prompts
+            ],
+            "other subjects": [
+                replace(edit, subject=name) for name in asked if name != edit.subject
+            ],
+        }
+        for what, some in asks.items():
+            given[what] += answered(session, some, hparams.token_budget).tolist()
         session.undo_last()
-    return sum(given) / len(given), sum(spilled) / len(spilled)
+    return {what: sum(found) / len(found) for what, found in given.items()}
 
 
 if __name__ == "__main__":

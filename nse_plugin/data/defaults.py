@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _SPREAD = 5
 """Number of layers that NSE, MEMIT and AlphaEdit write."""
 _DEPTH = 0.28
-"""The z-layer as a share of the blocks: layers 4 to 8 of 30 or 32 blocks, 3 to 7 of 28."""
+"""The z-layer as a share of the blocks: layers 4 to 8 of 28 or 30 blocks, 5 to 9 of 32."""
 _LATE = 0.9
 """UltraEdit's last layer as a share of the blocks: 30 of 32 and 26 of 28 in the paper."""
 LOCATE = ("NSE", "MEMIT", "AlphaEdit", "ROME")

@@ -55,14 +55,16 @@ def test_the_blocks_with_a_real_model(folder, monkeypatch, capsys):
         if "nse ask" in block.text:  # the conversation that the text beside it describes
             said = ["Where is the Eiffel Tower?", "/original", "/blame", "/quit"]
             monkeypatch.setattr("builtins.input", Mock(side_effect=said))
-            assert cli.main(["chat", "my-edits"]) == 0
+            assert cli.main(["chat", "first-edits"]) == 0
         shown.append(capsys.readouterr().out)
     _, first, _, second, asked, kept, in_python = shown
-    assert first.endswith("the edit is in effect: round 1 of my-edits\n")
-    assert second.endswith("all 2 edits are in effect: round 2 of my-edits\n")
+    assert first.endswith("the edit is in effect: round 1 of first-edits\n")
+    assert second.endswith("all 2 edits are in effect: round 2 of first-edits\n")
     answers = asked.splitlines()
     assert "Rome" in answers[0] and "Paris" in answers[1]  # edited and untouched, in chat
     assert "untouched: " in asked and "round 1: without it the next token is" in asked
-    assert "round 1 of my-edits is undone; active rounds: 2" in kept
-    assert "the edit is in effect: round 3 of my-edits" in in_python
-    assert (folder / "adapter" / "README.md").is_file() and (folder / "my-edits.html").is_file()
+    assert "round 1 of first-edits is undone; active rounds: 2" in kept
+    assert "the edit is in effect: round 3 of first-edits" in in_python
+    assert (folder / "first-adapter" / "README.md").is_file() and (
+        folder / "first-edits.html"
+    ).is_file()
