@@ -80,6 +80,12 @@ def main() -> None:
                 )
 
 
+def paraphrased(edit: EditRequest) -> list[EditRequest]:
+    """The same edit with each of its paraphrases as prompt."""
+    record = {"subject": edit.subject, "target_new": edit.target_new}
+    return [EditRequest.from_dict({**record, "prompt": text}) for text in edit.rephrase_prompts]
+
+
 def spill(
     session: EditSession, edits: Sequence[EditRequest], asked: Sequence[str], hparams: NSEHparams
 ) -> dict[str, float]:
@@ -89,9 +95,7 @@ def spill(
         nse.edit_round(session, [edit.without_probes()], hparams)
         asks = {
             "in effect": [edit],
-            "paraphrases": [
-                replace(edit, prompt=text, place=None) for text in edit.rephrase_prompts
-            ],
+            "paraphrases": paraphrased(edit),
             "other subjects": [
                 replace(edit, subject=name) for name in asked if name != edit.subject
             ],
