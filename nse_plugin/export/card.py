@@ -27,6 +27,7 @@ _MOST = 100
 """Facts that the card lists."""
 _NOT_IN_MODEL = ("undone", "not written", "replaced")
 """Outcomes of requests that are not in the exported model."""
+_WHOLE = ", with the whole change"
 _LICENCES = {"Apache 2.0": "apache-2.0", "Gemma Terms of Use": "gemma", "MIT": "mit"}
 """Identifiers of the model hub, by the beginning of a licence's name."""
 _WHAT = {
@@ -101,13 +102,16 @@ def write_card(
     kind: str,
     files: RunFiles | None = None,
     fits: Mapping[int, Fit] | None = None,
+    of_rank: str = "",
 ) -> None:
     """Write the card of an export.
 
     Args:
         files: the session's run, which has the facts and the scores.
         fits: by layer, the rank and the error of an adapter.
+        of_rank: what was measured with an adapter that holds a part of the change only.
     """
+    in_part = any(fit.rank < fit.full_rank for fit in (fits or {}).values())
     base, licence = base_name(session), licence_of(session)
     head = {
         "base_model": base,
@@ -133,7 +137,7 @@ def write_card(
         if "chat" in files.manifest["run"]:
             parts.append("The prompts were edited in the model's chat template: ask them in chat.")
         replaced = sum(fact.outcome == "replaced" for fact in facts or ())
-        parts += [_facts(in_model, replaced), _scores(files)]
+        parts += [_facts(in_model, replaced, in_part), _scores(files, in_part, of_rank)]
     dtype = str(session.model.dtype).removeprefix("torch.")
     code = _LOAD[kind].replace("BASE", _place(session)).replace("DTYPE", dtype)
     parts.append(f"## Load it\n\n```python\n{code}\n```")
@@ -191,16 +195,17 @@ def _ranks(fits: Iterable[Fit]) -> str:
     return table.markdown()
 
 
-def _facts(rows: list[Fact], replaced: int) -> str:
+def _facts(rows: list[Fact], replaced: int, in_part: bool) -> str:
     """The table of the edited facts.
 
     Args:
         replaced: the number of earlier edits of these facts.
+        in_part: the export holds a part of the change only.
     """
     cells = ((fact.prompt, fact.old or "not known", fact.new, fact.state) for fact in rows[:_MOST])
     table = Table(
         "Edited facts",
-        ("prompt", "old answer", "new answer", "at the end"),
+        ("prompt", "old answer", "new answer", f"at the end{_WHOLE if in_part else ''}"),
         tuple(tuple(" ".join(cell.split()) for cell in row) for row in cells),
         note=f"and {len(rows) - _MOST} more" if len(rows) > _MOST else "",
     )
@@ -213,7 +218,7 @@ def _facts(rows: list[Fact], replaced: int) -> str:
     return text
 
 
-def _scores(files: RunFiles) -> str:
+def _scores(files: RunFiles, in_part: bool, of_rank: str) -> str:
     final = files.final
     measured: Mapping[str, Any] = (final["measurement"] if final else None) or {}
     shown = [f"{name} {share}" for name, share in percentages(measured.get("all")).items()]
@@ -226,4 +231,8 @@ def _scores(files: RunFiles) -> str:
     consolidated = files.consolidated()
     if consolidated is not None and consolidated["after"] >= tested:
         text += " (measured before the edits were consolidated)"
-    return f"## Scores\n\nAfter the last round, over all edits in effect: {text}."
+    text = f"After the last round, over all edits in effect{_WHOLE if in_part else ''}: {text}."
+    if in_part:
+        text = f"**This adapter holds a part of the change**, see the ranks below. {text}"
+        text += f" {of_rank[:1].upper()}{of_rank[1:]}." if of_rank else ""
+    return f"## Scores\n\n{text}"

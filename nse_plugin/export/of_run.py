@@ -10,7 +10,7 @@ from torch import nn
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.model_state import share_given
 from nse_plugin.export.adapter import WEIGHTS, adapter_changes, to_peft
-from nse_plugin.export.card import base_name
+from nse_plugin.export.card import base_name, write_card
 from nse_plugin.export.delta import to_delta
 from nse_plugin.export.factors import Fit
 from nse_plugin.export.folder import read_tensors, refuse_used
@@ -45,19 +45,22 @@ class Exported:
     asked: int = 0
     """Number of edits tested for these shares."""
 
+    def of_rank(self) -> str:
+        """What was measured with a bounded rank; empty if nothing was."""
+        if self.efficacy is None:
+            return ""
+        return (
+            f"efficacy with this rank {self.efficacy:.1%}, with the whole change "
+            f"{self.efficacy_of_all:.1%} ({counted(self.asked, 'edit')} tested)"
+        )
+
     def text(self) -> str:
         """For people, without the layers."""
-        lines = []
-        if self.efficacy is not None:
-            lines.append(
-                f"efficacy with this rank {self.efficacy:.1%}, with the whole change "
-                f"{self.efficacy_of_all:.1%} ({counted(self.asked, 'edit')} tested)"
-            )
-        lines.append(
+        written = (
             f"{counted(self.edits, 'edit')} of {counted(self.rounds, 'round')} on "
             f"{self.base_model} written to {self.folder}; README.md there says what it holds"
         )
-        return "\n".join(lines)
+        return "\n".join(line for line in (self.of_rank(), written) if line)
 
 
 def export_run(
@@ -87,17 +90,17 @@ def export_run(
     listener("phase", {"name": "exporting"})
     about = (str(out), kind, base_name(session), session.ledger.edits(), len(session.ledger))
     if kind == "peft":
-        fits = tuple(
-            to_peft(session, out, rank=rank, equal_ranks=equal_ranks, files=files).values()
-        )
+        by_layer = to_peft(session, out, rank=rank, equal_ranks=equal_ranks, files=files)
+        fits = tuple(by_layer.values())
         if rank is None or not fits:
             return Exported(*about, fits)
         listener("phase", {"name": "asking the model with this rank"})
         requests = _in_effect(files, session)[:_MOST]
         whole = _efficacy(model, session, requests)
-        return Exported(
-            *about, fits, _efficacy_of_adapter(session, out, requests), whole, len(requests)
-        )
+        of_adapter = _efficacy_of_adapter(session, out, requests)
+        exported = Exported(*about, fits, of_adapter, whole, len(requests))
+        write_card(out, session, "peft", files, by_layer, exported.of_rank())
+        return exported
     (to_delta if kind == "delta" else to_full)(session, out, files=files)
     return Exported(*about)
 

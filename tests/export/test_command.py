@@ -68,6 +68,9 @@ def test_the_command_on_a_demo(tmp_path, capsys):
     assert cli.main(rank) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["efficacy"] < found["efficacy_of_all"] == 1 and found["asked"] == 4
+    card = (out / "r" / "README.md").read_text(encoding="utf-8")
+    assert "| at the end, with the whole change |" in card and "holds a part of the change" in card
+    assert f"Efficacy with this rank {found['efficacy']:.1%}, with the whole change 100.0%" in card
     assert cli.main(["export", run, "--to", "full", "--out", str(out / "full")]) == 1
     options = ["--out", str(out / "b"), "--rank", "2"]
     assert cli.main(["export", run, "--to", "delta", *options]) == 1

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 
 import peft
 import pytest
@@ -13,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from nse_plugin.errors import DataError, HparamsError, ModelError, SessionError
 from nse_plugin.export import from_delta, from_peft, to_delta, to_full, to_peft
 from nse_plugin.export.adapter import _warn_of_rank
-from nse_plugin.export.folder import MANIFEST
+from nse_plugin.export.folder import MANIFEST, new_folder
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.ledger_files import save_round
 from nse_plugin.session.session import EditSession
@@ -67,6 +69,21 @@ def test_an_adapter_is_the_edited_model(family, tmp_path):
         assert torch.equal(logits(adapted), untouched)
     merged = adapted.merge_and_unload()
     assert (logits(merged) - logits(model)).abs().max() < 1e-4
+
+
+def test_what_a_killed_export_left_is_removed(tmp_path):
+    killed = subprocess.Popen(["true"])
+    killed.wait()
+    left = [tmp_path / f"delta.{name}.tmp" for name in (killed.pid, os.getppid(), "mine")]
+    for folder in left:
+        (folder / "more").mkdir(parents=True)
+    with new_folder(tmp_path / "other"):
+        pass
+    assert all(folder.exists() for folder in left), "of other exports"
+    with new_folder(tmp_path / "delta"):
+        pass
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert kept == sorted(["delta", f"delta.{os.getppid()}.tmp", "delta.mine.tmp", "other"])
 
 
 def test_more_factors_than_rank_and_fewer(tmp_path):
