@@ -80,6 +80,8 @@ def first_text(value: Any, name: str) -> str | None:
     if isinstance(value, (list, tuple)):
         found = (first_text(entry, name) for entry in value)
         return next((text for text in found if text is not None), None)
+    if isinstance(value, float) and math.isinf(value):
+        raise FieldError(f"{name} is {value}; give a text that is not empty")
     if isinstance(value, (int, float)) and not isinstance(value, bool):  # a year, say
         return str(int(value)) if value == int(value) else str(value)
     return checked_text(value, name).strip()

@@ -195,6 +195,7 @@ READABLE = {"prompt": "Ann is", "subject": "Ann", "target_new": "x"}
         ({"prompt": "{} is", "subject": "Ann", "target_new": " "}, "target_new is ''"),
         ({"prompt": "", "subject": "Ann", "target_new": "x"}, "prompt is ''"),
         ({**READABLE, "prompt": float("nan")}, "prompt is nan"),
+        ({**READABLE, "ground_truth": float("inf")}, "ground_truth is inf"),
         ({**READABLE, "target_new": {"str": "x"}}, "target_new is {'str'"),
         ({**READABLE, "target_new": "\ud800"}, "not valid Unicode"),
         ({**READABLE, "rephrase_prompts": [True]}, "rephrase_prompts is True"),

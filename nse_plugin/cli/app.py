@@ -89,12 +89,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     2 means an invalid command line; 128 + N means that signal N ended the command.
     """
-    group = command_group()
     with signals_interrupt() as came:
         try:
+            group = command_group()
             code = int(group.main(arguments, prog_name="nse", standalone_mode=False) or 0)
         except _ClickException as error:
             code = _usage(error)
+        except KeyboardInterrupt:  # before a command began, which reports its own
+            complain("interrupted")
+            code = INTERRUPTED
     return 128 + came[0] if came and code == INTERRUPTED else code
 
 

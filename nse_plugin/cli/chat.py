@@ -11,9 +11,9 @@ import typer
 from nse_plugin.cli.app import LOOK, command
 from nse_plugin.cli.ask import not_shown
 from nse_plugin.cli.options import DEVICE, FOLDER, examples
-from nse_plugin.cli.output import complain, note, show, show_result, working
+from nse_plugin.cli.output import complain, note, reason, show, show_result, working
 from nse_plugin.errors import NSEPluginError, RequestError, did_you_mean
-from nse_plugin.printable import counted
+from nse_plugin.printable import counted, shortened
 
 if TYPE_CHECKING:
     from nse_plugin.runs.edits import EditFolder
@@ -86,8 +86,10 @@ class Chat:
                 return
             try:
                 self.take(line)
-            except NSEPluginError as error:
-                complain(str(error))
+            except BrokenPipeError:
+                raise
+            except (NSEPluginError, OSError) as error:  # a full disk, say
+                complain(reason(error))
 
     def take(self, line: str) -> None:
         """Answer a text, or execute a command."""
@@ -141,9 +143,13 @@ class Chat:
     def _undo(self, rest: str) -> None:
         from nse_plugin.session.records import active_rounds
 
-        if rest and not rest.isdigit():
-            raise RequestError(f"round is {rest!r}; give the number of a round, or none")
-        active = self._edits.undo(int(rest) if rest else None, "in chat")
+        try:
+            number = int(rest) if rest else None
+        except ValueError:
+            raise RequestError(
+                f"round is {shortened(rest)!r}; give the number of a round, or none"
+            ) from None
+        active = self._edits.undo(number, "in chat")
         show(f"undone; {active_rounds(active)}")
 
     def _blame(self, _rest: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -52,5 +53,5 @@ def consolidate(
     )
     show_result(line if as_json else text)
     if line["answered"] < line["answered_before"]:
-        note(f"fewer than before; undo it with: nse undo {run} --round {line['file']}")
+        note(f"fewer than before; undo it with: nse undo {quote(str(run))} --round {line['file']}")
     return 0

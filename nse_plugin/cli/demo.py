@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from nse_plugin.cli.app import EDIT, command
@@ -49,5 +50,5 @@ def demo(given: dict[str, Any], as_json: AS_JSON = False) -> int:
             f"after {counted(summary.rounds, 'round')}: {shown or 'no edit is left'}, "
             f"{summary.seconds_per_edit:.3f} s per edit"
         )
-    show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")
+    show(f"written to {settings.out}; look at it with: nse inspect {quote(settings.out)}")
     return exit_code_of(result.status)

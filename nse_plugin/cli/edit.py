@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -104,9 +105,10 @@ def edit(
     else:
         show_result(report.text())
     if report.in_effect:
-        question = report.facts[0].prompt
-        ask = f'nse ask {out} "{question}", or ' if shortened(question) == question else ""
-        note(f"next: {ask}nse chat {out}")
+        question, folder_name = report.facts[0].prompt, quote(str(out))
+        short = shortened(question) == question
+        ask = f"nse ask {folder_name} {quote(question)}, or " if short else ""
+        note(f"next: {ask}nse chat {folder_name}")
     return 0 if report.in_effect else NOT_IN_EFFECT
 
 

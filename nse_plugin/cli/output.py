@@ -58,7 +58,9 @@ def note(what: str | Table) -> None:
         _put(what, sys.stderr)
 
 
-def _put(what: str | Table, stream: TextIO) -> None:
+def _put(what: str | Table, stream: TextIO | None) -> None:
+    if stream is None:  # closed by the shell: >&-
+        return
     if isinstance(what, str):
         print(printable(what), file=stream, flush=True)
     elif stream.isatty():
@@ -112,13 +114,11 @@ def exit_code(call: Callable[[], int]) -> int:
     """
     try:
         return call()
-    except NSEPluginError as error:
-        complain(str(error))
     except BrokenPipeError:
         _discard_output()
         return BROKEN_PIPE
-    except OSError as error:
-        complain(_of_system(error))
+    except (NSEPluginError, OSError) as error:
+        complain(reason(error))
     except MemoryError:
         complain(_OUT_OF_MEMORY)
     except RuntimeError as error:
@@ -160,7 +160,10 @@ class _Formatter(logging.Formatter):
         return printable(f"{record.levelname.lower()}: {text}" if plain else text)
 
 
-def _of_system(error: OSError) -> str:
+def reason(error: NSEPluginError | OSError) -> str:
+    """What an error of this package or of the system says to people."""
+    if isinstance(error, NSEPluginError):
+        return str(error)
     if error.filename is None:
         return f"{type(error).__name__}: {error}"
     return (

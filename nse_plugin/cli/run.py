@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 from nse_plugin.cli.app import EDIT, command
@@ -66,11 +67,11 @@ def run(
         made = f"{counted(final['edits'], 'edit')} in {counted(final['rounds'], 'round')}"
         shown = ", ".join(f"{name} {share}" for name, share in percentages(scores).items())
         show_result(f"{result.status}: {made}{shown and f'; {shown}'}")
-    show(f"written to {settings.out}; look at it with: nse inspect {settings.out}")
+    show(f"written to {settings.out}; look at it with: nse inspect {quote(settings.out)}")
     if would_help(RunFiles(settings.out), final):
         note(
             f"{1 - scores['efficacy']:.1%} of the edits are not in effect; nse consolidate "
-            f"{settings.out} --repair-rounds 3 solves all of them jointly"
+            f"{quote(settings.out)} --repair-rounds 3 solves all of them jointly"
         )
     return exit_code_of(result.status)
 

@@ -26,7 +26,9 @@ def is_written(record: Mapping[str, Any]) -> bool:
         return False
     prompt = record["prompt"]
     in_braces = isinstance(prompt, str) and _SUBJECT.search(prompt) is not None
-    return (in_braces and is_missing(record.get("subject"))) or schema_of(record) is None
+    subject = record.get("subject")
+    unread = is_missing(subject) or f"{{{subject}}}" in str(prompt)
+    return (in_braces and unread) or schema_of(record) is None
 
 
 def completed(record: Mapping[str, Any], case_id: int | None = None) -> dict[str, Any]:
@@ -47,7 +49,10 @@ def completed(record: Mapping[str, Any], case_id: int | None = None) -> dict[str
             f"the fact {prompt!r} has no target; give its new answer as target (its fields are "
             f"{', '.join(map(str, record))})"
         )
-    if isinstance(prompt, str) and is_missing(found.get("subject")):
+    subject = found.get("subject")
+    if isinstance(prompt, str) and isinstance(subject, str) and prompt.count(f"{{{subject}}}") == 1:
+        found["prompt"] = prompt.replace(f"{{{subject}}}", PLACE)  # given twice, in braces too
+    elif isinstance(prompt, str) and is_missing(subject):
         places = _SUBJECT.findall(prompt)
         if len(places) > 1:
             raise RequestError(

@@ -32,6 +32,7 @@ from nse_plugin.model.prompts import (
     encode_prompt,
     micro_batches,
 )
+from nse_plugin.printable import shortened
 
 _LOGITS_BUDGET = 2**28  # float32 numbers of logits held at once: 1 GiB
 
@@ -205,9 +206,9 @@ def check_length(
     limit = layout_of(model).max_positions
     if limit is not None and lengths and max(lengths) > limit:
         number = max(range(len(lengths)), key=lengths.__getitem__)
+        name = shortened(names[number]) if names else f"text {number}"
         raise RequestError(
-            f"{names[number] if names else f'text {number}'} has {lengths[number]} tokens and the "
-            f"model's context is {limit}; {way_out}"
+            f"{name} has {lengths[number]} tokens and the model's context is {limit}; {way_out}"
         )
 
 

@@ -11,7 +11,7 @@ from nse_plugin.printable import counted
 from nse_plugin.report.run import Run, mean_overlap
 from nse_plugin.runs.facts import ORDER
 from nse_plugin.session import queries
-from nse_plugin.session.records import were_undone
+from nse_plugin.session.records import rounds_named, were_undone
 from nse_plugin.table import NOTHING, Table
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def overview(run: Run) -> Table:
     if stop is not None:
         rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))
     if run.ledger.undone:
-        numbers = ", ".join(str(entry.number) for entry in run.ledger.undone)
+        numbers = [entry.number for entry in run.ledger.undone]
         since = run.undone_since(run.measured())
         order = f"before {were_undone(since)}" if since else "without them"
-        rows.append(("undone", f"rounds {numbers}; all edits were last measured {order}"))
+        rows.append(("undone", f"{rounds_named(numbers)}; all edits were last measured {order}"))
     if not run.ledger:
         rows.append(("ledger", "none: no round is active, or the host's method keeps none"))
     return Table(f"Run {run.folder}", ("what", "value"), tuple(rows))

@@ -193,8 +193,8 @@ def check_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed + _SPARE > free:
         raise DataError(
-            f"{folder} has {_size(free)} free and the run needs up to {_size(needed)} more; free "
-            "space or give a folder elsewhere. The same command resumes from the last whole round"
+            f"{folder} has {_size(free)} free, and up to {_size(needed)} more are needed; free "
+            "space or give a folder elsewhere. Whole rounds are kept; the same command resumes"
         )
 
 

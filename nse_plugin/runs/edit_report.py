@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from shlex import quote
 from typing import Any, Literal
 
 from nse_plugin.evaluation.model_state import holds
@@ -142,7 +143,7 @@ class EditReport:
         if failed:
             lines.append(
                 f"NOT in effect: {failed} of {len(self.facts)}. {number} is kept; undo it "
-                f"with: nse undo {self.folder} --round {self.round}"
+                f"with: nse undo {quote(self.folder)} --round {self.round}"
             )
         else:
             whole = "the edit is" if len(self.facts) == 1 else f"all {len(self.facts)} edits are"

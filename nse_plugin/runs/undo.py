@@ -95,9 +95,13 @@ def _refuse_host(files: RunFiles, lost: Collection[int]) -> None:
 
 
 def _ledger_of_whole_files(files: RunFiles, lost: Collection[int] = ()) -> Ledger:
-    """The ledger without rounds whose files are gone, which are to be undone, too."""
-    gone = [n for n in files.checksums() if not round_path(files.folder, n).exists()]
-    return files.ledger_without({*gone, *lost})
+    """The ledger without rounds whose files are lost, which are to be undone, too."""
+    gone = {n for n in files.checksums() if not round_path(files.folder, n).exists()}
+    try:
+        return files.ledger_without({*gone, *lost})
+    except DataError:  # others are damaged; checksums take a while, so they are not the first test
+        damaged = {n for n in files.checksums() if _is_lost(files, n)}
+        return files.ledger_without({*gone, *damaged, *lost})
 
 
 def undone_text(run: Path, active: list[int]) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -169,7 +170,7 @@ def lost_round(path: Path) -> str:
     number = path.stem.rpartition("-")[2].lstrip("0")
     return (
         "restore the file from a copy, or leave the round out: "
-        f"nse undo {path.parent} --round {number}"
+        f"nse undo {quote(str(path.parent))} --round {number}"
     )
 
 

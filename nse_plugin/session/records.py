@@ -329,11 +329,15 @@ def active_rounds(numbers: Sequence[int]) -> str:
     return f"active rounds: {', '.join(map(str, numbers))}" if numbers else "no round is active"
 
 
+def rounds_named(numbers: Sequence[int]) -> str:
+    """``round 1`` or ``rounds 1, 2``, for messages."""
+    named = ", ".join(map(str, sorted(numbers)))
+    return f"round {named}" if len(numbers) == 1 else f"rounds {named}"
+
+
 def were_undone(numbers: Sequence[int]) -> str:
     """``rounds 1, 2 were undone``, for messages."""
-    if len(numbers) == 1:
-        return f"round {numbers[0]} was undone"
-    return f"rounds {', '.join(map(str, sorted(numbers)))} were undone"
+    return f"{rounds_named(numbers)} {'was' if len(numbers) == 1 else 'were'} undone"
 
 
 def later_trained(last: int) -> str:

@@ -162,6 +162,17 @@ def test_a_closed_pipe_ends_quietly():
     assert re.search(r"code (0|141)$", done.stdout.strip())
 
 
+def test_closed_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["doctor"]) == 0
+
+
+def test_an_interrupt_before_the_command_begins_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("nse_plugin.cli.app.command_group", raises(KeyboardInterrupt()))
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "nse: interrupted\n"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_signals_end_a_command_with_their_exit_code(number, monkeypatch, capsys):
     def interrupted() -> int:

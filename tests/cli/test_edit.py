@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import signal
@@ -111,6 +112,17 @@ def test_a_chat_ends_with_quit_and_with_the_input(monkeypatch, capsys):
         monkeypatch.setattr("builtins.input", Mock(side_effect=[answer]))
         assert cli.main(["chat", "kept"]) == 0
         assert "/help for commands" in capsys.readouterr().out
+
+
+def test_errors_do_not_end_a_chat(monkeypatch, capsys):
+    full = OSError(errno.ENOSPC, "No space left on device", "kept/round-0003.safetensors")
+    monkeypatch.setattr(EditFolder, "edit", Mock(side_effect=full))
+    said = ["/undo ²", "/edit {Ann Lee} speaks => Zibriish", "/help", "/quit"]
+    monkeypatch.setattr("builtins.input", Mock(side_effect=said))
+    assert cli.main(["chat", "kept"]) == 0
+    shown = capsys.readouterr()
+    assert "round is '²'; give the number of a round" in shown.err
+    assert "No space left on device; free space" in shown.err and "/blame" in shown.out
 
 
 def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):

@@ -24,8 +24,9 @@ def test_the_subject_stands_in_braces_or_beside_the_prompt():
         fact("{The Eiffel Tower} is located in the city of", "Rome"),
         fact("{} is located in the city of", "Rome", "The Eiffel Tower"),
         fact("The Eiffel Tower is located in the city of", "Rome", "The Eiffel Tower"),
+        fact("{The Eiffel Tower} is located in the city of", "Rome", "The Eiffel Tower"),
     ]
-    assert parse_facts(ways[:1]) == parse_facts(ways[1:2]) == parse_facts(ways[2:]) == [TOWER]
+    assert [parse_facts([way]) for way in ways] == [[TOWER]] * 4
 
 
 def test_every_fact_has_a_number_of_its_own():

@@ -210,7 +210,7 @@ def test_an_undone_round_is_named_and_left_out(folder):
     undo_round(folder, 2)
     run = Run(folder)
     assert run.ledger.numbers() == [1, 3] and list(run.survey.overlaps[None].index) == [1, 3]
-    said = "rounds 2; all edits were last measured before round 2 was undone"
+    said = "round 2; all edits were last measured before round 2 was undone"
     assert said in tables.overview(run).text()
     for number in (1, 3):
         undo_round(folder, number)

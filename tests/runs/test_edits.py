@@ -146,7 +146,7 @@ def test_answers_from_before_an_undo_are_not_said_to_be_those_of_now(one, tmp_pa
     one.edit("{} plays the", "zither", SUBJECT)  # this asks for all facts again
     facts, head, card = shown("measured")
     assert facts[4] == "in effect" and facts[3] in ("in effect", "not in effect")
-    assert "rounds 2; all edits were last measured without them" in head
+    assert "round 2; all edits were last measured without them" in head
     assert "not tested" not in card and "(measured" not in card
 
 
@@ -372,6 +372,16 @@ def test_a_round_whose_file_is_lost_can_be_left_out(one, damage, number):
     assert again.session.ledger.numbers() == others and again.ask(TEXT).edited.startswith(NEW)
     assert again.edit("{Bo Ash} speaks", NEW).round == 4
     assert EditFolder(one.folder).session.ledger.numbers() == [*others, 4]
+
+
+def test_two_damaged_rounds_are_left_out_one_after_the_other(one):
+    for subject in ("Zawos Kofird", "Ann Lee"):
+        one.edit(f"{{{subject}}} speaks", NEW)
+    for number in (2, 3):
+        (one.folder / f"round-000{number}.safetensors").write_bytes(b"12345")
+    undo_round(one.folder, 2)
+    assert undo_round(one.folder, 3) == [1]
+    assert EditFolder(one.folder).session.ledger.numbers() == [1]
 
 
 def test_a_lost_round_that_was_written_again_is_left_out_after_the_later_one(one):
