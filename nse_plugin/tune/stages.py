@@ -237,9 +237,9 @@ _STAGES: dict[str, Sequence[Stage]] = {
     "FT": (Stage("layers", _depths(1), 0.35), *_TRAINING),
     "LoRA": _TRAINING,
     "UltraEdit": (
-        Stage("layers", _depths(5), 0.35),
-        Stage("learning rate", _factors("lr", 3, 10, 0.3), 0.65),
-        Stage("learning rate", _factors("lr", 1.0, 0.5), 1.0, stream=True),
+        Stage("learning rate", _factors("lr", 10, 3, 0.3, 0.1, 0.03, 0.01), 0.4),
+        Stage("layers", _depths(5), 0.65),
+        Stage("learning rate", _factors("lr", 1.0, 0.3, 3), 1.0, stream=True),
     ),
     "GRACE": (
         Stage("layers", _grace_layers, 0.3),
