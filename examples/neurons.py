@@ -103,9 +103,7 @@ def _(LIGHT, Run, folder, mo, reports, run_pictures, to_png):
                 "of a neuron's column. A few neurons change much in nearly every round."
             ),
             drawn("ledger"),
-            mo.md(
-                "The norm of the sum of all changes grows with the rounds, but by less than the norms of the single rounds add up to:"
-            ),
+            mo.md("The norm of all changes together, less than the norms of the rounds add up to:"),
             drawn("norm"),
         ]
     )
