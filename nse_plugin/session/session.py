@@ -27,7 +27,7 @@ from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.link import link, linked, refuse_other_tokenizer, unlink
 from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, Write, later_trained
-from nse_plugin.session.states import Earlier, State, earlier, foreign
+from nse_plugin.session.states import Earlier, State, earlier, foreign, same_start
 from nse_plugin.session.untouched import Untouched
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ class EditSession:
         """Drop all rounds but these, whose weights a host has restored."""
         before = set(self.ledger.numbers_in_effect())
         with self._as_before_on_error() as entries:
-            same = sum(a is b for a, b in zip(kept[0], entries))
+            same = same_start(kept[0], entries)
             self._go_back_to(same)
             for entry, state in list(zip(*kept))[same:]:  # they were inside a consolidation
                 self._replay(entry, entry.read(), state.within)
@@ -304,7 +304,7 @@ class EditSession:
         try:
             yield entries
         except BaseException:
-            same = sum(a is b for a, b in zip(entries, self.ledger.active()))
+            same = same_start(entries, self.ledger.active())
             self._truncate(same)
             for entry in entries[same:]:
                 self.ledger.append(entry)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from nse_plugin.errors import SessionError
@@ -35,6 +36,11 @@ def earlier(rounds: Sequence[ActiveRound], states: Sequence[State]) -> Iterator[
         yield from earlier(rounds[0].within, states[0].within)
     else:
         yield (), ()
+
+
+def same_start(one: Sequence[ActiveRound], other: Sequence[ActiveRound]) -> int:
+    """How many rounds at the start of two lists are the same."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(one, other)))
 
 
 def foreign(names: Sequence[str], since: str) -> SessionError:

@@ -17,6 +17,7 @@ from nse_plugin.data import atlas
 from nse_plugin.data.readers import parse_records
 from nse_plugin.errors import DataError, SessionError
 from nse_plugin.hparams import NSEHparams
+from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, undone_rounds
@@ -227,6 +228,25 @@ def test_an_undo_that_fails_leaves_everything(model, tokenizer, monkeypatch, fai
     every = torch.arange(48)
     fresh = PreviousKeys(session.ledger).matrix(1, every)
     assert torch.equal(session.previous_keys.matrix(1, every), fresh)
+
+
+def test_an_undo_of_a_consolidation_that_fails_leaves_it(model, tokenizer, monkeypatch):
+    """Round 1 takes its place while round 4 is written again."""
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(2), hparams())
+    consolidate(session, hparams())
+    for request in some_requests(4)[2:]:
+        edit_round(session, [request], hparams())
+    held, real = bits(model), session._replay
+
+    def fail(active, record):
+        return cut_off() if record.number == 4 else real(active, record)
+
+    monkeypatch.setattr(session, "_replay", fail)
+    with pytest.raises(KeyboardInterrupt):
+        session.undo(2)
+    assert session.ledger.numbers() == [2, 3, 4] and session.ledger.edits() == 4
+    assert same_bits(model, held)
 
 
 def cut_off(*_given):
