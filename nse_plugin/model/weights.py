@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from nse_plugin.errors import ModelError, NotFiniteError
 
@@ -62,6 +63,12 @@ class EditedWeights:
             raise ModelError(f"{name} holds NaN or infinity; load the model again")
         original = parameter.detach().clone()
         self._edited[name] = _Edited(parameter, original, fingerprint(original))
+
+    def replaced(self, model: nn.Module) -> list[str]:
+        """Names of the tracked parameters that the model no longer has, as after
+        ``load_state_dict(..., assign=True)``."""
+        present = {id(parameter) for parameter in model.parameters()}
+        return [name for name, each in self._edited.items() if id(each.parameter) not in present]
 
     def original(self, name: str) -> torch.Tensor:
         """The weight before the first edit; do not write to it."""

@@ -72,6 +72,19 @@ class Attached:
                     f"{self._config[name]!r}; use that value, or undo_all() first"
                 )
 
+    def refuse_mixture(self, kind: str | None, rounds: int) -> None:
+        """The same before a round that attaches this kind, or with None writes weights.
+
+        Args:
+            rounds: how many rounds the session has.
+        """
+        self.refuse_other(kind)
+        if kind is not None and self.current is None and rounds:
+            raise SessionError(
+                f"this session has {rounds} rounds that wrote weights, and {kind!r} cannot be "
+                "attached on top of them; undo_all() first, or use a freshly loaded model"
+            )
+
     def state(self) -> AttachedState | None:
         """A copy of everything learned, in main memory; None if nothing is attached."""
         if self.current is None:

@@ -241,7 +241,7 @@ class EditSession:
                 were changed.
         """
         elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
-        if elsewhere:
+        if elsewhere := [*elsewhere, *self.weights.replaced(self.model)]:
             raise foreign(elsewhere, "the first round")
         now, active = self._fingerprint(), self.ledger.active()
         for rounds, states in earlier(active, self._states):
@@ -251,7 +251,8 @@ class EditSession:
                 return
         expected = self._fingerprint_after(self._states)
         changed = [name for name in now if now[name] != expected.get(name)]
-        raise foreign(changed, f"round {len(self._states)}")
+        numbers = self.ledger.numbers()
+        raise foreign(changed, f"round {numbers[-1]}" if numbers else "the first round")
 
     def blame(self, prompt: str, tokenizer: Any = None) -> DataFrame:
         """Which rounds change the answer to a prompt most: see :mod:`nse_plugin.session.blame`."""
@@ -262,7 +263,7 @@ class EditSession:
 
     def _track(self, layers: list[int], attaches: str | None) -> None:
         """Prepare for writes to these layers, or for an attachment."""
-        self._refuse_mixture(attaches)
+        self.attached.refuse_mixture(attaches, len(self.ledger))
         self.layout.check_layers(layers)
         for layer in layers:
             name = self.layout.down_name(layer)
@@ -270,14 +271,6 @@ class EditSession:
             self._layers[name] = layer
         self._elsewhere = self._elsewhere or Watch(self.model)
         self._elsewhere.leave_out(self.weights.names())
-
-    def _refuse_mixture(self, attaches: str | None) -> None:
-        self.attached.refuse_other(attaches)
-        if attaches is not None and self.attached.kind is None and len(self.ledger):
-            raise SessionError(
-                f"this session has {len(self.ledger)} rounds that wrote weights, and {attaches!r} "
-                "cannot be attached on top of them; undo_all() first, or use a freshly loaded model"
-            )
 
     def _fingerprint_after(self, states: Sequence[State]) -> dict[str, int]:
         """The fingerprint of the last state; matrices not edited by then have their original."""

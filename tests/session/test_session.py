@@ -125,6 +125,28 @@ def test_a_foreign_change_is_named_and_can_be_accepted(model, tokenizer, hparams
     assert same_bits(model, held)
 
 
+def test_a_foreign_change_is_dated_by_the_last_active_round(model, tokenizer, hparams):
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(3):
+        edit_round(session, [request], hparams)
+    session.undo(1)
+    with torch.no_grad():
+        model.get_parameter(session.layout.down_name(2))[0, 0] += 1e-6
+    with pytest.raises(SessionError, match="changed since round 3"):
+        session.check()
+
+
+def test_a_parameter_that_was_replaced_is_a_foreign_change(model, tokenizer, hparams):
+    """A later round would be written to a tensor that the model does not have."""
+    session = EditSession.of(model, tokenizer)
+    edit_round(session, some_requests(1), hparams)
+    session.check()
+    same = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(same, assign=True)
+    with pytest.raises(SessionError, match=session.layout.down_name(2)):
+        session.check()
+
+
 def test_undoing_more_than_there_is(model, tokenizer):
     with pytest.raises(SessionError, match="rounds is 2, and the ledger has 0 active rounds"):
         EditSession.of(model, tokenizer).undo_last(2)
