@@ -149,8 +149,13 @@ def with_texts_about(
 
 def check_inputs(session: EditSession, requests: Sequence[EditRequest], hparams: Hparams) -> None:
     """Raise an error for what no round can be made from: hyperparameters, requests, templates."""
-    check_hparams(hparams)
+    check_settings(session, hparams)
     check_round(requests)
+
+
+def check_settings(session: EditSession, hparams: Hparams) -> None:
+    """The same without the requests."""
+    check_hparams(hparams)
     if isinstance(hparams, LayersHparams):
         check_templates(session, hparams)
 

@@ -29,6 +29,7 @@ from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import (
     Clock,
     check_inputs,
+    check_settings,
     outcomes,
     rows_of,
     with_texts_about,
@@ -88,7 +89,10 @@ def spread_round(
         StatisticsError: the covariance is not available, or of another model.
         SessionError: the edited weights were changed outside the session since the last round.
     """
-    check_inputs(session, requests, hparams)
+    if stored is None:
+        check_inputs(session, requests, hparams)
+    else:  # edits of different rounds, whose case_ids may be the same
+        check_settings(session, hparams)
     write = partial(_write_round, method_of, session, objective)
     with session.round(hparams.layers):
         for layer in hparams.layers:

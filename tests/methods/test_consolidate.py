@@ -24,6 +24,7 @@ from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.registry import apply_nse_to_model
 from nse_plugin.methods.together import StoredValues
 from nse_plugin.session.ledger_files import load_rounds, save_round
+from nse_plugin.session.queries import request_writes
 from nse_plugin.session.records import Outcome
 from nse_plugin.session.session import EditSession
 from tests.methods.brute import hparams_of
@@ -122,6 +123,18 @@ def test_other_case_ids_differ_by_rounding_alone(hparams):
         models.append(bits(model))
     for name, weight in models[0].items():
         assert (models[1][name] - weight).norm() <= 1e-5 * weight.norm()
+
+
+def test_edits_of_different_rounds_may_have_the_same_case_id(hparams):
+    """As those of two files of facts that are both numbered from 0."""
+    again = [replace(request, case_id=0) for request in some_requests(3)]
+    _, session = edited(hparams, [again[:1], again[1:2]])
+    every = replace(hparams, consolidate_every_edits=3, alpha=0.0)
+    assert len(BASES["NSE"].edit_round(session, again[2:], every).within) == 2
+    record = consolidate(session, every)
+    assert [o.case_id for o in record.outcomes] == [0, 0, 0]
+    found = request_writes(session.ledger, 0).groupby(["layer", "pass_number"]).size()
+    assert set(found) == {3}, "a row for each of them"
 
 
 @pytest.mark.parametrize("kind", [NSEHparams, MEMITHparams, AlphaEditHparams])
