@@ -87,9 +87,10 @@ class PreviousKeys:
         """Of each round with keys that are left out: these keys by layer [d_ff, n]."""
         if self._read is None:
             numbers = self._ledger.numbers()
-            self._read = [
-                {k: keys[:, columns] for k, keys in self._ledger[numbers.index(n)].keys.items()}
-                for n, columns in self._left_out.items()
+            rounds = [(self._ledger[numbers.index(n)], some) for n, some in self._left_out.items()]
+            self._read = [  # FT has no keys
+                {layer: keys[:, some] for layer, keys in each.keys.items() if keys.shape[1]}
+                for each, some in rounds
             ]
         return self._read
 

@@ -30,6 +30,17 @@ def brute_force(ledger, layer, neurons, left_out):
     return total[neurons][:, neurons]
 
 
+def test_a_round_without_keys_has_none_to_leave_out():
+    """Such as one of FT, whose fact NSE edits again."""
+    ledger, neurons = Ledger(), torch.arange(D_FF)
+    for number, n in ((1, 2), (2, 0)):
+        ledger.append(record(number, n))
+    previous, columns = PreviousKeys(ledger), {1: [1], 2: [0]}
+    with previous.without(columns):
+        expected = brute_force(ledger, 1, neurons, columns)
+        torch.testing.assert_close(previous.matrix(1, neurons), expected)
+
+
 STEPS = st.lists(st.tuples(st.booleans(), st.integers(1, 4)), min_size=1, max_size=12)
 
 
