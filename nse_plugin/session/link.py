@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from nse_plugin.errors import SessionError
+from nse_plugin.errors import ModelError, SessionError
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.model.prompts import encode_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from nse_plugin.session.records import RoundRecord
     from nse_plugin.session.session import EditSession
 
 _ATTRIBUTE = "_nse_plugin_session"
@@ -54,6 +55,18 @@ def refuse_other_tokenizer(session: EditSession, tokenizer: Any) -> None:
         "Leave the tokenizer out to continue with that session, or end it with undo_all() and "
         "EditSession.forget(model) before you give another one"
     )
+
+
+def refuse_other_sizes(session: EditSession, record: RoundRecord) -> None:
+    """Raise :class:`ModelError` if a round wrote matrices of other sizes than the model has."""
+    own = session.layout.d_ff, session.layout.d_model
+    for write in record.writes:
+        given = record.d_ff, len(write.right if write.left is None else write.left)
+        if given != own:
+            raise ModelError(
+                f"round {record.number} wrote matrices of {given[0]} neurons and width {given[1]}, "
+                f"and those of the model have {own[0]} and {own[1]}; load the model that was edited"
+            )
 
 
 def _chat_texts(tokenizer: Any) -> tuple[str, str] | None:

@@ -24,7 +24,7 @@ from nse_plugin.printable import counted
 from nse_plugin.session.attached import Attached
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
-from nse_plugin.session.link import link, linked, refuse_other_tokenizer, unlink
+from nse_plugin.session.link import link, linked, refuse_other_sizes, refuse_other_tokenizer, unlink
 from nse_plugin.session.previous_keys import PreviousKeys
 from nse_plugin.session.records import ActiveRound, RoundRecord, Undone, Write, later_trained
 from nse_plugin.session.states import Earlier, State, earlier, foreign, same_start
@@ -159,7 +159,7 @@ class EditSession:
 
         Raises:
             SessionError: this session has rounds of its own.
-            ModelError: the layers do not fit the model, which is then as before.
+            ModelError: the layers or their sizes do not fit the model, which is then as before.
         """
         if len(self.ledger):
             raise SessionError(
@@ -170,6 +170,7 @@ class EditSession:
         with self._as_before_on_error():
             for entry in ledger.active():
                 record = entry.read()
+                refuse_other_sizes(self, record)
                 kind = None if record.state is None else record.state.kind
                 self._track(sorted(record.key_counts), kind)
                 self._replay(entry, record)

@@ -164,6 +164,18 @@ def test_other_layers_in_a_later_round(model, tokenizer, hparams, device):
     assert same_bits(model, before)
 
 
+@pytest.mark.parametrize("size", ["hidden_size", "intermediate_size"])
+@pytest.mark.parametrize("change", [{"neuron_threshold": 0.7}, {}])
+def test_rounds_of_a_model_of_another_size_are_refused(tokenizer, hparams, size, change):
+    model, other = tiny_model("llama"), tiny_model("llama", **{size: 64})
+    session, before = EditSession.of(model, tokenizer), bits(other)
+    edit_round(session, some_requests(2), replace(hparams, **change))
+    larger = EditSession.of(other, tokenizer)
+    with pytest.raises(ModelError, match=r"round 1 wrote matrices of 48 neurons and width 32.* 64"):
+        larger.adopt(session.ledger)
+    assert same_bits(other, before) and not len(larger.ledger)
+
+
 def test_contexts_are_written_once_by_the_original_model(model, tokenizer, hparams):
     session = EditSession.of(model, tokenizer)
     state = torch.get_rng_state()
