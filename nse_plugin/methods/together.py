@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 TESTED = 64
 """Edits at most that ``consolidate_below`` tests after a round."""
+_SWITCH = " (in a stream, consolidate_every_edits: 0 and consolidate_below: 0)"
 KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its last outcome."""
 H = TypeVar("H", bound=SpreadHparams)
@@ -102,8 +103,15 @@ def write_or_consolidate(
     Args:
         write: a :data:`WriteRound` that also works without values, and traces the tokens unless
             ``trace`` is None.
+
+    Raises:
+        SessionError: the settings may ask for a consolidation, and a round cannot be part of it.
     """
     first, due = hparams, _is_due(session, hparams, len(requests))
+    if due or hparams.consolidate_below:  # before anything is computed
+        for entry in session.ledger.active():
+            if (entry.method, sorted(entry.key_counts)) != (hparams.method, hparams.layers):
+                _values_of(entry.read(), hparams.layers)
     if due:  # the joint solve repairs
         first = replace(hparams, repair_rounds=0, repair_every=0)
     newest = write(requests, first)
@@ -231,18 +239,29 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownE
     """
     latest: dict[str, KnownEdit] = {}
     for record in (entry.read() for entry in entries):
-        if record.z is None:
-            raise SessionError(
-                f"round {record.number} was written by {record.method}, which keeps no values, so "
-                "it cannot be consolidated; undo it, or leave the rounds as they are"
-            )
-        if sorted(record.key_counts) != layers:
-            raise SessionError(
-                f"round {record.number} edited layers {sorted(record.key_counts)}, and layers is "
-                f"{layers}; give the hyperparameters with which the rounds were written"
-            )
-        edits = zip(record.requests, record.z, record.outcomes)
+        z = _values_of(record, layers)
+        edits = zip(record.requests, z, record.outcomes)
         latest |= {edit[0].fact: edit for edit in edits}
     if not latest:
         raise SessionError("no round is active, so there is nothing to consolidate; edit first")
     return sorted(latest.values(), key=lambda edit: edit[0].digest())
+
+
+def _values_of(record: RoundRecord, layers: list[int]) -> torch.Tensor:
+    """The values of a round [n, d_model].
+
+    Raises:
+        SessionError: it has none, or edited other layers.
+    """
+    if record.z is None:
+        raise SessionError(
+            f"round {record.number} was written by {record.method}, which keeps no values, so it "
+            f"cannot be consolidated; undo it, or leave the rounds as they are{_SWITCH}"
+        )
+    if sorted(record.key_counts) != layers:
+        raise SessionError(
+            f"round {record.number} edited layers {sorted(record.key_counts)}, and layers is "
+            f"{layers}; to consolidate them, give the hyperparameters with which the rounds were "
+            f"written, or leave them as they are{_SWITCH}"
+        )
+    return record.z

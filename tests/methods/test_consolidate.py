@@ -541,3 +541,19 @@ def test_what_cannot_be_consolidated_is_refused(hparams):
     model, session = edited(hparams, [some_requests(1)])
     with pytest.raises(SessionError, match=r"round 1 edited layers \[1, 2\], and layers is \[2\]"):
         consolidate(session, replace(hparams, layers=[2]))
+
+
+@pytest.mark.parametrize("when", [{"consolidate_every_edits": 2}, {"consolidate_below": 0.5}])
+def test_a_stream_that_cannot_be_consolidated_is_refused_before_it_is_computed(
+    hparams, when, monkeypatch
+):
+    ft = hparams_of(FTHparams, num_steps=1, kl_factor=0.0)
+    first, second = some_requests(2)
+    monkeypatch.setattr(spread, "compute_values", None)
+    _model, session = edited(hparams, [])
+    BASES["FT"].edit_round(session, [first], ft)
+    with pytest.raises(SessionError, match=r"by FT, .* consolidate_every_edits: 0 and consolidate"):
+        BASES["NSE"].edit_round(session, [second], replace(hparams, **when))
+    _model, session = edited(hparams, [[first]])
+    with pytest.raises(SessionError, match=r"edited layers \[1, 2\], .* consolidate_below: 0"):
+        BASES["NSE"].edit_round(session, [second], replace(hparams, layers=[2], **when))
