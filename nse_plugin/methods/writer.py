@@ -124,11 +124,11 @@ class Writer:
         ``out_of_bounds`` is a request that the last pass left out because its residual was not
         below the upper bound, and that is still not below it or was never written; an earlier pass
         may have written it.  A request that the last pass wrote is ``residual_left``, however large
-        its residual has become.
+        its residual has become, and so is one that alpha kept out of every pass.
         """
         low, high = self._bounds()
         near = torch.maximum(MOST_LEFT_OF_FIRST * self.first, MOST_LEFT_OF_H * self._h_norms())
-        reached = self.after <= torch.maximum(low, near)
+        reached = self.after <= torch.where(self.passes > 0, torch.maximum(low, near), near)
         too_far = self.left_out & ((self.after >= high) | (self.passes == 0))
         status: list[EditStatus] = [
             "out_of_bounds" if out else "converged" if yes else "residual_left"

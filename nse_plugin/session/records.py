@@ -34,7 +34,7 @@ class Outcome:
     """Hash of the whole request, probes included: :meth:`EditRequest.digest`."""
     status: EditStatus
     """converged: little of the residual is left, or, with a method that has no residual, every
-    token of the target is the model's first choice; residual_left: written, but more is left;
+    token of the target is the model's first choice; residual_left: more is left;
     out_of_bounds: left out of the last pass because its residual was not below upper_bound, though
     an earlier pass may have written it."""
     passes: int
