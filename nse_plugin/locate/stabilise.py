@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 
+from nse_plugin.errors import HparamsError
 from nse_plugin.locate.values import Values
 
 
@@ -77,7 +78,15 @@ def keep_out(
 
     Returns:
         left and right, float32.
+
+    Raises:
+        HparamsError: nothing of the change would be left.
     """
+    if top.left.shape[1] == len(top.left):
+        raise HparamsError(
+            f"protect_top_directions keeps the change out of all {len(top.left)} directions of the "
+            "matrix, so nothing would be written; lower it"
+        )
     U, new_left = top.left.to(left.device), left.double()
     new_left = new_left - U @ (U.T @ new_left)
     return new_left.float(), softened(top, neurons, right, 1.0)
@@ -93,7 +102,16 @@ def softened(
         neurons: I [|I|].
         right: [n, |I|].
         alpha: 1 removes all of D along the directions.
+
+    Raises:
+        HparamsError: nothing of the change would be left.
     """
     V, _ = torch.linalg.qr(top.right.to(right.device)[neurons])
+    if alpha == 1 and V.shape[1] == len(neurons):
+        raise HparamsError(
+            "protect_top_directions or soft_projection keeps the change out of "
+            f"{top.right.shape[1]} directions, and it has {len(neurons)} neurons, so nothing would "
+            "be written; lower it, or raise neuron_threshold"
+        )
     whole = right.double()
     return (whole - alpha * (whole @ V) @ V.T).float().contiguous()

@@ -420,6 +420,17 @@ def test_protected_directions_are_untouched(model, tokenizer, hparams):
         assert change.norm() > 0
 
 
+@pytest.mark.parametrize("change", [
+    {"protect_top_directions": 32}, {"protect_top_directions": 20, "neuron_threshold": 0.3},
+])  # fmt: skip
+def test_protecting_every_direction_is_refused(model, tokenizer, hparams, change):
+    """Nothing would be written."""
+    session, before = EditSession.of(model, tokenizer), bits(model)
+    with pytest.raises(HparamsError, match="protect_top_directions .* nothing would be written"):
+        edit_round(session, some_requests(1), replace(hparams, **change))
+    assert same_bits(model, before)
+
+
 def test_anchored_values_have_the_original_norm(model, tokenizer, hparams):
     hparams.value_norm_anchor = True
     session = EditSession.of(model, tokenizer)
