@@ -13,6 +13,7 @@ import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.norms import column_norms
 from nse_plugin.session.records import STATUSES, Outcome, RoundRecord
 from nse_plugin.session.tables import (
     Capacity,
@@ -105,15 +106,15 @@ def neurons(ledger: Ledger, layer: int) -> DataFrame:
 
 def requests(ledger: Ledger) -> DataFrame:
     """One row per request of every round: ``round``, then the fields of its outcome."""
-    return _requests([row for record in ledger for row in _request_rows(record)])
+    return _requests([row for record in ledger.heads() for row in _request_rows(record)])
 
 
 def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFrame:
     """One row for each write that a request took part in.
 
     Columns: ``round``, ``layer``, ``pass_number``, ``norm`` (of the request's part of the write, an
-    outer product), ``share`` (of it in the sum of all requests' norms) and ``neurons`` (tuple of
-    those that it changed most).
+    outer product, or with UltraEdit the sum of one for each target token), ``share`` (of its outer
+    products in the sum of all norms of such) and ``neurons`` (tuple of those that it changed most).
 
     Args:
         case_id: compared as text, so that ``7`` finds ``"7"``.
@@ -122,19 +123,22 @@ def request_writes(ledger: Ledger, case_id: int | str, most: int = 5) -> DataFra
     import pandas as pd
 
     rows = []
-    for record in ledger:
-        for write in record.writes:
-            own = [i for i, each in enumerate(write.case_ids) if str(each) == str(case_id)]
-            if not own:
+    for entry in ledger.active():
+        same = sum(str(each.case_id) == str(case_id) for each in entry.head().outcomes)
+        for write in entry.read().writes if same else ():
+            found = [i for i, each in enumerate(write.case_ids) if str(each) == str(case_id)]
+            if not found:
                 continue
             _, left, right = write.factors()
             norms = left.norm(dim=0) * right.norm(dim=1)  # [n]
             shares = norms / norms.sum().clamp(min=1e-30)
-            for i in own:
-                strongest = right[i].abs().argsort(descending=True)[:most]
+            # a consolidation may have several requests of this case_id, each with one column
+            for own in [found] if same == 1 else [[i] for i in found]:
+                per_neuron = column_norms(left[:, own], right[own])
+                strongest = per_neuron.argsort(descending=True)[:most]
                 neurons = tuple(write.neurons[strongest].tolist())
-                place = (record.number, write.layer, write.pass_number)
-                rows.append((*place, float(norms[i]), float(shares[i]), neurons))
+                place = (entry.number, write.layer, write.pass_number)
+                rows.append((*place, float(per_neuron.norm()), float(shares[own].sum()), neurons))
     columns = ["round", "layer", "pass_number", "norm", "share", "neurons"]
     return pd.DataFrame(rows, columns=columns)
 

@@ -9,10 +9,11 @@ import torch
 
 from nse_plugin.errors import DataError
 from nse_plugin.methods.nse import edit_round
-from nse_plugin.session import queries
+from nse_plugin.session import ledger_files, queries
 from nse_plugin.session.ledger import Ledger
+from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.norms import ChangeSum
-from nse_plugin.session.records import RoundRecord, Write
+from nse_plugin.session.records import Outcome, RoundRecord, Write
 from nse_plugin.session.session import EditSession
 from tests.tiny import some_requests, tiny_hparams, tiny_model, tiny_tokenizer
 
@@ -165,6 +166,32 @@ def test_request_writes(ledger):
         strongest = change.topk(2).indices
         assert row["neurons"] == tuple(write.neurons[strongest].tolist())
     assert queries.request_writes(ledger, "nobody").empty
+
+
+def test_a_request_with_a_column_per_token_has_one_row_for_each_write():
+    """As UltraEdit's requests have."""
+    torch.manual_seed(0)
+    left, right, ledger = torch.randn(4, 3), torch.randn(3, 6), Ledger()
+    write = Write(0, 1, torch.arange(6), left, right, (7, 8, 7), None)
+    outcomes = tuple(Outcome(i, "", "converged", 1) for i in (7, 8))
+    ledger.append(RoundRecord(1, "UltraEdit", outcomes, (write,), {0: torch.zeros(6, 0)}, d_ff=6))
+    table = queries.request_writes(ledger, 7)
+    change = left[:, [0, 2]] @ right[[0, 2]]
+    norms = left.norm(dim=0) * right.norm(dim=1)
+    assert list(table["norm"]) == pytest.approx([float(change.norm())])
+    assert list(table["share"]) == pytest.approx([float(1 - norms[1] / norms.sum())])
+    assert table["neurons"][0] == tuple(change.norm(dim=0).topk(5).indices.tolist())
+
+
+def test_outcomes_are_read_without_tensors(ledger, tmp_path, monkeypatch):
+    files = load_rounds([save_round(tmp_path, record).path for record in ledger])
+    read, real = [], ledger_files.load_round
+    monkeypatch.setattr(
+        ledger_files, "load_round", lambda path, *rest: read.append(path) or real(path, *rest)
+    )
+    assert queries.requests(files).equals(queries.requests(ledger)) and not read
+    found = queries.request_writes(files, 3)
+    assert found.equals(queries.request_writes(ledger, 3)) and len(read) == 1
 
 
 def test_who_wrote(ledger):
