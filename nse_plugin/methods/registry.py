@@ -17,6 +17,7 @@ from nse_plugin.hparams.variants import OVERTONE_ELSEWHERE, read_method_yaml
 from nse_plugin.methods import overtone
 from nse_plugin.methods.bases import BASES, Method
 from nse_plugin.requests import EditRequest, as_requests
+from nse_plugin.session.link import linked
 from nse_plugin.session.session import EditSession
 
 if TYPE_CHECKING:
@@ -67,8 +68,11 @@ def hparams_from(name_or_path: str | Path, config: dict[str, Any]) -> Hparams:
     Raises:
         HparamsError: no such method, or a key or value is wrong.
     """
+    name = config.get("alg_name")
+    if not isinstance(name, str):
+        raise HparamsError(f"alg_name is {name!r}; name a method, as NSE", file=name_or_path)
     try:
-        method = find_method(config["alg_name"])
+        method = find_method(name)
     except HparamsError as error:
         raise HparamsError(f"alg_name: {error}", file=name_or_path) from None
     return method.hparams.from_dict(config, name_or_path)
@@ -106,7 +110,7 @@ def apply_function(name: str) -> Callable[..., tuple[PreTrainedModel, Reversal]]
             or a function without arguments if the method attaches modules.
         """
         if copy:
-            model = _copy(model, tok)
+            model = _copy(model)
         session = EditSession.of(model, tok)
         session.check()  # a host may have put weights back since the last round
         before = session.weights.snapshot()
@@ -127,17 +131,17 @@ apply_nse_to_model = apply_function("NSE")
 """NSE as a function in EasyEdit's style; it writes to ``EditSession.of(model)``."""
 
 
-def _copy(model: PreTrainedModel, tok: Any) -> PreTrainedModel:
+def _copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy to edit, without a session: its present weights count as its originals.
 
     Raises:
         SessionError: something is attached to the model.
     """
-    attached = EditSession.of(model, tok).attached.kind
-    if attached is not None:
+    session = linked(model)
+    if session is not None and session.attached.kind is not None:
         raise SessionError(
-            f"copy=True, and the model has {attached!r} attached, which its copy would have "
-            "without the session that knows how to take it off; undo_all() first, or edit the "
-            "model itself"
+            f"copy=True, and the model has {session.attached.kind!r} attached, which its copy "
+            "would have without the session that knows how to take it off; undo_all() first, or "
+            "edit the model itself"
         )
     return copying.deepcopy(model)

@@ -9,7 +9,7 @@ import pytest
 from nse_plugin.data.defaults import values_for
 from nse_plugin.errors import HparamsError
 from nse_plugin.methods.bases import BASES
-from nse_plugin.methods.registry import METHODS, attaches, find_method
+from nse_plugin.methods.registry import METHODS, attaches, find_method, hparams_from
 from nse_plugin.requests import EditRequest
 from nse_plugin.tune.stages import check_method
 from tests.tiny import some_requests, tiny_hparams
@@ -46,6 +46,12 @@ def test_attributes_that_were_set_to_wrong_values_are_refused(name, wrong):
     setattr(hparams, name, wrong)
     with pytest.raises(HparamsError, match=f"^{name} is "):
         METHODS["NSE"].edit_round(None, some_requests(1), hparams)
+
+
+@pytest.mark.parametrize("config", [{}, {"alg_name": None}, {"alg_name": 3}])
+def test_a_yaml_without_the_name_of_a_method_is_refused(config):
+    with pytest.raises(HparamsError, match=r"alg_name is (None|3); name a method"):
+        hparams_from("my.yaml", config)
 
 
 def test_overtone_beside_a_name_is_told_by_its_yaml():

@@ -21,6 +21,7 @@ from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session import queries
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger_files import load_rounds, save_round
+from nse_plugin.session.link import linked
 from nse_plugin.session.session import EditSession
 from tests.runs.runs import protocol, same_run, scheduler
 from tests.runs.runs import session as small_session
@@ -234,7 +235,7 @@ def test_a_copy_is_edited_and_the_model_left_alone(editor):
     _, copied, _ = editor.edit(**facts(), sequential_edit=True, copy=True, verbose=False)
     assert copied is not editor.model
     assert EditSession.of(copied).ledger.numbers() == [1, 2, 3]
-    assert EditSession.of(editor.model).attached.kind is None
+    assert linked(editor.model) is None
 
 
 def test_other_values_under_a_seed_of_their_own(name):
