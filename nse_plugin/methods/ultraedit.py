@@ -19,6 +19,7 @@ nothing depends on how a round is cut into batches.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,8 @@ from nse_plugin.requests import EditRequest
 from nse_plugin.session.moments import Moments
 from nse_plugin.session.records import RoundRecord, Write
 from nse_plugin.session.session import EditSession
+
+log = logging.getLogger(__name__)
 
 
 def edit_round(
@@ -73,6 +76,11 @@ def edit_round(
                 moments[layer] = Moments.of(rows)
                 before = session.previous_keys.moments(layer)
                 known = moments[layer] if before is None else before.merged(moments[layer])
+                if known.count == 1 and layer == hparams.layers[0]:
+                    log.warning(
+                        "the first round has one target token, which alone has no deviation from "
+                        "the mean, so nothing is written; give the first round two edits or more"
+                    )
                 writes.append(_write(layer, rows, known, session.layout.d_ff, hparams.lr, case_ids))
         with clock("write"):
             for write in writes:

@@ -95,6 +95,17 @@ def test_rounds_are_the_papers_formulas(model, tokenizer):
         assert float(error.detach().norm()) < 1e-3 * float(moved.norm())
 
 
+def test_a_first_round_of_one_token_says_that_it_writes_nothing(model, tokenizer, caplog):
+    session, before = EditSession.of(model, tokenizer), bits(model)
+    edit_round(session, [replace(some_requests(1)[0], target_new="a")], hparams())
+    assert same_bits(model, before)
+    assert [message.split(";")[1] for message in caplog.messages] == [
+        " give the first round two edits or more"
+    ]
+    edit_round(session, some_requests(2)[1:], hparams())
+    assert not same_bits(model, before) and len(caplog.messages) == 1
+
+
 def test_how_a_round_is_cut_into_batches_is_without_effect(tokenizer):
     found = []
     for batch_size in (1, 2):
