@@ -21,6 +21,7 @@ from safetensors.torch import load, save_file
 
 from nse_plugin.errors import DataError
 from nse_plugin.files import checksum, write_whole
+from nse_plugin.model.weights import all_finite
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.moments import Moments
@@ -115,7 +116,7 @@ def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
         tensors: dict[str, Any] = load(content)  # checks that the file is whole
         header = _record(path, _metadata(content))
         for name, tensor in tensors.items():
-            if not name.startswith("state.") and not bool(torch.isfinite(tensor).all()):
+            if not name.startswith("state.") and not all_finite(tensor):
                 raise DataError(f"{path} is damaged: {name} holds NaN or infinity; restore it")
         return replace(
             _without_tensors(header),
