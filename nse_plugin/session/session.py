@@ -176,7 +176,6 @@ class EditSession:
                 self._replay(entry, record)
         self.ledger.undone = list(ledger.undone)
 
-    @own_modes()
     def undo(self, number: int, reason: str = "") -> None:
         """Undo the round with this number (:attr:`RoundRecord.number`), which need not be the last.
 
@@ -190,16 +189,7 @@ class EditSession:
                 exist; it trained an attachment and is not the last one; or the model was changed
                 outside the session.
         """
-        self.check()
-        index = self.ledger.index(number)
-        if self.attached.kind is not None and index < len(self.ledger) - 1:
-            last = self.ledger.numbers()[-1]
-            raise SessionError(f"round {number} cannot be undone alone: {later_trained(last)}")
-        with self._as_before_on_error() as entries:
-            self._go_back_to(index)
-            for entry in (*entries[index].within, *entries[index + 1 :]):
-                self._replay(entry, entry.read())
-            self.ledger.undone.append(Undone.now(number, reason))
+        self._undo([number], reason)
 
     def put_back(self, number: int) -> None:
         """Undo a round for a host that undoes its edits; without rounds, numbers start over."""
@@ -212,7 +202,7 @@ class EditSession:
         self.ledger.undone.pop()
 
     def undo_last(self, rounds: int = 1) -> None:
-        """Undo the last rounds, the newest first.
+        """Undo the last rounds, all of them or after an error none.
 
         Raises:
             SessionError: fewer rounds are active.
@@ -220,8 +210,8 @@ class EditSession:
         if not 0 <= rounds <= len(self.ledger):
             there = counted(len(self.ledger), "active round")
             raise SessionError(f"rounds is {rounds}, and the ledger has {there}; undo no more")
-        for number in self.ledger.numbers()[::-1][:rounds]:
-            self.undo(number)
+        if rounds:
+            self._undo(self.ledger.numbers()[-rounds:])
 
     @own_modes()
     def undo_all(self) -> None:
@@ -258,6 +248,21 @@ class EditSession:
     def blame(self, prompt: str, tokenizer: Any = None) -> DataFrame:
         """Which rounds change the answer to a prompt most: see :mod:`nse_plugin.session.blame`."""
         return blame(self, prompt, tokenizer)
+
+    @own_modes()
+    def _undo(self, numbers: list[int], reason: str = "") -> None:
+        """Undo rounds that follow each other; each other round is read once."""
+        self.check()
+        end = self.ledger.index(numbers[-1]) + 1
+        start = end - len(numbers)
+        if self.attached.kind is not None and end < len(self.ledger):
+            last = self.ledger.numbers()[-1]
+            raise SessionError(f"round {numbers[0]} cannot be undone alone: {later_trained(last)}")
+        with self._as_before_on_error() as entries:
+            self._go_back_to(start)
+            for entry in (*entries[start].within, *entries[end:]):
+                self._replay(entry, entry.read())
+            self.ledger.undone += [Undone.now(number, reason) for number in reversed(numbers)]
 
     def _fingerprint(self) -> dict[str, int]:
         return {**self.weights.fingerprint(), **self.attached.fingerprint()}

@@ -381,15 +381,16 @@ def test_entries_of_another_round_of_that_number_do_not_count(folder):
     assert len(json.loads((folder / "undone.json").read_text())["undone"]) == 1
 
 
-@pytest.mark.parametrize("number", [1, 3, 4])
-def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number):
+@pytest.mark.parametrize(("number", "n"), [(1, 3), (3, 3), (4, 3), (None, 1)])
+def test_an_undo_reads_each_round_file_at_most_once(four, monkeypatch, number, n):
+    """None is of the last three rounds."""
     session = loaded(RunFiles(four).ledger)
     reads, real = [], ledger_files.load_round
     monkeypatch.setattr(
         ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)
     )
-    session.undo(number) if number < 4 else session.undo_last()
-    assert len(reads) == len(set(reads)) == 3
+    session.undo(number) if number else session.undo_last(3)
+    assert len(reads) == len(set(reads)) == n
     reads.clear()
     loaded(RunFiles(four).ledger)
     assert len(reads) == len(set(reads)) == 4
