@@ -134,9 +134,10 @@ def with_texts_about(
     rows: Sequence[Rows],
     hparams: LocateHparams,
 ) -> list[Rows]:
-    """The rows with ``kl_texts`` texts about each subject.
+    """The rows with ``kl_texts`` more texts about each subject.
 
-    An edit at a token after the subject gets none, since it leaves the subject's token alone.
+    An edit at a token after the subject gets no more, since it leaves the subject's token alone; it
+    keeps "{subject} is a", to which its delta is added at the subject.
     """
     if not hparams.kl_texts:
         return list(rows)
