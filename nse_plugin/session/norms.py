@@ -42,11 +42,30 @@ class ChangeSum:
         self._right = torch.zeros(0, d_ff)  # [N, d_ff]
         self._square = 0.0
 
-    def add(self, writes: Sequence[Factors]) -> None:
-        """Add writes to the sum."""
-        if not writes:
-            return
-        left, right = stacked(writes, self._d_ff)
+    def add(self, writes: Sequence[tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]]) -> None:
+        """Add writes to the sum.
+
+        Args:
+            writes: neurons [|I|], left and right of each; without left, right is the change itself.
+        """
+        thin = [Factors(each, left, right) for each, left, right in writes if left is not None]
+        if thin:
+            self._add(*stacked(thin, self._d_ff))
+        for neurons, left, change in writes:
+            if left is None:
+                self._add_whole(neurons, change)
+
+    def _add_whole(self, neurons: torch.Tensor, change: torch.Tensor) -> None:
+        if self._left is not None:
+            some = len(self._right) > 0
+            self._right = self._left @ self._right if some else torch.zeros(len(change), self._d_ff)
+            self._left = None
+        new = change.double()
+        before = self._right[:, neurons].double()
+        self._square += 2 * float((before * new).sum()) + float(new.square().sum())
+        self._right[:, neurons] += change
+
+    def _add(self, left: torch.Tensor, right: torch.Tensor) -> None:
         self._square += 2 * self._product(left, right) + _product(left, right, left, right)
         if self._left is None:
             self._right += left @ right

@@ -240,7 +240,7 @@ class RoundRecord:
 
     def _sum(self, layer: int) -> ChangeSum:
         total = ChangeSum(self.d_ff or 0)
-        total.add([write.factors() for write in self.writes_to(layer)])
+        total.add([(write.neurons, write.left, write.right) for write in self.writes_to(layer)])
         return total
 
     def summary(self) -> dict[str, Any]:

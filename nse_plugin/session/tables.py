@@ -42,7 +42,7 @@ class LayerTable:
             row[written] = record.column_norms(self._layer)[written].float()
         if self._layer in record.keys:
             self._mass += record.keys[self._layer].double().abs().sum(dim=1)
-        self._change.add([write.factors() for write in writes])
+        self._change.add([(write.neurons, write.left, write.right) for write in writes])
         self.growth.append(self._change.norm())
 
     def written(self) -> torch.Tensor:

@@ -248,15 +248,17 @@ def test_one_pass_gives_the_tables_that_can_be_asked_for_alone(ledger, survey):
         assert survey.neurons[layer].equals(queries.neurons(ledger, layer))
 
 
-@pytest.mark.parametrize("counts", [(2, 3, 1), (5, 9), (2, 12, 3), (16,)])
+@pytest.mark.parametrize(
+    "counts", [(2, 3, 1), (5, 9), (2, 12, 3), (16,), (None, 2), (2, None, None), (9, None, 1)]
+)
 def test_norms_of_a_sum_with_few_and_many_factors(counts):
-    """Once there are more factors than rows (8), the sum itself is kept."""
+    """Once there are more factors than rows (8), or a change without any, the sum is kept."""
     torch.manual_seed(0)
     total, whole = ChangeSum(20), torch.zeros(8, 20, dtype=torch.float64)
     for n in counts:
         neurons = torch.randperm(20)[:11].sort().values
-        left, right = torch.randn(8, n), torch.randn(n, 11)
-        total.add([(neurons, left, right)])
-        whole[:, neurons] += left.double() @ right.double()
+        left, right = torch.randn(8, n or 8), torch.randn(n or 8, 11)
+        total.add([(neurons, None if n is None else left, right)])
+        whole[:, neurons] += right.double() if n is None else left.double() @ right.double()
         assert total.norm() == pytest.approx(float(whole.norm()), rel=1e-5)
         assert torch.allclose(total.column_norms(), whole.norm(dim=0), rtol=1e-4, atol=1e-6)
