@@ -77,8 +77,8 @@ def test_disk_for_consolidations(tmp_path):
 
 
 def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
-    """Every residual counts as converged: the model is unchanged, so its perplexity is measured
-    once, and the run can be resumed."""
+    """Every residual is below alpha: the model is unchanged, so its perplexity is measured once,
+    and the run can be resumed."""
     measured = []
     monkeypatch.setattr(evaluation, "perplexity", lambda *_: measured.append(1) or 7.0)
     settings = hparams(tmp_path, alpha=1e9)
@@ -88,7 +88,7 @@ def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
     result = rest.run()
     lines = list(result.lines())
     assert result.status == "nothing_written" and not any(line["changed"] for line in lines)
-    assert [line["edit"]["status"]["converged"] for line in lines] == [2, 2, 2]
+    assert [line["edit"]["status"]["residual_left"] for line in lines] == [2, 2, 2]
     assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
     assert same_bits(weights(rest), untouched)
     assert len(measured) == 1 and result.final["measurement"]["perplexity"] == 7.0
