@@ -231,9 +231,10 @@ class EditSession:
             SessionError: the edited weights are those of no round of this session, or other weights
                 were changed.
         """
-        elsewhere = self._elsewhere.changed(self.model) if self._elsewhere else []
-        if elsewhere := [*elsewhere, *self.weights.replaced(self.model)]:
-            raise foreign(elsewhere, "the first round")
+        changed = self._elsewhere.changed(self.model) if self._elsewhere else []
+        changed += self.weights.replaced(self.model)
+        if changed:
+            raise foreign(changed, "the first round")
         now, active = self._fingerprint(), self.ledger.active()
         for rounds, states in earlier(active, self._states):
             if now == self._fingerprint_after(states):
