@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nse_plugin.errors import ModelError
+from nse_plugin.errors import ModelError, SessionError
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
 from nse_plugin.tune.stages import Stage, stages, start
@@ -74,8 +74,14 @@ def tune(
     Raises:
         HparamsError: there is no such method.
         ModelError: no trial could be made, or there are too few facts.
+        SessionError: the model's session has rounds already.
     """
     session = EditSession.of(model, tokenizer)
+    if len(session.ledger):
+        raise SessionError(
+            f"the session has {len(session.ledger)} rounds, and each trial starts from the "
+            "untouched model; call session.undo_all(), or load the model again"
+        )
     check_enough(requests)
     settings = start(session, method, model_name, given or {})
     search = _Search(Trials(session, trials, told), minutes * 60, time.monotonic())

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from nse_plugin.data.defaults import LOCATE
-from nse_plugin.errors import DataError, HparamsError, NotFiniteError
+from nse_plugin.errors import DataError, HparamsError, NotFiniteError, SessionError
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods import bases
 from nse_plugin.methods.registry import load_hparams
@@ -75,6 +75,16 @@ def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, t
 
 def test_a_stream_of_one_round_is_enough(tokenizer, scored):
     assert tune(tiny_model("llama"), tokenizer, facts(40), edits=20, model_name="x").found
+
+
+def test_a_model_with_edits_is_refused_and_keeps_them(tokenizer, hparams):
+    model = tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    bases.BASES["NSE"].edit_round(session, facts(2), hparams)
+    edited = bits(model)
+    with pytest.raises(SessionError, match="has 1 rounds, and each trial"):
+        tune(model, tokenizer, facts(40), model_name="x")
+    assert same_bits(model, edited) and len(session.ledger) == 1
 
 
 def test_the_settings_of_another_model_are_not_overwritten(tmp_path):
