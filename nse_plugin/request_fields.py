@@ -152,9 +152,19 @@ def subject_at(prompt: str, subject: str, *, whole_words: bool = False) -> int:
     whole = [
         start
         for start in places
-        if not _inside_a_word(prompt, start) and not _inside_a_word(prompt, start + len(subject))
+        if not inside_a_word(prompt, start) and not inside_a_word(prompt, start + len(subject))
     ]
     return (whole or ([] if whole_words else places) or [-1])[-1]
+
+
+def inside_a_word(text: str, place: int) -> bool:
+    """Whether this character continues a word."""
+    if not 0 < place < len(text):
+        return False
+    before, after = text[place - 1], text[place]
+    if unicodedata.category(after).startswith("M"):  # an accent or vowel sign
+        return True
+    return _in_word(before) and _in_word(after) and not (_spaceless(before) or _spaceless(after))
 
 
 def filled(prompt: Any, subject: Any) -> Any:
@@ -212,16 +222,6 @@ def checked_case_id(value: Any) -> int | str:
     if isinstance(value, (int, str)) and not isinstance(value, bool):
         return value
     raise FieldError(f"case_id is {value!r:.80}; give a number or a text")
-
-
-def _inside_a_word(text: str, place: int) -> bool:
-    """Whether this character continues a word."""
-    if not 0 < place < len(text):
-        return False
-    before, after = text[place - 1], text[place]
-    if unicodedata.category(after).startswith("M"):  # an accent or vowel sign
-        return True
-    return _in_word(before) and _in_word(after) and not (_spaceless(before) or _spaceless(after))
 
 
 def _in_word(character: str) -> bool:

@@ -22,9 +22,10 @@ from nse_plugin.model.generation import greedy_endings, greedy_text, sampled_tex
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
 from nse_plugin.model.seeding import seeded
+from nse_plugin.request_fields import inside_a_word, subject_at
 from nse_plugin.requests import EditRequest
 
-_STOPS = re.compile(r"[.\n]")
+_STOPS = re.compile(r"[.。\n]")
 _HELD_OUT_TOKENS = 256
 """Tokens of each text that a perplexity reads, at most."""
 
@@ -126,15 +127,19 @@ def _up_to_its_end(text: str, target: str) -> tuple[str, str | None]:
     target's end does.  The second part is None of a text that does not begin with the target.
     """
     text = text.strip()
-    if not re.match(rf"{re.escape(target)}(?!\w)", text):
+    if not text.startswith(target) or inside_a_word(text, len(target)):
         return _STOPS.split(text, maxsplit=1)[0].strip(), None
-    more = "" if target[-1] == "." else _STOPS.split(text[len(target) :], maxsplit=1)[0].rstrip()
+    more = (
+        ""
+        if _STOPS.match(target[-1])
+        else _STOPS.split(text[len(target) :], maxsplit=1)[0].rstrip()
+    )
     return target + more, more
 
 
 def holds(text: str, answer: str) -> bool:
-    """Whether a text contains an answer as whole words."""
-    return bool(re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text))
+    """Whether a text contains an answer as whole words, in scripts without spaces as well."""
+    return subject_at(text, answer, whole_words=True) >= 0
 
 
 def fluency(model: nn.Module, tokenizer: Any, requests: Sequence[EditRequest]) -> float | None:

@@ -19,7 +19,7 @@ from nse_plugin.requests import EditRequest, Probe
 _N_NEIGHBOURS = 2
 MOST_FACTS = 10
 """Facts of one round for which neighbours are looked for; each takes a dozen questions."""
-_ENDS = ("\n", ".", ",", ";", "<")
+_ENDS = ("\n", ".", ",", ";", "<", "。", "，", "、", "；")
 
 
 def with_questions(

@@ -309,6 +309,19 @@ def test_a_full_stop_within_the_answer_does_not_end_it(monkeypatch):
     assert (found["exact"], found["words_after"]) == (0.25, 1.0)
 
 
+def test_answers_are_found_in_scripts_without_spaces(monkeypatch):
+    texts = [("東京", "東京。日本の"), ("東京", "首都は東京です"), ("東", "東京")]
+    texts += [("โตเกียว", "คือโตเกียวครับ"), ("के", "केरल"), ("पुण", "पुणे")]
+    asked = [EditRequest(i, "{} の首都は", "日本", target) for i, (target, _) in enumerate(texts)]
+    written = [(text, False) for _, text in texts]
+    monkeypatch.setattr(model_state, "greedy_endings", lambda *_: written)
+    found = free_generation(None, None, asked, 4)
+    assert found["exact"] == found["natural_stop"] == pytest.approx(1 / 6)
+    # as in requests, any place between two letters may be a word's end in Japanese
+    held = [model_state.holds(text, target) for target, text in texts]
+    assert held == [True, True, True, True, False, False]
+
+
 @pytest.mark.parametrize("named_by", ["tokenizer", "generation_config"])
 def test_free_generation_notices_every_end_token(named_by):
     model, tok = tiny_model("gpt2"), fresh_tokenizer()
