@@ -11,6 +11,7 @@ Greedy decoding here takes the model's first choices; EasyEdit's also applies se
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import os
@@ -84,7 +85,8 @@ class Judge:
         """1 if the judge finds the given answer right, else 0.
 
         Raises:
-            DataError: the endpoint cannot be reached, refuses, or answers in another format.
+            DataError: the endpoint cannot be reached, refuses, or answers in another format, or
+                the judge names no letter or both.
         """
         content = _ASKED.format(question=question, answer=answer, given=given)
         asked = {
@@ -102,10 +104,12 @@ class Judge:
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
                 said = json.load(reply)["choices"][0]["message"]["content"]
-            return float(str(said).strip().strip('".').upper() == "A")
+            if (verdict := _verdict(str(said))) is not None:
+                return verdict
+            why = f"answered neither A nor B, but {said!r:.80}"
         except urllib.error.HTTPError as error:  # whose text may repeat the key
             why = f"refused with {error.code}"
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             why = f"gave no answer ({type(error).__name__})"
         except (LookupError, TypeError):
             why = "answered in another form than chat completions"
@@ -113,6 +117,16 @@ class Judge:
             f"the judge {self.model!r} at {urlsplit(self.url).hostname} {why}; check {_URL} and "
             f"{_KEY}, or leave both out to compare texts offline"
         )
+
+
+def _verdict(said: str) -> float | None:
+    """1 if a judge's reply names A, 0 if it names B, None if it names none or both.
+
+    A reasoning model's thoughts do not count, nor does what stands around the letter ("**A**").
+    """
+    said = said.rpartition("</think>")[2].strip().strip('".')
+    letters = set(re.findall(r"\b[AB]\b", said.upper() if len(said) == 1 else said))
+    return float(letters == {"A"}) if len(letters) == 1 else None
 
 
 def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str]) -> list[str]:

@@ -112,6 +112,10 @@ def test_locality_of_texts_and_of_other_groups(monkeypatch):
         finalize_locality({"case_id": 3, "pre": before, "post": judged})
 
 
+def in_form(content):
+    return {"choices": [{"message": {"content": content}}]}
+
+
 class Endpoint(BaseHTTPRequestHandler):
     """Finds right what ends in "Town"; answers in other ways where its server says so."""
 
@@ -119,7 +123,7 @@ class Endpoint(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen.append((self.path, self.headers["Authorization"], body))
         given = body["messages"][0]["content"].split("Given answer: ")[1].split("\n")[0]
-        said = {"choices": [{"message": {"content": "A" if given.endswith("Town") else "B"}}]}
+        said = in_form("A" if given.endswith("Town") else "B")
         reply = json.dumps(said if self.server.form is None else self.server.form).encode()
         self.send_response(self.server.status)
         self.send_header("Location", "/elsewhere")
@@ -164,6 +168,23 @@ def test_a_judge_behind_an_endpoint(monkeypatch, endpoint, caplog):
         assert "secret-key" not in str(error.value)
     for hidden in (str(judged), caplog.text, repr(Judge.of(hparams("LLM-judge")))):
         assert "secret-key" not in hidden
+
+
+def test_the_judges_letter_is_found_in_a_longer_reply(endpoint):
+    judge = Judge.of()
+    right = ["A", "a.", "A) right", "**A**", "<think>B? No.</think>\nA", "The answer is right: A"]
+    for said, score in [*((said, 1.0) for said in right), ("b", 0.0), ("**B** (not right)", 0.0)]:
+        endpoint.form = in_form(said)
+        assert judge.score("q", "x", "y") == score, said
+    for said in (None, "", "A or B", "Apart from that, it is right"):
+        endpoint.form = in_form(said)
+        with pytest.raises(DataError, match="answered neither A nor B"):
+            judge.score("q", "x", "y")
+
+
+def test_a_connection_that_fails_is_reported():
+    with pytest.raises(DataError, match=r"gave no answer \(InvalidURL\)"):
+        Judge("http://127.0.0.1:9/a path", "m").score("q", "x", "y")
 
 
 def test_which_judge_there_is(monkeypatch):
