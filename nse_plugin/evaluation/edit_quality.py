@@ -175,8 +175,7 @@ def _chat(hparams: Any, tok: Any) -> Any:
         )
 
     def wrap(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        chats = [[{"role": "user", "content": prompt}] for prompt, _ in pairs]
-        prompts = tok.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
+        prompts = generated.rendered(tok, [prompt for prompt, _ in pairs])
         return [(prompt, answer) for prompt, (_, answer) in zip(prompts, pairs)]
 
     return wrap

@@ -6,7 +6,10 @@ scores them: by a judge if there is one (:meth:`Judge.of`), otherwise offline, a
 answer are equal apart from case, punctuation, articles and spaces.
 
 Greedy decoding here takes the model's first choices; EasyEdit's also applies settings of
-``generation_config`` such as a repetition penalty.
+``generation_config`` such as a repetition penalty.  The chat begins with a system turn as
+EasyEdit's does, except where the template refuses one (Gemma 2), which EasyEdit cannot use.  As in
+EasyEdit, a template that writes the start token itself gives two of them, if the tokenizer adds one
+as well.
 """
 
 from __future__ import annotations
@@ -133,7 +136,7 @@ def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str]) -> list[str]:
     """The model's reply to each prompt in a chat, up to its first full stop or line break.
 
     Raises:
-        HparamsError: the tokenizer has no chat template.
+        HparamsError: the tokenizer has no chat template, or it refuses a user's turn.
         RequestError: a prompt is longer than the model's context.
     """
     if not getattr(tok, "chat_template", None):
@@ -141,9 +144,10 @@ def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str]) -> list[str]:
             f"evaluation_type {' and '.join(EVALUATIONS)} ask in a chat, and the tokenizer has no "
             "chat template; leave evaluation_type out, or take a model that was trained for chat"
         )
-    turns = ({"role": "system", "content": _SYSTEM},)
-    chats = [[*turns, {"role": "user", "content": prompt}] for prompt in prompts]
-    texts = tok.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+    try:
+        texts = rendered(tok, prompts, {"role": "system", "content": _SYSTEM})
+    except HparamsError:
+        texts = rendered(tok, prompts)
     rows = [list(encode_text(tok, text)) for text in texts]
     limit = layout_of(model).max_positions
     room = [max(1, min(_LONGEST, (limit or 2**31) - len(row))) for row in rows]
@@ -153,6 +157,22 @@ def chat_texts(model: nn.Module, tok: Any, prompts: Sequence[str]) -> list[str]:
 
     new = continue_rows(model, rows, room, end_ids=end_ids(model, tok), ended=ended)
     return [_without_stop(tok.decode(ids)) for ids in new]
+
+
+def rendered(tok: Any, prompts: Sequence[str], *first: dict[str, str]) -> list[str]:
+    """A chat per prompt, its user's turn, after these first turns; the reply comes next.
+
+    Raises:
+        HparamsError: the template refuses these turns.
+    """
+    chats = [[*first, {"role": "user", "content": prompt}] for prompt in prompts]
+    try:
+        return list(tok.apply_chat_template(chats, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # a template raises whatever its author chose
+        raise HparamsError(
+            f"the tokenizer's chat template refuses a prompt as the user's turn ({error}); leave "
+            "use_chat_template and evaluation_type out"
+        ) from error
 
 
 def scores(questions: Sequence[Question], texts: Sequence[str], judge: Judge | None) -> list[float]:

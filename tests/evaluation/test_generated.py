@@ -81,6 +81,23 @@ def test_texts_are_those_of_one_step_at_a_time(tokenizer, family, monkeypatch):
         chat_texts(model, tokenizer, ["Mara lives in " * 99])
 
 
+def test_a_template_without_a_system_turn(tokenizer):
+    """As Gemma 2's; one that takes no user's turn either is named."""
+    model, prompts = wide_model("llama"), ["Mara lives in", "The river"]
+    refuse = "{%% if messages[0].role == '%s' %%}{{ raise_exception('no %s') }}{%% endif %%}"
+    plain = "user: {{ messages[-1].content }}\nmodel:"
+    tokenizer.chat_template = plain
+    found = chat_texts(model, tokenizer, prompts)
+    tokenizer.chat_template = refuse % ("system", "system") + plain
+    assert chat_texts(model, tokenizer, prompts) == found
+    tokenizer.chat_template = refuse % ("system", "system") + refuse % ("user", "user") + plain
+    with pytest.raises(HparamsError, match="refuses a prompt as the user's turn .no user"):
+        chat_texts(model, tokenizer, prompts)
+    in_chat = SimpleNamespace(alg_name="NSE", use_chat_template=True)
+    with pytest.raises(HparamsError, match="no user"):
+        compute_many(model, in_chat, tokenizer, [RECORD])
+
+
 def test_texts_are_kept_or_scored_offline(monkeypatch):
     """The same in both, up to case, punctuation, articles and spaces: the score is known."""
     kept = measured(monkeypatch, "generate-text")
