@@ -118,6 +118,8 @@ def questions(groups: Any, name: str) -> Iterator[tuple[str, str, str | None]]:
         for entry in group if isinstance(group, (list, tuple)) else [group]:
             for prompt, answers in _paired(entry, where):
                 answer = first_text(answers, f"an answer of {where}")
+                if answer is not None and isinstance(answers, str):
+                    answer = answers  # EasyEdit's scores count the blanks around it
                 yield str(kind), checked_text(prompt, f"a prompt of {where}"), answer
 
 

@@ -194,6 +194,17 @@ def test_templates_and_requests_reach_the_method_as_they_are(editor):
     assert by_name[0]["requested_rewrite"] == metrics[0]["requested_rewrite"]
 
 
+def test_what_a_request_may_hold_is_also_measured(editor):
+    """The fields and values that EditRequest reads, in records that are not EasyEdit's."""
+    asked = {"prompt": "Alice was born in", "subject": "Alice", "target_new": 1984}
+    asked |= {"rephrase_prompts": ["Alice, born in", "Born in"], "rephrase_prompt": float("nan")}
+    asked["locality"] = {"near": [{"prompt": "Bob is", "ground_truth": [["a", "b"]]}], "no": None}
+    (metric,), *_ = editor.edit_requests([asked])
+    assert metric["requested_rewrite"]["target_new"] == "1984"
+    assert len(metric["post"]["rephrase_acc"]) == 2
+    assert list(metric["pre"]["locality"]) == ["near_output"]
+
+
 def test_the_callers_lists_are_not_changed(editor):
     inputs = copying.deepcopy(ALL)
     editor.edit(**inputs)

@@ -7,7 +7,7 @@ from itertools import cycle, islice
 from typing import Any
 
 from nse_plugin.errors import RequestError, did_you_mean
-from nse_plugin.request_fields import listed
+from nse_plugin.request_fields import is_missing, listed
 from nse_plugin.requests import EditRequest, check_round
 
 Record = dict[str, Any]
@@ -128,7 +128,12 @@ def check_all(
             asked.append(({**record, **given.to_dict()}, given))
         else:
             record |= given
-            asked.append((record, EditRequest.from_dict(record, index)))
+            request = EditRequest.from_dict(record, index)
+            if not isinstance(record["target_new"], str):  # a year, or an answer and its aliases
+                record["target_new"] = request.target_new
+            if request.rephrase_prompts and is_missing(record.get("rephrase_prompt")):
+                record["rephrase_prompt"] = request.to_dict()["rephrase_prompt"]
+            asked.append((record, request))
     for start in range(0, max(len(asked), 1), max(size, 1)):
         check_round([request for _, request in asked[start : start + max(size, 1)]])
     return asked

@@ -32,7 +32,8 @@ from nse_plugin.evaluation.questions import Question, ScoredAnswer, put_question
 from nse_plugin.model.generation import sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
-from nse_plugin.request_fields import filled, listed
+from nse_plugin.request_fields import FieldError, filled, is_missing, listed
+from nse_plugin.request_fields import questions as probes_of
 
 EVAL_METRICS = ("token_em", "exact match", "ppl")
 """Known metrics; EasyEdit's default name "exact match" means token accuracy, as "token_em" does."""
@@ -56,7 +57,8 @@ def compute_edit_quality(
     Args:
         model_name: not needed here.
         record: ``prompt``, ``target_new`` and, where wanted, ``rephrase_prompt``, ``locality`` and
-            ``portability`` as ``{kind: {"prompt": text or texts, "ground_truth": the same}}``.
+            ``portability`` as ``{kind: {"prompt": text or texts, "ground_truth": the same}}``, or
+            as KnowEdit has them.  Missing values are left out.
         device: not needed here; the model knows where it is.
 
     Raises:
@@ -131,15 +133,17 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[Questi
     prompts = [filled(prompt, record.get("subject")) for prompt in listed(record["prompt"])]
     targets = list(target) if isinstance(target, (list, tuple)) else [target] * len(prompts)
     asked = [("rewrite", "", _paired(number, "prompt", prompts, targets))]
-    rephrased = listed(record.get("rephrase_prompt"))
+    rephrased = [t for t in listed(record.get("rephrase_prompt")) if not is_missing(t)]
     if rephrased:
         same = targets if len(targets) == len(rephrased) else [targets[0]] * len(rephrased)
         asked.append(("paraphrase", "", _paired(number, "rephrase_prompt", rephrased, same)))
     for group in ("locality", "portability"):
-        for kind, probes in (record.get(group) or {}).items():
-            where = f"{group}[{kind!r}]"
-            given, answers = listed(probes["prompt"]), listed(probes["ground_truth"])
-            asked.append((group, kind, _paired(number, where, given, answers)))
+        try:
+            probes = [probe for probe in probes_of(record.get(group), group) if probe[2]]
+        except FieldError as error:
+            raise RequestError(f"record {number}: {error}") from None
+        for kind, of_kind in groupby(probes, key=lambda probe: probe[0]):
+            asked.append((group, kind, [(prompt, str(answer)) for _, prompt, answer in of_kind]))
     questions = []
     for group, kind, pairs in asked:
         in_chat = chat is not None and group != "locality"
@@ -151,17 +155,18 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[Questi
 
 
 def _paired(
-    number: int, where: str, prompts: Sequence[str], answers: Sequence[str]
+    number: int, where: str, prompts: Sequence[str], targets: Sequence[str]
 ) -> list[tuple[str, str]]:
-    if len(prompts) != len(answers):
+    if len(prompts) != len(targets):
         raise RequestError(
-            f"record {number}: {where} has {len(prompts)} prompts and {len(answers)} answers; "
-            "give one answer per prompt"
+            f"record {number}: {where} has {len(prompts)} texts and target_new {len(targets)}; "
+            "give one target per prompt"
         )
-    for text in (*prompts, *answers):
-        if not isinstance(text, str):
-            raise RequestError(f"record {number}: {where} holds {text!r}; give texts")
-    return list(zip(prompts, answers))
+    for name, texts in ((where, prompts), ("target_new", targets)):
+        for text in texts:
+            if not isinstance(text, str):
+                raise RequestError(f"record {number}: {name} holds {text!r}; give texts")
+    return list(zip(prompts, targets))
 
 
 def _chat(hparams: Any, tok: Any) -> Any:

@@ -11,7 +11,6 @@ import torch
 from nse_plugin.data import readers
 from nse_plugin.easyedit import checkout
 from nse_plugin.easyedit.datasets import read_records
-from nse_plugin.errors import RequestError
 from nse_plugin.evaluation.edit_quality import compute_edit_quality
 from tests.contract.records import FLAT, HPARAMS, for_scorer, plain, shared, taken, without
 from tests.tiny import tiny_model, tiny_tokenizer
@@ -94,44 +93,41 @@ def test_scores_are_the_same(easyedit, benchmark, path, family, tmp_path):
 
 
 PROBE = {"prompt": ["Anna is a", "Ann is a"], "ground_truth": ["painter", "doctor"]}
-REFUSED_BY_THE_SCORER = {
+REFUSED_BY_THE_SCORER = {  # and the probes that our scorer reads there, as our readers do
     "a kind without probes": (
         {"locality": {"k": {"prompt": [], "ground_truth": []}}},
         ValueError,
-        None,  # left out by our scorer, as by our readers
+        None,
     ),
     "answers with their aliases, as KnowEdit has them": (
-        {"portability": {"k": {**PROBE, "ground_truth": [["painter"], ["doctor", "dr."]]}}},
+        {"locality": {"k": {**PROBE, "ground_truth": [["painter"], ["doctor", "dr."]]}}},
         TypeError,
-        RequestError,  # our readers take the first of each
+        PROBE,
     ),
     "aliases nested twice, as wiki_recent has them": (
         {"locality": {"k": {**PROBE, "ground_truth": [[["painter"]], [["doctor"]]]}}},
         TypeError,
-        RequestError,
+        PROBE,
     ),
     "one prompt with several aliases": (
         {"locality": {"k": {"prompt": "Anna is a", "ground_truth": ["painter", "artist"]}}},
         TypeError,
-        RequestError,
+        {"prompt": "Anna is a", "ground_truth": "painter"},
     ),
-    "a kind that is None": ({"locality": {"k": None}}, TypeError, TypeError),
+    "a kind that is None": ({"locality": {"k": None}}, TypeError, None),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED_BY_THE_SCORER)
 def test_records_on_which_the_hosts_scorer_breaks(easyedit, what):
     """None of these comes out of a reader of ours."""
-    change, their_error, our_error = REFUSED_BY_THE_SCORER[what]
-    record = readers.parse_records(FLAT)[0].to_dict() | change
+    change, their_error, read = REFUSED_BY_THE_SCORER[what]
+    record = readers.parse_records(FLAT)[0].to_dict()
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
     with pytest.raises(their_error):
-        their_scores(model, tokenizer, record)
-    if our_error is None:
-        assert our_scores(model, tokenizer, record)["locality"] == {}
-    else:
-        with pytest.raises(our_error):
-            our_scores(model, tokenizer, record)
+        their_scores(model, tokenizer, record | change)
+    wanted = their_scores(model, tokenizer, record | {"locality": {"k": read} if read else {}})
+    assert our_scores(model, tokenizer, record | change)["locality"] == wanted["locality"]
 
 
 def test_real_records_break_the_hosts_scorer_unless_they_are_read(easyedit):

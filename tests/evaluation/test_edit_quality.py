@@ -187,6 +187,26 @@ def test_options_that_are_not_offered_are_named(model):
         compute_many(model, HPARAMS, tokenizer, [odd])
 
 
+def test_other_forms_of_probes_are_read_and_missing_ones_left_out(model):
+    """Lists of probes and aliases as KnowEdit has them, and the gaps of a table."""
+    tokenizer, nan = fresh_tokenizer(), float("nan")
+    knowedit = [{"prompt": "Bob lives in", "ground_truth": [["Rome is", "Roma"]]}, {"prompt": nan}]
+    gaps = {"none": None, "empty": {}, "no answer": {"prompt": "a", "ground_truth": nan}}
+    odd = {**record(), "locality": {"one": knowedit[:1], **gaps}, "portability": nan}
+    odd["rephrase_prompt"] = nan
+    got = compute_many(model, HPARAMS, tokenizer, [odd])[0]
+    plain = compute_many(model, HPARAMS, tokenizer, [record()])[0]
+    assert got["locality"] == {"one_output": plain["locality"]["one_output"]}
+    assert got["portability"] == {} and "rephrase_acc" not in got
+    for change, message in [
+        ({"target_new": 1984}, "target_new holds 1984"),
+        ({"target_new": ["a", "b"]}, "prompt has 1 texts and target_new 2"),
+        ({"locality": {"k": knowedit}}, r"record 0: locality\['k'\] holds .*'ground_truth'"),
+    ]:
+        with pytest.raises(RequestError, match=message):
+            compute_many(model, HPARAMS, tokenizer, [{**record(), **change}])
+
+
 def test_chat_template_wraps_all_but_locality(model):
     tokenizer = fresh_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}Q {{ m['content'] }} A{% endfor %}"
