@@ -185,14 +185,26 @@ def place_of(prompt: str, subject: str) -> int:
 def as_template(prompt: Any, subject: Any, start: Any) -> tuple[str, int | None]:
     """The prompt with ``{}`` in the subject's place, and the index of the ``{}`` if known.
 
+    Args:
+        start: index of the subject in the prompt, also as the text or the float of a table, or a
+            missing value.
+
     Raises:
-        FieldError: the subject is not in the prompt.
+        FieldError: the subject is not in the prompt, or not at that index.
     """
     prompt, subject = checked_text(prompt, "prompt"), checked_text(subject, "subject").strip()
-    if not (isinstance(start, int) and start >= 0 and prompt.startswith(subject, start)):
-        start = place_of(prompt, subject)
-    if start >= 0:
-        return prompt[:start] + PLACE + prompt[start + len(subject) :], start
+    if is_missing(start):
+        place = place_of(prompt, subject)
+    else:
+        number = re.fullmatch(r"\s*(\d+)(\.0)?\s*", str(start))
+        place = int(number[1]) if number else -1
+        if place < 0 or not prompt.startswith(subject, place):
+            raise FieldError(
+                f"subject_start is {start!r}, and subject {subject!r} is not at that index of "
+                f"prompt {prompt!r}; correct it, or leave it out to take the last occurrence"
+            )
+    if place >= 0:
+        return prompt[:place] + PLACE + prompt[place + len(subject) :], place
     if PLACE in prompt:
         return prompt, None
     raise FieldError(

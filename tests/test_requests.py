@@ -159,6 +159,16 @@ def test_the_subjects_last_whole_word_is_its_place(before, subject, behind):
     assert request.subject_start == len(before) and request.text == prompt
 
 
+def test_subject_start_chooses_in_any_form_and_is_refused_if_wrong():
+    record = {"prompt": "Ann knows Ann and", "subject": "Ann", "target_new": "x"}
+    for start, place in [(0, 0), ("0", 0), (0.0, 0), (np.int64(0), 0), (None, 10), ("", 10)]:
+        request = EditRequest.from_dict({**record, "subject_start": start})
+        assert request.subject_start == place, start
+    for wrong in (3, -1, 99, "first", 0.5):
+        with pytest.raises(RequestError, match=f"subject_start is {wrong!r}, and subject 'Ann'"):
+            EditRequest.from_dict({**record, "subject_start": wrong})
+
+
 def test_blanks_at_the_end_are_spoken_of_once_and_line_breaks_stay(caplog):
     _log_once.cache_clear()
     for prompt in ("{} is \u00a0", "{} was "):
