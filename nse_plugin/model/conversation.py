@@ -15,17 +15,18 @@ Turn = Mapping[str, str]
 """``{"role": "user" or "assistant", "content": ...}``."""
 
 
-def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
-    """The text whose continuation answers the last of these turns.
+def rendered(tokenizer: Any, turns: Sequence[Turn]) -> tuple[str, Any]:
+    """The text whose continuation answers the last of these turns, and a tokenizer for it.
 
-    It is made by the tokenizer's chat template; without one, it is the last turn itself.  A
-    :class:`ChatTokenizer` begins it as it begins a prompt.
+    The text is made by the tokenizer's chat template, and that tokenizer adds no special tokens to
+    it; without a template, it is the last turn itself.  A :class:`ChatTokenizer` begins the text as
+    it begins a prompt.
 
     Raises:
         RequestError: the template refuses these turns.
     """
     if not getattr(tokenizer, "chat_template", None):
-        return turns[-1]["content"]
+        return turns[-1]["content"], tokenizer
     try:
         text = tokenizer.apply_chat_template(
             list(turns), add_generation_prompt=True, tokenize=False
@@ -36,10 +37,7 @@ def rendered(tokenizer: Any, turns: Sequence[Turn]) -> str:
         ) from error
     if isinstance(tokenizer, ChatTokenizer):
         text = tokenizer.as_begun(text)
-    first = getattr(tokenizer, "bos_token", None)
-    if first and tokenizer("a")["input_ids"][:1] == [tokenizer.convert_tokens_to_ids(first)]:
-        return text.removeprefix(first)  # the tokenizer adds it again
-    return text
+    return text, ChatTokenizer(tokenizer, ("", ""))  # nothing is put around the text
 
 
 def reply(model: nn.Module, tokenizer: Any, text: str, max_new_tokens: int) -> str:

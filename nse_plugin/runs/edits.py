@@ -238,12 +238,12 @@ class EditFolder:
         """
         if type(max_new_tokens) is not int or max_new_tokens < 1:
             raise RequestError(f"max_new_tokens is {max_new_tokens!r}; give a number of at least 1")
-        asked, text = self._asked(question, plain)
-        edited = reply(self.model, self.tokenizer, text, max_new_tokens)
+        asked, text, tokenizer = self._asked(question, plain)
+        edited = reply(self.model, tokenizer, text, max_new_tokens)
         original = None
         if untouched:
             with self.session.rewound():
-                original = reply(self.model, self.tokenizer, text, max_new_tokens)
+                original = reply(self.model, tokenizer, text, max_new_tokens)
         return Reply(asked, edited, original)
 
     def missed(self, question: str, answer: str) -> list[EditRequest]:
@@ -261,7 +261,8 @@ class EditFolder:
 
     def blame(self, question: str | Sequence[Turn], *, plain: bool = False) -> DataFrame:
         """The rounds with the largest effect on an answer: :meth:`EditSession.blame`."""
-        return self.session.blame(self._asked(question, plain)[1], self.tokenizer)
+        _, text, tokenizer = self._asked(question, plain)
+        return self.session.blame(text, tokenizer)
 
     def facts(self) -> dict[int, list[EditRequest]]:
         """The facts of the active rounds, by the number of the round's file."""
@@ -269,8 +270,8 @@ class EditFolder:
             return {}
         return RunFiles(self.folder).requests_of(self.session.ledger.numbers_in_effect())
 
-    def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str]:
-        """The question, and the text that the model continues."""
+    def _asked(self, question: str | Sequence[Turn], plain: bool) -> tuple[str, str, Any]:
+        """The question, the text that the model continues, and the tokenizer for it."""
         turns = [{"role": "user", "content": question}] if isinstance(question, str) else question
         if not _is_list_of(turns, Mapping) or not all(
             isinstance(t.get("content"), str) for t in turns
@@ -280,7 +281,9 @@ class EditFolder:
                 "{'role': 'user', 'content': 'Where is it?'}"
             )
         last = turns[-1]["content"]
-        return last, last if plain else rendered(self.session.tokenizer, turns)
+        if plain:
+            return last, last, self.tokenizer
+        return last, *rendered(self.session.tokenizer, turns)
 
     def _check_texts(self, name: str, given: Sequence[str], most: int) -> None:
         """Raise :class:`RequestError` if one is empty, or there are more than the folder asks."""

@@ -7,10 +7,11 @@ import pytest
 from nse_plugin.errors import ModelError
 from nse_plugin.evaluation.model_state import perplexity
 from nse_plugin.model.chat import ChatTokenizer
-from nse_plugin.model.prompts import encode_request, encode_text
+from nse_plugin.model.conversation import rendered
+from nse_plugin.model.prompts import encode_prompt, encode_request, encode_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import prompt_format
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import fresh_tokenizer, tiny_model, tiny_tokenizer
 
 TEMPLATE = (
     "{% for turn in messages %}<|endoftext|>{{ turn.role }}: {{ turn.content }}\n{% endfor %}"
@@ -122,6 +123,19 @@ def test_a_blank_before_the_reply_is_kept_apart(tokenizer, template, texts):
 def test_what_else_stands_before_a_reply_is_left_out(tokenizer):
     tokenizer.chat_template = THINKS
     assert ChatTokenizer(tokenizer).blank == ""
+
+
+@pytest.mark.parametrize("start", ["", "<|endoftext|>"])
+def test_a_rendered_chat_is_asked_with_the_tokens_of_an_edited_prompt(start):
+    """Also where the tokenizer adds a start token to plain text and the template writes none."""
+    tokenizer = fresh_tokenizer(bos=True)
+    tokenizer.bos_token = "<|endoftext|>"
+    tokenizer.chat_template = start + GEMMA
+    edited = encode_request(ChatTokenizer(tokenizer), REQUEST).ids
+    assert edited.count(tokenizer.bos_token_id) == bool(start)
+    for asked in (tokenizer, ChatTokenizer(tokenizer)):
+        text, taking = rendered(asked, [{"role": "user", "content": REQUEST.text}])
+        assert encode_prompt(taking, text).ids == edited
 
 
 REFUSES = "{{ raise_exception('no user turns') }}"

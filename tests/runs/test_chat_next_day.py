@@ -63,7 +63,7 @@ def test_a_folder_of_edits_keeps_the_texts_that_it_began_with(edited):
     again = EditFolder(folder, chat=True)
     assert prompt_format(again.session.tokenizer) == FORMAT
     assert encode_request(again.session.tokenizer, request, with_target=True).ids == ids
-    assert again._asked("Who?", plain=False) == ("Who?", "Day 1\nuser: Who?\nassistant: ")
+    assert again._asked("Who?", plain=False)[:2] == ("Who?", "Day 1\nuser: Who?\nassistant: ")
     turns = [{"role": role, "content": "Who?"} for role in ("user", "assistant", "user")]
     assert again._asked(turns, plain=False)[1].startswith("Day 1\nuser: Who?\nassistant: Who?\n")
     again.edit("{Mara} works as a", "baker", neighbours=["Oren Falk works as a"])
