@@ -33,7 +33,7 @@ def plain_value(session, request, contexts, hparams):
     layout, tokenizer = session.layout, session.tokenizer
     rows = [encode_request(tokenizer, request, c, with_target=True) for c in ("", *contexts)]
     rows.append(
-        encode_prompt(tokenizer, f"{request.subject} is a", subject_end=len(request.subject))
+        encode_prompt(tokenizer, f"{request.subject} is a", subject=(0, len(request.subject)))
     )
     batch = TokenBatch.of([r.ids[:-1] if r.n_target else r.ids for r in rows], "cpu")
     lookup = torch.tensor([r.subject_last for r in rows])

@@ -86,7 +86,7 @@ def encode_round(
 
 def _essence(tokenizer: object, subject: str) -> EncodedPrompt:
     """The text "{subject} is a", read at the subject alone, as in the code of ROME."""
-    text = encode_prompt(tokenizer, f"{subject} is a", subject_end=len(subject))
+    text = encode_prompt(tokenizer, f"{subject} is a", subject=(0, len(subject)))
     return replace(text, ids=text.ids[: text.subject_last + 2], n_target=1)
 
 

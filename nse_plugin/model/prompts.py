@@ -60,7 +60,7 @@ def encode_prompt(
     tokenizer: Any,
     text: str,
     *,
-    subject_end: int | None = None,
+    subject: tuple[int, int] | None = None,
     target: str | None = None,
 ) -> EncodedPrompt:
     """Tokenise a prompt and, one space after it, its target.
@@ -71,10 +71,11 @@ def encode_prompt(
 
     Args:
         tokenizer: the model's, or a :class:`ChatTokenizer`.
-        subject_end: index in ``text`` of the first character after the subject.
+        subject: indices in ``text`` of the subject's first character and of the one after it.
 
     Raises:
         ModelError: the tokenizer cannot map tokens to characters.
+        RequestError: no token covers the subject.
     """
     shift, continued = 0, f" {target}"
     chat = isinstance(tokenizer, ChatTokenizer)
@@ -83,8 +84,8 @@ def encode_prompt(
         text = f"{tokenizer.before}{text}{tokenizer.after}"
     ids, offsets = _encode(tokenizer, text, special=not chat)
     subject_last = -1
-    if subject_end is not None:
-        subject_last = _token_at(offsets, shift + subject_end - 1, text)
+    if subject is not None:
+        subject_last = _last_token(offsets, shift + subject[0], shift + subject[1], text)
     n_target = 0
     if target is not None:
         prompt_ids = ids
@@ -132,7 +133,7 @@ def encode_request(
     encoded = encode_prompt(
         tokenizer,
         context + request.text,
-        subject_end=len(context) + request.subject_end,
+        subject=(len(context) + request.subject_start, len(context) + request.subject_end),
         target=request.target_new if with_target else None,
     )
     if max_positions is not None and len(encoded.ids) > max_positions:
@@ -316,12 +317,17 @@ def _encode(
     return ids, offsets
 
 
-def _token_at(offsets: Sequence[tuple[int, int]], character: int, text: str) -> int:
-    """Index of the last token that covers a character."""
-    covering = [i for i, (start, end) in enumerate(offsets) if start <= character < end]
-    if not covering:
-        raise RequestError(
-            f"no token covers character {character} ({text[character]!r}) of {text!r}; "
-            "the tokenizer drops it, so write the subject without it"
-        )
-    return covering[-1]
+def _last_token(offsets: Sequence[tuple[int, int]], start: int, end: int, text: str) -> int:
+    """Index of the last token that covers the last character of ``text[start:end]``.
+
+    Tokenizers that compose letters and their accents (Qwen) cover only the letters; so the nearest
+    covered character before the last one counts.
+    """
+    for character in range(end - 1, start - 1, -1):
+        covering = [i for i, (first, last) in enumerate(offsets) if first <= character < last]
+        if covering:
+            return covering[-1]
+    raise RequestError(
+        f"no token covers the subject {text[start:end]!r} of {text!r}; the tokenizer drops it, so "
+        "write it in other characters"
+    )

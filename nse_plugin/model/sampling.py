@@ -125,7 +125,9 @@ def texts_about(
         for opening in ABOUT[:count]:
             before, after = opening.split("{}")
             text = f"{before}{subject}{after}"
-            prompts.append(encode_prompt(tokenizer, text, subject_end=len(before + subject)))
+            prompts.append(
+                encode_prompt(tokenizer, text, subject=(len(before), len(before + subject)))
+            )
     new = continue_rows(
         model,
         [list(prompt.ids) for prompt in prompts],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import unicodedata
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from nse_plugin.errors import ModelError, RequestError
@@ -83,6 +85,21 @@ def test_token_batch_pads_on_the_right():
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.attention_mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.lengths.tolist() == [3, 1]
+
+
+@pytest.mark.parametrize("subject", ["Jose\u0301", "\u1112\u1161\u11ab"])
+def test_a_subject_whose_accents_the_tokenizer_composes(subject):
+    """As Qwen's does: no token covers the accent, so the letter before it is the last one."""
+    tokenizer, composed = fresh_tokenizer(), unicodedata.normalize("NFC", subject)
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    found, plain = (
+        encode_request(tokenizer, EditRequest(0, "So {} is a", name, "x"), with_target=True)
+        for name in (subject, composed)
+    )
+    assert found == plain
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(subject, "")
+    with pytest.raises(RequestError, match="no token covers the subject"):
+        encode_request(tokenizer, EditRequest(0, "So {} is a", subject, "x"))
 
 
 def test_an_end_token_of_the_tokenizer_stays_out_of_the_row():
