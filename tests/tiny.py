@@ -84,7 +84,9 @@ _OF: dict[str, dict[str, Any]] = {
         layer_types=["mamba", "attention"] * 2, num_local_experts=0, shared_intermediate_size=48
     ),
     "openai-gpt": dict(n_positions=64),
-    "granite": dict(residual_multiplier=0.22),
+    "granite": dict(residual_multiplier=0.22, logits_scaling=4.0),
+    "hyperclovax": dict(logits_scaling=0.25),
+    "falcon_h1": dict(lm_head_multiplier=0.25),
     "lfm2": dict(
         block_auto_adjust_ff_dim=False,
         layer_types=["conv", "conv", "full_attention", "full_attention"],

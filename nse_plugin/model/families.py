@@ -19,6 +19,9 @@ class Family:
     final_norm: str
     conv1d: bool = False
     """Whether the down-projection is stored as [d_ff, d_model], as in GPT-2's Conv1D."""
+    multiplies: bool = False
+    """Whether ``config.logits_scaling`` multiplies the logits, as in HyperCLOVA X; Granite's
+    divides them."""
 
     @property
     def body(self) -> str:

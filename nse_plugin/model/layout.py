@@ -179,12 +179,13 @@ class DecoderLayout:
         hidden = norm(hidden.to(device_of(norm, hidden.device)))
         head = self.model.get_output_embeddings()
         logits = head(hidden.to(device_of(head, hidden.device))).float()
-        scale = getattr(self.text_config, "logit_scale", None)
-        if scale is not None:
-            logits = logits * scale
-        divisor = getattr(self.text_config, "logits_scaling", None)
-        if divisor is not None:
-            logits = logits / divisor
+        for name in ("logit_scale", "lm_head_multiplier"):
+            scale = getattr(self.text_config, name, None)
+            if scale is not None:
+                logits = logits * scale
+        scaling = getattr(self.text_config, "logits_scaling", None)
+        if scaling is not None:
+            logits = logits * scaling if self.family.multiplies else logits / scaling
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 

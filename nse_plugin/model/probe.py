@@ -114,7 +114,11 @@ def probe_family(model: PreTrainedModel) -> Family:
             for name, module in block.named_modules()
         ),
     )
-    guesses = [replace(guess, final_norm=f"{body_name}.{norm}") for norm in reversed(norms)]
+    guesses = [
+        replace(guess, final_norm=f"{body_name}.{norm}", multiplies=multiplies)
+        for norm in reversed(norms)
+        for multiplies in (False, True)
+    ]
     family = _right_guess(model, guesses)
     if family is None:
         raise fail("its logits are not head(final norm(last block)) of the tokens so far")

@@ -11,9 +11,10 @@ from tests.family_sweep import row_of, try_family
 
 PAGE = Path(__file__).parents[2] / "docs" / "extending.md"
 TRIED = (
-    "opt", "granite", "olmo2", "olmo3", "glm4", "exaone4", "cohere", "bloom", "mpt", "falcon_h1",
-    "qwen3_5_text", "bamba", "nemotron_h", "granitemoehybrid", "qwen3_next", "llama4_text",
-    "hunyuan_v1_moe", "mamba", "rwkv", "gemma3n_text", "bert", "gpt_neox", "gemma3_text", "phi3",
+    "opt", "granite", "olmo2", "olmo3", "glm4", "exaone4", "cohere", "hyperclovax", "bloom", "mpt",
+    "falcon_h1", "qwen3_5_text", "bamba", "nemotron_h", "granitemoehybrid", "qwen3_next",
+    "llama4_text", "hunyuan_v1_moe", "mamba", "rwkv", "gemma3n_text", "bert", "gpt_neox",
+    "gemma3_text", "phi3",
 )  # fmt: skip
 
 
