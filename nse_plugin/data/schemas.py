@@ -71,7 +71,10 @@ def _akew(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditR
 
 def _qaedit(record: Mapping[str, Any], index: int, notes: list[str]) -> list[EditRequest]:
     """QAEdit: questions of three question-answering benchmarks."""
-    near = [neighbour_of(one, "loc", "loc_ans").get(NEIGHBORHOOD) for one in record["locality"]]
+    probes = record.get("locality", MISSING)
+    if not isinstance(probes, list) or not all(isinstance(one, Mapping) for one in probes):
+        raise BadField("locality", probes, "a list of {'loc': ..., 'loc_ans': ...}")
+    near = [neighbour_of(one, "loc", "loc_ans").get(NEIGHBORHOOD) for one in probes]
     fields = {
         "case_id": record.get("case_id", record.get("id")),
         "prompt": text_of(record, "prompt"),

@@ -139,6 +139,13 @@ def test_qaedit(caplog):
     assert request.rephrase_prompts == (record["rephrase"],)
     assert request.locality == {"neighborhood": (Probe("who paints", "Anna"),)}
     assert "which sea" in caplog.text and "no place for it: source" in caplog.text
+    plain = {"prompt": "Mara lives in", "subject": "Mara", "target": "Quill"}
+    wrong = [{**plain, "locality": ["Anna is a"]}, {**plain, "locality": None}, plain]
+    for other, found in zip(wrong, (r"\['Anna is a'\]", "None", "missing")):
+        with pytest.raises(DataError, match=f"field 'locality' is {found}, wanted a list of"):
+            parse_records([other], "qaedit")
+    kept = parse_records([record, *wrong], "qaedit", on_bad="skip")
+    assert [request.case_id for request in kept] == [7]
 
 
 REWRITE = {
