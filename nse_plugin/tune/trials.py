@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from nse_plugin.errors import DataError, HparamsError, ModelError, NSEPluginError
@@ -166,6 +167,8 @@ class Trials:
             raise
         except NSEPluginError as error:
             found = {"error": str(error)}
+        except torch.OutOfMemoryError:  # other settings may need less
+            found = {"error": "out of memory on the device"}
         finally:
             session.undo_all()
         return replace(trial, **found, seconds=round(time.monotonic() - begun, 2))

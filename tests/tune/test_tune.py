@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 import yaml
 
 from nse_plugin.data.defaults import LOCATE
@@ -174,7 +175,16 @@ def test_each_trial_begins_with_the_untouched_model(tokenizer, tmp_path):
     assert (made[0].scores, made[0].left) != (made[1].scores, made[1].left)
 
 
-def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(tokenizer, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "told_as"),
+    [
+        (NotFiniteError("all is lost"), "all is lost"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory on the device"),
+    ],
+)
+def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(
+    tokenizer, monkeypatch, tmp_path, error, told_as
+):
     model = tiny_model("gpt2")
     original, session = bits(model), EditSession.of(model, tokenizer)
     real = bases.BASES["NSE"].edit_round
@@ -182,13 +192,13 @@ def test_a_trial_that_fails_scores_nothing_and_leaves_nothing(tokenizer, monkeyp
     def broken(*arguments, **options):
         real(*arguments, **options)
         assert not same_bits(model, original)
-        raise NotFiniteError("all is lost")
+        raise error
 
     monkeypatch.setitem(bases.BASES, "NSE", replace(bases.BASES["NSE"], edit_round=broken))
     told: list[Trial] = []
     trials = Trials(session, None, told.append)
     trial = trials.run("first", quick(session, tmp_path), facts(2))
-    assert told == [trial] and trial.score == 0 and trial.error == "all is lost"
+    assert told == [trial] and trial.score == 0 and trial.error == told_as
     assert same_bits(model, original) and len(session.ledger) == 0
 
 
