@@ -20,7 +20,7 @@ def seeded(seed: int, number: int = 0, model: nn.Module | None = None) -> Iterat
         model: seed the GPUs that it is on too; no other GPU is initialised.
     """
     state, arrays = random.getstate(), np.random.get_state()
-    start = seed * 1_000_003 + number
+    start = (seed * 1_000_003 + number) % 2**64  # torch takes no larger one
     devices = {parameter.device for parameter in model.parameters()} if model is not None else ()
     gpus = sorted(device.index for device in devices if device.type == "cuda")
     with torch.random.fork_rng(devices=gpus):

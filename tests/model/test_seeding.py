@@ -7,6 +7,7 @@ import random
 import numpy as np
 import torch
 
+from nse_plugin.hparams.validation import LARGEST_SEED
 from nse_plugin.model.seeding import seeded
 
 
@@ -36,5 +37,6 @@ def test_all_generators_start_from_seed_and_round_and_go_on_afterwards():
 
 
 def test_large_seeds_are_fit_for_every_generator():
-    with seeded(2**31, 7):
-        draws()
+    for seed in (2**31, LARGEST_SEED):
+        with seeded(seed, 7):
+            draws()
