@@ -17,7 +17,7 @@ from nse_plugin.evaluation.questions import Question, finite, mean
 from nse_plugin.files import require
 from nse_plugin.locate.stabilise import top_directions
 from nse_plugin.model.answers import score_answers, score_encoded
-from nse_plugin.model.chat import words_around
+from nse_plugin.model.chat import ChatTokenizer, words_around
 from nse_plugin.model.generation import greedy_endings, greedy_text, sampled_text
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
@@ -183,7 +183,9 @@ def run_harness(
     wanted = dict(package="lm-eval", otherwise="or leave harness_tasks out")
     lm_eval = require("lm_eval", f"harness_tasks {list(tasks)}", **wanted)
     models = require("lm_eval.models.huggingface", f"harness_tasks {list(tasks)}", **wanted)
-    wrapped = models.HFLM(pretrained=model, tokenizer=tokenizer)
+    # its texts are plain: in chat as well, it gets the tokenizer inside
+    plain = tokenizer.inside if isinstance(tokenizer, ChatTokenizer) else tokenizer
+    wrapped = models.HFLM(pretrained=model, tokenizer=plain)
     try:
         with seeded(0, model=model):  # the harness seeds all generators of the process
             found = lm_eval.simple_evaluate(

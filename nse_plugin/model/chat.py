@@ -23,7 +23,7 @@ class ChatTokenizer:
     apart because it belongs to the first token of the reply (``▁Paris``), as in plain text; at the
     end of the prompt it would be a token of its own.
 
-    Everything else is delegated to the tokenizer inside.
+    Everything else is delegated to the tokenizer :attr:`inside`.
 
     Args:
         tokenizer: with a chat template; a system prompt of the template is kept.
@@ -38,24 +38,24 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any, texts: Sequence[str] | None = None) -> None:
         self.before, self.after, self.blank = (*(texts or _texts(tokenizer)), "")[:3]
-        self._tokenizer = tokenizer
+        self.inside = tokenizer
 
     def as_begun(self, rendered: str) -> str:
         """A chat that the template rendered today, with :attr:`before` at its beginning."""
-        now = _texts(self._tokenizer)[0]
+        now = _texts(self.inside)[0]
         return self.before + rendered.removeprefix(now) if rendered.startswith(now) else rendered
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Tokens of plain text, as the tokenizer inside gives them."""
-        return self._tokenizer(*args, **kwargs)
+        return self.inside(*args, **kwargs)
 
     def __len__(self) -> int:
-        return len(self._tokenizer)
+        return len(self.inside)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_tokenizer":  # while a copy is made of this object
+        if name == "inside":  # while a copy is made of this object
             raise AttributeError(name)
-        return getattr(self._tokenizer, name)
+        return getattr(self.inside, name)
 
 
 def words_around(tokenizer: Any) -> int:

@@ -33,6 +33,7 @@ from nse_plugin.evaluation.protocol import (
 )
 from nse_plugin.hparams import FTHparams, NSEHparams
 from nse_plugin.methods.ft import edit_round as fine_tune
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.requests import EditRequest, Probe
 from nse_plugin.session.session import EditSession
 from nse_plugin.session.tables import key_share
@@ -276,6 +277,19 @@ def test_direction_drift_is_what_the_dominant_directions_no_longer_span():
     for turned in (weight, noise), (weight.T, noise.T):  # the layouts of Linear and of Conv1D
         assert direction_drift(*turned, 3) == pytest.approx(float(1 - angles.square().mean()), 1e-5)
     assert direction_drift(weight, weight * math.nan, 3) is None
+
+
+def test_the_harness_gets_the_tokenizer_inside_a_chat(monkeypatch):
+    """HFLM refuses another class than transformers'."""
+    tokenizer, given = fresh_tokenizer(), []
+    harness = types.SimpleNamespace(
+        HFLM=lambda pretrained, tokenizer: given.append(tokenizer),
+        simple_evaluate=lambda **_: {"results": {"t": {"acc": 1.0}}},
+    )
+    monkeypatch.setattr(model_state, "require", lambda *_, **__: harness)
+    for asked in (tokenizer, ChatTokenizer(tokenizer, ("Q ", " A"))):
+        found = run_harness(tiny_model("llama"), asked, ["t"], 1)
+        assert given.pop() is tokenizer and found == {"t": {"acc": 1.0}}
 
 
 def test_free_generation_counts_whole_answers(monkeypatch):
