@@ -104,7 +104,8 @@ def score_encoded(
     check_length(model, lengths, "shorten the prompt or its answer", names)
     for number, pair in enumerate(pairs):
         if pair.n_target and not pair.n_prompt:
-            raise RequestError(f"prompt {number} has no tokens; give a text to answer")
+            name = names[number] if names else f"text {number}"
+            raise RequestError(f"{name} has no tokens before its answer; give a text to answer")
     rows = sorted(_rows(pairs), key=lambda row: len(row.ids))
     n_vocab = layout_of(model).text_config.vocab_size
     widths = [_width(row, pairs, n_vocab, token_budget) for row in rows]

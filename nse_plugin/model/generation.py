@@ -116,6 +116,7 @@ def continue_rows(
     end_ids: frozenset[int] = frozenset(),
     ended: Callable[[list[int]], bool] = lambda ids: False,
     names: Sequence[str] = (),
+    way_out: str = "shorten it or ask for fewer new tokens (--tokens in nse ask and nse chat)",
     token_budget: int = TOKEN_BUDGET,
 ) -> list[list[int]]:
     """Generate the new tokens of each row.
@@ -126,13 +127,14 @@ def continue_rows(
         end_ids: tokens that end a row; they are not part of it.
         ended: whether a row with these new tokens is done.
         names: of the rows, for messages.
+        way_out: what a message suggests if a row with its new tokens is too long.
     """
     names = names or [f"text {number}" for number in range(len(rows))]
     check_length(model, list(map(len, rows)), "shorten it", names)
     check_length(
         model,
         [len(row) + new for row, new in zip(rows, room)],
-        "shorten it or ask for fewer new tokens (--tokens in nse ask and nse chat)",
+        way_out,
         [
             f"{name} has {counted(len(row), 'token')}; with {new} new ones it"
             for name, row, new in zip(names, rows, room)

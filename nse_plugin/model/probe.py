@@ -88,8 +88,8 @@ def probe_family(model: PreTrainedModel) -> Family:
             f"the MLP of block {blocks_name}.0 is a mixture of experts ({mixture}), in which a "
             "fact has no one down-projection"
             if mixture
-            else f"block {blocks_name}.0 has no single matrix from more than {d_model} numbers to "
-            f"{d_model}"
+            else f"block {blocks_name}.0 has no single matrix to {d_model} numbers from another "
+            "number"
         )
     body_name = blocks_name.rpartition(".")[0]
     norms = [

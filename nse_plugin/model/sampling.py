@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from nse_plugin.errors import ModelError
 from nse_plugin.model.generation import continue_rows
 from nse_plugin.model.prompts import TOKEN_BUDGET, EncodedPrompt, encode_prompt, encode_text
+from nse_plugin.printable import shortened
 
 _BLOCK = 256
 """Tokens of a vocabulary per block, for drawing a token in two steps."""
@@ -42,6 +43,7 @@ def sample_ids(
     *,
     top_k: int | None,
     generator: torch.Generator,
+    way_out: str = "ask for fewer new tokens",
 ) -> torch.Tensor:
     """Continue every row of a prompt by a number of sampled tokens.
 
@@ -51,12 +53,14 @@ def sample_ids(
         prompt_ids: [rows, width], no padding.
         top_k: how many of the likeliest tokens to draw from; None draws from all.
         generator: on the CPU; it draws one number per row and token.
+        way_out: what a message suggests if a row is longer than the model's context.
 
     Returns:
         [rows, n_tokens] on the CPU, the prompt not included.
 
     Raises:
         ModelError: the model's logits are not finite.
+        RequestError: a row is longer than the model's context.
     """
     rows = prompt_ids.tolist()
     new = continue_rows(
@@ -64,6 +68,7 @@ def sample_ids(
         rows,
         [n_tokens] * len(rows),
         lambda logits, _rows: _draw(logits, top_k, generator)[:, 0],
+        way_out=way_out,
         token_budget=len(rows) * (prompt_ids.shape[1] + n_tokens),  # one batch, one generator
     )
     return torch.tensor(new, dtype=torch.long).view(len(rows), n_tokens)
@@ -84,6 +89,9 @@ def context_texts(
 
     Returns:
         One text per opening: a single line that holds no braces.
+
+    Raises:
+        RequestError: a text is longer than the model's context.
     """
     generator = torch.Generator().manual_seed(seed)
     texts = []
@@ -96,6 +104,7 @@ def context_texts(
             max(1, length - n_opening),
             top_k=5,
             generator=generator,
+            way_out="lower context_length",
         )
         texts.append(_one_line(tokenizer.decode(ids + more[0].tolist(), skip_special_tokens=True)))
     return tuple(texts)
@@ -120,11 +129,12 @@ def texts_about(
     Raises:
         RequestError: a text is longer than the model's context.
     """
-    prompts = []
+    prompts, names = [], []
     for subject in subjects:
         for opening in ABOUT[:count]:
             before, after = opening.split("{}")
             text = f"{before}{subject}{after}"
+            names.append(f"the text {shortened(text, 60)!r} of kl_texts")
             prompts.append(
                 encode_prompt(tokenizer, text, subject=(len(before), len(before + subject)))
             )
@@ -132,6 +142,8 @@ def texts_about(
         model,
         [list(prompt.ids) for prompt in prompts],
         [TOKENS_ABOUT] * len(prompts),
+        names=names,
+        way_out="shorten the subject or set kl_texts to 0",
         token_budget=token_budget,
     )
     texts = [

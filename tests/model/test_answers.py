@@ -201,8 +201,10 @@ def test_bad_input_is_named(model):
         score_answers(model, tokenizer, ["a", "b"], ["c"])
     with pytest.raises(RequestError, match=f"context is {WIDE}"):
         score_answers(model, tokenizer, ["a", "b " * 200], ["c", "d"])
-    with pytest.raises(RequestError, match="prompt 1 has no tokens"):
+    with pytest.raises(RequestError, match="text 1 has no tokens before its answer"):
         score_answers(model, tokenizer, ["a", ""], ["c", "d"])
+    with pytest.raises(RequestError, match="case 7 has no tokens before"):
+        score_encoded(model, [EncodedPrompt((5,), -1, 1)], names=["case 7"])
     long = f"text 'a' has 1 token; with {WIDE} new ones it has {WIDE + 1} .* is {WIDE};"
     with pytest.raises(RequestError, match=f"{long} .* fewer new tokens .--tokens"):
         greedy_text(model, tokenizer, ["a"], WIDE)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nse_plugin.errors import ModelError
-from nse_plugin.model.sampling import _draw, context_texts, sample_ids
+from nse_plugin.errors import ModelError, RequestError
+from nse_plugin.model.sampling import _draw, context_texts, sample_ids, texts_about
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PROMPT = torch.tensor([[5, 6, 7], [20, 21, 22]])
@@ -89,6 +89,15 @@ def test_context_texts(model):
         assert text.startswith(opening)
         assert text == " ".join(text.split())
         assert not set("{}\ufffd") & set(text)
+
+
+def test_a_text_that_is_too_long_names_its_setting(model):
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(RequestError, match="context is 64; lower context_length"):
+        context_texts(model, tokenizer, seed=0, n_tokens=[100], openings=["The"])
+    for n, way_out in ((30, "shorten it"), (13, "shorten the subject or set kl_texts to 0")):
+        with pytest.raises(RequestError, match=f"the text '.*Mara.*of kl_texts has .*{way_out}"):
+            texts_about(model, tokenizer, [("Mara " * n).strip()], 1)
 
 
 def test_context_texts_drop_braces_and_line_breaks():
