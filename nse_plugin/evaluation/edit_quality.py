@@ -258,12 +258,14 @@ def _accuracies(replies: Sequence[ScoredAnswer]) -> list[float]:
 
 
 def _perplexity(replies: Sequence[ScoredAnswer]) -> float:
-    """Perplexity over all answer tokens; NaN if there is none, or a loss is not finite."""
+    """Perplexity over all answer tokens; NaN if there is none, or a loss is not finite; infinite if
+    it is larger than any number."""
     total = sum(reply.n_tokens for reply in replies)
     losses = [(reply.nll, reply.n_tokens) for reply in replies if reply.n_tokens]
     if not total or any(nll is None for nll, _ in losses):
         return math.nan
-    return math.exp(sum(nll * n for nll, n in losses if nll is not None) / total)
+    mean = sum(nll * n for nll, n in losses if nll is not None) / total
+    return math.exp(mean) if mean < 700 else math.inf
 
 
 def _add_fluency(

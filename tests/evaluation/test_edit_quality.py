@@ -12,7 +12,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from nse_plugin.errors import HparamsError, RequestError
-from nse_plugin.evaluation import questions
+from nse_plugin.evaluation import edit_quality, questions
 from nse_plugin.evaluation.before_after import finalize_locality, mean_metrics
 from nse_plugin.evaluation.edit_quality import compute_edit_quality, compute_many
 from nse_plugin.evaluation.generated import ngram_entropy
@@ -115,6 +115,8 @@ def test_perplexity_is_that_of_the_target(model):
     plain = plain_answer(model, tokenizer, "Alice lives in", "Paris and Rome")
     assert got["rewrite_ppl"] == pytest.approx(math.exp(plain.nll), rel=1e-4)
     assert "rewrite_acc" not in got and got["metric_meta"]["rewrite"]["scorer"] == "perplexity"
+    collapsed = questions.ScoredAnswer(False, 0.0, nll=1e4, n_tokens=2, predicted=[])
+    assert edit_quality._perplexity([collapsed]) == math.inf
 
 
 def spaces_in_one_token(text):
