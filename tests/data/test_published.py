@@ -17,6 +17,8 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nse_plugin import cli
 from nse_plugin.data import published
@@ -126,6 +128,18 @@ def test_without_room_nothing_is_fetched(index, monkeypatch):
     monkeypatch.setitem(MODELS, "toy", dataclasses.replace(index, parameters=10**15))
     with pytest.raises(ModelError, match="toy needs 4000000.0 GB .*NSE_PLUGIN_CACHE"):
         fetch("toy")
+
+
+def test_a_disk_that_is_full_after_all_is_named(tmp_path, monkeypatch):
+    def full(_folder):
+        raise SafetensorError("I/O error: No space left on device")
+
+    model = SimpleNamespace(config=SimpleNamespace(), save_pretrained=full)
+    for loader in (AutoTokenizer, AutoModelForCausalLM):
+        monkeypatch.setattr(loader, "from_pretrained", lambda *_, **__: model)
+    with pytest.raises(ModelError, match="toy cannot be written: .*No space left"):
+        published.unpack(tmp_path / "a.gguf", tmp_path / "toy", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_local_file_is_unpacked_where_there_is_room(tmp_path, monkeypatch):
