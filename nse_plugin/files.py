@@ -33,9 +33,9 @@ def cache_dir() -> Path:
     """The cache folder: NSE_PLUGIN_CACHE, else nse_plugin in XDG_CACHE_HOME."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "nse_plugin"
+    return Path(os.path.expanduser(home)) / "nse_plugin"
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

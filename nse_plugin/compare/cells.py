@@ -180,7 +180,7 @@ def _own_folder(made: Recipe) -> Iterator[None]:
         yield
         return
     if root := os.environ.get(ROOT_VARIABLE):
-        os.environ[ROOT_VARIABLE] = str(Path(root).expanduser().absolute())
+        os.environ[ROOT_VARIABLE] = str(Path(os.path.expanduser(root)).absolute())
     before = Path.cwd()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         os.chdir(folder)

@@ -68,7 +68,7 @@ def model_place(name: str) -> str:
             raise ModelError(str(error)) from error
     if name in MODELS and not Path(name).exists():
         return str(fetch(name))
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix.lower() == ".gguf" and path.is_file():
         return str(unpacked_gguf(path))
     _check_name(name)
@@ -77,7 +77,7 @@ def model_place(name: str) -> str:
 
 def from_anywhere(name: str) -> str:
     """A model's name that is valid in any working directory: local paths are made absolute."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     local = path.is_dir() or (path.suffix.lower() == ".gguf" and path.is_file())
     return os.path.abspath(path) if local else name
 
@@ -160,7 +160,7 @@ def why_not_loaded(place: str, error: Exception) -> str:
 
 def _check_name(name: str) -> None:
     """Raise :class:`ModelError` if a name is not a folder and cannot be a hub id."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return
     hub_name = re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None

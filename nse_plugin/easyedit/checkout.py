@@ -60,7 +60,7 @@ def find() -> Host | None:
     imported = sys.modules.get(PACKAGE)
     root = os.environ.get(ROOT_VARIABLE)
     if root:
-        host = _checkout_at(Path(root).expanduser().absolute())
+        host = _checkout_at(Path(os.path.expanduser(root)).absolute())
         if host is None:
             raise HostError(
                 f"{ROOT_VARIABLE} is {root!r}, and there is no {PACKAGE}/__init__.py in it; "

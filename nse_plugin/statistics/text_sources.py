@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import random
 import re
 from collections.abc import Iterable, Iterator
@@ -76,8 +77,8 @@ def text_file(source: str) -> Path | None:
     if source in ("self", *NAMED_TEXTS, *DATASETS):
         return None
     if source.startswith("file:"):
-        return Path(source.removeprefix("file:")).expanduser()
-    path = Path(source).expanduser()
+        return Path(os.path.expanduser(source.removeprefix("file:")))
+    path = Path(os.path.expanduser(source))
     return path if path.suffix == ".txt" or path.is_file() else None
 
 

@@ -105,6 +105,7 @@ def test_an_empty_folder_and_a_wrong_name(tmp_path):
     refused(tmp_path, "has no config.json")
     refused("smollm2-135", "did you mean 'smollm2-135m'")
     refused(tmp_path / "no-such-model", "there is no model folder")
+    refused("~nobodyx/model", "there is no model folder")
 
 
 def test_packed_weights_are_refused_by_name():

@@ -467,6 +467,7 @@ def test_fewer_texts_than_asked_for(layout, text, tmp_path, caplog):
 
 
 def test_text_files_that_cannot_be_read(layout, tmp_path):
+    assert text_sources.text_file("~nobodyx/a.txt") == Path("~nobodyx/a.txt")  # reported as missing
     missing = str(tmp_path / "missing.txt")
     with pytest.raises(StatisticsError, match="missing.txt"):
         compute(layout, missing, tmp_path)
