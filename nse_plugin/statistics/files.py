@@ -295,9 +295,22 @@ def _part_fingerprint(weight: torch.Tensor) -> str:
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two fingerprints can be of one model: all parts known to both are equal."""
+    """Whether two fingerprints can be of one model: all parts known to both are equal.
+
+    The embedding may differ if every block's attention is known and equal: its sample depends on
+    the number of rows, and new tokens, as for padding, leave blocks and keys as they are.
+    """
     a, b = one.split("-"), other.split("-")
-    return len(a) == len(b) and all(x == y or "?" in (x, y) for x, y in zip(a, b))
+    if len(a) != len(b):
+        return False
+    differ = [i for i, (x, y) in enumerate(zip(a, b)) if x != y and "?" not in (x, y)]
+    if len(differ) != 1:
+        return not differ
+    (part,) = differ
+    attention = a[part + 1 :]
+    # the number of blocks stands three parts before the embedding
+    is_embedding = a[part - 3] == str(len(attention))
+    return is_embedding and "?" not in attention and attention == b[part + 1 :]
 
 
 def _is_symmetric(matrix: torch.Tensor) -> bool:

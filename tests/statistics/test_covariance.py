@@ -30,6 +30,7 @@ from nse_plugin.statistics.files import (
     SecondMoment,
     StatisticsFiles,
     model_fingerprint,
+    same_model,
     stats_folder,
     write_npz,
 )
@@ -330,6 +331,20 @@ def test_other_model_text_and_settings(layout, text, tmp_path):
     refused(layout, text, tmp_path, path, "version of the text")
     Path(text).unlink()
     assert compute(layout, text, tmp_path)[1].n_samples == 7  # nothing to compare with
+
+
+def test_statistics_hold_for_a_model_that_got_tokens(layout, text, tmp_path):
+    before = compute(layout, text, tmp_path)[1]
+    grown = tiny_model(layout.model_type)
+    grown.resize_token_embeddings(400)
+    mine, theirs = model_fingerprint(layout), model_fingerprint(layout_of(grown))
+    assert mine != theirs, "the sample is of other rows"
+    assert torch.equal(compute(layout_of(grown), text, tmp_path)[1].mean, before.mean)
+    with torch.no_grad():
+        next(p for n, p in layout_of(grown).blocks[2].named_parameters() if "attn" in n).add_(1)
+    assert not same_model(mine, model_fingerprint(layout_of(grown)))
+    hidden, other = (one.rsplit("-", 1)[0] + "-?" for one in (mine, theirs))
+    assert not same_model(hidden, other), "nothing shows that the last block is the same"
 
 
 def test_another_layers_file_under_this_name(layout, text, tmp_path):
