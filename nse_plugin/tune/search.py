@@ -11,7 +11,7 @@ from typing import Any
 from nse_plugin.errors import ModelError, SessionError
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
-from nse_plugin.tune.stages import Stage, stages, start
+from nse_plugin.tune.stages import Stage, layers_of, stages, start
 from nse_plugin.tune.trials import ROUND, Trial, Trials, check_enough
 
 EDITS = 0.5
@@ -87,7 +87,8 @@ def tune(
     search = _Search(Trials(session, trials, told), minutes * 60, time.monotonic())
     few, others = requests[:ROUND], requests[ROUND:]
     on_few = [stage for stage in stages(method) if not stage.stream]
-    best = search.first(settings, few, on_few[0].layers(session, settings))
+    layers = layers_of(on_few[0].options(session, settings))
+    best = search.first(settings, few, layers)
     for stage in on_few:
         best = search.stage(stage, best, few)
     errors = [trial.error for trial in search.trials.done]
@@ -123,11 +124,11 @@ class _Search:
     def stage(self, stage: Stage, best: Trial, facts: Sequence[EditRequest]) -> Trial:
         """The best of the settings so far and those of a stage; the earlier one of equals."""
         settings, expected = best.settings, best.seconds
-        layers = stage.layers(self.trials.session, settings)
-        for changes in stage.options(self.trials.session, settings):
+        options = stage.options(self.trials.session, settings)
+        for changes in options:
             if self._late(stage.until, expected):
                 break
-            trial = self.trials.run(stage.name, settings, facts, changes, layers)
+            trial = self.trials.run(stage.name, settings, facts, changes, layers_of(options))
             expected = trial.seconds  # the next trial also reuses values, or does not
             best = trial if trial.score > best.score else best
         return best

@@ -36,9 +36,10 @@ class Stage:
     stream: bool = False
     """Edit a stream, not a single round."""
 
-    def layers(self, session: EditSession, best: Settings) -> list[int]:
-        """All layers that the stage's changes name."""
-        return [n for changes in self.options(session, best) for n in changes.get("layers", [])]
+
+def layers_of(options: Sequence[Changes]) -> list[int]:
+    """All layers that these changes name."""
+    return [layer for changes in options for layer in changes.get("layers", [])]
 
 
 def start(session: EditSession, method: str, model_name: str, given: Settings) -> Changes:
@@ -148,21 +149,27 @@ def _up_to(last: int, width: int) -> list[int]:
 
 def _null_spaces(session: EditSession, best: Settings) -> list[Changes]:
     """Thresholds that keep these shares of the z-layer's directions, as AlphaEdit counts them."""
-    eigenvalues = torch.linalg.eigvalsh(_covariance(session, best).double())
+    eigenvalues = _of_covariance(session, best, _eigenvalues)
     found = [float(eigenvalues.quantile(share)) for share in (0.8, 0.6, 0.4)]
     return [{"nullspace_threshold": float(f"{value:.2g}")} for value in found]
 
 
 def _weights_of_identity(session: EditSession, best: Settings) -> list[Changes]:
     """L2 as shares of the mean squared norm of a key."""
-    scale = float(_covariance(session, best).trace())
+    scale = float(_of_covariance(session, best, torch.trace))
     return [{"L2": float(f"{share * scale:.2g}")} for share in (0.003, 0.03, 0.3)]
 
 
-def _covariance(session: EditSession, best: Settings) -> torch.Tensor:
-    """C [d_ff, d_ff] of the z-layer."""
+def _of_covariance(
+    session: EditSession, best: Settings, function: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """``function(C)`` for C [d_ff, d_ff] of the z-layer, computed once."""
     hparams = AlphaEditHparams(**best)
-    return session.untouched.covariances(hparams)[hparams.layers[-1]]
+    return session.untouched.of_covariance(hparams, hparams.layers[-1], function)
+
+
+def _eigenvalues(covariance: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.eigvalsh(covariance.double())
 
 
 def _grace_layers(session: EditSession, _best: Settings) -> list[Changes]:

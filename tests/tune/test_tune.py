@@ -21,7 +21,7 @@ from nse_plugin.tune import start as starting
 from nse_plugin.tune.result import write_yaml
 from nse_plugin.tune.search import tune
 from nse_plugin.tune.settings import TuneSettings
-from nse_plugin.tune.stages import start
+from nse_plugin.tune.stages import stages, start
 from nse_plugin.tune.trials import Trial, Trials
 from tests.tiny import TEXTS, bits, same_bits, tiny_model
 
@@ -148,6 +148,20 @@ def test_every_method_has_a_start_that_it_takes(tokenizer, method, tmp_path):
     hparams = bases.BASES[method].hparams.from_dict(settings)
     bases.BASES[method].edit_round(session, facts(2), hparams)
     assert session.ledger.edits() == 2
+
+
+def test_the_eigenvalues_of_a_covariance_are_computed_once(tokenizer, tmp_path, monkeypatch):
+    model = tiny_model("llama")
+    session = EditSession.of(model, tokenizer)
+    given = dict(mom2_dataset=str(TEXTS), mom2_n_samples=40, stats_dir=str(tmp_path))
+    found, real = [], torch.linalg.eigvalsh
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda C: found.append(C) or real(C))
+    settings = start(session, "AlphaEdit", "tiny", given)
+    (stage,) = (stage for stage in stages("AlphaEdit") if stage.name == "null space")
+    thresholds = [changes["nullspace_threshold"] for changes in stage.options(session, settings)]
+    assert thresholds[1] == settings["nullspace_threshold"] and len(found) == 1
+    quantiles = real(found[0]).quantile(torch.tensor([0.8, 0.6, 0.4], dtype=torch.float64))
+    assert thresholds == [float(f"{value:.2g}") for value in quantiles.tolist()]
 
 
 def quick(session, folder):
