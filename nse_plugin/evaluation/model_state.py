@@ -22,6 +22,7 @@ from nse_plugin.model.generation import greedy_endings, greedy_text, sampled_tex
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import EncodedPrompt, encode_text
 from nse_plugin.model.seeding import seeded
+from nse_plugin.model.weights import all_finite
 from nse_plugin.request_fields import inside_a_word, subject_at
 from nse_plugin.requests import EditRequest
 
@@ -161,7 +162,7 @@ def direction_drift(original: torch.Tensor, current: torch.Tensor, k: int) -> fl
     The vectors are those of the shorter side (d_model for a down-projection).  0 if both span the
     same space, 1 if the spaces are orthogonal.
     """
-    if original.dim() != 2 or not bool(torch.isfinite(current).all()):
+    if original.dim() != 2 or not all_finite(current):
         return None
     wide = (w if w.shape[0] <= w.shape[1] else w.T for w in (original, current.detach()))
     before, now = (top_directions(w, min(k, len(w))).left for w in wide)

@@ -99,6 +99,8 @@ def encode_prompt(
 def encode_text(tokenizer: Any, text: str, *, special: bool = True) -> list[int]:
     """Token ids of a text to continue, without special tokens at its end.
 
+    A tokenizer that cannot map tokens to characters keeps what it puts there.
+
     Args:
         special: keep the special tokens that the tokenizer puts before a text.
     """
