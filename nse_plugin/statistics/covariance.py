@@ -8,6 +8,7 @@ can be interrupted and resumed.
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
 import time
@@ -108,8 +109,16 @@ def second_moments(
             for layer in missing:
                 moments[layer] = sums.moment(layer, source)
                 files.write(layer, moments[layer])
-            files.partial_path(missing).unlink(missing_ok=True)
+            _remove_partials(files)
     return {layer: moments[layer] for layer in layers}
+
+
+def _remove_partials(files: StatisticsFiles) -> None:
+    """Remove the files of unfinished passes whose layers are all there now, however computed."""
+    for path in files.folder.glob(files.partial_path(["*"]).name):
+        layers = re.findall(r"\d+", path.name.partition("_")[0])
+        if all(files.path(int(layer)).exists() for layer in layers):
+            path.unlink(missing_ok=True)
 
 
 class _Sums:
@@ -165,15 +174,9 @@ class _Sums:
 
     def resume(self, path: Path, key: dict[str, Any]) -> None:
         """Resume from the file of an unfinished pass, if it belongs to the same pass."""
-        partial = read_partial(path, self.totals)
-        if partial is None:
+        header = read_partial(path, key, self.totals)
+        if header is None:
             return
-        header, totals = partial
-        if header.get("key") != key:
-            log.warning("%s is of a pass with other settings; the pass starts afresh", path)
-            return
-        for layer, total in totals.items():
-            self.totals[layer].copy_(torch.from_numpy(total))
         self.count, self.n_samples = header["count"], header["n_samples"]
         self.position = tuple(header["position"])
         log.info("resuming after %d texts: %s", self.n_samples, path)

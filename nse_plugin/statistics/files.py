@@ -106,7 +106,7 @@ class StatisticsFiles:
         """EasyEdit's file for a layer."""
         return self._file(self.layout.down_path(layer), "npz")
 
-    def partial_path(self, layers: Iterable[int]) -> Path:
+    def partial_path(self, layers: Iterable[int | str]) -> Path:
         """The file of an unfinished pass over some layers."""
         return self._file(f"layers-{'-'.join(map(str, layers))}", "partial.npz")
 
@@ -245,16 +245,31 @@ def write_partial(path: Path, header: Mapping[str, Any], sums: Mapping[int, torc
     write_whole(path, lambda temporary: _save_arrays(temporary, arrays()))
 
 
-def read_partial(path: Path, layers: Iterable[int]) -> tuple[dict[str, Any], dict[int, Any]] | None:
-    """Header and sums (float64 arrays) of an unfinished pass; None without a readable file."""
+def read_partial(
+    path: Path, key: Mapping[str, Any], sums: Mapping[int, torch.Tensor]
+) -> dict[str, Any] | None:
+    """Fill the sums with those of an unfinished pass, layer by layer, and return its header.
+
+    Without a readable file of the same pass it returns None, and the sums are zero.
+
+    Args:
+        key: of the pass, as in the header.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             header = json.loads(str(file["header"]))
-            return header, {layer: file[f"sum.{layer}"] for layer in layers}
+            if header.get("key") != key:
+                log.warning("%s is of a pass with other settings; the pass starts afresh", path)
+                return None
+            for layer, total in sums.items():
+                total.copy_(torch.from_numpy(file[f"sum.{layer}"]))
+            return header
     except FileNotFoundError:
         return None
     except _UNREADABLE as error:
         log.warning("%s cannot be read (%s); the pass starts afresh", path, error)
+        for total in sums.values():
+            total.zero_()
         return None
 
 

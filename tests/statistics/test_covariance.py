@@ -274,7 +274,23 @@ def test_partial_file_of_other_settings_or_damaged(layout, text, tmp_path, caplo
     with caplog.at_level(logging.WARNING):
         fresh = compute(layout, text, tmp_path / "c", token_budget=100)
     assert "cannot be read" in caplog.text
+    path = interrupted(tmp_path / "d")
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file if name != "sum.3"}
+    np.savez(path, **arrays)  # layer 1 is read before the gap is found
+    gap = compute(layout, text, tmp_path / "d", token_budget=1)
     assert torch.equal(other[1].mean, whole[1].mean) and torch.equal(fresh[1].mean, whole[1].mean)
+    assert torch.equal(gap[1].mean, compute(layout, text, tmp_path, token_budget=1)[1].mean)
+
+
+def test_a_pass_over_single_layers_leaves_no_partial_file_behind(layout, text, tmp_path):
+    with interrupt_at(3, press_ctrl_c), pytest.raises(KeyboardInterrupt):
+        compute(layout, text, tmp_path, token_budget=1)
+    first, *others = LAYERS
+    compute(layout, text, tmp_path, layers=[first])
+    assert list(tmp_path.rglob("*.partial.npz")), "the other layers are not there yet"
+    compute(layout, text, tmp_path, layers=others)
+    assert not list(tmp_path.rglob("*.partial.npz"))
 
 
 # --- files that cannot be trusted
