@@ -130,11 +130,8 @@ def _up_to_its_end(text: str, target: str) -> tuple[str, str | None]:
     text = text.strip()
     if not text.startswith(target) or inside_a_word(text, len(target)):
         return _STOPS.split(text, maxsplit=1)[0].strip(), None
-    more = (
-        ""
-        if _STOPS.match(target[-1])
-        else _STOPS.split(text[len(target) :], maxsplit=1)[0].rstrip()
-    )
+    rest = "" if _STOPS.match(target[-1]) else text[len(target) :]
+    more = _STOPS.split(rest, maxsplit=1)[0].rstrip()
     return target + more, more
 
 
