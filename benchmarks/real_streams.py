@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.data.models import model_place
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.errors import DataError
@@ -189,7 +190,7 @@ def thirds(folder: Path) -> dict[str, Any]:
         after = sum(line["edits"] * line["scores"]["efficacy"] for line in some) / n
         end = sum(line["edits"] * at_end[line["round"]]["efficacy"] for line in some) / n
         found[name] = {"right_after": after, "at_the_end": end}
-    edits = [edit for line in lines if (edit := line["edit"]) and "seconds" in edit]
+    edits = [line["edit"] for line in lines if line["edit"]]
     for name in ("repaired", "written_again"):
         found[name] = sum(edit.get(name, 0) for edit in edits)
     found["all"] = final["measurement"]["all"]
@@ -237,8 +238,8 @@ def main() -> None:
     found = json.loads(options.out.read_text()) if options.out.exists() else {}
     print("| run | first third | middle | last | paraphrase | locality | perplexity | repaired |")
     print("|---|---|---|---|---|---|---|---|")
-    for folder in options.runs:
-        name = folder.parent.name if folder.name.isdigit() else folder.name
+    for folder in (run for run in options.runs if run.parent.name != UNTOUCHED):
+        name = "/".join(folder.parts[-2:]) if folder.name.isdigit() else folder.name
         rows = found.setdefault(name, {})
         rows["thirds"] = thirds(folder)
         print(f"| {name} | " + " | ".join(cells(rows["thirds"])) + " |", flush=True)

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 TESTED = 64
 """Edits at most that ``consolidate_below`` tests after a round."""
+# how to leave them, at the end of a message
 _SWITCH = " (in a stream, consolidate_every_edits: 0 and consolidate_below: 0)"
 KnownEdit = tuple[EditRequest, torch.Tensor, Outcome]
 """A request, its value z [d_model], and its last outcome."""
