@@ -18,38 +18,12 @@ from functools import partial
 
 import torch
 
-from nse_plugin.errors import StatisticsError
 from nse_plugin.hparams import AlphaEditHparams
 from nse_plugin.locate.update import all_neurons, few_keys_right, solve_right
 from nse_plugin.methods.spread import SpreadMethod, spread_round
 from nse_plugin.session.norms import Factors
 from nse_plugin.session.session import EditSession
-
-
-def busy_directions(covariance: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Directions that general text uses: eigenvectors of C whose eigenvalue reaches a threshold.
-
-    With them as U, the projection onto the null space is P = I - U U^T.
-
-    Args:
-        covariance: C [d_ff, d_ff], the mean of k k^T over tokens.
-        threshold: an eigenvalue below this counts as zero.
-
-    Returns:
-        U [d_ff, r] float64, orthonormal columns.
-
-    Raises:
-        StatisticsError: no direction is below the threshold, so nothing could be written.
-    """
-    values, vectors = torch.linalg.eigh(covariance.double())
-    busy = values >= threshold
-    if bool(busy.all()):
-        raise StatisticsError(
-            f"nullspace_threshold is {threshold:g}, and the smallest eigenvalue of the covariance "
-            f"is {float(values[0]):.2g}: no direction is left to write in; raise it (the median "
-            f"eigenvalue is {float(values.median()):.2g})"
-        )
-    return vectors[:, busy].contiguous()
+from nse_plugin.statistics.null_space import kept_busy_directions
 
 
 def into_null_space(busy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -58,12 +32,11 @@ def into_null_space(busy: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 
 
 def _method(session: EditSession, hparams: AlphaEditHparams) -> SpreadMethod:
-    busy = {
-        layer: session.untouched.of_covariance(
-            hparams, layer, busy_directions, hparams.nullspace_threshold
-        )
-        for layer in hparams.layers
-    }
+    untouched, threshold = session.untouched, hparams.nullspace_threshold
+    busy = {}
+    for layer in hparams.layers:
+        path = untouched.statistics_path(hparams, layer)
+        busy[layer] = untouched.of_covariance(hparams, layer, kept_busy_directions, threshold, path)
 
     def right(layer: int, keys: torch.Tensor) -> torch.Tensor:
         """float32 [n, d_ff], for keys [d_ff, n]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from nse_plugin.model.prompts import EncodedPrompt
 from nse_plugin.model.sampling import OPENINGS, context_texts, texts_about
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.statistics.covariance import second_moments
-from nse_plugin.statistics.files import stats_folder
+from nse_plugin.statistics.files import StatisticsFiles, stats_folder
 
 T = TypeVar("T")
 
@@ -127,6 +128,12 @@ class Untouched:
             for layer, moment in moments.items():
                 self._covariances[(layer, *source)] = moment.mean
         return {layer: self._covariances[(layer, *source)] for layer in hparams.layers}
+
+    def statistics_path(self, hparams: LocateHparams, layer: int) -> Path:
+        """The file of a layer's covariance as this package writes it, whether it exists or not."""
+        dataset, n_samples, dtype, named = _source(hparams)
+        files = StatisticsFiles(self._layout, stats_folder(named), dataset, n_samples, dtype)
+        return files.path(layer)
 
     def keep_only(self, layers: Sequence[int]) -> None:
         """Forget the covariances of other layers, and what was derived from them."""

@@ -7,11 +7,12 @@ import copy
 import pytest
 import torch
 
-from nse_plugin.errors import StatisticsError
 from nse_plugin.hparams import AlphaEditHparams
-from nse_plugin.methods.alphaedit import busy_directions, edit_round, into_null_space
+from nse_plugin.methods.alphaedit import edit_round, into_null_space
 from nse_plugin.objectives import nll
 from nse_plugin.session.session import EditSession
+from nse_plugin.statistics import null_space
+from nse_plugin.statistics.null_space import busy_directions
 from tests.locate.values import values_of
 from tests.methods.brute import (
     FEW_AND_MANY_KEYS,
@@ -87,22 +88,28 @@ def test_the_projection():
     assert (P @ x).norm() < 1e-4
 
 
-def test_nothing_left_to_write_in_is_an_error():
-    with pytest.raises(StatisticsError, match="nullspace_threshold is 1e-12.*median"):
-        busy_directions(torch.eye(12), 1e-12)
-
-
 def test_the_projection_is_computed_once(model, tokenizer, hparams, monkeypatch, device):
-    import nse_plugin.methods.alphaedit as alphaedit
-
     seen = []
 
     def spy(covariance, threshold):
         seen.append(threshold)
         return busy_directions(covariance, threshold)
 
-    monkeypatch.setattr(alphaedit, "busy_directions", spy)
+    monkeypatch.setattr(null_space, "busy_directions", spy)
     session = EditSession.of(model, tokenizer)
     for requests in three_rounds():
         edit_round(session, requests, hparams)
     assert seen == [0.5, 0.5]  # one per layer
+
+
+def test_a_second_process_reads_the_directions_of_a_large_layer(
+    tokenizer, hparams, monkeypatch, device
+):
+    monkeypatch.setattr(null_space, "KEEP_FROM", 1)
+    weights = []
+    for _process in range(2):
+        model = device.put(tiny_model("gpt2"))
+        edit_round(EditSession.of(model, tokenizer), some_requests(3), hparams)
+        weights.append(down_weights(model, hparams.layers))
+        monkeypatch.setattr(torch.linalg, "eigh", None)
+    assert all(map(torch.equal, *weights))
