@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,15 +74,21 @@ class Comparison:
             progress(show, rounds=False) as told,
             closing(self._run_missing(missing)) as results,  # an error here ends the engine now
         ):
-            told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
+            told("phase", {"name": "running cells", "detail": lambda: self._at_work(cells, found)})
             for cell, result in results:
                 write_json(cell.result, result)
                 found[cell.place] = result
                 told("note", {"text": f"[{len(found)}/{len(cells)}] {_line(cell, result)}"})
-                told("phase", {"name": f"running cells, {len(found)} of {len(cells)} done"})
         whole = self._result([found[cell.place] for cell in cells])
         write_json(Path(self.settings.out) / "results.json", whole)
         return whole
+
+    def _at_work(self, cells: list[Cell], found: Mapping[Path, CellResult]) -> str:
+        """How many cells are finished, and after which round those are that run now."""
+        at_once = 1 if self.settings.engine == "serial" else self.settings.jobs
+        running = [cell for cell in cells if cell.place not in found][:at_once]
+        parts = [f"{cell} after round {cell.rounds_done()}" for cell in running]
+        return ", ".join([f"{len(found)} of {len(cells)} done", *parts])
 
     def _plan(self, n_cells: int) -> str:
         """A line for people: the cells, and the stream of edits in each."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,12 @@ class Cell:
     def run_dir(self) -> Path:
         """Folder of the scheduler's run."""
         return Path(self.settings.out) / "cells" / self.place
+
+    def rounds_done(self) -> int:
+        """The number of rounds that its run has on disk."""
+        with suppress(OSError):
+            return (self.run_dir / "rounds.jsonl").read_bytes().count(b"\n")
+        return 0
 
     @property
     def result(self) -> Path:

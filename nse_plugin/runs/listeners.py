@@ -19,8 +19,8 @@ from nse_plugin.printable import counted, printable
 from nse_plugin.statistics.covariance import PROGRESS_LOG
 
 Listener = Callable[[str, Mapping[str, Any]], None]
-"""Called with ``(event, facts)``: ``start``, ``phase`` (name), ``note`` (text), ``round`` (its
-line), ``end``."""
+"""Called with ``(event, facts)``: ``start``, ``phase`` (name, and optionally detail, a function
+whose text says how far it is), ``note`` (text), ``round`` (its line), ``end``."""
 
 _PHASES = {
     "freeze": ("asking the untouched model", "ask the untouched model"),
@@ -111,6 +111,7 @@ class Bars:
     def __init__(self) -> None:
         self._rounds: tqdm | None = None
         self._inside: tqdm | None = None
+        self._phase: Mapping[str, Any] = {}
         self._shares = Shares()
 
     def __call__(self, event: str, facts: Mapping[str, Any]) -> None:
@@ -122,8 +123,9 @@ class Bars:
         elif event == "phase":
             if self._inside is None:
                 self._inside = tqdm(bar_format="{desc} ({elapsed}{postfix})", leave=False)
+            self._phase = facts
             self._inside.reset()
-            self._inside.set_description_str(_doing(facts["name"]), refresh=False)
+            self._describe()
             self._inside.set_postfix_str(self._shares.text())
         elif event == "note":
             tqdm.write(printable(facts["text"]), file=sys.stderr)
@@ -136,9 +138,16 @@ class Bars:
 
     def refresh(self) -> None:
         """Refresh the elapsed time of the bars."""
+        self._describe()
         for bar in (self._inside, self._rounds):
             if bar is not None:
                 bar.refresh()
+
+    def _describe(self) -> None:
+        """Set the text of the bar for the work inside; it is drawn with the next refresh."""
+        if self._inside is not None:
+            parts = [_doing(self._phase["name"]), *_detail(self._phase)]
+            self._inside.set_description_str(", ".join(parts), refresh=False)
 
     def close(self) -> None:
         """Close both bars; the bar of the rounds stays on the screen."""
@@ -153,7 +162,8 @@ class Lines:
 
     def __init__(self, show: Callable[[str], None], rounds: bool = True) -> None:
         self._show, self._with_rounds = show, rounds
-        self._phase, self._since = "", 0.0
+        self._phase: Mapping[str, Any] = {}
+        self._since = 0.0
         self._number, self._total = 0, None
         self._shares = Shares()
         self._said = time.monotonic()
@@ -168,7 +178,7 @@ class Lines:
             elif facts["done"]:
                 self._say(f"resumed after round {facts['done']}")
         elif event == "phase":
-            self._phase, self._since = _doing(facts["name"]), time.monotonic()
+            self._phase, self._since = facts, time.monotonic()
         elif event == "note":
             self._say(facts["text"])
         elif event == "round":
@@ -183,8 +193,9 @@ class Lines:
         """Show the phase if nothing was shown for :data:`QUIET` seconds."""
         now = time.monotonic()
         if self._phase and now - self._said >= QUIET:
-            done = f", {self._number} of {self._total} rounds done" if self._total else ""
-            self._say(f"{self._phase} ({now - self._since:.0f} s so far{done})")
+            done = [f"{self._number} of {self._total} rounds done"] if self._total else []
+            parts = [f"{now - self._since:.0f} s so far", *done, *_detail(self._phase)]
+            self._say(f"{_doing(self._phase['name'])} ({', '.join(parts)})")
 
     def _say(self, line: str) -> None:
         self._said = time.monotonic()
@@ -289,3 +300,8 @@ def _doing(phase: str) -> str:
     name, _, number = phase.partition(" ")
     text = _PHASES.get(name, ("", ""))[0] or phase
     return f"{text}, round {number}" if number.isdigit() else text
+
+
+def _detail(phase: Mapping[str, Any]) -> list[str]:
+    """What a phase says of how far it is, if it does."""
+    return [phase["detail"]()] if "detail" in phase else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.compare import cells as cells_module
+from nse_plugin.compare import comparison as comparison_module
 from nse_plugin.compare import hosts, pool, results
 from nse_plugin.compare.comparison import exit_code, read_comparison, write_report
 from nse_plugin.compare.engines import Serial
@@ -41,6 +43,19 @@ from tests.tiny import tiny_model
 
 def by_place(result):
     return {tuple(c["run_info"][k] for k in ("method", "seed")): c for c in result["cells"]}
+
+
+def progress_details(monkeypatch):
+    """What a comparison says of how far it is: at its start, and after each cell."""
+    said, detail = [], []
+
+    def listener(event, facts):
+        if event == "phase":
+            detail.append(facts["detail"])
+        said.append(detail[0]())
+
+    monkeypatch.setattr(comparison_module, "progress", lambda *_args, **_how: nullcontext(listener))
+    return said
 
 
 def test_cells(whole):
@@ -220,7 +235,12 @@ def test_an_interrupt_inside_a_cell_and_its_resumption(world, whole, tmp_path, m
     assert done == ["NSE", "untouched", "untouched"]
     assert len((tmp_path / "out/cells/tiny/NSE/1/rounds.jsonl").read_text().splitlines()) == 1
     calls[:] = [0] * 10
+    details = progress_details(monkeypatch)
     result = comparison(world, tmp_path / "out").run(quiet)
+    assert details[:2] == [
+        "3 of 6 done, tiny NSE seed 1 after round 1",
+        "4 of 6 done, tiny NSE:one-pass seed 0 after round 0",
+    ]
     assert calls[10:] == [2, 3, 1, 2, 3, 1, 2, 3]  # of that cell two rounds, of the others all
     assert without_machine(result["cells"]) == without_machine(whole[1]["cells"])
     assert result["differences"] == whole[1]["differences"]

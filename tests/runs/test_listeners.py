@@ -37,6 +37,19 @@ def test_a_piped_run_speaks_every_thirty_seconds_while_it_loads_freezes_and_edit
     assert said == ["asking the untouched model, round 3 (40 s so far, 0 of 4 rounds done)"]
 
 
+def test_a_phase_can_say_how_far_it_is(clock):
+    said: list[str] = []
+    lines = Lines(said.append)
+    cells = ["ROME", "GRACE"]
+    lines("phase", {"name": "running cells", "detail": lambda: f"at {cells[0]}"})
+    clock[0] += 40
+    lines.say_what_is_done()
+    del cells[0]
+    clock[0] += 40
+    lines.say_what_is_done()
+    assert said == ["running cells (40 s so far, at ROME)", "running cells (80 s so far, at GRACE)"]
+
+
 def test_a_round_counts_as_said(clock):
     said: list[str] = []
     lines = Lines(said.append, rounds=False)
