@@ -193,8 +193,9 @@ class Lines:
         """Show the phase if nothing was shown for :data:`QUIET` seconds."""
         now = time.monotonic()
         if self._phase and now - self._said >= QUIET:
-            done = [f"{self._number} of {self._total} rounds done"] if self._total else []
-            parts = [f"{now - self._since:.0f} s so far", *done, *_detail(self._phase)]
+            of = f"{self._number} of {self._total} rounds done"
+            done = [of, *_detail(self._phase)] if self._total else _detail(self._phase)
+            parts = [f"{now - self._since:.0f} s so far", *done]
             self._say(f"{_doing(self._phase['name'])} ({', '.join(parts)})")
 
     def _say(self, line: str) -> None:
