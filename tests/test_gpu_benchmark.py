@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import runpy
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +40,27 @@ def test_without_a_gpu_it_says_how_to_try_it(main, capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "try it with --device cpu" in capsys.readouterr().err
+
+
+EVERYWHERE = {
+    "accelerate", "benchmarks", "hypothesis", "nse_plugin", "numpy", "packaging", "pandas", "peft",
+    "psutil", "pytest", "safetensors", "tests", "tokenizers", "torch", "transformers", "yaml",
+}  # fmt: skip
+"""Packages of our own, and those that come with the usual images for machines with a GPU."""
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The packages that a file imports when it is loaded."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def test_pytest_can_collect_the_tests_on_a_machine_with_few_packages():
+    """One import that fails would end the run of the tests marked ``cuda`` before the first."""
+    known = EVERYWHERE | sys.stdlib_module_names
+    paths = Path(__file__).parent.rglob("*.py")
+    unknown = {str(path): set(imported(path)) - known for path in paths}
+    assert not {path: names for path, names in unknown.items() if names}

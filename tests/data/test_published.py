@@ -13,7 +13,6 @@ import time
 import zipfile
 from types import SimpleNamespace
 
-import gguf
 import numpy as np
 import pytest
 import torch
@@ -26,6 +25,8 @@ from nse_plugin.data.models import load_model
 from nse_plugin.data.published import MODELS, PublishedModel, Wheel, fetch
 from nse_plugin.errors import ModelError
 from nse_plugin.hparams import NSEHparams
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
 PARTS = [b"GGUF first ", b"second"]
 
