@@ -89,8 +89,13 @@ def model_identity(model: Any) -> ModelIdentity:
         "fingerprint": parts,
         "weights": hashed(weights),
         "dtype": str(first.dtype),
-        "device": first.device.type,
+        "device": device_name(first.device),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """``cpu``, or the kind of GPU: another kind may give other last bits."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def prompt_format(tokenizer: Any) -> Format:

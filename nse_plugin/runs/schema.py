@@ -41,7 +41,7 @@ class ModelIdentity(TypedDict):
     """SHA-256 over fingerprints of all matrices."""
     dtype: str
     device: str
-    """cpu or cuda; their results differ in the last bits."""
+    """cpu, or the name of the GPU; their results differ in the last bits."""
 
 
 class Texts(TypedDict):
