@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from nse_plugin.compare import engines
+from nse_plugin.compare import engines, ray_engine
 from nse_plugin.compare.engines import Processes
 from nse_plugin.compare.plan import claimed_for
 from nse_plugin.errors import DataError
@@ -126,6 +127,14 @@ def test_a_second_comparison_in_one_folder_is_refused(world, tmp_path):
     ):
         made.run(quiet)
     assert not (tmp_path / "out" / "cells").exists()
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, "cpu"), ("0", "0"), ("3", "0")])
+def test_a_ray_task_uses_the_gpu_that_it_sees(world, tmp_path, monkeypatch, asked, given):
+    """Ray assigns a GPU by making it the only visible one, which has number 0."""
+    (cell, *_) = comparison(world, tmp_path / "out", device=asked).cells()
+    monkeypatch.setattr(ray_engine, "run_cell", lambda cell, _pool: cell.device)
+    assert json.loads(ray_engine._work(cell)) == given
 
 
 def test_ray(world, whole, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -40,3 +42,20 @@ def test_large_seeds_are_fit_for_every_generator():
     for seed in (2**31, LARGEST_SEED):
         with seeded(seed, 7):
             draws()
+
+
+def test_only_the_gpus_of_the_model_are_seeded(monkeypatch):
+    """``fork_rng`` without a list would initialise every GPU of the machine."""
+    parameters = [SimpleNamespace(device=torch.device(name)) for name in ("cuda:2", "cpu")]
+    model = SimpleNamespace(parameters=lambda: parameters)
+    forked, seeds = [], []
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda devices: forked.append(devices) or nullcontext()
+    )
+    monkeypatch.setattr(torch.cuda, "device", lambda gpu: seeds.append(gpu) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda _seed: None)
+    with seeded(0, 1, model):
+        pass
+    with seeded(0, 1):
+        pass
+    assert forked == [[2], []] and seeds == [2]
