@@ -2,8 +2,8 @@
 
     python benchmarks/evaluation.py [--model smollm2-135m] [--data earth:20]
 
-Needed are the tokens of each pair's prompt and all but the last of its answer, a prompt with two
-answers once.  The second line scores the same pairs without sharing and without a bound on padding.
+Needed are the tokens of each prompt, once for all of its answers, and all but the last of each
+answer.  The second line scores the same pairs without sharing and without a bound on padding.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from unittest import mock
 
@@ -46,9 +47,8 @@ def main() -> None:
 
     def counting_rows(pairs: Sequence[EncodedPrompt]) -> list[answers._Row]:
         nonlocal needed
-        rows = shared_rows(pairs)
-        needed += sum(len(row.ids) for row in rows)
-        return rows
+        needed += tokens_needed(pairs)
+        return shared_rows(pairs)
 
     def own_rows(pairs: Sequence[EncodedPrompt]) -> list[answers._Row]:
         return [answers._Row(pair.ids[:-1], [index]) for index, pair in enumerate(pairs)]
@@ -66,6 +66,15 @@ def main() -> None:
             f"{name}: {probes} probes, {computed / needed:.2f} tokens computed per token needed, "
             f"{1000 * seconds / probes:.2f} CPU-ms per probe"
         )
+
+
+def tokens_needed(pairs: Sequence[EncodedPrompt]) -> int:
+    """The tokens that a model has to read if each prompt is computed once for all its answers."""
+    begun: dict[tuple[int, ...], set[tuple[int, ...]]] = defaultdict(set)
+    for pair in pairs:
+        prompt, answer = pair.ids[: pair.n_prompt], pair.ids[pair.n_prompt :]
+        begun[prompt].update(answer[:length] for length in range(1, len(answer)))
+    return sum(len(prompt) + len(answers) for prompt, answers in begun.items())
 
 
 if __name__ == "__main__":

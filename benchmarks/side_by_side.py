@@ -2,8 +2,9 @@
 
 All edit the same requests after the same context texts with the same second moments, threads and
 settings, in turns and in one process; between turns the edited matrices are put back.  Each
-implementation computes its own values.  Of ours, the floor is printed too: the floating-point
-operations of the matrix products of one round, divided by the rate of such products as measured.
+implementation computes its own values.  Of ours, the floor per edit is printed too: the
+floating-point operations of the matrix products of one round, divided by the rate of large
+products on this machine, which is printed first.
 
     EASYEDIT_ROOT=... NSE_ROOT=... python -m benchmarks.side_by_side --data counterfact.json
         [--model smollm2-135m] [--edits 5] [--repeats 1] [--methods NSE MEMIT ROME AlphaEdit FT]
@@ -51,6 +52,7 @@ HOST = {
 }
 SPREAD = ("NSE", "MEMIT", "AlphaEdit")
 """Ours, which run with the papers' Adam and with ``v_optimizer: polyak``."""
+OURS = ("ours", "polyak")
 POLYAK_STEPS = 10
 """Evaluations of the loss of a value with it."""
 N_SAMPLES = 20
@@ -266,13 +268,14 @@ def main() -> None:
                 turns[method, "EasyEdit"] = setup.easyedit(method)
             if method == "NSE" and os.environ.get("NSE_ROOT"):
                 turns[method, "published"] = setup.published()
+        layout = setup.session.layout
+        rate = matrix_rate(layout.d_model, layout.d_ff, 128, clock=time.process_time)
+        print(f"{rate / 1e9:.1f} GFLOP per CPU second in large matrix products")
         floors = {}
-        for method in given.methods:  # warms up, too
+        for turn in (turn for turn in turns if turn[1] in OURS):  # warms up, too
             with FlopCounterMode(display=False) as counter:
-                turns[method, "ours"]()
-            layout = setup.session.layout
-            rate = matrix_rate(layout.d_model, layout.d_ff, 128, clock=time.process_time)
-            floors[method] = counter.get_total_flops() / rate
+                turns[turn]()
+            floors[turn] = counter.get_total_flops() / rate
             setup.put_back()
         cpu = dict.fromkeys(turns, 0.0)
         wall = dict.fromkeys(turns, 0.0)
@@ -289,10 +292,12 @@ def main() -> None:
             mine = cpu[method, "ours"]
             line = f"{method:10} {who:10} {cpu[method, who] / edits:8.3f} CPU-s per edit  "
             line += f"{wall[method, who] / edits:8.3f} s  {cpu[method, who] / mine:6.2f} x ours"
-            if who == "ours":
-                line += f"  {cpu[method, who] / given.repeats / floors[method]:.2f} x floor"
+            if who in OURS:
+                floor = floors[method, who]
+                line += f"  {cpu[method, who] / given.repeats / floor:.2f} x floor"
+                line += f" ({floor / given.edits:.2f} CPU-s)"
             losses = setup.losses.get((method, "" if who == "ours" else who))
-            if losses and method != "FT" and who in ("ours", "polyak"):
+            if losses and method != "FT" and who in OURS:
                 line += f"  loss of values {fmean(filter(None, losses)):.3f}"
             print(line, flush=True)
 
