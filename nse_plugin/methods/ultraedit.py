@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -164,12 +164,10 @@ def _watched(
 
         return hook
 
-    handles = [module.register_forward_hook(watch(layer)) for layer, module in modules.items()]
-    try:
+    with ExitStack() as hooks:
+        for layer, module in modules.items():
+            hooks.enter_context(module.register_forward_hook(watch(layer)))
         yield inputs, shifts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _at(value: torch.Tensor, batch: Targets) -> torch.Tensor:

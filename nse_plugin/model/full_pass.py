@@ -72,6 +72,7 @@ class FullPass:
         steps = torch.arange(int(self.lengths.max()), device=self._starts.device)
         index = (self._starts[:, None] + steps).clamp(max=self._batch.input_ids.shape[1] - 1)
         real = steps < self.lengths[:, None]  # [rows, tail]
+        blocks = self._layout.blocks
         found: list[torch.Tensor] = []
 
         def put_in(_module: Any, _args: Any, output: Any) -> Any:
@@ -88,10 +89,8 @@ class FullPass:
 
         with ExitStack() as hooks:
             if hidden is not None:
-                z_block = self._layout.blocks[self._layer]
-                hooks.callback(z_block.register_forward_hook(put_in).remove)
-            last_block = self._layout.blocks[self._last]
-            hooks.callback(last_block.register_forward_hook(read).remove)
+                hooks.enter_context(blocks[self._layer].register_forward_hook(put_in))
+            hooks.enter_context(blocks[self._last].register_forward_hook(read))
             with suppress(StopPass):
                 self._layout.body(**self._batch.model_inputs(), use_cache=False)
         return found[0]

@@ -79,11 +79,8 @@ def head_at(model: Any, rows: torch.Tensor, positions: torch.Tensor) -> Iterator
         hidden = args[0]
         return (hidden[rows.to(hidden.device), positions.to(hidden.device)][None], *args[1:])
 
-    handle = head.register_forward_pre_hook(pick)
-    try:
+    with head.register_forward_pre_hook(pick):
         yield
-    finally:
-        handle.remove()
 
 
 @torch.no_grad()
@@ -173,9 +170,9 @@ def _run_until_seen(
 
     with ExitStack() as hooks:
         for name, module in inputs_of.items():
-            hooks.callback(module.register_forward_pre_hook(read_input(name)).remove)
+            hooks.enter_context(module.register_forward_pre_hook(read_input(name)))
         for name, module in outputs_of.items():
-            hooks.callback(module.register_forward_hook(read_output(name)).remove)
+            hooks.enter_context(module.register_forward_hook(read_output(name)))
         with suppress(StopPass):
             layout.body(**batch.model_inputs(), use_cache=False)
 

@@ -54,7 +54,7 @@ def beginning_at(layout: DecoderLayout, block: int, hidden: torch.Tensor) -> Ite
     with ExitStack() as undo:
         for below in list(layout.blocks)[:block]:
             undo.enter_context(_skipped(below, in_tuple))
-        undo.callback(layout.blocks[block].register_forward_pre_hook(put_in).remove)
+        undo.enter_context(layout.blocks[block].register_forward_pre_hook(put_in))
         yield
 
 
@@ -80,9 +80,8 @@ def _tested(layout: DecoderLayout, block: int, last: int) -> bool:
     def note(_module: Any, _args: Any, output: Any) -> None:
         layout.measured["in tuple", block - 1] = isinstance(output, tuple)
 
-    hook = layout.blocks[block - 1].register_forward_hook(note)
     try:
-        with quiet(layout.model):
+        with quiet(layout.model), layout.blocks[block - 1].register_forward_hook(note):
             whole = {"hidden": layout.blocks[block]}
             expected = read_rows(layout, batch, at, outputs_of=ends, whole_inputs_of=whole)
             with beginning_at(layout, block, expected["hidden"]):
@@ -94,8 +93,6 @@ def _tested(layout: DecoderLayout, block: int, last: int) -> bool:
         raise
     except Exception as error:  # a block may raise anything if those below are skipped
         why = f"{type(error).__name__}: {error}"
-    finally:
-        hook.remove()
     if why:
         log.info(
             "no pass of model type %r can begin at block %d (%s); keys are read with whole passes, "

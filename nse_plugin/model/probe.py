@@ -10,6 +10,7 @@ import re
 import weakref
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -160,17 +161,13 @@ def _right_guess(model: PreTrainedModel, guesses: list[Family]) -> Family | None
     ids = torch.arange(1, 5, device=layouts[0].input_device)[None]
     other_end = torch.cat([ids[:, :-1], ids[:, -1:] + 1], dim=1)
     hidden: list[torch.Tensor] = []
-    handle = (
-        layouts[0]
-        .blocks[-1]
-        .register_forward_hook(lambda _module, _args, output: hidden.append(first_tensor(output)))
-    )
-    try:
-        with quiet(model), torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
-            others = model(input_ids=other_end, use_cache=False).logits
-    finally:
-        handle.remove()
+
+    def read(_module: nn.Module, _args: Any, output: Any) -> None:
+        hidden.append(first_tensor(output))
+
+    with quiet(model), torch.no_grad(), layouts[0].blocks[-1].register_forward_hook(read):
+        logits = model(input_ids=ids, use_cache=False).logits
+        others = model(input_ids=other_end, use_cache=False).logits
     tolerance = 1e-3 if logits.dtype in (torch.float32, torch.float64) else 2e-2
     if _differ(others[:, :-1], logits[:, :-1], tolerance):
         return None

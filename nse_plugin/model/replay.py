@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 from transformers import DynamicCache
 
 from nse_plugin.errors import ModelError
@@ -162,13 +163,13 @@ def _observed(
     arguments: dict[int, dict[str, Any]] = {}
     with ExitStack() as hooks:
         z_block = layout.blocks[numbers[0]]
-        hooks.callback(
+        hooks.enter_context(
             z_block.register_forward_hook(
                 lambda _module, _args, output: outputs.append(first_tensor(output))
-            ).remove
+            )
         )
         for number in numbers[1:]:
-            hooks.callback(_record_call(layout, number, arguments))
+            hooks.enter_context(_record_call(layout, number, arguments))
         layout.body(**after(batch, group), past_key_values=cache, use_cache=True)
     known = (*_REPLACED, *_BY_POSITION)
     for call in arguments.values():
@@ -202,8 +203,8 @@ def _joined(calls: list[_BlockCall]) -> _BlockCall:
 
 def _record_call(
     layout: DecoderLayout, number: int, found: dict[int, dict[str, Any]]
-) -> Callable[[], None]:
-    """Record the arguments of a block's calls by name; returns the function to stop this."""
+) -> RemovableHandle:
+    """Record the arguments of a block's calls by name."""
     block = layout.blocks[number]
     signature = inspect.signature(block.forward)
 
@@ -212,7 +213,7 @@ def _record_call(
         extra = bound.pop("kwargs", {})
         found[number] = {**bound, **extra}
 
-    return block.register_forward_pre_hook(record, with_kwargs=True).remove
+    return block.register_forward_pre_hook(record, with_kwargs=True)
 
 
 def _block_call(

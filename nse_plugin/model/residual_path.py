@@ -205,11 +205,11 @@ class _Observed:
             raise StopPass
 
         with ExitStack() as hooks:
-            hooks.callback(down.register_forward_hook(at_down).remove)
+            hooks.enter_context(down.register_forward_hook(at_down))
             for module in block.modules():
                 if "norm" in type(module).__name__.lower():
-                    hooks.callback(module.register_forward_pre_hook(at_norm).remove)
-            hooks.callback(block.register_forward_hook(at_end).remove)
+                    hooks.enter_context(module.register_forward_pre_hook(at_norm))
+            hooks.enter_context(block.register_forward_hook(at_end))
             ids = torch.arange(1, 7, device=layout.input_device)[None]
             with suppress(StopPass):
                 layout.body(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
