@@ -96,39 +96,38 @@ class EditRequest:
     braces."""
 
     def __post_init__(self) -> None:
-        put = functools.partial(object.__setattr__, self)  # the class is frozen
         try:
-            put("prompt", _prompt(self.prompt, "prompt"))
-            checked_text(self.subject, "subject")
-            put("target_new", checked_text(self.target_new, "target_new").strip())
-            put("ground_truth", first_text(self.ground_truth, "ground_truth"))
-            if isinstance(self.rephrase_prompts, str):
-                raise FieldError("rephrase_prompts is a text; give a list of texts")
-            texts = tuple(_prompt(text, "rephrase_prompts") for text in self.rephrase_prompts)
-            put("rephrase_prompts", texts)
+            self._check()
         except FieldError as error:
             raise RequestError(f"request {self.case_id}: {error}") from None
+
+    def _check(self) -> None:
+        """Check the fields, and drop blanks that do not count."""
+        put = functools.partial(object.__setattr__, self)  # the class is frozen
+        put("prompt", _prompt(self.prompt, "prompt"))
+        checked_text(self.subject, "subject")
+        put("target_new", checked_text(self.target_new, "target_new").strip())
+        put("ground_truth", first_text(self.ground_truth, "ground_truth"))
+        if isinstance(self.rephrase_prompts, str):
+            raise FieldError("rephrase_prompts is a text; give a list of texts")
+        texts = tuple(_prompt(text, "rephrase_prompts") for text in self.rephrase_prompts)
+        put("rephrase_prompts", texts)
         for name in _PROBES:
             kinds = getattr(self, name).items()
             put(name, {kind: tuple(probes) for kind, probes in kinds if probes})
         if strange := sorted(set(self.forms) - set(FORMS)):
-            raise RequestError(
-                f"request {self.case_id}: forms has {strange[0]!r}; there are {', '.join(FORMS)}"
-            )
-        place = self.place
+            raise FieldError(f"forms has {strange[0]!r}; there are {', '.join(FORMS)}")
+        place, times = self.place, self.prompt.count(PLACE)
         if place is None:
-            if self.prompt.count(PLACE) != 1:
-                raise RequestError(
-                    f"request {self.case_id}: prompt {self.prompt!r} holds '{{}}' "
-                    f"{self.prompt.count(PLACE)} times; put it once, in the subject's place "
-                    "(`place` says which it is where the prompt has braces of its own)"
+            if times != 1:
+                raise FieldError(
+                    f"prompt {self.prompt!r} holds '{{}}' {times} times; put it once, in the "
+                    "subject's place (`place` says which it is where the prompt has braces of its "
+                    "own)"
                 )
             place = self.prompt.index(PLACE)
         elif self.prompt[place : place + 2] != PLACE or place < 0:
-            raise RequestError(
-                f"request {self.case_id}: place is {place}, and prompt {self.prompt!r} has no "
-                "'{}' there"
-            )
+            raise FieldError(f"place is {place}, and prompt {self.prompt!r} has no '{{}}' there")
         before, after = self.prompt[:place], self.prompt[place + 2 :]
         before, subject, after = without_blanks_around(before, self.subject, after)
         put("prompt", f"{before}{PLACE}{after}")
@@ -181,22 +180,17 @@ class EditRequest:
         Raises:
             RequestError: a field is missing or empty, or the subject is not in the prompt.
         """
-        try:
-            if not is_missing(record.get("case_id")):
-                case_id = checked_case_id(record["case_id"])
-        except FieldError as error:
-            raise RequestError(f"request {case_id}: {error}") from None
-        for name in ("prompt", "target_new", "subject"):
-            if name not in record:
-                raise RequestError(
-                    f"request {case_id}: field {name!r} is missing; "
-                    f"it has {', '.join(sorted(map(str, record))) or 'no fields'}"
-                )
         left_out: list[str] = []
         rephrased = record.get("rephrase_prompt")
         if is_missing(rephrased):
             rephrased = record.get("rephrase_prompts")
         try:
+            if not is_missing(record.get("case_id")):
+                case_id = checked_case_id(record["case_id"])
+            for name in ("prompt", "target_new", "subject"):
+                if name not in record:
+                    there = ", ".join(sorted(map(str, record))) or "no fields"
+                    raise FieldError(f"field {name!r} is missing; it has {there}")
             prompt, place = as_template(
                 record["prompt"], record["subject"], record.get("subject_start")
             )
@@ -205,7 +199,7 @@ class EditRequest:
                 prompt=prompt,
                 subject=record["subject"],
                 target_new=first_text(record["target_new"], "target_new") or "",
-                ground_truth=first_text(record.get("ground_truth"), "ground_truth"),
+                ground_truth=record.get("ground_truth"),
                 rephrase_prompts=all_texts(rephrased, "rephrase_prompts"),
                 place=place,
                 **{name: _read_probes(record, name, left_out) for name in _PROBES},
