@@ -14,7 +14,7 @@ before left.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
@@ -30,6 +30,7 @@ from nse_plugin.methods.bookkeeping import (
     outcomes,
     with_texts_about,
 )
+from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.residual_path import path_of
 from nse_plugin.objectives import TokenObjective, TokenTrace, nll
 from nse_plugin.requests import EditRequest
@@ -58,96 +59,86 @@ def edit_round(
         SessionError: the edited weights were changed outside the session since the last round.
     """
     check_inputs(session, requests, hparams)
+    layout, layer, clock = session.layout, hparams.layers[0], Clock()
     with session.round(hparams.layers):
-        layer = hparams.layers[0]
         contexts = session.untouched.contexts(hparams)
-        rows = encode_round(
-            session.layout, session.tokenizer, requests, contexts, hparams.target_eos
-        )
+        rows = encode_round(layout, session.tokenizer, requests, contexts, hparams.target_eos)
         rows = with_texts_about(session, requests, rows, hparams)
-        factor = (
-            session.untouched.of_covariance(hparams, layer, covariance_factor)
-            if hparams.mom2_adjustment
-            else None
-        )
-        clock = Clock()
+        factor = None
+        if hparams.mom2_adjustment:
+            factor = session.untouched.of_covariance(hparams, layer, covariance_factor)
         with clock("keys"):  # writes to this layer do not change its keys
-            lookups = Lookups.of(session.layout, rows, hparams.token_budget).evenly()
-            found = lookups.read([layer])
-        writer = _Writer(session, rows, hparams, found, factor, clock)
+            found = Lookups.of(layout, rows, hparams.token_budget).evenly().read([layer])
         last_block = replace(hparams, v_loss_layer=None)
+        parts, writes, before = [], [], []
         for number, one in enumerate(rows):
             with clock("values"):
-                values = compute_values(
-                    session.layout, [one], last_block, objective, trace=trace, first=number
-                )
-            writer.write(number, values.lengthened(hparams))
+                value = compute_values(
+                    layout, [one], last_block, objective, trace=trace, first=number
+                ).lengthened(hparams)
+            with clock("solve"):
+                own = found.select(torch.tensor([number]))
+                write, residual = _rank_one(layout, layer, own, value, factor, one)
+            with clock("write"):
+                session.write(write)
+            parts.append(value)
+            writes.append(write)
+            before.append(residual)
+        values = Values.cat(parts)
+        progress = _progress(layout, layer, found, values, torch.cat(before))
         record = RoundRecord(
             number=session.ledger.next_number(),
             method=hparams.method,
-            outcomes=outcomes(requests, Values.cat(writer.values), writer.progress()),
-            writes=tuple(writer.writes),
+            outcomes=outcomes(requests, values, progress),
+            writes=tuple(writes),
             keys={layer: found.keys[layer].cpu()},
             seconds=clock.seconds,
-            d_ff=session.layout.d_ff,
+            d_ff=layout.d_ff,
         )
         session.commit(record)
     return record
 
 
-@dataclass
-class _Writer:
-    """Writes the requests of a round one after another."""
+def _rank_one(
+    layout: DecoderLayout,
+    layer: int,
+    found: Found,
+    value: Values,
+    factor: torch.Tensor | None,
+    one: Rows,
+) -> tuple[Write, torch.Tensor]:
+    """The write of one request, and the norm [1] of its residual before it.
 
-    session: EditSession
-    rows: Sequence[Rows]
-    hparams: ROMEHparams
-    found: Found
-    factor: torch.Tensor | None  # of the covariance
-    clock: Clock
-    values: list[Values] = field(default_factory=list)
-    writes: list[Write] = field(default_factory=list)
-    before: list[torch.Tensor] = field(default_factory=list)  # residual norms [1]
+    Args:
+        found: the request's keys.
+        value: its value [1, d_model].
+        factor: of the covariance.
+    """
+    mean_key, key = found.keys[layer], found.bare[layer]
+    path, output = path_of(layout, layer), layout.recalled(layer, key)
+    residual = value.z - path(output)  # [1, d_model]
+    write = Write(
+        layer=layer,
+        pass_number=1,
+        neurons=all_neurons(mean_key).cpu(),
+        left=path.pull_back(residual, output).T.cpu(),
+        right=rank_one_right(key, mean_key, factor).cpu(),
+        case_ids=(one.case_id,),
+        key_mass=1.0,
+    )
+    return write, residual.norm(dim=1).cpu()
 
-    @property
-    def layer(self) -> int:
-        return self.hparams.layers[0]
 
-    def write(self, number: int, values: Values) -> None:
-        """Write the value [1, d_model] of the request with this index."""
-        layout, layer = self.session.layout, self.layer
-        with self.clock("solve"):
-            found = self.found.select(torch.tensor([number]))
-            mean_key, key = found.keys[layer], found.bare[layer]
-            path, output = path_of(layout, layer), layout.recalled(layer, key)
-            residual = values.z - path(output)  # [1, d_model]
-            self.before.append(residual.norm(dim=1).cpu())
-            left = path.pull_back(residual, output).T
-            right = rank_one_right(key, mean_key, self.factor)
-        write = Write(
-            layer=layer,
-            pass_number=1,
-            neurons=all_neurons(mean_key).cpu(),
-            left=left.cpu(),
-            right=right.cpu(),
-            case_ids=(self.rows[number].case_id,),
-            key_mass=1.0,
-        )
-        with self.clock("write"):
-            self.session.write(write)
-        self.values.append(values)
-        self.writes.append(write)
-
-    def progress(self) -> Progress:
-        """The outcome of every request after the last write."""
-        layout, layer = self.session.layout, self.layer
-        now = path_of(layout, layer)(layout.recalled(layer, self.found.bare[layer]))
-        after = (Values.cat(self.values).z - now).norm(dim=1).cpu()
-        before = torch.cat(self.before)
-        reached = (after <= MOST_LEFT_AFTER_ROUND * before).tolist()
-        return Progress(
-            before,
-            after,
-            torch.ones(len(self.rows), dtype=torch.long),
-            tuple("converged" if yes else "residual_left" for yes in reached),
-        )
+def _progress(
+    layout: DecoderLayout, layer: int, found: Found, values: Values, before: torch.Tensor
+) -> Progress:
+    """How far the requests have come after the last write; ``before``: first residuals [n]."""
+    now = path_of(layout, layer)(layout.recalled(layer, found.bare[layer]))
+    after = (values.z - now).norm(dim=1).cpu()
+    reached = (after <= MOST_LEFT_AFTER_ROUND * before).tolist()
+    return Progress(
+        before,
+        after,
+        torch.ones(len(before), dtype=torch.long),
+        tuple("converged" if yes else "residual_left" for yes in reached),
+    )

@@ -67,21 +67,19 @@ def edit_round(
         )
         with clock("train"):
             features = _features(session, training, hparams.layers)
-        owners = [row + start for start, batch in zip(training.starts, training.batches)
-                  for row in batch.owner.tolist()]  # fmt: skip
-        case_ids = tuple(requests[i].case_id for i in owners)
-        moments, writes = {}, []
         with clock("solve"):
-            for layer, rows in features.items():
-                moments[layer] = Moments.of(rows)
-                before = session.previous_keys.moments(layer)
-                known = moments[layer] if before is None else before.merged(moments[layer])
-                if known.count == 1 and layer == hparams.layers[0]:
-                    log.warning(
-                        "the first round has one target token, which alone has no deviation from "
-                        "the mean, so nothing is written; give the first round two edits or more"
-                    )
-                writes.append(_write(layer, rows, known, session.layout.d_ff, hparams.lr, case_ids))
+            moments = {layer: Moments.of(rows) for layer, rows in features.items()}
+            known = {layer: _with_earlier(session, layer, own) for layer, own in moments.items()}
+            if known[hparams.layers[0]].count == 1:
+                log.warning(
+                    "the first round has one target token, which alone has no deviation from "
+                    "the mean, so nothing is written; give the first round two edits or more"
+                )
+            d_ff, case_ids = session.layout.d_ff, _case_ids(training)
+            writes = tuple(
+                _write(layer, rows, known[layer], d_ff, hparams.lr, case_ids)
+                for layer, rows in features.items()
+            )
         with clock("write"):
             for write in writes:
                 session.write(write)
@@ -91,7 +89,7 @@ def edit_round(
             number=session.ledger.next_number(),
             method=hparams.method,
             outcomes=training.outcomes(),
-            writes=tuple(writes),
+            writes=writes,
             keys={layer: torch.zeros(session.layout.d_ff, 0) for layer in hparams.layers},
             seconds=clock.seconds,
             d_ff=session.layout.d_ff,
@@ -99,6 +97,21 @@ def edit_round(
         )
         session.commit(record)
     return record
+
+
+def _case_ids(training: Training) -> tuple[int | str, ...]:
+    """The request of each target token."""
+    return tuple(
+        training.requests[start + row].case_id
+        for start, batch in zip(training.starts, training.batches)
+        for row in batch.owner.tolist()
+    )
+
+
+def _with_earlier(session: EditSession, layer: int, own: Moments) -> Moments:
+    """Moments of the features of all rounds, of which ``own`` are this one's."""
+    before = session.previous_keys.moments(layer)
+    return own if before is None else before.merged(own)
 
 
 def _write(

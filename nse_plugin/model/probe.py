@@ -65,32 +65,44 @@ def probe_family(model: PreTrainedModel) -> Family:
     Raises:
         ModelError: no guess fits; the message says what is missing.
     """
-    model_type = getattr(model.config, "model_type", type(model).__name__)
-
-    def fail(what: str) -> ModelError:
-        return ModelError(
-            f"methods that write weights cannot edit a model of type {model_type!r}: {what}. "
-            "docs/extending.md says how to add a family to those known: "
-            f"{', '.join(sorted(FAMILIES))}"
+    family = _right_guess(model, _guesses(model))
+    if family is None:
+        raise _unknown(
+            model, "its logits are not head(final norm(last block)) of the tokens so far"
         )
+    return family
 
+
+def _unknown(model: PreTrainedModel, why: str) -> ModelError:
+    model_type = getattr(model.config, "model_type", type(model).__name__)
+    return ModelError(
+        f"methods that write weights cannot edit a model of type {model_type!r}: {why}. "
+        "docs/extending.md says how to add a family to those known: "
+        f"{', '.join(sorted(FAMILIES))}"
+    )
+
+
+def _guesses(model: PreTrainedModel) -> list[Family]:
+    """The structures that names and shapes allow; they differ in the final norm and the head."""
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
     if not lists:
-        raise fail("it has no list of blocks")
+        raise _unknown(model, "it has no list of blocks")
     blocks_name, blocks = max(lists, key=lambda item: sum(p.numel() for p in item[1].parameters()))
     head = model.get_output_embeddings()
     if head is None:
-        raise fail("it has no output embeddings")
+        raise _unknown(model, "it has no output embeddings")
     d_model = head.weight.shape[-1]
     down_name = next((name for name in (_probe_down(b, d_model) for b in blocks) if name), None)
     if down_name is None:
-        mixture = experts(blocks[0])
-        raise fail(
-            f"the MLP of block {blocks_name}.0 is a mixture of experts ({mixture}), in which a "
-            "fact has no one down-projection"
-            if mixture
-            else f"block {blocks_name}.0 has no single matrix to {d_model} numbers from another "
-            "number"
+        if mixture := experts(blocks[0]):
+            raise _unknown(
+                model,
+                f"the MLP of block {blocks_name}.0 is a mixture of experts ({mixture}), in which "
+                "a fact has no one down-projection",
+            )
+        raise _unknown(
+            model,
+            f"block {blocks_name}.0 has no single matrix to {d_model} numbers from another number",
         )
     body_name = blocks_name.rpartition(".")[0]
     norms = [
@@ -99,10 +111,10 @@ def probe_family(model: PreTrainedModel) -> Family:
         if "norm" in type(child).__name__.lower()
     ]
     if not norms:
-        raise fail(f"{body_name!r} has no final norm")
+        raise _unknown(model, f"{body_name!r} has no final norm")
     attention = next((name for name in map(_probe_attention, blocks) if name), None)
     if attention is None:
-        raise fail(f"no block of {blocks_name} has attention")
+        raise _unknown(model, f"no block of {blocks_name} has attention")
     guess = Family(
         blocks=blocks_name,
         down=down_name,
@@ -115,15 +127,11 @@ def probe_family(model: PreTrainedModel) -> Family:
             for name, module in block.named_modules()
         ),
     )
-    guesses = [
+    return [
         replace(guess, final_norm=f"{body_name}.{norm}", multiplies=multiplies)
         for norm in reversed(norms)
         for multiplies in (False, True)
     ]
-    family = _right_guess(model, guesses)
-    if family is None:
-        raise fail("its logits are not head(final norm(last block)) of the tokens so far")
-    return family
 
 
 def _probe_down(block: nn.Module, d_model: int) -> str | None:
