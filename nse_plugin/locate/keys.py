@@ -43,7 +43,7 @@ def other_token_keys(
     prompts = sorted((one.rewriting[0] for one in rows), key=lambda prompt: prompt.n_prompt)
     downs = {layer: layout.down(layer) for layer in layers}
     found: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    known = {one.read for one in rows}  # a key depends on its token and those before it
+    known = {one.up_to_subject for one in rows}  # a key depends on its token and those before it
     with quiet(layout.model):
         for run in micro_batches([prompt.n_prompt for prompt in prompts], token_budget):
             texts = [prompt.ids[: prompt.n_prompt] for prompt in prompts[run]]

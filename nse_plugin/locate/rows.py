@@ -32,7 +32,7 @@ class Rows:
     """Weight of its squared error in a solve that repairs it."""
 
     @property
-    def read(self) -> tuple[int, ...]:
+    def up_to_subject(self) -> tuple[int, ...]:
         """Tokens that the key depends on: those of the bare prompt up to the edited one."""
         return self.rewriting[0].up_to_subject
 
@@ -99,13 +99,13 @@ def merged(rows: Sequence[Rows]) -> tuple[list[Rows], list[int]]:
     numbers: dict[tuple[int, ...], int] = {}
     found: list[Rows] = []
     for one in rows:
-        number = numbers.setdefault(one.read, len(found))
+        number = numbers.setdefault(one.up_to_subject, len(found))
         if number == len(found):
             found.append(one)
         else:
             both = (*found[number].rewriting, *one.rewriting)
             found[number] = replace(found[number], rewriting=both)
-    return found, [numbers[one.read] for one in rows]
+    return found, [numbers[one.up_to_subject] for one in rows]
 
 
 @dataclass(frozen=True)

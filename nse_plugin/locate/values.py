@@ -302,7 +302,7 @@ class _Part:
 
 def _mlp_outputs(layout: DecoderLayout, rows: Sequence[Rows], layer: int) -> torch.Tensor:
     """[n, d_model] float32, what a block's MLP adds to the residual stream on the bare prompts."""
-    batch = TokenBatch.of([item.read for item in rows], layout.input_device)
+    batch = TokenBatch.of([item.up_to_subject for item in rows], layout.input_device)
     found = read_rows(layout, batch, batch.lengths - 1, outputs_of={"down": layout.down(layer)})
     return path_of(layout, layer)(found["down"].float())
 

@@ -91,16 +91,20 @@ def outcomes(
     )
 
 
+EarlierEdit = tuple[EditRequest, int]
+"""An edit of an earlier round, and the round that wrote it last."""
+
+
 def last_edits(
     records: Iterable[RoundRecord], but: Sequence[EditRequest] = ()
-) -> list[tuple[EditRequest, int]]:
-    """The last edit of every fact and the round that wrote it.
+) -> list[EarlierEdit]:
+    """The last edit of every fact.
 
     Args:
         records: rounds of a ledger, of which no tensors are read; some methods keep no requests.
         but: requests whose facts are left out.
     """
-    latest: dict[str, tuple[EditRequest, int]] = {}
+    latest: dict[str, EarlierEdit] = {}
     for record in records:
         latest |= {request.fact: (request, record.number) for request in record.requests}
     for request in but:

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.locate.values import Values
 from nse_plugin.marks import fact_mark, mark
-from nse_plugin.methods.bookkeeping import last_edits
+from nse_plugin.methods.bookkeeping import EarlierEdit, last_edits
 from nse_plugin.methods.writer import Writer
 from nse_plugin.model.answers import score_encoded
 from nse_plugin.model.prompts import encode_request
@@ -57,51 +57,35 @@ class Repaired:
         }
 
 
-class EarlierEdits(NamedTuple):
-    """Edits of earlier rounds that a round writes again: they are no longer in effect, or the round
-    would overwrite them."""
-
-    requests: tuple[EditRequest, ...] = ()
-    rounds: tuple[int, ...] = ()
-    """The round that wrote each last."""
-
-
 def lost_edits(
     session: EditSession, requests: Sequence[EditRequest], hparams: SpreadHparams
-) -> EarlierEdits:
+) -> list[EarlierEdit]:
     """The earlier edits that are no longer in effect, if ``repair_every`` tests them in this round.
 
     Args:
         requests: of the round; facts that it edits are not tested.
     """
     if session.ledger.next_number() % hparams.repair_every:
-        return EarlierEdits()
+        return []
     edits = last_edits(session.ledger.heads(), but=requests)
     if not edits:
-        return EarlierEdits()
+        return []
     given = answered(session, [request for request, _ in edits], hparams.token_budget).tolist()
     lost = [edit for edit, yes in zip(edits, given) if not yes]
     if hparams.merge_subjects:  # edits with the same key share a value
         keys = {request.key_text for request, _ in lost}
         lost = [edit for edit in edits if edit[0].key_text in keys]
-    return _as_earlier(lost)
+    return lost
 
 
-def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> EarlierEdits:
+def same_subject_edits(session: EditSession, requests: Sequence[EditRequest]) -> list[EarlierEdit]:
     """Edits of earlier rounds with the key of a request, whose value would overwrite theirs."""
     ledger, keys = session.ledger, {request.key_text for request in requests}
-    same = [
+    return [
         (request, number)
         for request, number in last_edits(ledger.heads_with(map(mark, keys)), but=requests)
         if request.key_text in keys and number == ledger.wrote_last(request)
     ]
-    return _as_earlier(same)
-
-
-def _as_earlier(edits: Sequence[tuple[EditRequest, int]]) -> EarlierEdits:
-    return EarlierEdits(
-        tuple(request for request, _ in edits), tuple(number for _, number in edits)
-    )
 
 
 def earlier_columns(session: EditSession, requests: Sequence[EditRequest]) -> dict[int, list[int]]:

@@ -28,6 +28,7 @@ from nse_plugin.locate.rows import Rows, merged
 from nse_plugin.locate.values import Values, compute_values
 from nse_plugin.methods.bookkeeping import (
     Clock,
+    EarlierEdit,
     check_inputs,
     check_settings,
     outcomes,
@@ -35,7 +36,6 @@ from nse_plugin.methods.bookkeeping import (
     with_texts_about,
 )
 from nse_plugin.methods.repair import (
-    EarlierEdits,
     earlier_columns,
     lost_edits,
     repair,
@@ -114,14 +114,15 @@ def _write_round(
 ) -> RoundRecord:
     """Write one round, or with ``stored`` values a joint solve; see :func:`spread_round`."""
     clock, together = Clock(), stored is not None
-    same = lost = EarlierEdits()
+    same: list[EarlierEdit] = []
+    lost: list[EarlierEdit] = []
     if hparams.merge_subjects and not together:
         same = same_subject_edits(session, requests)
-    own = [*requests, *same.requests]
+    own = [*requests, *(request for request, _ in same)]
     if hparams.repair_every and not together:
         with clock("ask"):
             lost = lost_edits(session, own, hparams)
-    requests = [*own, *lost.requests]
+    requests = [*own, *(request for request, _ in lost)]
     method = method_of(session, hparams)
     rows = rows_of(session, requests, hparams)
     lookups = Lookups.of(session.layout, rows, hparams.token_budget)
@@ -129,7 +130,7 @@ def _write_round(
     if stored is None:
         with clock("values"):
             values = search.first(len(own), trace)
-    if lost.requests:
+    if lost:
         with clock("repair"):
             found = search.current(torch.arange(len(own), len(requests)))
         values = Values.cat([values, found])
@@ -146,7 +147,7 @@ def _write_round(
         )  # fmt: skip
         writer.run()
         repaired = repair(writer, search.current, hparams)
-    earlier = (*same.rounds, *lost.rounds)
+    earlier = [number for _, number in (*same, *lost)]
     record = RoundRecord(
         number=session.ledger.next_number(),
         method=hparams.method,
@@ -237,7 +238,8 @@ def _preserved_keys(
         parts.append({
             layer: keys * math.sqrt(weight / max(1, keys.shape[1])) for layer, keys in found.items()
         })  # fmt: skip
-    own = {one.read for one in rows}  # an edit of the round may be about one of those subjects
+    # an edit of the round may be about one of those subjects
+    own = {one.up_to_subject for one in rows}
     texts = {
         text: len(one.other_subjects)
         for one in rows

@@ -84,7 +84,7 @@ class Writer:
         self.first = self.before  # the first residuals of the current values; see rewrite()
         self.passes = torch.zeros(len(self.requests), dtype=torch.long)
         self.left_out = torch.zeros(len(self.requests), dtype=torch.bool)  # by the last pass
-        self.read: dict[int, torch.Tensor] = {}  # keys of the last pass, by layer
+        self.last_keys: dict[int, torch.Tensor] = {}  # of the last pass, by layer
         self.order = torch.arange(len(self.requests))  # requests in the order of the columns read
         self.unread = self.order  # those not read by the last pass, at the end of that order
 
@@ -141,7 +141,7 @@ class Writer:
 
         A key depends only on layers below its own, so the keys that the last pass read still hold.
         """
-        parts = [self.read] if self.read else []
+        parts = [self.last_keys] if self.last_keys else []
         if len(self.unread):
             with self.clock("keys"):
                 rest = self.start.lookups.select(self.unread).keys(self.layers)
@@ -179,7 +179,7 @@ class Writer:
             if preserving:
                 keys = torch.cat([keys, other.keys[layer]], dim=1)
             self._write_layer(layer, active, own, keys, roots, number)
-            self.read[layer] = keys.cpu()
+            self.last_keys[layer] = keys.cpu()
         self.order, self.unread = torch.cat([active, rest]), rest[:0] if preserving else rest
         self.passes[active] += 1
         self.left_out[active] = False

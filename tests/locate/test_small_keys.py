@@ -79,7 +79,7 @@ def test_subjects_that_end_at_a_sink_are_edited_at_the_last_token_that_is_none(
             assert new == one
             continue
         moved.append(later[-1])
-        assert new.past_sink and new.read == prompt.ids[: later[-1] + 1]
+        assert new.past_sink and new.up_to_subject == prompt.ids[: later[-1] + 1]
         for before, after in zip(one.rewriting, new.rewriting):  # as far from the end everywhere
             assert after.ids == before.ids
             assert after.n_prompt - after.subject_last == prompt.n_prompt - later[-1]
@@ -118,7 +118,7 @@ def test_subjects_with_massive_hidden_states_are_edited_at_another_token(session
         prompt = one.rewriting[0]
         is_massive = prompt.subject_last <= massive < prompt.n_prompt - 1
         assert new.past_sink is is_massive
-        assert not is_massive or len(new.read) == prompt.n_prompt  # at the last token
+        assert not is_massive or len(new.up_to_subject) == prompt.n_prompt  # at the last token
     assert placed(session, rows, avoid_sinks=False) == rows
 
 

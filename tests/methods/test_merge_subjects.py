@@ -87,9 +87,10 @@ def test_only_rounds_of_the_subject_are_read(tokenizer, tmp_path):
     for session in (backend.session, again):
         assert session.model in (model, resumed)
         ledger, found = session.ledger, same_subject_edits(session, [born])
-        assert [request.case_id for request in found.requests] == [10, 11]
-        assert found.rounds == (4, 4)  # the fourth round wrote the first fact again
-        assert earlier_columns(session, found.requests) == {1: [0], 4: [0, 1]}
+        requests, rounds = zip(*found)
+        assert [request.case_id for request in requests] == [10, 11]
+        assert rounds == (4, 4)  # the fourth round wrote the first fact again
+        assert earlier_columns(session, requests) == {1: [0], 4: [0, 1]}
         ledger.truncate(1)
         assert ledger.wrote_last(LIVES) == 1
         assert [record.number for record in ledger.heads_with([mark(WORKS.key_text)])] == [1]
@@ -117,8 +118,8 @@ def test_a_lost_edit_brings_all_that_share_its_key(tokenizer, tmp_path, monkeypa
         BASES["MEMIT"].edit_round(session, [request], replace(hparams, repair_every=0))
     alone = lost_edits(session, [], hparams)
     shared = lost_edits(session, [], replace(hparams, merge_subjects=True))
-    assert [request.case_id for request in alone.requests] == [10] and session.model is model
-    assert [request.case_id for request in shared.requests] == [10, 11] and shared.rounds == (1, 2)
+    assert [request.case_id for request, _ in alone] == [10] and session.model is model
+    assert [(request.case_id, number) for request, number in shared] == [(10, 1), (11, 2)]
 
 
 def test_a_trace_is_refused_where_edits_share_a_value(tokenizer, tmp_path):

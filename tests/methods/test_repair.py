@@ -175,8 +175,8 @@ def test_all_earlier_keys_of_a_lost_fact_are_left_out(tokenizer, tmp_path, monke
     for request in some_requests(3):
         BASES["MEMIT"].edit_round(session, [request], hparams)
     lost = repair.lost_edits(session, [], hparams)
-    assert [request.case_id for request in lost.requests] == [0] and lost.rounds == (3,)
-    assert repair.earlier_columns(session, lost.requests) == {1: [0], 2: [1], 3: [1]}
+    assert [(request.case_id, number) for request, number in lost] == [(0, 3)]
+    assert repair.earlier_columns(session, [lost[0][0]]) == {1: [0], 2: [1], 3: [1]}
     assert model is session.model
 
 
