@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON and JSON lines, checksums; optional packages; the cache."""
+"""Files: atomic writes, JSON and JSON lines, checksums; optional packages; the cache; git."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cache_dir() -> Path:
     return Path(os.path.expanduser(home)) / "nse_plugin"
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file, flush it, then rename it.
 
     The file gets the permissions of a new file, whatever ``write`` sets.
@@ -126,11 +126,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes, in full or not at all."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    write_whole(path, write)
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def now() -> str:

@@ -147,9 +147,12 @@ def _questions(number: int, record: Mapping[str, Any], chat: Any) -> list[Questi
     questions = []
     for group, kind, pairs in asked:
         in_chat = chat is not None and group != "locality"
+        if in_chat:
+            texts = generated.rendered(chat, [prompt for prompt, _ in pairs])
+            pairs = [(text, answer) for text, (_, answer) in zip(texts, pairs)]
         questions += [
             Question(number, group, prompt, answer, kind=kind, in_chat=in_chat)
-            for prompt, answer in (chat(pairs) if in_chat else pairs)
+            for prompt, answer in pairs
         ]
     return questions
 
@@ -170,7 +173,7 @@ def _paired(
 
 
 def _chat(hparams: Any, tok: Any) -> Any:
-    """A function that puts prompts into the chat template; None unless the hparams ask for it."""
+    """The tokenizer if prompts go into its chat template, as the hparams may ask; else None."""
     if not getattr(hparams, "use_chat_template", False):
         return None
     if not getattr(tok, "chat_template", None):
@@ -178,12 +181,7 @@ def _chat(hparams: Any, tok: Any) -> Any:
             "use_chat_template is true and the tokenizer has no chat template; set it to false, "
             "or take the tokenizer of a model that was trained for chat"
         )
-
-    def wrap(pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        prompts = generated.rendered(tok, [prompt for prompt, _ in pairs])
-        return [(prompt, answer) for prompt, (_, answer) in zip(prompts, pairs)]
-
-    return wrap
+    return tok
 
 
 def _encode_as_host(tok: Any, question: Question, answer: str) -> EncodedPrompt:

@@ -92,10 +92,9 @@ def keep_known(
                 kept.append(request)
         ask(probe for request in kept for probe in _locality(request))
         for request in kept:
-            answered = {
+            locality = {
                 kind: tuple(filter(right.get, probes)) for kind, probes in request.locality.items()
             }
-            locality = {kind: probes for kind, probes in answered.items() if probes}
             known.requests.append(dataclasses.replace(request, locality=locality))
             known.probes_asked += len(_locality(request))
             known.probes_kept += len(_locality(known.requests[-1]))

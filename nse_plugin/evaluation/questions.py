@@ -27,7 +27,7 @@ class Question:
     record: int
     """Index of the request or record that the question is about."""
     group: str
-    """rewrite, paraphrase, locality or portability."""
+    """One of those in :mod:`.settings`: ``GROUPS`` and ``OPTIONAL_GROUPS``."""
     prompt: str
     answer: str
     other: str | None = None

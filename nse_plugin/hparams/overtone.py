@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams.base import Hparams
 from nse_plugin.hparams.validation import Settings, bounded, by_field, mistakes_in
-from nse_plugin.hparams.variants import read_method_yaml
+from nse_plugin.hparams.variants import read_named
 
 SETTINGS = {
     "FT": {"lambda_": 0.1, "epsilon": 0.01, "n_sigma": 0.5},
@@ -145,7 +145,7 @@ def _read_base(base: Any, shared: Mapping[str, Any]) -> Hparams:
     where = "base"
     if isinstance(base, str):
         where = f"base {base}"
-        base = read_method_yaml(base)
+        base = read_named(base)
     if not isinstance(base, Mapping) or "alg_name" not in base:
         raise HparamsError(
             f"{where} has no alg_name; give the name or path of a method's YAML, such as "

@@ -21,10 +21,8 @@ def all_neurons(keys: torch.Tensor) -> torch.Tensor:
     return torch.arange(keys.shape[0], device=keys.device)
 
 
-def submatrix(matrix: torch.Tensor | None, neurons: torch.Tensor) -> torch.Tensor | None:
-    """M[I, I] on the device of ``neurons`` [|I|]; None of None."""
-    if matrix is None:
-        return None
+def submatrix(matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
+    """M[I, I] on the device of ``neurons`` [|I|]."""
     if len(neurons) == len(matrix):
         return matrix.to(neurons.device)
     rows = neurons.to(matrix.device)

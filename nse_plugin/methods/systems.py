@@ -63,10 +63,10 @@ class Systems:
             return found
         weight = self._hparams.covariance_weight(len(K))
         if C is not None:  # on the layer's device, which is that of the keys
-            C = self._untouched.of_covariance(self._hparams, layer, _itself)
+            C = submatrix(self._untouched.of_covariance(self._hparams, layer, _itself), neurons)
         return solve_right(
             K[neurons],
-            covariance=submatrix(C, neurons),
+            covariance=C,
             weight=weight,
             previous=self._previous.matrix(layer, neurons) if self._use_previous else None,
             layer=layer,

@@ -52,17 +52,9 @@ class Answers:
     n_tokens: list[int]
     """Number of answer tokens."""
 
-    def __len__(self) -> int:
-        return len(self.exact)
-
 
 def score_answers(
-    model: nn.Module,
-    tokenizer: Any,
-    prompts: Sequence[str],
-    answers: Sequence[str],
-    *,
-    token_budget: int = TOKEN_BUDGET,
+    model: nn.Module, tokenizer: Any, prompts: Sequence[str], answers: Sequence[str]
 ) -> Answers:
     """Score the answer to each prompt, one space after it.
 
@@ -76,7 +68,7 @@ def score_answers(
             f"{len(prompts)} prompts and {len(answers)} answers; give one answer per prompt"
         )
     pairs = [encode_prompt(tokenizer, p, target=a) for p, a in zip(prompts, answers)]
-    return score_encoded(model, pairs, token_budget=token_budget)
+    return score_encoded(model, pairs)
 
 
 def score_encoded(

@@ -36,7 +36,7 @@ class ResidualPath:
     def __call__(self, output: torch.Tensor) -> torch.Tensor:
         """What is added: [n, d_model] float32, for outputs [n, d_model] of the down-projection."""
         if self.norm is None:
-            return output if self.scale == 1 else self.scale * output
+            return self.scale * output
         return self.scale * _apply(self.norm, output)
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class ResidualPath:
             output: [n, d_model], current output of the down-projection.
         """
         if self.norm is None:
-            return residual if self.scale == 1 else residual / self.scale
+            return residual / self.scale
         output = output.to(residual.device)
         gain, bias, centres = _affine(self.norm, output[:1])
         wanted = (self(output) + residual) / self.scale

@@ -6,6 +6,7 @@ used nor changed, and a seed gives the same text on every device up to rounding 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -75,27 +76,24 @@ def sample_ids(
 
 
 def context_texts(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    *,
-    seed: int,
-    n_tokens: Sequence[int] = (10,) * len(OPENINGS),
-    openings: Sequence[str] = OPENINGS,
+    model: PreTrainedModel, tokenizer: Any, *, seed: int, n_tokens: Sequence[int]
 ) -> tuple[str, ...]:
     """Short texts to put before prompts, as ``"{text}. {prompt}"`` (arXiv 2410.04045).
+
+    Their openings, :data:`OPENINGS`, take turns.
 
     Args:
         n_tokens: length of each text in tokens, its opening included.
 
     Returns:
-        One text per opening: a single line that holds no braces.
+        The texts, each a single line that holds no braces.
 
     Raises:
         RequestError: a text is longer than the model's context.
     """
     generator = torch.Generator().manual_seed(seed)
     texts = []
-    for opening, length in zip(openings, n_tokens, strict=True):
+    for opening, length in zip(itertools.cycle(OPENINGS), n_tokens):
         ids = encode_text(tokenizer, opening)
         n_opening = len(tokenizer(opening, add_special_tokens=False)["input_ids"])
         more = sample_ids(

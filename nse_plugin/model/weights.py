@@ -92,12 +92,27 @@ class EditedWeights:
         """
         before = self._edited[name].change
         change = change.to(self._edited[name].original.device, torch.float32)
-        self._write(name, change if before is None else before + change)
+        self.set(name, change if before is None else before + change)
 
     @torch.no_grad()
     def set(self, name: str, change: torch.Tensor | None) -> None:
-        """Replace the sum of all changes; None restores the original bit by bit."""
-        self._write(name, change)
+        """Replace the sum of all changes; None restores the original bit by bit.
+
+        Raises:
+            NotFiniteError: as :meth:`add`.
+        """
+        edited = self._edited[name]
+        if change is None:
+            value = edited.original
+        else:
+            value = edited.plus(change).to(edited.original.dtype)
+            if not all_finite(value):
+                raise NotFiniteError(
+                    f"the change of {name} is not finite; nothing was written. "
+                    "Lower v_lr or raise mom2_update_weight"
+                )
+        edited.parameter.data.copy_(value)
+        edited.change = change
 
     def snapshot(self) -> dict[str, torch.Tensor | None]:
         """The current changes, for :meth:`restore`; nothing is copied, since sums are replaced and
@@ -135,20 +150,6 @@ class EditedWeights:
     def original_fingerprint(self) -> dict[str, int]:
         """The same for the originals."""
         return {name: edited.original_fingerprint for name, edited in self._edited.items()}
-
-    def _write(self, name: str, change: torch.Tensor | None) -> None:
-        edited = self._edited[name]
-        if change is None:
-            value = edited.original
-        else:
-            value = edited.plus(change).to(edited.original.dtype)
-            if not all_finite(value):
-                raise NotFiniteError(
-                    f"the change of {name} is not finite; nothing was written. "
-                    "Lower v_lr or raise mom2_update_weight"
-                )
-        edited.parameter.data.copy_(value)
-        edited.change = change
 
 
 def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:

@@ -90,11 +90,7 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
         "seconds": record.seconds,
         "state": record.state and {"kind": record.state.kind, "config": record.state.config},
     }
-    path = round_path(folder, record.number)
-    write_whole(
-        path, lambda temporary: save_file(tensors, temporary, {"record": json.dumps(header)})
-    )
-    return Saved(path, checksum(path))
+    return _saved(round_path(folder, record.number), tensors, {"record": json.dumps(header)})
 
 
 def load_round(path: Path, sha256: str | None = None) -> RoundRecord:
@@ -145,9 +141,7 @@ def save_matrices(path: Path, tensors: Mapping[str, torch.Tensor], about: Any) -
     Args:
         about: the description of the round, for JSON, with the ``method``.
     """
-    header = {_HOST: json.dumps(about)}
-    write_whole(path, lambda temporary: save_file(dict(tensors), temporary, header))
-    return Saved(path, checksum(path))
+    return _saved(path, dict(tensors), {_HOST: json.dumps(about)})
 
 
 def read_matrices(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -196,8 +190,8 @@ class RoundFile:
     number: int
     path: str
     edits: int
-    counts: tuple[tuple[int, int], ...]
-    """(layer, number of keys)."""
+    key_counts: dict[int, int]
+    """Number of keys by edited layer."""
     d_ff: int | None
     sha256: str | None
     """The checksum that the file should have, if known."""
@@ -226,7 +220,7 @@ class RoundFile:
                 number=record.number,
                 path=str(path),
                 edits=record.edits,
-                counts=tuple((int(layer), int(n)) for layer, n in header["key_counts"].items()),
+                key_counts={int(layer): int(n) for layer, n in header["key_counts"].items()},
                 d_ff=record.d_ff,
                 sha256=sha256,
                 consolidates=tuple(header.get("consolidates", ())),
@@ -236,11 +230,6 @@ class RoundFile:
                 new_edits=record.new_edits,
                 marks=record.marks,
             )
-
-    @property
-    def key_counts(self) -> dict[int, int]:
-        """Number of keys by edited layer."""
-        return dict(self.counts)
 
     def head(self) -> RoundRecord:
         """The round without its tensors; the checksum of the file is not compared."""
@@ -282,6 +271,12 @@ def load_rounds(
             entry = replace(entry, within=tuple(before))
         ledger.append(entry)
     return ledger
+
+
+def _saved(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Saved:
+    """Write a file, in full or not at all."""
+    write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
+    return Saved(path, checksum(path))
 
 
 def _metadata_of(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from nse_plugin.locate.values import Values
 from nse_plugin.model.hooks import own_modes, quiet
 from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt
-from nse_plugin.model.sampling import OPENINGS, context_texts, texts_about
+from nse_plugin.model.sampling import context_texts, texts_about
 from nse_plugin.model.weights import EditedWeights
 from nse_plugin.statistics.covariance import second_moments
 from nse_plugin.statistics.files import StatisticsFiles, stats_folder
@@ -50,15 +50,9 @@ class Untouched:
         """Texts to put before prompts, separators included; the model generates them once."""
         key = _contexts_key(hparams)
         if key not in self._contexts:
-            lengths = hparams.context_lengths()
-            with self._rewound(), quiet(self._layout.model):
-                texts = context_texts(
-                    self._layout.model,
-                    self._tokenizer,
-                    seed=hparams.seed,
-                    n_tokens=lengths,
-                    openings=[OPENINGS[i % len(OPENINGS)] for i in range(len(lengths))],
-                )
+            model, lengths = self._layout.model, hparams.context_lengths()
+            with self._rewound(), quiet(model):
+                texts = context_texts(model, self._tokenizer, seed=hparams.seed, n_tokens=lengths)
             self._contexts[key] = tuple(f"{text}. " for text in texts)
         return self._contexts[key]
 

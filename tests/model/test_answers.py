@@ -59,8 +59,9 @@ def test_scores_equal_unbatched_passes_in_all_families(any_model):
 
 def check_scores(model, tokenizer, token_budget, dtype=CPU.dtype):
     tolerance = 1e-4 if dtype is torch.float32 else 0.05
-    scores = score_answers(model, tokenizer, PROMPTS, ANSWERS, token_budget=token_budget)
-    assert len(scores) == len(PROMPTS)
+    pairs = [encode_prompt(tokenizer, p, target=a) for p, a in zip(PROMPTS, ANSWERS)]
+    scores = score_encoded(model, pairs, token_budget=token_budget)
+    assert len(scores.exact) == len(PROMPTS)
     for number, (prompt, answer) in enumerate(zip(PROMPTS, ANSWERS)):
         plain = plain_answer(model, tokenizer, prompt, answer)
         assert scores.predicted[number] == plain.choices

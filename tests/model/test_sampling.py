@@ -82,10 +82,12 @@ def test_logits_that_are_not_finite():
 
 def test_context_texts(model):
     tokenizer = tiny_tokenizer()
-    texts = context_texts(model, tokenizer, seed=0)
-    assert texts == context_texts(model, tokenizer, seed=0)
-    assert texts != context_texts(model, tokenizer, seed=1)
-    for opening, text in zip(("The", "Therefore", "Because", "I", "You"), texts):
+    lengths = [10] * 6
+    texts = context_texts(model, tokenizer, seed=0, n_tokens=lengths)
+    assert texts == context_texts(model, tokenizer, seed=0, n_tokens=lengths)
+    assert texts != context_texts(model, tokenizer, seed=1, n_tokens=lengths)
+    openings = ("The", "Therefore", "Because", "I", "You", "The")
+    for opening, text in zip(openings, texts, strict=True):
         assert text.startswith(opening)
         assert text == " ".join(text.split())
         assert not set("{}\ufffd") & set(text)
@@ -94,7 +96,7 @@ def test_context_texts(model):
 def test_a_text_that_is_too_long_names_its_setting(model):
     tokenizer = tiny_tokenizer()
     with pytest.raises(RequestError, match="context is 64; lower context_length"):
-        context_texts(model, tokenizer, seed=0, n_tokens=[100], openings=["The"])
+        context_texts(model, tokenizer, seed=0, n_tokens=[100])
     for n, way_out in ((30, "shorten it"), (13, "shorten the subject or set kl_texts to 0")):
         with pytest.raises(RequestError, match=f"the text '.*Mara.*of kl_texts has .*{way_out}"):
             texts_about(model, tokenizer, [("Mara " * n).strip()], 1)
@@ -111,6 +113,4 @@ def test_context_texts_drop_braces_and_line_breaks():
             assert skip_special_tokens and len(ids) == 10
             return " The {}\n{x}  end\ufffd"
 
-    assert context_texts(tiny_model("gpt2"), Braces(), seed=0, n_tokens=[10], openings=["The"]) == (
-        "The x end",
-    )
+    assert context_texts(tiny_model("gpt2"), Braces(), seed=0, n_tokens=[10]) == ("The x end",)

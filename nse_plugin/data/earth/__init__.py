@@ -66,8 +66,7 @@ def without_moved_steps(requests: Sequence[EditRequest]) -> list[EditRequest]:
             kind: tuple(probe for probe in group if probe.prompt not in moved)
             for kind, group in request.portability.items()
         }
-        asked = {kind: group for kind, group in probes.items() if group}
-        kept.append(dataclasses.replace(request, portability=asked))
+        kept.append(dataclasses.replace(request, portability=probes))
     return kept
 
 
