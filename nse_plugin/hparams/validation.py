@@ -245,20 +245,20 @@ def _value(key: str, value: Any, hint: Any, range_: Range) -> Any:
     """
     if hint is Any:
         return value
-    for kind in _kinds(hint):
+    kinds = _kinds(hint)
+    for kind in kinds:
         converted = _as(value, kind)
         if converted is _NOT:
             continue
         numbers = converted if isinstance(converted, (list, tuple)) else [converted]
         if all(range_.holds(n) for n in numbers if _is_number(n)):
             return converted
-    choices = [str(choice) for kind in _kinds(hint) for choice in _choices(kind)]
+    allowed = " or ".join(_in_words(kind, range_) for kind in kinds)
+    choices = [str(choice) for kind in kinds for choice in _choices(kind)]
     near = did_you_mean(str(value), choices) if len(choices) > 1 else ""
-    plain = str in _kinds(hint) and isinstance(value, (int, float))
+    plain = str in kinds and isinstance(value, (int, float))
     quotes = f"; put it in quotes, '{value}', if it is one" if plain else ""
-    raise HparamsError(
-        f"{key} is {_shown(value)}; it must be {_in_words(hint, range_)}{near}{quotes}"
-    )
+    raise HparamsError(f"{key} is {_shown(value)}; it must be {allowed}{near}{quotes}")
 
 
 _NOT = object()
@@ -306,12 +306,8 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _in_words(hint: Any, range_: Range) -> str:
-    """What a field may hold: ``a number above 0 or null``."""
-    return " or ".join(_kind_in_words(kind, range_) for kind in _kinds(hint))
-
-
-def _kind_in_words(kind: Any, range_: Range) -> str:
+def _in_words(kind: Any, range_: Range) -> str:
+    """What a value of a type may be: ``a number above 0``."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         some = ["null" if c is None else "false" if c is False else repr(c) for c in inner]

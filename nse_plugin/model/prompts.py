@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from nse_plugin.errors import ModelError, RequestError
 from nse_plugin.model.chat import ChatTokenizer
@@ -190,9 +191,8 @@ class TokenBatch:
     def of(cls, rows: Sequence[Sequence[int]], device: torch.device | str) -> TokenBatch:
         """Pad rows of ids to the width of the longest."""
         lengths = torch.tensor([len(row) for row in rows])
-        input_ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-        for number, row in enumerate(rows):
-            input_ids[number, : len(row)] = torch.tensor(row)
+        each = [torch.tensor(row, dtype=torch.long) for row in rows]
+        input_ids = pad_sequence(each, batch_first=True)
         mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
         return cls(input_ids.to(device), mask.to(device), lengths.to(device))
 
