@@ -14,7 +14,7 @@ from torch import nn
 from nse_plugin.errors import DataError, HostError
 from nse_plugin.model.seeding import seeded
 from nse_plugin.model.watch import Watch
-from nse_plugin.model.weights import not_finite
+from nse_plugin.model.weights import all_finite
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger_files import Saved, read_matrices, round_path, save_matrices
 from nse_plugin.session.records import Written
@@ -111,9 +111,9 @@ class HostBackend:
 
     def problem(self) -> str | None:
         """A changed or attached weight that is not finite, or None."""
-        if self._attached:
-            return not_finite(self.model.parameters())
-        return not_finite(map(self._parameter, self._originals))
+        written = map(self._parameter, self._originals)
+        changed = self.model.parameters() if self._attached else written
+        return None if all(map(all_finite, changed)) else "weights"
 
     def save(self, folder: Path, number: int) -> Saved:
         """Store the whole matrices that the last round changed."""

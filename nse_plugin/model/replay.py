@@ -25,7 +25,7 @@ from nse_plugin.model.hooks import take_positions
 from nse_plugin.model.layout import DecoderLayout, first_tensor
 from nse_plugin.model.prompts import TokenBatch
 
-_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "cache")  # by version
+_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past", "cache")  # by family and version
 _BY_POSITION = ("position_ids", "position_embeddings")
 _REPLACED = ("hidden_states", "attention_mask", "cache_position", "use_cache", *_CACHE_NAMES)
 

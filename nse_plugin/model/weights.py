@@ -8,7 +8,7 @@ gives the original bits, also in float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -150,11 +150,6 @@ class EditedWeights:
     def original_fingerprint(self) -> dict[str, int]:
         """The same for the originals."""
         return {name: edited.original_fingerprint for name, edited in self._edited.items()}
-
-
-def not_finite(tensors: Iterable[torch.Tensor]) -> str | None:
-    """``"weights"`` if one of them holds NaN or infinity, else None."""
-    return next(("weights" for tensor in tensors if not all_finite(tensor)), None)
 
 
 @torch.no_grad()

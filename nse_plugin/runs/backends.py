@@ -20,7 +20,7 @@ from nse_plugin.hparams.base import LayersHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.bookkeeping import check_templates
 from nse_plugin.methods.registry import METHODS, find_method
-from nse_plugin.model.weights import not_finite
+from nse_plugin.model.weights import all_finite
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger_files import RoundFile, Saved, load_rounds, save_round
 from nse_plugin.session.records import RoundRecord, Written
@@ -166,7 +166,8 @@ class SessionBackend(Backend):
         if not all(math.isfinite(loss) for loss in losses if loss is not None):
             return "loss"
         edited = map(self.model.get_parameter, self.session.weights.names())
-        return not_finite([*edited, *self.session.attached.tensors().values()])
+        changed = [*edited, *self.session.attached.tensors().values()]
+        return None if all(map(all_finite, changed)) else "weights"
 
     def save(self, folder: Path, number: int) -> Saved:
         """Write the last round's file, from which the ledger reads the round from now on."""
