@@ -1,4 +1,4 @@
-"""CPU seconds of a round by part (values, keys, solve, write), and of a consolidation.
+"""CPU seconds of rounds by part (values, keys, solve, write), and of a consolidation.
 
     nse models get smollm2-135m
     python benchmarks/parts.py [--model smollm2-135m] [--edits 100] [--round 20] [--steps N]
@@ -13,6 +13,7 @@ after it.
 from __future__ import annotations
 
 import argparse
+import resource
 import time
 from collections.abc import Sequence
 from unittest import mock
@@ -86,6 +87,8 @@ def main() -> None:
     record = consolidate(session, hparams)
     name = f"consolidation of {len(record.requests)}"
     print(line(name, record, "", time.process_time() - began), flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30
+    print(f"\nhighest memory: {peak:.1f} GiB")
 
 
 if __name__ == "__main__":

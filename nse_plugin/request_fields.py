@@ -7,6 +7,7 @@ them count as missing; none becomes a text.
 from __future__ import annotations
 
 import math
+import numbers
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,8 +28,8 @@ def is_missing(value: Any) -> bool:
     """Whether a value is missing: None, NaN, pandas' NA, an empty text, or a list of such."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
-    if isinstance(value, float):
-        return math.isnan(value)
+    if isinstance(value, numbers.Real):  # numpy's numbers, too
+        return bool(value != value)
     if isinstance(value, str):
         return not value.strip()
     if isinstance(value, (list, tuple)):

@@ -26,7 +26,7 @@ def submatrix(matrix: torch.Tensor, neurons: torch.Tensor) -> torch.Tensor:
     if len(neurons) == len(matrix):
         return matrix.to(neurons.device)
     rows = neurons.to(matrix.device)
-    return matrix[rows][:, rows].to(neurons.device)
+    return matrix[rows[:, None], rows].to(neurons.device)
 
 
 def select_by(

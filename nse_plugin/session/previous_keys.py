@@ -173,7 +173,7 @@ class _Layer:
             return chosen @ chosen.T
         total = self._sum()
         whole = len(rows) == self.d_ff
-        return (total if whole else total[rows][:, rows]).to(neurons.device)
+        return (total if whole else total[rows[:, None], rows]).to(neurons.device)
 
     def _sum(self) -> torch.Tensor:
         """P of all rounds so far."""
