@@ -97,7 +97,9 @@ def test_blanks_at_the_end_of_prompts_are_dropped():
     assert request.locality["k"] == (Probe("Bob plays the", "drum"),)
 
 
-@pytest.mark.parametrize("none", [None, float("nan"), np.float32("nan"), "", [], [[]], [None], [[""]]])
+@pytest.mark.parametrize(
+    "none", [None, float("nan"), np.float32("nan"), "", [], [[]], [None], [[""]]]
+)
 def test_what_is_none_never_becomes_a_text(none, caplog):
     base = {"prompt": "Ann lives in", "subject": "Ann", "target_new": "Oslo"}
     group = {"prompt": ["Bob lives in"], "ground_truth": [none]}

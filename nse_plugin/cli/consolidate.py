@@ -14,7 +14,14 @@ from nse_plugin.errors import HparamsError
 from nse_plugin.printable import counted
 
 
-@command(KEEP, examples("nse consolidate run1 --repair-rounds 3", "nse undo run1 --round 21"))
+@command(
+    KEEP,
+    examples(
+        "nse consolidate run1 --repair-rounds 3",
+        "nse consolidate run1 --without 5 --without 7",
+        "nse undo run1 --round 21",
+    ),
+)
 def consolidate(
     run: RUN,
     device: DEVICE = None,
@@ -27,6 +34,14 @@ def consolidate(
             "often as the run's hyperparameters say.",
         ),
     ] = None,
+    without: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            help="Undo this round first, and the consolidation that it is inside of; can be given "
+            "several times.",
+        ),
+    ] = None,
     as_json: AS_JSON = False,
 ) -> int:
     """Solve all edits of a run jointly, as one round in place of the others.
@@ -36,6 +51,7 @@ def consolidate(
     """
     from nse_plugin.runs.consolidate import can_consolidate
     from nse_plugin.runs.reading import RunFiles
+    from nse_plugin.runs.undo import left_out
 
     files = RunFiles(run)  # an error for a folder that is not a run
     if not can_consolidate(files):
@@ -43,7 +59,11 @@ def consolidate(
             f"{run} is a run of {files.method}, whose rounds cannot be consolidated; "
             "those of NSE, MEMIT and AlphaEdit can"
         )
-    with interrupt_says(lambda: f"{run} is as it was before"), working() as listener:
+    with (
+        interrupt_says(lambda: f"{run} is as it was before"),
+        working() as listener,
+        left_out(run, without or ()),
+    ):
         from nse_plugin.runs.edits import EditFolder
 
         line = EditFolder(run, device=device, listener=listener).consolidate(repair_rounds)

@@ -139,8 +139,8 @@ class Ledger:
                     after = f"{first}, after which round {number}, a consolidation too, is active"
                 else:
                     after = (
-                        f"{first}, then round {number}, and consolidate again to solve all edits "
-                        "without those of the round"
+                        f"{first}, then round {number}, and consolidate again; for a folder, "
+                        f"nse consolidate FOLDER --without {number} does all three"
                     )
                 raise SessionError(
                     f"round {number} is inside the consolidation that is round {entry.number}; "

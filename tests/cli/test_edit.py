@@ -6,6 +6,8 @@ import errno
 import json
 import shutil
 import signal
+from contextlib import nullcontext
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -133,7 +135,11 @@ def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):
         "nse_plugin.runs.edits.EditFolder",
         Mock(return_value=Mock(consolidate=Mock(return_value=line))),
     )
-    assert cli.main(["consolidate", "run1", "--repair-rounds", "2"]) == 0
+    left_out = Mock(return_value=nullcontext())
+    monkeypatch.setattr("nse_plugin.runs.undo.left_out", left_out)
+    given = ["consolidate", "run1", "--repair-rounds", "2", "--without", "5", "--without", "7"]
+    assert cli.main(given) == 0
+    left_out.assert_called_once_with(Path("run1"), [5, 7])
     shown = capsys.readouterr()
     assert "5 of them were in effect before, 4 are now" in shown.out
     assert "undo it with: nse undo run1 --round 3" in shown.err
