@@ -9,7 +9,7 @@ from nse_plugin.files import JsonLines, now
 from nse_plugin.hparams import SpreadHparams
 from nse_plugin.hparams.overtone import base_of
 from nse_plugin.methods.consolidate import consolidate
-from nse_plugin.methods.registry import METHODS, hparams_from
+from nse_plugin.methods.registry import hparams_from
 from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.reading import RunFiles, consolidations
 from nse_plugin.runs.schema import ROUNDS, Consolidation, Final
@@ -29,7 +29,7 @@ def would_help(files: RunFiles, final: Final) -> bool:
 
 def can_consolidate(files: RunFiles) -> bool:
     """Whether the method of a run has the values that a consolidation solves for."""
-    if files.method not in METHODS:
+    if files.host_method() is not None:
         return False
     return isinstance(base_of(hparams_from(str(files.folder), files.hparams)), SpreadHparams)
 

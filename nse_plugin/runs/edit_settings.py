@@ -45,11 +45,7 @@ def edit_hparams(
         )
     given = {name: value for name, value in changes.items() if value is not None}
     if files is not None:
-        if files.method not in METHODS:
-            raise DataError(
-                f"{folder} is of the host's method {files.method!r}, whose rounds are whole "
-                "matrices; only runs of this package's methods can be added to"
-            )
+        files.refuse_host("be added to")
         _refuse_others(folder, files, model, method, hparams, chat)
         kept = {**files.hparams, "model_name": files.model_name}
         return hparams_from(folder / MANIFEST, {**kept, **given})

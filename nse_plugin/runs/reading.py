@@ -167,23 +167,39 @@ class RunFiles:
         found |= {entry["file"]: entry["sha256"] for entry in consolidations(self.folder)}
         return dict(sorted(found.items()))
 
+    def host_method(self, lost: Collection[int] = ()) -> str | None:
+        """The method of the host that wrote the rounds, read from the first that is not lost; None
+        for a method of this package."""
+        paths = (round_path(self.folder, n) for n in self.checksums() if n not in lost)
+        path = next((path for path in paths if path.exists()), None)
+        return None if path is None else host_method(path)
+
+    def refuse_host(self, what: str, lost: Collection[int] = ()) -> None:
+        """Raise :class:`DataError` if a method of the host wrote the rounds, which then cannot do
+        ``what``, e.g. ``be opened``."""
+        method = self.host_method(lost)
+        if method is not None:
+            raise DataError(
+                f"{self.folder} has rounds of the host's method {method!r}, which are whole "
+                "matrices and not what each round added; only rounds of this package's methods "
+                f"can {what}"
+            )
+
     def ledger_without(self, lost: Collection[int]) -> Ledger:
         """The ledger, also without some rounds whose files are lost."""
-        undone = [Undone(e["number"], e["time"], e["reason"]) for e in self.undone]
-        gone = {*lost, *(entry.number for entry in undone)}
-        sums: dict[Path, str] = {}
-        for number, sha256 in self.checksums().items():
-            if number in gone:
-                continue
-            path = round_path(self.folder, number)
+        gone = {*lost, *(entry["number"] for entry in self.undone)}
+        sums = {
+            round_path(self.folder, number): sha256
+            for number, sha256 in self.checksums().items()
+            if number not in gone
+        }
+        for path in sums:
             if not path.exists():
                 raise DataError(f"{path} is gone; {lost_round(path)}")
-            sums[path] = sha256
-        hosts = next(iter(sums), None)
-        if hosts is not None and host_method(hosts) is not None:
+        if self.host_method(gone) is not None:
             return Ledger()
         ledger = load_rounds(sums, sums, lost)
-        ledger.undone = undone
+        ledger.undone = [Undone(e["number"], e["time"], e["reason"]) for e in self.undone]
         return ledger
 
 

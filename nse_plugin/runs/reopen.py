@@ -8,7 +8,6 @@ from typing import Any
 
 from nse_plugin.data.models import load_model
 from nse_plugin.errors import DataError
-from nse_plugin.methods.registry import METHODS
 from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.runs.reading import RunFiles, read_manifest
 from nse_plugin.runs.schema import IF_DAMAGED, MANIFEST
@@ -33,11 +32,7 @@ def open_run(run: Path, device: str | None = None) -> tuple[Any, EditSession]:
     hparams = {**files.hparams, "model_name": name}
     if device is not None:
         hparams["device"] = device
-    if files.method not in METHODS:
-        raise DataError(
-            f"{run} is of the host's method {files.method!r}, whose rounds are whole matrices "
-            "without a ledger; only runs of this package's methods can be opened"
-        )
+    files.refuse_host("be opened")
     if name is None:
         raise DataError(f"{run} does not say which model it is of; it cannot be loaded again")
     model, tokenizer, _ = load_model(SimpleNamespace(**hparams))

@@ -13,7 +13,7 @@ from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
 from nse_plugin.session.ledger import ActiveRound, Ledger
-from nse_plugin.session.ledger_files import RoundFile, host_method, round_path
+from nse_plugin.session.ledger_files import RoundFile, round_path
 from nse_plugin.session.records import active_rounds, later_trained
 
 log = logging.getLogger(__name__)
@@ -34,8 +34,9 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     with run_directory(run, resumes=False):
         files, path = RunFiles(run), round_path(run, number)
         is_lost = _is_lost(files, number)
-        _refuse_host(files, [number] if is_lost else [])
-        ledger = _ledger_of_whole_files(files, [number] if is_lost else [])
+        lost = [number] if is_lost else []
+        files.refuse_host("be undone alone", lost)
+        ledger = _ledger_of_whole_files(files, lost)
         last = max(ledger.numbers(), default=0)
         try:
             if number < last and ledger[-1].state is not None:
@@ -111,18 +112,6 @@ def _is_inside(entry: ActiveRound, number: int) -> bool:
     """Whether a round takes the place of another, at any depth."""
     here = isinstance(entry, RoundFile) and number in entry.consolidates
     return here or any(_is_inside(inner, number) for inner in entry.within)
-
-
-def _refuse_host(files: RunFiles, lost: Collection[int]) -> None:
-    """Raise :class:`DataError` if the rounds are those of a host's method."""
-    paths = (round_path(files.folder, n) for n in files.checksums() if n not in lost)
-    path = next((each for each in paths if each.exists()), None)
-    method = None if path is None else host_method(path)
-    if method is not None:
-        raise DataError(
-            f"{path} holds whole matrices of the host's {method}, not what the round added, so no "
-            "round can be undone alone; only rounds of this package's methods can"
-        )
 
 
 def _ledger_of_whole_files(files: RunFiles, lost: Collection[int] = ()) -> Ledger:

@@ -29,7 +29,10 @@ from nse_plugin.runs import listeners
 from nse_plugin.runs import scheduler as scheduling
 from nse_plugin.runs.backends import SessionBackend, backend_of
 from nse_plugin.runs.budget import estimate
+from nse_plugin.runs.consolidate import can_consolidate
+from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.reopen import open_run
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.runs.undo import undo_round
@@ -458,7 +461,7 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     assert result.status == "complete" and list(result.retention_matrix()) == [2, 3]
     assert result.final["measurement"]["relative_change"][DOWN] > 0
-    with pytest.raises(DataError, match="whole matrices of the host's .* no round can be undone"):
+    with pytest.raises(DataError, match="host's method 'STUB'.* whole matrices .* undone alone"):
         undo_round(tmp_path / "a", 2)
     for part in (1, 2):
         place = tmp_path / f"b{part}"
@@ -466,6 +469,15 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
         rest = scheduler(place, subject=editor(), hparams=None)
         rest.run()
         assert same_bits(weights(rest), weights(whole)) and same_run(place, tmp_path / "a")
+
+
+def test_a_host_method_of_a_name_of_ours_is_not_opened_as_ours(tmp_path):
+    """It has no ledger, so the model would be the untouched one."""
+    scheduler(tmp_path / "run", subject=editor(alg_name="ROME"), hparams=None).run()
+    for use, what in ((open_run, "be opened"), (EditFolder, "be added to")):
+        with pytest.raises(DataError, match=f"host's method 'ROME'.* can {what}"):
+            use(tmp_path / "run")
+    assert not can_consolidate(RunFiles(tmp_path / "run"))
 
 
 def test_a_host_round_is_undone(tmp_path):
