@@ -11,7 +11,7 @@ from typing import Any
 from nse_plugin.errors import ModelError, SessionError
 from nse_plugin.requests import EditRequest
 from nse_plugin.session.session import EditSession
-from nse_plugin.tune.stages import Stage, layers_of, stages, start
+from nse_plugin.tune.stages import Stage, first_settings, layers_of, stages
 from nse_plugin.tune.trials import ROUND, Trial, Trials, check_enough
 
 EDITS = 0.5
@@ -83,7 +83,7 @@ def tune(
             "untouched model; call session.undo_all(), or load the model again"
         )
     check_enough(requests)
-    settings = start(session, method, model_name, given or {})
+    settings = first_settings(session, method, model_name, given or {})
     search = _Search(Trials(session, trials, told), minutes * 60, time.monotonic())
     few, others = requests[:ROUND], requests[ROUND:]
     on_few = [stage for stage in stages(method) if not stage.stream]

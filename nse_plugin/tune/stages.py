@@ -42,7 +42,7 @@ def layers_of(options: Sequence[Changes]) -> list[int]:
     return [layer for changes in options for layer in changes.get("layers", [])]
 
 
-def start(session: EditSession, method: str, model_name: str, given: Settings) -> Changes:
+def first_settings(session: EditSession, method: str, model_name: str, given: Settings) -> Changes:
     """The settings with which a search begins.
 
     Args:
@@ -52,7 +52,7 @@ def start(session: EditSession, method: str, model_name: str, given: Settings) -
         HparamsError: there is no search for this method.
     """
     check_method(method)
-    settings = {**_start(session.layout, method, model_name), **given}
+    settings = {**_first_settings(session.layout, method, model_name), **given}
     if method == "AlphaEdit":  # these two settings depend on the scale of the keys
         settings |= _null_spaces(session, settings)[1]
         settings |= _weights_of_identity(session, settings)[1]
@@ -69,7 +69,7 @@ def check_method(method: str) -> None:
         )
 
 
-def _start(layout: DecoderLayout, method: str, model_name: str) -> Changes:
+def _first_settings(layout: DecoderLayout, method: str, model_name: str) -> Changes:
     named = {"alg_name": method, "model_name": model_name}
     if method == "LoRA":
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -128,16 +129,17 @@ def _with_few_probes(request: EditRequest) -> EditRequest:
     return dataclasses.replace(request, locality=locality, portability={})
 
 
-def _options(settings: TuneSettings) -> str:
-    """The options that determine the search, as on the command line."""
-    text = f" --data {settings.data} --minutes {settings.minutes:g} --seed {settings.seed}"
+def _command(settings: TuneSettings, method: str) -> str:
+    """The command of the search for one method, with the options that determine it."""
+    words = ["nse", "tune", "--model", settings.model, "--method", method, "--data", settings.data]
+    words += ["--minutes", f"{settings.minutes:g}", "--seed", str(settings.seed)]
     usual = TuneSettings(model=settings.model)
     for name in ("edits", "limit", "schema", "on_bad_record", "source"):
         if (value := getattr(settings, name)) != getattr(usual, name):
-            text += f" --{name.replace('_', '-')} {value}"
+            words += [f"--{name.replace('_', '-')}", str(value)]
     if settings.known is not None:
-        text += " --known" if settings.known else " --no-known"
-    return text
+        words.append("--known" if settings.known else "--no-known")
+    return shlex.join(words)
 
 
 def _place(settings: TuneSettings, method: str) -> Path:
@@ -171,16 +173,16 @@ def _write(
         )
         return False
     method, model = tuned.method, settings.model
-    command = f"nse tune --model {model} --method {method}{_options(settings)}"
     made = ", ".join(f"{name} {value}" for name, value in versions().items())
     head = [
         f"{method} on {model}, found by",
-        f"    {command}",
+        f"    {_command(settings, method)}",
         about,
         f"{time.strftime('%Y-%m-%d')}; {made}",
     ]
     write_yaml(path, tuned, head)
     show(f"written to {path}; use it with")
-    which = " --known" if settings.only_known else ""
-    show(f"  nse run --hparams {path} --data {settings.data}{which} --limit 100")
+    known = ["--known"] if settings.only_known else []
+    facts = ["--data", settings.data, *known, "--limit", "100"]
+    show(f"  {shlex.join(['nse', 'run', '--hparams', str(path), *facts])}")
     return True

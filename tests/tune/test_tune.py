@@ -4,6 +4,7 @@ with the best settings, within its time, and takes up what an earlier call has t
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ from nse_plugin.tune import start as starting
 from nse_plugin.tune.result import write_yaml
 from nse_plugin.tune.search import tune
 from nse_plugin.tune.settings import TuneSettings
-from nse_plugin.tune.stages import stages, start
+from nse_plugin.tune.stages import first_settings, stages
 from nse_plugin.tune.trials import Trial, Trials
 from tests.tiny import TEXTS, bits, same_bits, tiny_model
 
@@ -45,6 +46,13 @@ def scored(monkeypatch):
     monkeypatch.setattr(Trials, "_edited", edited)
     monkeypatch.setattr(Trials, "_compute_statistics", lambda *_: None)
     return made
+
+
+def test_the_command_in_a_yaml_can_be_pasted():
+    settings = TuneSettings(model="my models/x", data="two words.json", known=False, limit=50)
+    words = shlex.split(starting._command(settings, "NSE"))
+    assert words[:4] == ["nse", "tune", "--model", "my models/x"]
+    assert "two words.json" in words and words[-3:] == ["--limit", "50", "--no-known"]
 
 
 def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, tmp_path):
@@ -141,7 +149,7 @@ def test_every_method_has_a_start_that_it_takes(tokenizer, method, tmp_path):
     session = EditSession.of(model, tokenizer)
     given = dict(mom2_dataset="self", mom2_n_samples=40, n_contexts=0, v_num_grad_steps=2)
     given = given | {"stats_dir": str(tmp_path)} if method in LOCATE else {}
-    settings = start(session, method, "tiny", given)
+    settings = first_settings(session, method, "tiny", given)
     settings |= {"FT": {"num_steps": 1}, "LoRA": {"num_steps": 1}, "GRACE": {"n_iter": 1}}.get(
         method, {}
     )
@@ -156,7 +164,7 @@ def test_the_eigenvalues_of_a_covariance_are_computed_once(tokenizer, tmp_path, 
     given = dict(mom2_dataset=str(TEXTS), mom2_n_samples=40, stats_dir=str(tmp_path))
     found, real = [], torch.linalg.eigvalsh
     monkeypatch.setattr(torch.linalg, "eigvalsh", lambda C: found.append(C) or real(C))
-    settings = start(session, "AlphaEdit", "tiny", given)
+    settings = first_settings(session, "AlphaEdit", "tiny", given)
     (stage,) = (stage for stage in stages("AlphaEdit") if stage.name == "null space")
     thresholds = [changes["nullspace_threshold"] for changes in stage.options(session, settings)]
     assert thresholds[1] == settings["nullspace_threshold"] and len(found) == 1
@@ -167,7 +175,7 @@ def test_the_eigenvalues_of_a_covariance_are_computed_once(tokenizer, tmp_path, 
 def quick(session, folder):
     """Settings that edit a tiny model in little time."""
     given = dict(mom2_dataset=str(TEXTS), mom2_n_samples=40, n_contexts=0, stats_dir=str(folder))
-    return start(session, "NSE", "tiny", {**given, "v_num_grad_steps": 4})
+    return first_settings(session, "NSE", "tiny", {**given, "v_num_grad_steps": 4})
 
 
 def test_each_trial_begins_with_the_untouched_model(tokenizer, tmp_path):
