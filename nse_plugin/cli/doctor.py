@@ -20,7 +20,7 @@ def doctor(
     as_json: AS_JSON = False,
 ) -> int:
     """Show versions, devices, the host, the embedded models and the free disk space."""
-    from nse_plugin.runs.machine import report
+    from nse_plugin.runs.doctor import report
 
     rows = report(stats_dir)
     table = Table("What nse finds on this machine", ("what", "found"), tuple(rows))

@@ -16,8 +16,8 @@ from nse_plugin import host as hosting
 from nse_plugin.compare.results import Memory, MetaInfo
 from nse_plugin.easyedit.checkout import find
 from nse_plugin.files import git_commit, now
+from nse_plugin.runs.doctor import version_of
 from nse_plugin.runs.identity import versions
-from nse_plugin.runs.machine import version_of
 
 try:
     import resource

@@ -182,7 +182,7 @@ def test_signals_end_a_command_with_their_exit_code(number, monkeypatch, capsys)
 
     if signal.getsignal(number) is signal.SIG_IGN:
         pytest.skip("the tests were started with this signal ignored, as nohup does")
-    monkeypatch.setattr("nse_plugin.runs.machine.report", lambda _folder: interrupted())
+    monkeypatch.setattr("nse_plugin.runs.doctor.report", lambda _folder: interrupted())
     assert cli.main(["doctor"]) == 128 + number
     assert "interrupted" in capsys.readouterr().err
     assert signal.getsignal(number) is signal.SIG_DFL

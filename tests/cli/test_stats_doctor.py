@@ -15,7 +15,7 @@ from nse_plugin.data.models import load_model
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.machine import report
+from nse_plugin.runs.doctor import report
 from nse_plugin.session.session import EditSession
 from nse_plugin.statistics import covariance
 from nse_plugin.statistics.files import stats_folder
