@@ -60,13 +60,16 @@ class Comparison:
             NSEPluginError: methods, models, data or folder are wrong; no cell was started.
         """
         cells = self.cells()
+        records = read_requests(self.settings, self.seeds[0])
         self._check(cells)
         with claimed_for(self.settings):
-            return self._run(cells, show)
+            return self._run(cells, len(records), show)
 
-    def _run(self, cells: list[Cell], show: Callable[[str], None]) -> ComparisonResult:
+    def _run(
+        self, cells: list[Cell], n_records: int, show: Callable[[str], None]
+    ) -> ComparisonResult:
         found = {c.place: kept for c in cells if (kept := self._kept(c)) is not None}
-        show(self._plan(len(cells)))
+        show(self._plan(len(cells), n_records))
         if found:
             show(f"{len(found)} of them are done already")
         missing = [c for c in cells if c.place not in found]
@@ -90,10 +93,10 @@ class Comparison:
         parts = [f"{cell} after round {cell.rounds_done()}" for cell in running]
         return ", ".join([f"{len(found)} of {len(cells)} done", *parts])
 
-    def _plan(self, n_cells: int) -> str:
+    def _plan(self, n_cells: int, n_records: int) -> str:
         """A line for people: the cells, and the stream of edits in each."""
         settings = self.settings
-        edits = settings.limit if settings.known else len(read_requests(settings, self.seeds[0]))
+        edits = settings.limit if settings.known else n_records
         fewer = ""
         if edits:
             size = round_size(edits, settings.rounds)
@@ -118,7 +121,6 @@ class Comparison:
 
     def _check(self, cells: list[Cell]) -> None:
         """Check, before anything is written, that every cell can start."""
-        read_requests(self.settings, self.seeds[0])
         for cell in cells:
             if cell.seed != self.seeds[0]:
                 continue

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
@@ -61,6 +61,17 @@ class Serial:
             yield cell, run_cell(cell, self._pool)
 
 
+class _Job(NamedTuple):
+    """A process that runs a cell."""
+
+    process: Any
+    cell: Cell
+    tries: int
+    """How often the cell was started before."""
+    slot: int
+    """A number below that of the jobs, which no other running job has."""
+
+
 class Processes:
     """A new process for each cell, N at a time; if one dies, only its cell is affected."""
 
@@ -72,31 +83,28 @@ class Processes:
     def run(self, cells: Sequence[Cell]) -> Results:
         """Each result as soon as it is there.  Closing the generator ends the processes."""
         waiting = deque((cell, 0) for cell in cells)
-        running: dict[Connection, tuple[Any, Cell, int]] = {}
-        slots: dict[Connection, int] = {}  # numbers of the jobs, below N
+        running: dict[Connection, _Job] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < self._jobs:
                     cell, tries = waiting.popleft()
-                    slot = min(set(range(self._jobs)) - set(slots.values()))
+                    slot = min(set(range(self._jobs)) - {job.slot for job in running.values()})
                     process, connection = self._start(cell, gpu_of(cell.device, slot, self._gpus))
-                    running[connection] = (process, cell, tries)
-                    slots[connection] = slot
+                    running[connection] = _Job(process, cell, tries, slot)
                 ended = wait(list(running))  # their pipes have data, or their processes ended
                 for connection in cast("list[Connection]", ended):
-                    process, cell, tries = running.pop(connection)
-                    del slots[connection]
+                    job = running.pop(connection)
                     result = _received(connection)
-                    process.join()
+                    job.process.join()
                     if result is not None:
-                        yield cell, result
-                    elif tries < RETRIES:
-                        log.warning("%s: its process was lost; it is started again", cell)
-                        waiting.append((cell, tries + 1))
+                        yield job.cell, result
+                    elif job.tries < RETRIES:
+                        log.warning("%s: its process was lost; it is started again", job.cell)
+                        waiting.append((job.cell, job.tries + 1))
                     else:
-                        yield cell, lost(cell, f"exit code {process.exitcode}")
+                        yield job.cell, lost(job.cell, f"exit code {job.process.exitcode}")
         finally:
-            _end([process for process, _, _ in running.values()])
+            _end([job.process for job in running.values()])
 
     def _start(self, cell: Cell, gpu: int | None) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)
