@@ -254,10 +254,11 @@ def _split(folder: Path, name: str) -> tuple[str, str]:
 def _scaling(config: Any, module: str) -> float:
     """PEFT's factor of BA."""
 
+    from peft.utils.other import get_pattern_key
+
     def of(pattern: dict[str, Any] | None, default: float) -> float:
-        keys = (key for key in pattern or {} if re.match(rf"(.*\.)?({key})$", module))
-        key = next(keys, None)
-        return default if key is None or not pattern else pattern[key]
+        pattern = pattern or {}
+        return pattern.get(get_pattern_key(list(pattern), module), default)
 
     rank, alpha = of(config.rank_pattern, config.r), of(config.alpha_pattern, config.lora_alpha)
     return alpha / (math.sqrt(rank) if config.use_rslora else rank)

@@ -14,7 +14,7 @@ def enter(
     session: EditSession,
     factors: Mapping[int, tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]],
     check: Callable[[], None] = lambda: None,
-) -> RoundRecord:
+) -> None:
     """Add changes to a session's model and ledger: all of them or nothing.
 
     The round has no requests and no keys, because an export holds none, so later rounds do not
@@ -51,4 +51,3 @@ def enter(
             session.write(write)
         check()
         session.commit(record)
-    return record
