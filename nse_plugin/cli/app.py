@@ -157,7 +157,7 @@ def _with_common(guarded: Callable[..., int]) -> Callable[..., int]:
 def _usage(error: Any) -> int:
     """Print in one line what is wrong with a command line."""
     where = error.ctx.command_path if getattr(error, "ctx", None) is not None else "nse"
-    message = error.format_message().replace("Value error, ", "").removeprefix("Invalid value: ")
+    message = error.format_message().removeprefix("Invalid value: ")
     message = " ".join(message.rstrip(".").split())
     if message:  # without a command there is none, and the help is shown already
         complain(f"{message}; see {where} --help")

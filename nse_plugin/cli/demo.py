@@ -1,4 +1,4 @@
-"""``nse demo``: a run on the embedded world, for a first impression."""
+"""``nse demo``: a run with fixed settings, for a first impression."""
 
 from __future__ import annotations
 

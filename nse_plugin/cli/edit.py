@@ -14,6 +14,7 @@ from nse_plugin.cli.options import AS_JSON, examples
 from nse_plugin.cli.output import interrupt_says, note, show_result, working
 from nse_plugin.errors import RequestError
 from nse_plugin.printable import shortened
+from nse_plugin.runs.schema import MANIFEST
 
 NOT_IN_EFFECT = 3
 _fact = functools.partial(typer.Option, rich_help_panel="The fact")
@@ -100,10 +101,7 @@ def edit(
         report = folder.edit_facts(
             records, neighbour or (), facts.name if facts is not None else "the fact"
         )
-    if as_json:
-        show_result(report.to_dict())
-    else:
-        show_result(report.text())
+    show_result(report.to_dict() if as_json else report.text())
     if report.in_effect:
         question, folder_name = report.facts[0].prompt, quote(str(out))
         short = shortened(question) == question
@@ -144,6 +142,6 @@ def _records(
 
 
 def _as_it_was(out: Path) -> str:
-    if not (out / "manifest.json").is_file():
+    if not (out / MANIFEST).is_file():
         return "nothing was written; the same command begins again"
     return f"{out} is as it was before; the same command makes the edit"
