@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from nse_plugin.files import write_text
-from nse_plugin.runs.reading import RunFiles, RunResult
+from nse_plugin.runs.reading import RunResult
 from nse_plugin.runs.settings import RunSettings
 from nse_plugin.runs.start import run
 from nse_plugin.version import __version__
@@ -35,7 +35,7 @@ def one_run(model: str, edits: int, rounds: int, folder: Path) -> tuple[RunResul
         protocol={"every": max(1, rounds // N_SHOWN)},
     )
     result = run(settings, print)
-    return result, sum(line["seconds"]["edit"] for line in result.lines())
+    return result, sum(line["seconds"]["edit"] for line in result.files.lines)
 
 
 def end_scores(results: dict[tuple[str, int], tuple[RunResult, float]]) -> str:
@@ -50,7 +50,7 @@ def end_scores(results: dict[tuple[str, int], tuple[RunResult, float]]) -> str:
     for (model, rounds), (result, seconds) in results.items():
         point = result.final["measurement"]
         scores, text = point["all"], point["generation"]
-        before = RunFiles(result.run_dir).manifest["base"]["perplexity"]
+        before = result.files.manifest["base"]["perplexity"]
         cells = [
             f"atlas:{model}",
             f"{rounds} x {result.final['edits'] // rounds}",
@@ -67,7 +67,7 @@ def end_scores(results: dict[tuple[str, int], tuple[RunResult, float]]) -> str:
 
 def matrix(result: RunResult, score: str) -> str:
     """Rounds edited down, rounds tested across, in percent; of many, some at even distances."""
-    table = result.retention_matrix(score)
+    table = result.files.retention_matrix(score)
     tested = evenly(sorted(table))
     edited = evenly(sorted(table[tested[-1]]))
     lines = [

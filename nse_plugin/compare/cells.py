@@ -34,7 +34,7 @@ from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import as_json, hashed, model_identity
-from nse_plugin.runs.reading import RunResult, read_manifest
+from nse_plugin.runs.reading import RunFiles, RunResult, read_manifest
 from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.start import read_requests
@@ -104,7 +104,7 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
         memory = meter.read()
     found = _collect(cell, None if cell.untouched else made, result)
     found["memory"] = memory
-    found["seconds"] = _seconds(result, prepare, time.perf_counter() - start)
+    found["seconds"] = _seconds(result.files, prepare, time.perf_counter() - start)
     found["run_info"]["stream"] = hashed([request.digest() for request in requests])
     return found
 
@@ -238,9 +238,9 @@ def _collect(cell: Cell, made: Recipe | None, result: RunResult) -> CellResult:
     }
     found["scores"] = _scores(measurement)
     found["each"] = measurement.get("each") or []
-    found["points"] = list(_points(result))
+    found["points"] = list(_points(result.files))
     for name in _RETAINED:
-        matrix = result.retention_matrix(name)
+        matrix = result.files.retention_matrix(name)
         found["retention"][name] = {
             str(tested): {str(edited): value for edited, value in row.items()}
             for tested, row in matrix.items()
@@ -295,9 +295,9 @@ def _scores(measurement: Mapping[str, Any]) -> dict[str, float | None]:
     return scores
 
 
-def _points(result: RunResult) -> Iterator[RoundPoint]:
+def _points(files: RunFiles) -> Iterator[RoundPoint]:
     edits = 0
-    for line in result.lines():
+    for line in files.lines:
         if line["file"] is None:  # undone at once, so no model has these scores
             continue
         edits += line["edits"]
@@ -310,9 +310,9 @@ def _points(result: RunResult) -> Iterator[RoundPoint]:
         }
 
 
-def _seconds(result: RunResult, prepare: float, wall: float) -> Seconds:
+def _seconds(files: RunFiles, prepare: float, wall: float) -> Seconds:
     """Means per edit over all rounds on disk, and the total time of this call."""
-    lines = list(result.lines())
+    lines = files.lines
     edits = max(1, sum(line["edits"] for line in lines))
     edit = sum(line["seconds"]["edit"] for line in lines)
     parts: Counter[str] = Counter()

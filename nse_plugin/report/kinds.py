@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from nse_plugin.report.run import Run
-from nse_plugin.runs.reading import measurements
 from nse_plugin.table import Table, percent
 
 KINDS = {
@@ -51,7 +50,7 @@ def kinds_note(heads: Iterable[str]) -> str:
 
 def kinds_table(run: Run) -> Table | None:
     """A row per kind of score: right after the rounds, and at the end by the age of the edit."""
-    measured = [point for point in measurements(run.lines, run.final) if point.get("all")]
+    measured = [point for point in run.measurements if point.get("all")]
     if not measured:
         return None
     last = measured[-1]

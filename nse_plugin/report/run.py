@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from nse_plugin.errors import DataError
 from nse_plugin.evaluation.settings import MAIN_SCORES
 from nse_plugin.runs.facts import ORDER, Fact, facts_of
-from nse_plugin.runs.reading import RunFiles, retention_matrix
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.queries import Survey, survey
 from nse_plugin.session.tables import edited_layers
 
@@ -109,8 +109,7 @@ class Run(RunFiles):
         """Efficacy of the edits of a round (row) after a later one (column)."""
         import pandas as pd
 
-        matrix = retention_matrix(self.lines, self.final)
-        table = pd.DataFrame(matrix, dtype=float).sort_index()
+        table = pd.DataFrame(self.retention_matrix(), dtype=float).sort_index()
         return table.rename_axis("edited", axis=0).rename_axis("tested", axis=1)
 
 

@@ -23,7 +23,7 @@ from nse_plugin.model.answers import score_answers
 from nse_plugin.model.generation import greedy_text
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.listeners import progress
-from nse_plugin.runs.reading import RunResult, read_lines
+from nse_plugin.runs.reading import RunFiles, RunResult
 from nse_plugin.runs.schema import RoundLine
 from nse_plugin.runs.settings import DemoSettings, RunSettings
 from nse_plugin.runs.start import make_scheduler
@@ -172,8 +172,8 @@ class Demo:
         write_json(Path(self.settings.out) / "summary.json", asdict(summary))
         return summary
 
-    def _lines(self) -> list[RoundLine]:
-        return list(read_lines(Path(self.settings.out)))
+    def _lines(self) -> tuple[RoundLine, ...]:
+        return RunFiles(self.settings.out).lines
 
     def _show_examples(self) -> None:
         """Show the continuations of a few edited prompts, before and after all edits."""

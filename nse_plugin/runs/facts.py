@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from nse_plugin.runs.reading import RunFiles, measurements
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.session.records import were_undone
 
 FactOutcome = Literal[
@@ -117,7 +117,7 @@ def _after_consolidation(files: RunFiles, tested: int) -> dict[str, bool]:
 def _last_answers(files: RunFiles) -> tuple[int, dict[tuple[int, Any], Mapping[str, Any]]]:
     """The last measurement of single edits: the number of rounds before it, and the answers by
     round and case."""
-    for point in reversed(measurements(files.lines, files.final)):
+    for point in reversed(files.measurements):
         rows: dict[tuple[int, Any], Mapping[str, Any]] = {
             (row["round"], row["case_id"]): {"exact": row["efficacy"] == 1}
             for row in point.get("each") or []

@@ -86,7 +86,7 @@ class RunFiles:
             DataError: a line is damaged, or lines are lost.
         """
         present = set(self.folder.glob("round-*.safetensors"))  # read first: a run may be at work
-        lines = tuple(read_lines(self.folder))
+        lines = tuple(checked_lines(self.folder / ROUNDS, RoundLine, IF_DAMAGED))
         logs: tuple[Iterable[Any], ...] = (lines, consolidations(self.folder))
         numbers = [line["file"] for log in logs for line in log if line["file"] is not None]
         without_line(present, {round_path(self.folder, number) for number in numbers})
@@ -102,10 +102,24 @@ class RunFiles:
         """The undone rounds, in the order in which they were undone."""
         return undone_rounds(self.folder)
 
+    @cached_property
+    def measurements(self) -> list[Measurement]:
+        """All measurements, in order."""
+        points = [line["measurement"] for line in self.lines]
+        points.append(self.final["measurement"] if self.final else None)
+        return [point for point in points if point]
+
     def measured(self) -> int:
         """The number of rounds before the last measurement of all edits; 0 if there was none."""
-        points = measurements(self.lines, self.final)
-        return points[-1]["tested"] if points else 0
+        return self.measurements[-1]["tested"] if self.measurements else 0
+
+    def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
+        """The score by round edited, by round tested, of all measurements."""
+        return {
+            point["tested"]: {row["edited"]: row[score] for row in point["retention"]}
+            for point in self.measurements
+            if point.get("retention")
+        }
 
     def undone_since(self, tested: int) -> list[int]:
         """The rounds that were in effect in a measurement and undone after it.
@@ -208,35 +222,9 @@ class RunResult:
     """How a call of the scheduler ended."""
 
     status: RunStatus
-    run_dir: Path
     final: Final
     """The content of ``final.json``."""
-
-    def lines(self) -> JsonLines[RoundLine]:
-        """The finished rounds, in order."""
-        return read_lines(self.run_dir)
-
-    def retention_matrix(self, score: str = "efficacy") -> dict[int, dict[int, float | None]]:
-        """See :func:`retention_matrix`."""
-        return retention_matrix(self.lines(), self.final, score)
-
-
-def retention_matrix(
-    lines: Iterable[RoundLine], final: Final | None, score: str = "efficacy"
-) -> dict[int, dict[int, float | None]]:
-    """The score by round edited, by round tested, of all measurements of a run."""
-    return {
-        point["tested"]: {row["edited"]: row[score] for row in point["retention"]}
-        for point in measurements(lines, final)
-        if point.get("retention")
-    }
-
-
-def measurements(lines: Iterable[RoundLine], final: Final | None) -> list[Measurement]:
-    """All measurements of a run, in order."""
-    points = [line["measurement"] for line in lines]
-    points.append(final["measurement"] if final else None)
-    return [point for point in points if point]
+    files: RunFiles
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -272,11 +260,6 @@ def read_final(folder: Path) -> Final | None:
     found = read_json(path, way_out)
     check(found, Final, str(path), way_out)
     return cast(Final, found)
-
-
-def read_lines(folder: Path) -> JsonLines[RoundLine]:
-    """The finished rounds of a run, in order."""
-    return checked_lines(folder / ROUNDS, RoundLine, IF_DAMAGED)
 
 
 def undone_rounds(folder: Path) -> list[UndoneRound]:

@@ -30,7 +30,7 @@ from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
-from nse_plugin.runs.reading import RunResult, read_final, read_manifest
+from nse_plugin.runs.reading import RunFiles, RunResult, read_final, read_manifest
 from nse_plugin.runs.schema import ROUNDS, Identity, Manifest, Measurement, RoundLine
 from nse_plugin.runs.stopping import StopRules, ends, status_of
 from nse_plugin.session.records import Written
@@ -311,7 +311,7 @@ class SequentialScheduler:
             log.warning("%s: no round changed the model; the requests of each round are in %s with "
                         "their outcomes. %s", self.run_dir, ROUNDS, why)  # fmt: skip
         self._tell("end", **final)
-        return RunResult(status, self.run_dir, final)
+        return RunResult(status, final, RunFiles(self.run_dir))
 
     # --- helpers ----------------------------------------------------------------------------------
 

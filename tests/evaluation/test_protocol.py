@@ -160,9 +160,9 @@ def test_retention_table_is_that_of_single_plain_passes(tmp_path, build):
         hparams=settings,
     )  # fmt: skip
     result = run.run()
-    assert len(list(result.lines())) == 4
+    assert len(result.files.lines) == 4
     found = {}
-    for line in result.lines():
+    for line in result.files.lines:
         found["own", line["round"]] = line["scores"]
         for row in line["measurement"]["retention"]:
             found[row["edited"], line["round"]] = row
@@ -173,7 +173,7 @@ def test_retention_table_is_that_of_single_plain_passes(tmp_path, build):
             assert found[cell][name] == pytest.approx(value, abs=2e-4), (cell, name)
     seen = [row["efficacy"] for row in expected.values()]
     assert build is of_tiny or max(seen) == 1  # there is something to retain
-    assert result.retention_matrix()[4][1] == found[1, 4]["efficacy"]
+    assert result.files.retention_matrix()[4][1] == found[1, 4]["efficacy"]
 
 
 def test_other_forms_of_a_fact_have_the_scores_that_are_known():

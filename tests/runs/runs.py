@@ -9,7 +9,7 @@ import pytest
 
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.requests import EditRequest, Probe
-from nse_plugin.runs.reading import read_final, read_lines
+from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.session.session import EditSession
 from tests.tiny import bits, some_requests, tiny_hparams, tiny_model, tiny_tokenizer
@@ -100,8 +100,7 @@ def weights(scheduler: SequentialScheduler):
 def same_run(one: str | Path, other: str | Path) -> bool:
     """Whether two finished runs measured the same, times aside."""
     first, second = (
-        comparable([list(read_lines(Path(folder))), read_final(Path(folder))])
-        for folder in (one, other)
+        comparable([list(files.lines), files.final]) for files in (RunFiles(one), RunFiles(other))
     )
     return first == second
 

@@ -89,7 +89,7 @@ def test_rounds_in_which_nothing_is_written(tmp_path, monkeypatch):
     rest = scheduler(tmp_path / "a", hparams=settings)
     untouched = {name: tensor.clone() for name, tensor in weights(rest).items()}
     result = rest.run()
-    lines = list(result.lines())
+    lines = result.files.lines
     assert result.status == "nothing_written" and not any(line["changed"] for line in lines)
     assert [line["edit"]["status"]["residual_left"] for line in lines] == [2, 2, 2]
     assert all(layer["norm"] == 0 for line in lines for layer in line["edit"]["layers"].values())
@@ -106,7 +106,7 @@ def test_a_run_that_writes_nothing_never_says_complete(tmp_path, changes, caplog
     assert "no round changed the model" in caplog.text
     again = scheduler(tmp_path, hparams=hparams(tmp_path, **changes))
     assert again.run().final == result.final
-    left_out = [line["left_out"] for line in result.lines()]
+    left_out = [line["left_out"] for line in result.files.lines]
     if "upper_bound" in changes:
         assert left_out == [[0, 1], [2, 3], [4, 5]]
         assert "round 2: 2 of 2 requests are out of bounds and were left out (cases 2, 3)" in (
@@ -148,7 +148,7 @@ def test_empty_streams(tmp_path):
     with pytest.raises(RequestError, match="list of requests is empty"):
         scheduler(tmp_path / "a", []).run()
     result = scheduler(tmp_path / "b", iter([])).run()
-    assert result.status == "nothing_written" and not list(result.lines())
+    assert result.status == "nothing_written" and not result.files.lines
 
 
 def test_answers_are_frozen_before_anything_is_edited(tmp_path):
@@ -217,7 +217,7 @@ def test_repeats_are_counted_and_superseded_answers_no_longer_expected(tmp_path)
     asked_anew = answers_again(base[1], "doctor")
     stream = [*base, base[0], asked_anew, base[1], base[1]]  # what stood before is no repeat
     result = scheduler(tmp_path, stream, protocol=protocol(every=1)).run()
-    lines = list(result.lines())
+    lines = result.files.lines
     assert [line["case_ids"] for line in lines] == [[0, 1], [2, 3], [1], [1]]
     assert [line["superseded"] for line in lines] == [0, 0, 1, 1]
     assert [line["repeats"] for line in lines] == [0, 0, 1, 1]
@@ -296,7 +296,7 @@ def test_stop_keeps_the_round_and_continue_writes_the_others(tmp_path, action, s
 
 def test_weights_that_move_too_far_end_a_run_without_a_measurement(tmp_path):
     first = scheduler(tmp_path / "a")
-    lines = list(first.run().lines())
+    lines = first.run().files.lines
     moved = [max(e["relative_change"] for e in x["edit"]["layers"].values()) for x in lines]
     weights_now = dict(first.backend.model.named_parameters())
     now = {
@@ -343,7 +343,7 @@ def test_until_collapse_compares_with_the_run_s_first_measurement(
     result = scheduler(tmp_path, requests(4), **how).run()  # the first is read from disk
     assert (result.status, result.final["rounds"]) == (status, rounds)
     said = dict(rule=f"until_collapse.{score}", value=0.39, bound=0.4, action=action)
-    assert list(result.lines())[2]["stop"] == said
+    assert result.files.lines[2]["stop"] == said
     assert len(RunFiles(tmp_path).ledger) == rounds - (action == "undo")
 
 
@@ -364,7 +364,7 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
     made = scheduler(tmp_path, stop_rules=rules)
     result = made.run()
     assert result.status == status
-    line = list(result.lines())[1]
+    line = result.files.lines[1]
     assert line["stop"]["rule"] == "non_finite" and line["file"] is None
     assert len(RunFiles(tmp_path).ledger) == (2 if action == "continue" else 1)
     again = scheduler(tmp_path, stop_rules=rules)
@@ -377,7 +377,7 @@ def test_the_final_scores_are_of_the_last_round_though_it_was_not_measured(tmp_p
     monkeypatch.setattr(SessionBackend, "problem", lambda _: next(problems))
     rules = StopRules(on_collapse="continue")
     result = scheduler(tmp_path / "other", stop_rules=rules).run()
-    assert list(result.lines())[-1]["scores"] is None
+    assert result.files.lines[-1]["scores"] is None
     assert result.final["measurement"]["all"] == sound.final["measurement"]["all"]
     assert result.final["measurement"]["answers"] == sound.final["measurement"]["answers"]
 
@@ -459,7 +459,7 @@ def test_a_host_method_is_scheduled_kept_and_resumed(tmp_path):
     state = torch.get_rng_state()
     result = whole.run()
     assert torch.equal(state, torch.get_rng_state())
-    assert result.status == "complete" and list(result.retention_matrix()) == [2, 3]
+    assert result.status == "complete" and list(result.files.retention_matrix()) == [2, 3]
     assert result.final["measurement"]["relative_change"][DOWN] > 0
     with pytest.raises(DataError, match="host's method 'STUB'.* whole matrices .* undone alone"):
         undo_round(tmp_path / "a", 2)
@@ -557,7 +557,7 @@ def test_listeners_hear_of_every_round(tmp_path, monkeypatch, capsys):
         listeners.Lines(shown.append), listeners.TensorBoard(tmp_path / "tb"), listeners.Bars(),
         listeners.WandB("p", "n"),
     ]  # fmt: skip
-    lines = list(scheduler(tmp_path / "run", listeners=told).run().lines())
+    lines = scheduler(tmp_path / "run", listeners=told).run().files.lines
     assert len(shown) == 4 and shown[1].startswith("round 2: 2 edits, efficacy ")
     assert shown[3].startswith("time: ") and "edit " in shown[3]
     assert "perplexity" in shown[1] and "perplexity" not in shown[0]
