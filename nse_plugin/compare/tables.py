@@ -96,7 +96,8 @@ def age_tables(result: ComparisonResult, model: str) -> list[Table]:
                 head = SHOWN.get(name) or KINDS[name]
                 rows += [(method, head, *map(percent, ages[method])) for method in ages]
         if rows:
-            title, heads = f"{model}: by age of the edit, {kind}", ("method", "score", *AGES)
+            title = f"{model}: by age of the edit, {kind}"
+            heads = ("method", "score", *AGES)
             found.append(Table.of_numbers(title, heads, rows, _AGE_NOTE, names=2))
     return found
 

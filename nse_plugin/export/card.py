@@ -112,13 +112,7 @@ def write_card(
         of_rank: what was measured with an adapter that holds a part of the change only.
     """
     in_part = any(fit.rank < fit.full_rank for fit in (fits or {}).values())
-    base, licence = base_name(session), licence_of(session)
-    head = {
-        "base_model": base,
-        "license": next((i for n, i in _LICENCES.items() if licence.startswith(n)), "other"),
-        "library_name": "peft" if kind == "peft" else "transformers",
-        "tags": ["knowledge-editing", "nse_plugin"],
-    }
+    base = base_name(session)
     rounds = len(session.ledger)
     facts = facts_of(files) if files is not None else None
     in_model = [fact for fact in facts or () if fact.outcome not in _NOT_IN_MODEL]
@@ -127,7 +121,7 @@ def write_card(
         else counted(len(in_model), "edited fact")
     )  # fmt: skip
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n",
+        _front_matter(session, kind),
         f"# {base} with {edited}\n",
         f"{_WHAT[kind]} It was edited with {methods_of(session)} in "
         f"{counted(rounds, 'round')} by nse_plugin {__version__}. "
@@ -146,14 +140,31 @@ def write_card(
     parts.append(f"## Undo\n\n{_UNDO[kind]} Single rounds are undone in the folder of edits that "
                  "this was exported from (`nse undo FOLDER --round N`).")  # fmt: skip
     if files is not None:
-        settings = {name: value for name, value in files.hparams.items() if value is not None}
-        settings["model_name"] = base
-        if "chat" in files.manifest["run"]:  # this key is of EasyEdit's evaluation
-            settings.pop("use_chat_template", None)
-        text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=96)
-        parts.append(f"## Method and settings\n\n```yaml\n{text}```")
-    parts.append(f"## Licence\n\nThat of the base model: {licence}.")
+        parts.append(_settings(files, base))
+    parts.append(f"## Licence\n\nThat of the base model: {licence_of(session)}.")
     write_text(folder / CARD, "\n\n".join(parts) + "\n")
+
+
+def _front_matter(session: EditSession, kind: str) -> str:
+    """The head that the model hub reads."""
+    licence = licence_of(session)
+    head = {
+        "base_model": base_name(session),
+        "license": next((i for n, i in _LICENCES.items() if licence.startswith(n)), "other"),
+        "library_name": "peft" if kind == "peft" else "transformers",
+        "tags": ["knowledge-editing", "nse_plugin"],
+    }
+    return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n"
+
+
+def _settings(files: RunFiles, base: str) -> str:
+    """The hyperparameters of the run."""
+    settings = {name: value for name, value in files.hparams.items() if value is not None}
+    settings["model_name"] = base
+    if "chat" in files.manifest["run"]:  # this key is of EasyEdit's evaluation
+        settings.pop("use_chat_template", None)
+    text = yaml.safe_dump(settings, sort_keys=False, default_flow_style=None, width=96)
+    return f"## Method and settings\n\n```yaml\n{text}```"
 
 
 def base_name(session: EditSession) -> str:

@@ -95,7 +95,8 @@ def overlap(run: Run) -> Picture:
 def _of_scores(run: Run) -> Iterator[Picture]:
     import pandas as pd
 
-    own, so_far = run.scores, run.overall_scores.drop(columns=[PERPLEXITY, DRIFT], errors="ignore")
+    own = run.scores
+    so_far = run.overall_scores.drop(columns=[PERPLEXITY, DRIFT], errors="ignore")
     after, sums = "right after its round", "all edits so far"
     pictures = (
         ("scores", own, "Scores of each round's own edits, right after it."),

@@ -44,7 +44,8 @@ def run_page(run: Run) -> Page:
 
     intro = "The requests, and the model's answers. Click a head to sort; scroll for more."
     page.section("Facts", intro).add(tables.facts_table(run, _FACTS, width=400))
-    figures, scores = drawn("scores", "overall", "locality", "retention"), _score_tables(run)
+    figures = drawn("scores", "overall", "locality", "retention")
+    scores = _score_tables(run)
     if figures or scores:
         page.section("Scores", "How well edits hold, and what they cost.").add(
             *figures, *scores, None if run.retention.empty else tables.retention_table(run)

@@ -77,7 +77,9 @@ def claimed(
     Raises:
         DataError: it cannot be written, is in use by another process, or holds something else.
     """
-    made, place, begun = make_folder(folder, purpose), folder / LOCK, (folder / manifest).is_file
+    made = make_folder(folder, purpose)
+    begun = (folder / manifest).is_file
+    place = folder / LOCK
     lock = FileLock(place, timeout=0)
     try:
         with explained(folder, WAY_OUT):

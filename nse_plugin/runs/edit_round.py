@@ -260,12 +260,13 @@ class EditRound:
 
     def _said(self, requests: Sequence[EditRequest]) -> _Said:
         """Ask the model; in chat only if the folder is in plain text and all answers are shown."""
-        model, tokenizer, replies = self._model, self._tokenizer, list[str]()
+        model, tokenizer = self._model, self._tokenizer
         in_chat = len(requests) <= FULL and not isinstance(tokenizer, ChatTokenizer)
         texts = [text for r in requests for text in asked_texts(r, self._protocol)]
         texts = list(dict.fromkeys([*texts, *map(about_subject, requests if in_chat else ())]))
         targets = [request.target_new for request in requests]
         continued = dict(zip(texts, first_words(model, tokenizer, texts, targets)))
+        replies: list[str] = []
         if in_chat:
             prompts = [request.text for request in requests]
             with suppress(ModelError, RequestError):  # no template, or the prompts are too long

@@ -59,7 +59,8 @@ def facts_of(files: RunFiles) -> list[Fact]:
     """
     undone = {entry["number"] for entry in files.undone}
     tested, answers = _last_answers(files)
-    since, jointly = tuple(files.undone_since(tested)), _after_consolidation(files, tested)
+    since = tuple(files.undone_since(tested))
+    jointly = _after_consolidation(files, tested)
     requests = files.requests()
     latest = {  # by fact: the edit that counts
         request.fact: (line["round"], request.case_id)

@@ -176,7 +176,8 @@ class Trials:
     def _edited(self, settings: dict[str, Any], facts: Sequence[EditRequest]) -> dict[str, Any]:
         method = BASES[settings["alg_name"]]
         hparams = method.hparams.from_dict(settings)
-        session, seen, left = self.session, _Injected(), list[float]()
+        session, seen = self.session, _Injected()
+        left: list[float] = []
         self._freeze(facts)
         for first in range(0, len(facts), ROUND):
             seen.next_round()
