@@ -132,9 +132,13 @@ class Table:
 
     def markdown(self) -> str:
         """The table in Markdown, without its caption."""
+
+        def cell(text: str) -> str:
+            return text.replace("|", "\\|").replace("\n", " ")  # a row is one line
+
         rules = ("---:" if self.right(column) else "---" for column in range(len(self.heads)))
         lines = (self.heads, rules, *self.rows)
-        body = ("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)
+        body = ("| " + " | ".join(map(cell, line)) + " |" for line in lines)
         return "\n".join([*body, *(["", self.note] if self.note else [])])
 
 

@@ -47,6 +47,11 @@ def test_long_tables_say_what_they_leave_out(rows, left_out):
     assert (f"({left_out} rows left out)" in shown) == (left_out > 0)
 
 
+def test_a_row_of_markdown_is_one_line():
+    table = Table("Why", ("cell", "error"), (("a|b", "first line\nsecond"),))
+    assert table.markdown().splitlines()[2:] == ["| a\\|b | first line second |"]
+
+
 def test_an_empty_table():
     assert Table.of(pd.DataFrame({"n": []}), "T", index=False).text() == "T\nn"
 

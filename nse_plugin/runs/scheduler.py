@@ -31,7 +31,7 @@ from nse_plugin.runs.identity import run_identity
 from nse_plugin.runs.listeners import Listener
 from nse_plugin.runs.order import PlannedRound, Rounds
 from nse_plugin.runs.reading import RunFiles, RunResult, read_final, read_manifest
-from nse_plugin.runs.schema import ROUNDS, Identity, Manifest, Measurement, RoundLine
+from nse_plugin.runs.schema import ROUNDS, Identity, Manifest, Measurement, RoundLine, RunStatus
 from nse_plugin.runs.stopping import StopRules, ends, status_of
 from nse_plugin.session.records import Written
 
@@ -277,20 +277,9 @@ class SequentialScheduler:
     def _finish(self, last: RoundLine | None) -> RunResult:
         number = last["round"] if last else 0
         stop = last["stop"] if last else None
-        measurement = last["measurement"] if last else None
-        final = read_final(self.run_dir)
         status = status_of(stop, self._changed)
+        final = read_final(self.run_dir)
         if final is None or final["rounds"] != number or final["status"] != status:
-            self._tell("phase", name="final measurement")
-            if status == "stopped" and stop is not None and stop["rule"] == "non_finite":
-                measurement = None
-            else:
-                tested = number - (status == "collapsed")  # whose last round was undone
-                state = self._as_measured(tested)
-                if measurement is None or tested < number:
-                    measurement = measure_all(self.protocol, state, self.history, tested)
-                answers = measure_answers(self.protocol, state, self.history, tested)
-                measurement = {**measurement, **answers}
             final = {
                 "status": status,
                 "rounds": number,
@@ -298,7 +287,7 @@ class SequentialScheduler:
                 "in_effect": len(self.history.in_effect()),
                 "repeats": self.rounds.repeats,
                 "stop": stop if ends(stop) else None,
-                "measurement": measurement,
+                "measurement": self._final_measurement(last, status),
             }
             self._folder.finish(final)
         if status == "nothing_written" and self.backend.changes_model:
@@ -312,6 +301,20 @@ class SequentialScheduler:
                         "their outcomes. %s", self.run_dir, ROUNDS, why)  # fmt: skip
         self._tell("end", **final)
         return RunResult(status, final, RunFiles(self.run_dir))
+
+    def _final_measurement(self, last: RoundLine | None, status: RunStatus) -> Measurement | None:
+        """The measurement after the last round; None if that left a value that is not finite."""
+        self._tell("phase", name="final measurement")
+        number = last["round"] if last else 0
+        stop = last["stop"] if last else None
+        if status == "stopped" and stop is not None and stop["rule"] == "non_finite":
+            return None
+        tested = number - (status == "collapsed")  # whose last round was undone
+        state = self._as_measured(tested)
+        measurement = last["measurement"] if last else None
+        if measurement is None or tested < number:
+            measurement = measure_all(self.protocol, state, self.history, tested)
+        return {**measurement, **measure_answers(self.protocol, state, self.history, tested)}
 
     # --- helpers ----------------------------------------------------------------------------------
 
