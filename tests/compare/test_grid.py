@@ -283,7 +283,7 @@ def test_a_round_that_was_undone_at_once_is_no_point_of_a_curve():
         {"round": 1, "edits": 2, "file": 1, "scores": None, "measurement": {"all": scores}},
         {"round": 2, "edits": 2, "file": None, "scores": None, "measurement": {"all": scores}},
     ]
-    found = list(cells_module._points(SimpleNamespace(lines=lambda: lines)))
+    found = list(cells_module._points(SimpleNamespace(lines=lines)))
     assert [(point["round"], point["edits"]) for point in found] == [(1, 2)]
 
 
