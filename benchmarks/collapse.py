@@ -32,12 +32,11 @@ from nse_plugin.compare.specs import UNTOUCHED
 from nse_plugin.data.streams import held_out_texts
 from nse_plugin.evaluation.protocol import History, MeasuredModel, measure_all
 from nse_plugin.evaluation.settings import Protocol
-from nse_plugin.files import JsonLines, read_json, write_json
+from nse_plugin.files import read_json, write_json
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import open_run
-from nse_plugin.runs.schema import FROZEN, RoundLine
+from nse_plugin.runs.schema import RoundLine
 
 SHARE = 0.8
 """Of the first measurement's score: less is a collapse."""
@@ -135,20 +134,19 @@ def replayed(folder: Path, every: int, held_out: str) -> dict[int, dict[str, Any
     if not missing:
         return found
     model, session = open_run(folder)
-    frozen = FrozenAnswers(JsonLines(folder / FROZEN))
     protocol = replace(
         Protocol.from_dict(files.manifest["run"]["protocol"]), retention=SAMPLE, each=True,
         paraphrases=0, portability=0, generation=0, fluency=0, key_space=0, weights=False,
         negation=False, distractor=False,
     )  # fmt: skip
-    requests = [r for line in files.lines for r in frozen.read(line["round"])[0]]
+    requests = [r for line in files.lines for r in files.frozen.read(line["round"])[0]]
     texts = held_out_texts(held_out, str(files.model_name), requests)
     for number in sorted(missing, reverse=True):
         while session.ledger.numbers() and session.ledger.numbers()[-1] > number:
             session.undo_last()
-        history = History(frozen.read)
+        history = History(files.frozen.read)
         for line in files.lines[:number]:
-            history.add(line["round"], frozen.read(line["round"])[0])
+            history.add(line["round"], files.frozen.read(line["round"])[0])
         measured = MeasuredModel(model, session.tokenizer, held_out=texts)
         found[number] = measure_all(protocol, measured, history, number)
         write_json(kept, found)

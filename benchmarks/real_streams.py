@@ -35,7 +35,7 @@ from nse_plugin.evaluation.metrics import Answered, ask, summarise
 from nse_plugin.evaluation.model_state import perplexity, relative_change
 from nse_plugin.evaluation.questions import mean
 from nse_plugin.evaluation.settings import GROUPS, Protocol
-from nse_plugin.files import JsonLines, write_json
+from nse_plugin.files import write_json
 from nse_plugin.locate.keys import Lookups
 from nse_plugin.locate.rows import Rows
 from nse_plugin.methods.bookkeeping import rows_of
@@ -44,10 +44,8 @@ from nse_plugin.methods.registry import hparams_from
 from nse_plugin.model.hooks import quiet
 from nse_plugin.model.prompts import encode_request
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.reading import RunFiles
 from nse_plugin.runs.reopen import open_run
-from nse_plugin.runs.schema import FROZEN
 
 Row = tuple[int | None, float, float]
 """``repair_rounds``, ``consolidation_weight`` and ``other_token_weight`` of a consolidation; None
@@ -81,11 +79,10 @@ class Run:
         self.session.untouched.use_contexts(self.hparams, self.files.manifest["contexts"])
         protocol = Protocol.from_dict(self.files.manifest["run"]["protocol"])
         self.protocol = replace(protocol, negation=False, distractor=False)
-        frozen = FrozenAnswers(JsonLines(folder / FROZEN))
         self.requests: list[EditRequest] = []
         self.frozen: list[Answered] = []
         for line in self.files.lines:
-            requests, answers = frozen.read(line["round"])
+            requests, answers = self.files.frozen.read(line["round"])
             self.requests += requests
             self.frozen += [{group: each[group] for group in GROUPS} for each in answers]
         texts = held_out_texts(held_out, str(self.files.model_name), self.requests)

@@ -32,9 +32,8 @@ from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import JsonLines, write_text
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
-from nse_plugin.runs.frozen import FrozenAnswers
 from nse_plugin.runs.identity import as_json, hashed, model_identity
-from nse_plugin.runs.reading import RunFiles, RunResult, read_manifest
+from nse_plugin.runs.reading import RunFiles, RunResult
 from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.start import read_requests
@@ -203,15 +202,14 @@ def _frozen(cell: Cell, model: nn.Module) -> dict[tuple[str, ...], list[Answered
     finished = sorted(cell.untouched_runs.glob("*/final.json"))
     now = model_identity(model) if finished else None
     for final in finished:
-        manifest = read_manifest(final.parent)
-        if manifest is None or manifest["run"]["model"] != now:
+        files = RunFiles(final.parent)
+        if files.manifest["run"]["model"] != now:
             raise DataError(
                 f"{final.parent} has the answers of another model than {cell.model.source} is now "
                 "(its weights, dtype or device); give another folder for the comparison"
             )
-        frozen = FrozenAnswers(JsonLines(final.with_name("frozen.jsonl")))
-        for number in range(1, len(frozen) + 1):
-            requests, answers = frozen.read(number)
+        for number in range(1, len(files.frozen) + 1):
+            requests, answers = files.frozen.read(number)
             found[tuple(request.digest() for request in requests)] = answers
     return found
 

@@ -143,17 +143,21 @@ class RunFiles:
         active = [line for line in consolidations(self.folder) if line["file"] not in undone]
         return active[-1] if active else None
 
+    @cached_property
+    def frozen(self) -> FrozenAnswers:
+        """The untouched model's answers to the probes of each round."""
+        return FrozenAnswers(checked_lines(self.folder / FROZEN, FrozenLine, IF_DAMAGED))
+
     def requests(self) -> dict[int, list[EditRequest]]:
         """The requests of the finished rounds, by the number in :attr:`RoundLine.round`.
 
         Raises:
             DataError: a line of ``frozen.jsonl`` is missing or damaged.
         """
-        path = self.folder / FROZEN
-        frozen = FrozenAnswers(checked_lines(path, FrozenLine, IF_DAMAGED))
-        if len(frozen) < len(self.lines):
-            raise DataError(f"{path} has {len(frozen)} of {len(self.lines)} rounds; {IF_DAMAGED}")
-        return {line["round"]: frozen.requests(line["round"]) for line in self.lines}
+        if (there := len(self.frozen)) < (rounds := len(self.lines)):
+            path = self.folder / FROZEN
+            raise DataError(f"{path} has {there} of {rounds} rounds; {IF_DAMAGED}")
+        return {line["round"]: self.frozen.requests(line["round"]) for line in self.lines}
 
     def requests_of(self, files: Collection[int]) -> dict[int, list[EditRequest]]:
         """The requests of the rounds with these files, by the number of the file."""
