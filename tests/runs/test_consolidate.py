@@ -183,4 +183,4 @@ def test_where_a_consolidation_would_help(finished, tmp_path):
     assert helps(finished.run_dir, 0.75)
     assert not any(helps(finished.run_dir, *said) for said in ((0.99,), (0.75, 1), (None,)))
     ft = hparams_of(FTHparams, layers=[1], num_steps=1, kl_factor=0.0)
-    assert not helps(runs.scheduler(tmp_path / "ft", hparams=ft).run().run_dir, 0.1)
+    assert not helps(runs.scheduler(tmp_path / "ft", hparams=ft).run().files.folder, 0.1)
