@@ -77,7 +77,7 @@ class Budget:
     def check(self, folder: Path) -> None:
         """Raise :class:`DataError` if disk or memory is less than the bounds."""
         check_disk(folder, self.disk)
-        free = psutil.virtual_memory().available
+        free = free_memory()
         if self.memory > free:
             raise DataError(
                 f"the run needs up to {_size(self.memory)} of memory beside the model and "
@@ -196,6 +196,11 @@ def check_disk(folder: Path, needed: int) -> None:
             f"{folder} has {_size(free)} free, and up to {_size(needed)} more are needed; free "
             "space or give a folder elsewhere. Whole rounds are kept; the same command resumes"
         )
+
+
+def free_memory() -> int:
+    """Free main memory in bytes."""
+    return int(psutil.virtual_memory().available)
 
 
 def _size(n_bytes: float) -> str:

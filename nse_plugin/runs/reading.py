@@ -133,8 +133,7 @@ class RunFiles:
         return [
             entry["number"]
             for entry in self.undone
-            # entries of early versions have no order; they may be younger than the measurement
-            if entry.get("after", tested) >= tested and entry["number"] not in later
+            if entry["after"] >= tested and entry["number"] not in later
         ]
 
     def consolidated(self) -> Consolidation | None:

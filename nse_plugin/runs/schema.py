@@ -199,14 +199,7 @@ class Consolidation(TypedDict):
     """SHA-256 of the round's file."""
 
 
-class UndoneAfter(TypedDict, total=False):
-    """When a round was undone, in the order of the run; entries of early versions lack it."""
-
-    after: int
-    """Rounds of ``rounds.jsonl`` that were finished."""
-
-
-class UndoneRound(UndoneAfter):
+class UndoneRound(TypedDict):
     """A round that was undone."""
 
     number: int
@@ -214,6 +207,8 @@ class UndoneRound(UndoneAfter):
     reason: str
     sha256: str
     """SHA-256 of the round's file."""
+    after: int
+    """Rounds of ``rounds.jsonl`` that were finished when it was undone."""
 
 
 class UndoneRounds(TypedDict):
