@@ -214,7 +214,7 @@ def test_bad_input_is_named(model):
 
 
 def test_no_prompts_and_no_answer_tokens(model):
-    assert len(score_answers(model, fresh_tokenizer(), [], [])) == 0
+    assert score_answers(model, fresh_tokenizer(), [], []).exact == []
     assert greedy_text(model, fresh_tokenizer(), [], 3) == []
     scores = score_encoded(model, [EncodedPrompt((5, 6), -1, 0)])
     assert scores.exact == [False] and math.isnan(scores.token_accuracy[0])
