@@ -38,8 +38,8 @@ def consolidate(
         list[int] | None,
         typer.Option(
             metavar="N",
-            help="Undo this round first, and the consolidation that it is inside of; can be given "
-            "several times.",
+            help="Leave out the edits of this round, also of one inside a consolidation; can be "
+            "given several times.",
         ),
     ] = None,
     as_json: AS_JSON = False,
@@ -51,7 +51,7 @@ def consolidate(
     """
     from nse_plugin.runs.consolidate import can_consolidate
     from nse_plugin.runs.reading import RunFiles
-    from nse_plugin.runs.undo import left_out
+    from nse_plugin.session.records import rounds_named
 
     files = RunFiles(run)  # an error for a folder that is not a run
     if not can_consolidate(files):
@@ -59,16 +59,14 @@ def consolidate(
             f"{run} is a run of {files.method}, whose rounds cannot be consolidated; "
             "those of NSE, MEMIT and AlphaEdit can"
         )
-    with (
-        interrupt_says(lambda: f"{run} is as it was before"),
-        working() as listener,
-        left_out(run, without or ()),
-    ):
+    with interrupt_says(lambda: f"{run} is as it was before"), working() as listener:
         from nse_plugin.runs.edits import EditFolder
 
-        line = EditFolder(run, device=device, listener=listener).consolidate(repair_rounds)
+        folder = EditFolder(run, device=device, listener=listener)
+        line = folder.consolidate(repair_rounds, without=without or ())
+    left_out = f", without those of {rounds_named(without)}" if without else ""
     text = (
-        f"round {line['file']} of {run} solves {counted(line['edits'], 'edit')} jointly; "
+        f"round {line['file']} of {run} solves {counted(line['edits'], 'edit')} jointly{left_out}; "
         f"{line['answered_before']} of them were in effect before, {line['answered']} are now"
     )
     show_result(line if as_json else text)

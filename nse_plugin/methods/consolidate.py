@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from nse_plugin.errors import HparamsError
@@ -17,7 +17,11 @@ from nse_plugin.session.session import EditSession
 
 
 def consolidate(
-    session: EditSession, hparams: Hparams, repair_rounds: int | None = None
+    session: EditSession,
+    hparams: Hparams,
+    repair_rounds: int | None = None,
+    *,
+    without: Collection[int] = (),
 ) -> RoundRecord:
     """Solve all edits in effect jointly, in place of the active rounds.
 
@@ -25,14 +29,16 @@ def consolidate(
         hparams: of NSE, MEMIT or AlphaEdit, with the layers that the rounds wrote.
         repair_rounds: how often edits that are not in effect afterwards are repaired, instead of
             the hyperparameters' number.
+        without: numbers of rounds in effect, also inside a consolidation, whose edits are left out.
 
     Returns:
         The new round; its outcomes say of each request whether it was in effect before and after.
 
     Raises:
         HparamsError: the method has no values, or ``repair_rounds`` is negative.
-        SessionError: no round is active; one has no values, or edited other layers; or the
-            weights were changed outside the session.  Model and ledger are as before.
+        SessionError: no round is active; one has no values, or edited other layers; a round to
+            leave out is not in effect; or the weights were changed outside the session.  Model and
+            ledger are as before.
     """
     base = hparams.for_base() if isinstance(hparams, OvertoneHparams) else hparams
     if not isinstance(base, SpreadHparams):
@@ -50,4 +56,4 @@ def consolidate(
     ) -> RoundRecord:
         return edit_round(session, requests, hparams, objective, stored=stored)
 
-    return solve_together(session, base, write)
+    return solve_together(session, base, write, without=without)

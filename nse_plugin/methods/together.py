@@ -21,7 +21,7 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -177,19 +177,24 @@ def solve_together(
     hparams: H,
     write: WriteRound[H],
     newest: RoundRecord | None = None,
+    without: Collection[int] = (),
 ) -> RoundRecord:
     """Solve all edits in effect jointly, in place of the active rounds.
 
     Args:
+        without: numbers of rounds in effect whose new edits are left out.  If an earlier round
+            edited the same fact, its edit is in effect again.
         newest: the last round, if it is to become the consolidation of itself and the rounds
             before it, under its own number.
 
     Raises:
         _FewerInEffect: ``newest`` is given, and fewer edits than before would be in effect.
-        SessionError: no round is active; one has no values, or edited other layers; or the
-            weights were changed outside the session.  Model and ledger are as before.
+        SessionError: no round is active; one has no values, or edited other layers; a round to
+            leave out is not in effect, or they are all; or the weights were changed outside the
+            session.  Model and ledger are as before.
     """
-    edits = _in_effect(session.ledger.active(), hparams.layers)
+    _check_left_out(session, without)
+    edits = _in_effect(session.ledger.active(), hparams.layers, without)
     requests = [request for request, _, _ in edits]
     own = set()
     if newest is not None:
@@ -226,13 +231,27 @@ def solve_together(
                 for request, outcome, earlier, now in outcomes
             ),
             within=tuple(entries if newest is None else entries[:-1]),
+            left_out=tuple(sorted({*without, *(n for entry in entries for n in entry.left_out)})),
             seconds=dict(Counter(clock.seconds) + Counter(solved.seconds)),
         )
         session.ledger.replace_last(record)
     return record
 
 
-def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownEdit]:
+def _check_left_out(session: EditSession, without: Collection[int]) -> None:
+    """Raise :class:`SessionError` if a round to leave out is not in effect."""
+    there = sorted(session.ledger.numbers_in_effect())
+    for number in without:
+        if number not in there:
+            raise SessionError(
+                f"round {number} cannot be left out, since it is not in effect; these rounds are: "
+                f"{', '.join(map(str, there))}"
+            )
+
+
+def _in_effect(
+    entries: Sequence[ActiveRound], layers: list[int], without: Collection[int] = ()
+) -> list[KnownEdit]:
     """The last edit of every fact, in an order that does not depend on that of the rounds.
 
     Raises:
@@ -240,12 +259,51 @@ def _in_effect(entries: Sequence[ActiveRound], layers: list[int]) -> list[KnownE
     """
     latest: dict[str, KnownEdit] = {}
     for record in (entry.read() for entry in entries):
-        z = _values_of(record, layers)
-        edits = zip(record.requests, z, record.outcomes)
-        latest |= {edit[0].fact: edit for edit in edits}
+        latest |= {edit[0].fact: edit for edit in _known_edits(record, layers)}
     if not latest:
         raise SessionError("no round is active, so there is nothing to consolidate; edit first")
+    if without:
+        latest = _without(latest, list(_with_rounds_within(entries)), layers, without)
     return sorted(latest.values(), key=lambda edit: edit[0].digest())
+
+
+def _without(
+    latest: Mapping[str, KnownEdit],
+    entries: Sequence[ActiveRound],
+    layers: list[int],
+    without: Collection[int],
+) -> dict[str, KnownEdit]:
+    """The last edit of every fact without those of some rounds.
+
+    Args:
+        entries: the rounds in order, also those inside consolidations.
+    """
+    new: dict[bool, set[str]] = {True: set(), False: set()}  # by whether the round is left out
+    for record in (entry.head() for entry in entries):
+        made = zip(record.requests, record.outcomes)
+        new[record.number in without] |= {r.digest() for r, o in made if o.is_new}
+    gone = new[True] - new[False]
+    kept = {fact: edit for fact, edit in latest.items() if edit[0].digest() not in gone}
+    open_facts = set(latest) - set(kept)  # an earlier edit of them is in effect again
+    for entry in entries:
+        if open_facts.intersection(request.fact for request in entry.head().requests):
+            for edit in _known_edits(entry.read(), layers):
+                if edit[0].fact in open_facts and edit[0].digest() not in gone:
+                    kept[edit[0].fact] = edit
+    if not kept:
+        raise SessionError("without these rounds there is no edit left; undo the rounds instead")
+    return kept
+
+
+def _with_rounds_within(entries: Iterable[ActiveRound]) -> Iterator[ActiveRound]:
+    """The rounds in order, before each consolidation those that it takes the place of."""
+    for entry in entries:
+        yield from _with_rounds_within(entry.within)
+        yield entry
+
+
+def _known_edits(record: RoundRecord, layers: list[int]) -> Iterable[KnownEdit]:
+    return zip(record.requests, _values_of(record, layers), record.outcomes)
 
 
 def _values_of(record: RoundRecord, layers: list[int]) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from nse_plugin.errors import NotFiniteError
@@ -35,13 +36,17 @@ def can_consolidate(files: RunFiles) -> bool:
 
 
 def consolidate_run(
-    folder: Path, backend: SessionBackend, repair_rounds: int | None = None
+    folder: Path,
+    backend: SessionBackend,
+    repair_rounds: int | None = None,
+    without: Collection[int] = (),
 ) -> Consolidation:
     """Solve all edits of a run jointly and store the round, whole or not at all.
 
     Args:
         backend: the run's method and model, with the active rounds and the contexts.
         repair_rounds: instead of the number in the run's hyperparameters.
+        without: numbers of rounds in effect whose edits are left out.
 
     Raises:
         HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
@@ -49,7 +54,7 @@ def consolidate_run(
         NotFiniteError: the solve led to NaN or infinity.
     """
     lines = consolidations(folder, writable=True)
-    record = consolidate(backend.session, backend.hparams, repair_rounds)
+    record = consolidate(backend.session, backend.hparams, repair_rounds, without=without)
     try:
         if problem := backend.problem():
             raise NotFiniteError(f"{problem} is not finite after the consolidation; it was undone")

@@ -13,7 +13,7 @@ The folder holds the files that ``nse run`` writes, so inspect, undo and export 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,12 +201,16 @@ class EditFolder:
         self.session.undo(number, reason)
         return left
 
-    def consolidate(self, repair_rounds: int | None = None) -> Consolidation:
+    def consolidate(
+        self, repair_rounds: int | None = None, *, without: Collection[int] = ()
+    ) -> Consolidation:
         """Solve all edits in effect jointly, as one round in place of the active ones.
 
         Args:
             repair_rounds: how often edits not in effect afterwards are repaired; by default the
                 number in the folder's hyperparameters.
+            without: numbers of rounds in effect, also inside a consolidation, whose edits are left
+                out.
 
         Raises:
             HparamsError, SessionError: as :func:`nse_plugin.methods.consolidate.consolidate`.
@@ -216,7 +220,7 @@ class EditFolder:
             self._refuse_changed()
             self._backend.prepare(RunFiles(self.folder).manifest["contexts"])
             self.listener("phase", {"name": "consolidating"})
-            return consolidate_run(self.folder, self._backend, repair_rounds)
+            return consolidate_run(self.folder, self._backend, repair_rounds, without)
 
     def ask(
         self,

@@ -14,7 +14,7 @@ FactOutcome = Literal[
 ]
 """From the worst: the edit is not in effect; a stop rule undid its round; its prompt was never
 asked; it was asked, but another round was undone since; the edit is in effect; a later edit of the
-same fact replaced it; its round was undone."""
+same fact replaced it; its round was undone, or left out of a consolidation."""
 ORDER: tuple[FactOutcome, ...] = get_args(FactOutcome)
 
 
@@ -57,7 +57,7 @@ def facts_of(files: RunFiles) -> list[Fact]:
     Raises:
         DataError: ``frozen.jsonl`` does not hold the requests, or a file is damaged.
     """
-    undone = {entry["number"] for entry in files.undone}
+    undone = files.left_out()
     tested, answers = _last_answers(files)
     since = tuple(files.undone_since(tested))
     jointly = _after_consolidation(files, tested)

@@ -102,6 +102,12 @@ class RunFiles:
         """The undone rounds, in the order in which they were undone."""
         return undone_rounds(self.folder)
 
+    def left_out(self) -> set[int]:
+        """Numbers of rounds that were undone, or that a consolidation left out."""
+        undone = {entry["number"] for entry in self.undone}
+        joint = [line for line in consolidations(self.folder) if line["file"] not in undone]
+        return undone.union(*(line["edit"].get("left_out", ()) for line in joint))
+
     @cached_property
     def measurements(self) -> list[Measurement]:
         """All measurements, in order."""

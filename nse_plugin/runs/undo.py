@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 from nse_plugin.errors import DataError, SessionError
-from nse_plugin.files import checksum, now, write_bytes, write_json
+from nse_plugin.files import checksum, now, write_json
 from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, undone_rounds
 from nse_plugin.runs.schema import SCHEMA, UNDONE, UndoneRound, UndoneRounds
@@ -60,31 +59,6 @@ def undo_round(run: Path, number: int, reason: str = "") -> list[int]:
     return _ledger_of_whole_files(RunFiles(run)).numbers()
 
 
-@contextmanager
-def left_out(run: Path, numbers: Sequence[int]) -> Iterator[None]:
-    """Undo rounds, and before each the consolidations around it; if the block fails, all of them
-    are active again.
-
-    Raises:
-        DataError: as :func:`undo_round`.
-    """
-    path = run / UNDONE
-    before = path.read_bytes() if path.exists() else None
-    try:
-        for number in numbers:
-            why = f"round {number} is left out of a consolidation"
-            while around := _around(RunFiles(run).ledger, number):
-                undo_round(run, around, why)
-            undo_round(run, number, why)
-        yield
-    except BaseException:
-        if before is None:
-            path.unlink(missing_ok=True)
-        else:
-            write_bytes(path, before)
-        raise
-
-
 def _is_lost(files: RunFiles, number: int) -> bool:
     """Whether the file of an active round is gone or damaged."""
     path, sha256 = round_path(files.folder, number), files.checksums().get(number)
@@ -95,17 +69,12 @@ def _is_lost(files: RunFiles, number: int) -> bool:
 
 def _refuse_inside(ledger: Ledger, number: int) -> None:
     """Raise :class:`SessionError` if a lost round is inside a consolidation."""
-    if around := _around(ledger, number):
-        raise SessionError(
-            f"round {number} is inside the consolidation that is round {around}; "
-            f"undo round {around} first, then round {number}"
-        )
-
-
-def _around(ledger: Ledger, number: int) -> int | None:
-    """The active consolidation that a round is inside of, at any depth; None if it is in none."""
-    inside = (entry.number for entry in ledger.active() if _is_inside(entry, number))
-    return next(inside, None)
+    for entry in ledger.active():
+        if _is_inside(entry, number):
+            raise SessionError(
+                f"round {number} is inside the consolidation that is round {entry.number}; "
+                f"undo round {entry.number} first, then round {number}"
+            )
 
 
 def _is_inside(entry: ActiveRound, number: int) -> bool:

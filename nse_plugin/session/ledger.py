@@ -106,7 +106,9 @@ class Ledger:
 
     def numbers_in_effect(self) -> list[int]:
         """The same, plus the rounds inside a consolidation, whose edits it solved again."""
-        return [n for entry in self._rounds for n in (*_numbers_within(entry), entry.number)]
+        numbers = [n for entry in self._rounds for n in (*_numbers_within(entry), entry.number)]
+        left_out = {n for entry in self._rounds for n in entry.left_out}
+        return [n for n in numbers if n not in left_out]
 
     def next_number(self) -> int:
         """The number of the next round: the largest active or undone number plus one."""
@@ -139,8 +141,8 @@ class Ledger:
                     after = f"{first}, after which round {number}, a consolidation too, is active"
                 else:
                     after = (
-                        f"{first}, then round {number}, and consolidate again; for a folder, "
-                        f"nse consolidate FOLDER --without {number} does all three"
+                        f"consolidate again without={[number]}, or, for a folder, "
+                        f"nse consolidate FOLDER --without {number}"
                     )
                 raise SessionError(
                     f"round {number} is inside the consolidation that is round {entry.number}; "

@@ -74,6 +74,7 @@ def save_round(folder: Path, record: RoundRecord) -> Saved:
         "d_ff": record.d_ff,
         "outcomes": [asdict(outcome) for outcome in record.outcomes],
         **({"consolidates": [entry.number for entry in record.within]} if record.within else {}),
+        **({"left_out": record.left_out} if record.left_out else {}),
         **({"put_back": True} if record.put_back else {}),
         "requests": [request.to_json() for request in record.requests],
         "writes": [
@@ -199,6 +200,8 @@ class RoundFile:
     """Numbers of the rounds that it takes the place of."""
     within: tuple[ActiveRound, ...] = ()
     """Those rounds; set by :func:`load_rounds`."""
+    left_out: tuple[int, ...] = ()
+    """See :attr:`RoundRecord.left_out`."""
     put_back: bool = False
     """See :attr:`RoundRecord.put_back`."""
     rewrites: tuple[int, ...] = ()
@@ -224,6 +227,7 @@ class RoundFile:
                 d_ff=record.d_ff,
                 sha256=sha256,
                 consolidates=tuple(header.get("consolidates", ())),
+                left_out=record.left_out,
                 put_back=record.put_back,
                 rewrites=record.rewrites,
                 method=record.method,
@@ -312,6 +316,7 @@ def _without_tensors(header: Mapping[str, Any]) -> RoundRecord:
         seconds=header["seconds"],
         d_ff=header["d_ff"],
         requests=tuple(EditRequest.from_json(each) for each in header["requests"]),
+        left_out=tuple(header.get("left_out", ())),
         put_back=bool(header.get("put_back", False)),
     )
 

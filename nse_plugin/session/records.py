@@ -147,6 +147,8 @@ class RoundRecord:
     """[n, d_model] float32, the last value written for each request."""
     within: tuple[ActiveRound, ...] = ()
     """If it is a consolidation: the rounds that it takes the place of."""
+    left_out: tuple[int, ...] = ()
+    """Numbers of those rounds, at any depth, whose new edits it does not solve, rising."""
     put_back: bool = False
     """Whether all edits were solved jointly after it, and that was put back, since it left fewer
     of them in effect."""
@@ -258,6 +260,7 @@ class RoundRecord:
             "written_again": len(self.outcomes) - self.edits,
             "past_sinks": sum(o.past_sink and o.is_new for o in self.outcomes),
             "consolidated": self.consolidated(),
+            "left_out": list(self.left_out),
             "put_back": self.put_back,
             "seconds": self.seconds,
         }

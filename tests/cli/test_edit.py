@@ -6,8 +6,6 @@ import errno
 import json
 import shutil
 import signal
-from contextlib import nullcontext
-from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -131,15 +129,11 @@ def test_a_consolidation_that_loses_answers_says_so(monkeypatch, capsys):
     line = {"file": 3, "edits": 5, "answered_before": 5, "answered": 4}
     monkeypatch.setattr("nse_plugin.runs.reading.RunFiles", Mock())
     monkeypatch.setattr("nse_plugin.runs.consolidate.can_consolidate", lambda _files: True)
-    monkeypatch.setattr(
-        "nse_plugin.runs.edits.EditFolder",
-        Mock(return_value=Mock(consolidate=Mock(return_value=line))),
-    )
-    left_out = Mock(return_value=nullcontext())
-    monkeypatch.setattr("nse_plugin.runs.undo.left_out", left_out)
+    made = Mock(consolidate=Mock(return_value=line))
+    monkeypatch.setattr("nse_plugin.runs.edits.EditFolder", Mock(return_value=made))
     given = ["consolidate", "run1", "--repair-rounds", "2", "--without", "5", "--without", "7"]
     assert cli.main(given) == 0
-    left_out.assert_called_once_with(Path("run1"), [5, 7])
+    made.consolidate.assert_called_once_with(2, without=[5, 7])
     shown = capsys.readouterr()
     assert "5 of them were in effect before, 4 are now" in shown.out
     assert "undo it with: nse undo run1 --round 3" in shown.err

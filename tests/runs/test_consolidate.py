@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
@@ -12,11 +10,10 @@ from nse_plugin.files import JsonLines
 from nse_plugin.hparams import FTHparams
 from nse_plugin.report.run import Run
 from nse_plugin.report.run_tables import facts_table, overview, rounds_table
-from nse_plugin.runs.backends import SessionBackend
 from nse_plugin.runs.consolidate import consolidate_run, would_help
 from nse_plugin.runs.facts import facts_of
 from nse_plugin.runs.reading import RunFiles
-from nse_plugin.runs.undo import left_out, undo_round
+from nse_plugin.runs.undo import undo_round
 from nse_plugin.session.ledger_files import round_path
 from tests.methods.brute import hparams_of
 from tests.runs import runs
@@ -81,46 +78,21 @@ def test_stored_resumed_and_undone(finished):
     assert RunFiles(folder).undone_since(3) == [2]
 
 
-def consolidated_again(folder, hparams):
-    """The weights after a consolidation in a new process."""
-    subject, weights = reopened(folder)
-    backend = SessionBackend(subject, hparams)
-    backend.prepare(RunFiles(folder).manifest["contexts"])
-    consolidate_run(folder, backend)
-    return weights
-
-
 def test_a_round_is_left_out_of_the_next_consolidation(finished):
-    """The weights are those of a run whose round was undone before it was ever consolidated."""
-    folder, hparams = finished.run_dir, finished.backend.hparams
-    other = folder.with_name("other")
-    shutil.copytree(folder, other)
-    undo_round(other, 2)
-    expected = consolidated_again(other, hparams)
-    consolidate_run(folder, finished.backend)
-    with left_out(folder, [2]):
-        assert RunFiles(folder).ledger.numbers() == [1, 3]
-        assert same_bits(expected, consolidated_again(folder, hparams))
-    assert [entry["number"] for entry in RunFiles(folder).undone] == [4, 2]
-
-
-@pytest.mark.parametrize("undone", [(), (3,)], ids=["none undone", "one undone"])
-def test_a_round_that_cannot_be_left_out_stays(finished, undone):
     folder = finished.run_dir
-    for number in undone:
-        undo_round(folder, number)
-
-    def files():
-        return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
-
-    before = files()
-    with pytest.raises(DataError, match="there is no round 9"), left_out(folder, [2, 9]):
-        raise AssertionError
-    assert files() == before
-    with pytest.raises(KeyboardInterrupt), left_out(folder, [2]):
-        assert 2 not in RunFiles(folder).ledger.numbers()
-        raise KeyboardInterrupt
-    assert files() == before
+    consolidate_run(folder, finished.backend)
+    line = consolidate_run(folder, finished.backend, without=[2])
+    assert (line["file"], line["edits"], line["edit"]["left_out"]) == (5, 4, [2])
+    subject, weights = reopened(folder)
+    assert same_bits(runs.weights(finished), weights)
+    assert set(subject.ledger.numbers_in_effect()) == {1, 3, 4, 5}
+    outcomes = {fact.file: fact.outcome for fact in facts_of(RunFiles(folder))}
+    assert outcomes[2] == "undone" and "undone" not in (outcomes[1], outcomes[3])
+    with pytest.raises(DataError, match="round 2 is inside the consolidation that is round 5"):
+        undo_round(folder, 2)
+    undo_round(folder, 5)
+    assert "undone" not in {fact.outcome for fact in facts_of(RunFiles(folder))}
+    assert set(RunFiles(folder).ledger.numbers_in_effect()) == {1, 2, 3, 4}
 
 
 def test_the_facts_are_as_the_consolidation_left_them(finished, monkeypatch):
