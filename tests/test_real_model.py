@@ -29,22 +29,26 @@ FACTS = [
     EditRequest(1, "{} is located in the city of", "The Eiffel Tower", "London"),
     EditRequest(2, "{} was written by", "Hamlet", "Homer"),
 ]
-SMOLLM2 = published.MODELS["smollm2-135m"]
+
+
+def load(name):
+    """A model and its tokenizer, as the package loads them."""
+    if not published.is_fetched(published.MODELS[name]):
+        pytest.skip(f"{name} is not in the cache; fetch it: nse models get {name}")
+    model, tokenizer, _ = load_model(NSEHparams.from_hparams(f"NSE/{name}"))
+    return model, tokenizer
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    """Model and tokenizer, as the package loads them."""
-    if not published.is_fetched(SMOLLM2):
-        pytest.skip("smollm2-135m is not in the cache; fetch it: nse models get smollm2-135m")
-    model, tokenizer, _ = load_model(NSEHparams.from_hparams("NSE/smollm2-135m"))
-    return model, tokenizer
+    return load("smollm2-135m")
 
 
-def test_the_unpacked_model_is_the_published_one_to_the_bit(loaded, tmp_path):
-    model, tokenizer = loaded
+@pytest.mark.parametrize("name", published.MODELS)
+def test_the_unpacked_model_is_the_published_one_to_the_bit(name, tmp_path):
+    model, tokenizer = load(name)
     try:
-        gguf = published._download_gguf(SMOLLM2, tmp_path, progress=False)
+        gguf = published._download_gguf(published.MODELS[name], tmp_path, progress=False)
     except ModelError as error:
         pytest.skip(f"the GGUF file cannot be fetched: {error}")
     direct = AutoModelForCausalLM.from_pretrained(
