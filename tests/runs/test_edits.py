@@ -40,12 +40,14 @@ from tests.tiny import bits, same_bits
 MODEL = "atlas:gpt2"
 PROMPT, SUBJECT, OLD, NEW = "{} speaks", "Stojeish Pekapex", "Stugixish", "Zibriish"
 TEXT = f"{SUBJECT} speaks"
+QUICK = "NSE:polyak;n_contexts=1"
+"""What learns these edits in less time than the settings that ship."""
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A folder with one edit, and the report of it; not to be changed."""
-    folder = EditFolder(tmp_path_factory.mktemp("edits") / "one", MODEL)
+    folder = EditFolder(tmp_path_factory.mktemp("edits") / "one", MODEL, method=QUICK)
     return folder, folder.edit(PROMPT, NEW, SUBJECT)
 
 
@@ -56,8 +58,28 @@ def one(made, tmp_path):
     return EditFolder(tmp_path / "copy")
 
 
+@pytest.fixture(scope="module")
+def with_three(made, tmp_path_factory):
+    folder = shutil.copytree(made[0].folder, tmp_path_factory.mktemp("edits") / "three")
+    edits = EditFolder(folder)
+    for subject in ("Zawos Kofird", "Ann Lee"):
+        edits.edit(f"{{{subject}}} speaks", NEW)
+    return folder
+
+
+@pytest.fixture
+def three(with_three, tmp_path):
+    """A copy of that folder with two more rounds, not open."""
+    return shutil.copytree(with_three, tmp_path / "three")
+
+
+def answer(edits):
+    """The edited model's answer to the first edit, as long as the new one."""
+    return edits.ask(TEXT, max_new_tokens=8, untouched=False).edited
+
+
 def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.folder.iterdir() if p.name != "lock"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "lock"}
 
 
 def test_the_report_says_what_the_model_answers_before_and_after(made):
@@ -166,8 +188,8 @@ def test_earlier_edits_are_asked_by_their_own_prompt(one, monkeypatch):
 
 
 def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, monkeypatch):
-    before, files = bits(one.model), contents(one)
-    new = EditFolder(tmp_path / "new", MODEL)
+    before, files = bits(one.model), contents(one.folder)
+    new = EditFolder(tmp_path / "new", MODEL, method=QUICK)
 
     def fails(*_arguments):
         raise KeyboardInterrupt
@@ -177,13 +199,13 @@ def test_a_failure_leaves_model_and_folder_as_they_were(one, tmp_path, monkeypat
         for folder in (one, new):
             with pytest.raises(KeyboardInterrupt):
                 folder.edit("{Zawos Kofird} speaks", NEW)
-    assert same_bits(one.model, before) and contents(one) == files
+    assert same_bits(one.model, before) and contents(one.folder) == files
     assert not new.folder.exists() and not len(new.session.ledger)
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
 
 
 def test_memory_is_checked_for_a_hundred_edits_before_anything_is_asked(tmp_path, monkeypatch):
-    folder = EditFolder(tmp_path / "new", MODEL)
+    folder = EditFolder(tmp_path / "new", MODEL, method=QUICK)
     needed = estimate(folder.model, folder.hparams, 1, 100).memory
     monkeypatch.setattr(budget, "free_memory", lambda: needed - 1)
     with monkeypatch.context() as patch, pytest.raises(DataError, match="of memory beside"):
@@ -194,10 +216,10 @@ def test_memory_is_checked_for_a_hundred_edits_before_anything_is_asked(tmp_path
 
 
 def test_a_failure_after_a_joint_solve_leaves_the_rounds_before_it(tmp_path, monkeypatch):
-    method = "NSE:consolidate_every_edits=2;repair_rounds=0"
+    method = f"{QUICK};consolidate_every_edits=2;repair_rounds=0"
     folder = EditFolder(tmp_path / "new", MODEL, method=method)
     folder.edit(PROMPT, NEW, SUBJECT)
-    before, files = bits(folder.model), contents(folder)
+    before, files = bits(folder.model), contents(folder.folder)
 
     def fails(*_arguments):
         raise KeyboardInterrupt
@@ -206,18 +228,18 @@ def test_a_failure_after_a_joint_solve_leaves_the_rounds_before_it(tmp_path, mon
         patch.setattr(edit_round, "measure_all", fails)
         folder.edit("{Zawos Kofird} speaks", NEW)
     assert folder.session.ledger.numbers() == [1]
-    assert same_bits(folder.model, before) and contents(folder) == files
+    assert same_bits(folder.model, before) and contents(folder.folder) == files
     folder.edit("{Zawos Kofird} speaks", NEW)
     assert folder.session.ledger.numbers() == [2]  # in place of round 1
 
 
 def test_an_interrupt_while_a_line_is_written_leaves_no_line(one, monkeypatch):
-    before, files = bits(one.model), contents(one)
+    before, files = bits(one.model), contents(one.folder)
     monkeypatch.setattr(os, "fsync", fsync_interrupted_at("rounds.jsonl", os.fsync))
     with pytest.raises(KeyboardInterrupt):
         one.edit("{Zawos Kofird} speaks", NEW)
     monkeypatch.undo()
-    assert same_bits(one.model, before) and contents(one) == files
+    assert same_bits(one.model, before) and contents(one.folder) == files
 
 
 def fsync_interrupted_at(name, real):
@@ -233,7 +255,7 @@ def fsync_interrupted_at(name, real):
 
 @pytest.mark.parametrize("part", ["rounds", "finish"])
 def test_a_disk_that_fails_at_the_last_write_leaves_no_half_round(one, monkeypatch, part):
-    before, files = bits(one.model), contents(one)
+    before, files = bits(one.model), contents(one.folder)
 
     def full(*_arguments):
         raise OSError(28, "No space left on device")
@@ -249,7 +271,7 @@ def test_a_disk_that_fails_at_the_last_write_leaves_no_half_round(one, monkeypat
         else:
             patch.setattr(RunDirectory, "finish", full)
         one.edit("{Zawos Kofird} speaks", NEW)
-    assert same_bits(one.model, before) and contents(one) == files
+    assert same_bits(one.model, before) and contents(one.folder) == files
     assert one.edit("{Zawos Kofird} speaks", NEW).round == 2
 
 
@@ -262,7 +284,7 @@ def test_an_edit_that_did_not_take_effect_says_so(one):
 
 
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(one, monkeypatch):
-    files = contents(one)
+    files = contents(one.folder)
     with pytest.raises(RequestError, match="9 neighbours .* asks 8"):
         one.edit(PROMPT, NEW, SUBJECT, neighbours=[f"{i} speaks" for i in range(9)])
     with pytest.raises(RequestError, match="one of the neighbours is ''"):
@@ -276,7 +298,7 @@ def test_what_cannot_be_asked_is_refused_before_anything_is_written(one, monkeyp
         one.edit(PROMPT, NEW, SUBJECT, neighbours=["The end"])
     with pytest.raises(RequestError, match="case 2: a prompt of .* context of 256: 'word"):
         one.edit("word " * 300 + PROMPT, NEW, SUBJECT)
-    assert contents(one) == files
+    assert contents(one.folder) == files
 
 
 @pytest.mark.parametrize(
@@ -313,33 +335,29 @@ def test_hyperparameters_are_given_as_a_yaml(tmp_path, made):
         EditFolder(tmp_path / "new", MODEL, hparams=made[0].hparams)
 
 
-def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(one):
-    for subject in ("Zawos Kofird", "Ann Lee"):
-        one.edit(f"{{{subject}}} speaks", NEW)
-    log = one.folder / "rounds.jsonl"
+def test_a_log_that_lost_lines_is_refused_and_nothing_is_removed(three):
+    log = three / "rounds.jsonl"
     log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
-    files = contents(one)
+    files = contents(three)
     with pytest.raises(DataError, match="has no line for"):
-        EditFolder(one.folder).edit("{Bo Ash} speaks", NEW)
-    assert contents(one).keys() == files.keys()
+        EditFolder(three).edit("{Bo Ash} speaks", NEW)
+    assert contents(three).keys() == files.keys()
 
 
-def test_a_line_that_is_missing_in_the_middle_is_named_and_nothing_is_removed(one):
-    for subject in ("Zawos Kofird", "Ann Lee"):
-        one.edit(f"{{{subject}}} speaks", NEW)
-    log = one.folder / "rounds.jsonl"
+def test_a_line_that_is_missing_in_the_middle_is_named_and_nothing_is_removed(three):
+    opened, log = EditFolder(three), three / "rounds.jsonl"
     first, _, last = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(first + last)
-    files, missing = contents(one), "line 2 of .*rounds.jsonl is of round 3, so a line before it"
+    files, missing = contents(three), "line 2 of .*rounds.jsonl is of round 3, so a line before it"
     for use in (
-        lambda: EditFolder(one.folder),
-        lambda: one.edit("{Bo Ash} speaks", NEW),
-        lambda: undo_round(one.folder, 1),
-        lambda: export_run(one.folder, "delta", one.folder / "x"),
+        lambda: EditFolder(three),
+        lambda: opened.edit("{Bo Ash} speaks", NEW),
+        lambda: undo_round(three, 1),
+        lambda: export_run(three, "delta", three / "x"),
     ):
         with pytest.raises(DataError, match=missing):
             use()
-    assert contents(one) == files
+    assert contents(three) == files
 
 
 def test_a_lost_line_of_a_consolidation_does_not_cost_its_round(one):
@@ -347,41 +365,38 @@ def test_a_lost_line_of_a_consolidation_does_not_cost_its_round(one):
     one.consolidate()
     one.edit("{Ann Lee} speaks", NEW)
     (one.folder / "consolidations.jsonl").unlink()
-    files = contents(one).keys()
+    files = contents(one.folder).keys()
     with pytest.raises(DataError, match="has no line for round-0003"):
         one.edit("{Bo Ash} speaks", NEW)
-    assert contents(one).keys() == files
+    assert contents(one.folder).keys() == files
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut off", "no header"])
-@pytest.mark.parametrize("number", [2, 3])
-def test_a_round_whose_file_is_lost_can_be_left_out(one, damage, number):
-    for subject in ("Zawos Kofird", "Ann Lee"):
-        one.edit(f"{{{subject}}} speaks", NEW)
-    path = one.folder / f"round-000{number}.safetensors"
+@pytest.mark.parametrize(
+    ("damage", "number"), [("gone", 2), ("gone", 3), ("cut off", 2), ("no header", 3)]
+)
+def test_a_round_whose_file_is_lost_can_be_left_out(three, damage, number):
+    path = three / f"round-000{number}.safetensors"
     content = path.read_bytes()
     path.unlink()
     if damage != "gone":
         path.write_bytes(content[:-10] if damage == "cut off" else b"12345")
     with pytest.raises(DataError, match=f"leave the round out: nse undo .* --round {number}$"):
-        EditFolder(one.folder).ask(TEXT)
+        EditFolder(three)
     others = [n for n in (1, 2, 3) if n != number]
-    assert undo_round(one.folder, number) == others
-    assert str(number) in undone_text(one.folder, others)
-    again = EditFolder(one.folder)
-    assert again.session.ledger.numbers() == others and again.ask(TEXT).edited.startswith(NEW)
+    assert undo_round(three, number) == others
+    assert str(number) in undone_text(three, others)
+    again = EditFolder(three)
+    assert again.session.ledger.numbers() == others and answer(again).startswith(NEW)
     assert again.edit("{Bo Ash} speaks", NEW).round == 4
-    assert EditFolder(one.folder).session.ledger.numbers() == [*others, 4]
+    assert EditFolder(three).session.ledger.numbers() == [*others, 4]
 
 
-def test_two_damaged_rounds_are_left_out_one_after_the_other(one):
-    for subject in ("Zawos Kofird", "Ann Lee"):
-        one.edit(f"{{{subject}}} speaks", NEW)
+def test_two_damaged_rounds_are_left_out_one_after_the_other(three):
     for number in (2, 3):
-        (one.folder / f"round-000{number}.safetensors").write_bytes(b"12345")
-    undo_round(one.folder, 2)
-    assert undo_round(one.folder, 3) == [1]
-    assert EditFolder(one.folder).session.ledger.numbers() == [1]
+        (three / f"round-000{number}.safetensors").write_bytes(b"12345")
+    undo_round(three, 2)
+    assert undo_round(three, 3) == [1]
+    assert EditFolder(three).session.ledger.numbers() == [1]
 
 
 def test_a_lost_round_that_was_written_again_is_left_out_after_the_later_one(one):
@@ -399,7 +414,7 @@ def test_a_lost_round_inside_a_consolidation_is_left_out_after_it(one):
     one.consolidate()
     (one.folder / "round-0001.safetensors").unlink()
     with pytest.raises(DataError, match="nse undo .* --round 1$"):
-        EditFolder(one.folder).ask(TEXT)
+        EditFolder(one.folder)
     with pytest.raises(DataError, match="inside .* round 3; undo round 3 first, then round 1"):
         undo_round(one.folder, 1)
     assert undo_round(one.folder, 3) == [2] and undo_round(one.folder, 1) == [2]
@@ -433,16 +448,18 @@ def test_another_process_in_the_folder_is_noticed(one):
 
 
 def test_weights_changed_outside_the_session_leave_the_folder_unchanged(one):
-    files, matrix = contents(one), one.session.layout.down(1).weight
+    files, matrix = contents(one.folder), one.session.layout.down(1).weight
     with torch.no_grad():
         matrix[0, 0] += 1
     for change in (one.undo, lambda: one.edit(PROMPT, NEW, SUBJECT)):
         with pytest.raises(SessionError, match="not by this session"):
             change()
-        assert contents(one) == files and one.session.ledger.numbers() == [1]
+        assert contents(one.folder) == files and one.session.ledger.numbers() == [1]
 
 
-def test_settings_are_given_only_to_a_new_folder(one, tmp_path):
+def test_settings_are_given_only_to_a_new_folder(tmp_path):
+    one = EditFolder(tmp_path / "one", MODEL)
+    one.edit(PROMPT, NEW, SUBJECT)
     for wrong in (
         {"model": "atlas:llama"}, {"method": "MEMIT"}, {"hparams": "MEMIT/atlas-gpt2"},
         {"method": "NSE:stable"}, {"hparams": "NSE:stable/atlas-gpt2"},
@@ -463,15 +480,16 @@ def test_a_model_in_a_relative_folder_is_found_from_anywhere(tmp_path, monkeypat
     shutil.copytree(atlas.model_dir(MODEL), tmp_path / "there/model")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "there")
-    EditFolder("edits", "model", hparams="NSE/atlas-gpt2").edit(PROMPT, NEW, SUBJECT)
+    quick = f"{QUICK};mom2_adjustment=false/atlas-gpt2"  # it would need statistics of its own
+    EditFolder("edits", "model", hparams=quick).edit(PROMPT, NEW, SUBJECT)
 
     def opened(*others):
         return EditFolder(tmp_path / "there/edits", *others)
 
-    assert opened("./model").ask(TEXT).edited.startswith(NEW)
+    assert answer(opened("./model")).startswith(NEW)
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert opened("../there/model").ask(TEXT).edited.startswith(NEW)
-    assert opened().ask(TEXT).edited.startswith(NEW)
+    assert answer(opened("../there/model")).startswith(NEW)
+    assert answer(opened()).startswith(NEW)
     with pytest.raises(ModelError, match=r"no model folder './model' in .*elsewhere"):
         EditFolder("others", "./model")
 
@@ -496,7 +514,7 @@ def test_an_earlier_edit_that_a_later_one_erases_is_named(one):
 
 def test_what_the_model_knew_before_a_round_is_said(one, tmp_path):
     """Before this round, and not before the first one."""
-    known = EditFolder(tmp_path / "new", MODEL).edit(PROMPT, OLD, SUBJECT)
+    known = EditFolder(tmp_path / "new", MODEL, method=QUICK).edit(PROMPT, OLD, SUBJECT)
     assert known.facts[0].known_before and "already in effect before" in known.text()
     assert one.edit(PROMPT, NEW, SUBJECT).facts[0].known_before
     assert not one.edit(PROMPT, OLD, SUBJECT).facts[0].known_before
