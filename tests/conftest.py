@@ -97,6 +97,12 @@ def hparams(tmp_path):
     return tiny_hparams(stats_dir=str(tmp_path))
 
 
+@pytest.fixture
+def no_drawings(monkeypatch):
+    """Pages without their pictures, which take most of a page's time."""
+    monkeypatch.setattr("nse_plugin.report.page.Picture.drawings", lambda _self, _name: [])
+
+
 @pytest.fixture(scope="session")
 def easyedit() -> checkout.Host:
     """The EasyEdit of this machine, imported.

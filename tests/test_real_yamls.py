@@ -1,8 +1,8 @@
 """YAMLs of real models: their numbers fit those models, and each edits a tiny one of its family.
 
 The tiny models are random ones of the real config classes.  A YAML is used as it stands, except
-for sizes: as many layers as it names, but at the bottom of a shallow model, few steps, an alpha in
-the tiny model's scale, and a covariance from a few texts.
+for sizes: as many layers as it names, but at the bottom of a shallow model, few steps and contexts,
+an alpha in the tiny model's scale, and a covariance from a few texts.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ def scaled_down(name: str, stats_dir: Path) -> dict[str, Any]:
         "alpha": config["alpha"] / 100,  # residuals of the tiny models are 1 to 10
         "v_loss_layer": layers[-1] + 1,
         "v_num_grad_steps": 3,
+        "n_contexts": 2,
+        "context_length": 4,
         "mom2_dataset": str(TEXTS),
         "mom2_n_samples": 40,
         "stats_dir": str(stats_dir),

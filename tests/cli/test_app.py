@@ -154,12 +154,11 @@ def test_output_errors_and_logs_are_made_safe(capsys):
 
 
 def test_a_closed_pipe_ends_quietly():
-    done = subprocess.run(
-        f"{sys.executable} -m nse_plugin.cli doctor | head -1; echo code ${{PIPESTATUS[0]}}",
+    done = subprocess.run(  # nobody reads any more when the command has been imported
+        f"{sys.executable} -m nse_plugin.cli models | true; echo code ${{PIPESTATUS[0]}}",
         shell=True, executable="/bin/bash", capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stderr == "" and done.stdout.startswith("What nse finds")
-    assert re.search(r"code (0|141)$", done.stdout.strip())
+    assert (done.stdout, done.stderr) == ("code 141\n", "")
 
 
 def test_closed_output_is_no_error(monkeypatch):

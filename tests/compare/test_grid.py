@@ -246,13 +246,15 @@ def test_an_interrupt_inside_a_cell_and_its_resumption(world, whole, tmp_path, m
     assert result["differences"] == whole[1]["differences"]
 
 
-def test_fewer_rounds_than_asked_for_are_said(world, tmp_path, capsys):
+def test_fewer_rounds_than_asked_for_are_said(world, tmp_path, capsys, no_drawings):
     given = arguments(world, tmp_path / "out", rounds=9, methods="NSE", seeds="0")
     assert cli.main(["compare", *given]) == 0
     assert "6 edits in each, which make 6 rounds of 1, not 9\n" in capsys.readouterr().out
 
 
-def test_a_failed_cell_is_a_row_and_is_tried_again(world, whole, tmp_path, monkeypatch, capsys):
+def test_a_failed_cell_is_a_row_and_is_tried_again(
+    world, whole, tmp_path, monkeypatch, capsys, no_drawings
+):
     real = cells_module.editor_of
 
     def failing(made, model, tokenizer):

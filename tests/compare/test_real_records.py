@@ -19,7 +19,7 @@ from tests.compare.grids import arguments, comparison, quiet
 from tests.contract.records import shared
 from tests.tiny import tiny_model, tiny_tokenizer
 
-RECORDS = 16
+RECORDS = 8
 METHODS = "NSE,MEMIT,ROME,AlphaEdit,FT,LoRA,GRACE,NSE+OVERTONE"
 FILES = ["counterfact_200.json", "zsre_200.json"]
 PROTOCOL = dict(every=0, each=True, locality=3, generation=10, generation_tokens=4, fluency=1,
@@ -78,7 +78,7 @@ def test_every_method_edits_real_records(small_world, tmp_path, name):
             assert set(statuses) == ids and set(statuses.values()) <= STATUSES, str(cell)
 
 
-def test_real_records_by_the_command(small_world, tmp_path, capsys):
+def test_real_records_by_the_command(small_world, tmp_path, capsys, no_drawings):
     given = arguments(
         small_world, tmp_path / "out", methods="FT", rounds=2, seeds="0", limit=20,
         data=str(shared("counterfact_easyedit_200.json")),

@@ -198,7 +198,6 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("pages")
         patch.chdir(folder)
-        patch.setenv("NSE_PLUGIN_CACHE", str(folder / "cache"))
         patch.setenv("NSE_PLUGIN_HOST", "embedded")
         (folder / "minutes.txt").write_text("One.\n\nTwo.")
         run = ["run", "--hparams", "NSE/atlas-gpt2", "--data", "atlas:2", "--round-size", "1"]

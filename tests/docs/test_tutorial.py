@@ -33,8 +33,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_blocks_that_need_no_download(folder, monkeypatch, capsys):
-    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(folder / "cache"))
+def test_the_blocks_that_need_no_download(folder, capsys):
     plain = [b for b in blocks("docs/tutorial.md") if b.mark == ""]
     assert len(plain) == 2
     for block in plain:

@@ -47,7 +47,8 @@ def by_card(folder):
     return names["model"].eval()
 
 
-def test_the_command_on_a_demo(tmp_path, capsys):
+def test_the_command_on_a_demo(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("nse_plugin.runs.demo.N_OTHER", 20)
     run, out = str(tmp_path / "run"), tmp_path / "out"
     assert cli.main(["demo", "--edits", "4", "--rounds", "2", "--out", run]) == 0
     capsys.readouterr()

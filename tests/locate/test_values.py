@@ -131,8 +131,8 @@ LOSS_LAYER = {"layers": [1], "v_loss_layer": 2, "kl_factor": 0.5}  # the KL is o
 )
 def test_batched_equals_one_at_a_time(family, settings, tokenizer):
     model = tiny_model(family).requires_grad_(False)
-    hparams = tiny_hparams(v_num_grad_steps=6, v_lr=0.3, **settings)
-    requests = some_requests(4)
+    hparams = tiny_hparams(v_num_grad_steps=4, v_lr=0.3, **settings)
+    requests = some_requests(3)
     values = values_of(layout_of(model), tokenizer, requests, CONTEXTS, hparams, nll)
     for i, request in enumerate(requests):
         z, loss, steps = plain_value(model, tokenizer, request, hparams)

@@ -10,7 +10,7 @@ import torch
 
 from nse_plugin import cli
 from nse_plugin.errors import DataError
-from nse_plugin.methods.registry import METHODS
+from nse_plugin.hparams import LoRAHparams
 from nse_plugin.report import run_tables as tables
 from nse_plugin.report.kinds import kinds_table
 from nse_plugin.report.run import Run
@@ -236,13 +236,10 @@ def test_a_run_that_collapsed(folder):
     assert "collapsed" in text and "min_retention was 0.1, bound 0.5" in text
 
 
-@pytest.mark.parametrize(
-    ("name", "own"),
-    [("LoRA", {"target_modules": ["c_attn"], "num_steps": 2}),
-     ("GRACE", {"inner_params": ["transformer.h[1].mlp.c_fc.weight"], "n_iter": 2})],
-)  # fmt: skip
-def test_methods_that_write_no_neurons(tmp_path, name, own):
-    settings = METHODS[name].hparams(alg_name=name, model_name="tiny", **own)
+def test_a_method_that_writes_no_neurons(tmp_path):
+    settings = LoRAHparams(
+        alg_name="LoRA", model_name="tiny", target_modules=["c_attn"], num_steps=2
+    )
     scheduler(tmp_path / "run", hparams=settings).run()
     plots, page = tmp_path / "plots", tmp_path / "page.html"
     written = ["--plot", str(plots), "--html", str(page)]
@@ -321,7 +318,7 @@ def test_a_line_of_other_types_is_damage(folder, change, message):
         Run(folder)
 
 
-def test_each_round_file_is_read_once(folder, monkeypatch, tmp_path):
+def test_each_round_file_is_read_once(folder, monkeypatch, no_drawings):
     reads, real = [], ledger_files.load_round
     monkeypatch.setattr(
         ledger_files, "load_round", lambda path, *rest: reads.append(path) or real(path, *rest)

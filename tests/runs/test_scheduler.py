@@ -56,10 +56,21 @@ def answers_again(request: EditRequest, target: str) -> EditRequest:
     return dataclasses.replace(request, target_new=target)
 
 
-def test_a_list_and_an_iterator_make_the_same_rounds(tmp_path):
-    a, b = scheduler(tmp_path / "a"), scheduler(tmp_path / "b", iter(requests()))
-    a.run(), b.run()
-    assert same_bits(weights(a), weights(b)) and same_run(tmp_path / "a", tmp_path / "b")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A scheduler after its run, which is not to be changed."""
+    made = scheduler(tmp_path_factory.mktemp("whole"))
+    assert made.run().status == "complete"
+    return made
+
+
+def test_a_list_and_an_iterator_make_the_same_rounds(whole, tmp_path):
+    made = scheduler(tmp_path, iter(requests()))
+    made.run()
+    assert same_bits(weights(whole), weights(made)) and same_run(whole.run_dir, tmp_path)
+    # an iterator's answers are frozen as they come, of the same untouched model
+    first, late = ((folder / "frozen.jsonl").read_text() for folder in (whole.run_dir, tmp_path))
+    assert late == first
 
 
 def test_disk_for_consolidations(tmp_path):
@@ -158,14 +169,8 @@ def test_answers_are_frozen_before_anything_is_edited(tmp_path):
         if event == "phase" and facts["name"] == "edit" and not seen:
             seen.append(len((tmp_path / "frozen.jsonl").read_text().splitlines()))
 
-    made = scheduler(tmp_path, listeners=[watch])
-    made.run()
+    scheduler(tmp_path, listeners=[watch]).run()
     assert seen == [3]
-    first = json.loads((tmp_path / "frozen.jsonl").read_text().splitlines()[2])
-    # an iterator's are frozen as they come, of the same untouched model
-    scheduler(tmp_path / "b", iter(requests())).run()
-    late = json.loads((tmp_path / "b/frozen.jsonl").read_text().splitlines()[2])
-    assert late == first
 
 
 def test_no_state_of_the_model_is_asked_twice(tmp_path, monkeypatch):
@@ -186,17 +191,15 @@ def test_no_state_of_the_model_is_asked_twice(tmp_path, monkeypatch):
     assert asked == [*range(6)] and result.final["measurement"]["all"]["locality"] == 1
 
 
-def test_rounds_that_another_run_has_asked_are_not_asked_again(tmp_path, monkeypatch):
-    whole = scheduler(tmp_path / "a")
-    whole.run()
-    lines = [json.loads(line) for line in (tmp_path / "a/frozen.jsonl").open()]
+def test_rounds_that_another_run_has_asked_are_not_asked_again(whole, tmp_path, monkeypatch):
+    lines = [json.loads(line) for line in (whole.run_dir / "frozen.jsonl").open()]
     known = {tuple(line["requests"]): line["answers"] for line in lines[:2]}
     asked = []
     real = scheduling.ask
     monkeypatch.setattr(scheduling, "ask", lambda *a: asked.append(a[2]) or real(*a))
-    scheduler(tmp_path / "b", frozen=known).run()
+    scheduler(tmp_path, frozen=known).run()
     assert [[r.case_id for r in some] for some in asked] == [[4, 5]]
-    assert same_run(tmp_path / "a", tmp_path / "b")
+    assert same_run(whole.run_dir, tmp_path)
 
 
 @pytest.mark.parametrize("as_list", [True, False])
@@ -294,21 +297,20 @@ def test_stop_keeps_the_round_and_continue_writes_the_others(tmp_path, action, s
     assert again.run().final == result.final and same_bits(weights(again), weights(made))
 
 
-def test_weights_that_move_too_far_end_a_run_without_a_measurement(tmp_path):
-    first = scheduler(tmp_path / "a")
-    lines = first.run().files.lines
+def test_weights_that_move_too_far_end_a_run_without_a_measurement(whole, tmp_path):
+    lines = RunFiles(whole.run_dir).lines
     moved = [max(e["relative_change"] for e in x["edit"]["layers"].values()) for x in lines]
-    weights_now = dict(first.backend.model.named_parameters())
+    weights_now = weights(whole)
     now = {
-        name: float((weights_now[name].detach() - original).norm() / original.norm())
-        for name, original in first.backend.originals().items()
+        name: float((weights_now[name] - original).norm() / original.norm())
+        for name, original in whole.backend.originals().items()
     }
     assert moved[-1] == pytest.approx(max(now.values()), rel=1e-4)
     rules = StopRules(max_change=(moved[0] + max(moved)) / 2)
-    result = scheduler(tmp_path / "b", stop_rules=rules, protocol=protocol(every=0)).run()
+    result = scheduler(tmp_path, stop_rules=rules, protocol=protocol(every=0)).run()
     assert result.status == "collapsed" and result.final["stop"]["rule"] == "max_change"
     assert result.final["rounds"] == next(i for i, x in enumerate(moved, 1) if x > rules.max_change)
-    assert len(RunFiles(tmp_path / "b").ledger) == result.final["rounds"] - 1
+    assert len(RunFiles(tmp_path).ledger) == result.final["rounds"] - 1
 
 
 def test_retention_and_relative_perplexity(tmp_path):
@@ -371,15 +373,17 @@ def test_a_value_that_is_not_finite(tmp_path, monkeypatch, action, status):
     assert again.run().final == result.final and same_bits(weights(again), weights(made))
 
 
-def test_the_final_scores_are_of_the_last_round_though_it_was_not_measured(tmp_path, monkeypatch):
-    sound = scheduler(tmp_path / "sound").run()
+def test_the_final_scores_are_of_the_last_round_though_it_was_not_measured(
+    whole, tmp_path, monkeypatch
+):
+    sound = RunFiles(whole.run_dir).final
     problems = iter([None, None, "weight"])
     monkeypatch.setattr(SessionBackend, "problem", lambda _: next(problems))
     rules = StopRules(on_collapse="continue")
-    result = scheduler(tmp_path / "other", stop_rules=rules).run()
+    result = scheduler(tmp_path, stop_rules=rules).run()
     assert result.files.lines[-1]["scores"] is None
-    assert result.final["measurement"]["all"] == sound.final["measurement"]["all"]
-    assert result.final["measurement"]["answers"] == sound.final["measurement"]["answers"]
+    assert result.final["measurement"]["all"] == sound["measurement"]["all"]
+    assert result.final["measurement"]["answers"] == sound["measurement"]["answers"]
 
 
 def test_no_perplexity_is_past_every_bound():
