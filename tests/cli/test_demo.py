@@ -42,7 +42,7 @@ def scratch_folder(tmp_path, monkeypatch):
 
 
 def demo(*arguments):
-    return cli.main(["demo", "--edits", "6", "--rounds", "3", *arguments])
+    return cli.main(["demo", "--edits", "3", "--rounds", "3", *arguments])
 
 
 def read(path):
@@ -63,7 +63,7 @@ def test_the_edits_of_a_demo_hold(capsys):
     assert demo("--model", "atlas:llama", "--out", "a") == 0
     summary = read("a/summary.json")
     assert list(summary) == SUMMARY_KEYS and summary["seconds_per_edit"] > 0
-    assert (summary["edits"], summary["rounds"], summary["model"]) == (6, 3, "atlas:llama")
+    assert (summary["edits"], summary["rounds"], summary["model"]) == (3, 3, "atlas:llama")
     for score in ("efficacy", "paraphrase", "other_facts", "retention_first"):
         assert 0.8 <= summary[score] <= 1
     shown = capsys.readouterr().out
@@ -74,7 +74,7 @@ def test_the_edits_of_a_demo_hold(capsys):
 def test_it_is_a_run_like_any_other(finished, capsys):
     shutil.copytree(finished, "a")
     manifest = read("a/manifest.json")
-    assert manifest["made_by"] == "nse run" and manifest["run"]["stream"]["count"] == 6
+    assert manifest["made_by"] == "nse run" and manifest["run"]["stream"]["count"] == 3
     assert read("a/final.json")["status"] == "complete"
     assert cli.main(["inspect", "a"]) == 0
     assert cli.main(["undo", "a", "--round", "2"]) == 0
@@ -112,7 +112,7 @@ def test_an_interrupt_leaves_what_the_same_command_resumes(finished, monkeypatch
     said = capsys.readouterr().err
     assert "2 finished rounds are in a; the same command resumes after round 2" in said
     summary = read("a/summary.json")
-    assert (summary["rounds"], summary["edits"]) == (2, 4)
+    assert (summary["rounds"], summary["edits"]) == (2, 2)
     assert demo("--out", "a") == 0
     resumed, whole = read("a/summary.json"), read(finished / "summary.json")
     assert {**resumed, "seconds_per_edit": 0} == {**whole, "seconds_per_edit": 0}
@@ -134,7 +134,7 @@ def test_an_interrupt_before_the_first_round_says_so(monkeypatch, capsys):
         (["--model", "atlas:bert"], "atlas:bert"),
         (["--edits", "-1"], "edits is -1; it must be a whole number"),
         (["--edits", "100000"], "edits is 100000; give 1 to"),
-        (["--rounds", "7"], "rounds is 7; give 1 to 6"),
+        (["--rounds", "7"], "rounds is 7; give 1 to 3"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):

@@ -17,7 +17,9 @@ from nse_plugin.runs.reading import RunFiles
 from tests.cli.terminal import Terminal
 
 TEXT, OLD, NEW = "Stojeish Pekapex speaks", "Stugixish", "Zibriish"
-EDIT = ["edit", "--model", "atlas:gpt2", "--prompt", "{Stojeish Pekapex} speaks", "--target", NEW]
+QUICK = ["--method", "NSE:polyak;n_contexts=1"]
+EDIT = ["edit", "--model", "atlas:gpt2", *QUICK, "--prompt", "{Stojeish Pekapex} speaks",
+        "--target", NEW]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

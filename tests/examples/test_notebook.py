@@ -13,7 +13,6 @@ pytest.importorskip("marimo", reason='no marimo here: pip install -e ".[notebook
 
 
 def test_it_edits_looks_and_undoes(tmp_path, monkeypatch):
-    monkeypatch.setenv("NSE_PLUGIN_CACHE", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # where the notebook puts its folder
     outputs, values = runpy.run_path(str(NOTEBOOK))["app"].run()
     assert len(values["reports"]) == 4 and all(report.in_effect for report in values["reports"])

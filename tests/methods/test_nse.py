@@ -364,23 +364,24 @@ def smallest_cover(score, p):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("family", "change"),
     [
-        {"rewind": False},
-        {"use_previous_keys": False},
-        {"selection_by": "update", "neuron_threshold": 0.6},
-        {"value_norm_anchor": True},
-        {"value_norm_anchor": True, "rewind": False},
-        {"protect_top_directions": 5},
-        {"protect_top_directions": 5, "neuron_threshold": 0.7},
-        {"ridge": 0.3},
-        {"ridge": 0.3, "neuron_threshold": 0.7},
-        {"soft_projection": 0.8, "max_iterations": 2},
-        {"soft_projection": 0.8, "max_iterations": 2, "neuron_threshold": 0.7},
+        ("gpt2", {"rewind": False}),
+        ("llama", {"use_previous_keys": False}),
+        ("gpt2", {"selection_by": "update", "neuron_threshold": 0.6}),
+        ("llama", {"value_norm_anchor": True}),
+        ("gpt2", {"value_norm_anchor": True, "rewind": False}),
+        ("gpt2", {"protect_top_directions": 5}),
+        ("llama", {"protect_top_directions": 5, "neuron_threshold": 0.7}),
+        ("gpt2", {"ridge": 0.3}),
+        ("llama", {"ridge": 0.3, "neuron_threshold": 0.7}),
+        ("llama", {"soft_projection": 0.8, "max_iterations": 2}),
+        ("gpt2", {"soft_projection": 0.8, "max_iterations": 2, "neuron_threshold": 0.7}),
     ],
     ids=str,
 )
-def test_variants_equal_the_formula_and_differ_from_the_method(model, tokenizer, hparams, change):
+def test_variants_equal_the_formula_and_differ_from_the_method(family, tokenizer, hparams, change):
+    model = tiny_model(family)
     hparams = replace(hparams, max_iterations=1, alpha=0.0, v_num_grad_steps=3)
     hparams = replace(hparams, **change)
     plain = replace(hparams, **{name: VARIANTS[name] for name in change if name in VARIANTS})

@@ -117,12 +117,9 @@ def test_no_trial_begins_that_would_end_too_late(tokenizer, scored):
     assert [t.stage for t in tuned.trials] == ["first", "stream"]  # what is needed, no more
 
 
-FAMILIES = ["gpt2", "gptj", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2",
-            "gemma3_text", "phi3"]  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    ("family", "known"), [*((f, True) for f in FAMILIES), ("gptj", False), ("gemma3_text", False)]
+    ("family", "known"),
+    [("gpt2", True), ("llama", True), ("gptj", False), ("gemma3_text", False)],
 )
 def test_a_random_model_ends_without_a_yaml(tokenizer, family, known, tmp_path, monkeypatch):
     """It knows no fact, and where it need not, nothing that is tried in the time edits it."""
