@@ -193,7 +193,7 @@ def some_requests(n: int = 4) -> list[EditRequest]:
 def tiny_hparams(**changes: Any) -> NSEHparams:
     """Hyperparameters that edit a tiny model in little time."""
     settings: dict[str, Any] = dict(
-        alg_name="NSE", model_name="tiny", layers=[1, 2], v_num_grad_steps=8, v_lr=0.1,
+        alg_name="NSE", model_name="tiny", layers=[1, 2], v_num_grad_steps=4, v_lr=0.1,
         v_weight_decay=0.05, clamp_norm_factor=4.0, mom2_update_weight=1.0, mom2_dataset=str(TEXTS),
         mom2_n_samples=40, n_contexts=2, context_length=4, alpha=0.01, max_iterations=2,
         token_budget=4096,

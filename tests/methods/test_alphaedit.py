@@ -27,8 +27,7 @@ from tests.tiny import some_requests, tiny_model
 
 @pytest.fixture
 def hparams(tmp_path):
-    settings = dict(nullspace_threshold=0.5, L2=0.3, v_num_grad_steps=4)
-    return hparams_of(AlphaEditHparams, stats_dir=str(tmp_path), **settings)
+    return hparams_of(AlphaEditHparams, stats_dir=str(tmp_path), nullspace_threshold=0.5, L2=0.3)
 
 
 def projection(covariance, threshold):

@@ -19,7 +19,7 @@ from tests.tiny import some_requests, tiny_model
 
 @pytest.fixture
 def hparams(tmp_path):
-    return hparams_of(MEMITHparams, stats_dir=str(tmp_path), v_num_grad_steps=4)
+    return hparams_of(MEMITHparams, stats_dir=str(tmp_path))
 
 
 @pytest.mark.parametrize(

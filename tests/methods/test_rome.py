@@ -26,7 +26,7 @@ from tests.tiny import same_bits, some_requests
 
 @pytest.fixture
 def hparams(tmp_path):
-    return hparams_of(ROMEHparams, stats_dir=str(tmp_path), layers=[2])
+    return hparams_of(ROMEHparams, stats_dir=str(tmp_path), layers=[2], v_num_grad_steps=8)
 
 
 def mean_key(brute, request, contexts):

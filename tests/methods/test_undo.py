@@ -23,8 +23,7 @@ OWN = {
 )
 @pytest.mark.parametrize("kind", [AlphaEditHparams, MEMITHparams, NSEHparams, ROMEHparams])
 def test_undo_restores_every_bit(kind, family, dtype, tokenizer, tmp_path):
-    own = {"v_num_grad_steps": 4, **OWN.get(kind.method, {})}
-    hparams = hparams_of(kind, stats_dir=str(tmp_path), **own)
+    hparams = hparams_of(kind, stats_dir=str(tmp_path), **OWN.get(kind.method, {}))
     model = tiny_model(family, dtype=dtype)
     before = bits(model)
     session = EditSession.of(model, tokenizer)
