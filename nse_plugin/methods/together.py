@@ -36,7 +36,7 @@ from nse_plugin.methods.bookkeeping import Clock, last_edits
 from nse_plugin.methods.repair import answered
 from nse_plugin.model.hooks import own_modes
 from nse_plugin.requests import EditRequest
-from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord
+from nse_plugin.session.records import ActiveRound, Outcome, RoundRecord, rounds_named
 from nse_plugin.session.session import EditSession
 
 log = logging.getLogger(__name__)
@@ -275,24 +275,44 @@ def _without(
 ) -> dict[str, KnownEdit]:
     """The last edit of every fact without those of some rounds.
 
+    A value that an edit shares with one that is left out (``merge_subjects``) gives both answers,
+    so the last value before that is taken.
+
     Args:
         entries: the rounds in order, also those inside consolidations.
+
+    Raises:
+        SessionError: no edit is left, or one has no value but a shared one.
     """
-    new: dict[bool, set[str]] = {True: set(), False: set()}  # by whether the round is left out
+    made_in: dict[str, set[int]] = {}  # by digest of an edit: the rounds that it came with
     for record in (entry.head() for entry in entries):
-        made = zip(record.requests, record.outcomes)
-        new[record.number in without] |= {r.digest() for r, o in made if o.is_new}
-    gone = new[True] - new[False]
-    kept = {fact: edit for fact, edit in latest.items() if edit[0].digest() not in gone}
-    open_facts = set(latest) - set(kept)  # an earlier edit of them is in effect again
+        for request, outcome in zip(record.requests, record.outcomes):
+            if outcome.is_new:
+                made_in.setdefault(request.digest(), set()).add(record.number)
+    left_out = {*without, *(number for entry in entries for number in entry.left_out)}
+    gone = {digest for digest, numbers in made_in.items() if numbers <= left_out}
+    kept: dict[str, KnownEdit] = {}
     for entry in entries:
-        if open_facts.intersection(request.fact for request in entry.head().requests):
-            for edit in _known_edits(entry.read(), layers):
-                if edit[0].fact in open_facts and edit[0].digest() not in gone:
-                    kept[edit[0].fact] = edit
+        edits = list(_known_edits(entry.read(), layers))
+        shared = {_bits(z) for request, z, _ in edits if request.digest() in gone}
+        for request, z, outcome in edits:
+            if request.digest() not in gone and _bits(z) not in shared:
+                kept[request.fact] = (request, z, outcome)
+    for request, _, _ in latest.values():
+        digest = request.digest()
+        if digest in gone or (request.fact in kept and kept[request.fact][0].digest() == digest):
+            continue
+        raise SessionError(
+            f"an edit of {rounds_named(sorted(made_in[digest]))} (case {request.case_id}) shares "
+            "its value with one that is to be left out (merge_subjects); leave it out, too"
+        )
     if not kept:
         raise SessionError("without these rounds there is no edit left; undo the rounds instead")
     return kept
+
+
+def _bits(value: torch.Tensor) -> bytes:
+    return value.numpy().tobytes()
 
 
 def _with_rounds_within(entries: Iterable[ActiveRound]) -> Iterator[ActiveRound]:

@@ -11,6 +11,7 @@ from nse_plugin.errors import SessionError
 from nse_plugin.methods import together
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.consolidate import consolidate
+from nse_plugin.requests import EditRequest
 from nse_plugin.session.ledger_files import load_rounds, save_round
 from nse_plugin.session.session import EditSession
 from tests.methods.test_consolidate import edited, hparams, some_values
@@ -58,6 +59,28 @@ def test_an_edit_that_another_round_made_too_stays(hparams):
     model, session = edited(hparams, [A, B, A])
     consolidate(session, hparams, without=[1])
     assert same_bits(model, consolidated(hparams, [B, A]))
+
+
+def test_a_value_that_was_shared_with_an_edit_left_out_is_not_used(hparams):
+    """Two facts of one subject have one value for both answers (``merge_subjects``)."""
+    hparams = replace(hparams, merge_subjects=True)
+    rounds = [
+        [EditRequest(0, "{} lives in", "Ann Lee", "Garn")],
+        [EditRequest(1, "{} works as", "Ann Lee", "a baker")],
+    ]
+    model, expected = tiny_model("llama"), tiny_model("llama")
+    session, alone = (EditSession.of(each, tiny_tokenizer()) for each in (model, expected))
+    for requests in rounds:
+        BASES["NSE"].edit_round(session, requests, hparams)
+    BASES["NSE"].edit_round(alone, rounds[0], hparams)
+    consolidate(session, hparams)
+    before = bits(model)
+    with pytest.raises(SessionError, match=r"an edit of round 2 \(case 1\) shares its value"):
+        consolidate(session, hparams, without=[1])
+    assert same_bits(model, before)
+    consolidate(session, hparams, without=[2])
+    consolidate(alone, hparams)
+    assert same_bits(model, expected)
 
 
 def test_files_and_later_consolidations_leave_it_out_too(hparams, tmp_path):
