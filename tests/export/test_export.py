@@ -16,6 +16,7 @@ from nse_plugin.errors import DataError, HparamsError, ModelError, SessionError
 from nse_plugin.export import from_delta, from_peft, to_delta, to_full, to_peft
 from nse_plugin.export.adapter import _warn_of_rank
 from nse_plugin.export.folder import MANIFEST, new_folder
+from nse_plugin.methods.consolidate import consolidate
 from nse_plugin.methods.nse import edit_round
 from nse_plugin.session.ledger_files import save_round
 from nse_plugin.session.session import EditSession
@@ -139,6 +140,24 @@ def test_a_delta_is_imported_bit_for_bit(family, dtype, tmp_path):
     assert same_bits(model, again)
     back.undo_last()
     assert same_bits(clean, original)
+
+
+def test_a_consolidation_is_exported_in_place_of_its_rounds(tmp_path):
+    model = tiny_model("llama")
+    session = EditSession.of(model, tiny_tokenizer())
+    settings = dict(mom2_adjustment=False, n_contexts=1, max_iterations=1)
+    hparams = tiny_hparams(stats_dir=str(tmp_path), **settings)
+    for request in some_requests(3):
+        edit_round(session, [request], hparams)
+    consolidate(session, hparams, without=[2])
+    to_delta(session, tmp_path / "delta")
+    clean = tiny_model("llama")
+    from_delta(clean, tiny_tokenizer(), tmp_path / "delta")
+    assert same_bits(model, clean)
+    fits = to_peft(session, tmp_path / "adapter")
+    assert {fit.rank for fit in fits.values()} == {2}, "of two edits"
+    adapted = peft.PeftModel.from_pretrained(tiny_model("llama"), str(tmp_path / "adapter"))
+    assert (logits(adapted) - logits(model)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("family", FAMILIES)
