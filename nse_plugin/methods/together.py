@@ -289,6 +289,9 @@ def _without(
         for request, outcome in zip(record.requests, record.outcomes):
             if outcome.is_new:
                 made_in.setdefault(request.digest(), set()).add(record.number)
+    for number in without:
+        if not any(number in numbers for numbers in made_in.values()):
+            raise SessionError(f"no edit came with round {number}; to take it back, undo it")
     left_out = {*without, *(number for entry in entries for number in entry.left_out)}
     gone = {digest for digest, numbers in made_in.items() if numbers <= left_out}
     kept: dict[str, KnownEdit] = {}

@@ -10,6 +10,7 @@ from nse_plugin.errors import DataError, did_you_mean
 from nse_plugin.printable import counted
 from nse_plugin.report.run import Run, mean_overlap
 from nse_plugin.runs.facts import ORDER
+from nse_plugin.runs.reading import left_out_rounds
 from nse_plugin.session import queries
 from nse_plugin.session.records import rounds_named, were_undone
 from nse_plugin.table import NOTHING, Table
@@ -55,6 +56,8 @@ def overview(run: Run) -> Table:
             f"{counted(joint['after'], 'round')}: {joint['answered_before']} in effect before it, "
             f"{joint['answered']} afterwards{order}",
         ))  # fmt: skip
+    if left_out := left_out_rounds(run.folder):
+        rows.append(("left out", f"{rounds_named(left_out)}, by a consolidation"))
     stop = run.final["stop"] if run.final else None
     if stop is not None:
         rows.append(("stop rule", f"{stop['rule']} was {stop['value']}, bound {stop['bound']}"))

@@ -26,6 +26,7 @@ from nse_plugin.runs.budget import Budget
 from nse_plugin.runs.reading import (
     checked_lines,
     consolidations,
+    left_out_rounds,
     read_manifest,
     undone_rounds,
     without_line,
@@ -50,7 +51,7 @@ from nse_plugin.runs.schema import (
     RoundLine,
 )
 from nse_plugin.session.ledger_files import by_number, damaged, round_path
-from nse_plugin.session.records import Written
+from nse_plugin.session.records import Written, rounds_named
 
 log = logging.getLogger(__name__)
 
@@ -144,6 +145,11 @@ def run_directory(path: Path, resumes: bool = True) -> Iterator[RunDirectory]:
                 f"{path}: undone rounds ({', '.join(undone)}); a run is resumed only from all "
                 f"of its rounds. Remove {path / UNDONE} to make them active again, or give "
                 "another folder"
+            )
+        if resumes and (left_out := left_out_rounds(path)):
+            raise DataError(
+                f"{path}: a consolidation leaves out {rounds_named(left_out)}; a run is resumed "
+                "only from all of its rounds. Give another folder"
             )
         with explained(path, WAY_OUT):
             for left in path.glob("*.tmp"):  # of a process that was killed

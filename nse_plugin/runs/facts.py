@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from nse_plugin.runs.reading import RunFiles
+from nse_plugin.runs.reading import RunFiles, left_out_rounds
 from nse_plugin.session.records import were_undone
 
 FactOutcome = Literal[
@@ -57,7 +57,7 @@ def facts_of(files: RunFiles) -> list[Fact]:
     Raises:
         DataError: ``frozen.jsonl`` does not hold the requests, or a file is damaged.
     """
-    undone = files.left_out()
+    undone = {*(entry["number"] for entry in files.undone), *left_out_rounds(files.folder)}
     tested, answers = _last_answers(files)
     since = tuple(files.undone_since(tested))
     jointly = _after_consolidation(files, tested)

@@ -102,12 +102,6 @@ class RunFiles:
         """The undone rounds, in the order in which they were undone."""
         return undone_rounds(self.folder)
 
-    def left_out(self) -> set[int]:
-        """Numbers of rounds that were undone, or that a consolidation left out."""
-        undone = {entry["number"] for entry in self.undone}
-        joint = [line for line in consolidations(self.folder) if line["file"] not in undone]
-        return undone.union(*(line["edit"].get("left_out", ()) for line in joint))
-
     @cached_property
     def measurements(self) -> list[Measurement]:
         """All measurements, in order."""
@@ -269,6 +263,13 @@ def read_final(folder: Path) -> Final | None:
     found = read_json(path, way_out)
     check(found, Final, str(path), way_out)
     return cast(Final, found)
+
+
+def left_out_rounds(folder: Path) -> list[int]:
+    """Numbers of the rounds that a consolidation leaves out, unless it was undone."""
+    undone = {entry["number"] for entry in undone_rounds(folder)}
+    joint = [line for line in consolidations(folder) if line["file"] not in undone]
+    return sorted({number for line in joint for number in line["edit"].get("left_out", ())})
 
 
 def undone_rounds(folder: Path) -> list[UndoneRound]:

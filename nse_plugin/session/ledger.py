@@ -136,6 +136,11 @@ class Ledger:
             return active.index(number)
         for entry in self._rounds:
             if number in _numbers_within(entry):
+                if number in entry.left_out:
+                    raise SessionError(
+                        f"round {number} is left out of the consolidation that is round "
+                        f"{entry.number}, so its edits are not in effect"
+                    )
                 first = f"undo round {entry.number}"
                 if any(inner.number == number and inner.within for inner in entry.within):
                     after = f"{first}, after which round {number}, a consolidation too, is active"

@@ -150,8 +150,7 @@ class RoundRecord:
     left_out: tuple[int, ...] = ()
     """Numbers of those rounds, at any depth, whose new edits it does not solve, rising."""
     put_back: bool = False
-    """Whether all edits were solved jointly after it, and that was put back, since it left fewer
-    of them in effect."""
+    """Whether a joint solve after it was put back, since it left fewer edits in effect."""
     moments: Mapping[int, Moments] = field(default_factory=dict)
     """By layer: moments of the round's editing features; empty with a method that has none."""
 

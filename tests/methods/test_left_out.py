@@ -113,5 +113,7 @@ def test_what_cannot_be_left_out_is_refused_and_all_is_as_before(hparams, monkey
     consolidate(session, hparams, without=[1])
     with pytest.raises(SessionError, match="round 1 cannot be left out, since it is not in effect"):
         consolidate(session, hparams, without=[1])
+    with pytest.raises(SessionError, match="no edit came with round 3; to take it back, undo it"):
+        consolidate(session, hparams, without=[3])
     with pytest.raises(SessionError, match=r"without=\[2\], or, for a folder, nse consolidate FOL"):
         session.undo(2)

@@ -88,7 +88,10 @@ def test_a_round_is_left_out_of_the_next_consolidation(finished):
     assert set(subject.ledger.numbers_in_effect()) == {1, 3, 4, 5}
     outcomes = {fact.file: fact.outcome for fact in facts_of(RunFiles(folder))}
     assert outcomes[2] == "undone" and "undone" not in (outcomes[1], outcomes[3])
-    with pytest.raises(DataError, match="round 2 is inside the consolidation that is round 5"):
+    assert ("left out", "round 2, by a consolidation") in overview(Run(folder)).rows
+    with pytest.raises(DataError, match="leaves out round 2; a run is resumed only from all"):
+        runs.scheduler(folder).run()
+    with pytest.raises(DataError, match="round 2 is left out of the consolidation that is round 5"):
         undo_round(folder, 2)
     undo_round(folder, 5)
     assert "undone" not in {fact.outcome for fact in facts_of(RunFiles(folder))}
