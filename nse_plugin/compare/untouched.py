@@ -26,7 +26,7 @@ class NoEdits(Backend):
         self.model, self.tokenizer = model, tokenizer
         self.hparams = SimpleNamespace(alg_name=UNTOUCHED)
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
+    def edit(self, requests: Sequence[EditRequest], number: int, last: bool = False) -> Written:
         """Nothing is written."""
         return Written({"method": self.method, "edits": len(requests)}, changed=False)
 

@@ -59,7 +59,7 @@ class HostBackend:
     def compute_statistics(self) -> None:
         """EasyEdit computes its own in the first round."""
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
+    def edit(self, requests: Sequence[EditRequest], number: int, last: bool = False) -> Written:
         """Call EasyEdit's function for the round.
 
         Raises:

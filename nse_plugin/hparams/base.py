@@ -76,6 +76,10 @@ class Hparams(Settings):
         """
         return cls.from_dict(read_named(name_or_path), name_or_path)
 
+    def of_last_round(self: H) -> H:
+        """The settings for a round that is known to be the last of its stream."""
+        return self
+
     def to_dict(self) -> dict[str, Any]:
         """All values by key except secrets; a ready model is named as in its config."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -145,10 +145,11 @@ class SpreadHparams(LocateHparams):
     the round's own; 0 is never (the papers)."""
     consolidate_every_edits: int = bounded(0, low=0)
     """The round with every N-th edit solves all edits in effect jointly with its own, in place of
-    the rounds before (``nse consolidate``); 0 is never (the papers)."""
+    the rounds before (``nse consolidate``), and so does the last round of a run; 0 is never (the
+    papers)."""
     consolidate_below: float = bounded(0.0, low=0, high=1)
     """The same after a round that leaves less than this share of the edits in effect, among up to
-    64 that are tested; 0 is never (the papers)."""
+    64 that are tested, and in the last round of a run; 0 is never (the papers)."""
     consolidation_weight: float = bounded(3.0, above=0)
     """Factor of lambda in a consolidation that repairs: the joint solve preserves more, and edits
     that fall short are repaired."""
@@ -179,6 +180,12 @@ class SpreadHparams(LocateHparams):
                 f"avoid_sinks is {self.avoid_sinks}, repair_weight is {self.repair_weight}, and "
                 "n_contexts is 0; keys are compared with those after a context, so give one"
             )
+
+    def of_last_round(self) -> Self:
+        """With consolidations, the last round of a stream is one."""
+        if self.consolidate_every_edits or self.consolidate_below:
+            return dataclasses.replace(self, consolidate_every_edits=1)
+        return self
 
     @property
     def small_keys_matter(self) -> bool:

@@ -117,6 +117,10 @@ class OvertoneHparams(OvertoneSettings, Hparams):
         """The base's hyperparameters, with the fields of all methods taken from here."""
         return dataclasses.replace(self.base, **_shared(self), alg_name=self.base.alg_name)
 
+    def of_last_round(self) -> OvertoneHparams:
+        """The same with the base's settings for the last round of a stream."""
+        return dataclasses.replace(self, base=self.base.of_last_round())
+
     def __getattr__(self, name: str) -> Any:
         """Delegate fields that OVERTONE does not have to the base."""
         base = self.__dict__.get("base")  # not there yet while a copy is being made

@@ -49,8 +49,8 @@ class Backend(typing.Protocol):
         """Compute what the rounds need of the untouched model and can be kept on disk."""
         return
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
-        """Write a round."""
+    def edit(self, requests: Sequence[EditRequest], number: int, last: bool = False) -> Written:
+        """Write a round; ``last`` is whether the stream is known to end with it."""
 
     def problem(self) -> str | None:
         """A description of what is not finite after the last round, or None."""
@@ -143,9 +143,10 @@ class SessionBackend(Backend):
         """Compute the covariances that the method needs."""
         self.session.untouched.compute_statistics(self.hparams)
 
-    def edit(self, requests: Sequence[EditRequest], number: int) -> Written:
+    def edit(self, requests: Sequence[EditRequest], number: int, last: bool = False) -> Written:
         """Write a round into model and ledger."""
-        record: RoundRecord = self._edit_round(self.session, requests, self.hparams)
+        hparams = self.hparams.of_last_round() if last else self.hparams
+        record: RoundRecord = self._edit_round(self.session, requests, hparams)
         summary, weights = record.summary(), self.session.weights
         changed, changes = record.state is not None, list[float]()
         for layer in record.key_counts:

@@ -147,7 +147,7 @@ def _located(
     return _Sizes(
         per_round=per_edit * n + layers * passes * d_ff * 8 + n * _RECORD + 4096,
         consolidation=(per_edit + _RECORD) * n_all if every else 0,
-        consolidations=min(rounds, n_all // every) if every else 0,
+        consolidations=min(rounds, -(-n_all // every)) if every else 0,
         originals=layers * d_model * d_ff * _HELD,
         solve=d_ff * d_ff * (4 * 8 + covariances) + layers * d_ff * previous,
     )

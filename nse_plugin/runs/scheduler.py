@@ -125,7 +125,7 @@ class SequentialScheduler:
                 self._tell("phase", name="computing statistics")
                 self.backend.compute_statistics()
                 ready = True
-            last = self._one_round(planned)
+            last = self._one_round(planned, plan is not None and planned is plan[-1])
         return self._finish(last)
 
     def _begin(self, plan: list[PlannedRound] | None) -> None:
@@ -214,24 +214,25 @@ class SequentialScheduler:
         self._frozen_in[planned.number] = time.perf_counter() - start
 
     def _edit(
-        self, planned: PlannedRound, clock: dict[str, float]
+        self, planned: PlannedRound, last: bool, clock: dict[str, float]
     ) -> tuple[Written | None, str | None]:
         """Write a round; returns it, and a description of what is not finite afterwards."""
         with self._phase("edit", clock):
             try:
-                return self.backend.edit(planned.requests, planned.number), self.backend.problem()
+                written = self.backend.edit(planned.requests, planned.number, last)
+                return written, self.backend.problem()
             except NotFiniteError as error:
                 if not self.rules.non_finite:
                     raise
                 return None, str(error)  # the session has restored the model
 
-    def _one_round(self, planned: PlannedRound) -> RoundLine:
+    def _one_round(self, planned: PlannedRound, last: bool) -> RoundLine:
         check_disk(self.run_dir, 2 * self._per_round)
         clock: dict[str, float] = {}
         number, requests = planned.number, planned.requests
         self._freeze(planned, "freeze")
         clock["freeze"] = self._frozen_in.pop(number, 0.0)
-        written, problem = self._edit(planned, clock)
+        written, problem = self._edit(planned, last, clock)
         superseded, scores, measurement = 0, None, None
         stop = self.rules.check_write(problem, written.change if written else None)
         if written is not None:

@@ -222,11 +222,11 @@ def test_a_change_that_the_host_s_method_would_not_see_is_refused(world, tmp_pat
 def test_an_interrupt_inside_a_cell_and_its_resumption(world, whole, tmp_path, monkeypatch):
     real, calls = SessionBackend.edit, []
 
-    def interrupted(self, requests, number):
+    def interrupted(self, requests, number, last):
         calls.append(number)
         if len(calls) == 5:  # the second round of the second cell that edits
             raise KeyboardInterrupt
-        return real(self, requests, number)
+        return real(self, requests, number, last)
 
     monkeypatch.setattr(SessionBackend, "edit", interrupted)
     with pytest.raises(KeyboardInterrupt):
