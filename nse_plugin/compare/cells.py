@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,15 +30,18 @@ from nse_plugin.evaluation.known import keep_known
 from nse_plugin.evaluation.metrics import SCORES, Answered
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.files import JsonLines, write_text
+from nse_plugin.methods.spread import FOUND_ELSEWHERE
 from nse_plugin.model.seeding import seeded
 from nse_plugin.requests import EditRequest
 from nse_plugin.runs.identity import as_json, hashed, model_identity
 from nse_plugin.runs.reading import RunFiles, RunResult
 from nse_plugin.runs.reopen import chat_tokenizer
 from nse_plugin.runs.scheduler import SequentialScheduler
+from nse_plugin.runs.schema import ModelIdentity
 from nse_plugin.runs.start import read_requests
 from nse_plugin.runs.stopping import StopRules
 from nse_plugin.session.session import EditSession
+from nse_plugin.session.value_files import ValueFiles
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +101,14 @@ def _run(cell: Cell, pool: ModelPool, own_process: bool) -> CellResult:
             if made.hosts_own and cell.run_dir.exists():
                 log.info("%s begins anew, because the host's method has lost its state", cell)
                 shutil.rmtree(cell.run_dir)
-        prepare = _prepare(edited, made)
-        result = _schedule(cell, edited, made.hparams, requests, texts)
+        now = model_identity(model)
+        prepare = _prepare(cell, edited, made, now)
+        frozen = _frozen(cell, now)
+        result = _schedule(cell, edited, made.hparams, requests, texts, frozen)
         memory = meter.read()
     found = _collect(cell, None if cell.untouched else made, result)
-    found["memory"] = memory
-    found["seconds"] = _seconds(result.files, prepare, time.perf_counter() - start)
+    found["seconds"], elsewhere = _seconds(result.files, prepare, time.perf_counter() - start)
+    found["memory"] = None if elsewhere else memory  # the search for values takes most of it
     found["run_info"]["stream"] = hashed([request.digest() for request in requests])
     return found
 
@@ -137,6 +142,7 @@ def _schedule(
     hparams: Any,
     requests: Sequence[EditRequest],
     texts: Sequence[str],
+    frozen: Mapping[tuple[str, ...], Sequence[Answered]],
 ) -> RunResult:
     """Run the cell's stream of edits, or resume it."""
     settings = cell.settings
@@ -151,7 +157,7 @@ def _schedule(
         order=cell.order,
         seed=cell.seed,
         held_out=texts,
-        frozen=_frozen(cell, edited.model),
+        frozen=frozen,
     ).run()
 
 
@@ -189,7 +195,7 @@ def _own_folder(made: Recipe) -> Iterator[None]:
             os.chdir(before)
 
 
-def _frozen(cell: Cell, model: nn.Module) -> dict[tuple[str, ...], list[Answered]]:
+def _frozen(cell: Cell, now: ModelIdentity) -> dict[tuple[str, ...], list[Answered]]:
     """The untouched model's answers to rounds, by the digests of their requests.
 
     They come from its finished cells of any seed.  Only whole rounds are used, because the last
@@ -199,9 +205,7 @@ def _frozen(cell: Cell, model: nn.Module) -> dict[tuple[str, ...], list[Answered
         DataError: a cell was run with another model than this one.
     """
     found: dict[tuple[str, ...], list[Answered]] = {}
-    finished = sorted(cell.untouched_runs.glob("*/final.json"))
-    now = model_identity(model) if finished else None
-    for final in finished:
+    for final in sorted(cell.untouched_runs.glob("*/final.json")):
         files = RunFiles(final.parent)
         if files.manifest["run"]["model"] != now:
             raise DataError(
@@ -214,10 +218,13 @@ def _frozen(cell: Cell, model: nn.Module) -> dict[tuple[str, ...], list[Answered
     return found
 
 
-def _prepare(edited: Any, made: Recipe) -> float:
-    """Compute the statistics before the first round; returns the seconds that it took."""
+def _prepare(cell: Cell, edited: Any, made: Recipe, now: ModelIdentity) -> float:
+    """Before the first round: share values with other cells, and compute the statistics; returns
+    the seconds that they took."""
     start = time.perf_counter()
     if isinstance(edited, EditSession):
+        made_by = json.dumps([now, cell.settings.threads], sort_keys=True)
+        edited.untouched.share_values(ValueFiles(cell.shared_values, made_by))
         edited.untouched.compute_statistics(made.hparams)
     return time.perf_counter() - start
 
@@ -308,15 +315,21 @@ def _points(files: RunFiles) -> Iterator[RoundPoint]:
         }
 
 
-def _seconds(files: RunFiles, prepare: float, wall: float) -> Seconds:
-    """Means per edit over all rounds on disk, and the total time of this call."""
+def _seconds(files: RunFiles, prepare: float, wall: float) -> tuple[Seconds, float]:
+    """Means per edit over all rounds on disk and the total time of this call; and how many seconds
+    of the search for values were spent in other cells, which are part of the means."""
     lines = files.lines
     edits = max(1, sum(line["edits"] for line in lines))
     edit = sum(line["seconds"]["edit"] for line in lines)
-    parts: Counter[str] = Counter()
+    parts: defaultdict[str, float] = defaultdict(float)
     for line in lines:
-        parts.update((line["edit"] or {}).get("seconds") or {})
-    return {
+        for name, seconds in ((line["edit"] or {}).get("seconds") or {}).items():
+            parts[name] += seconds
+    elsewhere = parts.pop(FOUND_ELSEWHERE, 0.0)
+    if elsewhere:
+        parts["values"] += elsewhere
+        edit += elsewhere
+    found: Seconds = {
         "parts": {name: value / edits for name, value in parts.items()},
         "other": max(0.0, edit - sum(parts.values())) / edits,
         "edit": edit / edits,
@@ -324,3 +337,4 @@ def _seconds(files: RunFiles, prepare: float, wall: float) -> Seconds:
         "prepare": prepare,
         "wall": wall,
     }
+    return found, elsewhere

@@ -132,6 +132,11 @@ class Cell:
         """Folder of the untouched runs of its model, of all seeds."""
         return Path(self.settings.out) / "cells" / self.model.key / UNTOUCHED
 
+    @property
+    def shared_values(self) -> Path:
+        """Folder of the values that cells of its model share."""
+        return Path(self.settings.out) / "values" / self.model.key
+
     def __str__(self) -> str:
         return f"{self.model.key} {self.method} seed {self.seed}"
 

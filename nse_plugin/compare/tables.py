@@ -192,7 +192,10 @@ def time_table(result: ComparisonResult, model: str) -> Table:
         row += [f"{fmean([s['wall'] for s in group]):.1f}" if group else NOTHING]
         rows.append(row)
     heads = ("method", *names, "other", "edit", "evaluation", "cell, s")
-    note = "Milliseconds per edit; edit is the sum of the columns before it; cell: all of it."
+    note = (
+        "Milliseconds per edit; edit is the sum of the columns before it. Cells share values that "
+        "they would find alike; the search for them counts in each. cell: the time of this cell."
+    )
     return Table.of_numbers(f"{model}: time", heads, rows, note)
 
 

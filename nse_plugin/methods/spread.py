@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from typing import TypeVar
 
@@ -50,6 +50,8 @@ from nse_plugin.session.records import RoundRecord
 from nse_plugin.session.session import EditSession
 
 H = TypeVar("H", bound=SpreadHparams)
+FOUND_ELSEWHERE = "values found elsewhere"
+"""Among the seconds of a round: how long another run searched for the values that this one uses."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ def _write_round(
     search = _ValueSearch(session, method, objective, hparams, requests, rows, lookups)
     if stored is None:
         with clock("values"):
-            values = search.first(len(own), trace)
+            values, elsewhere = search.first(len(own), trace)
+        if elsewhere:
+            clock.seconds[FOUND_ELSEWHERE] = elsewhere
     if lost:
         with clock("repair"):
             found = search.current(torch.arange(len(own), len(requests)))
@@ -175,38 +179,48 @@ class _ValueSearch:
     rows: Sequence[Rows]
     lookups: Lookups
 
-    def first(self, count: int, trace: TokenTrace | None) -> Values:
-        """Values of the first ``count`` requests, in the untouched or in the current model."""
+    def first(self, count: int, trace: TokenTrace | None) -> tuple[Values, float]:
+        """Values of the first ``count`` requests, in the untouched or in the current model, and the
+        seconds that another run took to find them."""
         chosen = torch.arange(count)
         if not self.method.rewind:
-            return self.current(chosen, trace)
-        session, h = self.session, self.hparams
-        digests = tuple(request.digest() for request in self.requests[:count])
-        edited_token = (h.merge_subjects, h.avoid_sinks, h.layers[0])
-        contexts = session.untouched.contexts(h)
-        key = (digests, contexts, *h.value_settings(), *edited_token, self.objective)
-        with session.weights.rewound():
-            values = session.untouched.values(key, lambda: self._optimised(chosen, trace))
-            return self._adjusted(values, chosen)
+            return self.current(chosen, trace), 0.0
+        with self.session.weights.rewound():
+            rows, shared = self._rows(chosen, trace)
+            texts = tuple((one.rewriting, one.about) for one in rows)
+            values, elsewhere = self.session.untouched.values(
+                (texts, self.hparams.value_settings(), self.objective),
+                lambda: self._optimised(rows, trace),
+                device=self.session.layout.down(self.hparams.layers[-1]).weight.device,
+                # another class may have one repr for different settings
+                share=trace is None and is_dataclass(self.objective),
+            )
+            return self._adjusted(values[shared], chosen), elsewhere
 
     def current(self, chosen: torch.Tensor, trace: TokenTrace | None = None) -> Values:
         """Values in the current model of the requests with these indices in the round [n]."""
-        return self._adjusted(self._optimised(chosen, trace), chosen)
+        rows, shared = self._rows(chosen, trace)
+        return self._adjusted(self._optimised(rows, trace)[shared], chosen)
 
-    def _optimised(self, chosen: torch.Tensor, trace: TokenTrace | None) -> Values:
-        session, hparams, some = self.session, self.hparams, chosen.tolist()
+    def _rows(
+        self, chosen: torch.Tensor, trace: TokenTrace | None
+    ) -> tuple[list[Rows], torch.Tensor]:
+        """The rows to find values for, and for each of the requests the index of its rows [n]."""
+        some = chosen.tolist()
         requests, rows = [self.requests[i] for i in some], [self.rows[i] for i in some]
-        rows = with_texts_about(session, requests, rows, hparams)
-        if not hparams.merge_subjects:
-            return compute_values(session.layout, rows, hparams, self.objective, trace=trace)
+        rows = with_texts_about(self.session, requests, rows, self.hparams)
+        if not self.hparams.merge_subjects:
+            return rows, torch.arange(len(rows))
         rows, shared = merged(rows)
         if trace is not None and len(rows) < len(shared):
             raise RequestError(
                 "a trace follows each edit's tokens separately, but with merge_subjects edits of "
                 "this round share a value; write them in separate rounds"
             )
-        values = compute_values(session.layout, rows, hparams, self.objective, trace=trace)
-        return values[torch.tensor(shared)]
+        return rows, torch.tensor(shared)
+
+    def _optimised(self, rows: Sequence[Rows], trace: TokenTrace | None) -> Values:
+        return compute_values(self.session.layout, rows, self.hparams, self.objective, trace=trace)
 
     def _adjusted(self, values: Values, chosen: torch.Tensor) -> Values:
         values = values.lengthened(self.hparams)

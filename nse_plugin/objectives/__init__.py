@@ -6,7 +6,8 @@ means over tokens and contexts.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,10 +42,11 @@ class TokenObjective(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class NLL:
     """-log p(target) per token: the objective of locate-then-edit methods."""
 
-    needs_reference = False
+    needs_reference: ClassVar[bool] = False
 
     def __call__(
         self, logits: Tensor, targets: Tensor, reference: Tensor | None = None

@@ -3,6 +3,7 @@ covariances, functions of covariances and original matrices, and optionally valu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from nse_plugin.model.layout import DecoderLayout
 from nse_plugin.model.prompts import EncodedPrompt
 from nse_plugin.model.sampling import context_texts, texts_about
 from nse_plugin.model.weights import EditedWeights
+from nse_plugin.session.value_files import ValueFiles
 from nse_plugin.statistics.covariance import second_moments
 from nse_plugin.statistics.files import StatisticsFiles, stats_folder
 
@@ -45,6 +47,7 @@ class Untouched:
         self._covariances: dict[tuple[Any, ...], torch.Tensor] = {}
         self._derived: dict[tuple[Any, ...], Any] = {}
         self._values: dict[tuple[Any, ...], Values] | None = None
+        self._value_files: ValueFiles | None = None
 
     def contexts(self, hparams: LocateHparams) -> tuple[str, ...]:
         """Texts to put before prompts, separators included; the model generates them once."""
@@ -88,13 +91,40 @@ class Untouched:
         finally:
             self._values = before
 
-    def values(self, key: tuple[Any, ...], compute: Callable[[], Values]) -> Values:
-        """Values optimised in the untouched model: those kept under this key, or new ones."""
-        if self._values is None:
-            return compute()
-        if key not in self._values:
-            self._values[key] = compute()
-        return self._values[key]
+    def share_values(self, files: ValueFiles) -> None:
+        """From now on, use the values of other runs of this model, and keep new ones for them."""
+        self._value_files = files
+
+    def values(
+        self,
+        key: tuple[Any, ...],
+        search: Callable[[], Values],
+        *,
+        device: torch.device,
+        share: bool = True,
+    ) -> tuple[Values, float]:
+        """Values optimised in the untouched model: those kept under this key, or new ones.
+
+        Args:
+            key: all that they depend on besides the model; equal keys have an equal ``repr``.
+            device: where they are used.
+            share: take them from other runs, and keep them for others, if that was asked for.
+
+        Returns:
+            The values, and the seconds of the search for them if another run did it, else 0.
+        """
+        if self._values is not None and key in self._values:
+            return self._values[key], 0.0
+        files = self._value_files if share else None
+        found = files.read(key, device) if files else None
+        if found is None:
+            start = time.perf_counter()
+            found = search(), 0.0
+            if files:
+                files.write(key, found[0], time.perf_counter() - start)
+        if self._values is not None:
+            self._values[key] = found[0]
+        return found
 
     def compute_statistics(self, hparams: Any) -> None:
         """Compute the covariances that the method of these hyperparameters needs, if any."""

@@ -27,7 +27,7 @@ from nse_plugin.data.streams import held_out_texts, read_data
 from nse_plugin.errors import DataError, HparamsError, ModelError
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.hparams import NSEHparams
-from nse_plugin.methods import nse
+from nse_plugin.methods import nse, spread
 from nse_plugin.report.run import Run
 from nse_plugin.report.run_page import run_tables
 from nse_plugin.report.theme import LIGHT
@@ -133,7 +133,7 @@ def test_schema(whole, tmp_path):
         results.MethodInfo: [cell["method_info"] for cell in cells],
         results.MetaInfo: [cell["meta_info"] for cell in cells],
         results.Seconds: [cell["seconds"] for cell in cells],
-        results.Memory: [cell["memory"] for cell in cells],
+        results.Memory: [cell["memory"] for cell in cells if cell["memory"] is not None],
     }.items():
         for found in objects:
             check(found, kind, kind.__name__, "")
@@ -363,6 +363,32 @@ def loads(monkeypatch):
         pool, "load_model", lambda hparams: found.append(hparams) or load_model(hparams)
     )
     return found
+
+
+def test_cells_share_values(world, tmp_path, monkeypatch):
+    """Cells that differ in the write get the results of comparisons of their own; the search counts
+    in the times of each, and the peak memory of a cell without a search is not shown."""
+    methods = ("NSE", "NSE:one-pass", "NSE:no-rewinding")
+    alone = [
+        by_place(comparison(world, tmp_path / str(n), methods=name, seeds="0").run(quiet))[name, 0]
+        for n, name in enumerate(methods)
+    ]
+    searches, real = [], spread.compute_values
+    monkeypatch.setattr(
+        spread,
+        "compute_values",
+        lambda *given, **more: searches.append(given) or real(*given, **more),
+    )
+    found = by_place(
+        comparison(world, tmp_path / "all", methods=",".join(methods), seeds="0").run(quiet)
+    )
+    together = [found[name, 0] for name in methods]
+    assert len(searches) == 2 * 3  # rounds of NSE, and of NSE without rewinding
+    assert without_machine(alone) == without_machine(together)
+    assert [cell["memory"] is None for cell in together] == [False, True, False]
+    first, second, _ = (cell["seconds"] for cell in together)
+    assert second["parts"]["values"] >= 0.5 * first["parts"]["values"]
+    assert second["edit"] >= sum(second["parts"].values())
 
 
 def test_one_model_is_loaded_for_all_cells_and_lent_untouched(world, tmp_path, loads):

@@ -74,8 +74,8 @@ def test_a_list_and_an_iterator_make_the_same_rounds(whole, tmp_path):
 
 
 def test_disk_for_consolidations(tmp_path):
-    """In three rounds: none, one of all edits, also if it is the last round's, or three with a third,
-    two thirds and all."""
+    """In three rounds: none, one of all edits (also where it is that of the last round), or three
+    with a third, two thirds and all."""
     plain = hparams(tmp_path)
     disk = {
         (every, below): estimate(
