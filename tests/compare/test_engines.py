@@ -53,7 +53,7 @@ def test_processes(world, whole, tmp_path, monkeypatch):
     assert_equal(result, whole)
     # cells that run at the same time may or may not find each other's values
     measured = [c["memory"] for c in result["cells"] if c["memory"] is not None]
-    assert len(measured) >= 4 and all(memory["own_process"] for memory in measured)
+    assert len(measured) >= 3 and all(memory["own_process"] for memory in measured)
 
 
 def test_jobs_are_spread_over_gpus():
