@@ -105,6 +105,8 @@ class Processes:
                         yield job.cell, lost(job.cell, f"exit code {job.process.exitcode}")
         finally:
             _end([job.process for job in running.values()])
+            for connection in running:
+                connection.close()
 
     def _start(self, cell: Cell, gpu: int | None) -> tuple[Any, Connection]:
         ours, theirs = self._context.Pipe(duplex=False)

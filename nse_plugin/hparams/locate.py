@@ -321,14 +321,8 @@ class ROMEHparams(LocateHparams):
     clamp_norm_factor: float = bounded(4.0, above=0)
     """Bound of ||delta|| as a multiple of the norm of the MLP's output."""
     context_template_length_params: list[list[int]] | None = None
-    """Generated texts as [tokens, how many] pairs, e.g. [[5, 10], [10, 10]], instead of
-    `n_contexts` and `context_length`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.context_template_length_params is not None:
-            lengths = self.context_lengths()
-            self.n_contexts, self.context_length = len(lengths), max(lengths, default=2)
+    """Generated texts as [tokens, how many] pairs, e.g. [[5, 10], [10, 10]]; `n_contexts`
+    and `context_length` then have no effect."""
 
     def conflicts(self) -> Iterator[str]:
         """Errors if there is not exactly one layer, or a pair is invalid."""
