@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from itertools import pairwise
@@ -15,6 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from nse_plugin.files import JsonLines
 from nse_plugin.runs import directory
+from nse_plugin.runs.consolidate import consolidate_run
+from nse_plugin.runs.reading import consolidations
+from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.schema import FINAL, ROUNDS
 from tests.runs.runs import (
     comparable,
@@ -29,6 +33,8 @@ from tests.tiny import same_bits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 N_KILLS, N_AMID = 10, 5
+PASSING = ("seconds", "sha256", "time")
+"""What differs between equal consolidations."""
 
 
 def stream():
@@ -38,9 +44,13 @@ def stream():
     return [*found, found[0], type(changed)(7, changed.prompt, changed.subject, "doctor")]
 
 
-def run_in(folder: Path) -> None:
+def a_run(folder: Path) -> SequentialScheduler:
     settings = hparams(folder, consolidate_every_edits=4, repair_rounds=1)  # in rounds 2 and 4
-    made = scheduler(folder, stream(), protocol=protocol(every=2), hparams=settings)
+    return scheduler(folder, stream(), protocol=protocol(every=2), hparams=settings)
+
+
+def run_in(folder: Path) -> None:
+    made = a_run(folder)
     made.run()
     save_file(weights(made), folder / "weights.safetensors")
 
@@ -192,6 +202,39 @@ def test_kills_at_random_points(whole, steps, tmp_path):
         assert killed_run(folder, at) == 77, at
         run_in(folder)
         assert_equal(folder, whole)
+
+
+def consolidate_in(folder: Path, killer: Killer | None = None) -> None:
+    """Solve all edits of a finished run jointly, unless that is done."""
+    made = a_run(folder)
+    made.run()
+    if killer is not None:
+        killer.install()
+    if not len(consolidations(folder)):
+        consolidate_run(folder, made.backend, repair_rounds=1)
+    save_file(weights(made), folder / "weights.safetensors")
+
+
+def test_kills_inside_a_consolidation_by_hand(whole, tmp_path):
+    def copied(name: str) -> Path:
+        return Path(shutil.copytree(whole, tmp_path / name))
+
+    def counted():
+        killer = Killer(-1)
+        consolidate_in(expected, killer)
+        (expected / "count").write_text(str(killer.count))
+
+    expected = copied("expected")
+    assert forked(counted) == 0
+    n_steps = int((expected / "count").read_text())
+    assert n_steps > N_KILLS
+    for at in random.Random(3).sample(range(1, n_steps + 1), N_KILLS):
+        folder = copied(str(at))
+        assert forked(lambda at=at, folder=folder: consolidate_in(folder, Killer(at))) == 77, at
+        consolidate_in(folder)
+        assert_equal(folder, expected)
+        one, other = (comparable(list(consolidations(f)), PASSING) for f in (folder, expected))
+        assert one == other and len(one) == 1
 
 
 def test_one_run_killed_again_and_again(whole, tmp_path):
