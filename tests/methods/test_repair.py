@@ -14,6 +14,7 @@ from nse_plugin.hparams import AlphaEditHparams, MEMITHparams, NSEHparams
 from nse_plugin.methods import nse, repair, spread
 from nse_plugin.methods.bases import BASES
 from nse_plugin.methods.together import StoredValues
+from nse_plugin.model.chat import ChatTokenizer
 from nse_plugin.objectives import nll
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.ledger_files import RoundFile, load_round, save_round
@@ -261,20 +262,27 @@ def test_a_fact_that_the_round_itself_edits_is_not_asked(tokenizer, tmp_path, mo
 
 
 def test_asking_is_free_greedy_generation(tokenizer):
+    """In plain text and in chat, where the answer is the model's turn."""
     model = tiny_model("gpt2")
-    said = []
-    for request in some_requests(3):
-        ids = tokenizer(request.text, return_tensors="pt")["input_ids"]
-        n = ids.shape[1]
-        whole = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
-        said.append(tokenizer.decode(whole[0, n:]))
-    asked = [
-        replace(request, target_new=text.strip() or "a")
-        for request, text in zip(some_requests(3), said)
-    ]
-    session = EditSession.of(model, tokenizer)
-    right = repair.answered(session, [*asked, *some_requests(3)], 4096).tolist()
-    assert right == [text.startswith(" ") for text in said] + [False] * 3
+    chat = ChatTokenizer(tokenizer, ("Q: ", " A:", " "))
+    asked, right = {}, {}
+    for tok, before, after in ((tokenizer, "", ""), (chat, "Q: ", " A:")):
+        said = []
+        for request in some_requests(3):
+            ids = tokenizer(f"{before}{request.text}{after}", return_tensors="pt")["input_ids"]
+            whole = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+            said.append(tokenizer.decode(whole[0, ids.shape[1] :]))
+        asked[tok] = [
+            replace(request, target_new=text.strip() or "a")
+            for request, text in zip(some_requests(3), said)
+        ]
+        right[tok] = [text.startswith(" ") for text in said]
+    for tok, other in ((tokenizer, chat), (chat, tokenizer)):
+        session = EditSession.of(own := copy.deepcopy(model), tok)
+        found = repair.answered(session, [*asked[tok], *some_requests(3)], 4096).tolist()
+        assert found == right[tok] + [False] * 3 and any(found)
+        found = repair.answered(session, asked[other], 4096).tolist()
+        assert found != right[other] and own is session.model  # other answers than in that format
 
 
 def test_memit_with_previous_keys_is_nse_without_its_parts(tokenizer, tmp_path):
