@@ -139,7 +139,21 @@ def test_a_ray_task_uses_the_gpu_that_it_sees(world, tmp_path, monkeypatch, aske
     assert json.loads(ray_engine._work(cell)) == given
 
 
-def test_ray(world, whole, tmp_path):
+@pytest.fixture
+def five_minutes():
+    """An error after five minutes, since Ray may wait forever for a cluster that does not start."""
+
+    def late(*_):
+        raise TimeoutError("the test took more than five minutes")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(300)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def test_ray(world, whole, tmp_path, five_minutes):
     """A local cluster of two processes, of which one is killed while a cell is at work."""
     ray = pytest.importorskip("ray", reason="ray is not installed")
     out = tmp_path / "out"
