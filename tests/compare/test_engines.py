@@ -140,20 +140,20 @@ def test_a_ray_task_uses_the_gpu_that_it_sees(world, tmp_path, monkeypatch, aske
 
 
 @pytest.fixture
-def five_minutes():
-    """An error after five minutes, since Ray may wait forever for a cluster that does not start."""
+def ten_minutes():
+    """An error after ten minutes, since Ray may wait forever for a cluster that does not start."""
 
     def late(*_):
-        raise TimeoutError("the test took more than five minutes")
+        raise TimeoutError("the test took more than ten minutes")
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(300)
+    signal.alarm(600)
     yield
     signal.alarm(0)
     signal.signal(signal.SIGALRM, before)
 
 
-def test_ray(world, whole, tmp_path, five_minutes):
+def test_ray(world, whole, tmp_path, ten_minutes):
     """A local cluster of two processes, of which one is killed while a cell is at work."""
     ray = pytest.importorskip("ray", reason="ray is not installed")
     out = tmp_path / "out"
