@@ -5,7 +5,8 @@
 The same edits come in three orders, in rounds, and each stream is consolidated; a fourth stream is
 one round of all edits.  Prints, for each edited layer, the largest norm(change - other change) /
 norm(change) of two streams before and after that, and the efficacy of each stream.  What is left
-after it comes from the values: the last bits of a value depend on the requests in its batch.
+after it comes from the values: a value depends by rounding, which its optimisation can enlarge, on
+the requests in its batch.
 """
 
 from __future__ import annotations

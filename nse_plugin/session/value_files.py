@@ -1,7 +1,7 @@
 """Values found in the untouched model, in files that several runs of this model share.
 
 In a comparison, methods that differ only in how they write need the same values.  Values are shared
-by whole rounds: the last bits of a value depend on the requests that were optimised with it.
+by whole rounds: a value depends, by rounding, on the requests that were optimised with it.
 """
 
 from __future__ import annotations

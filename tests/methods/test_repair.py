@@ -261,28 +261,53 @@ def test_a_fact_that_the_round_itself_edits_is_not_asked(tokenizer, tmp_path, mo
     assert [o.case_id for o in record.outcomes] == [9] and model is session.model
 
 
+CHAT = ("Q: ", " A:", " ")
+
+
+def says(model, tokenizer, requests, chat=("", "", " ")):
+    """The first two tokens that the model generates after each prompt, as text."""
+    said = []
+    for request in requests:
+        ids = tokenizer(f"{chat[0]}{request.text}{chat[1]}", return_tensors="pt")["input_ids"]
+        whole = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
+        said.append(tokenizer.decode(whole[0, ids.shape[1] :]))
+    return said
+
+
+def with_targets(requests, said):
+    """The requests with what was said as their targets."""
+    return [replace(r, target_new=text.strip() or "a") for r, text in zip(requests, said)]
+
+
 def test_asking_is_free_greedy_generation(tokenizer):
     """In plain text and in chat, where the answer is the model's turn."""
-    model = tiny_model("gpt2")
-    chat = ChatTokenizer(tokenizer, ("Q: ", " A:", " "))
-    asked, right = {}, {}
-    for tok, before, after in ((tokenizer, "", ""), (chat, "Q: ", " A:")):
-        said = []
-        for request in some_requests(3):
-            ids = tokenizer(f"{before}{request.text}{after}", return_tensors="pt")["input_ids"]
-            whole = model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0)
-            said.append(tokenizer.decode(whole[0, ids.shape[1] :]))
-        asked[tok] = [
-            replace(request, target_new=text.strip() or "a")
-            for request, text in zip(some_requests(3), said)
-        ]
-        right[tok] = [text.startswith(" ") for text in said]
+    model, requests = tiny_model("gpt2"), some_requests(3)
+    chat = ChatTokenizer(tokenizer, CHAT)
+    said = {
+        tokenizer: says(model, tokenizer, requests),
+        chat: says(model, tokenizer, requests, CHAT),
+    }
+    asked = {tok: with_targets(requests, texts) for tok, texts in said.items()}
+    right = {tok: [text.startswith(" ") for text in texts] for tok, texts in said.items()}
     for tok, other in ((tokenizer, chat), (chat, tokenizer)):
         session = EditSession.of(own := copy.deepcopy(model), tok)
-        found = repair.answered(session, [*asked[tok], *some_requests(3)], 4096).tolist()
+        found = repair.answered(session, [*asked[tok], *requests], 4096).tolist()
         assert found == right[tok] + [False] * 3 and any(found)
         found = repair.answered(session, asked[other], 4096).tolist()
         assert found != right[other] and own is session.model  # other answers than in that format
+
+
+def test_a_round_in_chat_repairs_what_chat_does_not_answer(tokenizer, tmp_path):
+    """What it answers before the edit it still answers after it, and the rest it never does."""
+    model, requests = tiny_model("gpt2"), some_requests(6)
+    known = with_targets(requests[:3], said := says(model, tokenizer, requests[:3], CHAT))
+    right = [text.startswith(" ") for text in said] + [False] * 3
+    assert any(right)
+    hparams = quick(MEMITHparams, tmp_path, repair_rounds=1)
+    session = EditSession.of(model, ChatTokenizer(tokenizer, CHAT))
+    record = BASES["MEMIT"].edit_round(session, [*known, *requests[3:]], hparams)
+    assert [o.answered_before_repair for o in record.outcomes] == right
+    assert [o.repairs for o in record.outcomes] == [int(not yes) for yes in right]
 
 
 def test_memit_with_previous_keys_is_nse_without_its_parts(tokenizer, tmp_path):

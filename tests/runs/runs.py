@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 from nse_plugin.evaluation.protocol import Protocol
 from nse_plugin.requests import EditRequest, Probe
@@ -103,6 +106,25 @@ def same_run(one: str | Path, other: str | Path) -> bool:
         comparable([list(files.lines), files.final]) for files in (RunFiles(one), RunFiles(other))
     )
     return first == second
+
+
+def same_round_files(one: Path, other: Path) -> bool:
+    """Whether two runs have the same files of rounds, to the bit, times aside."""
+    names = [sorted(p.relative_to(run) for p in run.rglob("round-*")) for run in (one, other)]
+    return names[0] == names[1] != [] and all(
+        _round_file(one / name) == _round_file(other / name) for name in names[0]
+    )
+
+
+def _round_file(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """What a file of a round says, times aside, and its tensors' bytes with dtype and shape."""
+    with safe_open(path, "pt") as file:
+        metadata = {key: json.loads(text) for key, text in file.metadata().items()}
+    tensors = {
+        name: f"{tensor.dtype} {tuple(tensor.shape)} ".encode() + tensor.numpy().tobytes()
+        for name, tensor in load_file(path).items()
+    }
+    return comparable(metadata), tensors
 
 
 def comparable(value: Any, but: tuple[str, ...] = ("seconds", "sha256")) -> Any:

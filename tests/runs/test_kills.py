@@ -25,6 +25,7 @@ from tests.runs.runs import (
     hparams,
     protocol,
     requests,
+    same_round_files,
     same_run,
     scheduler,
     weights,
@@ -79,6 +80,7 @@ class Killer:
     def __init__(self, at: int) -> None:
         self.at, self.count = at, 0
         self.amid: list[int] = []  # steps inside a write
+        self.joint: list[int] = []  # steps inside a consolidation of the stream
 
     def step(self, amid: bool = False) -> None:
         self.count += 1
@@ -89,7 +91,18 @@ class Killer:
 
     def install(self) -> None:
         """Count file operations before, amid and after, and the steps of an edit."""
-        from nse_plugin.methods import spread, writer
+        from nse_plugin.methods import spread, together, writer
+
+        solve = together.solve_together
+
+        def solved(*args, **kwargs):
+            first = self.count + 1
+            try:
+                return solve(*args, **kwargs)
+            finally:
+                self.joint += range(first, self.count + 1)
+
+        together.solve_together = solved
 
         def around(owner, name):
             real = getattr(owner, name)
@@ -167,14 +180,14 @@ def whole(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """How many steps a whole run counts, and those inside a write."""
+    """How many steps a whole run counts, those inside a write and those inside a consolidation."""
     folder = tmp_path_factory.mktemp("count")
 
     def work():
         killer = Killer(-1)
         killer.install()
         run_in(folder)
-        (folder / "count").write_text(json.dumps([killer.count, killer.amid]))
+        (folder / "count").write_text(json.dumps([killer.count, killer.amid, killer.joint]))
 
     assert forked(work) == 0
     return json.loads((folder / "count").read_text())
@@ -182,6 +195,7 @@ def steps(tmp_path_factory):
 
 def assert_equal(folder: Path, whole: Path) -> None:
     assert same_run(folder, whole)
+    assert same_round_files(folder, whole)
     assert same_bits(*(load_file(f / "weights.safetensors") for f in (folder, whole)))
     assert not list(folder.glob("*.tmp"))
     for name in ("manifest.json", "final.json"):
@@ -191,17 +205,28 @@ def assert_equal(folder: Path, whole: Path) -> None:
     assert frozen == other
 
 
-def test_kills_at_random_points(whole, steps, tmp_path):
-    n_steps, amid = steps
-    assert n_steps > 60 and len(amid) >= 10
-    draw = random.Random(0)
-    parts = [round(i * n_steps / N_KILLS) for i in range(N_KILLS + 1)]  # a point in each of them
-    points = [draw.randint(a + 1, b) for a, b in pairwise(parts)] + draw.sample(amid, N_AMID)
-    for at in sorted(set(points)):
+def assert_survives(points, whole: Path, tmp_path: Path) -> None:
+    """A run that is killed at any of these steps and resumed is the uninterrupted one."""
+    for at in sorted(points):
         folder = tmp_path / str(at)
         assert killed_run(folder, at) == 77, at
         run_in(folder)
         assert_equal(folder, whole)
+
+
+def test_kills_at_random_points(whole, steps, tmp_path):
+    n_steps, amid, _ = steps
+    assert n_steps > 60 and len(amid) >= 10
+    draw = random.Random(0)
+    parts = [round(i * n_steps / N_KILLS) for i in range(N_KILLS + 1)]  # a point in each of them
+    points = [draw.randint(a + 1, b) for a, b in pairwise(parts)] + draw.sample(amid, N_AMID)
+    assert_survives(set(points), whole, tmp_path)
+
+
+def test_kills_inside_a_consolidation_of_the_stream(whole, steps, tmp_path):
+    *_, joint = steps
+    assert len(joint) > N_KILLS and joint[-1] - joint[0] >= len(joint)  # of two rounds
+    assert_survives(random.Random(4).sample(joint, N_KILLS), whole, tmp_path)
 
 
 def consolidate_in(folder: Path, killer: Killer | None = None) -> None:
