@@ -1,6 +1,8 @@
-"""Facts of ``earth`` to choose settings on: none is in a draw of docs/results/real.md.
+"""Facts of ``earth`` to choose settings on.
 
     python benchmarks/earth_held_out.py [--out earth-held-out.json]
+
+None of them is in a draw of docs/results/real.md.
 """
 
 from __future__ import annotations

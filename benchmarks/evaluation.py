@@ -3,13 +3,12 @@
     python benchmarks/evaluation.py [--model smollm2-135m] [--data earth:20]
 
 Needed are the tokens of each prompt, once for all of its answers, and all but the last of each
-answer.  The second line scores the same pairs without sharing and without a bound on padding.
+answer.  The second line scores the same pairs without sharing, in batches cut by size alone.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from nse_plugin.evaluation.metrics import ask
 from nse_plugin.evaluation.settings import Protocol
 from nse_plugin.hparams import NSEHparams
 from nse_plugin.model import answers
-from nse_plugin.model.prompts import EncodedPrompt
+from nse_plugin.model.prompts import EncodedPrompt, micro_batches
 
 
 def main() -> None:
@@ -53,9 +52,14 @@ def main() -> None:
     def own_rows(pairs: Sequence[EncodedPrompt]) -> list[answers._Row]:
         return [answers._Row(pair.ids[:-1], [index]) for index, pair in enumerate(pairs)]
 
+    def cut_by_size(
+        order: Sequence[int], _widths: Sequence[int], sizes: Sequence[int], token_budget: int
+    ) -> list[list[int]]:
+        return [list(order[run]) for run in micro_batches(sizes, token_budget)]
+
     for name, changes in {
-        "shared prompts, bounded padding": {"_rows": counting_rows},
-        "neither": {"_rows": own_rows, "MAX_PADDING": math.inf},
+        "shared prompts, little padding": {"_rows": counting_rows},
+        "neither": {"_rows": own_rows, "alike_batches": cut_by_size},
     }.items():
         computed, began = 0, time.process_time()
         with mock.patch.multiple(answers, **changes):

@@ -25,12 +25,11 @@ from nse_plugin.errors import RequestError
 from nse_plugin.model.hooks import head_at, quiet
 from nse_plugin.model.probe import layout_of
 from nse_plugin.model.prompts import (
-    MAX_PADDING,
     TOKEN_BUDGET,
     EncodedPrompt,
     TokenBatch,
+    alike_batches,
     encode_prompt,
-    micro_batches,
 )
 from nse_plugin.printable import shortened
 
@@ -100,12 +99,13 @@ def score_encoded(
             raise RequestError(f"{name} has no tokens before its answer; give a text to answer")
     rows = sorted(_rows(pairs), key=lambda row: len(row.ids))
     n_vocab = layout_of(model).text_config.vocab_size
-    widths = [_width(row, pairs, n_vocab, token_budget) for row in rows]
+    widths = [len(row.ids) for row in rows]
+    sizes = [_size(row, pairs, n_vocab, token_budget) for row in rows]
     predicted: list[list[int]] = [[] for _ in pairs]
     losses: list[list[float]] = [[] for _ in pairs]
     with quiet(model), torch.no_grad():
-        for run in micro_batches(widths, token_budget, max_padding=MAX_PADDING):
-            _read_answers(model, rows[run], pairs, predicted, losses)
+        for run in alike_batches(range(len(rows)), widths, sizes, token_budget):
+            _read_answers(model, [rows[i] for i in run], pairs, predicted, losses)
     hits = [
         [choice == token for choice, token in zip(choices, pair.target_ids)]
         for choices, pair in zip(predicted, pairs)
@@ -182,7 +182,7 @@ def _read_answers(
         losses[index].append(loss)
 
 
-def _width(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget: int) -> int:
+def _size(row: _Row, pairs: Sequence[EncodedPrompt], n_vocab: int, token_budget: int) -> int:
     """The part of the token budget that a row takes, by its tokens or by its logits."""
     logits = sum(pairs[index].n_target for index in row.members) * n_vocab
     return max(len(row.ids), math.ceil(logits / _LOGITS_BUDGET * token_budget))

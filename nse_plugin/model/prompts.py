@@ -6,7 +6,6 @@ pad token do not matter and are not changed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,8 +21,6 @@ from nse_plugin.requests import EditRequest
 
 TOKEN_BUDGET = 16384
 """Tokens of a batch, padding included, unless the hparams say otherwise."""
-MAX_PADDING = 1.2
-"""Largest ratio of padded to needed tokens in a batch of answers."""
 PASS = 64
 """Overhead of a pass, in tokens of computation; measured on one CPU thread, where passes with few
 rows are bound by reading the weights."""
@@ -216,24 +213,20 @@ class TokenBatch:
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
 
-def micro_batches(
-    widths: Sequence[int], token_budget: int, *, max_padding: float = math.inf
-) -> list[slice]:
+def micro_batches(widths: Sequence[int], token_budget: int) -> list[slice]:
     """Cut rows into runs whose padded size stays within a token budget.
 
     A row wider than the budget is a run of its own.
 
     Args:
         widths: of the rows; sorted rows give the least padding.
-        max_padding: largest ratio of padded to needed tokens in a run.
     """
-    runs, start, widest, needed = [], 0, 0, 0
+    runs, start, widest = [], 0, 0
     for index, width in enumerate(widths):
-        widest, needed = max(widest, width), needed + width
-        padded = widest * (index + 1 - start)
-        if index > start and (padded > token_budget or padded > max_padding * needed):
+        widest = max(widest, width)
+        if index > start and widest * (index + 1 - start) > token_budget:
             runs.append(slice(start, index))
-            start, widest, needed = index, width, width
+            start, widest = index, width
     if len(widths) > start:
         runs.append(slice(start, len(widths)))
     return runs

@@ -71,13 +71,13 @@ def test_too_long_and_unusable():
         encode_prompt(Slow(), "a")
 
 
-@given(st.lists(st.integers(1, 50), max_size=30), st.integers(10, 200), st.floats(1, 3))
-def test_micro_batches_cut_everything_once_within_the_bounds(widths, budget, padding):
-    runs = micro_batches(widths, budget, max_padding=padding)
+@given(st.lists(st.integers(1, 50), max_size=30), st.integers(10, 200))
+def test_micro_batches_cut_everything_once_within_the_budget(widths, budget):
+    runs = micro_batches(widths, budget)
     assert [i for run in runs for i in range(len(widths))[run]] == list(range(len(widths)))
     for run in runs:
         part = widths[run]
-        assert len(part) == 1 or max(part) * len(part) <= min(budget, padding * sum(part))
+        assert len(part) == 1 or max(part) * len(part) <= budget
 
 
 def test_token_batch_pads_on_the_right():
