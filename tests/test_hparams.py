@@ -13,7 +13,9 @@ from nse_plugin import (
     NSEHyperParams,
     OvertoneHparams,
     OvertoneHyperParams,
+    hparams_for,
 )
+from nse_plugin.compare.specs import parse_methods
 from nse_plugin.errors import HparamsError
 from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS, find_method
@@ -155,6 +157,21 @@ def test_changes_to_a_yaml_by_path(tmp_path, monkeypatch):
         MEMITHparams.from_hparams("MEMIT:repair/my.yaml")
     with pytest.raises(HparamsError, match="no hparams file 'NSE/mine.yaml'"):
         NSEHparams.from_hparams("NSE:repair/mine.yaml")
+
+
+def test_a_change_replaces_the_other_form_of_a_setting():
+    gemma = NSEHparams.from_hparams("NSE/gemma3-270m")
+    assert gemma.v_lr_relative and not gemma.mom2_update_weight_relative
+    found = NSEHparams.from_hparams("NSE:v_lr=8;mom2_update_weight_relative=0.5/gemma3-270m")
+    assert (found.v_lr, found.v_lr_relative) == (8, None)
+    assert (found.mom2_update_weight, found.mom2_update_weight_relative) == (None, 0.5)
+    general = hparams_for("NSE", "atlas:gpt2", mom2_update_weight_relative=2.0)
+    assert general.covariance_weight(100) == 200
+    (spec,) = parse_methods("NSE:v_lr=8+OVERTONE")
+    base = spec.values("gemma3-270m", "gemma3-270m")["base"]
+    assert base["v_lr"] == 8 and "v_lr_relative" not in base
+    with pytest.raises(HparamsError, match="both set the same quantity"):
+        NSEHparams.from_hparams("NSE:v_lr=8;v_lr_relative=0.1/gemma3-270m")
 
 
 def test_yaml_cannot_run_code(tmp_path):

@@ -16,7 +16,13 @@ from typing import Any
 from nse_plugin.data.defaults import defaults_for
 from nse_plugin.errors import HparamsError, did_you_mean
 from nse_plugin.hparams import Hparams, OvertoneHparams
-from nse_plugin.hparams.variants import VARIANTS, changes_of, read_method_yaml, split_changes
+from nse_plugin.hparams.variants import (
+    VARIANTS,
+    changes_of,
+    read_method_yaml,
+    split_changes,
+    with_changes,
+)
 from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import METHODS
 
@@ -77,12 +83,12 @@ class MethodSpec:
         path = _find(f"{self.method}/{model_key}", folder)
         found = defaults_for(self.method, model_name) if path is None else read_method_yaml(path)
         if not self.overtone:
-            return {**found, **self.changes, "model_name": model_name}
+            return with_changes(found, {**self.changes, "model_name": model_name})
         own_path = _find(f"{OVERTONE}/{self.method}/{model_key}", folder)
         outer = {"alg_name": OVERTONE} if own_path is None else read_method_yaml(own_path)
         its_own = {key: value for key, value in self.changes.items() if key in _OVERTONE_KEYS}
         rest = {key: value for key, value in self.changes.items() if key not in _OVERTONE_KEYS}
-        base = {**found, **rest, "model_name": model_name}
+        base = with_changes(found, {**rest, "model_name": model_name})
         shared = {key: base[key] for key in _OF_THE_MODEL if key in base}
         return {**outer, **its_own, "base": base, **shared}
 

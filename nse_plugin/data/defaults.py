@@ -12,7 +12,12 @@ from typing import Any
 from nse_plugin.data.models import model_place, why_not_loaded
 from nse_plugin.errors import HparamsError, ModelError
 from nse_plugin.hparams import Hparams
-from nse_plugin.hparams.variants import changes_of, read_method_yaml, split_changes
+from nse_plugin.hparams.variants import (
+    changes_of,
+    read_method_yaml,
+    split_changes,
+    with_changes,
+)
 from nse_plugin.hparams.yaml_files import yaml_dir
 from nse_plugin.methods.registry import find_method, hparams_from
 
@@ -48,7 +53,7 @@ def hparams_for(method: str, model_name: str, **changes: Any) -> Hparams:
         HparamsError: there are neither, or no such method or change.
         ModelError: the model's config cannot be read.
     """
-    return hparams_from(method, {**values_for(method, model_name), **changes})
+    return hparams_from(method, with_changes(values_for(method, model_name), changes))
 
 
 def values_for(method: str, model_name: str) -> dict[str, Any]:
@@ -67,13 +72,13 @@ def values_for(method: str, model_name: str) -> dict[str, Any]:
     changes = {**changes_of(name, items, method), "alg_name": alg_name}
     path = yaml_dir() / name / f"{model_key(model_name)}.yaml"
     if path.is_file():
-        return read_method_yaml(path) | changes | {"model_name": model_name}
+        return with_changes(read_method_yaml(path), {**changes, "model_name": model_name})
     found = defaults_for(name, model_name)
     log.warning(
         "nse_plugin has no settings of %s for %s and uses general ones; nse tune finds better ones",
         name, model_name,
     )  # fmt: skip
-    return found | changes
+    return with_changes(found, changes)
 
 
 def defaults_for(method: str, model_name: str) -> dict[str, Any]:

@@ -148,14 +148,14 @@ def read_named(name_or_path: str | Path) -> dict[str, Any]:
     (method, items), place = split_changes(found["method"]), found["model"]
     changes = changes_of(method, items, found["method"])
     if not (place.endswith((".yaml", ".yml")) and Path(place).is_file()):
-        return read_yaml(find_yaml(f"{method}/{place}")) | changes
+        return with_changes(read_yaml(find_yaml(f"{method}/{place}")), changes)
     values = read_yaml(Path(place))
     if str(values.get("alg_name")).removesuffix("-plugin") != method:
         raise HparamsError(
             f"{name!r} changes {method}, and {place} has alg_name: {values.get('alg_name')}; give "
             f"the YAML of {method}, or name its own method before the colon"
         )
-    return values | changes
+    return with_changes(values, changes)
 
 
 def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
@@ -170,6 +170,17 @@ def read_method_yaml(name_or_path: str | Path) -> dict[str, Any]:
             f"{name_or_path} has no alg_name; give a method's YAML, such as NSE/gpt2-xl"
         )
     return config
+
+
+def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes; a changed ``v_lr`` also replaces ``v_lr_relative``, and vice versa."""
+    replaced = {_other_form(key) for key, value in changes.items() if value is not None}
+    return {key: value for key, value in values.items() if key not in replaced} | dict(changes)
+
+
+def _other_form(key: str) -> str:
+    relative = "_relative"
+    return key.removesuffix(relative) if key.endswith(relative) else key + relative
 
 
 OVERTONE_ELSEWHERE = (
