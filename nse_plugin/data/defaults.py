@@ -114,7 +114,7 @@ def first_values(method: str, model_name: str, n_layers: int) -> dict[str, Any]:
     if method in ("NSE", "MEMIT", "AlphaEdit"):
         values |= {"v_optimizer": "polyak", "v_num_grad_steps": 12, "value_margin": 0.25}
     if method in ("NSE", "MEMIT"):
-        values["mom2_update_weight_relative"] = 0.2
+        values["mom2_update_weight_relative"] = 1.0
     if method == "NSE":
         values["max_iterations"] = 1
     if method == "ROME":

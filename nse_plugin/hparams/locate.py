@@ -150,9 +150,9 @@ class SpreadHparams(LocateHparams):
     consolidate_below: float = bounded(0.0, low=0, high=1)
     """The same after a round that leaves less than this share of the edits in effect, among up to
     64 that are tested, and in the last round of a run; 0 is never (the papers)."""
-    consolidation_weight: float = bounded(3.0, above=0)
-    """Factor of lambda in a consolidation that repairs: the joint solve preserves more, and edits
-    that fall short are repaired."""
+    consolidation_weight: float = bounded(1.0, above=0)
+    """Factor of lambda in a consolidation that repairs: above 1 the joint solve preserves more, and
+    more edits are left to repair."""
     other_token_weight: float = bounded(0.0, low=0)
     """Weight of the prompts' other tokens, as a multiple of lambda: the second moment of their keys
     joins the solve, so that their outputs are preserved (ours; 0 in the papers)."""
@@ -299,7 +299,7 @@ class AlphaEditHparams(SpreadHparams):
     def conflicts(self) -> Iterator[str]:
         """Errors if a multiple of lambda is given."""
         yield from super().conflicts()
-        for name, none in (("other_token_weight", 0.0), ("consolidation_weight", 3.0)):
+        for name, none in (("other_token_weight", 0.0), ("consolidation_weight", 1.0)):
             if (value := getattr(self, name)) != none:
                 yield (
                     f"{name} is {value}, a multiple of lambda, which AlphaEdit does not have; "

@@ -208,9 +208,7 @@ _STEPS = Stage("steps", _factors("v_num_grad_steps", 0.5, 1.75), 0.6)
 _SPREAD = (Stage("layers", _depths(5), 0.3), Stage("layers", _beside(5), 0.38), _BOUND, _STEPS)
 _CLAMP = Stage("clamp", _factors("clamp_norm_factor", 0.67, 1.5), 1.0, stream=True)
 _MARGIN = Stage("margin", _each("value_margin", 0.0, 0.25, 0.5), 1.0, stream=True)
-_LAMBDA = Stage(
-    "lambda", _each("mom2_update_weight_relative", 0.2, 0.04, 1.0, 5.0), 1.0, stream=True
-)
+_LAMBDA = Stage("lambda", _each("mom2_update_weight_relative", 1.0, 0.2, 5.0), 1.0, stream=True)
 _OTHER_TOKENS = Stage("other tokens", _each("other_token_weight", 1.0), 1.0, stream=True)
 _TRAINING = (
     Stage("learning rate", _factors("lr", 1.0, 0.3, 3.0), 0.5),

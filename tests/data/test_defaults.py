@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from nse_plugin import NSEHparams, hparams_for
@@ -34,6 +36,16 @@ def test_hyperparameters_of_a_method_for_a_model(tmp_path):
         hparams_for("NSE", "atlas:gpt2", v_lrr=0.3)
 
 
+@pytest.mark.parametrize("method", ["NSE", "MEMIT"])
+def test_general_settings_are_those_of_smollm2(tmp_path, method):
+    tiny_model("llama", num_hidden_layers=30).config.save_pretrained(tmp_path)
+    general = hparams_for(method, str(tmp_path))
+    shipped = hparams_for(method, "smollm2-135m")
+    assert shipped.covariance_weight(1536) == general.covariance_weight(1536) == 1536
+    same = {"mom2_update_weight": None, "mom2_update_weight_relative": 1.0}
+    assert dataclasses.replace(shipped, model_name=str(tmp_path), **same) == general
+
+
 @pytest.mark.parametrize(("n_layers", "layers"), [(30, [4, 5, 6, 7, 8]), (2, [0, 1]), (1, [0])])
 def test_layers_follow_the_depth_of_a_model_without_a_yaml(tmp_path, n_layers, layers):
     changes = {"num_hidden_layers": n_layers}
@@ -43,7 +55,7 @@ def test_layers_follow_the_depth_of_a_model_without_a_yaml(tmp_path, n_layers, l
         one = method in ("ROME", "FT")
         assert hparams.layers == ([max(0, layers[-1] - 2)] if one else layers)
     assert values_for("NSE:repair", str(tmp_path / "mine"))["repair_rounds"] == 1
-    assert values_for("NSE", str(tmp_path / "mine"))["mom2_update_weight_relative"] == 0.2
+    assert values_for("NSE", str(tmp_path / "mine"))["mom2_update_weight_relative"] == 1.0
     with pytest.raises(HparamsError, match="nse tune --method LoRA"):
         values_for("LoRA", str(tmp_path / "mine"))
     (tmp_path / "none").mkdir()

@@ -39,7 +39,7 @@ def scored(monkeypatch):
     def edited(self, settings, facts):
         made.append((settings, len(facts)))
         off = abs(settings["layers"][-1] - 2) + abs(settings.get("clamp_norm_factor", 0.75) - 0.5)
-        off += settings["mom2_update_weight_relative"] != 1.0
+        off += settings["mom2_update_weight_relative"] != 0.2
         value = 1 / (1 + off)
         return {"scores": {"efficacy": value, "paraphrase": value, "locality": value}}
 
@@ -61,7 +61,7 @@ def test_the_best_of_all_stages_is_found_and_taken_up_again(tokenizer, scored, t
     assert tuned.found and tuned.best.edits == 60
     assert tuned.settings["layers"][-1] == 2
     assert tuned.settings["clamp_norm_factor"] == pytest.approx(0.5, abs=0.01)
-    assert tuned.settings["mom2_update_weight_relative"] == 1.0
+    assert tuned.settings["mom2_update_weight_relative"] == 0.2
     assert {n for _, n in scored} == {20, 60}
     few = {i for t in tuned.trials if t.edits == 20 for i in t.case_ids}
     assert few.isdisjoint(tuned.best.case_ids)
