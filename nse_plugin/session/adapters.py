@@ -80,14 +80,14 @@ class Adapters:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Inside, PEFT's layers only call the modules that they wrap."""
-        layers = self._layers()
-        for layer in layers:
+        before = [(layer, layer._disable_adapters) for layer in self._layers()]
+        for layer, _ in before:
             layer._disable_adapters = True  # enable_adapters() would set requires_grad too
         try:
             yield
         finally:
-            for layer in layers:
-                layer._disable_adapters = False
+            for layer, was_off in before:
+                layer._disable_adapters = was_off
 
     def remove(self) -> None:
         """Put the wrapped modules back in place."""
@@ -134,7 +134,8 @@ class Adapters:
             if name.endswith(("lora_A", "lora_B")):
                 p = parameter if name.endswith("lora_A") else parameter.T  # [rank, features]
                 terms.append((p @ p.T - torch.eye(len(p), device=p.device)).norm())
-        return self._peft_config.orth_reg_weight * torch.stack(terms).mean()
+        together = torch.stack([term.to(terms[0].device) for term in terms])
+        return self._peft_config.orth_reg_weight * together.mean()
 
     @torch.no_grad()
     def changes(self) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,7 +8,7 @@ import torch
 
 from nse_plugin.errors import RequestError, SessionError
 from nse_plugin.model.answers import check_length
-from nse_plugin.model.hooks import quiet
+from nse_plugin.model.hooks import own_modes, quiet
 from nse_plugin.model.prompts import TokenBatch, encode_prompt
 from nse_plugin.session.records import RoundRecord, later_trained
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nse_plugin.session.session import EditSession
 
 
+@own_modes()
 def blame(session: EditSession, prompt: str, tokenizer: Any = None) -> DataFrame:
     """Remove each round in turn, and measure how the next token's probabilities change.
 

@@ -119,11 +119,11 @@ class Codebook:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Inside, the layer keeps its own output."""
-        self._off = True
+        before, self._off = self._off, True
         try:
             yield
         finally:
-            self._off = False
+            self._off = before
 
     def remove(self) -> None:
         """Detach from the layer."""

@@ -42,7 +42,11 @@ class PreviousKeys:
     def drop_from(self, length: int) -> None:
         """Forget all rounds if any beyond the first ``length`` has been added."""
         if self._rounds > length:
-            self._rounds, self._layers, self._moments = 0, {}, {}
+            self.forget()
+
+    def forget(self) -> None:
+        """Forget all rounds; they are added anew from the ledger."""
+        self._rounds, self._layers, self._moments = 0, {}, {}
 
     def matrix(self, layer: int, neurons: torch.Tensor) -> torch.Tensor | None:
         """P[I, I] in float64 on the device of ``neurons`` [|I|]; None if there are no keys."""

@@ -305,7 +305,8 @@ class EditSession:
             yield entries
         except BaseException:
             same = same_start(entries, self.ledger.active())
-            self._truncate(same)
+            self.ledger.truncate(same)
+            self.previous_keys.forget()  # a round may be in them in part
             for entry in entries[same:]:
                 self.ledger.append(entry)
             self._states, self.ledger.undone = states, undone
@@ -324,7 +325,9 @@ class EditSession:
 
     def _go_back_to(self, length: int) -> None:
         """Keep only the first rounds; each is read once, or just the last if none wrote weights."""
-        self._truncate(length)
+        self.ledger.truncate(length)
+        self.previous_keys.drop_from(length)
+        del self._states[length:]
         devices = {
             layer: self.weights.original(name).device for name, layer in self._layers.items()
         }
@@ -343,8 +346,3 @@ class EditSession:
         """If no round is left, the next one is round 1 again."""
         if not len(self.ledger):
             self.ledger.undone.clear()
-
-    def _truncate(self, length: int) -> None:
-        self.ledger.truncate(length)
-        self.previous_keys.drop_from(length)
-        del self._states[length:]

@@ -116,6 +116,8 @@ def test_decisions_and_answers(edits, queries, eps):
                 continue  # on the ball's edge rounding decides
         row = torch.tensor([query, (50.0, 50.0)])  # the far one is answered by the layer
         with torch.no_grad(), codebook.off():
+            with codebook.off():
+                pass
             own = layout.model.layer(row)
         with torch.no_grad():
             found = layout.model.layer(row)

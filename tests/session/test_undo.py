@@ -23,7 +23,7 @@ from nse_plugin.runs.directory import run_directory
 from nse_plugin.runs.reading import RunFiles, undone_rounds
 from nse_plugin.runs.scheduler import SequentialScheduler
 from nse_plugin.runs.undo import undo_round
-from nse_plugin.session import ledger_files, records
+from nse_plugin.session import ledger_files, previous_keys, records
 from nse_plugin.session.blame import blame
 from nse_plugin.session.ledger import Ledger
 from nse_plugin.session.previous_keys import PreviousKeys
@@ -274,6 +274,21 @@ def test_an_interrupt_while_a_round_is_dropped_leaves_the_ledger_whole(
     session.undo(3)
     assert [r.number for r in ledger.heads_with(m for r in ledger for m in r.marks)] == [1, 2]
     assert not list(ledger.heads_with(records.marks_of(some_requests(3)[2:])))
+
+
+def test_an_interrupt_between_two_layers_adds_no_previous_keys_twice(model, tokenizer, monkeypatch):
+    session = EditSession.of(model, tokenizer)
+    for request in some_requests(2):
+        edit_round(session, [request], hparams())
+    adds = [previous_keys._Layer.add, cut_off]
+    monkeypatch.setattr(previous_keys._Layer, "add", lambda *given: adds.pop(0)(*given))
+    with pytest.raises(KeyboardInterrupt):
+        edit_round(session, some_requests(3)[2:], hparams())
+    assert not adds
+    monkeypatch.undo()
+    fresh, every = PreviousKeys(session.ledger), torch.arange(48)
+    for layer in hparams().layers:
+        assert torch.equal(session.previous_keys.matrix(layer, every), fresh.matrix(layer, every))
 
 
 def test_an_interrupt_while_an_undo_is_noted_takes_it_back(model, tokenizer, monkeypatch):
