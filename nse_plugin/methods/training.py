@@ -118,7 +118,9 @@ class Training:
                 loss = float(stop.mean())
                 if loss >= stop_loss:
                     optimiser.zero_grad()
-                    full = train.mean() if penalty is None else train.mean() + penalty()
+                    full = train.mean()
+                    if penalty is not None:
+                        full = full + penalty().to(full.device)
                     full.backward()
                     optimiser.step()
                 after_step()

@@ -37,15 +37,18 @@ def quiet(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def own_modes() -> Iterator[None]:
-    """Inside: gradients, default dtype float32, no autocast, no TF32, whatever the caller has set.
+    """Inside: gradients, no autocast, no TF32, and new tensors are on the CPU and in float32 unless
+    a call says otherwise; whatever the caller has set.
 
     Undo and export are exact to the bit, and TF32 would change bits.
     """
-    dtype, precision = torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
-    torch.set_float32_matmul_precision("highest")
     try:
         with ExitStack() as modes:
+            modes.enter_context(_no_tf32())
+            if torch.get_default_device().type != "cpu":
+                modes.enter_context(torch.device("cpu"))
             modes.enter_context(torch.inference_mode(False))
             modes.enter_context(torch.enable_grad())
             for device in ("cpu", "cuda"):
@@ -53,7 +56,25 @@ def own_modes() -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(dtype)
-        torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    """Set by torch's old function, which also sets the new attributes; both are restored."""
+    backends: Any = torch.backends  # torch has no types for mkldnn's
+    matmuls = (backends.cuda.matmul, backends.mkldnn.matmul)
+    before = [matmul.fp32_precision for matmul in matmuls]
+    try:
+        old = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the caller has set a new attribute
+        old = "highest"
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(old)
+        for matmul, precision in zip(matmuls, before):
+            matmul.fp32_precision = precision
 
 
 @contextmanager

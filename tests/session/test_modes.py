@@ -41,10 +41,24 @@ def test_no_low_precision_inside():
         assert not torch.backends.cuda.matmul.allow_tf32
 
 
+@contextmanager
+def tf32():
+    """Set by torch's new attribute, after which its old functions raise."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    try:
+        yield
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        matmul.fp32_precision = before
+
+
 MODES = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "another device": lambda: torch.device("meta"),
+    "tf32": tf32,
     "medium": lambda: matmul_precision("medium"),
     "float64": lambda: default_dtype(torch.float64),
     "bfloat16": lambda: default_dtype(torch.bfloat16),
