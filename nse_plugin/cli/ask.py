@@ -45,6 +45,7 @@ def ask(
     if not question.strip():
         raise RequestError(f"QUESTION is {question!r}; give a question, or a text to continue")
     with working() as listener:
+        from nse_plugin.model.chat import ChatTokenizer
         from nse_plugin.runs.edits import EditFolder
 
         edits = EditFolder(folder, device=device, listener=listener)
@@ -52,7 +53,8 @@ def ask(
         reply = edits.ask(question, max_new_tokens=tokens, plain=plain)
     show_result(asdict(reply) if as_json else str(reply))
     missed = edits.missed(question, reply.edited)
-    asked_in_chat = edits.tokenizer.chat_template and not plain
+    made_in_chat = isinstance(edits.session.tokenizer, ChatTokenizer)
+    asked_in_chat = edits.tokenizer.chat_template and not (plain or made_in_chat)
     for request in missed:
         note(not_shown(request))
     if missed:

@@ -74,7 +74,7 @@ def _fetch(names: list[str], as_json: bool) -> None:
 
     fetched = {}
     for name in [find_published(name).name for name in names]:  # an unknown one is an error first
-        if sys.stderr.isatty():  # pip has a bar of its own
+        if sys.stderr is not None and sys.stderr.isatty():  # pip has a bar of its own
             fetched[name] = str(fetch(name, progress=True))
         else:
             with working() as listener:

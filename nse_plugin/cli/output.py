@@ -93,7 +93,7 @@ def _is_quiet() -> bool:
 def complain(text: str) -> None:
     """Print an error on standard error."""
     with suppress(BrokenPipeError):
-        print(f"nse: {printable(text)}", file=sys.stderr, flush=True)
+        _put(f"nse: {text}", sys.stderr)
 
 
 @contextmanager

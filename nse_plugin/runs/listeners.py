@@ -50,7 +50,7 @@ def progress(show: Callable[[str], None], rounds: bool = True) -> Iterator[Liste
     if PROGRESS_LOG.level > logging.INFO:
         yield lambda _event, _facts: None
         return
-    if sys.stderr.isatty():
+    if sys.stderr is not None and sys.stderr.isatty():
         bars = Bars()
         try:
             with repeated(1.0, bars.refresh):

@@ -166,6 +166,14 @@ def test_closed_output_is_no_error(monkeypatch):
     assert cli.main(["doctor"]) == 0
 
 
+def test_closed_standard_error_is_no_error(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["ask", "no-such-folder", "Where?"]) != 0
+    with output.working() as listener:
+        listener("phase", {"name": "working"})
+    assert capsys.readouterr().out == ""
+
+
 def test_an_interrupt_before_the_command_begins_is_one_line(monkeypatch, capsys):
     monkeypatch.setattr("nse_plugin.cli.app.command_group", raises(KeyboardInterrupt()))
     assert cli.main(["doctor"]) == 130

@@ -12,6 +12,8 @@ import pytest
 
 from nse_plugin import cli
 from nse_plugin.hparams.variants import read_method_yaml
+from nse_plugin.model.chat import ChatTokenizer
+from nse_plugin.requests import EditRequest
 from nse_plugin.runs.edits import EditFolder
 from nse_plugin.runs.reading import RunFiles
 from tests.cli.terminal import Terminal
@@ -52,6 +54,19 @@ def test_the_outcome_of_an_edit_is_shown_and_is_the_exit_code(capsys):
     found = json.loads(both.out)
     assert (found["round"], found["in_effect"], found["earlier"]["asked"]) == (2, False, 1)
     assert "next:" not in both.err
+
+
+@pytest.mark.parametrize("made_in_chat", [False, True])
+def test_how_to_ask_for_an_edit_that_does_not_show(monkeypatch, capsys, made_in_chat):
+    """With --plain if the edit was made in plain text and the question was asked in chat."""
+    raw = Mock(chat_template="{{ messages }}")
+    edits = Mock(tokenizer=raw, session=Mock(tokenizer=raw))
+    if made_in_chat:
+        edits.session.tokenizer = object.__new__(ChatTokenizer)
+    edits.missed.return_value = [EditRequest(0, "{} speaks", "Stojeish Pekapex", NEW)]
+    monkeypatch.setattr("nse_plugin.runs.edits.EditFolder", lambda *_, **__: edits)
+    assert cli.main(["ask", "kept", "Who is it?"]) == 0
+    assert ("and --plain" in capsys.readouterr().err) != made_in_chat
 
 
 def test_the_folder_is_asked_inspected_undone_and_exported(capsys):
