@@ -9,6 +9,7 @@ import importlib
 import json
 import logging
 import os
+import secrets
 import stat
 from array import array
 from collections.abc import Callable, Iterator
@@ -47,7 +48,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         OSError: the file cannot be written; the error names it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")  # hosts share folders
     try:
         temporary.touch()
         mode = stat.S_IMODE(temporary.stat().st_mode)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,7 +50,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
         pid = left.name.removesuffix(".tmp").rpartition(".")[2]
         if pid.isdecimal() and not psutil.pid_exists(int(pid)):  # it was killed
             shutil.rmtree(left, ignore_errors=True)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
