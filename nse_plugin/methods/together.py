@@ -12,8 +12,9 @@ with values optimised in the consolidated model (:mod:`nse_plugin.methods.repair
 A consolidation is a round of its own.  In a stream it is the round with the N-th edit since the
 last one (``consolidate_every_edits``), or one after which too few edits are in effect
 (``consolidate_below``).  It takes the place of the rounds before it; undoing it makes those active
-again, to the bit.  If it leaves fewer edits in effect, it is put back, and not tried again for N
-edits (with ``consolidate_below`` alone: until the next round).  This is ours, in no paper.
+again, to the bit.  If it leaves fewer edits in effect than the round itself, as written before any
+repair, it is put back, and not tried again for N edits (with ``consolidate_below`` alone: until the
+next round).  This is ours, in no paper.
 """
 
 from __future__ import annotations
